@@ -1,0 +1,135 @@
+"""Accuracy by group, what is derived from it, and the ensemble's vote."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from agrekd_ray.core.kd import check_labels, floating
+
+CALIBRATION_BINS = 15
+
+
+@torch.no_grad()
+def group_metrics(
+    probabilities_NC: Tensor,
+    labels_N: Tensor,
+    groups_N: Tensor,
+    group_names: Sequence[str],
+    train_shares_G: Sequence[float] | Tensor,
+    predictions_N: Tensor | None = None,
+) -> dict[str, Any]:
+    """How well predictions do, overall, by group and by class, and how well calibrated they are.
+
+    Groups and classes without a sample are left out of every minimum and mean.
+
+    Args:
+        probabilities_NC: [N, C], rows of sum 1.
+        labels_N: [N], integers in 0 … C − 1.
+        groups_N: [N], integers in 0 … G − 1.
+        group_names: G names.
+        train_shares_G: shares of the groups in the training split, [G]; renormalised over the
+            groups that are present.
+        predictions_N: [N] classes, where they are not the most probable ones.
+
+    Returns:
+        Shares in [0, 1] by name: `accuracy`, `worst_group_accuracy`, `weighted_accuracy` (mean of
+        the groups, weighted by their training shares), `balanced_accuracy` (mean of the classes),
+        `worst_class_accuracy`, `ece` (expected calibration error, 15 equal-width bins of the
+        largest probability, Guo et al. 2017); then `groups` (accuracy by name) and `counts`.
+
+    Raises:
+        ValueError: for no samples, NaN, rows that are not probabilities, shapes that differ,
+            labels, groups or predictions out of range, shares that are negative or all 0 for the
+            groups present.
+    """
+    probabilities_NC = _checked_probabilities(probabilities_NC)
+    N, C = probabilities_NC.shape
+    G = len(group_names)
+    check_labels(labels_N, N, C)
+    shares_G = torch.as_tensor(train_shares_G, dtype=torch.float64).cpu()
+    if shares_G.shape != (G,) or not bool((shares_G >= 0).all()):
+        raise ValueError(f"train_shares_G must be {G} numbers, none negative, one for each group")
+    check_labels(groups_N, N, G, "groups")
+    confidence_N, most_probable_N = probabilities_NC.max(1)
+    if predictions_N is None:
+        predictions_N = most_probable_N
+    else:
+        check_labels(predictions_N, N, C, "predictions")
+    correct_N = (predictions_N.cpu() == labels_N.cpu()).double()
+
+    groups_N = groups_N.cpu().long()
+    accuracy_G, count_G = _accuracy_by(groups_N, correct_N, G)
+    accuracy_C, count_C = _accuracy_by(labels_N.cpu().long(), correct_N, C)
+    present_G = count_G > 0
+    present_shares_G = shares_G * present_G
+    if not float(present_shares_G.sum()) > 0:
+        raise ValueError("no group of this split has a share of the training split")
+    weights_G = present_shares_G / present_shares_G.sum()
+    present = present_G.nonzero().flatten().tolist()
+    classes_C = accuracy_C[count_C > 0]
+    return {
+        "accuracy": float(correct_N.mean()),
+        "worst_group_accuracy": float(accuracy_G[present_G].min()),
+        "weighted_accuracy": float((weights_G * accuracy_G)[present_G].sum()),
+        "balanced_accuracy": float(classes_C.mean()),
+        "worst_class_accuracy": float(classes_C.min()),
+        "ece": _calibration_error(confidence_N, correct_N),
+        "groups": {group_names[g]: float(accuracy_G[g]) for g in present},
+        "counts": {group_names[g]: int(count_G[g]) for g in present},
+    }
+
+
+@torch.no_grad()
+def majority_vote(logits_MNC: Tensor) -> tuple[Tensor, Tensor]:
+    """The answer of an ensemble that votes (the paper's Deep Ensemble).
+
+    Args:
+        logits_MNC: of the members, [M, N, C].
+
+    Returns:
+        Mean softmax of the members, [N, C], in float32 or better; and the class that most members
+        name, [N]. Of classes with equally many votes, the one of the largest mean probability.
+
+    Raises:
+        ValueError: for another shape, no member, no class, or NaN.
+    """
+    if logits_MNC.ndim != 3 or not logits_MNC.shape[0] or not logits_MNC.shape[2]:
+        raise ValueError(f"logits must be [M, N, C], not {list(logits_MNC.shape)}")
+    if torch.isnan(logits_MNC).any():
+        raise ValueError("the members' logits hold NaN")
+    probabilities_NC = floating(logits_MNC).softmax(-1).mean(0)
+    votes_NC = functional.one_hot(logits_MNC.argmax(-1), logits_MNC.shape[2]).sum(0)
+    leading_NC = votes_NC == votes_NC.amax(1, keepdim=True)
+    return probabilities_NC, torch.where(leading_NC, probabilities_NC, -1.0).argmax(1)
+
+
+def _accuracy_by(key_N: Tensor, correct_N: Tensor, kinds: int) -> tuple[Tensor, Tensor]:
+    """Accuracy (NaN where there is no sample) and number of samples by kind."""
+    count = torch.bincount(key_N, minlength=kinds)
+    return torch.bincount(key_N, weights=correct_N, minlength=kinds) / count, count
+
+
+def _calibration_error(confidence_N: Tensor, correct_N: Tensor) -> float:
+    """Mean distance of accuracy and confidence over the bins (lower, upper], by their samples."""
+    bins_N = (confidence_N * CALIBRATION_BINS).ceil().long().sub(1).clamp(0, CALIBRATION_BINS - 1)
+    gap_N = correct_N - confidence_N
+    return float(torch.bincount(bins_N, weights=gap_N).abs().sum() / len(gap_N))
+
+
+def _checked_probabilities(probabilities_NC: Tensor) -> Tensor:
+    if probabilities_NC.ndim != 2 or not probabilities_NC.numel():
+        raise ValueError(
+            f"probabilities must be [N, C], none of them 0, not {list(probabilities_NC.shape)}"
+        )
+    values_NC = probabilities_NC.detach().cpu().double()
+    if torch.isnan(values_NC).any():
+        raise ValueError("the probabilities hold NaN")
+    # Half precision sums to 1 only within a hundredth.
+    if bool((values_NC < 0).any()) or bool(((values_NC.sum(1) - 1).abs() > 0.01).any()):
+        raise ValueError("rows of probabilities must be 0 or above and sum to 1: are they logits?")
+    return values_NC

@@ -1,0 +1,274 @@
+"""The ways of weighting teachers, one function each, by name.
+
+A strategy sees the evidence of one batch and returns the weights of the M teachers for each
+sample, [M, B]: not negative, of sum 1, or 0 where it skips the sample. A new one is a function
+under `@strategy(...)`; its keyword-only arguments become its options, the first line of its
+docstring its summary. It computes in float64, so that rounding decides nothing.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from agrekd_ray.core.kd import check_labels, soft_targets
+from agrekd_ray.core.quadratic import shortest_mixture
+
+NO_DIRECTION = 1e-6
+"""Gradients of this norm over the temperature, or less, are rounding: they point nowhere."""
+
+NO_WEIGHT = 1e-6
+"""A disagreement 1 − cos of this or less, an angle of 1.4 milliradians, is rounding."""
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What a strategy may look at: one batch, checked by `weighting`.
+
+    Attributes:
+        gradients: [M, B, C], of each teacher's loss by the student's logits, float32 or float64.
+        temperature: τ that the gradients were taken at.
+        biased_gradient: [B, C], the biased model's; there for strategies with `needs_biased`.
+        labels: [B], the classes, where the caller has them.
+        student_logits: [B, C], the logits that the gradients were taken at, where given.
+    """
+
+    gradients: Tensor
+    temperature: float
+    biased_gradient: Tensor | None = None
+    labels: Tensor | None = None
+    student_logits: Tensor | None = None
+
+
+Weights = tuple[Tensor, Tensor | None]
+"""Weights [M, B] and, for strategies that can run into 0/0, where they did: bool [B]."""
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A way of weighting teachers.
+
+    Attributes:
+        name: as jobs write it.
+        function: from evidence and options to weights.
+        per: whether each sample has weights of its own, or the batch one vector.
+        options: defaults by name.
+        supplied: options that the training loop fills in on each step; the others are a job's.
+        summary: one line, with the source.
+        needs_gradients: False where the weights are known without looking at the gradients.
+        needs_biased: the biased model's gradients must be given.
+        needs_labels: the samples' classes must be known, here or to the teachers.
+        needs_cross_entropy: teachers should add their exact cross-entropy with the label.
+    """
+
+    name: str
+    function: Callable[..., Weights]
+    per: Literal["sample", "batch"]
+    options: dict[str, Any]
+    supplied: tuple[str, ...]
+    summary: str
+    needs_gradients: bool
+    needs_biased: bool
+    needs_labels: bool
+    needs_cross_entropy: bool
+
+    @property
+    def global_batch(self) -> bool:
+        """Whether weights depend on the gradients of the whole batch, so workers must gather."""
+        return self.per == "batch" and self.needs_gradients
+
+
+STRATEGIES: dict[str, Strategy] = {}
+
+
+def strategy(
+    name: str,
+    per: Literal["sample", "batch"],
+    *,
+    supplied: tuple[str, ...] = (),
+    needs_gradients: bool = True,
+    needs_biased: bool = False,
+    needs_labels: bool = False,
+    needs_cross_entropy: bool = False,
+) -> Callable[[Callable[..., Weights]], Callable[..., Weights]]:
+    """Registers the decorated function under a name; arguments as in `Strategy`."""
+
+    def register(function: Callable[..., Weights]) -> Callable[..., Weights]:
+        parameters = inspect.signature(function).parameters.values()
+        STRATEGIES[name] = Strategy(
+            name=name,
+            function=function,
+            per=per,
+            options={p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY},
+            supplied=supplied,
+            summary=(inspect.getdoc(function) or "").split("\n", 1)[0],
+            needs_gradients=needs_gradients,
+            needs_biased=needs_biased,
+            needs_labels=needs_labels,
+            needs_cross_entropy=needs_cross_entropy,
+        )
+        return function
+
+    return register
+
+
+@strategy("aver", per="sample", needs_gradients=False)
+def aver(evidence: Evidence) -> Weights:
+    """Mean of the teachers' softened answers: the same weight for all (You et al., KDD 2017)."""
+    M, B, _ = evidence.gradients.shape
+    return evidence.gradients.new_full((M, B), 1 / M), None
+
+
+@strategy("random", per="batch", supplied=("seed", "step"), needs_gradients=False)
+def random(evidence: Evidence, *, seed: int = 0, step: int = 0) -> Weights:
+    """One teacher, drawn for each mini-batch (the paper's baseline Random).
+
+    A pure function of `seed` and `step`: every worker draws the same teacher without asking.
+    """
+    M, B, _ = evidence.gradients.shape
+    generator = torch.Generator().manual_seed(_mix(_mix(seed) + step))
+    weights_MB = evidence.gradients.new_zeros(M, B)
+    weights_MB[int(torch.randint(M, (), generator=generator))] = 1
+    return weights_MB, None
+
+
+@strategy("ae_kd", per="batch")
+def ae_kd(evidence: Evidence, *, box: float = 0.6) -> Weights:
+    """Shortest mixture of the batch-averaged gradients, shares capped (Du et al., NeurIPS 2020).
+
+    Minimises ½‖Σ a_m ḡ_m‖² with Σ a = 1 and 0 ≤ a_m ≤ `box` (raised to 1/M where smaller). Among
+    equally short mixtures the most even one; uniform where no gradient has a direction.
+    """
+    if not 0 < box <= 1:
+        raise ValueError(f"ae_kd: box must lie in (0, 1], not {box}")
+    mean_MC = evidence.gradients.double().mean(1)
+    gram_MM = mean_MC @ mean_MC.T
+    if bool((gram_MM.diagonal().sqrt() <= NO_DIRECTION * evidence.temperature).all()):
+        gram_MM = torch.zeros_like(gram_MM)
+    shares_M = shortest_mixture(gram_MM, box).to(evidence.gradients.device)
+    return shares_M[:, None].repeat(1, evidence.gradients.shape[1]), None
+
+
+@strategy("agre_kd", per="sample", needs_biased=True)
+def agre_kd(
+    evidence: Evidence,
+    *,
+    normalize: bool = True,
+    fallback: Literal["uniform", "skip"] = "uniform",
+) -> Weights:
+    """More weight the more a teacher pulls away from the biased model (the paper's).
+
+    W_m = 1 − cos(g_m, g_b), normalised for each sample. A teacher whose gradient has no direction
+    takes no part; where the biased model's has none, or all W are 0, the formula is 0/0 and
+    `fallback` decides: `uniform` averages the teachers, `skip` gives the sample weight 0. With
+    two classes the cosine is ±1, so the weights are a choice and 0/0 is common.
+
+    `normalize=False` is the ablation of the paper's table 6: W_m = 1 − ⟨g_m, g_b⟩, where a
+    negative W counts as 0. It has no 0/0 in a gradient without direction (its W is 1), and it
+    depends on the gradients' scale: these are per sample, with the factor τ.
+    """
+    if fallback not in ("uniform", "skip"):
+        raise ValueError(f"agre_kd: fallback must be uniform or skip, not {fallback!r}")
+    assert evidence.biased_gradient is not None
+    gradients_MBC, biased_BC = evidence.gradients.double(), evidence.biased_gradient.double()
+    if normalize:
+        gradients_MBC, known_MB = _directions(gradients_MBC, evidence.temperature)
+        biased_BC, known_B = _directions(biased_BC, evidence.temperature)
+        taking_part_MB = known_MB & known_B
+    disagreement_MB = 1 - (gradients_MBC * biased_BC).sum(-1)
+    counts_MB = disagreement_MB > NO_WEIGHT
+    if normalize:
+        counts_MB &= taking_part_MB
+    disagreement_MB = disagreement_MB * counts_MB
+    total_B = disagreement_MB.sum(0)
+    undefined_B = total_B == 0
+    weights_MB = disagreement_MB / torch.where(undefined_B, 1.0, total_B)
+    if fallback == "uniform":
+        weights_MB = torch.where(undefined_B, 1 / len(weights_MB), weights_MB)
+    return weights_MB, undefined_B
+
+
+@strategy(
+    "ca_mkd",
+    per="sample",
+    supplied=("cross_entropy",),
+    needs_labels=True,
+    needs_cross_entropy=True,
+)
+def ca_mkd(evidence: Evidence, *, cross_entropy: Tensor | None = None) -> Weights:
+    """More weight the nearer a teacher is to the label; needs labels (Zhang et al., ICASSP 2022).
+
+    w_m = (1 − softmax_m(CE_m)) / (M − 1), with CE_m the teacher's cross-entropy at τ = 1.
+
+    `cross_entropy`, [M, B], are exact values from the teachers. Without them CE is worked out
+    from gradients, labels and student logits, which loses softened probabilities below about
+    1e-7: a CE beyond 16 · τ is cut off there, and near it has an error of about τ · 1e-7 / p.
+    Teachers that are confidently wrong at a low temperature then look equally wrong.
+    """
+    M, B, _ = evidence.gradients.shape
+    if cross_entropy is None:
+        cross_entropy = _cross_entropy(evidence)
+    elif cross_entropy.shape != (M, B):
+        raise ValueError(f"cross_entropy must be [{M}, {B}], not {list(cross_entropy.shape)}")
+    elif not bool(torch.isfinite(cross_entropy).all()):
+        raise ValueError("cross_entropy holds NaN or infinity")
+    if M == 1:
+        return torch.ones_like(cross_entropy), None
+    return (1 - cross_entropy.double().softmax(0)) / (M - 1), None
+
+
+@strategy("govern", per="sample")
+def govern(evidence: Evidence) -> Weights:
+    """Mean of the majority of teachers that share a gradient direction (Zhou et al. 2024).
+
+    Exact for two classes: the majority of signs. For more, our reading: a teacher belongs to the
+    majority where its gradient has a positive dot product with the mean of the normalised
+    gradients. A teacher without direction is in no majority; where nobody is, all are averaged.
+    """
+    units_MBC, _ = _directions(evidence.gradients.double(), evidence.temperature)
+    member_MB = (units_MBC * units_MBC.mean(0)).sum(-1) > NO_DIRECTION
+    size_B = member_MB.sum(0)
+    member_MB = member_MB | (size_B == 0)
+    return member_MB / member_MB.sum(0), None
+
+
+def _directions(gradients: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Unit vectors along the gradients (0 where there is no direction), and where there is one.
+
+    Rows sum to 0 in theory; the mean taken off makes it so, and cosines ±1 for two classes.
+    """
+    centred = gradients - gradients.mean(-1, keepdim=True)
+    norm = centred.norm(dim=-1, keepdim=True)
+    known = norm > NO_DIRECTION * temperature
+    return torch.where(known, centred / norm, 0.0), known.squeeze(-1)
+
+
+def _cross_entropy(evidence: Evidence) -> Tensor:
+    """The teachers' cross-entropy with the labels at τ = 1, from their gradients, [M, B]."""
+    labels_B, logits_BC = evidence.labels, evidence.student_logits
+    if labels_B is None or logits_BC is None:
+        missing = "labels" if labels_B is None else "student_logits"
+        raise ValueError(f"ca_mkd needs {missing}, or cross_entropy from the teachers")
+    M, B, C = evidence.gradients.shape
+    check_labels(labels_B, B, C)
+    softened_MBC = soft_targets(
+        logits_BC.double(), evidence.gradients.double(), evidence.temperature
+    )
+    smallest = torch.finfo(evidence.gradients.dtype).eps
+    logits_MBC = evidence.temperature * softened_MBC.clamp_min(smallest).log()
+    labels_MB = labels_B.long().expand(M, B)
+    return functional.cross_entropy(logits_MBC.permute(0, 2, 1), labels_MB, reduction="none")
+
+
+def _mix(value: int) -> int:
+    """SplitMix64's finaliser: neighbouring integers to 64 unrelated bits."""
+    value = (value + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+    return value ^ (value >> 31)

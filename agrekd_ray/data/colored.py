@@ -1,0 +1,244 @@
+"""Coloured images: grey-scale pictures whose colour gives the class away, nearly always.
+
+The construction of Colored MNIST by Nam et al. ("Learning from Failure", NeurIPS 2020): ten fixed
+mean colours, one per class. Each image gets one colour drawn around a mean, and is multiplied with
+it. A *bias-aligned* image has the colour of its class, a *bias-conflicting* one that of another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from agrekd_ray.data.dataset import DFR, SELECT, TEST, TRAIN, Groups
+from agrekd_ray.data.idx import read_split
+from agrekd_ray.data.views import Views, view
+from agrekd_ray.errors import DataError
+from agrekd_ray.settings import Count, Seed, Settings, Share
+
+MEANS = np.array(
+    [
+        [0.90, 0.10, 0.10],  # red
+        [0.10, 0.65, 0.15],  # green
+        [0.15, 0.25, 0.90],  # blue
+        [0.95, 0.85, 0.10],  # yellow
+        [0.80, 0.15, 0.80],  # magenta
+        [0.10, 0.80, 0.85],  # cyan
+        [0.95, 0.50, 0.10],  # orange
+        [0.45, 0.15, 0.60],  # violet
+        [0.60, 0.40, 0.20],  # brown
+        [0.75, 0.75, 0.75],  # grey
+    ],
+    dtype=np.float32,
+)
+"""The mean colour of each class, RGB in [0, 1]."""
+DEVIATIONS = {1: 0.05, 2: 0.02, 3: 0.01, 4: 0.005}
+"""Standard deviation of the colour around its mean, by severity."""
+ALIGNED, CONFLICTING = 0, 1
+
+
+class Colored(Settings):
+    """What the coloured data sets share.
+
+    Attributes:
+        seed: draws the splits, the colours and the views.
+        aligned: share of bias-aligned samples in the training split.
+        aligned_val: the same in validation; half and half gives DFR balanced groups.
+        aligned_test: the same in the test split; a tenth, as in the paper, is colour at random.
+        severity: 1 to 4; the higher, the less the colours of a class vary.
+        views: augmentation of the training samples.
+    """
+
+    seed: Seed = 0
+    aligned: Share = 0.98
+    aligned_val: Share = 0.5
+    aligned_test: Share = 0.1
+    severity: Annotated[int, Field(ge=1, le=4)] = 4
+    views: Views = Views()
+
+
+class ColoredDigits(Colored):
+    """scikit-learn's bundled handwritten digits (1,797 images of 8 x 8), coloured.
+
+    Attributes:
+        name: `colored_digits`.
+        train: samples of the training split.
+        val: samples of the validation split, both halves; the rest is the test split.
+    """
+
+    name: Literal["colored_digits"]
+    train: Count = 1000
+    val: Count = 400
+
+    def grey(self) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        """Images [N, 8, 8] in 0 … 1, labels [N], and the ids of train, val and test."""
+        from sklearn.datasets import load_digits
+
+        images, labels = load_digits(return_X_y=True)
+        if self.train + self.val >= len(images):
+            raise DataError(
+                f"data.train + data.val: {self.train} + {self.val} leave no test sample; the "
+                f"digits are {len(images)} in all."
+            )
+        order = np.random.default_rng((self.seed, 0)).permutation(len(images))
+        train, val, test = np.split(order, [self.train, self.train + self.val])
+        grey = (images.reshape(-1, 8, 8) / 16).astype(np.float32)
+        return grey, labels, {TRAIN: train, "val": val, TEST: test}
+
+
+class ColoredIdx(Colored):
+    """A folder of MNIST-style IDX files (MNIST, Fashion-MNIST, ...), coloured.
+
+    Attributes:
+        name: `colored_idx`.
+        path: folder with the train and t10k images and labels, plain or gzipped.
+        classes: names of the classes, in the order of their numbers.
+        train: samples of the training split, drawn from the train files.
+        val: samples of the validation split, drawn from the train files too.
+        test: samples of the test split, drawn from the t10k files; null takes all.
+    """
+
+    name: Literal["colored_idx"]
+    path: Path
+    classes: tuple[str, ...] = tuple("0123456789")
+    train: Count = 12000
+    val: Count = 4000
+    test: Count | None = None
+
+    def grey(self) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        """Images [N, H, W] in 0 … 1, labels [N], and the ids of train, val and test."""
+        folder = self.path.expanduser()
+        images, labels = read_split(folder, "train")
+        test_images, test_labels = read_split(folder, "test")
+        if images.shape[1:] != test_images.shape[1:]:
+            raise DataError(
+                f"{folder}: train images are {images.shape[1:]}, test images "
+                f"{test_images.shape[1:]}; the files do not belong together."
+            )
+        test = len(test_images) if self.test is None else self.test
+        if self.train + self.val > len(images):
+            raise DataError(
+                f"data.train + data.val: {self.train} + {self.val} samples are wanted, the train "
+                f"files in {folder} hold {len(images)}."
+            )
+        if test > len(test_images):
+            raise DataError(
+                f"data.test: {test} samples are wanted, the t10k files in {folder} hold "
+                f"{len(test_images)}."
+            )
+        rng = np.random.default_rng((self.seed, 0))
+        taken = rng.permutation(len(images))[: self.train + self.val]
+        taken_test = rng.permutation(len(test_images))[:test]
+        grey = np.concatenate([images[taken], test_images[taken_test]]).astype(np.float32) / 255
+        every = np.concatenate([labels[taken], test_labels[taken_test]]).astype(np.int64)
+        train, val, test_ids = np.split(
+            np.arange(len(grey)), [self.train, self.train + self.val]
+        )
+        return grey, every, {TRAIN: train, "val": val, TEST: test_ids}
+
+
+class ColoredImages:
+    """Coloured images in memory (a `Dataset`).
+
+    Raises:
+        DataError: labels outside the ten classes, or a split too small to have both groups.
+    """
+
+    def __init__(self, settings: ColoredDigits | ColoredIdx) -> None:
+        self.settings = settings
+        self.classes: tuple[str, ...] = getattr(settings, "classes", tuple("0123456789"))
+        grey, labels, ids = settings.grey()
+        if len(self.classes) > len(MEANS) or labels.max() >= len(self.classes):
+            raise DataError(
+                f"data: labels go up to {labels.max()}, but there are {len(self.classes)} class "
+                f"names and {len(MEANS)} colours; data.classes must name every class (at most "
+                f"{len(MEANS)})."
+            )
+        self._grey = torch.from_numpy(np.ascontiguousarray(grey))
+        self._labels = torch.from_numpy(np.ascontiguousarray(labels, dtype=np.int64))
+        self.shape = (3, *grey.shape[1:])
+        half = len(ids["val"]) // 2
+        if not half:
+            raise DataError(f"data.val: {len(ids['val'])} samples cannot be cut into two halves.")
+        self.splits = {
+            TRAIN: np.sort(ids[TRAIN]),
+            DFR: np.sort(ids["val"][:half]),
+            SELECT: np.sort(ids["val"][half:]),
+            TEST: np.sort(ids[TEST]),
+        }
+        attribute = self._align(labels)
+        names = ("bias-aligned", "bias-conflicting")
+        self.groups = Groups(attribute, names, attribute, names)
+        self._colors = torch.from_numpy(self._draw_colors(labels, attribute))
+        self.fingerprint = self._digest()
+        self.views_fingerprint = hashlib.sha256(
+            f"{settings.seed} {settings.views.model_dump_json()}".encode()
+        ).hexdigest()
+
+    def inputs(self, ids: np.ndarray, epoch: int | None) -> Tensor:
+        """See `Samples.inputs`."""
+        index = torch.from_numpy(np.asarray(ids))
+        images = self._grey[index][:, None] * self._colors[index][:, :, None, None]
+        if epoch is None:
+            return images
+        settings = self.settings
+        return view(
+            images,
+            ids,
+            epoch,
+            views=settings.views,
+            seed=settings.seed,
+            samples=len(self._grey),
+        )
+
+    def labels(self, ids: np.ndarray) -> Tensor:
+        """See `Samples.labels`."""
+        return self._labels[torch.from_numpy(np.asarray(ids))]
+
+    def _align(self, labels: np.ndarray) -> np.ndarray:
+        """Bias-aligned or bias-conflicting, by id: exact shares in every split and class."""
+        settings = self.settings
+        shares = {
+            TRAIN: settings.aligned,
+            DFR: settings.aligned_val,
+            SELECT: settings.aligned_val,
+            TEST: settings.aligned_test,
+        }
+        attribute = np.full(len(labels), ALIGNED, dtype=np.int64)
+        for number, (split, ids) in enumerate(self.splits.items()):
+            rng = np.random.default_rng((settings.seed, 1, number))
+            # One pass over the classes in turn, so that rounding spreads over all of them.
+            rank = np.empty(len(ids))
+            shuffled = rng.permutation(len(ids))
+            for label in np.unique(labels):
+                of_class = shuffled[labels[ids[shuffled]] == label]
+                rank[of_class] = (np.arange(len(of_class)) + rng.random()) / len(of_class)
+            conflicting = np.argsort(rank, kind="stable")[: round((1 - shares[split]) * len(ids))]
+            attribute[ids[conflicting]] = CONFLICTING
+        return attribute
+
+    def _draw_colors(self, labels: np.ndarray, attribute: np.ndarray) -> np.ndarray:
+        """One RGB colour a sample, float32 [N, 3] in [0, 1]."""
+        rng = np.random.default_rng((self.settings.seed, 2))
+        others = len(self.classes)
+        away = rng.integers(1, others, len(labels)) if others > 1 else np.zeros(len(labels), int)
+        shown = np.where(attribute == CONFLICTING, (labels + away) % others, labels)
+        noise = rng.normal(0, DEVIATIONS[self.settings.severity], (len(labels), 3))
+        return np.clip(MEANS[shown] + noise, 0, 1).astype(np.float32)
+
+    def _digest(self) -> str:
+        """SHA-256 of everything that a model can see, the splits included."""
+        digest = hashlib.sha256(" ".join(self.classes).encode())
+        for tensor in (self._grey, self._labels, self._colors):
+            digest.update(str(tuple(tensor.shape)).encode())
+            digest.update(tensor.numpy().tobytes())
+        for name, ids in self.splits.items():
+            digest.update(name.encode() + ids.astype(np.int64).tobytes())
+        digest.update(self.groups.attribute_N.tobytes())
+        return digest.hexdigest()

@@ -1,0 +1,96 @@
+"""MNIST-style IDX files, plain or gzipped (the format of MNIST's and Fashion-MNIST's makers)."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from agrekd_ray.errors import DataError
+
+IMAGES, LABELS = 0x00000803, 0x00000801  # magic numbers: unsigned bytes in 3 and in 1 dimensions
+_FILES = {
+    ("train", "images"): ("train-images-idx3-ubyte", "train-images.idx3-ubyte"),
+    ("train", "labels"): ("train-labels-idx1-ubyte", "train-labels.idx1-ubyte"),
+    ("test", "images"): ("t10k-images-idx3-ubyte", "t10k-images.idx3-ubyte"),
+    ("test", "labels"): ("t10k-labels-idx1-ubyte", "t10k-labels.idx1-ubyte"),
+}
+
+
+def find_idx(folder: Path, split: str, what: str) -> Path:
+    """The file of `split` ("train", "test") and `what` ("images", "labels") in a folder.
+
+    Raises:
+        DataError: the folder or the file is missing; names what was looked for.
+    """
+    if not folder.is_dir():
+        raise DataError(
+            f"data.path: no folder {folder}. Put the four IDX files of MNIST or Fashion-MNIST "
+            "there (plain or .gz), or set data.path to where they are."
+        )
+    names = [name + end for name in _FILES[split, what] for end in ("", ".gz")]
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise DataError(f"{folder}: the {split} {what} are missing; looked for {', '.join(names)}.")
+
+
+def read_idx(path: Path, magic: int) -> np.ndarray:
+    """Read one IDX file of unsigned bytes.
+
+    Args:
+        path: the file; `.gz` is unpacked on the way.
+        magic: `IMAGES` (gives [N, H, W] uint8) or `LABELS` ([N] uint8).
+
+    Raises:
+        DataError: the file is empty, truncated, damaged, or of another kind.
+    """
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(
+            f"{path}: truncated or damaged gzip file ({error}); copy or download it again."
+        ) from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from None
+    dimensions = 3 if magic == IMAGES else 1
+    header = 4 * (1 + dimensions)
+    if not content:
+        raise DataError(f"{path}: the file is empty; copy or download it again.")
+    if len(content) < header:
+        raise DataError(f"{path}: {len(content)} bytes are too few for an IDX header of {header}.")
+    numbers = np.frombuffer(content, ">u4", count=1 + dimensions)
+    if numbers[0] != magic:
+        raise DataError(
+            f"{path}: magic number 0x{numbers[0]:08x}, but IDX "
+            f"{'images' if magic == IMAGES else 'labels'} have 0x{magic:08x}; "
+            "is it the right file?"
+        )
+    shape = tuple(int(n) for n in numbers[1:])
+    expected = int(np.prod(shape))
+    if len(content) - header != expected:
+        raise DataError(
+            f"{path}: truncated or damaged: the header announces {expected} bytes "
+            f"({' x '.join(map(str, shape))}), {len(content) - header} are there."
+        )
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+
+
+def read_split(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images [N, H, W] and labels [N], both uint8, of "train" or "test".
+
+    Raises:
+        DataError: as `find_idx` and `read_idx`; also where the two files differ in length.
+    """
+    images_path, labels_path = (find_idx(folder, split, what) for what in ("images", "labels"))
+    images, labels = read_idx(images_path, IMAGES), read_idx(labels_path, LABELS)
+    if len(images) != len(labels):
+        raise DataError(
+            f"{folder}: {len(images)} images in {images_path.name} but {len(labels)} labels in "
+            f"{labels_path.name}; the files do not belong together."
+        )
+    if not len(images):
+        raise DataError(f"{images_path}: holds no image.")
+    return images, labels

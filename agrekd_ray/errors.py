@@ -1,0 +1,23 @@
+"""Errors that a user can mend: each message says what is wrong, where, and what to do."""
+
+from __future__ import annotations
+
+
+class AgrekdError(Exception):
+    """Base of every error that the command line prints as one message, without a traceback."""
+
+
+class DataError(AgrekdError):
+    """A data set's files are missing, damaged or contradict each other."""
+
+
+class CheckpointError(AgrekdError):
+    """A checkpoint cannot be used: missing, damaged, of another format, or of other classes."""
+
+
+class RunError(AgrekdError):
+    """A run cannot start or go on: its folder, its resources, or a part that failed for good."""
+
+
+class TrackingError(AgrekdError):
+    """The MLflow store cannot be created or reached."""

@@ -1,0 +1,172 @@
+"""Checkpoints: a folder with weights in safetensors and a JSON manifest. Nothing is unpickled."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from agrekd_ray.errors import AgrekdError, CheckpointError
+from agrekd_ray.models.builders import Classifier, Model, build
+
+FORMAT = 1
+WEIGHTS, MANIFEST = "model.safetensors", "manifest.json"
+_PICKLES = {".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt"}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint says of itself.
+
+    Attributes:
+        model: architecture and its arguments.
+        shape: channels, height and width of an image.
+        classes: names of the classes, in the order of the logits.
+        fingerprint: of everything that made the model.
+        data: fingerprint of the data that it was trained on.
+        weights: SHA-256 of the weights file.
+        metrics: by split, as plain numbers.
+        made_by: how it was made (kind, seed, settings), for people.
+        format: version of this format.
+    """
+
+    model: Model
+    shape: tuple[int, int, int]
+    classes: tuple[str, ...]
+    fingerprint: str
+    data: str
+    weights: str = ""
+    metrics: dict[str, Any] = field(default_factory=dict)
+    made_by: dict[str, Any] = field(default_factory=dict)
+    format: int = FORMAT
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {**vars(self), "model": self.model.model_dump(mode="json")}
+
+
+def save(folder: Path, model: Classifier, manifest: Manifest) -> Manifest:
+    """Write a checkpoint so that it is there whole or not at all.
+
+    Where another process has finished the same folder meanwhile, that one is kept.
+
+    Returns:
+        The manifest as written, with the fingerprint of the weights.
+
+    Raises:
+        CheckpointError: the folder cannot be written.
+    """
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        partial.mkdir(parents=True)
+        save_file(state, partial / WEIGHTS)
+        complete = Manifest(**{**vars(manifest), "weights": _sha256(partial / WEIGHTS)})
+        (partial / MANIFEST).write_text(json.dumps(complete.to_json(), indent=1) + "\n")
+        try:
+            os.replace(partial, folder)  # fails where a finished folder is there already
+        except OSError:
+            if not (folder / MANIFEST).is_file():
+                raise
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder}: cannot write the checkpoint ({error.strerror or error}). Free the disk or "
+            "choose another folder."
+        ) from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return read_manifest(folder)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a checkpoint folder.
+
+    Raises:
+        CheckpointError: no checkpoint there, a pickle, or a manifest that is damaged or newer.
+    """
+    path = folder / MANIFEST
+    if folder.suffix in _PICKLES or (folder.is_file() and not folder.suffix == ".json"):
+        raise CheckpointError(
+            f"{folder}: not a checkpoint of ours. Pickled files ({', '.join(sorted(_PICKLES))}) "
+            f"can run code and are never loaded; a checkpoint is a folder with {WEIGHTS} and "
+            f"{MANIFEST}."
+        )
+    try:
+        values = json.loads(path.read_text())
+        if not isinstance(values, dict):
+            raise ValueError("it holds no JSON object")
+        if values.get("format") != FORMAT:
+            raise ValueError(f"its format is {values.get('format')!r}, this version reads {FORMAT}")
+        return Manifest(
+            **{
+                **values,
+                "model": Model.model_validate(values["model"]),
+                "shape": _shape(values["shape"]),
+                "classes": tuple(str(name) for name in values["classes"]),
+            }
+        )
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{folder}: no checkpoint there; it would be a folder with {WEIGHTS} and {MANIFEST}."
+        ) from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}).") from None
+    except (ValueError, TypeError, KeyError, ValidationError) as error:
+        raise CheckpointError(
+            f"{path}: damaged manifest ({_first_line(error)}). Make the checkpoint again."
+        ) from None
+
+
+def load(folder: Path, device: torch.device | str = "cpu") -> tuple[Classifier, Manifest]:
+    """The model of a checkpoint, in evaluation mode, and its manifest.
+
+    Raises:
+        CheckpointError: as `read_manifest`; also where the weights are missing, damaged, not
+            those of the manifest, or do not fit the architecture.
+    """
+    manifest = read_manifest(folder)
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise CheckpointError(f"{path}: missing. Make the checkpoint again.")
+    if _sha256(path) != manifest.weights:
+        raise CheckpointError(
+            f"{path}: not the weights that the manifest describes (damaged, exchanged or cut); "
+            "make the checkpoint again."
+        )
+    try:
+        state = load_file(path)
+        model = build(manifest.model, manifest.shape, len(manifest.classes))
+        model.load_state_dict(state)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: not a safetensors file ({_first_line(error)}).") from None
+    except AgrekdError as error:
+        raise CheckpointError(f"{folder}: {error}") from None
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{path}: the weights do not fit {manifest.model.name} ({_first_line(error)})"
+        ) from None
+    return model.to(device).eval(), manifest
+
+
+def _shape(values: Any) -> tuple[int, int, int]:
+    channels, height, width = (int(value) for value in values)
+    return channels, height, width
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"

@@ -1,0 +1,120 @@
+"""What a run leaves behind: plain records that tables, plots and tracking read.
+
+Records are dataclasses that turn into JSON and back without loss, so that a run that was
+stopped can be completed by another process from the files alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """How well one model does on one split. All shares are in [0, 1].
+
+    Attributes:
+        accuracy: plain mean over the samples.
+        worst_group_accuracy: smallest accuracy of any evaluation group (WGA).
+        weighted_accuracy: accuracies by group, weighted by the groups' shares of the
+            training split (the "adjusted" mean of the Waterbirds literature).
+        balanced_accuracy: mean of the accuracies by class.
+        worst_class_accuracy: smallest accuracy of any class.
+        ece: expected calibration error, 15 equal-width bins of confidence.
+        groups: accuracy by evaluation group, by name; groups without a sample are left out.
+        counts: samples by evaluation group, by name.
+    """
+
+    accuracy: float
+    worst_group_accuracy: float
+    weighted_accuracy: float
+    balanced_accuracy: float
+    worst_class_accuracy: float
+    ece: float
+    groups: dict[str, float]
+    counts: dict[str, int]
+
+    def scalars(self) -> dict[str, float]:
+        """The metrics that are one number each, by name (everything but `groups` and `counts`)."""
+        return {k: v for k, v in asdict(self).items() if isinstance(v, int | float)}
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One finished epoch of one student.
+
+    Attributes:
+        epoch: number of the epoch, from 0.
+        loss: mean objective over the epoch's samples (method, equation 5).
+        learning_rate: at the epoch's last step.
+        seconds: wall time of the epoch, evaluation included.
+        val: metrics on the selection half of the validation split.
+        weights: mean weight of each teacher by group of the *training* samples,
+            `weights[group][teacher]`; empty for students without teachers.
+        fallback_share: share of samples whose weights were all zero (the 0/0 case), in [0, 1].
+    """
+
+    epoch: int
+    loss: float
+    learning_rate: float
+    seconds: float
+    val: Metrics
+    weights: dict[str, dict[str, float]] = field(default_factory=dict)
+    fallback_share: float = 0.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One method with one seed, finished.
+
+    Attributes:
+        method: name of the method as in the job (`agre_kd`, `one_hot_dfr`, ...).
+        seed: the student's seed.
+        teachers: who taught, in words (`5 (2 debiased)`, `-` where nobody did).
+        splits: metrics by split, `val` (selection half) and `test`.
+        history: one entry an epoch; empty where nothing was trained by epochs.
+        checkpoint: folder of the student's checkpoint, relative to the run's folder, or None.
+    """
+
+    method: str
+    seed: int
+    teachers: str
+    splits: dict[str, Metrics]
+    history: list[Epoch] = field(default_factory=list)
+    checkpoint: str | None = None
+
+    @property
+    def name(self) -> str:
+        """`METHOD-seed-SEED`, unique within a job."""
+        return f"{self.method}-seed-{self.seed}"
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Outcome:
+        """Back from `to_json`."""
+        history = [
+            Epoch(**{**epoch, "val": Metrics(**epoch["val"])}) for epoch in values["history"]
+        ]
+        splits = {name: Metrics(**metrics) for name, metrics in values["splits"].items()}
+        return cls(**{**values, "splits": splits, "history": history})
+
+
+@dataclass(frozen=True)
+class Member:
+    """A model of the ensemble (or the biased model), as reports name it.
+
+    Attributes:
+        name: `erm-3`, `dfr-3`, ... unique within a job.
+        kind: `erm`, `dfr` or `own` (a checkpoint handed in).
+        fingerprint: of everything that made it.
+        metrics: by split.
+    """
+
+    name: str
+    kind: str
+    fingerprint: str
+    metrics: dict[str, Metrics] = field(default_factory=dict)

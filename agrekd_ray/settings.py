@@ -1,0 +1,83 @@
+"""The base of every block of settings, and the blocks that several parts share.
+
+A block of settings stands beside the code that it steers; `config.py` puts the blocks together
+to a job.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+class Settings(BaseModel):
+    """Immutable, without unknown keys, without NaN or infinity."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError(f"a number, not {str(value).lower()}")
+    return value
+
+
+def _yaml_name(value: Any) -> Any:
+    return {False: "none", None: "none"}.get(value, value) if not value else value
+
+
+Count = Annotated[int, BeforeValidator(_no_bool), Field(ge=1)]
+Seed = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, lt=2**31)]
+Share = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=1)]
+Positive = Annotated[float, BeforeValidator(_no_bool), Field(gt=0)]
+NonNegative = Annotated[float, BeforeValidator(_no_bool), Field(ge=0)]
+Autocast = Annotated[Literal["none", "bfloat16"], BeforeValidator(_yaml_name)]
+
+
+class Training(Settings):
+    """How one model is trained; the same vocabulary for teachers and students.
+
+    Attributes:
+        epochs: passes over the training split.
+        batch_size: samples a step, over all workers.
+        optimizer: `sgd` or `adamw`.
+        learning_rate: at the peak of the schedule.
+        momentum: of SGD; AdamW ignores it.
+        weight_decay: L2 penalty (SGD) or decoupled decay (AdamW).
+        schedule: of the learning rate after the warm-up, to zero for `cosine` and `linear`.
+        warmup_epochs: linear warm-up, in epochs (fractions allowed).
+        clip_norm: largest norm of the gradient, or null for no clipping.
+        autocast: `bfloat16` runs the forward pass in mixed precision, `none` in float32.
+    """
+
+    epochs: Count
+    batch_size: Count
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: Positive
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: NonNegative = 1e-4
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_epochs: NonNegative = 0.0
+    clip_norm: Positive | None = None
+    autocast: Autocast = "none"
+
+
+def fingerprint(*parts: Any) -> str:
+    """SHA-256, as hexadecimal, of anything made of JSON values, settings and paths.
+
+    Equal values give equal fingerprints in every process and on every machine.
+    """
+    text = json.dumps(parts, sort_keys=True, default=_plain, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"no fingerprint for {type(value).__name__}")

@@ -1,0 +1,392 @@
+"""The comparison of a job's methods: as a table on the screen, as CSV and as JSON."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from agrekd_ray.results import Member, Metrics, Outcome
+from agrekd_ray.tracking.files import replacing
+from agrekd_ray.tracking.labels import family, is_distilled, label
+
+CSV_HEADER = ("method", "teachers", "seed", "split", "accuracy", "worst_group_accuracy", "groups")
+GROUP = "group/"
+"""Begins the names of accuracies by group in `Row.mean` and `Row.std`."""
+
+_WGA = "worst_group_accuracy"
+_GAP = 2
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method on one split, over its seeds.
+
+    Attributes:
+        method: name of the method as in the job.
+        teachers: who taught, in words.
+        split: `val` or `test`.
+        seeds: of the students, ascending.
+        mean: by metric (`Metrics.scalars`, and `group/<name>`); over the seeds that have it.
+        std: sample standard deviation, by metric; 0 for a single seed.
+    """
+
+    method: str
+    teachers: str
+    split: str
+    seeds: list[int]
+    mean: dict[str, float]
+    std: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Difference of two methods' worst-group accuracy, seed by seed, as shares.
+
+    Attributes:
+        mean: mean difference.
+        low: smallest difference of any seed.
+        high: largest difference of any seed.
+        seeds: seeds that both methods have.
+    """
+
+    mean: float
+    low: float
+    high: float
+    seeds: list[int]
+
+
+def summary(outcomes: Sequence[Outcome]) -> list[Row]:
+    """Mean and sample standard deviation over seeds, by method and split.
+
+    Args:
+        outcomes: finished students, one for each method and seed.
+
+    Returns:
+        A row for each method and split, methods and splits in the order of their first outcome.
+    """
+    rows = []
+    for method in dict.fromkeys(outcome.method for outcome in outcomes):
+        mine = sorted((o for o in outcomes if o.method == method), key=lambda o: o.seed)
+        for split in dict.fromkeys(split for outcome in mine for split in outcome.splits):
+            having = [outcome for outcome in mine if split in outcome.splits]
+            values = [_values(outcome.splits[split]) for outcome in having]
+            names = list(dict.fromkeys(name for value in values for name in value))
+            found = {name: [v[name] for v in values if name in v] for name in names}
+            rows.append(
+                Row(
+                    method=method,
+                    teachers=having[0].teachers,
+                    split=split,
+                    seeds=[outcome.seed for outcome in having],
+                    mean={name: mean(found[name]) for name in names},
+                    std={name: _spread(found[name]) for name in names},
+                )
+            )
+    return rows
+
+
+def summary_metrics(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """The summary as MLflow names it: `<method>/test/worst_group_accuracy/mean` and `/std`, ...
+
+    Args:
+        outcomes: finished students.
+
+    Returns:
+        Mean and standard deviation of accuracy and worst-group accuracy on the test split, and
+        `agre_kd_minus_aver/test/worst_group_accuracy` where both methods share a seed.
+    """
+    metrics: dict[str, float] = {}
+    for row in summary(outcomes):
+        if row.split == "test":
+            for name in (_WGA, "accuracy"):
+                metrics[f"{row.method}/test/{name}/mean"] = row.mean[name]
+                metrics[f"{row.method}/test/{name}/std"] = row.std[name]
+    if difference := paired(outcomes, "agre_kd", "aver"):
+        metrics[f"agre_kd_minus_aver/test/{_WGA}"] = difference.mean
+    return metrics
+
+
+def paired(
+    outcomes: Sequence[Outcome], method: str, against: str, split: str = "test"
+) -> Paired | None:
+    """Worst-group accuracy of one method minus another's, paired by seed.
+
+    Args:
+        outcomes: finished students.
+        method: the first method's name.
+        against: the second's.
+        split: where both were measured.
+
+    Returns:
+        The difference, or None where the two share no seed.
+    """
+    by_seed = {
+        name: {
+            o.seed: o.splits[split].worst_group_accuracy
+            for o in outcomes
+            if o.method == name and split in o.splits
+        }
+        for name in (method, against)
+    }
+    seeds = sorted(by_seed[method].keys() & by_seed[against].keys())
+    if not seeds:
+        return None
+    differences = [by_seed[method][seed] - by_seed[against][seed] for seed in seeds]
+    return Paired(mean(differences), min(differences), max(differences), seeds)
+
+
+def render(
+    outcomes: Sequence[Outcome],
+    members: Sequence[Member],
+    console: Console,
+    split: str = "test",
+) -> None:
+    """Prints the comparison: a table as wide as the console allows, and two lines below it.
+
+    All figures are percent. Columns that do not fit are left out, the least important first;
+    accuracies by group stand together or not at all. The best distilled student's worst-group
+    accuracy is bold.
+
+    Args:
+        outcomes: finished students.
+        members: the ensemble, for the line that says how good the teachers are.
+        console: where to print.
+        split: which split to show.
+    """
+    rows = [row for row in summary(outcomes) if row.split == split]
+    if not rows:
+        console.print("No student is finished yet.")
+        return
+    columns = _fitting(_columns(rows), console.width)
+    taught = [row for row in rows if is_distilled(row.method)]
+    best = max(taught, key=lambda row: row.mean[_WGA], default=None)
+    table = Table(
+        title=Text(f"Accuracy on the {split} split in %{_over_seeds(rows)}"),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, _GAP - 1, 0, 0),  # and the box draws one space
+        show_edge=False,
+    )
+    for column in columns:
+        table.add_column(
+            Text(column.header), justify="left" if column.words else "right", no_wrap=True
+        )
+    for index, row in enumerate(rows):
+        bold = row is best
+        table.add_row(
+            *(
+                Text(column.cells[index], style="bold" if bold and column.name == _WGA else "")
+                for column in columns
+            )
+        )
+    console.print()
+    console.print(table)
+    for line in _below(outcomes, members, split):
+        console.print(Text(line))
+
+
+def write_csv(outcomes: Sequence[Outcome], path: Path) -> None:
+    """Writes a row for each method, seed and split; accuracies are shares.
+
+    The column `groups` holds the accuracy by evaluation group, as compact JSON.
+
+    Args:
+        outcomes: finished students.
+        path: the file, replaced as a whole.
+
+    Raises:
+        OSError: where it cannot be written.
+    """
+    with (
+        replacing(path) as draft,
+        draft.open("w", newline="", encoding="utf-8") as file,
+    ):
+        writer = csv.writer(file)
+        writer.writerow(CSV_HEADER)
+        for outcome in outcomes:
+            for split, metrics in outcome.splits.items():
+                groups = {name: _plain(round(a, 6)) for name, a in metrics.groups.items()}
+                writer.writerow(
+                    (
+                        outcome.method,
+                        outcome.teachers,
+                        outcome.seed,
+                        split,
+                        round(metrics.accuracy, 6),
+                        round(metrics.worst_group_accuracy, 6),
+                        json.dumps(groups, ensure_ascii=False, separators=(",", ":")),
+                    )
+                )
+
+
+def write_json(
+    path: Path,
+    outcomes: Sequence[Outcome],
+    members: Sequence[Member],
+    biased: Member | None,
+    job: dict[str, Any],
+) -> None:
+    """Writes everything that reports know about a job.
+
+    The object has the keys `job`, `members`, `biased`, `outcomes` (with history) and `summary`.
+    A value that is not a finite number becomes null, which every JSON reader understands.
+
+    Args:
+        path: the file, replaced as a whole.
+        outcomes: finished students.
+        members: the ensemble.
+        biased: the biased model, where the job has one.
+        job: what to say about the job itself; values that JSON does not know become text.
+
+    Raises:
+        OSError: where it cannot be written.
+    """
+    content = {
+        "job": job,
+        "members": [asdict(member) for member in members],
+        "biased": asdict(biased) if biased else None,
+        "outcomes": [outcome.to_json() for outcome in outcomes],
+        "summary": [asdict(row) for row in summary(outcomes)],
+    }
+    with replacing(path) as draft:
+        text = json.dumps(
+            _plain(content), ensure_ascii=False, allow_nan=False, indent=1, default=str
+        )
+        draft.write_text(text + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class _Column:
+    name: str
+    header: str
+    cells: list[str]
+    words: bool = False
+
+    @property
+    def width(self) -> int:
+        return max(len(text) for text in (self.header, *self.cells))
+
+
+def _columns(rows: list[Row]) -> list[list[_Column]]:
+    """Columns from left to right, in blocks that are shown together or not at all."""
+
+    def figures(name: str, header: str) -> _Column:
+        return _Column(name, header, [_percent(row, name) for row in rows])
+
+    groups = dict.fromkeys(name for row in rows for name in row.mean if name.startswith(GROUP))
+    blocks = [
+        [_Column("method", "Method", [label(row.method) for row in rows], words=True)],
+        [_Column("teachers", "Teachers", [row.teachers for row in rows], words=True)],
+        [figures(_WGA, "Worst group")],
+        [figures("accuracy", "Accuracy")],
+        [figures(name, name.removeprefix(GROUP)) for name in groups],
+        [figures("balanced_accuracy", "Balanced")],
+        [figures("worst_class_accuracy", "Worst class")],
+        [figures("ece", "ECE")],
+    ]
+    return [block for block in blocks if block]
+
+
+_IMPORTANCE = (
+    "method",
+    _WGA,
+    "accuracy",
+    "teachers",
+    GROUP,
+    "ece",
+    "balanced_accuracy",
+    "worst_class_accuracy",
+)
+
+
+def _fitting(blocks: list[list[_Column]], width: int) -> list[_Column]:
+    """The columns that fit, the first two of `_IMPORTANCE` in any case."""
+
+    def importance(block: list[_Column]) -> int:
+        name = block[0].name
+        return _IMPORTANCE.index(GROUP if name.startswith(GROUP) else name)
+
+    kept, free = set(), width
+    for block in sorted(blocks, key=importance):
+        needs = sum(column.width + _GAP for column in block)
+        if needs <= free or importance(block) < 2:
+            kept.add(importance(block))
+            free -= needs
+    return [column for block in blocks if importance(block) in kept for column in block]
+
+
+def _percent(row: Row, name: str) -> str:
+    value = row.mean.get(name, math.nan)
+    if math.isnan(value):
+        return "–"
+    if len(row.seeds) < 2:
+        return f"{100 * value:.1f}"
+    return f"{100 * value:.1f} ± {100 * row.std[name]:4.1f}"
+
+
+def _over_seeds(rows: list[Row]) -> str:
+    counts = {len(row.seeds) for row in rows}
+    if counts == {1}:
+        return ", one seed"
+    many = max(counts)
+    return f", mean ± sd over {many if len(counts) == 1 else f'up to {many}'} seeds"
+
+
+def _below(outcomes: Sequence[Outcome], members: Sequence[Member], split: str) -> list[str]:
+    lines = []
+    if teachers := _teachers(members, split):
+        lines.append(f"Teachers' worst group: {teachers}")
+    if difference := paired(outcomes, "agre_kd", "aver", split):
+        count = len(difference.seeds)
+        reach = f"{100 * difference.low:+.1f} … {100 * difference.high:+.1f}, {count} seeds"
+        lines.append(
+            f"{label('agre_kd')} against {label('aver')}, worst group by seed: "
+            f"{100 * difference.mean:+.1f} points ({reach if count > 1 else '1 seed'})"
+        )
+    return lines
+
+
+def _teachers(members: Sequence[Member], split: str) -> str:
+    parts = []
+    for kind in dict.fromkeys(member.kind for member in members):
+        shares = [
+            member.metrics[split].worst_group_accuracy
+            for member in members
+            if member.kind == kind and split in member.metrics
+        ]
+        if shares:
+            low, high = f"{100 * min(shares):.1f}", f"{100 * max(shares):.1f}"
+            reach = low if low == high else f"{low} … {high}"
+            parts.append(f"{len(shares)} {family(kind)} {reach}")
+    return ", ".join(parts)
+
+
+def _values(metrics: Metrics) -> dict[str, float]:
+    groups = {f"{GROUP}{name}": accuracy for name, accuracy in metrics.groups.items()}
+    return {**metrics.scalars(), **groups}
+
+
+def _spread(values: list[float]) -> float:
+    return stdev(values) if len(values) > 1 else 0.0
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

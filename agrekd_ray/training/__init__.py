@@ -1,0 +1,18 @@
+"""Training: the step, its batches, its optimiser, and evaluation. No Ray here."""
+
+from agrekd_ray.training.batches import Batch, BatchPlan
+from agrekd_ray.training.evaluation import TeachingRecord, evaluate, predict, score
+from agrekd_ray.training.loop import Guidance, Labels, Taught, Trainer
+
+__all__ = [
+    "Batch",
+    "BatchPlan",
+    "Guidance",
+    "Labels",
+    "Taught",
+    "TeachingRecord",
+    "Trainer",
+    "evaluate",
+    "predict",
+    "score",
+]

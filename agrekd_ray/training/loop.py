@@ -1,0 +1,219 @@
+"""The training step, for students and for ERM teachers alike.
+
+One step reads like the paper: inputs, logits, one call for the gradient of the objective with
+respect to the logits, `logits.backward(gradient)`, optimiser step. Where that gradient comes from
+(labels, teachers in this process, a fleet of Ray actors) is the guidance's matter alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from agrekd_ray.core.kd import label_gradient
+from agrekd_ray.data import TRAIN, Samples
+from agrekd_ray.settings import Training
+from agrekd_ray.training.batches import Batch, BatchPlan
+from agrekd_ray.training.optimization import make_optimizer, make_schedule
+
+
+@dataclass(frozen=True)
+class Taught:
+    """What a guidance says about one worker's part of a batch.
+
+    Attributes:
+        gradient_BC: of the objective's mean over the samples, with respect to their logits.
+        loss_B: the objective, by sample.
+        weights_MB: of each teacher by sample; None without teachers.
+        fallback_B: samples whose weights were all zero; None without teachers.
+    """
+
+    gradient_BC: Tensor
+    loss_B: Tensor
+    weights_MB: Tensor | None = None
+    fallback_B: Tensor | None = None
+
+
+class Guidance(Protocol):
+    """Where the gradient of a step comes from."""
+
+    def gradient(self, batch: Batch, logits_BC: Tensor) -> Taught:
+        """The gradient for this worker's samples.
+
+        Args:
+            batch: the step's samples and what follows them.
+            logits_BC: of the student, float32, detached, for `batch.ids`.
+        """
+        ...
+
+
+class Labels:
+    """Guidance by the labels alone: cross-entropy (one-hot students, ERM teachers)."""
+
+    def __init__(self, samples: Samples) -> None:
+        self._samples = samples
+
+    def gradient(self, batch: Batch, logits_BC: Tensor) -> Taught:
+        """See `Guidance.gradient`."""
+        labels_B = self._samples.labels(batch.ids).to(logits_BC.device)
+        return Taught(
+            label_gradient(logits_BC, labels_B) / len(labels_B),
+            F.cross_entropy(logits_BC, labels_B, reduction="none"),
+        )
+
+
+class Observer(Protocol):
+    """Somebody who watches the steps (who taught whom); training never asks it anything."""
+
+    def observe(self, batch: Batch, taught: Taught) -> None:
+        """One step was made."""
+        ...
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One finished epoch: its number, mean loss, last learning rate, and seconds."""
+
+    epoch: int
+    loss: float
+    learning_rate: float
+    seconds: float
+
+
+def _mix(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _alone(total: Tensor) -> Tensor:
+    return total
+
+
+class Trainer:
+    """Trains one model, an epoch at a time.
+
+    The random state of an epoch is derived from (seed, epoch, rank), so that a training that
+    resumes after any epoch ends in the same parameters as one that was never stopped.
+
+    Args:
+        model: to be trained, on `device`.
+        samples: the data set, without its groups.
+        training: the settings.
+        guidance: where the gradients come from.
+        seed: of order and dropout.
+        device: of the model.
+        rank: this worker, with `world` workers in all; each trains on its part of every batch.
+        wrap: makes the module whose forward pass is called (DDP); the model itself by default.
+        total: sums a tensor over the workers.
+        observer: watches the steps.
+        look_ahead: how many coming batches the guidance is told of.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        samples: Samples,
+        training: Training,
+        guidance: Guidance,
+        *,
+        seed: int,
+        device: torch.device | str = "cpu",
+        rank: int = 0,
+        world: int = 1,
+        wrap: Callable[[nn.Module], nn.Module] | None = None,
+        total: Callable[[Tensor], Tensor] = _alone,
+        observer: Observer | None = None,
+        look_ahead: int = 0,
+    ) -> None:
+        self.model, self.samples, self.guidance = model, samples, guidance
+        self.training, self.seed, self.observer = training, seed, observer
+        self.device = torch.device(device)
+        self.network = wrap(model) if wrap else model
+        self.plan = BatchPlan(
+            samples.splits[TRAIN],
+            training.batch_size,
+            training.epochs,
+            seed,
+            rank,
+            world,
+            look_ahead,
+        )
+        self.optimizer = make_optimizer(model.parameters(), training)
+        self.schedule = make_schedule(self.optimizer, training, self.plan.steps_per_epoch)
+        self.next_epoch = 0
+        self._total = total
+
+    def step(self, batch: Batch) -> Taught:
+        """One step: the student answers, its guidance answers back, the student moves."""
+        inputs = self._to_device(self.samples.inputs(batch.ids, batch.epoch))
+        with self._autocast():
+            logits_BC = self.network(inputs).float()
+        taught = self.guidance.gradient(batch, logits_BC.detach())
+        logits_BC.backward(gradient=taught.gradient_BC)
+        if self.training.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.schedule.step()
+        return taught
+
+    def epoch(self) -> Pass:
+        """All steps of the next epoch.
+
+        Raises:
+            FloatingPointError: the loss is no longer finite.
+        """
+        epoch, start = self.next_epoch, time.perf_counter()
+        torch.manual_seed(_mix(self.seed, epoch, self.plan.rank))
+        self.network.train()
+        loss = torch.zeros(2, device=self.device)
+        first = epoch * self.plan.steps_per_epoch
+        rate = 0.0
+        for number in range(first, first + self.plan.steps_per_epoch):
+            batch = self.plan.batch(number)
+            rate = self.schedule.get_last_lr()[0]
+            taught = self.step(batch)
+            loss += torch.stack([taught.loss_B.sum(), loss.new_tensor(len(taught.loss_B))])
+            if self.observer is not None:
+                self.observer.observe(batch, taught)
+        self.next_epoch += 1
+        summed, count = self._total(loss).tolist()
+        if not summed - summed == 0:
+            raise FloatingPointError(
+                f"the loss is {summed} in epoch {epoch}: training has diverged. Lower "
+                "training.learning_rate, or set training.clip_norm."
+            )
+        return Pass(epoch, summed / count, rate, time.perf_counter() - start)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the rest of the training depends on, as tensors and plain values."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "next_epoch": self.next_epoch,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict()`."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.next_epoch = state["next_epoch"]
+
+    def _to_device(self, inputs: Tensor) -> Tensor:
+        if self.device.type == "cuda":
+            return inputs.pin_memory().to(self.device, non_blocking=True)
+        return inputs.to(self.device)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self.training.autocast == "none":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
