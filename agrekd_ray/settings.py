@@ -11,13 +11,13 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 
 class Settings(BaseModel):
     """Immutable, without unknown keys, without NaN or infinity."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
 
 def _no_bool(value: Any) -> Any:
@@ -26,8 +26,12 @@ def _no_bool(value: Any) -> Any:
     return value
 
 
-def _yaml_name(value: Any) -> Any:
-    return {False: "none", None: "none"}.get(value, value) if not value else value
+def _null_is_none(value: Any) -> Any:
+    return "none" if value is None else value
+
+
+def _absolute(path: Path) -> Path:
+    return path.expanduser().absolute()
 
 
 Count = Annotated[int, BeforeValidator(_no_bool), Field(ge=1)]
@@ -35,7 +39,8 @@ Seed = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, lt=2**31)]
 Share = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=1)]
 Positive = Annotated[float, BeforeValidator(_no_bool), Field(gt=0)]
 NonNegative = Annotated[float, BeforeValidator(_no_bool), Field(ge=0)]
-Autocast = Annotated[Literal["none", "bfloat16"], BeforeValidator(_yaml_name)]
+Autocast = Annotated[Literal["none", "bfloat16"], BeforeValidator(_null_is_none)]
+LocalPath = Annotated[Path, AfterValidator(_absolute)]
 
 
 class Training(Settings):

@@ -124,7 +124,7 @@ def _calibration_error(confidence_N: Tensor, correct_N: Tensor) -> float:
 def _checked_probabilities(probabilities_NC: Tensor) -> Tensor:
     if probabilities_NC.ndim != 2 or not probabilities_NC.numel():
         raise ValueError(
-            f"probabilities must be [N, C], none of them 0, not {list(probabilities_NC.shape)}"
+            f"probabilities must be [N, C], not empty, not {list(probabilities_NC.shape)}"
         )
     values_NC = probabilities_NC.detach().cpu().double()
     if torch.isnan(values_NC).any():

@@ -15,7 +15,7 @@ noise in nearly equal vectors from deciding between them."""
 Rows = list[list[float]]  # Python floats: tensors of five numbers cost ten times more per operation
 
 _SMALL = 12  # up to this size Python solves a system faster than torch is called
-_AT_BOUND = 1e-12  # a share this near to 0 or to the box lies on it
+_AT_BOUND = 1e-15  # a share this near to 0 or to the box lies on it; far below what _OPTIMAL moves
 _OPTIMAL = 1e-13  # slope, relative to the trace, below which no bound is worth leaving
 
 

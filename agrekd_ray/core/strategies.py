@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from agrekd_ray.core.kd import check_labels, soft_targets
 from agrekd_ray.core.quadratic import shortest_mixture
@@ -262,8 +261,8 @@ def _cross_entropy(evidence: Evidence) -> Tensor:
     )
     smallest = torch.finfo(evidence.gradients.dtype).eps
     logits_MBC = evidence.temperature * softened_MBC.clamp_min(smallest).log()
-    labels_MB = labels_B.long().expand(M, B)
-    return functional.cross_entropy(logits_MBC.permute(0, 2, 1), labels_MB, reduction="none")
+    index_MB1 = labels_B.long().expand(M, B).unsqueeze(-1)
+    return -logits_MBC.log_softmax(-1).gather(-1, index_MB1).squeeze(-1)
 
 
 def _mix(value: int) -> int:

@@ -8,7 +8,6 @@ it. A *bias-aligned* image has the colour of its class, a *bias-conflicting* one
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
@@ -20,7 +19,7 @@ from agrekd_ray.data.dataset import DFR, SELECT, TEST, TRAIN, Groups
 from agrekd_ray.data.idx import read_split
 from agrekd_ray.data.views import Views, view
 from agrekd_ray.errors import DataError
-from agrekd_ray.settings import Count, Seed, Settings, Share
+from agrekd_ray.settings import Count, LocalPath, Seed, Settings, Share
 
 MEANS = np.array(
     [
@@ -105,7 +104,7 @@ class ColoredIdx(Colored):
     """
 
     name: Literal["colored_idx"]
-    path: Path
+    path: LocalPath
     classes: tuple[str, ...] = tuple("0123456789")
     train: Count = 12000
     val: Count = 4000
@@ -113,7 +112,7 @@ class ColoredIdx(Colored):
 
     def grey(self) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
         """Images [N, H, W] in 0 … 1, labels [N], and the ids of train, val and test."""
-        folder = self.path.expanduser()
+        folder = self.path
         images, labels = read_split(folder, "train")
         test_images, test_labels = read_split(folder, "test")
         if images.shape[1:] != test_images.shape[1:]:

@@ -1,7 +1,7 @@
 """Models: builders by name, and checkpoints that hold no code."""
 
-from agrekd_ray.models.builders import BUILDERS, Classifier, Model, build, check
-from agrekd_ray.models.checkpoint import Manifest, load, read_manifest, save
+from agrekd_ray.models.builders import BUILDERS, Classifier, Model, build, check, check_name
+from agrekd_ray.models.checkpoint import Manifest, check_classes, load, read_manifest, save
 
 __all__ = [
     "BUILDERS",
@@ -10,6 +10,8 @@ __all__ = [
     "Model",
     "build",
     "check",
+    "check_classes",
+    "check_name",
     "load",
     "read_manifest",
     "save",

@@ -130,11 +130,8 @@ def check(model: Model, shape: tuple[int, int, int], classes: int) -> None:
     Raises:
         AgrekdError: as `build`; also where images of this size do not fit.
     """
-    try:
-        with torch.device("meta"):
-            built, images = build(model, shape, classes), torch.empty(2, *shape)
-    except NotImplementedError:  # builders that compute with tensors (RegNet) need real ones
-        built, images = build(model, shape, classes), torch.empty(2, *shape)
+    built = check_name(model, shape, classes)
+    images = torch.empty(2, *shape, device=built.head.weight.device)
     try:
         with torch.inference_mode():
             logits = built.eval()(images)
@@ -145,6 +142,21 @@ def check(model: Model, shape: tuple[int, int, int], classes: int) -> None:
         ) from None
     if logits.shape != (2, classes):
         raise AgrekdError(f"{model.name} gives {tuple(logits.shape)}, not [2, {classes}]")
+
+
+def check_name(
+    model: Model, shape: tuple[int, int, int] = (3, 224, 224), classes: int = 10
+) -> Classifier:
+    """Build the model without weights where its builder allows it.
+
+    Raises:
+        AgrekdError: as `build`.
+    """
+    try:
+        with torch.device("meta"):
+            return build(model, shape, classes)
+    except NotImplementedError:  # builders that compute with tensors (RegNet) need real ones
+        return build(model, shape, classes)
 
 
 def _builder(model: Model) -> Callable[..., Classifier]:

@@ -15,6 +15,7 @@ import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from agrekd_ray.errors import AgrekdError, CheckpointError
 from agrekd_ray.models.builders import Classifier, Model, build
@@ -35,6 +36,8 @@ class Manifest:
         fingerprint: of everything that made the model.
         data: fingerprint of the data that it was trained on.
         weights: SHA-256 of the weights file.
+        backbone: SHA-256 of the backbone's weights; models that agree in it differ in the head
+            alone.
         metrics: by split, as plain numbers.
         made_by: how it was made (kind, seed, settings), for people.
         format: version of this format.
@@ -46,6 +49,7 @@ class Manifest:
     fingerprint: str
     data: str
     weights: str = ""
+    backbone: str = ""
     metrics: dict[str, Any] = field(default_factory=dict)
     made_by: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
@@ -71,7 +75,8 @@ def save(folder: Path, model: Classifier, manifest: Manifest) -> Manifest:
     try:
         partial.mkdir(parents=True)
         save_file(state, partial / WEIGHTS)
-        complete = Manifest(**{**vars(manifest), "weights": _sha256(partial / WEIGHTS)})
+        digests = {"weights": _sha256(partial / WEIGHTS), "backbone": _backbone_sha256(state)}
+        complete = Manifest(**{**vars(manifest), **digests})
         (partial / MANIFEST).write_text(json.dumps(complete.to_json(), indent=1) + "\n")
         try:
             os.replace(partial, folder)  # fails where a finished folder is there already
@@ -127,6 +132,20 @@ def read_manifest(folder: Path) -> Manifest:
         ) from None
 
 
+def check_classes(folder: Path, manifest: Manifest, classes: tuple[str, ...]) -> None:
+    """Refuse a checkpoint whose logits mean something else than the data's classes.
+
+    Raises:
+        CheckpointError: names both lists of classes.
+    """
+    if manifest.classes != classes:
+        raise CheckpointError(
+            f"{folder}: a model of the {len(manifest.classes)} classes "
+            f"{', '.join(manifest.classes)}, but the data have {len(classes)}: "
+            f"{', '.join(classes)}."
+        )
+
+
 def load(folder: Path, device: torch.device | str = "cpu") -> tuple[Classifier, Manifest]:
     """The model of a checkpoint, in evaluation mode, and its manifest.
 
@@ -166,6 +185,15 @@ def _shape(values: Any) -> tuple[int, int, int]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _backbone_sha256(state: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        if name.startswith("backbone."):
+            digest.update(name.encode() + str(state[name].dtype).encode())
+            digest.update(state[name].reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _first_line(error: Exception) -> str:

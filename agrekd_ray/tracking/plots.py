@@ -11,6 +11,7 @@ import math
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -27,8 +28,10 @@ from agrekd_ray.tracking.tables import summary
 
 _INK, _FAINT = "#222222", "#8a8a8a"
 _REFERENCE, _DISTILLED, _ACCURACY = "#b3b3b3", "#56b4e9", "#d55e00"
-# Okabe and Ito's palette without its yellow, which is too pale for lines on white.
-_LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#222222")
+# Okabe and Ito's palette without its yellow, which is too pale for lines on white. The method
+# of the paper has a colour of its own, whichever others a job compares it with.
+_OURS = {"agre_kd": "#d55e00"}
+_LINES = ("#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#222222")
 _DASHES = ("-", "--", ":", "-.")
 # From dark to light; one hue a family. Blue against orange survives every colour blindness.
 _SHADES = {
@@ -61,7 +64,7 @@ def worst_group_by_method(outcomes: Sequence[Outcome], path: Path) -> bool:
         spread = 100 * row.std["worst_group_accuracy"], 100 * row.std["accuracy"]
         fill = _DISTILLED if is_distilled(row.method) else _REFERENCE
         axes.barh(place, worst, height=0.62, color=fill, zorder=2)
-        whiskers = {"capsize": 2.5, "elinewidth": 1.1, "fmt": "none", "zorder": 4}
+        whiskers: dict[str, Any] = {"capsize": 2.5, "elinewidth": 1.1, "fmt": "none", "zorder": 4}
         if len(row.seeds) > 1:
             axes.errorbar(worst, place, xerr=spread[0], ecolor=_INK, **whiskers)
             axes.errorbar(accuracy, place, xerr=spread[1], ecolor=_ACCURACY, **whiskers)
@@ -122,27 +125,24 @@ def training_curves(outcomes: Sequence[Outcome], path: Path) -> bool:
     lines = -(-len(methods) // columns)
     figure = _figure(9.2, 4.0 + 0.22 * lines)
     left, right = figure.subplots(1, 2)
-    for place, method in enumerate(methods):
-        style = {
-            "color": _LINES[place % len(_LINES)],
-            "linestyle": _DASHES[place // len(_LINES) % len(_DASHES)],
-            "lw": 2.4 if method == "agre_kd" else 1.5,
-            "zorder": 5 if method == "agre_kd" else 3,
-        }
+    keys = []
+    for method, style in _method_styles(methods).items():
         histories = [outcome.history for outcome in _of(outcomes, method)]
         _band(left, histories, lambda epoch: 100 * epoch.val.worst_group_accuracy, style)
         _band(right, histories, lambda epoch: epoch.loss, style)
-        left.plot([], [], label=label(method), **{**style, "zorder": 1})
+        keys.append(Line2D([], [], label=label(method), **style))
     left.set_title("Worst group, validation", size=10, loc="left")
     left.set_ylabel("worst-group accuracy (%)")
     left.set_ylim(bottom=0)
     right.set_title("Training loss, each method's own objective", size=10, loc="left")
     right.set_ylabel("mean loss per sample")
+    if right.get_ylim()[0] < 0.5 * right.get_ylim()[1] or not _several_epochs(outcomes):
+        right.set_ylim(bottom=0)
     for axes in (left, right):
         _epochs(axes)
         axes.grid(color="#ececec", lw=0.8)
     _title(figure, "Training by epoch")
-    figure.legend(loc="outside lower center", ncols=columns, **_LEGEND)
+    figure.legend(handles=keys, loc="outside lower center", ncols=columns, **_LEGEND)
     _save(figure, path)
     return True
 
@@ -171,15 +171,21 @@ def weights_by_group(outcomes: Sequence[Outcome], members: Sequence[Member], pat
         return False
     present = {t for groups in weights.values() for group in groups.values() for t in group}
     kinds = {member.name: member.kind for member in members if member.name in present}
-    kinds |= {name: "own" for name in sorted(present - kinds.keys())}
+    kinds |= dict.fromkeys(sorted(present - kinds.keys()), "own")
     every_group = list(dict.fromkeys(g for groups in weights.values() for g in groups))
     groups = _least_even(every_group, weights)
     wide = max(2.0, min(3.4, 13.0 / len(groups)))
-    figure = _figure(1.5 + wide * len(groups), 1.5 + 1.32 * len(weights))
-    panels = figure.subplots(
-        len(weights), len(groups), sharex=True, sharey=True, squeeze=False
-    )
+    width = 1.5 + wide * len(groups)
     each = len(kinds) <= _MOST_LINES
+    handles = _teacher_keys(kinds) if each else _family_keys(kinds)
+    handles.append(
+        Line2D([], [], color=_INK, lw=0.8, ls=(0, (4, 3)), label=f"even: 1/{len(kinds)}")
+    )
+    longest = max(len(str(handle.get_label())) for handle in handles)
+    across = max(1, min(len(handles), int(width / (0.55 + 0.075 * longest))))
+    below = 0.2 * -(-len(handles) // across)
+    figure = _figure(width, 1.3 + below + max(1.8, 1.32 * len(weights)))
+    panels = figure.subplots(len(weights), len(groups), sharex=True, sharey=True, squeeze=False)
     for row, (method, by_group) in enumerate(weights.items()):
         for column, group in enumerate(groups):
             axes = panels[row][column]
@@ -188,32 +194,17 @@ def weights_by_group(outcomes: Sequence[Outcome], members: Sequence[Member], pat
             axes.grid(color="#f0f0f0", lw=0.8)
             axes.tick_params(labelsize=8)
             if row == 0:
-                axes.set_title(textwrap.fill(group, max(12, int(9 * wide))), size=10)
+                axes.set_title(textwrap.fill(group, max(12, int(11 * wide))), size=10)
             if row == len(weights) - 1:
                 _epochs(axes)
         panels[row][0].set_ylabel(label(method), size=10)
     panels[0][0].set_ylim(bottom=0)
     panels[0][0].yaxis.set_major_locator(MaxNLocator(3))
-    handles = _teacher_keys(kinds) if each else _family_keys(kinds)
-    handles.append(
-        Line2D([], [], color=_INK, lw=0.8, ls=(0, (4, 3)), label=f"even: 1/{len(kinds)}")
-    )
-    shown = "" if len(groups) == len(every_group) else f", {len(groups)} of {len(every_group)}"
-    wide_enough = 1.5 + wide * len(groups) > 6
-    _title(
-        figure,
-        f"Who taught whom: mean weight of a teacher, by training group{shown}"
-        if wide_enough
-        else f"Mean weight of a teacher,\nby training group{shown}",
-    )
-    longest = max(len(str(handle.get_label())) for handle in handles)
-    fitting = int((1.5 + wide * len(groups)) / (0.55 + 0.075 * longest))
-    figure.legend(
-        handles=handles,
-        loc="outside lower center",
-        ncols=max(1, min(len(handles), fitting)),
-        **_LEGEND,
-    )
+    title = "Who taught whom: mean weight of a teacher, by training group"
+    if len(groups) < len(every_group):
+        title += f" ({len(groups)} of {len(every_group)} groups)"
+    _title(figure, textwrap.fill(title, int(9 * width)))
+    figure.legend(handles=handles, loc="outside lower center", ncols=across, **_LEGEND)
     _save(figure, path)
     return True
 
@@ -221,7 +212,30 @@ def weights_by_group(outcomes: Sequence[Outcome], members: Sequence[Member], pat
 Weights = dict[str, dict[str, dict[int, float]]]
 """Mean weight by group, teacher and epoch."""
 
-_LEGEND = {"frameon": False, "fontsize": 9, "handlelength": 1.8, "columnspacing": 1.4}
+_LEGEND: dict[str, Any] = {
+    "frameon": False,
+    "fontsize": 9,
+    "handlelength": 1.8,
+    "columnspacing": 1.4,
+}
+
+
+def _method_styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
+    others = [method for method in methods if method not in _OURS]
+    styles: dict[str, dict[str, Any]] = {}
+    for method in methods:
+        if method in _OURS:
+            styles[method] = {"color": _OURS[method], "linestyle": "-", "lw": 2.6, "zorder": 5}
+        else:
+            place = others.index(method)
+            color = _LINES[place % len(_LINES)]
+            dash = _DASHES[place // len(_LINES) % len(_DASHES)]
+            styles[method] = {"color": color, "linestyle": dash, "lw": 1.5, "zorder": 3}
+    return styles
+
+
+def _several_epochs(outcomes: Sequence[Outcome]) -> bool:
+    return any(len(outcome.history) > 1 for outcome in outcomes)
 
 
 def _mean_weights(outcomes: Sequence[Outcome]) -> Weights:
@@ -257,9 +271,7 @@ def _least_even(groups: list[str], weights: dict[str, Weights]) -> list[str]:
     return [group for group in groups if group in chosen]
 
 
-def _teacher_lines(
-    axes: Axes, weights: dict[str, dict[int, float]], kinds: dict[str, str]
-) -> None:
+def _teacher_lines(axes: Axes, weights: dict[str, dict[int, float]], kinds: dict[str, str]) -> None:
     for teacher, style in _teacher_styles(kinds).items():
         by_epoch = weights.get(teacher, {})
         axes.plot(list(by_epoch), list(by_epoch.values()), **_visible(style, len(by_epoch)))
@@ -276,8 +288,8 @@ def _family_lines(axes: Axes, weights: dict[str, dict[int, float]], kinds: dict[
         axes.plot(epochs, [float(np.mean(v)) for v in values], **style)
 
 
-def _teacher_styles(kinds: dict[str, str]) -> dict[str, dict[str, object]]:
-    styles: dict[str, dict[str, object]] = {}
+def _teacher_styles(kinds: dict[str, str]) -> dict[str, dict[str, Any]]:
+    styles: dict[str, dict[str, Any]] = {}
     for kind in _families(kinds):
         mine = [teacher for teacher in kinds if kinds[teacher] == kind]
         shades = _SHADES.get(kind, _SHADES["own"])
@@ -303,7 +315,7 @@ def _families(kinds: dict[str, str]) -> list[str]:
 
 def _teacher_keys(kinds: dict[str, str]) -> list[Line2D]:
     return [
-        Line2D([], [], label=f"{teacher}, {family(kinds[teacher])}", **style)  # type: ignore[arg-type]
+        Line2D([], [], label=f"{teacher}, {family(kinds[teacher])}", **style)
         for teacher, style in _teacher_styles(kinds).items()
     ]
 
@@ -320,7 +332,7 @@ def _band(
     axes: Axes,
     histories: list[list[Epoch]],
     value: Callable[[Epoch], float],
-    style: dict[str, object],
+    style: dict[str, Any],
 ) -> None:
     by_epoch: dict[int, list[float]] = {}
     for history in histories:
@@ -329,12 +341,12 @@ def _band(
                 by_epoch.setdefault(epoch.epoch, []).append(found)
     epochs = sorted(by_epoch)
     low, high = [min(by_epoch[e]) for e in epochs], [max(by_epoch[e]) for e in epochs]
-    axes.fill_between(epochs, low, high, color=str(style["color"]), alpha=0.13, lw=0, zorder=2)
+    axes.fill_between(epochs, low, high, color=style["color"], alpha=0.12, lw=0, zorder=2)
     means = [float(np.mean(by_epoch[e])) for e in epochs]
     axes.plot(epochs, means, **_visible(style, len(epochs)))
 
 
-def _visible(style: dict[str, object], points: int) -> dict[str, object]:
+def _visible(style: dict[str, Any], points: int) -> dict[str, Any]:
     """A line through a single point shows nothing: such a point gets a marker."""
     return style if points != 1 else {**style, "marker": "o", "markersize": 4}
 
@@ -349,9 +361,7 @@ def _of(outcomes: Sequence[Outcome], method: str) -> list[Outcome]:
 
 
 def _marker(shape: str, color: str, size: float, text: str) -> Line2D:
-    return Line2D(
-        [], [], ls="", marker=shape, mec=color, mfc="white", mew=1.2, ms=size, label=text
-    )
+    return Line2D([], [], ls="", marker=shape, mec=color, mfc="white", mew=1.2, ms=size, label=text)
 
 
 def _figure(width: float, height: float) -> Figure:

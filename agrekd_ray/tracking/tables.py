@@ -97,21 +97,20 @@ def summary(outcomes: Sequence[Outcome]) -> list[Row]:
 
 
 def summary_metrics(outcomes: Sequence[Outcome]) -> dict[str, float]:
-    """The summary as MLflow names it: `<method>/test/worst_group_accuracy/mean` and `/std`, ...
+    """The summary as MLflow names it: `<method>/test/worst_group_accuracy/mean` and `/std`.
 
     Args:
         outcomes: finished students.
 
     Returns:
-        Mean and standard deviation of accuracy and worst-group accuracy on the test split, and
+        Mean and standard deviation of the worst-group accuracy on the test split, and
         `agre_kd_minus_aver/test/worst_group_accuracy` where both methods share a seed.
     """
     metrics: dict[str, float] = {}
     for row in summary(outcomes):
         if row.split == "test":
-            for name in (_WGA, "accuracy"):
-                metrics[f"{row.method}/test/{name}/mean"] = row.mean[name]
-                metrics[f"{row.method}/test/{name}/std"] = row.std[name]
+            metrics[f"{row.method}/test/{_WGA}/mean"] = row.mean[_WGA]
+            metrics[f"{row.method}/test/{_WGA}/std"] = row.std[_WGA]
     if difference := paired(outcomes, "agre_kd", "aver"):
         metrics[f"agre_kd_minus_aver/test/{_WGA}"] = difference.mean
     return metrics
@@ -172,7 +171,7 @@ def render(
     taught = [row for row in rows if is_distilled(row.method)]
     best = max(taught, key=lambda row: row.mean[_WGA], default=None)
     table = Table(
-        title=Text(f"Accuracy on the {split} split in %{_over_seeds(rows)}"),
+        title=Text(_heading(rows)),
         title_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
@@ -195,6 +194,30 @@ def render(
     console.print(table)
     for line in _below(outcomes, members, split):
         console.print(Text(line))
+
+
+def markdown(outcomes: Sequence[Outcome], members: Sequence[Member], split: str = "test") -> str:
+    """The comparison as Markdown, for the description of the job's run.
+
+    Args:
+        outcomes: finished students.
+        members: the ensemble.
+        split: which split to show.
+
+    Returns:
+        The heading, a table with all columns, and the lines of `render`; empty without students.
+    """
+    rows = [row for row in summary(outcomes) if row.split == split]
+    if not rows:
+        return ""
+    columns = [column for block in _columns(rows) for column in block]
+    lines = [
+        [column.header for column in columns],
+        [":---" if column.words else "---:" for column in columns],
+        *([column.cells[index] for column in columns] for index in range(len(rows))),
+    ]
+    table = "\n".join(f"| {' | '.join(t.replace('|', '/') for t in line)} |" for line in lines)
+    return "\n\n".join([_heading(rows), table, *_below(outcomes, members, split)])
 
 
 def write_csv(outcomes: Sequence[Outcome], path: Path) -> None:
@@ -336,12 +359,11 @@ def _percent(row: Row, name: str) -> str:
     return f"{100 * value:.1f} ± {100 * row.std[name]:4.1f}"
 
 
-def _over_seeds(rows: list[Row]) -> str:
+def _heading(rows: list[Row]) -> str:
     counts = {len(row.seeds) for row in rows}
-    if counts == {1}:
-        return ", one seed"
-    many = max(counts)
-    return f", mean ± sd over {many if len(counts) == 1 else f'up to {many}'} seeds"
+    many = f"{max(counts)}" if len(counts) == 1 else f"up to {max(counts)}"
+    over = "one seed" if counts == {1} else f"mean ± sd over {many} seeds"
+    return f"Accuracy on the {rows[0].split} split in %, {over}"
 
 
 def _below(outcomes: Sequence[Outcome], members: Sequence[Member], split: str) -> list[str]:

@@ -8,6 +8,7 @@ respect to the logits, `logits.backward(gradient)`, optimiser step. Where that g
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from agrekd_ray.core.kd import label_gradient
 from agrekd_ray.data import TRAIN, Samples
+from agrekd_ray.errors import RunError
 from agrekd_ray.settings import Training
 from agrekd_ray.training.batches import Batch, BatchPlan
 from agrekd_ray.training.optimization import make_optimizer, make_schedule
@@ -168,7 +170,7 @@ class Trainer:
         """All steps of the next epoch.
 
         Raises:
-            FloatingPointError: the loss is no longer finite.
+            RunError: the loss is no longer finite.
         """
         epoch, start = self.next_epoch, time.perf_counter()
         torch.manual_seed(_mix(self.seed, epoch, self.plan.rank))
@@ -185,8 +187,8 @@ class Trainer:
                 self.observer.observe(batch, taught)
         self.next_epoch += 1
         summed, count = self._total(loss).tolist()
-        if not summed - summed == 0:
-            raise FloatingPointError(
+        if not math.isfinite(summed):
+            raise RunError(
                 f"the loss is {summed} in epoch {epoch}: training has diverged. Lower "
                 "training.learning_rate, or set training.clip_norm."
             )

@@ -1,0 +1,105 @@
+"""The command line: verbs and exit codes, nothing else."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from agrekd_ray import __version__
+from agrekd_ray.errors import AgrekdError
+
+INVALID, FAILED, INTERRUPTED = 2, 1, 130
+JobFile = Annotated[Path, typer.Argument(help="The job, a YAML file.", metavar="JOB")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="Changes to the job: distillation.temperature=2", metavar="[KEY.PATH=VALUE]..."
+    ),
+]
+
+app = typer.Typer(
+    help="Group-robust distillation of large teacher ensembles on Ray (AGRE-KD).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command()
+def run(job: JobFile, overrides: Overrides = None) -> None:
+    """Train the pool of teachers and every method with every seed, and compare them."""
+    from agrekd_ray.config import load_job
+    from agrekd_ray.run.folder import RunFolder
+    from agrekd_ray.run.job import run_job
+
+    folder = RunFolder.create(load_job(job, overrides or []))
+    _resumable(folder.path, lambda: run_job(folder, Console()))
+
+
+@app.command()
+def resume(
+    folder: Annotated[Path, typer.Argument(help="Of the run, like runs/JOB/latest.")],
+) -> None:
+    """Go on with a run that was stopped or killed, with the student and epoch where it was."""
+    from agrekd_ray.run.folder import RunFolder
+    from agrekd_ray.run.job import run_job
+
+    opened = RunFolder.open(folder)
+    _resumable(opened.path, lambda: run_job(opened, Console()))
+
+
+@app.command()
+def validate(job: JobFile, overrides: Overrides = None) -> None:
+    """Check a job whole, without starting anything: every key, value and file; all faults at once."""
+    from agrekd_ray.config import load_job
+
+    checked = load_job(job, overrides or [])
+    typer.echo(f"{job}: valid ({len(checked.methods)} methods × {len(checked.seeds)} seeds)")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"agrekd {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _resumable(folder: Path, work: object) -> None:
+    try:
+        work()  # type: ignore[operator]
+    except BaseException:
+        print(f"To go on where it stopped: agrekd resume {folder}", file=sys.stderr)
+        raise
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Entry point: a person's errors become one message; the exit code says what happened."""
+    from agrekd_ray.config import JobError
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        app()
+    except AgrekdError as error:
+        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(INVALID if isinstance(error, JobError) else FAILED)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("interrupted")
+        sys.exit(INTERRUPTED)

@@ -1,0 +1,462 @@
+"""The whole vocabulary of a job: YAML, then dotted overrides, then validation of everything."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import re
+import tempfile
+import typing
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+from yaml import YAMLError
+
+from agrekd_ray.core.weighting import STRATEGIES, SampleWeighting
+from agrekd_ray.data import TRAIN, Dataset, DataSettings, open_dataset
+from agrekd_ray.errors import AgrekdError
+from agrekd_ray.guidance.fleet import FleetSettings
+from agrekd_ray.models import check, check_classes, check_name, read_manifest
+from agrekd_ray.settings import LocalPath, Positive, Seed, Settings, Share
+from agrekd_ray.student import StudentSettings
+from agrekd_ray.teachers import EnsembleSettings, TeacherSettings
+
+BASELINES = ("one_hot", "one_hot_dfr", "deep_ensemble", "deep_ensemble_dfr", "teacher_vote")
+"""Methods without distillation."""
+METHODS = (*BASELINES, *STRATEGIES)
+Method = Literal[METHODS]  # type: ignore[valid-type]
+
+
+class AgreKdOptions(Settings):
+    """Options of `agre_kd`.
+
+    Attributes:
+        normalize: cosine (the paper) or plain dot product (its Table 6).
+        fallback: what a sample gets whose weights are all 0: `uniform` or `skip`.
+    """
+
+    normalize: bool = True
+    fallback: Literal["uniform", "skip"] = "uniform"
+
+
+class AeKdOptions(Settings):
+    """Options of `ae_kd`.
+
+    Attributes:
+        box: largest weight of a teacher; raised to 1/M where that is more.
+    """
+
+    box: Annotated[float, Field(gt=0, le=1)] = 0.6
+
+
+class SampleWeightingSettings(Settings):
+    """Scale every sample by how far the ensemble answers from the biased model.
+
+    Attributes:
+        floor: added to the total variation distance.
+        exponent: that the sum is raised to.
+    """
+
+    floor: Positive = 0.02
+    exponent: Positive = 0.5
+
+    def build(self) -> SampleWeighting:
+        """As `core` takes it."""
+        return SampleWeighting(self.floor, self.exponent)
+
+
+class DistillationSettings(Settings):
+    """How the student is taught.
+
+    Attributes:
+        temperature: tau.
+        alpha: share of distillation in the objective; the rest is cross-entropy with labels.
+        agre_kd: options of that strategy.
+        ae_kd: options of that strategy.
+        sample_weighting: on for every strategy, or null for off.
+    """
+
+    temperature: Positive = 4.0
+    alpha: Share = 1.0
+    agre_kd: AgreKdOptions = AgreKdOptions()
+    ae_kd: AeKdOptions = AeKdOptions()
+    sample_weighting: SampleWeightingSettings | None = None
+
+    def options(self, strategy: str) -> dict[str, Any]:
+        """Options of a strategy, by name."""
+        block = getattr(self, strategy, None)
+        return block.model_dump() if isinstance(block, Settings) else {}
+
+
+class TrackingSettings(Settings):
+    """Where runs are recorded.
+
+    Attributes:
+        uri: of the MLflow store; null is a SQLite file in the runs folder.
+        experiment: name of the experiment; null takes the job's name.
+    """
+
+    uri: str | None = None
+    experiment: str | None = None
+
+
+class RaySettings(Settings):
+    """Which Ray cluster.
+
+    Attributes:
+        address: of a running cluster (`auto`, `ray://...`, `host:port`); null starts one here
+            and ends it with the run.
+    """
+
+    address: str | None = None
+
+
+class Job(Settings):
+    """One job: a pool of teachers, and every method with every seed.
+
+    Attributes:
+        name: of the job; its runs are in `RUNS/NAME/`.
+        data: the data set.
+        teachers: the pool.
+        ensemble: who of the pool teaches.
+        student: the student.
+        distillation: how it is taught.
+        methods: what is compared, in the order of the table.
+        seeds: of the students.
+        guidance: `live` (teachers in Ray actors) or `local` (all in one process, without Ray).
+        fleet: how live teachers are hosted.
+        tracking: MLflow.
+        ray: the cluster.
+        runs: folder of all runs.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    data: DataSettings
+    teachers: TeacherSettings
+    ensemble: EnsembleSettings = EnsembleSettings()
+    student: StudentSettings
+    distillation: DistillationSettings = DistillationSettings()
+    methods: Annotated[tuple[Method, ...], Field(min_length=1)]
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2)
+    guidance: Literal["live", "local"] = "live"
+    fleet: FleetSettings = FleetSettings()
+    tracking: TrackingSettings = TrackingSettings()
+    ray: RaySettings = RaySettings()
+    runs: LocalPath = Path("runs")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong with a job.
+
+    Attributes:
+        key: dotted path.
+        value: as given, in words; empty where it is missing.
+        problem: what is wrong and what is allowed.
+        nearest: the valid name that was probably meant, or None.
+    """
+
+    key: str
+    value: str
+    problem: str
+    nearest: str | None = None
+
+    def __str__(self) -> str:
+        given = f" = {self.value}" if self.value else ""
+        hint = f" Did you mean {self.nearest}?" if self.nearest else ""
+        return f"{self.key}{given}: {self.problem}.{hint}"
+
+
+class JobError(AgrekdError):
+    """A job with faults, all of them.
+
+    Attributes:
+        faults: in the order of the job.
+    """
+
+    def __init__(self, source: str, faults: Sequence[Fault]) -> None:
+        self.faults = tuple(faults)
+        count = f"{len(faults)} faults" if len(faults) > 1 else "1 fault"
+        super().__init__("\n".join([f"{source}: {count}", *(f"  - {f}" for f in faults)]))
+
+
+def read_job(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """A job's raw values: the YAML file with `key.path=value` overrides merged in.
+
+    Raises:
+        JobError: the file is missing or no YAML mapping, or an override has no `=`.
+    """
+    try:
+        text = path.read_text()
+    except OSError as error:
+        near = difflib.get_close_matches(path.name, _neighbours(path), 1)
+        raise JobError(
+            str(path),
+            [Fault("job", "", f"cannot be read ({error.strerror or error})", near[0] if near else None)],
+        ) from None
+    except UnicodeDecodeError:
+        raise JobError(str(path), [Fault("job", "", "is no text file, but not YAML")]) from None
+    pairs = list(overrides)
+    wrong = [pair for pair in pairs if not re.match(r"^[A-Za-z_][\w.]*=", pair)]
+    if wrong:
+        raise JobError(
+            str(path), [Fault(pair, "", "an override is written key.path=value") for pair in wrong]
+        )
+    try:
+        job = OmegaConf.create(text)
+        if not OmegaConf.is_dict(job) or not job:
+            raise JobError(str(path), [Fault("job", "", "holds no keys; a job is a YAML mapping")])
+        merged = OmegaConf.merge(job, OmegaConf.from_dotlist(pairs))
+        return typing.cast(dict[str, Any], OmegaConf.to_container(merged, resolve=True))
+    except (OmegaConfBaseException, YAMLError, ValueError) as error:
+        what = " ".join(str(error).split())
+        raise JobError(str(path), [Fault("job", "", f"is no valid YAML ({what})")]) from None
+
+
+def load_job(path: Path, overrides: Iterable[str] = ()) -> Job:
+    """Read and check a job whole: every key, every value, every file that it names.
+
+    Raises:
+        JobError: all faults at once.
+    """
+    raw = read_job(path, overrides)
+    job, faults = check_job(raw)
+    if faults or job is None:
+        raise JobError(str(path), faults)
+    return job
+
+
+def check_job(raw: dict[str, Any]) -> tuple[Job | None, list[Fault]]:
+    """All faults of a job's raw values; the job where there is none."""
+    faults: list[Fault] = []
+    job: Job | None = None
+    try:
+        job = Job.model_validate(raw)
+    except ValidationError as error:
+        faults += [_fault(detail) for detail in error.errors(include_url=False)]
+    faults += _Whole(raw, job, {fault.key for fault in faults}).faults()
+    return (None if faults else job), faults
+
+
+class _Whole:
+    """Checks that look at several keys, or at files; each runs where what it needs is sound."""
+
+    def __init__(self, raw: dict[str, Any], job: Job | None, bad: set[str]) -> None:
+        self._raw, self._job, self._bad = raw, job, bad
+
+    def _get(self, path: str) -> Any:
+        """The checked value at a dotted path; None where it, or what it is part of, is faulty."""
+        parts = path.split(".")
+        if self._job is not None:
+            return functools.reduce(getattr, parts, self._job)
+        if any(f"{bad}.".startswith(f"{path}.") or path.startswith(f"{bad}.") for bad in self._bad):
+            return None
+        block: Any = Job
+        raw: Any = self._raw
+        for number, part in enumerate(parts):
+            field = block.model_fields[part]
+            if part not in raw:
+                default = field.get_default(call_default_factory=True)
+                return None if field.is_required() else functools.reduce(
+                    getattr, parts[number + 1 :], default
+                )
+            block, raw = field.annotation, raw[part]
+        return TypeAdapter(Annotated[field.annotation, field]).validate_python(raw)
+
+    def faults(self) -> list[Fault]:
+        found: list[Fault] = []
+        for rule in (
+            self._lists,
+            self._sizes,
+            self._files,
+            self._own_checkpoints,
+            self._architectures,
+            self._folders,
+        ):
+            found += rule()
+        return found
+
+    def _dataset(self) -> Dataset | None:
+        data = self._get("data")
+        try:
+            return open_dataset(data) if data is not None else None
+        except AgrekdError:
+            return None
+
+    def _lists(self) -> list[Fault]:
+        return [
+            Fault(key, str(list(values)), "names the same thing twice")
+            for key in ("methods", "seeds")
+            if (values := self._get(key)) and len(set(values)) < len(values)
+        ]
+
+    def _sizes(self) -> list[Fault]:
+        found = []
+        size, count = self._get("ensemble.size"), self._get("teachers.count")
+        if size is not None and count is not None and size > count:
+            problem = f"more teachers than the pool has (teachers.count is {count})"
+            found.append(Fault("ensemble.size", str(size), problem))
+        own, methods = self._get("ensemble.checkpoints"), self._get("methods") or ()
+        if size == 0 and own == () and set(methods) - {"one_hot", "one_hot_dfr"}:
+            found.append(Fault("ensemble.size", "0", "there is no teacher; name at least one"))
+        workers, key = self._get("student.workers"), "student.training.batch_size"
+        batch = self._get(key)
+        if workers and batch and batch % workers:
+            problem = f"must be a multiple of student.workers, {workers}"
+            found.append(Fault(key, str(batch), problem))
+        dataset = self._dataset()
+        for key in ("teachers.training.batch_size", "student.training.batch_size"):
+            batch = self._get(key)
+            if dataset and batch and batch > len(dataset.splits[TRAIN]):
+                problem = f"more than the {len(dataset.splits[TRAIN])} training samples"
+                found.append(Fault(key, str(batch), problem))
+        return found
+
+    def _files(self) -> list[Fault]:
+        data = self._get("data")
+        return _caught("data", lambda: open_dataset(data)) if data is not None else []
+
+    def _own_checkpoints(self) -> list[Fault]:
+        dataset = self._dataset()
+        named = [
+            (f"ensemble.checkpoints.{number}", path)
+            for number, path in enumerate(self._get("ensemble.checkpoints") or ())
+        ]
+        if (biased := self._get("ensemble.biased")) is not None:
+            named.append(("ensemble.biased", biased))
+        found = []
+        for key, path in named:
+
+            def look(path: Path = path) -> None:
+                manifest = read_manifest(path)
+                if dataset is not None:
+                    check_classes(path, manifest, dataset.classes)
+                    if manifest.shape != dataset.shape:
+                        raise AgrekdError(
+                            f"{path}: takes images of {manifest.shape}, the data have "
+                            f"{dataset.shape}"
+                        )
+
+            found += _caught(key, look)
+        return found
+
+    def _architectures(self) -> list[Fault]:
+        dataset = self._dataset()
+        found = []
+        for key in ("teachers.model", "student.model"):
+            model = self._get(key)
+            if model is not None and dataset is not None:
+                shape, classes = dataset.shape, len(dataset.classes)
+                found += _caught(key, functools.partial(check, model, shape, classes))
+            elif model is not None:  # sizes are unknown, but names and arguments are not
+                found += _caught(key, functools.partial(check_name, model))
+        return found
+
+    def _folders(self) -> list[Fault]:
+        return [
+            Fault(key, str(path), problem)
+            for key in ("runs", "teachers.store")
+            if (path := self._get(key)) is not None and (problem := _unwritable(path))
+        ]
+
+
+def _caught(key: str, look: Callable[[], object]) -> list[Fault]:
+    try:
+        look()
+    except AgrekdError as error:
+        text = str(error).rstrip(".")
+        named = re.match(r"^((?:data|teachers|student)\.[\w.]+)(?: \+ [\w.]+)?: ", text)
+        if named:
+            return [Fault(named[1], "", text[named.end() :])]
+        return [Fault(key, "", text)]
+    return []
+
+
+def _unwritable(folder: Path) -> str | None:
+    """Why nothing could be written to a folder that may not exist yet; None where it could."""
+    existing = next(p for p in (folder, *folder.parents) if p.exists())
+    if not existing.is_dir():
+        return f"{existing} is a file, not a folder"
+    try:  # trying beats asking: rights, read-only and full file systems in one
+        with tempfile.TemporaryDirectory(dir=existing):
+            return None
+    except OSError as error:
+        return f"{existing} cannot be written ({error.strerror or error}); choose another folder"
+
+
+def _neighbours(path: Path) -> list[str]:
+    return [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+
+
+def _fault(detail: ErrorDetails) -> Fault:
+    """A fault in a job's words out of pydantic's error."""
+    loc = [part for n, part in enumerate(detail["loc"]) if not (n == 1 and detail["loc"][0] == "data" and _is_tag(part))]
+    key = ".".join(map(str, loc))
+    kind, context = detail["type"], detail.get("ctx", {})
+    value = detail["input"]
+    shown = str(value) if isinstance(value, str | int | float | bool) else ""
+    if value is None and kind != "missing":
+        shown = "null"
+    if kind == "extra_forbidden":
+        names = _names_at(loc[:-1])
+        near = difflib.get_close_matches(str(loc[-1]), names, 1, 0.5)
+        return Fault(
+            key,
+            shown,
+            f"unknown key; known here: {', '.join(names)}",
+            ".".join([*map(str, loc[:-1]), near[0]]) if near else None,
+        )
+    if kind == "missing":
+        return Fault(key, "", "is missing")
+    if kind in ("literal_error", "union_tag_invalid"):
+        allowed = [
+            word.strip("' ")
+            for word in re.split(r", | or ", context.get("expected") or context["expected_tags"])
+        ]
+        near = difflib.get_close_matches(str(context.get("tag", value)), allowed, 1, 0.5)
+        tag = kind == "union_tag_invalid"
+        return Fault(
+            f"{key}.name" if tag else key,
+            str(context["tag"]) if tag else shown,
+            f"must be one of {', '.join(allowed)}",
+            near[0] if near else None,
+        )
+    if kind == "union_tag_not_found":
+        return Fault(f"{key}.name", "", f"is missing; one of {', '.join(_tags())}")
+    message = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if kind == "string_pattern_mismatch":
+        message = "letters, digits, '_', '-' and '.', beginning with a letter or digit"
+    problem = message if kind == "value_error" and "number" not in message else f"must be {message}"
+    return Fault(key, shown, problem.rstrip("."))
+
+
+def _tags() -> list[str]:
+    return [
+        typing.get_args(option.model_fields["name"].annotation)[0]
+        for option in _models_in(DataSettings)
+    ]
+
+
+def _is_tag(part: Any) -> bool:
+    return part in _tags()
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for inner in typing.get_args(annotation) for model in _models_in(inner)]
+
+
+def _names_at(loc: Sequence[str | int]) -> list[str]:
+    """Known keys of the block at a path."""
+    models: list[type[BaseModel]] = [Job]
+    for part in loc:
+        fields = [m.model_fields[str(part)] for m in models if str(part) in m.model_fields]
+        models = [model for field in fields for model in _models_in(field.annotation)]
+    return sorted({name for model in models for name in model.model_fields})

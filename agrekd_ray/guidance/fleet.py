@@ -1,0 +1,250 @@
+"""The live source: teachers in Ray actors, and a weighting actor beside the driver.
+
+The actors hold no mathematics: `TeacherHost` and `weigh_replies` do the work, with Ray or without.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import ray
+import torch
+from pydantic import Field
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from agrekd_ray.channel import Note, Post, plain_error
+from agrekd_ray.data import DataSettings, open_dataset
+from agrekd_ray.errors import DataError
+from agrekd_ray.guidance.host import TeacherHost
+from agrekd_ray.guidance.lesson import Answer, Question, Reply, weigh_replies
+from agrekd_ray.models import read_manifest
+from agrekd_ray.settings import Autocast, Count, NonNegative, Positive, Settings
+
+STALL_SECONDS = 30.0
+
+
+class FleetSettings(Settings):
+    """How teachers are hosted.
+
+    Attributes:
+        backbones_per_actor: backbones in one actor, with all their heads. An actor costs about a
+            millisecond a step, so small teachers share one and large ones have their own.
+        cpus: logical CPUs of an actor; null shares what the student's workers leave.
+        gpus: of an actor; fractions share a GPU between actors.
+        autocast: precision of the teachers' forward pass.
+        look_ahead: batches that teachers compute while the student trains.
+    """
+
+    backbones_per_actor: Count = 1
+    cpus: Positive | None = None
+    gpus: NonNegative = 0
+    autocast: Autocast = "none"
+    look_ahead: Annotated[int, Field(ge=0, le=64)] = 2
+
+
+class TeacherActor:
+    """Shell of a `TeacherHost` in its own process. Rebuilt by Ray where it dies."""
+
+    def __init__(
+        self,
+        checkpoints: Mapping[str, Path],
+        data: DataSettings,
+        fingerprint: str,
+        gpus: float,
+        autocast: Autocast,
+        capacity: int,
+    ) -> None:
+        samples = open_dataset(data)
+        node = ray.util.get_node_ip_address()
+        if samples.fingerprint != fingerprint:
+            raise DataError(
+                f"node {node}: the data there differ from the driver's "
+                f"({samples.fingerprint[:12]} instead of {fingerprint[:12]}); copy them again."
+            )
+        # An actor with no GPU assigned still sees all of them: the device is chosen explicitly.
+        device = "cuda" if gpus and torch.cuda.is_available() else "cpu"
+        self._host = TeacherHost(
+            checkpoints, samples, device=device, autocast=autocast, capacity=capacity
+        )
+
+    def replies(self, names: Sequence[str], question: Question) -> dict[str, Reply]:
+        """See `TeacherHost.replies`."""
+        return self._host.replies(names, question)
+
+    def forwards(self) -> int:
+        """Forward passes of a backbone so far."""
+        return self._host.forwards
+
+
+class WeightingActor:
+    """Gathers the replies to a question from all teachers and weighs them. Keeps nothing."""
+
+    def __init__(self, homes: Mapping[str, Any]) -> None:
+        self._homes = homes
+
+    async def ask(self, question: Question) -> Answer:
+        """See `Source.ask`."""
+        wanted: dict[Any, list[str]] = {}
+        for name in question.lesson.members:
+            wanted.setdefault(self._homes[name], []).append(name)
+        told = await asyncio.gather(
+            *(actor.replies.remote(names, question) for actor, names in wanted.items())
+        )
+        replies: dict[str, Reply] = {}
+        for some in told:
+            replies |= some
+        return weigh_replies(question, replies)
+
+
+@dataclass(frozen=True)
+class FleetSource:
+    """A student's end of the fleet; may travel to any process (a `Source`).
+
+    Attributes:
+        actor: the weighting actor.
+        post: tells the driver of a stall.
+    """
+
+    actor: Any
+    post: Post
+
+    def ask(self, question: Question) -> Answer:
+        """See `Source.ask`.
+
+        Raises:
+            RunError: a teacher or the weighting actor is lost for good.
+            AgrekdError: what a teacher raised.
+        """
+        reference = self.actor.ask.remote(question)
+        waited = 0.0
+        while True:
+            try:
+                return ray.get(reference, timeout=STALL_SECONDS)
+            except GetTimeoutError:
+                waited += STALL_SECONDS
+                self.post(
+                    Note(
+                        f"step {question.step} has waited {waited:.0f} s for its teachers "
+                        f"({', '.join(question.lesson.members)})"
+                    )
+                )
+            except (RayTaskError, RayActorError) as error:
+                raise plain_error(error, "the fleet of teachers") from None
+
+
+class Fleet:
+    """All actors of an ensemble. The driver owns them: `close` ends them.
+
+    Args:
+        checkpoints: folders by teacher's name, the biased model among them.
+        data: settings of the data set; every actor opens it itself.
+        settings: how teachers are hosted.
+        post: tells the driver of stalls.
+        workers: of the student, who ask at the same time and need CPUs of their own.
+        cpus_taken: logical CPUs that the student's workers take.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Mapping[str, Path],
+        data: DataSettings,
+        settings: FleetSettings,
+        post: Post,
+        *,
+        workers: int = 1,
+        cpus_taken: float = 1,
+    ) -> None:
+        shares = placement(checkpoints, settings.backbones_per_actor)
+        cpus = settings.cpus
+        if cpus is None:
+            free = ray.cluster_resources().get("CPU", 1) - cpus_taken
+            cpus = max(0.01, min(1.0, 0.9 * free / len(shares)))
+        fingerprint = open_dataset(data).fingerprint
+        self._post = post
+        self.actors = [
+            ray.remote(TeacherActor)
+            .options(
+                num_cpus=cpus,
+                num_gpus=settings.gpus,
+                max_restarts=-1,
+                max_task_retries=-1,
+                scheduling_strategy="SPREAD",
+                name=None,
+            )
+            .remote(
+                {name: checkpoints[name].resolve() for name in share},
+                data,
+                fingerprint,
+                settings.gpus,
+                settings.autocast,
+                (settings.look_ahead + 2) * (workers + 1),
+            )
+            for share in shares
+        ]
+        homes = {
+            name: actor
+            for actor, share in zip(self.actors, shares, strict=True)
+            for name in share
+        }
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self.weighting = (
+            ray.remote(WeightingActor)
+            .options(
+                num_cpus=0,
+                max_restarts=-1,
+                max_task_retries=-1,
+                max_concurrency=1000,
+                scheduling_strategy=here,
+            )
+            .remote(homes)
+        )
+
+    def wait(self) -> None:
+        """Until every teacher is in memory.
+
+        Raises:
+            RunError: an actor could not be started.
+            AgrekdError: what a teacher raised: a damaged checkpoint, other data on its node.
+        """
+        self.forwards()
+
+    def forwards(self) -> int:
+        """Forward passes of a backbone so far, over all actors."""
+        try:
+            return sum(ray.get([actor.forwards.remote() for actor in self.actors]))
+        except (RayTaskError, RayActorError) as error:
+            raise plain_error(error, "a teacher") from None
+
+    def source(self) -> FleetSource:
+        """A student's end."""
+        return FleetSource(self.weighting, self._post)
+
+    def close(self) -> None:
+        """End every actor."""
+        for actor in (self.weighting, *self.actors):
+            ray.kill(actor)
+
+
+def placement(
+    checkpoints: Mapping[str, Path], backbones_per_actor: int
+) -> list[tuple[str, ...]]:
+    """Which teachers live together: all heads of a backbone, and so many backbones an actor.
+
+    Args:
+        checkpoints: folders by teacher's name.
+        backbones_per_actor: at most so many different backbones in one actor.
+
+    Returns:
+        Names by actor; backbones spread evenly over as few actors as possible.
+    """
+    heads: dict[str, list[str]] = {}
+    for name, folder in checkpoints.items():
+        heads.setdefault(read_manifest(folder).backbone, []).append(name)
+    backbones = list(heads.values())
+    actors = -(-len(backbones) // backbones_per_actor)
+    return [tuple(name for some in backbones[n::actors] for name in some) for n in range(actors)]

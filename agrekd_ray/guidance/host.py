@@ -1,0 +1,130 @@
+"""Teachers in memory: a plain class, driven by Ray actors and by tests alike."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from agrekd_ray.core.kd import kd_gradient
+from agrekd_ray.data import Samples
+from agrekd_ray.errors import RunError
+from agrekd_ray.guidance.lesson import Question, Reply, View
+from agrekd_ray.models import check_classes, load
+from agrekd_ray.settings import Autocast
+
+
+class TeacherHost:
+    """Frozen teachers that answer questions, and compute the coming batches in between.
+
+    Heads whose backbones have the same weights share one backbone and pay one forward pass. What
+    is kept between two questions is a cache: any question can be repeated, to this host or to
+    another, and has the same answer. A host never sees a group label and never trains.
+
+    Args:
+        checkpoints: folders by teacher's name.
+        samples: the data set.
+        device: where the teachers are put.
+        autocast: precision of the forward pass; logits are float32 in any case.
+        capacity: batches whose logits are kept; the oldest goes first.
+
+    Raises:
+        CheckpointError: a checkpoint cannot be used, or is of other classes than the data.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Mapping[str, Path],
+        samples: Samples,
+        *,
+        device: torch.device | str = "cpu",
+        autocast: Autocast = "none",
+        capacity: int = 8,
+    ) -> None:
+        self._samples, self._device = samples, torch.device(device)
+        self._autocast, self._capacity = autocast, capacity
+        self._backbones: dict[str, nn.Module] = {}
+        self._heads: dict[str, tuple[str, nn.Module]] = {}
+        for name, folder in checkpoints.items():
+            model, manifest = load(folder, self._device)
+            check_classes(folder, manifest, samples.classes)
+            shared = manifest.backbone
+            self._backbones.setdefault(shared, model.backbone)
+            self._heads[name] = (shared, model.head)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="teacher-forward")
+        self._kept: OrderedDict[tuple[object, ...], Future[dict[str, Tensor]]] = OrderedDict()
+        self.forwards = 0
+        """Forward passes of a backbone so far."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The teachers here."""
+        return tuple(self._heads)
+
+    @property
+    def backbones(self) -> int:
+        """Backbones in memory."""
+        return len(self._backbones)
+
+    def replies(self, names: Sequence[str], question: Question) -> dict[str, Reply]:
+        """What the named teachers say; then starts on the views that will be asked for next.
+
+        Raises:
+            RunError: a teacher's logits are not finite.
+        """
+        logits = self._logits(names, (question.epoch, question.ids))
+        for view in question.ahead:
+            self._logits(names, view)
+        answers = logits.result()
+        student_BC = torch.from_numpy(np.array(question.logits_BC))
+        labels_B = self._samples.labels(question.ids) if question.lesson.cross_entropy else None
+        replies = {}
+        for name in names:
+            gradient_BC = kd_gradient(student_BC, answers[name], question.lesson.temperature)
+            entropy = None
+            if labels_B is not None:
+                entropy = F.cross_entropy(answers[name], labels_B, reduction="none").numpy()
+            replies[name] = Reply(gradient_BC.numpy(), entropy)
+        return replies
+
+    def _logits(self, names: Sequence[str], view: View) -> Future[dict[str, Tensor]]:
+        """The teachers' logits of a view: kept, on their way, or started now."""
+        epoch, ids = view
+        key = (epoch, np.ascontiguousarray(ids).tobytes(), tuple(names))
+        if key not in self._kept:
+            while len(self._kept) >= self._capacity:
+                self._kept.popitem(last=False)[1].cancel()
+            self._kept[key] = self._thread.submit(self._forward, tuple(names), epoch, ids)
+        self._kept.move_to_end(key)
+        return self._kept[key]
+
+    @torch.inference_mode()
+    def _forward(self, names: tuple[str, ...], epoch: int, ids: np.ndarray) -> dict[str, Tensor]:
+        images = self._samples.inputs(ids, epoch)
+        if self._device.type == "cuda":
+            images = images.pin_memory().to(self._device, non_blocking=True)
+        features: dict[str, Tensor] = {}
+        logits = {}
+        with torch.autocast(
+            self._device.type, dtype=torch.bfloat16, enabled=self._autocast == "bfloat16"
+        ):
+            for name in names:
+                shared, head = self._heads[name]
+                if shared not in features:
+                    features[shared] = self._backbones[shared](images)
+                    self.forwards += 1
+                answer = head(features[shared]).float().cpu()
+                if not torch.isfinite(answer).all():
+                    raise RunError(
+                        f"teacher {name} answers with NaN or infinite logits (epoch {epoch}, "
+                        f"{int((~torch.isfinite(answer)).any(1).sum())} of {len(ids)} samples); "
+                        "train it again, or set fleet.autocast: none."
+                    )
+                logits[name] = answer
+        return logits

@@ -1,0 +1,158 @@
+"""What travels between a student and its teachers: ids, logits and gradients, never images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agrekd_ray.core.weighting import (
+    STRATEGIES,
+    SampleWeighting,
+    combine,
+    needs_global_batch,
+)
+from agrekd_ray.training import Batch
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """How one student is taught, from its first step to its last.
+
+    Attributes:
+        strategy: name of the weighting.
+        teachers: names of the M teachers, in the order of the weights.
+        biased: name of the biased model.
+        temperature: tau.
+        alpha: share of distillation in the objective; the rest is cross-entropy with the labels.
+        options: of the strategy.
+        sample_weighting: settings of the sample weighting, or None.
+        seed: the student's; draws the teacher of `random`.
+    """
+
+    strategy: str
+    teachers: tuple[str, ...]
+    biased: str
+    temperature: float
+    alpha: float = 1.0
+    options: dict[str, Any] = field(default_factory=dict)
+    sample_weighting: SampleWeighting | None = None
+    seed: int = 0
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Everybody who must answer: the teachers, and the biased model where it is used."""
+        uses_biased = STRATEGIES[self.strategy].needs_biased or self.sample_weighting is not None
+        if not uses_biased or self.biased in self.teachers:
+            return self.teachers
+        return (*self.teachers, self.biased)
+
+    @property
+    def whole_batch(self) -> bool:
+        """Whether the weights depend on the whole global batch, over all workers."""
+        return needs_global_batch(self.strategy, self.sample_weighting)
+
+    @property
+    def cross_entropy(self) -> bool:
+        """Whether teachers add their own cross-entropy with the labels."""
+        return STRATEGIES[self.strategy].needs_cross_entropy
+
+
+View = tuple[int, np.ndarray]
+"""Samples as an epoch shows them: (epoch, ids [B])."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One step's request.
+
+    Attributes:
+        lesson: how the answer is to be weighted.
+        step: number of the step.
+        epoch: the view of the samples.
+        ids: of the samples, [B].
+        logits_BC: the student's, float32.
+        ahead: views that will be asked for next.
+    """
+
+    lesson: Lesson
+    step: int
+    epoch: int
+    ids: np.ndarray
+    logits_BC: np.ndarray
+    ahead: tuple[View, ...] = ()
+
+    @classmethod
+    def of(cls, lesson: Lesson, batch: Batch, ids: np.ndarray, logits_BC: Tensor) -> Question:
+        """The question of a batch; `ids` are this worker's or, for whole batches, all."""
+        whole = len(ids) == len(batch.every)
+        ahead = tuple((later.epoch, later.every if whole else later.ids) for later in batch.ahead)
+        return cls(lesson, batch.step, batch.epoch, ids, logits_BC.cpu().numpy(), ahead)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What one teacher says to a question.
+
+    Attributes:
+        gradient_BC: of its distillation loss with respect to the student's logits.
+        cross_entropy_B: of its answer with the labels, where the lesson asks for it.
+    """
+
+    gradient_BC: np.ndarray
+    cross_entropy_B: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the ensemble says to a question; see `core.weighting.Guided`."""
+
+    gradient_BC: np.ndarray
+    weights_MB: np.ndarray
+    loss_B: np.ndarray
+    fallback_B: np.ndarray
+
+
+class Source(Protocol):
+    """Where answers come from."""
+
+    def ask(self, question: Question) -> Answer:
+        """The ensemble's answer; the same whenever the question is repeated."""
+        ...
+
+
+def weigh_replies(question: Question, replies: dict[str, Reply]) -> Answer:
+    """Combine the members' replies as the lesson says.
+
+    Args:
+        question: what was asked.
+        replies: by name, at least those of `question.lesson.members`.
+    """
+    lesson = question.lesson
+    options = dict(lesson.options)
+    if lesson.strategy == "random":
+        options |= {"seed": lesson.seed, "step": question.step}
+    if lesson.cross_entropy:
+        columns = [replies[name].cross_entropy_B for name in lesson.teachers]
+        options["cross_entropy"] = torch.from_numpy(np.stack([c for c in columns if c is not None]))
+    biased = None
+    if lesson.biased in lesson.members:
+        biased = torch.from_numpy(np.array(replies[lesson.biased].gradient_BC))
+    guided = combine(
+        lesson.strategy,
+        torch.from_numpy(np.stack([replies[name].gradient_BC for name in lesson.teachers])),
+        biased,
+        student_logits=torch.from_numpy(np.array(question.logits_BC)),
+        temperature=lesson.temperature,
+        sample_weighting=lesson.sample_weighting,
+        **options,
+    )
+    return Answer(
+        guided.gradient.numpy(),
+        guided.weights.numpy(),
+        guided.loss.numpy(),
+        guided.fallback.numpy(),
+    )

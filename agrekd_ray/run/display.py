@@ -1,0 +1,101 @@
+"""One progress line: a bar on a terminal, a quiet line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+class Display:
+    """Shows where a run is. Used as a context; safe to call from several threads.
+
+    Args:
+        console: to draw on.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar: Progress | None = None
+        if console.is_terminal:
+            self._bar = Progress(
+                TextColumn("[bold]{task.fields[stage]:<8}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.description}"),
+                console=console,
+            )
+        self._task: TaskID | None = None
+        self._stage, self._total, self._done, self._unit = "", 0, 0, ""
+        self._begin = self._started = self._spoken = time.monotonic()
+
+    def __enter__(self) -> Display:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def stage(self, name: str, total: int, unit: str, done: int = 0) -> None:
+        """A new stage of so many steps begins."""
+        self._stage, self._total, self._done, self._unit = name, total, done, unit
+        self._started, self._spoken = time.monotonic(), 0.0
+        if self._bar:
+            if self._task is not None:
+                self._bar.remove_task(self._task)
+            self._task = self._bar.add_task("", total=total, completed=done, stage=name)
+        else:
+            self.advance("", 0)
+
+    def advance(self, what: str, steps: int = 1) -> None:
+        """So many steps more are done; `what` says which was the last."""
+        self._done += steps
+        if self._bar and self._task is not None:
+            self._bar.update(self._task, advance=steps, description=escape(what))
+            return
+        now = time.monotonic()
+        if now - self._spoken >= SECONDS_BETWEEN_LINES or self._done >= self._total > 0:
+            self._spoken = now
+            self._console.print(escape(self._line(what, now)), highlight=False, soft_wrap=True)
+
+    def note(self, text: str, style: str = "") -> None:
+        """A line that stays."""
+        console = self._bar.console if self._bar else self._console
+        console.print(escape(text), style=style, highlight=False, soft_wrap=True)
+
+    def _line(self, what: str, now: float) -> str:
+        parts = [f"{self._stage:<8} {self._done}/{self._total} {self._unit}"]
+        if 0 < self._done < self._total:
+            left = (now - self._started) / self._done * (self._total - self._done)
+            parts.append(f"about {_clock(left)} left")
+        if what:
+            parts.append(what)
+        return f"[{_clock(now - self._begin)}] " + " · ".join(parts)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes:02}:{rest:02}"

@@ -1,0 +1,142 @@
+"""The folder of one run: its resolved job, its state, what is finished, and its reports."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import yaml
+
+from agrekd_ray.config import Job, JobError, check_job
+from agrekd_ray.errors import RunError
+
+JOB, STATE = "job.yaml", "state.json"
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a run stands.
+
+    Attributes:
+        status: `running`, `finished`, `failed` or `interrupted`.
+        tracking_run: id of its MLflow run; None before there is one.
+        reason: why it failed.
+    """
+
+    status: str = "running"
+    tracking_run: str | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths and state of one run.
+
+    Attributes:
+        path: the folder, `RUNS/JOB/STAMP`.
+        job: the resolved job.
+    """
+
+    path: Path
+    job: Job
+
+    @classmethod
+    def create(cls, job: Job) -> RunFolder:
+        """A new folder with the resolved job in it; `RUNS/JOB/latest` points to it from now on.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+        path = job.runs / job.name / f"{stamp}-{uuid.uuid4().hex[:4]}"
+        folder = cls(path, job)
+        try:
+            path.mkdir(parents=True)
+            text = yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False)
+            (path / JOB).write_text(f"# agrekd resume {path}\n{text}")
+            folder.write_state(State())
+            link = path.with_name(f".latest-{uuid.uuid4().hex[:8]}")
+            link.symlink_to(path.name)
+            os.replace(link, path.with_name("latest"))
+        except OSError as error:
+            raise RunError(
+                f"{path}: cannot write the run's folder ({error.strerror or error}). Set runs= to "
+                "a folder that can be written."
+            ) from None
+        return folder
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """The folder of an earlier run.
+
+        Raises:
+            RunError: there is no run, or its job is damaged.
+            JobError: the job is no longer valid, for instance because its data have gone.
+        """
+        path = path.resolve()
+        try:
+            raw = yaml.safe_load((path / JOB).read_text())
+        except OSError as error:
+            raise RunError(
+                f"{path}: no run there ({error.strerror or error}). Name a run's folder, like "
+                "runs/JOB/latest."
+            ) from None
+        except yaml.YAMLError:
+            raise RunError(f"{path / JOB}: damaged; start the job anew.") from None
+        job, faults = check_job(raw if isinstance(raw, dict) else {})
+        if faults or job is None:
+            raise JobError(str(path / JOB), faults)
+        return cls(path, job)
+
+    @property
+    def students(self) -> Path:
+        """Finished methods × seeds, a folder each."""
+        return self.path / "students"
+
+    @property
+    def training(self) -> Path:
+        """Checkpoints of the training under way."""
+        return self.path / "training"
+
+    @property
+    def plots(self) -> Path:
+        """Plots, as PNG."""
+        return self.path / "plots"
+
+    def state(self) -> State:
+        """Where the run stands."""
+        try:
+            return State(**json.loads((self.path / STATE).read_text()))
+        except (OSError, ValueError, TypeError):
+            return State()
+
+    def write_state(self, state: State) -> None:
+        """Say where the run stands."""
+        partial = self.path / f".{STATE}"
+        partial.write_text(json.dumps(asdict(state)) + "\n")
+        os.replace(partial, self.path / STATE)
+
+    def update(self, **changes: str | None) -> None:
+        """Change parts of the state."""
+        self.write_state(replace(self.state(), **changes))
+
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """While this process works on the run, no other may.
+
+        Raises:
+            RunError: another process is at it.
+        """
+        with (self.path / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise RunError(f"{self.path}: another process is running this run.") from None
+            yield

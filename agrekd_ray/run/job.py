@@ -1,0 +1,247 @@
+"""One job from nothing to its table: pool, students, votes, reports."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from agrekd_ray import __version__
+from agrekd_ray.config import Job
+from agrekd_ray.data import SELECT, TEST, Dataset, open_dataset
+from agrekd_ray.errors import AgrekdError, RunError
+from agrekd_ray.models import read_manifest
+from agrekd_ray.results import Member, Metrics, Outcome
+from agrekd_ray.run.display import Display
+from agrekd_ray.run.engine import Engine, LocalEngine, RayEngine
+from agrekd_ray.run.folder import RunFolder
+from agrekd_ray.run.monitor import Monitor, flat
+from agrekd_ray.run.plan import Plan, epochs_of, make_plan
+from agrekd_ray.student import load_student, read_outcome, write_outcome
+from agrekd_ray.teachers import Pool, vote
+from agrekd_ray.tracking import plots, tables
+from agrekd_ray.tracking.mlflow_runs import Tracker
+from agrekd_ray.training import score
+
+ENGINES: dict[str, Callable[..., Engine]] = {"live": RayEngine, "local": LocalEngine}
+
+
+def run_job(folder: RunFolder, console: Console) -> list[Outcome]:
+    """Do what is left of a job: all of it for a new folder, the rest for one that was stopped.
+
+    Args:
+        folder: of the run.
+        console: for progress and the table.
+
+    Returns:
+        The outcomes of every method × seed, in the order of the job.
+
+    Raises:
+        AgrekdError: the run cannot go on; what is finished stays in the folder.
+        KeyboardInterrupt: it was stopped.
+    """
+    with folder.claimed():
+        return _Run(folder, console).go()
+
+
+class _Run:
+    """The state that the parts of one run share."""
+
+    def __init__(self, folder: RunFolder, console: Console) -> None:
+        self.folder, self.console = folder, console
+        self.job: Job = folder.job
+        self.plan: Plan = make_plan(self.job)
+        self.dataset: Dataset = open_dataset(self.job.data)
+        self.pool = Pool(self.job.teachers.store, self.dataset)
+        self.display = Display(console)
+        self.tracker = Tracker(
+            self.job.tracking.uri, self.job.tracking.experiment or self.job.name, self.job.runs
+        )
+        self.monitor = Monitor(self.display, self.tracker, self.plan.assignments)
+        self.began = time.monotonic()
+
+    def go(self) -> list[Outcome]:
+        run_id = self.tracker.start_job(
+            f"{self.job.name} {self.folder.path.name}",
+            flat(self.job.model_dump(mode="json")),
+            {"agrekd.folder": str(self.folder.path), "agrekd.version": __version__},
+            self.folder.state().tracking_run,
+        )
+        self.folder.update(status="running", tracking_run=run_id, reason=None)
+        try:
+            with self.display:
+                self._work()
+                self._votes()
+                outcomes = self._outcomes()
+                self._reports(outcomes)
+                self._models(outcomes)
+                self.tracker.finish_job(
+                    run_id, self.folder.path, "FINISHED", tables.summary_metrics(outcomes)
+                )
+        except KeyboardInterrupt:
+            self._end("interrupted", run_id, "stopped by the user", "KILLED")
+            raise
+        except BaseException as error:
+            self._end("failed", run_id, str(error) or type(error).__name__, "FAILED")
+            raise
+        self.folder.update(status="finished")
+        self._show(outcomes)
+        return outcomes
+
+    def _work(self) -> None:
+        """Teachers and students: what needs an engine."""
+        families = self.pool.missing(self.plan.recipes)
+        left = [
+            assignment
+            for assignment in self.plan.assignments
+            if read_outcome(self.folder.students / assignment.name) is None
+        ]
+        if not families and not left:
+            return
+        self.display.stage("start", 0, "")
+        engine = ENGINES[self.job.guidance](self.job, self.monitor.handle)
+        try:
+            have = len({recipe.name for recipe in self.plan.recipes}) - sum(map(len, families))
+            if families:
+                if have:
+                    self.display.note(f"{have} models of the pool are there already")
+                self.display.stage("teachers", epochs_of(families), "epochs")
+                engine.make_teachers(families)
+            if left:
+                self._train(engine, left)
+        finally:
+            engine.close()
+
+    def _train(self, engine: Engine, left: list[Any]) -> None:
+        everything = sum(a.training.epochs for a in self.plan.assignments)
+        done = everything - sum(a.training.epochs for a in left)
+        self.display.stage("students", everything, "epochs", done)
+        taught = any(assignment.lesson for assignment in left)
+        try:
+            engine.train_students(
+                self.plan.assignments,
+                self._checkpoints() if taught else {},
+                self.folder.students,
+                self.folder.training,
+            )
+        except AgrekdError:
+            if self.monitor.failure:
+                raise RunError(self.monitor.failure) from None
+            raise
+
+    def _checkpoints(self) -> dict[str, Path]:
+        """Folders of the teachers and the biased model, by name."""
+        drawn = self.plan.draw
+        made = {name: self.pool.folder(recipe) for name, recipe in drawn.recipes.items()}
+        return made | drawn.own
+
+    def _votes(self) -> None:
+        """Outcomes of the ensembles that vote."""
+        drawn, checkpoints = self.plan.draw, self._checkpoints()
+        votes = [
+            (method, seed, str(len(members)), [self.pool.folder(member) for member in members])
+            for (method, seed), members in self.plan.votes.items()
+        ]
+        if "teacher_vote" in self.job.methods:
+            folders = [checkpoints[name] for name in drawn.teachers]
+            votes.append(("teacher_vote", self.job.seeds[0], drawn.in_words, folders))
+        for method, seed, teachers, folders in votes:
+            place = self.folder.students / f"{method}-seed-{seed}"
+            if (outcome := read_outcome(place)) is None:
+                splits = {
+                    split: score(self.dataset, split, *vote(folders, self.dataset, split))
+                    for split in (SELECT, TEST)
+                }
+                outcome = Outcome(method, seed, teachers, splits)
+                write_outcome(place, outcome)
+            self.monitor.finished(outcome)
+
+    def _outcomes(self) -> list[Outcome]:
+        """Every method × seed of the job, in its order."""
+        found = [
+            read_outcome(self.folder.students / f"{method}-seed-{seed}")
+            for method in self.job.methods
+            for seed in self.job.seeds
+        ]
+        return [outcome for outcome in found if outcome is not None]
+
+    def _members(self) -> tuple[list[Member], Member | None]:
+        """The teachers, and the biased model, with their metrics."""
+        if not self.plan.needs_ensemble:
+            return [], None
+        checkpoints = self._checkpoints()
+
+        def member(name: str) -> Member:
+            manifest = read_manifest(checkpoints[name])
+            metrics = {split: Metrics(**values) for split, values in manifest.metrics.items()}
+            return Member(name, name.partition("-")[0], manifest.fingerprint, metrics)
+
+        drawn = self.plan.draw
+        return [member(name) for name in drawn.teachers], member(drawn.biased)
+
+    def _reports(self, outcomes: list[Outcome]) -> None:
+        """results.json, results.csv and the plots."""
+        path = self.folder.path
+        members, biased = self._members()
+        packages = ("torch", "ray", "mlflow", "numpy", "scikit-learn")
+        about = {
+            "name": self.job.name,
+            "folder": str(path),
+            "classes": self.dataset.classes,
+            "groups": self.dataset.groups.names,
+            "data": self.dataset.fingerprint,
+            "seconds": round(time.monotonic() - self.began, 1),
+            "versions": {"agrekd_ray": __version__, "python": platform.python_version()}
+            | {name: version(name) for name in packages},
+            "settings": self.job.model_dump(mode="json"),
+        }
+        tables.write_csv(outcomes, path / "results.csv")
+        tables.write_json(path / "results.json", outcomes, members, biased, about)
+        self.folder.plots.mkdir(exist_ok=True)
+        plots.worst_group_by_method(outcomes, self.folder.plots / "worst_group_by_method.png")
+        plots.training_curves(outcomes, self.folder.plots / "training_curves.png")
+        plots.weights_by_group(outcomes, members, self.folder.plots / "weights_by_group.png")
+
+    def _models(self, outcomes: list[Outcome]) -> None:
+        """Every student as an MLflow model."""
+        students = [outcome for outcome in outcomes if outcome.checkpoint is not None]
+        self.display.stage("MLflow", len(students), "models")
+        example = self.dataset.inputs(self.dataset.splits[TEST][:2], None).numpy()
+        for outcome in students:
+            model = load_student(self.folder.path / str(outcome.checkpoint))
+            self.tracker.log_model(
+                self.monitor.run(outcome),
+                model,
+                np.ascontiguousarray(example),
+                self.dataset.classes,
+            )
+            self.display.advance(outcome.name)
+
+    def _end(self, status: str, run_id: str, reason: str, mlflow_status: str) -> None:
+        """Leave the run in a state that says what happened; nothing here hides the reason."""
+        try:
+            self.folder.update(status=status, reason=reason)
+            self.tracker.fail(run_id, reason, mlflow_status)
+        except (AgrekdError, OSError) as error:
+            self.display.note(f"could not record that the run ended: {error}", "yellow")
+
+    def _show(self, outcomes: list[Outcome]) -> None:
+        members, _ = self._members()
+        console = self.console
+        console.print()
+        tables.render(outcomes, members, console)
+        console.print()
+        seconds = round(time.monotonic() - self.began)
+        for name, value in (
+            ("finished in", f"{seconds // 60}:{seconds % 60:02}"),
+            ("results", str(self.folder.path)),
+            ("plots", str(self.folder.plots)),
+            ("MLflow", self.tracker.ui_command()),
+        ):
+            console.print(f"{name:<12}{value}", highlight=False, soft_wrap=True)

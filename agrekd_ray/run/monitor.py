@@ -1,0 +1,121 @@
+"""What the driver does with events: the progress line, MLflow, and the list of what is finished."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agrekd_ray.channel import (
+    Event,
+    Failed,
+    Note,
+    StudentDone,
+    StudentEpoch,
+    TeacherDone,
+    TeacherEpoch,
+)
+from agrekd_ray.errors import TrackingError
+from agrekd_ray.results import Outcome
+from agrekd_ray.run.display import Display
+from agrekd_ray.student import Assignment
+from agrekd_ray.tracking.mlflow_runs import Tracker
+
+
+class Monitor:
+    """Handles events, one at a time. A repeated event (after a restart) counts once.
+
+    Where MLflow cannot be written, that is said once and the run goes on: everything is in the
+    run's folder too.
+
+    Args:
+        display: the progress line.
+        tracker: MLflow.
+        assignments: the students that are trained.
+    """
+
+    def __init__(
+        self, display: Display, tracker: Tracker, assignments: tuple[Assignment, ...]
+    ) -> None:
+        self._display, self._tracker = display, tracker
+        self._assignments = {assignment.name: assignment for assignment in assignments}
+        self._seen: set[tuple[str, int]] = set()
+        self._runs: dict[str, str] = {}
+        self.tracking = True
+        self.failure: str | None = None
+        """What a worker said before it ended the run."""
+
+    def handle(self, event: Event) -> None:
+        """One event."""
+        if isinstance(event, TeacherEpoch):
+            self._display.advance(f"{event.name} epoch {event.epoch}/{event.epochs}")
+        elif isinstance(event, TeacherDone):
+            self._display.advance(f"{event.name} finished", 0)
+        elif isinstance(event, StudentEpoch):
+            self._epoch(event)
+        elif isinstance(event, StudentDone):
+            self.finished(event.outcome)
+        elif isinstance(event, Note):
+            self._display.note(event.text, "yellow")
+        elif isinstance(event, Failed):
+            self.failure = event.text
+
+    def finished(self, outcome: Outcome) -> None:
+        """Record a finished method × seed in MLflow."""
+
+        def write() -> None:
+            self._tracker.finish_student(self.run(outcome), outcome)
+
+        self._try(write)
+
+    def run(self, what: Outcome | Assignment) -> str:
+        """The MLflow run of a method × seed."""
+        if what.name not in self._runs:
+            params: dict[str, Any] = {"teachers": what.teachers}
+            assignment = self._assignments.get(what.name)
+            if assignment is not None:
+                params |= _flat("student.model", assignment.model.model_dump())
+                params |= _flat("student.training", assignment.training.model_dump())
+                if assignment.lesson is not None:
+                    lesson = assignment.lesson
+                    params |= {
+                        "distillation.strategy": lesson.strategy,
+                        "distillation.temperature": lesson.temperature,
+                        "distillation.alpha": lesson.alpha,
+                        **_flat(f"distillation.{lesson.strategy}", lesson.options),
+                    }
+            self._runs[what.name] = self._tracker.student(what.method, what.seed, params)
+        return self._runs[what.name]
+
+    def _epoch(self, event: StudentEpoch) -> None:
+        epoch = event.epoch
+        if (event.student, epoch.epoch) in self._seen:
+            return
+        self._seen.add((event.student, epoch.epoch))
+        self._display.advance(
+            f"{event.student} epoch {epoch.epoch + 1}/{event.epochs}, val worst group "
+            f"{epoch.val.worst_group_accuracy:.1%}"
+        )
+        assignment = self._assignments[event.student]
+        self._try(lambda: self._tracker.log_epochs(self.run(assignment), [epoch]))
+
+    def _try(self, write: Any) -> None:
+        if not self.tracking:
+            return
+        try:
+            write()
+        except TrackingError as error:
+            self.tracking = False
+            self._display.note(f"MLflow is not written any more: {error}", "yellow")
+
+
+def _flat(prefix: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Nested values under dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}.{key}" if prefix else key
+        flat |= _flat(name, value) if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def flat(values: dict[str, Any]) -> dict[str, Any]:
+    """A job's values under their dotted paths."""
+    return _flat("", values)

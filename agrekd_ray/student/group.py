@@ -1,0 +1,167 @@
+"""The Ray Train shell: one worker group trains a job's students, one after another.
+
+Starting a group costs seconds, so it is started once a job. Every epoch ends in a checkpoint that
+Ray Train commits; after any loss (a worker, the group, the driver) the group goes on with the
+student and the epoch where it was.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+from ray.train import (
+    Checkpoint,
+    CheckpointConfig,
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+)
+from ray.train.torch import TorchTrainer
+from ray.train.v2.api.config import LoggingConfig
+from torch import Tensor
+
+from agrekd_ray.channel import Failed, Post, StudentDone, StudentEpoch, plain_error
+from agrekd_ray.data import DataSettings, open_dataset
+from agrekd_ray.errors import AgrekdError, RunError
+from agrekd_ray.guidance import Source
+from agrekd_ray.student.student import Assignment, Student, StudentSettings, read_outcome
+
+STATE = "state.pt"
+MAX_FAILURES = 8
+"""Restarts of the worker group before a run gives up."""
+
+
+@dataclass(frozen=True)
+class Schoolwork:
+    """What every worker is told.
+
+    Attributes:
+        assignments: the students, in order.
+        data: settings of the data set, which every worker opens itself.
+        source: where answers come from; None where no student has teachers.
+        students: folder of finished students, reachable from every worker.
+        post: tells the driver.
+        look_ahead: coming batches that the teachers are told of.
+    """
+
+    assignments: tuple[Assignment, ...]
+    data: DataSettings
+    source: Source | None
+    students: Path
+    post: Post
+    look_ahead: int
+
+
+def train_group(
+    work: Schoolwork, settings: StudentSettings, storage: Path, name: str = "students"
+) -> None:
+    """Train all students that are not finished yet; returns when all are.
+
+    The same call again, by another driver too, goes on where the last one was stopped.
+
+    Args:
+        work: what to do.
+        settings: workers and their resources.
+        storage: folder of Ray Train's checkpoints.
+        name: of the run inside it.
+
+    Raises:
+        AgrekdError: what a worker raised, or the group failed over and over.
+    """
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={"work": work},
+        scaling_config=ScalingConfig(
+            num_workers=settings.workers,
+            use_gpu=settings.gpus > 0,
+            resources_per_worker={"CPU": settings.cpus, "GPU": settings.gpus},
+            placement_strategy="PACK",
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=str(storage),
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        failures: Sequence[Any] = list(getattr(error, "worker_failures", {}).values())
+        raise plain_error(failures[0] if failures else error, "training the students") from None
+    missing = [a.name for a in work.assignments if read_outcome(work.students / a.name) is None]
+    if missing:
+        raise RunError(f"{len(missing)} students are not finished, the first is {missing[0]}.")
+
+
+def _work(config: dict[str, Any]) -> None:
+    work: Schoolwork = config["work"]
+    context = ray.train.get_context()
+    try:
+        for assignment in work.assignments:
+            if read_outcome(work.students / assignment.name) is None:
+                _train_one(work, assignment)
+    except AgrekdError as error:
+        # A fault that a restart would only repeat: a lone worker says so and ends in peace.
+        if context.get_world_size() > 1:
+            raise
+        work.post(Failed(str(error)))
+
+
+def _train_one(work: Schoolwork, assignment: Assignment) -> None:
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+    device = ray.train.torch.get_device()
+
+    def total(tensor: Tensor) -> Tensor:
+        if world > 1:
+            summed = tensor.to(device)
+            dist.all_reduce(summed)
+            return summed.to(tensor.device)
+        return tensor
+
+    student = Student(
+        assignment,
+        open_dataset(work.data),
+        work.source,
+        device=device,
+        rank=rank,
+        world=world,
+        wrap=lambda model: ray.train.torch.prepare_model(model, move_to_device=False),
+        total=total,
+        look_ahead=work.look_ahead,
+    )
+    committed = ray.train.get_checkpoint()
+    if committed is not None:
+        with committed.as_directory() as folder:
+            student.load_state(Path(folder) / STATE)
+    while not student.done:
+        record = student.epoch()
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint = None
+            if record is not None:
+                student.save_state(Path(folder) / STATE)
+                checkpoint = Checkpoint.from_directory(folder)
+                work.post(StudentEpoch(assignment.name, assignment.training.epochs, record))
+            ray.train.report(
+                {},
+                checkpoint=checkpoint,
+                checkpoint_dir_name=f"{assignment.name}-epoch-{student.trainer.next_epoch:04d}",
+            )
+    if rank == 0:
+        for outcome in student.finish(work.students):
+            work.post(StudentDone(outcome))
+    if world > 1:
+        dist.barrier()

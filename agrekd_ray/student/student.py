@@ -1,0 +1,247 @@
+"""One student: an assignment, its trainer, and what it leaves behind. No Ray here.
+
+The two shells around it are `group.py` (Ray Train) and `run/engine.py` (this process).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from agrekd_ray.data import SELECT, TEST, Dataset
+from agrekd_ray.errors import RunError
+from agrekd_ray.guidance import Distilled, Lesson, Source
+from agrekd_ray.models import Classifier, Manifest, Model, build, load, save
+from agrekd_ray.results import Epoch, Metrics, Outcome
+from agrekd_ray.settings import Count, NonNegative, Positive, Settings, Training, fingerprint
+from agrekd_ray.teachers import DfrSettings, retrain_head
+from agrekd_ray.training import Labels, TeachingRecord, Trainer, evaluate
+
+OUTCOME = "outcome.json"
+
+
+class StudentSettings(Settings):
+    """The student and the resources of its training.
+
+    Attributes:
+        model: architecture.
+        training: how it is trained; the batch size is that of all workers together.
+        workers: data-parallel Ray Train workers.
+        cpus: logical CPUs of a worker.
+        gpus: GPUs of a worker.
+    """
+
+    model: Model
+    training: Training
+    workers: Count = 1
+    cpus: Positive = 1
+    gpus: NonNegative = 0
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What one student has to do.
+
+    Attributes:
+        method: its name in the job.
+        seed: of weights, order and dropout.
+        model: architecture.
+        training: how it is trained.
+        lesson: how its teachers teach; None for the labels alone.
+        teachers: who teaches, in words.
+        dfr: where the student is to be followed by a copy with its last layer retrained.
+    """
+
+    method: str
+    seed: int
+    model: Model
+    training: Training
+    lesson: Lesson | None = None
+    teachers: str = "-"
+    dfr: DfrSettings | None = None
+
+    @property
+    def name(self) -> str:
+        """`METHOD-seed-SEED`, as `Outcome.name`."""
+        return f"{self.method}-seed-{self.seed}"
+
+
+class Student:
+    """Trains by the epoch, can be put down and taken up after any of them.
+
+    Args:
+        assignment: what to do.
+        dataset: with groups, which evaluation and the teaching record read, never the training.
+        source: where its teachers' answers come from; None for the labels alone.
+        device: to train on.
+        rank: this worker, of `world`.
+        wrap: makes the module whose forward pass is called (DDP).
+        total: sums a tensor over the workers.
+        look_ahead: coming batches that the teachers are told of.
+    """
+
+    def __init__(
+        self,
+        assignment: Assignment,
+        dataset: Dataset,
+        source: Source | None,
+        *,
+        device: torch.device | str = "cpu",
+        rank: int = 0,
+        world: int = 1,
+        wrap: Callable[[nn.Module], nn.Module] | None = None,
+        total: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+        look_ahead: int = 0,
+    ) -> None:
+        self.assignment, self._dataset, self._device = assignment, dataset, device
+        self._total, self._evaluates = total, rank == 0
+        self.history: list[Epoch] = []
+        lesson = assignment.lesson
+        if lesson is not None and source is None:
+            raise ValueError(f"{assignment.name} needs teachers, but there is no source")
+        guidance = Distilled(lesson, source, dataset) if lesson and source else Labels(dataset)
+        self._record = TeachingRecord(dataset, lesson.teachers) if lesson else None
+        shape, classes = dataset.shape, len(dataset.classes)
+        self.model: Classifier = build(assignment.model, shape, classes, assignment.seed)
+        self.trainer = Trainer(
+            self.model.to(device),
+            dataset,
+            assignment.training,
+            guidance,
+            seed=assignment.seed,
+            device=device,
+            rank=rank,
+            world=world,
+            wrap=wrap,
+            total=total,
+            observer=self._record,
+            look_ahead=look_ahead if lesson else 0,
+        )
+
+    @property
+    def done(self) -> bool:
+        """Whether all epochs are behind it."""
+        return self.trainer.next_epoch >= self.assignment.training.epochs
+
+    def epoch(self) -> Epoch | None:
+        """Train the next epoch, then evaluate; the record is None on all workers but the first."""
+        finished = self.trainer.epoch()
+        weights, fallback = self._record.close(self._total) if self._record else ({}, 0.0)
+        if not self._evaluates:
+            return None
+        val = evaluate(self.model, self._dataset, SELECT, self._device)
+        record = Epoch(
+            finished.epoch,
+            finished.loss,
+            finished.learning_rate,
+            finished.seconds,
+            val,
+            weights,
+            fallback,
+        )
+        self.history.append(record)
+        return record
+
+    def save_state(self, path: Path) -> None:
+        """Write everything that the rest of the training depends on; whole or not at all."""
+        state = {
+            "student": self.assignment.name,
+            "trainer": self.trainer.state_dict(),
+            "history": [asdict(epoch) for epoch in self.history],
+        }
+        partial = path.with_name(f".{path.name}.partial")
+        torch.save(state, partial)
+        os.replace(partial, path)
+
+    def load_state(self, path: Path) -> bool:
+        """Go on from a state written by `save_state`; False where it is another student's."""
+        try:
+            state = torch.load(path, map_location=self._device, weights_only=True)
+        except Exception as error:
+            raise RunError(
+                f"{path}: damaged training state ({type(error).__name__}); delete it to train "
+                "this student from its start."
+            ) from None
+        if state["student"] != self.assignment.name:
+            return False
+        self.trainer.load_state_dict(state["trainer"])
+        self.history = [
+            Epoch(**{**epoch, "val": Metrics(**epoch["val"])}) for epoch in state["history"]
+        ]
+        return True
+
+    def finish(self, students: Path) -> list[Outcome]:
+        """Evaluate and save the student, and its copy with a retrained last layer where asked."""
+        given = self.assignment
+        outcomes = []
+        if given.dfr is not None:
+            debiased = retrain_head(self.model, self._dataset, given.dfr, given.seed, self._device)
+            outcomes.append(self._leave(students, debiased, f"{given.method}_dfr", []))
+        outcomes.append(self._leave(students, self.model, given.method, self.history))
+        return outcomes
+
+    def _leave(
+        self, students: Path, model: Classifier, method: str, history: list[Epoch]
+    ) -> Outcome:
+        given, data = self.assignment, self._dataset
+        splits = {split: evaluate(model, data, split, self._device) for split in (SELECT, TEST)}
+        folder = students / f"{method}-seed-{given.seed}"
+        outcome = Outcome(
+            method,
+            given.seed,
+            given.teachers,
+            splits,
+            history,
+            str(Path(students.name) / folder.name),
+        )
+        made_by: dict[str, Any] = {
+            "method": method,
+            "seed": given.seed,
+            "training": given.training.model_dump(mode="json"),
+            "lesson": asdict(given.lesson) if given.lesson else None,
+        }
+        save(
+            folder,
+            model,
+            Manifest(
+                model=given.model,
+                shape=data.shape,
+                classes=data.classes,
+                fingerprint=fingerprint(data.fingerprint, made_by, given.model),
+                data=data.fingerprint,
+                metrics={split: asdict(metrics) for split, metrics in splits.items()},
+                made_by=made_by,
+            ),
+        )
+        write_outcome(folder, outcome)
+        return outcome
+
+
+def write_outcome(folder: Path, outcome: Outcome) -> None:
+    """Write a finished method × seed; whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f".{OUTCOME}.partial"
+    partial.write_text(json.dumps(outcome.to_json()))
+    os.replace(partial, folder / OUTCOME)
+
+
+def read_outcome(folder: Path) -> Outcome | None:
+    """What `write_outcome` wrote; None where it is not there."""
+    try:
+        return Outcome.from_json(json.loads((folder / OUTCOME).read_text()))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError):
+        raise RunError(f"{folder / OUTCOME}: damaged; delete the folder to make it again.") from None
+
+
+def load_student(folder: Path) -> Classifier:
+    """The model of a finished student."""
+    return load(folder)[0]

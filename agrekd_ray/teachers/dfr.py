@@ -1,0 +1,147 @@
+"""Deep feature reweighting: a debiased teacher is a biased one with its last layer retrained.
+
+Kirichenko, Izmailov, Wilson, "Last Layer Re-Training is Sufficient for Robustness to Spurious
+Correlations", ICLR 2023. Groups are class x spurious attribute.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from pydantic import Field
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from agrekd_ray.data import DFR, SELECT, Dataset
+from agrekd_ray.errors import DataError
+from agrekd_ray.models import Classifier
+from agrekd_ray.settings import Count, Positive, Settings
+from agrekd_ray.training import predict
+
+
+class DfrSettings(Settings):
+    """How a last layer is retrained.
+
+    Attributes:
+        inverse_penalties: the values of C (inverse strength of the L1 penalty) that are tried;
+            the selection half of validation decides, by worst-group accuracy.
+        retrainings: group-balanced subsamples whose coefficients are averaged.
+    """
+
+    inverse_penalties: tuple[Positive, ...] = Field(
+        default=(1.0, 0.7, 0.3, 0.1, 0.07, 0.03, 0.01), min_length=1
+    )
+    retrainings: Count = 20
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of one split with what DFR needs to know of it.
+
+    Attributes:
+        features_ND: of the backbone.
+        labels_N: classes.
+        groups_N: class x attribute, for balancing.
+        worst_N: evaluation groups, for choosing the penalty.
+    """
+
+    features_ND: np.ndarray
+    labels_N: np.ndarray
+    groups_N: np.ndarray
+    worst_N: np.ndarray
+
+
+def retrain_head(
+    model: Classifier,
+    dataset: Dataset,
+    settings: DfrSettings,
+    seed: int,
+    device: torch.device | str = "cpu",
+) -> Classifier:
+    """A copy of the model with a last layer trained on the DFR half of validation.
+
+    Features are standardised; L1-penalised multinomial logistic regression is fitted to
+    group-balanced subsamples; coefficients are averaged and the scaler is folded into the layer.
+
+    Raises:
+        DataError: a class has no sample in the DFR half.
+    """
+    fit, select = (_features(model, dataset, split, device) for split in (DFR, SELECT))
+    missing = set(range(len(dataset.classes))) - set(fit.labels_N.tolist())
+    if missing:
+        names = ", ".join(dataset.classes[label] for label in sorted(missing))
+        raise DataError(
+            f"DFR: no sample of class {names} in its half of validation; enlarge data.val."
+        )
+    scaler = StandardScaler().fit(fit.features_ND)
+    scaled_ND, select_ND = scaler.transform(fit.features_ND), scaler.transform(select.features_ND)
+
+    def one(inverse_penalty: float, number: int) -> tuple[np.ndarray, np.ndarray]:
+        rng = np.random.default_rng((seed, number))
+        rows = _balanced(fit.groups_N, rng)
+        return _logistic(scaled_ND[rows], fit.labels_N[rows], inverse_penalty, seed)
+
+    def worst(inverse_penalty: float) -> float:
+        coefficients_CD, intercepts_C = one(inverse_penalty, 0)
+        right_N = (select_ND @ coefficients_CD.T + intercepts_C).argmax(1) == select.labels_N
+        return min(right_N[select.worst_N == group].mean() for group in np.unique(select.worst_N))
+
+    best = max(settings.inverse_penalties, key=worst)
+    fits = [one(best, number) for number in range(1, settings.retrainings + 1)]
+    weight_CD = np.mean([coefficients for coefficients, _ in fits], axis=0) / scaler.scale_
+    bias_C = np.mean([intercepts for _, intercepts in fits], axis=0) - weight_CD @ scaler.mean_
+    debiased = copy.deepcopy(model)
+    with torch.no_grad():
+        debiased.head.weight.copy_(torch.from_numpy(weight_CD))
+        if debiased.head.bias is None:
+            debiased.head.bias = torch.nn.Parameter(torch.empty(len(bias_C)))
+        debiased.head.bias.copy_(torch.from_numpy(bias_C))
+    return debiased
+
+
+def _features(
+    model: Classifier, dataset: Dataset, split: str, device: torch.device | str
+) -> Features:
+    ids = dataset.splits[split]
+    labels_N = dataset.labels(ids).numpy()
+    groups = dataset.groups
+    features_ND: Tensor = predict(model.backbone, dataset, ids, device=device)
+    return Features(
+        features_ND.double().numpy(),
+        labels_N,
+        labels_N * len(groups.attributes) + groups.attribute_N[ids],
+        groups.group_N[ids],
+    )
+
+
+def _balanced(groups_N: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Rows with as many samples of every group as the smallest one has."""
+    present, counts = np.unique(groups_N, return_counts=True)
+    return np.concatenate(
+        [
+            rng.choice(np.flatnonzero(groups_N == group), counts.min(), replace=False)
+            for group in present
+        ]
+    )
+
+
+def _logistic(
+    features_ND: np.ndarray, labels_N: np.ndarray, inverse_penalty: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Coefficients [C, D] and intercepts [C] of an L1-penalised logistic regression."""
+    with warnings.catch_warnings():
+        # The average over retrainings forgives a fit that was stopped early.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        fitted = LogisticRegression(
+            l1_ratio=1.0, C=inverse_penalty, solver="saga", tol=1e-2, max_iter=500, random_state=seed
+        ).fit(features_ND, labels_N)
+    if len(fitted.classes_) == 2:  # scikit-learn gives one row for two classes: logit of the second
+        half = fitted.coef_ / 2, fitted.intercept_ / 2
+        return np.concatenate([-half[0], half[0]]), np.concatenate([-half[1], half[1]])
+    return fitted.coef_, fitted.intercept_

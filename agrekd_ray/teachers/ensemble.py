@@ -1,0 +1,145 @@
+"""Who is in the ensemble: drawn from the pool, or handed in as checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+from pydantic import Field, ValidationInfo, field_validator
+from torch import Tensor
+
+from agrekd_ray.core.groups import majority_vote
+from agrekd_ray.data import Dataset
+from agrekd_ray.models import Model, check_classes, load, read_manifest
+from agrekd_ray.settings import Count, LocalPath, NonNegative, Positive, Seed, Settings, Training
+from agrekd_ray.teachers.dfr import DfrSettings
+from agrekd_ray.teachers.pool import Recipe
+from agrekd_ray.training import predict
+
+
+class TeacherSettings(Settings):
+    """The pool of ERM models that teachers are drawn from.
+
+    Attributes:
+        model: architecture.
+        training: of the ERM models.
+        count: ERM models in the pool.
+        seed: of the first one; the others follow.
+        dfr: how their debiased versions are made.
+        store: folder of finished teachers, shared by all jobs.
+        cpus: logical CPUs while one is trained.
+        gpus: GPUs while one is trained; fractions share one.
+    """
+
+    model: Model
+    training: Training
+    count: Count = 5
+    seed: Seed = 0
+    dfr: DfrSettings = DfrSettings()
+    store: LocalPath = Path("runs/teachers")
+    cpus: Positive = 1
+    gpus: NonNegative = 0
+
+
+class EnsembleSettings(Settings):
+    """Which teachers teach.
+
+    Attributes:
+        size: teachers drawn from the pool.
+        debiased: so many of them in their debiased (DFR) version.
+        seed: of the draw, of the biased model too.
+        checkpoints: folders of further teachers of one's own.
+        biased: checkpoint folder of the biased model; null draws one of the pool's ERM models.
+    """
+
+    size: Annotated[int, Field(ge=0)] = 5
+    debiased: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
+    checkpoints: tuple[LocalPath, ...] = ()
+    biased: LocalPath | None = None
+
+    @field_validator("debiased")
+    @classmethod
+    def _no_more_than_teachers(cls, debiased: int, info: ValidationInfo) -> int:
+        size = info.data.get("size", debiased)
+        if debiased > size:
+            raise ValueError(f"more debiased teachers than teachers (ensemble.size is {size})")
+        return debiased
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The ensemble by name.
+
+    Attributes:
+        recipes: of the members that the pool makes, the biased model included, by name.
+        own: folders of the checkpoints handed in, by name.
+        teachers: names of the M teachers.
+        biased: name of the biased model.
+        debiased: how many of the teachers are debiased.
+    """
+
+    recipes: dict[str, Recipe]
+    own: dict[str, Path]
+    teachers: tuple[str, ...]
+    biased: str
+    debiased: int
+
+    @property
+    def in_words(self) -> str:
+        """`5 (2 debiased)`."""
+        return f"{len(self.teachers)} ({self.debiased} debiased)"
+
+
+def draw(ensemble: EnsembleSettings, pool: TeacherSettings) -> Draw:
+    """Draw the ensemble: the same settings give the same ensemble everywhere.
+
+    The draw nests: with the same seed, raising `debiased` debiases further teachers and exchanges
+    nobody.
+    """
+    rng = np.random.default_rng(ensemble.seed)
+    seeds = [pool.seed + int(n) for n in rng.permutation(pool.count)[: ensemble.size]]
+    biased_seed = pool.seed + int(rng.integers(pool.count))
+
+    def recipe(kind: str, seed: int) -> Recipe:
+        dfr = pool.dfr if kind == "dfr" else None
+        return Recipe.model_validate(
+            {"kind": kind, "model": pool.model, "training": pool.training, "seed": seed, "dfr": dfr}
+        )
+
+    kinds = ["dfr"] * ensemble.debiased + ["erm"] * (len(seeds) - ensemble.debiased)
+    members = sorted(zip(kinds, seeds, strict=True))
+    recipes = {r.name: r for r in (recipe(kind, seed) for kind, seed in members)}
+    teachers = tuple(recipes)
+    own = {f"own-{number}": path for number, path in enumerate(ensemble.checkpoints)}
+    if ensemble.biased is not None:
+        biased = "own-biased"
+        own[biased] = ensemble.biased
+    else:
+        drawn = recipe("erm", biased_seed)
+        biased = drawn.name
+        recipes[biased] = drawn
+    outside = tuple(name for name in own if name != "own-biased")
+    return Draw(recipes, own, (*teachers, *outside), biased, ensemble.debiased)
+
+
+def check_own(checkpoints: Sequence[Path], dataset: Dataset) -> None:
+    """Refuse checkpoints handed in that cannot teach on these data.
+
+    Raises:
+        CheckpointError: no checkpoint, damaged, or of other classes.
+    """
+    for folder in checkpoints:
+        manifest = read_manifest(folder)
+        check_classes(folder, manifest, dataset.classes)
+
+
+def vote(folders: Sequence[Path], dataset: Dataset, split: str) -> tuple[Tensor, Tensor]:
+    """Majority vote of several models on a split: probabilities [N, C] and predictions [N]."""
+    ids = dataset.splits[split]
+    logits = [predict(load(folder)[0], dataset, ids) for folder in folders]
+    return majority_vote(torch.stack(logits))

@@ -1,0 +1,150 @@
+"""The pool of teachers: made once, found again by the fingerprint of everything that made them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from agrekd_ray.data import SELECT, TEST, Dataset
+from agrekd_ray.errors import CheckpointError
+from agrekd_ray.models import Classifier, Manifest, Model, build, load, save
+from agrekd_ray.settings import Seed, Settings, Training, fingerprint
+from agrekd_ray.teachers.dfr import DfrSettings, retrain_head
+from agrekd_ray.training import Labels, Trainer, evaluate
+
+METHOD = 1
+"""Version of what a recipe means; raised when the same recipe gives other weights."""
+
+
+class Recipe(Settings):
+    """Everything that a model of the pool is made of, besides the data.
+
+    Attributes:
+        kind: `erm` (trained on the labels) or `dfr` (the ERM model of the same recipe, last layer
+            retrained).
+        model: architecture.
+        training: of the ERM model.
+        seed: of weights, order and subsamples.
+        dfr: settings of the retraining; None for `erm`.
+    """
+
+    kind: Literal["erm", "dfr"]
+    model: Model
+    training: Training
+    seed: Seed
+    dfr: DfrSettings | None = None
+
+    @property
+    def name(self) -> str:
+        """`KIND-SEED`, unique within an ensemble of one architecture."""
+        return f"{self.kind}-{self.seed}"
+
+    @property
+    def parent(self) -> Recipe:
+        """The ERM model that this one comes from (itself, for `erm`)."""
+        return self.model_copy(update={"kind": "erm", "dfr": None})
+
+
+class Pool:
+    """A folder of finished models.
+
+    Args:
+        store: the folder; made when the first model is saved.
+        dataset: that its models are trained on.
+    """
+
+    def __init__(self, store: Path, dataset: Dataset) -> None:
+        self._store, self._dataset = store, dataset
+
+    def fingerprint(self, recipe: Recipe) -> str:
+        """Of everything that makes the model: recipe, data, views."""
+        data = self._dataset
+        return fingerprint(METHOD, recipe, data.fingerprint, data.views_fingerprint)
+
+    def folder(self, recipe: Recipe) -> Path:
+        """Where the model is, or will be."""
+        return self._store / f"{recipe.name}-{self.fingerprint(recipe)[:16]}"
+
+    def find(self, recipe: Recipe) -> Manifest | None:
+        """The manifest of a finished model, whole and undamaged; None where there is none."""
+        try:
+            _, manifest = load(self.folder(recipe))
+        except CheckpointError:
+            return None
+        return manifest if manifest.fingerprint == self.fingerprint(recipe) else None
+
+    def missing(self, recipes: Iterable[Recipe]) -> list[list[Recipe]]:
+        """What is still to be made: a list for each ERM model, with the models that need it."""
+        families: dict[str, list[Recipe]] = {}
+        for recipe in recipes:
+            family = families.setdefault(self.fingerprint(recipe.parent), [])
+            if recipe not in family and self.find(recipe) is None:
+                family.append(recipe)
+        return [sorted(family, key=lambda r: r.kind != "erm") for family in families.values() if family]
+
+    def make(
+        self,
+        family: Sequence[Recipe],
+        device: torch.device | str = "cpu",
+        progress: Callable[[str, int, int], None] = lambda name, epoch, epochs: None,
+    ) -> None:
+        """Make the models of one family: the ERM model first, then what is retrained from it.
+
+        Args:
+            family: recipes with the same parent.
+            device: to train on.
+            progress: called after every epoch with the name, the epoch from 1, and their number.
+
+        Raises:
+            CheckpointError: the store cannot be written.
+            RunError: training has diverged.
+        """
+        parent = family[0].parent
+        if self.find(parent) is None:
+            self._save(parent, self._train(parent, device, progress), device)
+        erm, _ = load(self.folder(parent), device)
+        for recipe in family:
+            if recipe.kind == "dfr":
+                debiased = retrain_head(
+                    erm, self._dataset, recipe.dfr or DfrSettings(), recipe.seed, device
+                )
+                self._save(recipe, debiased, device)
+
+    def _train(
+        self,
+        recipe: Recipe,
+        device: torch.device | str,
+        progress: Callable[[str, int, int], None],
+    ) -> Classifier:
+        data = self._dataset
+        model = build(recipe.model, data.shape, len(data.classes), recipe.seed).to(device)
+        trainer = Trainer(
+            model, data, recipe.training, Labels(data), seed=recipe.seed, device=device
+        )
+        for epoch in range(recipe.training.epochs):
+            trainer.epoch()
+            progress(recipe.name, epoch + 1, recipe.training.epochs)
+        return model
+
+    def _save(self, recipe: Recipe, model: Classifier, device: torch.device | str) -> None:
+        data = self._dataset
+        metrics = {
+            split: asdict(evaluate(model, data, split, device)) for split in (SELECT, TEST)
+        }
+        save(
+            self.folder(recipe),
+            model,
+            Manifest(
+                model=recipe.model,
+                shape=data.shape,
+                classes=data.classes,
+                fingerprint=self.fingerprint(recipe),
+                data=data.fingerprint,
+                metrics=metrics,
+                made_by=recipe.model_dump(mode="json"),
+            ),
+        )

@@ -1,0 +1,609 @@
+"""A job's runs in MLflow: one parent, one child a student, written by the driver alone.
+
+Everything goes through `MlflowClient`: no run is ever "active", no global tracking URI is set,
+so other threads of the process may use MLflow for themselves.
+"""
+
+from __future__ import annotations
+
+import copy
+import getpass
+import json
+import logging
+import math
+import os
+import re
+import shlex
+import sqlite3
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import torch
+
+from agrekd_ray.errors import TrackingError
+from agrekd_ray.results import Epoch, Metrics, Outcome
+
+# Before MLflow is imported: it reports its use to its makers otherwise.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+import mlflow.pytorch
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.types import Schema, TensorSpec
+
+# Creating a database announces itself, and alembic tells each of its sixty migrations.
+for _chatty in ("mlflow.store.db.utils", "alembic"):
+    logging.getLogger(_chatty).setLevel(logging.WARNING)
+
+FINISHED, FAILED, KILLED = "FINISHED", "FAILED", "KILLED"
+"""How a run can end; KILLED is for what was interrupted."""
+
+# Two short attempts instead of eight long ones.
+_IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "15"}
+# Ending a run on a server prints two lines of addresses for each run.
+_QUIET = {"MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}
+# An experiment of models rather than of prompts, and what its charts begin with.
+_VIEW = {
+    "mlflow.experimentKind": "custom_model_development",
+    "mlflow.experiment.primaryMetric.name": "test/worst_group_accuracy",
+    "mlflow.experiment.primaryMetric.greaterIsBetter": "True",
+}
+_PARENT = "mlflow.parentRunId"
+_ROLE, _METHOD, _SEED = "agrekd.role", "agrekd.method", "agrekd.seed"
+_REASON, _CHANGED, _CHECKPOINT = "agrekd.reason", "agrekd.changed_params", "agrekd.checkpoint"
+_TEACHERS = "agrekd.teachers"
+_LONGEST_NAME, _LONGEST_PARAM, _LONGEST_TAG = 250, 6000, 8000
+_PARAMS_A_BATCH, _METRICS_A_BATCH = 100, 1000
+_LARGEST_EXAMPLE = 50_000
+_REPORTS = {".png", ".json", ".csv", ".yaml", ".yml", ".md"}
+
+
+class Tracker:
+    """The store of one experiment, and the runs of one job in it.
+
+    Attributes:
+        uri: the tracking URI in use.
+        experiment_id: MLflow's number of the experiment.
+
+    Args:
+        uri: any MLflow tracking URI; None for the file `mlflow.db` in `root`.
+        experiment: name of the experiment, created where it is missing.
+        root: the folder of the runs. Models and reports go to its `mlartifacts`, unless an
+            MLflow server keeps them.
+
+    Raises:
+        TrackingError: the store cannot be created or reached. Every method raises it too.
+    """
+
+    def __init__(self, uri: str | None, experiment: str, root: Path) -> None:
+        root = Path(root).absolute()
+        self.uri = uri or f"sqlite:///{root / 'mlflow.db'}"
+        self._job: str | None = None
+        self._logged: dict[str, set[int]] = {}
+        # Anything: drivers of databases and plug-ins have exceptions of their own.
+        with self._explained("open the store", Exception):
+            _check_store(self.uri)
+            # The first contact fails fast. Later ones keep MLflow's patience of four minutes.
+            with _unless_set(_IMPATIENT):
+                self._client = MlflowClient(tracking_uri=self.uri)
+                location = None if self._served else (root / "mlartifacts").as_uri()
+                self.experiment_id = self._find_experiment(experiment, location)
+
+    def ui_command(self) -> str:
+        """What a person types, or the address they open, to see this store."""
+        if self._served:
+            address = _without_password(self.uri).rstrip("/")
+            return f"{address}/#/experiments/{self.experiment_id}"
+        return f"mlflow ui --backend-store-uri {shlex.quote(_without_password(self.uri))}"
+
+    def start_job(
+        self,
+        name: str,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str],
+        run_id: str | None = None,
+    ) -> str:
+        """Opens the parent run; the students of this tracker become its children.
+
+        Args:
+            name: what people call the job.
+            params: flat, with dotted keys. What MLflow does not take is cut or spelt otherwise.
+                A parameter that had another value when the job was first started keeps it; the
+                new one stands in the tag `agrekd.changed_params`.
+            tags: more about the job.
+            run_id: the run of an earlier attempt, which goes on. A new one is made where it is
+                not in this experiment any more.
+
+        Returns:
+            The run's id.
+        """
+        with self._explained("open the job's run"):
+            run = self._lookup(run_id) if run_id else None
+            if run is None:
+                self._job = self._create(name, {_ROLE: "job"})
+                known = {}
+            else:
+                self._job = str(run.info.run_id)
+                known = run.data.params
+                self._reopen(run)
+            self._set_tags(self._job, tags)
+            self._add_params(self._job, params, known)
+        return self._job
+
+    def student(self, method: str, seed: int, params: Mapping[str, Any]) -> str:
+        """The run of one student under this job: found again on resume, made otherwise.
+
+        Args:
+            method: name of the method.
+            seed: the student's seed.
+            params: as for `start_job`.
+
+        Returns:
+            The run's id. A run that had failed or was interrupted is running again; a finished
+            one stays finished.
+
+        Raises:
+            TrackingError: also without `start_job`.
+        """
+        if self._job is None:
+            raise TrackingError("A student's run needs its job's: call start_job first.")
+        with self._explained(f"open the run of {method}, seed {seed}"):
+            marks = {_PARENT: self._job, _METHOD: method, _SEED: str(seed)}
+            # Quotes cannot be escaped in MLflow's filter: such a method is compared here.
+            asked = {key: value for key, value in marks.items() if "'" not in value}
+            found = [
+                run
+                for run in self._client.search_runs(
+                    [self.experiment_id],
+                    " and ".join(f"tags.`{key}` = '{value}'" for key, value in asked.items()),
+                )
+                if all(run.data.tags.get(key) == value for key, value in marks.items())
+            ]
+            if found:
+                run_id, known = str(found[0].info.run_id), found[0].data.params
+                if found[0].info.status != FINISHED:
+                    self._reopen(found[0])
+            else:
+                name = f"{method}-seed-{seed}"
+                run_id, known = self._create(name, {_ROLE: "student", **marks}), {}
+                self._logged[run_id] = set()
+            self._add_params(run_id, params, known)
+        return run_id
+
+    def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Adds tags to a run, for instance that it is degraded; long values are cut."""
+        with self._explained("tag a run"):
+            self._set_tags(run_id, tags)
+
+    def log_epochs(self, run_id: str, epochs: Sequence[Epoch]) -> None:
+        """Writes finished epochs of one student, step = epoch; those already there are left out.
+
+        Args:
+            run_id: of the student.
+            epochs: in order.
+        """
+        with self._explained("log epochs"):
+            if run_id not in self._logged:
+                seen = self._client.get_metric_history(run_id, "train/loss")
+                self._logged[run_id] = {metric.step for metric in seen}
+            fresh = [epoch for epoch in epochs if epoch.epoch not in self._logged[run_id]]
+            ends = _ends([epoch.seconds for epoch in fresh])
+            batches: list[list[Metric]] = [[]]
+            for epoch, end in zip(fresh, ends, strict=True):
+                metrics = [
+                    Metric(name, value, end, epoch.epoch)
+                    for name, value in _epoch_metrics(epoch).items()
+                ]
+                if len(batches[-1]) + len(metrics) > _METRICS_A_BATCH:
+                    batches.append([])
+                batches[-1] += metrics
+            for batch in batches:
+                self._log_metrics(run_id, batch)
+            self._logged[run_id] |= {epoch.epoch for epoch in fresh}
+
+    def finish_student(self, run_id: str, outcome: Outcome) -> None:
+        """Writes what a student came to, and ends its run.
+
+        Args:
+            run_id: of the student.
+            outcome: its `test` metrics are written, and the others where no epoch wrote them.
+        """
+        with self._explained("finish a student"):
+            values: dict[str, float] = {}
+            for split, metrics in outcome.splits.items():
+                if split != "val" or not outcome.history:
+                    values |= _split_metrics(split, metrics)
+            self._log_final(run_id, values)
+            tags = {_TEACHERS: outcome.teachers}
+            if outcome.checkpoint:
+                tags[_CHECKPOINT] = outcome.checkpoint
+            self._set_tags(run_id, tags)
+            self._end(run_id, FINISHED)
+
+    def log_model(
+        self, run_id: str, model: torch.nn.Module, example: np.ndarray, classes: Sequence[str]
+    ) -> str:
+        """Stores a student as an MLflow model that anybody can load, without this package.
+
+        The model is exported (`pt2`: a traced graph, so loading runs no foreign code) in
+        evaluation mode. It maps [-1, ...] as in the example to logits [-1, C], float32. The
+        student's test metrics are shown with it, so call `finish_student` first. A run that has
+        a model keeps that one.
+
+        The first export of a process costs about four seconds of imports, each further one of a
+        small network a quarter of a second.
+
+        Args:
+            run_id: of the student.
+            model: the student; not changed.
+            example: a few inputs [B, ...]; two are kept, unless they are very large.
+            classes: names of the C classes, kept in the model's metadata.
+
+        Returns:
+            The model's id: `mlflow.pyfunc.load_model(f"models:/{id}")`.
+
+        Raises:
+            TrackingError: also where the model cannot be exported; the run stays as it is.
+        """
+        with self._explained("log a model"):
+            run = self._client.get_run(run_id)
+            for output in run.outputs.model_outputs:
+                earlier = self._client.get_logged_model(output.model_id)
+                if earlier.status == LoggedModelStatus.READY:
+                    return str(earlier.model_id)
+            logged = self._client.create_logged_model(
+                experiment_id=run.info.experiment_id,
+                name=re.sub(r"[/:.%\"']", "_", run.info.run_name),
+                source_run_id=run_id,
+                params=run.data.params,
+                tags={k: v for k, v in run.data.tags.items() if k.startswith("agrekd.")},
+            )
+            status = LoggedModelStatus.FAILED
+            try:
+                with tempfile.TemporaryDirectory(prefix="agrekd-model-") as folder:
+                    _export(model, example, classes, logged, run_id, Path(folder, "model"))
+                    self._client.log_model_artifacts(logged.model_id, str(Path(folder, "model")))
+                status = LoggedModelStatus.READY
+            finally:
+                self._client.finalize_logged_model(logged.model_id, status)
+            self._link(run, logged.model_id)
+        return str(logged.model_id)
+
+    def finish_job(
+        self,
+        run_id: str,
+        folder: Path,
+        status: str,
+        metrics: Mapping[str, float],
+        description: str = "",
+    ) -> None:
+        """Puts reports and the summary on the parent run, and ends it.
+
+        Args:
+            run_id: of the job.
+            folder: where the job's reports are. Its PNG, JSON, CSV, YAML and Markdown files, and
+                those of its folder `plots`, become artifacts; deeper ones do not.
+            status: `FINISHED`, `FAILED` or `KILLED`.
+            metrics: the summary, as `tables.summary_metrics` makes it.
+            description: Markdown that the run's page begins with; see `tables.markdown`.
+        """
+        with self._explained("finish the job's run"):
+            names = _distinct(metrics)
+            self._log_final(run_id, {names[name]: value for name, value in metrics.items()})
+            if description:
+                self._set_tags(run_id, {"mlflow.note.content": description})
+            for place, inside in ((folder, None), (folder / "plots", "plots")):
+                for file in sorted(place.glob("*")):
+                    if file.is_file() and file.suffix in _REPORTS and file.name[0] != ".":
+                        self._client.log_artifact(run_id, str(file), inside)
+            self._end(run_id, status)
+
+    def fail(self, run_id: str, reason: str, status: str = FAILED) -> None:
+        """Ends a run that did not come to its end, and its children that are still running.
+
+        Args:
+            run_id: of the job or of a student.
+            reason: for people; becomes the tag `agrekd.reason`.
+            status: `FAILED`, or `KILLED` for what was interrupted.
+        """
+        with self._explained("end a run"):
+            running = self._client.search_runs(
+                [self.experiment_id], f"tags.`{_PARENT}` = '{run_id}' and status = 'RUNNING'"
+            )
+            for ended in (*(run.info.run_id for run in running), run_id):
+                self._set_tags(ended, {_REASON: reason})
+                self._end(ended, status)
+
+    @property
+    def _served(self) -> bool:
+        return not _is_database(self.uri)
+
+    def _find_experiment(self, name: str, location: str | None) -> str:
+        experiment = self._client.get_experiment_by_name(name)
+        if experiment is None:
+            try:
+                return str(self._client.create_experiment(name, location, _VIEW))
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+                experiment = self._client.get_experiment_by_name(name)
+        if experiment.lifecycle_stage != "active":
+            raise TrackingError(
+                f"The MLflow experiment {name!r} was deleted. Choose another name, or take it "
+                f"back: MLFLOW_TRACKING_URI={shlex.quote(_without_password(self.uri))} "
+                f"mlflow experiments restore -x {experiment.experiment_id}"
+            )
+        return str(experiment.experiment_id)
+
+    def _lookup(self, run_id: str) -> Any | None:
+        """The run, or None where this experiment does not have it (any more)."""
+        try:
+            run = self._client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
+        here = run.info.experiment_id == self.experiment_id
+        return run if here and run.info.lifecycle_stage == "active" else None
+
+    def _create(self, name: str, tags: Mapping[str, str]) -> str:
+        marks = {
+            "mlflow.user": _user(),
+            "mlflow.source.name": Path(sys.argv[0]).name or "python",
+            "mlflow.source.type": "LOCAL",
+            **tags,
+        }
+        run = self._client.create_run(self.experiment_id, run_name=name, tags=marks)
+        return str(run.info.run_id)
+
+    def _reopen(self, run: Any) -> None:
+        self._client.update_run(run.info.run_id, status="RUNNING")
+        if _REASON in run.data.tags:
+            self._client.delete_tag(run.info.run_id, _REASON)
+
+    def _end(self, run_id: str, status: str) -> None:
+        with _unless_set(_QUIET):
+            self._client.set_terminated(run_id, status)
+
+    def _add_params(self, run_id: str, params: Mapping[str, Any], known: Mapping[str, str]) -> None:
+        names = _distinct(params)
+        texts = {names[key]: _cut(_text(value), _LONGEST_PARAM) for key, value in params.items()}
+        fresh = [Param(name, text) for name, text in texts.items() if name not in known]
+        for start in range(0, len(fresh), _PARAMS_A_BATCH):
+            self._client.log_batch(run_id, params=fresh[start : start + _PARAMS_A_BATCH])
+        changed = {name: text for name, text in texts.items() if known.get(name, text) != text}
+        if changed:
+            self._set_tags(run_id, {_CHANGED: json.dumps(changed, ensure_ascii=False)})
+
+    def _set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        names = _distinct(tags)
+        items = [RunTag(names[key], _cut(str(value), _LONGEST_TAG)) for key, value in tags.items()]
+        for start in range(0, len(items), _PARAMS_A_BATCH):
+            self._client.log_batch(run_id, tags=items[start : start + _PARAMS_A_BATCH])
+
+    def _log_metrics(self, run_id: str, metrics: Sequence[Metric]) -> None:
+        for start in range(0, len(metrics), _METRICS_A_BATCH):
+            self._client.log_batch(run_id, metrics=metrics[start : start + _METRICS_A_BATCH])
+
+    def _log_final(self, run_id: str, values: Mapping[str, float]) -> None:
+        """At step 0: MLflow compares runs by a metric's only value in bars, not in curves."""
+        there = self._client.get_run(run_id).data.metrics
+        now = _milliseconds()
+        self._log_metrics(
+            run_id,
+            [Metric(key, v, now, 0) for key, v in values.items() if there.get(key) != v],
+        )
+
+    def _link(self, run: Any, model_id: str) -> None:
+        """Shows the model under its run, and the run's test metrics beside the model."""
+        run_id = run.info.run_id
+        metrics = []
+        for name in run.data.metrics:
+            if name.startswith("test/") and not name.startswith("test/group/"):
+                last = self._client.get_metric_history(run_id, name)[-1]
+                # Equal in all else to the run's own point, so that the run does not get another.
+                metrics.append(
+                    Metric(name, last.value, last.timestamp, last.step, model_id=model_id)
+                )
+        self._client.log_outputs(run_id, [LoggedModelOutput(model_id, 0)])
+        self._log_metrics(run_id, metrics)
+
+    @contextmanager
+    def _explained(self, doing: str, *also: type[Exception]) -> Iterator[None]:
+        try:
+            yield
+        except TrackingError:
+            raise
+        except (MlflowException, OSError, *also) as error:
+            words = " ".join(str(error).split()) or type(error).__name__
+            raise TrackingError(
+                f"Cannot {doing} in MLflow at {_without_password(self.uri)}: "
+                f"{_cut(words, 400)}\n{self._advice(error)}"
+            ) from error
+
+    def _advice(self, error: Exception) -> str:
+        if isinstance(error, ImportError):
+            return "Install the driver that this kind of database needs, or give another URI."
+        if self._served:
+            return (
+                f"Check that the server answers (curl {self.uri.rstrip('/')}/health) and that "
+                "MLFLOW_TRACKING_TOKEN or MLFLOW_TRACKING_USERNAME and _PASSWORD are set where "
+                "it asks for them; without a tracking URI, runs go to a file beside the results."
+            )
+        return (
+            "Check that the place exists, has room and may be written, and that no other "
+            "program holds the database; or give another tracking URI."
+        )
+
+
+def _check_store(uri: str) -> None:
+    """What MLflow would find out late, or after minutes of retries."""
+    scheme = urlsplit(uri).scheme
+    if scheme in ("", "file") and uri != "databricks":
+        raise TrackingError(
+            f"MLflow does not keep runs in plain folders any more: {uri!r} is no tracking URI "
+            "for it. Write sqlite:////absolute/path/mlflow.db, or the address of a server (http://...)."
+        )
+    if scheme == "sqlite":
+        path = Path(uri.removeprefix("sqlite:///"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(path)
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("PRAGMA schema_version")
+            connection.rollback()
+        finally:
+            connection.close()
+
+
+@contextmanager
+def _unless_set(wanted: Mapping[str, str]) -> Iterator[None]:
+    """Settings of MLflow that hold within the block, where the user has not set them otherwise."""
+    added = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+def _export(
+    model: torch.nn.Module,
+    example: np.ndarray,
+    classes: Sequence[str],
+    logged: Any,
+    run_id: str,
+    path: Path,
+) -> None:
+    kind = np.float32 if np.issubdtype(example.dtype, np.floating) else example.dtype
+    # Two rows: torch.export takes a dimension of size one for a constant.
+    rows = np.ascontiguousarray(np.resize(example, (2, *example.shape[1:])), dtype=kind)
+    signature = ModelSignature(
+        Schema([TensorSpec(rows.dtype, (-1, *rows.shape[1:]))]),
+        Schema([TensorSpec(np.dtype(np.float32), (-1, len(classes)))]),
+    )
+    record = Model(
+        artifact_path=logged.artifact_location,
+        model_uuid=logged.model_id,
+        run_id=run_id,
+        model_id=logged.model_id,
+    )
+    plain = copy.deepcopy(model).to("cpu").float().eval().requires_grad_(False)
+    try:
+        mlflow.pytorch.save_model(
+            plain,
+            str(path),
+            mlflow_model=record,
+            signature=signature,
+            # An array is also written as JSON, some twenty bytes a value; a tensor is not.
+            input_example=rows if rows.size <= _LARGEST_EXAMPLE else torch.from_numpy(rows),
+            pip_requirements=[f"mlflow=={mlflow.__version__}", f"torch=={_torch_release()}"],
+            metadata={"classes": list(classes)},
+            serialization_format="pt2",
+        )
+    except (MlflowException, OSError):
+        raise
+    except Exception as error:  # torch.export raises whatever its tracing meets
+        raise TrackingError(
+            f"This {type(model).__name__} cannot be exported for MLflow: "
+            f"{_cut(' '.join(str(error).split()), 400)}\nIts forward pass must be free of "
+            "branches on values; its checkpoint is not concerned."
+        ) from error
+
+
+def _torch_release() -> str:
+    return torch.__version__.split("+")[0]
+
+
+def _epoch_metrics(epoch: Epoch) -> dict[str, float]:
+    # MLflow's comparison page begins with the first metric that a run got.
+    metrics = {
+        **_split_metrics("val", epoch.val),
+        "train/learning_rate": epoch.learning_rate,
+        "train/seconds": epoch.seconds,
+        "train/fallback_share": epoch.fallback_share,
+    }
+    groups = _distinct(epoch.weights)
+    teachers = _distinct(sorted({t for weights in epoch.weights.values() for t in weights}))
+    for group, weights in epoch.weights.items():
+        for teacher, weight in weights.items():
+            metrics[f"weight/{groups[group]}/{teachers[teacher]}"] = weight
+    # Last, because its presence says that the epoch was written whole.
+    metrics["train/loss"] = epoch.loss
+    return metrics
+
+
+def _split_metrics(split: str, metrics: Metrics) -> dict[str, float]:
+    place, groups = _part(split), _distinct(metrics.groups)
+    worst = {"worst_group_accuracy": metrics.worst_group_accuracy}
+    values = {**worst, **metrics.scalars()}
+    values |= {f"group/{groups[name]}": value for name, value in metrics.groups.items()}
+    return {f"{place}/{name}": value for name, value in values.items()}
+
+
+def _distinct(names: Iterable[str]) -> dict[str, str]:
+    """Names in MLflow's alphabet, by the names they stand for; no two become one."""
+    taken: dict[str, str] = {}
+    for name in sorted(names):
+        plain = "/".join(_part(part) for part in name.split("/"))[: _LONGEST_NAME - 100]
+        plain = plain.rstrip("/") or "_"
+        candidate, number = plain, 2
+        while candidate in taken.values():
+            candidate, number = f"{plain}-{number}", number + 1
+        taken[name] = candidate
+    return taken
+
+
+def _part(text: str) -> str:
+    """One part of a name: letters, digits, `_ - . :` and spaces; never a step up or nothing."""
+    plain = re.sub(r"[^\w.\- :]", "_", text).strip()
+    return plain if plain.strip(".") else "_"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    try:
+        return json.dumps(value, ensure_ascii=False, default=str)
+    except (TypeError, ValueError):
+        return str(value)
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _ends(seconds: Sequence[float]) -> list[int]:
+    """When epochs ended that took so long each, the last of them now; in milliseconds."""
+    now = _milliseconds()
+    later = [math.fsum(seconds[place + 1 :]) for place in range(len(seconds))]
+    return [now - int(1000 * after) for after in later]
+
+
+def _milliseconds() -> int:
+    return int(time.time() * 1000)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):  # a container's user may have no name
+        return "unknown"
+
+
+def _is_database(uri: str) -> bool:
+    return urlsplit(uri).scheme.split("+")[0] in ("sqlite", "postgresql", "mysql", "mssql")
+
+
+def _without_password(uri: str) -> str:
+    return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", uri)
