@@ -162,6 +162,7 @@ class ColoredImages:
         self._grey = torch.from_numpy(np.ascontiguousarray(grey))
         self._labels = torch.from_numpy(np.ascontiguousarray(labels, dtype=np.int64))
         self.shape = (3, *grey.shape[1:])
+        self.size = len(grey)
         half = len(ids["val"]) // 2
         if not half:
             raise DataError(f"data.val: {len(ids['val'])} samples cannot be cut into two halves.")
@@ -179,6 +180,10 @@ class ColoredImages:
         self.views_fingerprint = hashlib.sha256(
             f"{settings.seed} {settings.views.model_dump_json()}".encode()
         ).hexdigest()
+
+    def view(self, epoch: int) -> int:
+        """See `Samples.view`."""
+        return epoch if self.settings.views.augments else 0
 
     def inputs(self, ids: np.ndarray, epoch: int | None) -> Tensor:
         """See `Samples.inputs`."""

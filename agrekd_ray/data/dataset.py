@@ -21,6 +21,11 @@ class Samples(Protocol):
     fingerprint: str
     views_fingerprint: str
     splits: dict[str, np.ndarray]
+    size: int
+
+    def view(self, epoch: int) -> int:
+        """Number of the view that an epoch shows; epochs with the same one look the same."""
+        ...
 
     def inputs(self, ids: np.ndarray, epoch: int | None) -> Tensor:
         """The samples as the model sees them, float32 [B, channels, height, width].

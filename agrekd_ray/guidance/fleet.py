@@ -6,6 +6,8 @@ The actors hold no mathematics: `TeacherHost` and `weigh_replies` do the work, w
 from __future__ import annotations
 
 import asyncio
+import os
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +40,8 @@ class FleetSettings(Settings):
         gpus: of an actor; fractions share a GPU between actors.
         autocast: precision of the teachers' forward pass.
         look_ahead: batches that teachers compute while the student trains.
+        memory: MiB in each actor for what its teachers said; views that come again (no
+            augmentation, or another student of the job) are not computed again.
     """
 
     backbones_per_actor: Count = 1
@@ -45,6 +49,7 @@ class FleetSettings(Settings):
     gpus: NonNegative = 0
     autocast: Autocast = "none"
     look_ahead: Annotated[int, Field(ge=0, le=64)] = 2
+    memory: NonNegative = 256
 
 
 class TeacherActor:
@@ -55,10 +60,10 @@ class TeacherActor:
         checkpoints: Mapping[str, Path],
         data: DataSettings,
         fingerprint: str,
-        gpus: float,
-        autocast: Autocast,
+        settings: FleetSettings,
         capacity: int,
     ) -> None:
+        torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
         samples = open_dataset(data)
         node = ray.util.get_node_ip_address()
         if samples.fingerprint != fingerprint:
@@ -67,9 +72,14 @@ class TeacherActor:
                 f"({samples.fingerprint[:12]} instead of {fingerprint[:12]}); copy them again."
             )
         # An actor with no GPU assigned still sees all of them: the device is chosen explicitly.
-        device = "cuda" if gpus and torch.cuda.is_available() else "cpu"
+        device = "cuda" if settings.gpus and torch.cuda.is_available() else "cpu"
         self._host = TeacherHost(
-            checkpoints, samples, device=device, autocast=autocast, capacity=capacity
+            checkpoints,
+            samples,
+            device=device,
+            autocast=settings.autocast,
+            capacity=capacity,
+            memory=settings.memory,
         )
 
     def replies(self, names: Sequence[str], question: Question) -> dict[str, Reply]:
@@ -84,8 +94,11 @@ class TeacherActor:
 class WeightingActor:
     """Gathers the replies to a question from all teachers and weighs them. Keeps nothing."""
 
-    def __init__(self, homes: Mapping[str, Any]) -> None:
-        self._homes = homes
+    def __init__(self, homes: Mapping[str, str]) -> None:
+        torch.set_num_threads(1)  # small tensors: more threads only wait for each other
+        # Actors by name: handles among the arguments would not outlive a restart of this actor.
+        actors = {home: ray.get_actor(home) for home in set(homes.values())}
+        self._homes = {name: actors[home] for name, home in homes.items()}
 
     async def ask(self, question: Question) -> Answer:
         """See `Source.ask`."""
@@ -166,6 +179,8 @@ class Fleet:
             cpus = max(0.01, min(1.0, 0.9 * free / len(shares)))
         fingerprint = open_dataset(data).fingerprint
         self._post = post
+        fleet = f"fleet-{uuid.uuid4().hex[:8]}"
+        names = [f"{fleet}-teachers-{number}" for number in range(len(shares))]
         self.actors = [
             ray.remote(TeacherActor)
             .options(
@@ -174,22 +189,19 @@ class Fleet:
                 max_restarts=-1,
                 max_task_retries=-1,
                 scheduling_strategy="SPREAD",
-                name=None,
+                name=name,
             )
             .remote(
                 {name: checkpoints[name].resolve() for name in share},
                 data,
                 fingerprint,
-                settings.gpus,
-                settings.autocast,
+                settings,
                 (settings.look_ahead + 2) * (workers + 1),
             )
-            for share in shares
+            for name, share in zip(names, shares, strict=True)
         ]
         homes = {
-            name: actor
-            for actor, share in zip(self.actors, shares, strict=True)
-            for name in share
+            teacher: name for name, share in zip(names, shares, strict=True) for teacher in share
         }
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self.weighting = (

@@ -19,6 +19,41 @@ from agrekd_ray.guidance.lesson import Question, Reply, View
 from agrekd_ray.models import check_classes, load
 from agrekd_ray.settings import Autocast
 
+MEBIBYTE = 2**20
+
+
+class _Memory:
+    """What teachers said about a view, in tables of at most so many bytes; the oldest goes first.
+
+    Epochs, methods and seeds that show the same view are told again for nothing.
+    """
+
+    def __init__(self, samples: Samples, limit: float) -> None:
+        self._samples, self._limit = samples, limit
+        self._tables: OrderedDict[tuple[str, int], tuple[Tensor, Tensor]] = OrderedDict()
+        self._table_bytes = samples.size * (4 * len(samples.classes) + 1)
+
+    def get(self, name: str, view: int, ids: Tensor) -> Tensor | None:
+        """Logits [B, C] of a teacher, where all of them are known."""
+        table = self._tables.get((name, view))
+        if table is None or not table[1][ids].all():
+            return None
+        self._tables.move_to_end((name, view))
+        return table[0][ids]
+
+    def put(self, name: str, view: int, ids: Tensor, logits_BC: Tensor) -> None:
+        """Keep what a teacher said."""
+        if (name, view) not in self._tables:
+            while self._tables and (len(self._tables) + 1) * self._table_bytes > self._limit:
+                self._tables.popitem(last=False)
+            if self._table_bytes > self._limit:
+                return
+            size = self._samples.size
+            empty = torch.empty(size, len(self._samples.classes)), torch.zeros(size, dtype=torch.bool)
+            self._tables[name, view] = empty
+        logits, known = self._tables[name, view]
+        logits[ids], known[ids] = logits_BC, True
+
 
 class TeacherHost:
     """Frozen teachers that answer questions, and compute the coming batches in between.
@@ -32,7 +67,8 @@ class TeacherHost:
         samples: the data set.
         device: where the teachers are put.
         autocast: precision of the forward pass; logits are float32 in any case.
-        capacity: batches whose logits are kept; the oldest goes first.
+        capacity: batches that are under way or waiting at once; the oldest goes first.
+        memory: MiB for what the teachers said about views that come again.
 
     Raises:
         CheckpointError: a checkpoint cannot be used, or is of other classes than the data.
@@ -46,10 +82,12 @@ class TeacherHost:
         device: torch.device | str = "cpu",
         autocast: Autocast = "none",
         capacity: int = 8,
+        memory: float = 256,
     ) -> None:
         self._samples, self._device = samples, torch.device(device)
         self._autocast, self._capacity = autocast, capacity
         self._backbones: dict[str, nn.Module] = {}
+        self._memory = _Memory(samples, memory * MEBIBYTE)
         self._heads: dict[str, tuple[str, nn.Module]] = {}
         for name, folder in checkpoints.items():
             model, manifest = load(folder, self._device)
@@ -106,6 +144,22 @@ class TeacherHost:
 
     @torch.inference_mode()
     def _forward(self, names: tuple[str, ...], epoch: int, ids: np.ndarray) -> dict[str, Tensor]:
+        view, index = self._samples.view(epoch), torch.from_numpy(np.array(ids))
+        logits: dict[str, Tensor] = {}
+        unknown = []
+        for name in names:
+            known = self._memory.get(name, view, index)
+            if known is None:
+                unknown.append(name)
+            else:
+                logits[name] = known
+        if unknown:
+            for name, answer in self._compute(unknown, epoch, ids).items():
+                logits[name] = answer
+                self._memory.put(name, view, index, answer)
+        return logits
+
+    def _compute(self, names: Sequence[str], epoch: int, ids: np.ndarray) -> dict[str, Tensor]:
         images = self._samples.inputs(ids, epoch)
         if self._device.type == "cuda":
             images = images.pin_memory().to(self._device, non_blocking=True)
@@ -119,12 +173,12 @@ class TeacherHost:
                 if shared not in features:
                     features[shared] = self._backbones[shared](images)
                     self.forwards += 1
-                answer = head(features[shared]).float().cpu()
-                if not torch.isfinite(answer).all():
-                    raise RunError(
-                        f"teacher {name} answers with NaN or infinite logits (epoch {epoch}, "
-                        f"{int((~torch.isfinite(answer)).any(1).sum())} of {len(ids)} samples); "
-                        "train it again, or set fleet.autocast: none."
-                    )
-                logits[name] = answer
+                logits[name] = head(features[shared]).float().cpu()
+        for name, answer in logits.items():
+            broken = int((~torch.isfinite(answer)).any(1).sum())
+            if broken:
+                raise RunError(
+                    f"teacher {name} answers with NaN or infinite logits (epoch {epoch}, {broken} "
+                    f"of {len(ids)} samples); train it again, or set fleet.autocast: none."
+                )
         return logits

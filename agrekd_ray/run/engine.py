@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -89,7 +90,11 @@ class LocalEngine:
         if checkpoints:
             fleet = self._job.fleet
             host = TeacherHost(
-                checkpoints, dataset, autocast=fleet.autocast, capacity=fleet.look_ahead + 2
+                checkpoints,
+                dataset,
+                autocast=fleet.autocast,
+                capacity=fleet.look_ahead + 2,
+                memory=fleet.memory,
             )
             source = LocalTeachers(host)
         storage.mkdir(parents=True, exist_ok=True)
@@ -231,12 +236,15 @@ class RaySession:
     """
 
     def __init__(self, address: str | None, cpus: int) -> None:
+        # An authentication token is Ray's default; naming it spares the user Ray's notice of it.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
         import ray
 
         self._owner = not ray.is_initialized()
+        on_sigterm = signal.getsignal(signal.SIGTERM)
         try:
             if self._owner and address is None:
                 ray.init(
@@ -254,6 +262,8 @@ class RaySession:
                 f"({str(error).strip().splitlines()[0]}). Start one with `ray start --head`, or "
                 "leave the address out to start one here."
             ) from None
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray sets its own, which skips our clean-up
         self.node_id: str = ray.get_runtime_context().get_node_id()
 
     def check(self, cpus: float, gpus: float, task_cpus: float) -> None:

@@ -82,18 +82,17 @@ def retrain_head(
     scaler = StandardScaler().fit(fit.features_ND)
     scaled_ND, select_ND = scaler.transform(fit.features_ND), scaler.transform(select.features_ND)
 
-    def one(inverse_penalty: float, number: int) -> tuple[np.ndarray, np.ndarray]:
-        rng = np.random.default_rng((seed, number))
-        rows = _balanced(fit.groups_N, rng)
-        return _logistic(scaled_ND[rows], fit.labels_N[rows], inverse_penalty, seed)
+    def subsample(number: int) -> tuple[np.ndarray, np.ndarray]:
+        rows = _balanced(fit.groups_N, np.random.default_rng((seed, number)))
+        return scaled_ND[rows], fit.labels_N[rows]
 
     def worst(inverse_penalty: float) -> float:
-        coefficients_CD, intercepts_C = one(inverse_penalty, 0)
+        coefficients_CD, intercepts_C = _Logistic(inverse_penalty, seed).fit(*subsample(0))
         right_N = (select_ND @ coefficients_CD.T + intercepts_C).argmax(1) == select.labels_N
         return min(right_N[select.worst_N == group].mean() for group in np.unique(select.worst_N))
 
-    best = max(settings.inverse_penalties, key=worst)
-    fits = [one(best, number) for number in range(1, settings.retrainings + 1)]
+    best = _Logistic(max(settings.inverse_penalties, key=worst), seed)
+    fits = [best.fit(*subsample(number)) for number in range(1, settings.retrainings + 1)]
     weight_CD = np.mean([coefficients for coefficients, _ in fits], axis=0) / scaler.scale_
     bias_C = np.mean([intercepts for _, intercepts in fits], axis=0) - weight_CD @ scaler.mean_
     debiased = copy.deepcopy(model)
@@ -131,17 +130,28 @@ def _balanced(groups_N: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     )
 
 
-def _logistic(
-    features_ND: np.ndarray, labels_N: np.ndarray, inverse_penalty: float, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Coefficients [C, D] and intercepts [C] of an L1-penalised logistic regression."""
-    with warnings.catch_warnings():
-        # The average over retrainings forgives a fit that was stopped early.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        fitted = LogisticRegression(
-            l1_ratio=1.0, C=inverse_penalty, solver="saga", tol=1e-2, max_iter=500, random_state=seed
-        ).fit(features_ND, labels_N)
-    if len(fitted.classes_) == 2:  # scikit-learn gives one row for two classes: logit of the second
-        half = fitted.coef_ / 2, fitted.intercept_ / 2
-        return np.concatenate([-half[0], half[0]]), np.concatenate([-half[1], half[1]])
-    return fitted.coef_, fitted.intercept_
+class _Logistic:
+    """L1-penalised multinomial logistic regression; each fit starts where the last one ended."""
+
+    def __init__(self, inverse_penalty: float, seed: int) -> None:
+        self._model = LogisticRegression(
+            l1_ratio=1.0,
+            C=inverse_penalty,
+            solver="saga",
+            tol=1e-2,
+            max_iter=500,
+            random_state=seed,
+            warm_start=True,
+        )
+
+    def fit(self, features_ND: np.ndarray, labels_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Coefficients [C, D] and intercepts [C]."""
+        with warnings.catch_warnings():
+            # The average over retrainings forgives a fit that was stopped early.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            fitted = self._model.fit(features_ND, labels_N)
+        coefficients, intercepts = fitted.coef_.copy(), fitted.intercept_.copy()
+        if len(fitted.classes_) == 2:  # one row for two classes: the log-odds of the second
+            coefficients = np.concatenate([-coefficients, coefficients]) / 2
+            intercepts = np.concatenate([-intercepts, intercepts]) / 2
+        return coefficients, intercepts

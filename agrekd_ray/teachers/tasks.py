@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ def make_family(
     family: Sequence[Recipe], store: Path, data: DataSettings, gpus: float, post: Post
 ) -> None:
     """Make one family of models in this process; see `Pool.make`."""
+    torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
     device = "cuda" if gpus and torch.cuda.is_available() else "cpu"
 
     def progress(name: str, epoch: int, epochs: int) -> None:

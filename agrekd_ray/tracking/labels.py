@@ -5,9 +5,9 @@ from __future__ import annotations
 _METHODS = {
     "one_hot": "One-hot",
     "one_hot_dfr": "One-hot + DFR",
-    "deep_ensemble_erm": "Deep ensemble (ERM)",
+    "deep_ensemble": "Deep ensemble (ERM)",
     "deep_ensemble_dfr": "Deep ensemble (DFR)",
-    "teachers_vote": "Teachers, vote",
+    "teacher_vote": "Teachers, vote",
     "random": "Random",
     "aver": "AVER",
     "ae_kd": "AE-KD",
@@ -15,25 +15,18 @@ _METHODS = {
     "govern": "Govern",
     "agre_kd": "AGRE-KD",
 }
-_ALIASES = {"deep_ensemble": "deep_ensemble_erm", "vote": "teachers_vote"}
-_WITHOUT_TEACHING = {
-    "one_hot",
-    "one_hot_dfr",
-    "deep_ensemble_erm",
-    "deep_ensemble_dfr",
-    "teachers_vote",
-}
+_REFERENCES = {"one_hot", "one_hot_dfr", "deep_ensemble", "deep_ensemble_dfr", "teacher_vote"}
 _FAMILIES = {"dfr": "debiased (DFR)", "erm": "biased (ERM)", "own": "own checkpoints"}
 
 
 def label(method: str) -> str:
     """A method as people read it; the name itself, with spaces, where it has no label."""
-    return _METHODS.get(_ALIASES.get(method, method), method.replace("_", " "))
+    return _METHODS.get(method, method.replace("_", " "))
 
 
 def is_distilled(method: str) -> bool:
     """Whether teachers taught the student; no for references and for votes."""
-    return _ALIASES.get(method, method) not in _WITHOUT_TEACHING
+    return method not in _REFERENCES
 
 
 def family(kind: str) -> str:

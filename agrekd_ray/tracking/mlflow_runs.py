@@ -88,21 +88,23 @@ class Tracker:
         root = Path(root).absolute()
         self.uri = uri or f"sqlite:///{root / 'mlflow.db'}"
         self._job: str | None = None
-        self._logged: dict[str, set[int]] = {}
+        self._logged: dict[str, dict[int, int]] = {}  # by run: epochs and when they ended
         # Anything: drivers of databases and plug-ins have exceptions of their own.
         with self._explained("open the store", Exception):
             _check_store(self.uri)
             # The first contact fails fast. Later ones keep MLflow's patience of four minutes.
             with _unless_set(_IMPATIENT):
                 self._client = MlflowClient(tracking_uri=self.uri)
-                location = None if self._served else (root / "mlartifacts").as_uri()
+                location = None if self._served else str(root / "mlartifacts")
                 self.experiment_id = self._find_experiment(experiment, location)
 
     def ui_command(self) -> str:
-        """What a person types, or the address they open, to see this store."""
+        """What a person types to see this store; for a server, the address of the experiment."""
         if self._served:
             address = _without_password(self.uri).rstrip("/")
-            return f"{address}/#/experiments/{self.experiment_id}"
+            # Without the last part, a browser's first visit shows the pages made for prompts.
+            runs = f"experiments/{self.experiment_id}/runs?workflowType=machine_learning"
+            return f"{address}/#/{runs}"
         return f"mlflow ui --backend-store-uri {shlex.quote(_without_password(self.uri))}"
 
     def start_job(
@@ -145,7 +147,7 @@ class Tracker:
         Args:
             method: name of the method.
             seed: the student's seed.
-            params: as for `start_job`.
+            params: as for `start_job`; `method` and `seed` are added, to group and compare by.
 
         Returns:
             The run's id. A run that had failed or was interrupted is running again; a finished
@@ -175,8 +177,8 @@ class Tracker:
             else:
                 name = f"{method}-seed-{seed}"
                 run_id, known = self._create(name, {_ROLE: "student", **marks}), {}
-                self._logged[run_id] = set()
-            self._add_params(run_id, params, known)
+                self._logged[run_id] = {}
+            self._add_params(run_id, {"method": method, "seed": seed, **params}, known)
         return run_id
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
@@ -194,9 +196,10 @@ class Tracker:
         with self._explained("log epochs"):
             if run_id not in self._logged:
                 seen = self._client.get_metric_history(run_id, "train/loss")
-                self._logged[run_id] = {metric.step for metric in seen}
-            fresh = [epoch for epoch in epochs if epoch.epoch not in self._logged[run_id]]
-            ends = _ends([epoch.seconds for epoch in fresh])
+                self._logged[run_id] = {metric.step: metric.timestamp for metric in seen}
+            known = self._logged[run_id]
+            fresh = [epoch for epoch in epochs if epoch.epoch not in known]
+            ends = _ends([epoch.seconds for epoch in fresh], max(known.values(), default=0))
             batches: list[list[Metric]] = [[]]
             for epoch, end in zip(fresh, ends, strict=True):
                 metrics = [
@@ -208,7 +211,7 @@ class Tracker:
                 batches[-1] += metrics
             for batch in batches:
                 self._log_metrics(run_id, batch)
-            self._logged[run_id] |= {epoch.epoch for epoch in fresh}
+            known |= {epoch.epoch: end for epoch, end in zip(fresh, ends, strict=True)}
 
     def finish_student(self, run_id: str, outcome: Outcome) -> None:
         """Writes what a student came to, and ends its run.
@@ -426,8 +429,10 @@ class Tracker:
         except (MlflowException, OSError, *also) as error:
             words = " ".join(str(error).split()) or type(error).__name__
             raise TrackingError(
-                f"Cannot {doing} in MLflow at {_without_password(self.uri)}: "
-                f"{_cut(words, 400)}\n{self._advice(error)}"
+                _without_password(
+                    f"Cannot {doing} in MLflow at {self.uri}: {_cut(words, 400)}\n"
+                    f"{self._advice(error)}"
+                )
             ) from error
 
     def _advice(self, error: Exception) -> str:
@@ -583,11 +588,16 @@ def _cut(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def _ends(seconds: Sequence[float]) -> list[int]:
-    """When epochs ended that took so long each, the last of them now; in milliseconds."""
-    now = _milliseconds()
-    later = [math.fsum(seconds[place + 1 :]) for place in range(len(seconds))]
-    return [now - int(1000 * after) for after in later]
+def _ends(seconds: Sequence[float], after: int) -> list[int]:
+    """When epochs ended that took so long each, the last of them now; in milliseconds.
+
+    MLflow orders a curve by time, so none is earlier than the one before it, or than `after`.
+    """
+    now, ends = _milliseconds(), [after]
+    for place in range(len(seconds)):
+        later = int(1000 * math.fsum(seconds[place + 1 :]))
+        ends.append(max(now - later, ends[-1] + 1))
+    return ends[1:]
 
 
 def _milliseconds() -> int:

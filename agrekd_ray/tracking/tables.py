@@ -205,19 +205,21 @@ def markdown(outcomes: Sequence[Outcome], members: Sequence[Member], split: str 
         split: which split to show.
 
     Returns:
-        The heading, a table with all columns, and the lines of `render`; empty without students.
+        The lines below the table of `render`, then its most important columns; empty without
+        students.
     """
     rows = [row for row in summary(outcomes) if row.split == split]
     if not rows:
         return ""
-    columns = [column for block in _columns(rows) for column in block]
+    important = [block[0] for block in _columns(rows)]
+    columns = [column for column in important if column.name in _IMPORTANCE[:4]]
     lines = [
         [column.header for column in columns],
         [":---" if column.words else "---:" for column in columns],
         *([column.cells[index] for column in columns] for index in range(len(rows))),
     ]
     table = "\n".join(f"| {' | '.join(t.replace('|', '/') for t in line)} |" for line in lines)
-    return "\n\n".join([_heading(rows), table, *_below(outcomes, members, split)])
+    return "\n\n".join([*reversed(_below(outcomes, members, split)), _heading(rows), table])
 
 
 def write_csv(outcomes: Sequence[Outcome], path: Path) -> None:
@@ -401,6 +403,8 @@ def _values(metrics: Metrics) -> dict[str, float]:
 
 
 def _spread(values: list[float]) -> float:
+    if not all(map(math.isfinite, values)):
+        return math.nan
     return stdev(values) if len(values) > 1 else 0.0
 
 

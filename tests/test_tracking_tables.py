@@ -1,0 +1,216 @@
+"""The comparison table, the CSV and the JSON of a job."""
+
+import csv
+import io
+import json
+import math
+from dataclasses import replace
+from statistics import stdev
+
+import pytest
+from rich.console import Console
+
+from agrekd_ray.results import Epoch, Member, Metrics, Outcome
+from agrekd_ray.tracking import tables
+from agrekd_ray.tracking.labels import is_distilled, label
+
+METHODS = ("one_hot", "one_hot_dfr", "teacher_vote", "aver", "ae_kd", "agre_kd")
+WORST = dict(zip(METHODS, (0.20, 0.27, 0.40, 0.19, 0.21, 0.30), strict=True))
+
+
+def metrics(worst: float) -> Metrics:
+    return Metrics(
+        accuracy=0.1 + 0.8 * worst,
+        worst_group_accuracy=worst,
+        weighted_accuracy=0.9,
+        balanced_accuracy=0.1 + 0.7 * worst,
+        worst_class_accuracy=worst / 2,
+        ece=0.15,
+        groups={"aligned": 0.97, "conflicting": worst},
+        counts={"aligned": 100, "conflicting": 900},
+    )
+
+
+def outcome(method: str, seed: int, worst: float | None = None) -> Outcome:
+    worst = WORST[method] + 0.01 * seed if worst is None else worst
+    history = [Epoch(0, 1.5, 0.1, 2.0, metrics(worst), {"a": {"erm-0": 1.0}})]
+    return Outcome(
+        method=method,
+        seed=seed,
+        teachers="5 (2 debiased)" if is_distilled(method) else "-",
+        splits={"val": metrics(worst + 0.02), "test": metrics(worst)},
+        history=history if is_distilled(method) else [],
+    )
+
+
+@pytest.fixture
+def job() -> list[Outcome]:
+    return [outcome(method, seed) for method in METHODS for seed in (0, 1, 2)]
+
+
+@pytest.fixture
+def ensemble() -> list[Member]:
+    kinds = ("erm", "erm", "dfr")
+    return [
+        Member(f"{kind}-{n}", kind, "f", {"test": metrics(0.1 + 0.1 * n)})
+        for n, kind in enumerate(kinds)
+    ]
+
+
+def printed(job: list[Outcome], ensemble: list[Member], width: int) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    tables.render(job, ensemble, console)
+    return console.file.getvalue()
+
+
+def test_summary_has_mean_and_sample_deviation_by_method_and_split(job):
+    rows = tables.summary(job)
+    assert [row.method for row in rows if row.split == "test"] == list(METHODS)
+    assert [row.split for row in rows[:2]] == ["val", "test"]
+    ours = next(row for row in rows if (row.method, row.split) == ("agre_kd", "test"))
+    assert ours.seeds == [0, 1, 2]
+    assert ours.mean["worst_group_accuracy"] == pytest.approx(0.31)
+    assert ours.std["worst_group_accuracy"] == pytest.approx(stdev([0.30, 0.31, 0.32]))
+    assert ours.mean["group/aligned"] == pytest.approx(0.97)
+
+
+def test_one_seed_has_no_deviation(job, ensemble):
+    single = [o for o in job if o.seed == 0]
+    assert all(set(row.std.values()) == {0.0} for row in tables.summary(single))
+    text = printed(single, ensemble, 80)
+    assert "one seed" in text
+    assert "±" not in text
+
+
+def test_a_value_that_is_not_a_number_does_not_break_a_report(job, ensemble, tmp_path):
+    bad = [replace(o, splits={"test": metrics(math.nan)}) for o in job[:2]] + job[3:]
+    assert "–" in printed(bad, ensemble, 140)
+    tables.write_json(tmp_path / "results.json", bad, ensemble, None, {})
+    first = json.loads((tmp_path / "results.json").read_text())["outcomes"][0]
+    assert first["splits"]["test"]["worst_group_accuracy"] is None
+
+
+def test_the_table_keeps_the_order_and_the_difference_to_aver(job, ensemble):
+    text = printed(job, ensemble, 140)
+    places = [text.index(f"\n{label(method)} ") for method in METHODS]
+    assert places == sorted(places)
+    assert "mean ± sd over 3 seeds" in text
+    assert "2 biased (ERM) 10.0 … 20.0, 1 debiased (DFR) 30.0" in text
+    assert (
+        "AGRE-KD against AVER, worst group by seed: +11.0 points (+11.0 … +11.0, 3 seeds)" in text
+    )
+
+
+def test_no_line_of_a_difference_without_both_methods(job, ensemble):
+    assert "against" not in printed([o for o in job if o.method != "aver"], ensemble, 100)
+
+
+def test_the_difference_is_paired_by_common_seeds_only():
+    students = [outcome("aver", 0, 0.2), outcome("aver", 1, 0.3), outcome("aver", 2, 0.0)]
+    students += [outcome("agre_kd", 1, 0.5), outcome("agre_kd", 0, 0.3)]
+    found = tables.paired(students, "agre_kd", "aver")
+    assert found is not None
+    assert found.seeds == [0, 1]
+    assert (found.mean, found.low, found.high) == pytest.approx((0.15, 0.1, 0.2))
+    assert tables.paired(students, "agre_kd", "one_hot") is None
+
+
+@pytest.mark.parametrize("width", [50, 80, 100, 140])
+def test_nothing_is_cut_or_wider_than_the_console(job, ensemble, width):
+    text = printed(job, ensemble, width)
+    assert max(len(line) for line in text.splitlines()) <= width
+    assert "…" not in "".join(line for line in text.splitlines() if "±" in line)
+    assert "31.0 ±  1.0" in text
+
+
+def test_unimportant_columns_give_way(job, ensemble):
+    narrow, wide = printed(job, ensemble, 80), printed(job, ensemble, 140)
+    for header in ("Method", "Teachers", "Worst group", "Accuracy"):
+        assert header in narrow
+    for header in ("conflicting", "Balanced", "Worst class"):
+        assert header not in narrow
+        assert header in wide
+
+
+def test_the_best_distilled_student_is_bold(job, ensemble):
+    console = Console(file=io.StringIO(), width=100, force_terminal=True, color_system="standard")
+    tables.render(job, ensemble, console)
+    bold = [line for line in console.file.getvalue().splitlines() if "\x1b[1m31.0" in line]
+    assert len(bold) == 1
+    assert "AGRE-KD" in bold[0]
+
+
+def test_a_job_without_students_says_so(ensemble):
+    assert "No student" in printed([], ensemble, 80)
+    assert tables.markdown([], ensemble) == ""
+
+
+def test_names_in_square_brackets_are_not_markup(ensemble):
+    odd = replace(outcome("aver", 0), method="[bold]mine", teachers="[red]1")
+    text = printed([odd], ensemble, 140)
+    assert "[bold]mine" in text
+    assert "[red]1" in text
+
+
+def test_markdown_begins_with_the_difference(job, ensemble):
+    text = tables.markdown(job, ensemble)
+    assert text.startswith("AGRE-KD against AVER")
+    assert "| Method | Teachers | Worst group | Accuracy |" in text
+    assert "| AGRE-KD | 5 (2 debiased) | 31.0 ±  1.0 |" in text
+
+
+def test_summary_metrics_are_named_by_method(job):
+    found = tables.summary_metrics(job)
+    assert found["agre_kd/test/worst_group_accuracy/mean"] == pytest.approx(0.31)
+    assert found["agre_kd/test/worst_group_accuracy/std"] == pytest.approx(0.01)
+    assert found["agre_kd_minus_aver/test/worst_group_accuracy"] == pytest.approx(0.11)
+
+
+def test_csv_has_the_promised_header_and_a_row_for_each_split(job, tmp_path):
+    path = tmp_path / "deep" / "results.csv"
+    tables.write_csv(job, path)
+    header = "method,teachers,seed,split,accuracy,worst_group_accuracy,groups"
+    assert path.read_text().splitlines()[0] == header
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(job) * 2
+    assert {(r["method"], r["seed"], r["split"]) for r in rows} == {
+        (o.method, str(o.seed), split) for o in job for split in ("val", "test")
+    }
+    row = next(r for r in rows if (r["method"], r["split"]) == ("agre_kd", "test"))
+    assert row["teachers"] == "5 (2 debiased)"
+    assert float(row["worst_group_accuracy"]) == pytest.approx(0.30)
+    assert row["groups"] == '{"aligned":0.97,"conflicting":0.3}'
+
+
+def test_json_holds_everything(job, ensemble, tmp_path):
+    path = tmp_path / "results.json"
+    tables.write_json(path, job, ensemble, ensemble[0], {"name": "digits", "folder": tmp_path})
+    content = json.loads(path.read_text())
+    assert set(content) == {"job", "members", "biased", "outcomes", "summary"}
+    assert content["job"] == {"name": "digits", "folder": str(tmp_path)}
+    assert [Outcome.from_json(o) for o in content["outcomes"]] == job
+    assert content["biased"]["name"] == "erm-0"
+    assert len(content["summary"]) == 2 * len(METHODS)
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(job, ensemble, tmp_path, monkeypatch):
+    path = tmp_path / "results.csv"
+    tables.write_csv(job, path)
+    before = path.read_text()
+
+    def fail(*_: object, **__: object) -> str:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(tables.json, "dumps", fail)
+    with pytest.raises(OSError, match="no space"):
+        tables.write_csv(job[:1], path)
+    assert path.read_text() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_labels_of_methods():
+    assert label("deep_ensemble_dfr") == "Deep ensemble (DFR)"
+    assert label("my_rule") == "my rule"
+    assert is_distilled("my_rule")
+    assert not is_distilled("one_hot_dfr")
