@@ -1,71 +1,15 @@
-"""From everywhere to the driver: one small actor that carries progress and results.
-
-Only the driver draws progress lines and writes to MLflow; all others tell it through a `Post`.
-"""
+"""From every process to the driver: one small actor that carries events."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.exceptions import RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from agrekd_ray.errors import AgrekdError, RunError
-from agrekd_ray.results import Epoch, Outcome
-
-
-@dataclass(frozen=True)
-class TeacherEpoch:
-    """A teacher finished an epoch."""
-
-    name: str
-    epoch: int
-    epochs: int
-
-
-@dataclass(frozen=True)
-class TeacherDone:
-    """A teacher is in the pool; `trained` is False where it had been there already."""
-
-    name: str
-    trained: bool = True
-
-
-@dataclass(frozen=True)
-class StudentEpoch:
-    """A student finished an epoch."""
-
-    student: str
-    epochs: int
-    epoch: Epoch
-
-
-@dataclass(frozen=True)
-class StudentDone:
-    """A student is finished."""
-
-    outcome: Outcome
-
-
-@dataclass(frozen=True)
-class Note:
-    """Something that the user should read now."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Failed:
-    """A fault that ends the run; the text says what to do."""
-
-    text: str
-
-
-Event = TeacherEpoch | TeacherDone | StudentEpoch | StudentDone | Note | Failed
-Post = Callable[[Event], None]
-"""Tells the driver something; returns at once."""
+from agrekd_ray.events import Event, Post
 
 
 class Mailbox:
@@ -88,8 +32,6 @@ class Channel:
     """The driver's end of the mailbox actor."""
 
     def __init__(self, node_id: str) -> None:
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
         self._actor = (
             ray.remote(Mailbox)
             .options(

@@ -56,7 +56,7 @@ def resume(
 
 @app.command()
 def validate(job: JobFile, overrides: Overrides = None) -> None:
-    """Check a job whole, without starting anything: every key, value and file; all faults at once."""
+    """Check a job whole, without starting anything: all its faults at once."""
     from agrekd_ray.config import load_job
 
     checked = load_job(job, overrides or [])
@@ -98,7 +98,8 @@ def main() -> None:
     try:
         app()
     except AgrekdError as error:
-        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        screen = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+        screen.print(f"error: {error}", style="red")
         sys.exit(INVALID if isinstance(error, JobError) else FAILED)
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted")

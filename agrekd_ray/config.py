@@ -21,7 +21,7 @@ from yaml import YAMLError
 from agrekd_ray.core.weighting import STRATEGIES, SampleWeighting
 from agrekd_ray.data import TRAIN, Dataset, DataSettings, open_dataset
 from agrekd_ray.errors import AgrekdError
-from agrekd_ray.guidance.fleet import FleetSettings
+from agrekd_ray.guidance.fleet_settings import FleetSettings
 from agrekd_ray.models import check, check_classes, check_name, read_manifest
 from agrekd_ray.settings import LocalPath, Positive, Seed, Settings, Share
 from agrekd_ray.student import StudentSettings
@@ -195,10 +195,17 @@ def read_job(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
     try:
         text = path.read_text()
     except OSError as error:
-        near = difflib.get_close_matches(path.name, _neighbours(path), 1)
+        near = [*difflib.get_close_matches(path.name, _neighbours(path), 1), None][0]
         raise JobError(
             str(path),
-            [Fault("job", "", f"cannot be read ({error.strerror or error})", near[0] if near else None)],
+            [
+                Fault(
+                    "job",
+                    "",
+                    f"cannot be read ({error.strerror or error})",
+                    near,
+                )
+            ],
         ) from None
     except UnicodeDecodeError:
         raise JobError(str(path), [Fault("job", "", "is no text file, but not YAML")]) from None
@@ -263,8 +270,10 @@ class _Whole:
             field = block.model_fields[part]
             if part not in raw:
                 default = field.get_default(call_default_factory=True)
-                return None if field.is_required() else functools.reduce(
-                    getattr, parts[number + 1 :], default
+                return (
+                    None
+                    if field.is_required()
+                    else functools.reduce(getattr, parts[number + 1 :], default)
                 )
             block, raw = field.annotation, raw[part]
         return TypeAdapter(Annotated[field.annotation, field]).validate_python(raw)
@@ -396,7 +405,9 @@ def _neighbours(path: Path) -> list[str]:
 
 def _fault(detail: ErrorDetails) -> Fault:
     """A fault in a job's words out of pydantic's error."""
-    loc = [part for n, part in enumerate(detail["loc"]) if not (n == 1 and detail["loc"][0] == "data" and _is_tag(part))]
+    loc = list(detail["loc"])
+    if len(loc) > 1 and loc[0] == "data" and loc[1] in _tags():
+        del loc[1]  # pydantic names the union's choice; a job does not
     key = ".".join(map(str, loc))
     kind, context = detail["type"], detail.get("ctx", {})
     value = detail["input"]
@@ -441,10 +452,6 @@ def _tags() -> list[str]:
         typing.get_args(option.model_fields["name"].annotation)[0]
         for option in _models_in(DataSettings)
     ]
-
-
-def _is_tag(part: Any) -> bool:
-    return part in _tags()
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

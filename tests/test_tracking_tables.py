@@ -101,6 +101,12 @@ def test_the_table_keeps_the_order_and_the_difference_to_aver(job, ensemble):
     )
 
 
+def test_a_method_with_one_seed_keeps_its_place_among_others(job, ensemble):
+    lines = printed([*job[:3], outcome("teacher_vote", 0)], ensemble, 80).splitlines()
+    trained, voted = (next(x for x in lines if x.startswith(n)) for n in ("One-hot", "Teachers,"))
+    assert trained.index("21.0") == voted.index("40.0")
+
+
 def test_no_line_of_a_difference_without_both_methods(job, ensemble):
     assert "against" not in printed([o for o in job if o.method != "aver"], ensemble, 100)
 

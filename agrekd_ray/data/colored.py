@@ -136,9 +136,7 @@ class ColoredIdx(Colored):
         taken_test = rng.permutation(len(test_images))[:test]
         grey = np.concatenate([images[taken], test_images[taken_test]]).astype(np.float32) / 255
         every = np.concatenate([labels[taken], test_labels[taken_test]]).astype(np.int64)
-        train, val, test_ids = np.split(
-            np.arange(len(grey)), [self.train, self.train + self.val]
-        )
+        train, val, test_ids = np.split(np.arange(len(grey)), [self.train, self.train + self.val])
         return grey, every, {TRAIN: train, "val": val, TEST: test_ids}
 
 

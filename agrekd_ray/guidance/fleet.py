@@ -11,45 +11,23 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import ray
 import torch
-from pydantic import Field
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from agrekd_ray.channel import Note, Post, plain_error
+from agrekd_ray.channel import plain_error
 from agrekd_ray.data import DataSettings, open_dataset
 from agrekd_ray.errors import DataError
+from agrekd_ray.events import Note, Post
+from agrekd_ray.guidance.fleet_settings import FleetSettings
 from agrekd_ray.guidance.host import TeacherHost
 from agrekd_ray.guidance.lesson import Answer, Question, Reply, weigh_replies
 from agrekd_ray.models import read_manifest
-from agrekd_ray.settings import Autocast, Count, NonNegative, Positive, Settings
 
 STALL_SECONDS = 30.0
-
-
-class FleetSettings(Settings):
-    """How teachers are hosted.
-
-    Attributes:
-        backbones_per_actor: backbones in one actor, with all their heads. An actor costs about a
-            millisecond a step, so small teachers share one and large ones have their own.
-        cpus: logical CPUs of an actor; null shares what the student's workers leave.
-        gpus: of an actor; fractions share a GPU between actors.
-        autocast: precision of the teachers' forward pass.
-        look_ahead: batches that teachers compute while the student trains.
-        memory: MiB in each actor for what its teachers said; views that come again (no
-            augmentation, or another student of the job) are not computed again.
-    """
-
-    backbones_per_actor: Count = 1
-    cpus: Positive | None = None
-    gpus: NonNegative = 0
-    autocast: Autocast = "none"
-    look_ahead: Annotated[int, Field(ge=0, le=64)] = 2
-    memory: NonNegative = 256
 
 
 class TeacherActor:
@@ -242,9 +220,7 @@ class Fleet:
             ray.kill(actor)
 
 
-def placement(
-    checkpoints: Mapping[str, Path], backbones_per_actor: int
-) -> list[tuple[str, ...]]:
+def placement(checkpoints: Mapping[str, Path], backbones_per_actor: int) -> list[tuple[str, ...]]:
     """Which teachers live together: all heads of a backbone, and so many backbones an actor.
 
     Args:

@@ -49,7 +49,10 @@ class _Memory:
             if self._table_bytes > self._limit:
                 return
             size = self._samples.size
-            empty = torch.empty(size, len(self._samples.classes)), torch.zeros(size, dtype=torch.bool)
+            empty = (
+                torch.empty(size, len(self._samples.classes)),
+                torch.zeros(size, dtype=torch.bool),
+            )
             self._tables[name, view] = empty
         logits, known = self._tables[name, view]
         logits[ids], known[ids] = logits_BC, True

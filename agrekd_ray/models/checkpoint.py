@@ -70,7 +70,9 @@ def save(folder: Path, model: Classifier, manifest: Manifest) -> Manifest:
     Raises:
         CheckpointError: the folder cannot be written.
     """
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    state = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
+    }
     partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     try:
         partial.mkdir(parents=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,8 @@ from agrekd_ray.errors import AgrekdError, RunError
 from agrekd_ray.models import read_manifest
 from agrekd_ray.results import Member, Metrics, Outcome
 from agrekd_ray.run.display import Display
-from agrekd_ray.run.engine import Engine, LocalEngine, RayEngine
+from agrekd_ray.run.engine import Engine, Handle, LocalEngine
+from agrekd_ray.run.environment import prepare
 from agrekd_ray.run.folder import RunFolder
 from agrekd_ray.run.monitor import Monitor, flat
 from agrekd_ray.run.plan import Plan, epochs_of, make_plan
@@ -28,8 +28,6 @@ from agrekd_ray.teachers import Pool, vote
 from agrekd_ray.tracking import plots, tables
 from agrekd_ray.tracking.mlflow_runs import Tracker
 from agrekd_ray.training import score
-
-ENGINES: dict[str, Callable[..., Engine]] = {"live": RayEngine, "local": LocalEngine}
 
 
 def run_job(folder: RunFolder, console: Console) -> list[Outcome]:
@@ -48,6 +46,15 @@ def run_job(folder: RunFolder, console: Console) -> list[Outcome]:
     """
     with folder.claimed():
         return _Run(folder, console).go()
+
+
+def _engine(job: Job, handle: Handle) -> Engine:
+    if job.guidance == "local":
+        return LocalEngine(job, handle)
+    prepare(starts_cluster=job.ray.address is None)
+    from agrekd_ray.run.cluster import RayEngine  # imports Ray, which reads the environment
+
+    return RayEngine(job, handle)
 
 
 class _Run:
@@ -105,7 +112,7 @@ class _Run:
         if not families and not left:
             return
         self.display.stage("start", 0, "")
-        engine = ENGINES[self.job.guidance](self.job, self.monitor.handle)
+        engine = _engine(self.job, self.monitor.handle)
         try:
             have = len({recipe.name for recipe in self.plan.recipes}) - sum(map(len, families))
             if families:

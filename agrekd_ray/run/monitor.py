@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from agrekd_ray.channel import (
+from agrekd_ray.errors import TrackingError
+from agrekd_ray.events import (
     Event,
     Failed,
     Note,
@@ -13,7 +14,6 @@ from agrekd_ray.channel import (
     TeacherDone,
     TeacherEpoch,
 )
-from agrekd_ray.errors import TrackingError
 from agrekd_ray.results import Outcome
 from agrekd_ray.run.display import Display
 from agrekd_ray.student import Assignment

@@ -1,6 +1,7 @@
 """The student: one assignment (`student.py`) and its Ray Train shell (`group.py`)."""
 
 from agrekd_ray.student.student import (
+    STATE,
     Assignment,
     Student,
     StudentSettings,
@@ -10,6 +11,7 @@ from agrekd_ray.student.student import (
 )
 
 __all__ = [
+    "STATE",
     "Assignment",
     "Student",
     "StudentSettings",

@@ -30,13 +30,13 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2.api.config import LoggingConfig
 from torch import Tensor
 
-from agrekd_ray.channel import Failed, Post, StudentDone, StudentEpoch, plain_error
+from agrekd_ray.channel import plain_error
 from agrekd_ray.data import DataSettings, open_dataset
 from agrekd_ray.errors import AgrekdError, RunError
+from agrekd_ray.events import Failed, Post, StudentDone, StudentEpoch
 from agrekd_ray.guidance import Source
-from agrekd_ray.student.student import Assignment, Student, StudentSettings, read_outcome
+from agrekd_ray.student.student import STATE, Assignment, Student, StudentSettings, read_outcome
 
-STATE = "state.pt"
 MAX_FAILURES = 8
 """Restarts of the worker group before a run gives up."""
 

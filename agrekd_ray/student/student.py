@@ -24,7 +24,7 @@ from agrekd_ray.settings import Count, NonNegative, Positive, Settings, Training
 from agrekd_ray.teachers import DfrSettings, retrain_head
 from agrekd_ray.training import Labels, TeachingRecord, Trainer, evaluate
 
-OUTCOME = "outcome.json"
+OUTCOME, STATE = "outcome.json", "state.pt"
 
 
 class StudentSettings(Settings):
@@ -239,7 +239,9 @@ def read_outcome(folder: Path) -> Outcome | None:
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError):
-        raise RunError(f"{folder / OUTCOME}: damaged; delete the folder to make it again.") from None
+        raise RunError(
+            f"{folder / OUTCOME}: damaged; delete the folder to make it again."
+        ) from None
 
 
 def load_student(folder: Path) -> Classifier:

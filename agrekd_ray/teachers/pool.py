@@ -84,7 +84,9 @@ class Pool:
             family = families.setdefault(self.fingerprint(recipe.parent), [])
             if recipe not in family and self.find(recipe) is None:
                 family.append(recipe)
-        return [sorted(family, key=lambda r: r.kind != "erm") for family in families.values() if family]
+        return [
+            sorted(family, key=lambda r: r.kind != "erm") for family in families.values() if family
+        ]
 
     def make(
         self,
@@ -132,9 +134,7 @@ class Pool:
 
     def _save(self, recipe: Recipe, model: Classifier, device: torch.device | str) -> None:
         data = self._dataset
-        metrics = {
-            split: asdict(evaluate(model, data, split, device)) for split in (SELECT, TEST)
-        }
+        metrics = {split: asdict(evaluate(model, data, split, device)) for split in (SELECT, TEST)}
         save(
             self.folder(recipe),
             model,

@@ -10,8 +10,9 @@ import ray
 import torch
 from ray.exceptions import RayActorError, RayTaskError, WorkerCrashedError
 
-from agrekd_ray.channel import Post, TeacherDone, TeacherEpoch, plain_error
+from agrekd_ray.channel import plain_error
 from agrekd_ray.data import DataSettings, open_dataset
+from agrekd_ray.events import Post, TeacherDone, TeacherEpoch
 from agrekd_ray.teachers.pool import Pool, Recipe
 
 

@@ -168,7 +168,7 @@ def render(
         console.print("No student is finished yet.")
         return
     columns = _fitting(_columns(rows), console.width)
-    taught = [row for row in rows if is_distilled(row.method)]
+    taught = [row for row in rows if is_distilled(row.method) and math.isfinite(row.mean[_WGA])]
     best = max(taught, key=lambda row: row.mean[_WGA], default=None)
     table = Table(
         title=Text(_heading(rows)),
@@ -179,9 +179,7 @@ def render(
         show_edge=False,
     )
     for column in columns:
-        table.add_column(
-            Text(column.header), justify="left" if column.words else "right", no_wrap=True
-        )
+        table.add_column(Text(column.header), no_wrap=True)
     for index, row in enumerate(rows):
         bold = row is best
         table.add_row(
@@ -190,8 +188,8 @@ def render(
                 for column in columns
             )
         )
-    console.print()
     console.print(table)
+    console.print()
     for line in _below(outcomes, members, split):
         console.print(Text(line))
 
@@ -218,7 +216,9 @@ def markdown(outcomes: Sequence[Outcome], members: Sequence[Member], split: str 
         [":---" if column.words else "---:" for column in columns],
         *([column.cells[index] for column in columns] for index in range(len(rows))),
     ]
-    table = "\n".join(f"| {' | '.join(t.replace('|', '/') for t in line)} |" for line in lines)
+    table = "\n".join(
+        f"| {' | '.join(t.strip().replace('|', '/') for t in line)} |" for line in lines
+    )
     return "\n\n".join([*reversed(_below(outcomes, members, split)), _heading(rows), table])
 
 
@@ -308,7 +308,11 @@ def _columns(rows: list[Row]) -> list[list[_Column]]:
     """Columns from left to right, in blocks that are shown together or not at all."""
 
     def figures(name: str, header: str) -> _Column:
-        return _Column(name, header, [_percent(row, name) for row in rows])
+        cells = [_percent(row, name, several) for row in rows]
+        width = max(len(text) for text in (header, *cells))
+        return _Column(name, header.rjust(width), [text.rjust(width) for text in cells])
+
+    several = any(len(row.seeds) > 1 for row in rows)
 
     groups = dict.fromkeys(name for row in rows for name in row.mean if name.startswith(GROUP))
     blocks = [
@@ -352,13 +356,16 @@ def _fitting(blocks: list[list[_Column]], width: int) -> list[_Column]:
     return [column for block in blocks if importance(block) in kept for column in block]
 
 
-def _percent(row: Row, name: str) -> str:
+def _percent(row: Row, name: str, several: bool) -> str:
+    """A figure; where others have a deviation, one without keeps its place."""
     value = row.mean.get(name, math.nan)
     if math.isnan(value):
-        return "–"
-    if len(row.seeds) < 2:
-        return f"{100 * value:.1f}"
-    return f"{100 * value:.1f} ± {100 * row.std[name]:4.1f}"
+        figure = "–"
+    else:
+        figure = f"{100 * value:.1f}"
+        if len(row.seeds) > 1:
+            return f"{figure} ± {100 * row.std[name]:4.1f}"
+    return f"{figure}       " if several else figure
 
 
 def _heading(rows: list[Row]) -> str:

@@ -1,4 +1,4 @@
-"""Which samples a step sees: a pure function of (seed, step), so that any process can look ahead."""
+"""Which samples a step sees: a pure function of (seed, step), so anybody can look ahead."""
 
 from __future__ import annotations
 

@@ -90,9 +90,7 @@ class TeachingRecord:
         )
         self._sums.index_add_(0, self._group_N[torch.from_numpy(batch.ids)], columns)
 
-    def close(
-        self, total: Callable[[Tensor], Tensor]
-    ) -> tuple[dict[str, dict[str, float]], float]:
+    def close(self, total: Callable[[Tensor], Tensor]) -> tuple[dict[str, dict[str, float]], float]:
         """Weights by group and teacher, and the share of samples in the 0/0 case; starts anew."""
         sums = total(self._sums)
         self._sums = torch.zeros_like(self._sums)

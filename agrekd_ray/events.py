@@ -1,0 +1,60 @@
+"""What workers tell the driver. Only the driver draws progress lines and writes to MLflow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from agrekd_ray.results import Epoch, Outcome
+
+
+@dataclass(frozen=True)
+class TeacherEpoch:
+    """A teacher finished an epoch."""
+
+    name: str
+    epoch: int
+    epochs: int
+
+
+@dataclass(frozen=True)
+class TeacherDone:
+    """A teacher is in the pool; `trained` is False where it had been there already."""
+
+    name: str
+    trained: bool = True
+
+
+@dataclass(frozen=True)
+class StudentEpoch:
+    """A student finished an epoch."""
+
+    student: str
+    epochs: int
+    epoch: Epoch
+
+
+@dataclass(frozen=True)
+class StudentDone:
+    """A student is finished."""
+
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something that the user should read now."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A fault that ends the run; the text says what to do."""
+
+    text: str
+
+
+Event = TeacherEpoch | TeacherDone | StudentEpoch | StudentDone | Note | Failed
+Post = Callable[[Event], None]
+"""Tells the driver something; returns at once."""

@@ -1,0 +1,128 @@
+"""The engine on a Ray cluster."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from agrekd_ray.channel import Channel
+from agrekd_ray.config import Job
+from agrekd_ray.guidance.fleet import Fleet, FleetSource
+from agrekd_ray.run.engine import Handle
+from agrekd_ray.run.session import RaySession
+from agrekd_ray.student import Assignment
+from agrekd_ray.student.group import Schoolwork, train_group
+from agrekd_ray.teachers import Recipe
+from agrekd_ray.teachers.tasks import make_all
+
+POLL_SECONDS = 0.2
+
+
+class RayEngine:
+    """Ray tasks make teachers; a fleet and a Ray Train worker group train the students.
+
+    Args:
+        job: the job.
+        handle: gets every event, in a thread of the driver's.
+    """
+
+    def __init__(self, job: Job, handle: Handle) -> None:
+        self._job = job
+        student = job.student
+        taken = student.workers * student.cpus
+        self._session = RaySession(job.ray.address, math.ceil(taken) + 1)
+        try:
+            self._session.check(taken, student.workers * student.gpus, job.teachers.cpus)
+            self._channel = Channel(self._session.node_id)
+            self._listener = _Listener(self._channel, handle)
+        except BaseException:
+            self._session.close()
+            raise
+
+    def make_teachers(self, families: Sequence[Sequence[Recipe]]) -> None:
+        """See `Engine.make_teachers`."""
+        teachers = self._job.teachers
+        with self._listener:
+            make_all(
+                families,
+                teachers.store,
+                self._job.data,
+                self._channel.post,
+                cpus=teachers.cpus,
+                gpus=teachers.gpus,
+            )
+
+    def train_students(
+        self,
+        assignments: tuple[Assignment, ...],
+        checkpoints: dict[str, Path],
+        students: Path,
+        storage: Path,
+    ) -> None:
+        """See `Engine.train_students`."""
+        job, settings = self._job, self._job.student
+        fleet: Fleet | None = None
+        source: FleetSource | None = None
+        with self._listener:
+            try:
+                if checkpoints:
+                    fleet = Fleet(
+                        checkpoints,
+                        job.data,
+                        job.fleet,
+                        self._channel.post,
+                        workers=settings.workers,
+                        cpus_taken=settings.workers * settings.cpus,
+                    )
+                    fleet.wait()
+                    source = fleet.source()
+                work = Schoolwork(
+                    assignments,
+                    job.data,
+                    source,
+                    students,
+                    self._channel.post,
+                    job.fleet.look_ahead,
+                )
+                train_group(work, settings, storage)
+            finally:
+                if fleet is not None:
+                    fleet.close()
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        self._channel.close()
+        self._session.close()
+
+
+class _Listener(AbstractContextManager["_Listener"]):
+    """Takes events out of the channel while the driver waits for something else."""
+
+    def __init__(self, channel: Channel, handle: Handle) -> None:
+        self._channel, self._handle = channel, handle
+
+    def __enter__(self) -> _Listener:
+        self._stop = threading.Event()
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._listen, name="events", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        if self._error is not None and failure[1] is None:
+            raise self._error
+
+    def _listen(self) -> None:
+        try:
+            stopped = False
+            while not stopped:  # one more look after the stop: nothing is left behind
+                stopped = self._stop.wait(POLL_SECONDS)
+                for event in self._channel.take():
+                    self._handle(event)
+        except BaseException as error:
+            self._error = error
