@@ -87,10 +87,7 @@ class _Run:
                 self._votes()
                 outcomes = self._outcomes()
                 self._reports(outcomes)
-                self._models(outcomes)
-                self.tracker.finish_job(
-                    run_id, self.folder.path, "FINISHED", tables.summary_metrics(outcomes)
-                )
+                self.monitor.track(lambda: self._publish(run_id, outcomes))
         except KeyboardInterrupt:
             self._end("interrupted", run_id, "stopped by the user", "KILLED")
             raise
@@ -215,8 +212,8 @@ class _Run:
         plots.training_curves(outcomes, self.folder.plots / "training_curves.png")
         plots.weights_by_group(outcomes, members, self.folder.plots / "weights_by_group.png")
 
-    def _models(self, outcomes: list[Outcome]) -> None:
-        """Every student as an MLflow model."""
+    def _publish(self, run_id: str, outcomes: list[Outcome]) -> None:
+        """To MLflow: every student as a model, the reports, the summary."""
         students = [outcome for outcome in outcomes if outcome.checkpoint is not None]
         self.display.stage("MLflow", len(students), "models")
         example = self.dataset.inputs(self.dataset.splits[TEST][:2], None).numpy()
@@ -229,6 +226,13 @@ class _Run:
                 self.dataset.classes,
             )
             self.display.advance(outcome.name)
+        self.tracker.finish_job(
+            run_id,
+            self.folder.path,
+            "FINISHED",
+            tables.summary_metrics(outcomes),
+            tables.markdown(outcomes, self._members()[0]),
+        )
 
     def _end(self, status: str, run_id: str, reason: str, mlflow_status: str) -> None:
         """Leave the run in a state that says what happened; nothing here hides the reason."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from agrekd_ray.errors import TrackingError
@@ -64,7 +65,7 @@ class Monitor:
         def write() -> None:
             self._tracker.finish_student(self.run(outcome), outcome)
 
-        self._try(write)
+        self.track(write)
 
     def run(self, what: Outcome | Assignment) -> str:
         """The MLflow run of a method × seed."""
@@ -95,9 +96,10 @@ class Monitor:
             f"{epoch.val.worst_group_accuracy:.1%}"
         )
         assignment = self._assignments[event.student]
-        self._try(lambda: self._tracker.log_epochs(self.run(assignment), [epoch]))
+        self.track(lambda: self._tracker.log_epochs(self.run(assignment), [epoch]))
 
-    def _try(self, write: Any) -> None:
+    def track(self, write: Callable[[], None]) -> None:
+        """Write to MLflow, as long as that works."""
         if not self.tracking:
             return
         try:

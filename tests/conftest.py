@@ -1,0 +1,82 @@
+"""Shared by all tests: one Ray session, a tiny job, a pool of tiny teachers."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from agrekd_ray.config import Job, check_job
+from agrekd_ray.run.environment import prepare
+
+prepare(starts_cluster=True)
+torch.set_num_threads(1)
+
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "data": {"name": "colored_digits", "train": 160, "val": 200},
+    "teachers": {
+        "count": 3,
+        "model": {"name": "cnn_deep", "args": {"width": 4}},
+        "training": {"epochs": 2, "batch_size": 32, "learning_rate": 0.05},
+        "dfr": {"inverse_penalties": [0.3, 0.1], "retrainings": 2},
+    },
+    "ensemble": {"size": 3, "debiased": 1},
+    "student": {
+        "model": {"name": "cnn", "args": {"width": 4}},
+        "training": {"epochs": 2, "batch_size": 32, "learning_rate": 0.05},
+    },
+    "methods": ["aver"],
+    "seeds": [0],
+}
+
+
+def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A copy of nested values with dotted keys changed."""
+    values = copy.deepcopy(base)
+    for key, value in changes.items():
+        *path, last = key.split(".")
+        place = values
+        for part in path:
+            place = place.setdefault(part, {})
+        place[last] = value
+    return values
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the suite's teachers are kept."""
+    return tmp_path_factory.mktemp("teachers")
+
+
+@pytest.fixture()
+def make_job(tmp_path: Path, store: Path) -> Callable[..., Job]:
+    """Makes tiny jobs: `make_job(**{"distillation.alpha": 0.5})`."""
+
+    def make(**changes: Any) -> Job:
+        raw = merged(TINY, {"runs": str(tmp_path / "runs"), "teachers.store": str(store)})
+        job, faults = check_job(merged(raw, changes))
+        assert job is not None, faults
+        return job
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[Any]:
+    """The suite's only Ray session; what is started inside it finds it there."""
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=6,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="WARNING",
+    )
+    yield ray
+    ray.shutdown()

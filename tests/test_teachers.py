@@ -1,0 +1,175 @@
+"""The pool, its debiased models, and the ensemble drawn from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from agrekd_ray.data import DFR, SELECT, open_dataset
+from agrekd_ray.models import Classifier, load
+from agrekd_ray.teachers import DfrSettings, EnsembleSettings, Pool, draw, retrain_head, vote
+from agrekd_ray.teachers.dfr import _balanced, _Logistic
+from agrekd_ray.training import evaluate
+
+
+class _FirstPixels(torch.nn.Module):
+    """Features that are plain numbers of the image, so that the right answer is known."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        grey = images.mean(1).flatten(1)
+        return torch.cat([grey, images.amax((2, 3))], dim=1)
+
+
+def test_a_retrained_head_relies_less_on_colour(make_job: Any) -> None:
+    data = open_dataset(make_job(**{"data.train": 800, "data.val": 500}).data)
+    biased = Classifier(_FirstPixels(), torch.nn.Linear(67, 10))
+    ids = data.splits["train"]
+    features = biased.backbone(data.inputs(ids, None)).detach().numpy()
+    fitted = LogisticRegression(max_iter=300).fit(features, data.labels(ids).numpy())
+    with torch.no_grad():
+        biased.head.weight.copy_(torch.from_numpy(fitted.coef_))
+        biased.head.bias.copy_(torch.from_numpy(fitted.intercept_))
+    before = evaluate(biased, data, "test").worst_group_accuracy
+    debiased = retrain_head(biased, data, DfrSettings(), seed=0)
+    after = evaluate(debiased, data, "test").worst_group_accuracy
+    assert before < 0.5 < 0.7 < after
+    assert debiased.head.weight.abs().sum() != biased.head.weight.abs().sum()
+
+
+def test_the_scaler_is_folded_into_the_layer(make_job: Any, monkeypatch: Any) -> None:
+    """One retraining: the layer's logits are those of scaler and regression together."""
+    data = open_dataset(make_job().data)
+    model = Classifier(_FirstPixels(), torch.nn.Linear(67, 10))
+    calls: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    fit = _Logistic.fit
+
+    def spy(self: Any, features: np.ndarray, labels: np.ndarray) -> Any:
+        result = fit(self, features, labels)
+        calls.append((features, *result))
+        return result
+
+    monkeypatch.setattr(_Logistic, "fit", spy)
+    settings = DfrSettings(inverse_penalties=(0.5,), retrainings=1)
+    head = retrain_head(model, data, settings, seed=0).head
+    scaled, weight, bias = calls[-1]
+    raw = model.backbone(data.inputs(data.splits[DFR], None)).double().numpy()
+    mean, deviation = raw.mean(0), raw.std(0)
+    deviation[deviation == 0] = 1
+    expected = (raw - mean) / deviation @ weight.T + bias
+    logits = head(torch.from_numpy(raw).float()).detach().numpy()
+    np.testing.assert_allclose(logits, expected, atol=1e-3)
+    assert len(scaled) < len(raw)
+
+
+def test_subsamples_are_balanced() -> None:
+    groups = np.repeat([0, 1, 3], [50, 7, 20])
+    rows = _balanced(groups, np.random.default_rng(0))
+    assert np.bincount(groups[rows]).tolist() == [7, 7, 0, 7]
+    assert len(set(rows.tolist())) == len(rows)
+
+
+def test_two_classes_have_two_rows() -> None:
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(80, 3))
+    labels = (features[:, 0] > 0).astype(int)
+    weight, bias = _Logistic(1.0, 0).fit(features, labels)
+    assert weight.shape == (2, 3)
+    assert bias.shape == (2,)
+    assert ((features @ weight.T + bias).argmax(1) == labels).mean() > 0.95
+
+
+def test_the_validation_halves_stay_apart(make_job: Any) -> None:
+    data = open_dataset(make_job().data)
+    assert not set(data.splits[DFR]) & set(data.splits[SELECT])
+
+
+def test_a_finished_teacher_is_never_made_twice(make_job: Any, tmp_path: Path) -> None:
+    job = make_job(**{"teachers.store": str(tmp_path / "pool")})
+    data = open_dataset(job.data)
+    pool = Pool(job.teachers.store, data)
+    recipes = list(draw(job.ensemble, job.teachers).recipes.values())
+    families = pool.missing(recipes)
+    assert sum(map(len, families)) == len(recipes)
+    epochs: list[str] = []
+    for family in families:
+        pool.make(family, progress=lambda name, epoch, of: epochs.append(name))
+    assert len(epochs) == 2 * 3
+    assert pool.missing(recipes) == []
+    debiased = next(r for r in recipes if r.kind == "dfr")
+    (pool.folder(debiased) / "model.safetensors").write_bytes(b"damaged")
+    assert pool.missing(recipes) == [[debiased]]
+    import shutil
+
+    shutil.rmtree(pool.folder(debiased))
+    pool.make([debiased], progress=lambda *_: pytest.fail("the parent was trained again"))
+    assert pool.missing(recipes) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"teachers.training.learning_rate": 0.06},
+        {"teachers.model.args.width": 5},
+        {"data.seed": 1},
+        {"data.views": {"flip": True}},
+        {"data.aligned": 0.9},
+    ],
+)
+def test_whatever_makes_a_teacher_is_in_its_fingerprint(make_job: Any, change: Any) -> None:
+    jobs = [make_job(), make_job(**change)]
+    prints = []
+    for job in jobs:
+        recipe = draw(job.ensemble, job.teachers).recipes["erm-0"]
+        prints.append(Pool(job.teachers.store, open_dataset(job.data)).fingerprint(recipe))
+    assert prints[0] != prints[1]
+
+
+def test_debiased_teachers_share_the_backbone_of_their_parent(make_job: Any, store: Path) -> None:
+    job = make_job(**{"ensemble.debiased": 3})
+    pool = Pool(store, open_dataset(job.data))
+    drawn = draw(job.ensemble, job.teachers)
+    for family in pool.missing(drawn.recipes.values()):
+        pool.make(family)
+    for recipe in drawn.recipes.values():
+        if recipe.kind == "dfr" and pool.find(recipe.parent):
+            child, parent = load(pool.folder(recipe)), load(pool.folder(recipe.parent))
+            assert child[1].backbone == parent[1].backbone
+            assert not torch.equal(child[0].head.weight, parent[0].head.weight)
+
+
+def test_the_draw_nests_and_holds_its_mixture(make_job: Any) -> None:
+    pool = make_job(**{"teachers.count": 7}).teachers
+    draws = [draw(EnsembleSettings(size=5, debiased=n, seed=3), pool) for n in range(6)]
+    for number, drawn in enumerate(draws):
+        kinds = [name.split("-")[0] for name in drawn.teachers]
+        assert kinds.count("dfr") == number == drawn.debiased
+        assert len(set(drawn.teachers)) == 5
+        assert drawn.recipes[drawn.biased].kind == "erm"
+    seeds = [{name.split("-")[1] for name in drawn.teachers} for drawn in draws]
+    assert all(each == seeds[0] for each in seeds)
+    assert len({drawn.biased for drawn in draws}) == 1
+    everywhere = {draw(EnsembleSettings(size=5, seed=s), pool).biased for s in range(40)}
+    assert len(everywhere) == 7
+
+
+def test_a_vote_is_that_of_the_majority(make_job: Any, store: Path) -> None:
+    job = make_job()
+    data = open_dataset(job.data)
+    pool = Pool(store, data)
+    drawn = draw(job.ensemble, job.teachers)
+    for family in pool.missing(drawn.recipes.values()):
+        pool.make(family)
+    folders = [pool.folder(drawn.recipes[name]) for name in drawn.teachers]
+    probabilities, predictions = vote(folders, data, SELECT)
+    single, own = vote(folders[:1], data, SELECT)
+    assert torch.equal(own, single.argmax(1))
+    assert probabilities.shape == (len(data.splits[SELECT]), 10)
+    ballots = torch.stack([vote([f], data, SELECT)[1] for f in folders])
+    agreed = ballots.mode(0).values
+    clear = (ballots == agreed).sum(0) >= 2
+    assert torch.equal(predictions[clear], agreed[clear])
