@@ -52,7 +52,7 @@ class AeKdOptions(Settings):
         box: largest weight of a teacher; raised to 1/M where that is more.
     """
 
-    box: Annotated[float, Field(gt=0, le=1)] = 0.6
+    box: Annotated[Positive, Field(le=1)] = 0.6
 
 
 class SampleWeightingSettings(Settings):
@@ -136,7 +136,7 @@ class Job(Settings):
         runs: folder of all runs.
     """
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
     data: DataSettings
     teachers: TeacherSettings
     ensemble: EnsembleSettings = EnsembleSettings()
@@ -186,6 +186,10 @@ class JobError(AgrekdError):
         super().__init__("\n".join([f"{source}: {count}", *(f"  - {f}" for f in faults)]))
 
 
+_NOT_YAML = (OmegaConfBaseException, YAMLError, ValueError, RecursionError)
+_NO_MAPPING = "holds no keys; a job is a YAML mapping"
+
+
 def read_job(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
     """A job's raw values: the YAML file with `key.path=value` overrides merged in.
 
@@ -208,7 +212,7 @@ def read_job(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
             ],
         ) from None
     except UnicodeDecodeError:
-        raise JobError(str(path), [Fault("job", "", "is no text file, but not YAML")]) from None
+        raise JobError(str(path), [Fault("job", "", "is no text file, so no YAML")]) from None
     pairs = list(overrides)
     wrong = [pair for pair in pairs if not re.match(r"^[A-Za-z_][\w.]*=", pair)]
     if wrong:
@@ -218,12 +222,35 @@ def read_job(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
     try:
         job = OmegaConf.create(text)
         if not OmegaConf.is_dict(job) or not job:
-            raise JobError(str(path), [Fault("job", "", "holds no keys; a job is a YAML mapping")])
-        merged = OmegaConf.merge(job, OmegaConf.from_dotlist(pairs))
+            raise JobError(str(path), [Fault("job", "", _NO_MAPPING)])
+        merged, faults = _overridden(job, pairs)
+        if faults:
+            raise JobError(str(path), faults)
         return typing.cast(dict[str, Any], OmegaConf.to_container(merged, resolve=True))
-    except (OmegaConfBaseException, YAMLError, ValueError) as error:
-        what = " ".join(str(error).split())
-        raise JobError(str(path), [Fault("job", "", f"is no valid YAML ({what})")]) from None
+    except AssertionError:  # OmegaConf's answer to a document that is one number
+        raise JobError(str(path), [Fault("job", "", _NO_MAPPING)]) from None
+    except _NOT_YAML as error:
+        problem = f"is no valid YAML ({_one_line(error)})"
+        raise JobError(str(path), [Fault("job", "", problem)]) from None
+
+
+def _overridden(job: Any, pairs: Sequence[str]) -> tuple[Any, list[Fault]]:
+    """The job with the overrides merged in, and what is wrong with each of them."""
+    faults = []
+    for pair in pairs:
+        key, _, value = pair.partition("=")
+        try:
+            job = OmegaConf.merge(job, OmegaConf.from_dotlist([pair]))
+        except TypeError:  # a key inside a list, like seeds.0
+            problem = "reaches into a list; override the list as a whole, key=[a,b]"
+            faults.append(Fault(key, value, problem))
+        except _NOT_YAML as error:
+            faults.append(Fault(key, value, f"is no valid YAML ({_one_line(error)})"))
+    return job, faults
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def load_job(path: Path, overrides: Iterable[str] = ()) -> Job:
@@ -246,7 +273,14 @@ def check_job(raw: dict[str, Any]) -> tuple[Job | None, list[Fault]]:
     try:
         job = Job.model_validate(raw)
     except ValidationError as error:
-        faults += [_fault(detail) for detail in error.errors(include_url=False)]
+        details = error.errors(include_url=False)
+        faulty = {detail["loc"][:end] for detail in details for end in range(len(detail["loc"]))}
+        faults += [
+            _fault(detail)
+            for detail in details
+            # pydantic counts a list's faulty entries as missing ones
+            if not (detail["type"] == "too_short" and detail["loc"] in faulty)
+        ]
     faults += _Whole(raw, job, {fault.key for fault in faults}).faults()
     return (None if faults else job), faults
 
@@ -389,7 +423,12 @@ def _caught(key: str, look: Callable[[], object]) -> list[Fault]:
 
 def _unwritable(folder: Path) -> str | None:
     """Why nothing could be written to a folder that may not exist yet; None where it could."""
-    existing = next(p for p in (folder, *folder.parents) if p.exists())
+    try:
+        if "\0" in str(folder):
+            return "no path has a null character"
+        existing = next(p for p in (folder, *folder.parents) if p.exists())
+    except OSError as error:
+        return f"no folder can have this path ({error.strerror or error})"
     if not existing.is_dir():
         return f"{existing} is a file, not a folder"
     try:  # trying beats asking: rights, read-only and full file systems in one
@@ -403,11 +442,25 @@ def _neighbours(path: Path) -> list[str]:
     return [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
 
 
+_WORDS = {
+    "model_type": "must be a mapping (a block of keys)",
+    "model_attributes_type": "must be a mapping (a block of keys)",
+    "dict_type": "must be a mapping (a block of keys)",
+    "invalid_key": "a key must be text",
+    "tuple_type": "must be a list",
+    "too_short": "must have at least {min_length} entry",
+    "path_type": "must be a path",
+    "string_type": "must be text (a number in quotes is text)",
+}
+"""Pydantic's kinds of error that speak of Python, in a job's words."""
+
+
 def _fault(detail: ErrorDetails) -> Fault:
     """A fault in a job's words out of pydantic's error."""
     loc = list(detail["loc"])
+    choice = None
     if len(loc) > 1 and loc[0] == "data" and loc[1] in _tags():
-        del loc[1]  # pydantic names the union's choice; a job does not
+        choice = str(loc.pop(1))  # pydantic names the union's choice; a job does not
     key = ".".join(map(str, loc))
     kind, context = detail["type"], detail.get("ctx", {})
     value = detail["input"]
@@ -415,8 +468,8 @@ def _fault(detail: ErrorDetails) -> Fault:
     if value is None and kind != "missing":
         shown = "null"
     if kind == "extra_forbidden":
-        names = _names_at(loc[:-1])
-        near = difflib.get_close_matches(str(loc[-1]), names, 1, 0.5)
+        names = _names_at(loc[:-1], choice)
+        near = difflib.get_close_matches(str(loc[-1]), names, 1)
         return Fault(
             key,
             shown,
@@ -440,6 +493,8 @@ def _fault(detail: ErrorDetails) -> Fault:
         )
     if kind == "union_tag_not_found":
         return Fault(f"{key}.name", "", f"is missing; one of {', '.join(_tags())}")
+    if kind in _WORDS:
+        return Fault(key, shown, _WORDS[kind].format(**context))
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     if kind == "string_pattern_mismatch":
         message = "letters, digits, '_', '-' and '.', beginning with a letter or digit"
@@ -448,10 +503,11 @@ def _fault(detail: ErrorDetails) -> Fault:
 
 
 def _tags() -> list[str]:
-    return [
-        typing.get_args(option.model_fields["name"].annotation)[0]
-        for option in _models_in(DataSettings)
-    ]
+    return [_tag(option) for option in _models_in(DataSettings)]
+
+
+def _tag(option: type[BaseModel]) -> str:
+    return str(typing.get_args(option.model_fields["name"].annotation)[0])
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
@@ -460,10 +516,12 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     return [model for inner in typing.get_args(annotation) for model in _models_in(inner)]
 
 
-def _names_at(loc: Sequence[str | int]) -> list[str]:
-    """Known keys of the block at a path."""
+def _names_at(loc: Sequence[str | int], choice: str | None = None) -> list[str]:
+    """Known keys of the block at a path; `choice` is the name of the job's data set."""
     models: list[type[BaseModel]] = [Job]
     for part in loc:
         fields = [m.model_fields[str(part)] for m in models if str(part) in m.model_fields]
         models = [model for field in fields for model in _models_in(field.annotation)]
+        if part == "data" and choice:
+            models = [model for model in models if _tag(model) == choice]
     return sorted({name for model in models for name in model.model_fields})

@@ -17,11 +17,9 @@ from agrekd_ray.student import Assignment, Student
 from agrekd_ray.training import BatchPlan, Labels, Trainer
 from agrekd_ray.training.optimization import make_optimizer, make_schedule
 
+from .shared import flat_parameters as parameters
+
 SMALL = Training(epochs=3, batch_size=32, learning_rate=0.05)
-
-
-def parameters(model: torch.nn.Module) -> torch.Tensor:
-    return torch.cat([value.detach().flatten().double() for value in model.state_dict().values()])
 
 
 def test_every_epoch_is_a_new_order_without_repeats() -> None:

@@ -58,7 +58,7 @@ class Colored(Settings):
     aligned: Share = 0.98
     aligned_val: Share = 0.5
     aligned_test: Share = 0.1
-    severity: Annotated[int, Field(ge=1, le=4)] = 4
+    severity: Annotated[Count, Field(le=4)] = 4
     views: Views = Views()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import math
+import os
 import zlib
 from pathlib import Path
 
@@ -25,7 +27,7 @@ def find_idx(folder: Path, split: str, what: str) -> Path:
     Raises:
         DataError: the folder or the file is missing; names what was looked for.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises where a name is too long
         raise DataError(
             f"data.path: no folder {folder}. Put the four IDX files of MNIST or Fashion-MNIST "
             "there (plain or .gz), or set data.path to where they are."
@@ -60,7 +62,10 @@ def read_idx(path: Path, magic: int) -> np.ndarray:
     if not content:
         raise DataError(f"{path}: the file is empty; copy or download it again.")
     if len(content) < header:
-        raise DataError(f"{path}: {len(content)} bytes are too few for an IDX header of {header}.")
+        raise DataError(
+            f"{path}: {len(content)} bytes are too few for an IDX header of {header}; copy or "
+            "download it again."
+        )
     numbers = np.frombuffer(content, ">u4", count=1 + dimensions)
     if numbers[0] != magic:
         raise DataError(
@@ -69,11 +74,12 @@ def read_idx(path: Path, magic: int) -> np.ndarray:
             "is it the right file?"
         )
     shape = tuple(int(n) for n in numbers[1:])
-    expected = int(np.prod(shape))
+    expected = math.prod(shape)
     if len(content) - header != expected:
         raise DataError(
             f"{path}: truncated or damaged: the header announces {expected} bytes "
-            f"({' x '.join(map(str, shape))}), {len(content) - header} are there."
+            f"({' x '.join(map(str, shape))}), {len(content) - header} are there; copy or download it "
+            "again."
         )
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 
@@ -91,6 +97,6 @@ def read_split(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
             f"{folder}: {len(images)} images in {images_path.name} but {len(labels)} labels in "
             f"{labels_path.name}; the files do not belong together."
         )
-    if not len(images):
-        raise DataError(f"{images_path}: holds no image.")
+    if not images.size:
+        raise DataError(f"{images_path}: holds no image; copy or download it again.")
     return images, labels

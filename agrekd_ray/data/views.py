@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from agrekd_ray.settings import Count, Settings
+from agrekd_ray.settings import Count, NonNegative, Settings
 
 
 class Views(Settings):
@@ -25,8 +25,8 @@ class Views(Settings):
     """
 
     flip: bool = False
-    shift: Annotated[float, Field(ge=0)] = 0
-    rotate: Annotated[float, Field(ge=0, le=180)] = 0
+    shift: NonNegative = 0
+    rotate: Annotated[NonNegative, Field(le=180)] = 0
 
     @property
     def augments(self) -> bool:

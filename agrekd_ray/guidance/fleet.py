@@ -68,6 +68,10 @@ class TeacherActor:
         """Forward passes of a backbone so far."""
         return self._host.forwards
 
+    def process(self) -> int:
+        """Id of the process that the actor lives in now."""
+        return os.getpid()
+
 
 class WeightingActor:
     """Gathers the replies to a question from all teachers and weighs them. Keeps nothing."""
@@ -90,6 +94,10 @@ class WeightingActor:
         for some in told:
             replies |= some
         return weigh_replies(question, replies)
+
+    async def process(self) -> int:
+        """Id of the process that the actor lives in now."""
+        return os.getpid()
 
 
 @dataclass(frozen=True)

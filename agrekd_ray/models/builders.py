@@ -121,7 +121,11 @@ def build(
             torch.manual_seed(seed)
         if model.name.startswith(TORCHVISION):
             return _torchvision(model, shape, classes)
-        return _builder(model)(shape, classes, **model.args)
+        builder = _builder(model)
+        try:
+            return builder(shape, classes, **model.args)
+        except RuntimeError as error:  # more weights than can be counted, or than memory holds
+            raise AgrekdError(f"{model.name}: {_first_line(error)}") from None
 
 
 def check(model: Model, shape: tuple[int, int, int], classes: int) -> None:
@@ -135,7 +139,7 @@ def check(model: Model, shape: tuple[int, int, int], classes: int) -> None:
     try:
         with torch.inference_mode():
             logits = built.eval()(images)
-    except (RuntimeError, AssertionError, ValueError) as error:
+    except Exception as error:  # whatever an architecture says of a size that it cannot take
         size = " x ".join(map(str, shape))
         raise AgrekdError(
             f"{model.name} cannot take images of {size}: {_first_line(error)}"
@@ -169,8 +173,10 @@ def _builder(model: Model) -> Callable[..., Classifier]:
     for name, value in model.args.items():
         if name not in known[1:]:
             raise AgrekdError(f"{model.name} takes no argument {name!r}; it takes {known[1:]}")
-        if not isinstance(value, int) or value < 1:
-            raise AgrekdError(f"{model.name}: {name} must be a whole number from 1, not {value!r}")
+        if type(value) is not int or not 0 < value < 2**31:
+            raise AgrekdError(
+                f"{model.name}: {name} must be a whole number from 1 to {2**31 - 1}, not {value!r}"
+            )
     return builder
 
 
@@ -202,12 +208,19 @@ def _torchvision(model: Model, shape: tuple[int, int, int], classes: int) -> Cla
         raise AgrekdError(_unknown(model.name)) from None
     if builder.__module__.rpartition(".")[0] != "torchvision.models":
         raise AgrekdError(f"{model.name} is not a classification architecture")
+    if given := sorted({"num_classes", "weights", "aux_logits"} & set(model.args)):
+        raise AgrekdError(
+            f"{model.name}: {', '.join(given)} cannot be set; the data give the number of classes, "
+            "and models start with fresh weights"
+        )
     args = {"weights": None, "num_classes": classes, **model.args}
     if builder.__name__ in ("googlenet", "inception_v3"):
         args = {"aux_logits": False, "init_weights": True, **args}
     try:
         network = builder(**args)
-    except (TypeError, ValueError) as error:
+    except NotImplementedError:  # needs real tensors: see `check_name`
+        raise
+    except Exception as error:  # whatever an architecture says of arguments that it cannot take
         raise AgrekdError(f"{model.name}: {_first_line(error)}") from None
     name, head = _last_linear(network, classes, model.name)
     _replace(network, name, nn.Identity())
@@ -232,7 +245,7 @@ def _replace(network: nn.Module, path: str, new: nn.Module) -> None:
 
 
 def _shrink_stem(network: nn.Module, name: str) -> None:
-    """First convolution 3 x 3, stride 1; the pooling right behind the stem removed."""
+    """First convolution 3 x 3, stride 1; pooling before the second convolution removed."""
     found = next(((p, m) for p, m in network.named_modules() if isinstance(m, nn.Conv2d)), None)
     if found is None or hasattr(network, "conv_proj"):
         raise AgrekdError(f"{name} has no convolutional stem to shrink; set small_stem: false")
@@ -242,9 +255,10 @@ def _shrink_stem(network: nn.Module, name: str) -> None:
         path,
         nn.Conv2d(first.in_channels, first.out_channels, 3, padding=1, bias=first.bias is not None),
     )
-    if isinstance(getattr(network, "maxpool", None), nn.MaxPool2d):
-        network.maxpool = nn.Identity()
+    layers = [(p, m) for p, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.MaxPool2d)]
+    if isinstance(layers[1][1], nn.MaxPool2d):
+        _replace(network, layers[1][0], nn.Identity())
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -102,7 +102,7 @@ def read_manifest(folder: Path) -> Manifest:
         CheckpointError: no checkpoint there, a pickle, or a manifest that is damaged or newer.
     """
     path = folder / MANIFEST
-    if folder.suffix in _PICKLES or (folder.is_file() and not folder.suffix == ".json"):
+    if folder.suffix in _PICKLES or (os.path.isfile(folder) and not folder.suffix == ".json"):
         raise CheckpointError(
             f"{folder}: not a checkpoint of ours. Pickled files ({', '.join(sorted(_PICKLES))}) "
             f"can run code and are never loaded; a checkpoint is a folder with {WEIGHTS} and "

@@ -77,17 +77,17 @@ class RayEngine:
                         workers=settings.workers,
                         cpus_taken=settings.workers * settings.cpus,
                     )
-                    fleet.wait()
                     source = fleet.source()
                 work = Schoolwork(
                     assignments,
                     job.data,
                     source,
                     students,
+                    storage,
                     self._channel.post,
                     job.fleet.look_ahead,
                 )
-                train_group(work, settings, storage)
+                train_group(work, settings)
             finally:
                 if fleet is not None:
                     fleet.close()

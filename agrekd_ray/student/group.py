@@ -1,14 +1,15 @@
 """The Ray Train shell: one worker group trains a job's students, one after another.
 
-Starting a group costs seconds, so it is started once a job. Every epoch ends in a checkpoint that
-Ray Train commits; after any loss (a worker, the group, the driver) the group goes on with the
-student and the epoch where it was.
+Starting a group costs seconds, so it is started once a job. Every epoch ends in a state that the
+first worker writes; after any loss (a worker, the group, the driver) the group goes on with the
+student and the epoch where it was. The state is a file of ours, the same as without Ray, and not a
+reported checkpoint: Train takes one report each time its controller looks (0.2 s), which would hold
+up students whose epochs are shorter than that.
 """
 
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +20,7 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
-from ray.train import (
-    Checkpoint,
-    CheckpointConfig,
-    FailureConfig,
-    RunConfig,
-    ScalingConfig,
-)
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.config import LoggingConfig
 from torch import Tensor
@@ -50,6 +45,7 @@ class Schoolwork:
         data: settings of the data set, which every worker opens itself.
         source: where answers come from; None where no student has teachers.
         students: folder of finished students, reachable from every worker.
+        training: folder of the state of the student under way, reachable from every worker.
         post: tells the driver.
         look_ahead: coming batches that the teachers are told of.
     """
@@ -58,13 +54,12 @@ class Schoolwork:
     data: DataSettings
     source: Source | None
     students: Path
+    training: Path
     post: Post
     look_ahead: int
 
 
-def train_group(
-    work: Schoolwork, settings: StudentSettings, storage: Path, name: str = "students"
-) -> None:
+def train_group(work: Schoolwork, settings: StudentSettings) -> None:
     """Train all students that are not finished yet; returns when all are.
 
     The same call again, by another driver too, goes on where the last one was stopped.
@@ -72,8 +67,6 @@ def train_group(
     Args:
         work: what to do.
         settings: workers and their resources.
-        storage: folder of Ray Train's checkpoints.
-        name: of the run inside it.
 
     Raises:
         AgrekdError: what a worker raised, or the group failed over and over.
@@ -88,10 +81,9 @@ def train_group(
             placement_strategy="PACK",
         ),
         run_config=RunConfig(
-            name=name,
-            storage_path=str(storage),
+            name="train",
+            storage_path=str(work.training),
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
@@ -143,25 +135,15 @@ def _train_one(work: Schoolwork, assignment: Assignment) -> None:
         total=total,
         look_ahead=work.look_ahead,
     )
-    committed = ray.train.get_checkpoint()
-    if committed is not None:
-        with committed.as_directory() as folder:
-            student.load_state(Path(folder) / STATE)
+    state = work.training / STATE
+    if state.exists():
+        student.load_state(state)
     while not student.done:
         record = student.epoch()
-        with tempfile.TemporaryDirectory() as folder:
-            checkpoint = None
-            if record is not None:
-                student.save_state(Path(folder) / STATE)
-                checkpoint = Checkpoint.from_directory(folder)
-                work.post(StudentEpoch(assignment.name, assignment.training.epochs, record))
-            ray.train.report(
-                {},
-                checkpoint=checkpoint,
-                checkpoint_dir_name=f"{assignment.name}-epoch-{student.trainer.next_epoch:04d}",
-            )
+        if record is not None:
+            student.save_state(state)
+            work.post(StudentEpoch(assignment.name, assignment.training.epochs, record))
     if rank == 0:
         for outcome in student.finish(work.students):
             work.post(StudentDone(outcome))
-    if world > 1:
-        dist.barrier()
+    ray.train.report({"student": assignment.name})  # nobody goes on before the student is saved

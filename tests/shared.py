@@ -1,0 +1,27 @@
+"""What several test files do with a tiny job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from agrekd_ray.config import Job
+from agrekd_ray.data import Dataset, open_dataset
+from agrekd_ray.teachers import Draw, Pool, draw
+
+
+def pool_of(job: Job) -> tuple[Dataset, dict[str, Path], Draw]:
+    """The job's data, checkpoints by name (all made), and draw."""
+    data = open_dataset(job.data)
+    pool = Pool(job.teachers.store, data)
+    drawn = draw(job.ensemble, job.teachers)
+    for family in pool.missing(drawn.recipes.values()):
+        pool.make(family)
+    return data, {name: pool.folder(recipe) for name, recipe in drawn.recipes.items()}, drawn
+
+
+def flat_parameters(model: Any) -> torch.Tensor:
+    """All weights of a model in one float64 vector."""
+    return torch.cat([value.detach().flatten().double() for value in model.state_dict().values()])

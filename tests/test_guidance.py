@@ -1,0 +1,164 @@
+"""Teachers in this process: what they say, what they keep, and what the student makes of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from agrekd_ray.core.weighting import STRATEGIES, SampleWeighting
+from agrekd_ray.data import TRAIN, open_dataset
+from agrekd_ray.errors import CheckpointError, RunError
+from agrekd_ray.guidance import Distilled, Lesson, LocalTeachers, Question, TeacherHost
+from agrekd_ray.models import load
+from agrekd_ray.training import Batch, BatchPlan
+
+from .shared import pool_of
+
+
+@pytest.fixture()
+def ensemble(make_job: Any) -> Any:
+    """Data, checkpoints and the draw of the tiny job, its teachers made."""
+    job = make_job(**{"ensemble.debiased": 2})
+    return pool_of(job)
+
+
+def lesson(drawn: Any, strategy: str = "agre_kd", **changes: Any) -> Lesson:
+    return Lesson(strategy, drawn.teachers, drawn.biased, 4.0, **changes)
+
+
+def question(drawn: Any, ids: np.ndarray, seed: int = 0, epoch: int = 0, **changes: Any) -> Any:
+    logits = np.random.default_rng(seed).normal(size=(len(ids), 10)).astype(np.float32)
+    return Question(lesson(drawn, **changes), 0, epoch, ids, logits)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.7, 0.0])
+def test_the_gradient_is_that_of_the_papers_loss(ensemble: Any, alpha: float) -> None:
+    """Autograd through alpha * sum_m w_m tau² KL(m ‖ s) + (1 - alpha) * cross-entropy, batch mean."""
+    data, checkpoints, drawn = ensemble
+    host = TeacherHost(checkpoints, data)
+    guidance = Distilled(lesson(drawn, alpha=alpha), LocalTeachers(host), data)
+    batch = BatchPlan(data.splits[TRAIN], 24, 1, 0).batch(0)
+    logits = torch.randn(24, 10, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    taught = guidance.gradient(batch, logits.detach())
+    images, labels = data.inputs(batch.ids, 0), data.labels(batch.ids)
+    loss = (1 - alpha) * F.cross_entropy(logits, labels)
+    for name, weight in zip(drawn.teachers, taught.weights_MB, strict=True):
+        with torch.no_grad():
+            target = F.log_softmax(load(checkpoints[name])[0](images) / 4, 1)
+        mine = F.log_softmax(logits / 4, 1)
+        divergence = F.kl_div(mine, target, reduction="none", log_target=True).sum(1)
+        loss = loss + alpha * (weight * 16 * divergence).mean()
+    (expected,) = torch.autograd.grad(loss, logits)
+    torch.testing.assert_close(taught.gradient_BC, expected, rtol=1e-4, atol=1e-6)
+    assert taught.loss_B.mean().item() == pytest.approx(loss.item(), rel=1e-3)
+
+
+def test_heads_of_one_backbone_cost_one_forward(ensemble: Any) -> None:
+    data, checkpoints, drawn = ensemble
+    host = TeacherHost(checkpoints, data)
+    backbones = {name.split("-")[1] for name in checkpoints}
+    assert host.backbones == len(backbones)
+    host.replies(drawn.teachers, question(drawn, data.splits[TRAIN][:16]))
+    assert host.forwards == len({name.split("-")[1] for name in drawn.teachers})
+
+
+def test_a_view_is_computed_once_and_another_one_again(make_job: Any) -> None:
+    views = {"flip": True, "shift": 1}
+    data, checkpoints, drawn = pool_of(make_job(**{"data.views": views}))
+    host = TeacherHost(checkpoints, data)
+    ids = data.splits[TRAIN][:32]
+    first = host.replies(drawn.teachers, question(drawn, ids))
+    once = host.forwards
+    again = host.replies(drawn.teachers, question(drawn, ids[::-1].copy(), seed=1))
+    assert host.forwards == once
+    other = host.replies(drawn.teachers, question(drawn, ids, epoch=1))
+    assert host.forwards == 2 * once
+    name = drawn.teachers[0]
+    assert not np.allclose(first[name].gradient_BC, other[name].gradient_BC)
+    assert not np.allclose(first[name].gradient_BC, again[name].gradient_BC)
+
+
+@pytest.mark.parametrize("memory", [0.0, 256.0])
+def test_repeated_questions_have_the_same_answer(ensemble: Any, memory: float) -> None:
+    data, checkpoints, drawn = ensemble
+    ids = data.splits[TRAIN][:32]
+    asked = question(drawn, ids)
+    host, other = (TeacherHost(checkpoints, data, memory=memory) for _ in range(2))
+    first = LocalTeachers(host).ask(asked)
+    LocalTeachers(host).ask(question(drawn, data.splits[TRAIN][32:64], seed=5))
+    for again in (LocalTeachers(host).ask(asked), LocalTeachers(other).ask(asked)):
+        np.testing.assert_array_equal(first.gradient_BC, again.gradient_BC)
+        np.testing.assert_array_equal(first.weights_MB, again.weights_MB)
+
+
+def test_memory_is_bounded(ensemble: Any) -> None:
+    data, checkpoints, drawn = ensemble
+    table = data.size * 41 / 2**20
+    host = TeacherHost(checkpoints, data, memory=2.5 * table)
+    host.replies(drawn.teachers, question(drawn, data.splits[TRAIN][:16]))
+    assert len(host._memory._tables) == 2
+
+
+def test_coming_batches_are_computed_before_they_are_asked_for(ensemble: Any) -> None:
+    data, checkpoints, drawn = ensemble
+    plan = BatchPlan(data.splits[TRAIN], 32, 1, seed=0, look_ahead=2)
+    host = TeacherHost(checkpoints, data, capacity=4)
+    batch = plan.batch(0)
+    logits = torch.zeros(32, 10)
+    host.replies(drawn.teachers, Question.of(lesson(drawn), batch, batch.ids, logits))
+    for kept in list(host._kept.values()):
+        kept.result()
+    done = host.forwards
+    for later in batch.ahead:
+        host.replies(drawn.teachers, Question.of(lesson(drawn), later, later.ids, logits))
+    assert done == 3 * len({name.split("-")[1] for name in drawn.teachers})
+    assert host.forwards == done
+    assert len(host._kept) <= 4
+
+
+@pytest.mark.parametrize("strategy", sorted(STRATEGIES))
+def test_the_biased_model_is_asked_only_where_it_is_used(ensemble: Any, strategy: str) -> None:
+    _, _, drawn = ensemble
+    outside = next(n for n in ("erm-0", "erm-1", "erm-2") if n not in drawn.teachers)
+    plain = Lesson(strategy, drawn.teachers, outside, 4.0)
+    weighted = Lesson(strategy, drawn.teachers, outside, 4.0, sample_weighting=SampleWeighting())
+    assert (outside in plain.members) == (strategy == "agre_kd")
+    assert outside in weighted.members
+    assert weighted.whole_batch
+
+
+def test_a_teacher_with_broken_logits_is_named(ensemble: Any) -> None:
+    data, checkpoints, drawn = ensemble
+    host = TeacherHost(checkpoints, data)
+    name = drawn.teachers[-1]
+    with torch.no_grad():
+        host._heads[name][1].bias[0] = float("nan")
+    with pytest.raises(RunError, match=f"teacher {name} answers with NaN"):
+        host.replies(drawn.teachers, question(drawn, data.splits[TRAIN][:16]))
+
+
+def test_a_teacher_of_other_classes_is_refused(ensemble: Any) -> None:
+    data, checkpoints, _ = ensemble
+
+    class Renamed:
+        classes = ("cat", "dog")
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(data, name)
+
+    with pytest.raises(CheckpointError, match=r"10 classes.*have 2: cat, dog"):
+        TeacherHost(checkpoints, Renamed())
+
+
+def test_questions_carry_ids_and_logits_and_no_image(ensemble: Any) -> None:
+    import pickle
+
+    data, _, drawn = ensemble
+    plan = BatchPlan(data.splits[TRAIN], 64, 1, 0, look_ahead=2)
+    batch: Batch = plan.batch(0)
+    size = len(pickle.dumps(Question.of(lesson(drawn), batch, batch.ids, torch.zeros(64, 10))))
+    assert size < 64 * (10 * 4 + 3 * 8) + 1500

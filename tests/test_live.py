@@ -1,0 +1,222 @@
+"""The fleet and the worker group on a real Ray: the same numbers as one process, whatever dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from agrekd_ray.core.weighting import STRATEGIES, SampleWeighting
+from agrekd_ray.data import TRAIN, Dataset
+from agrekd_ray.errors import AgrekdError, DataError, RunError
+from agrekd_ray.events import Note, StudentDone, StudentEpoch
+from agrekd_ray.guidance import Lesson, LocalTeachers, Question, TeacherHost
+from agrekd_ray.guidance.fleet_settings import FleetSettings
+from agrekd_ray.models import Model, load
+from agrekd_ray.settings import Training
+from agrekd_ray.student import Assignment, Student, StudentSettings, read_outcome
+
+from .shared import flat_parameters, pool_of
+
+STUDENT = Model(name="cnn", args={"width": 4})
+TRAINING = Training(epochs=2, batch_size=32, learning_rate=0.05)
+
+
+def assignments(drawn: Any) -> tuple[Assignment, ...]:
+    """A student for every strategy, one with everything that an objective can have, and labels."""
+    lessons = {name: Lesson(name, drawn.teachers, drawn.biased, 4.0) for name in STRATEGIES}
+    lessons["mixed"] = Lesson(
+        "agre_kd",
+        drawn.teachers,
+        drawn.biased,
+        2.0,
+        alpha=0.6,
+        options={"fallback": "skip"},
+        sample_weighting=SampleWeighting(),
+    )
+    taught = [Assignment(name, 3, STUDENT, TRAINING, what) for name, what in lessons.items()]
+    return (*taught, Assignment("one_hot", 3, STUDENT, TRAINING))
+
+
+@contextmanager
+def fleet_of(job: Any, checkpoints: dict[str, Path], **settings: Any) -> Iterator[Any]:
+    """A fleet, ended afterwards."""
+    from agrekd_ray.guidance.fleet import Fleet
+
+    fleet = Fleet(
+        checkpoints, job.data, FleetSettings(cpus=0.5, **settings), lambda event: None, workers=2
+    )
+    try:
+        yield fleet
+    finally:
+        fleet.close()
+
+
+def reference(given: Assignment, data: Dataset, checkpoints: dict[str, Path]) -> Student:
+    """The same student in this process."""
+    student = Student(given, data, LocalTeachers(TeacherHost(checkpoints, data)))
+    while not student.done:
+        student.epoch()
+    return student
+
+
+def same(one: Any, other: Any) -> None:
+    """Two students, to float32 tolerance."""
+    torch.testing.assert_close(
+        flat_parameters(one), flat_parameters(other), rtol=1e-3, atol=2e-5
+    )
+
+
+@pytest.mark.parametrize("views", [{}, {"flip": True, "shift": 1}])
+@pytest.mark.parametrize("backbones", [1, 2])
+def test_live_is_local_for_every_strategy(
+    ray_session: Any, make_job: Any, views: dict[str, Any], backbones: int
+) -> None:
+    job = make_job(**{"data.views": views})
+    data, checkpoints, drawn = pool_of(job)
+    with fleet_of(job, checkpoints, backbones_per_actor=backbones) as fleet:
+        assert len(fleet.actors) == -(-3 // backbones)
+        for given in assignments(drawn):
+            live = Student(given, data, fleet.source(), look_ahead=2)
+            while not live.done:
+                live.epoch()
+            local = reference(given, data, checkpoints)
+            same(live.model, local.model)
+            for mine, theirs in zip(live.history, local.history, strict=True):
+                assert mine.loss == pytest.approx(theirs.loss, rel=1e-4)
+                assert mine.fallback_share == theirs.fallback_share
+                for group, weights in mine.weights.items():
+                    assert weights == pytest.approx(theirs.weights[group], abs=1e-4)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_train_what_one_process_trains(
+    ray_session: Any, make_job: Any, tmp_path: Path, workers: int
+) -> None:
+    """One worker group, every strategy in turn; 2 workers × B/2 = 1 worker × B."""
+    from agrekd_ray.channel import Channel
+    from agrekd_ray.student.group import Schoolwork, train_group
+
+    job = make_job()
+    data, checkpoints, drawn = pool_of(job)
+    channel = Channel(ray_session.get_runtime_context().get_node_id())
+    given = assignments(drawn)
+    with fleet_of(job, checkpoints, backbones_per_actor=3) as fleet:
+        work = Schoolwork(
+            given, job.data, fleet.source(), tmp_path / "students", tmp_path, channel.post, 2
+        )
+        settings = StudentSettings(model=STUDENT, training=TRAINING, workers=workers, cpus=0.5)
+        train_group(work, settings)
+        forwards = fleet.forwards()
+        train_group(work, settings)  # everything is there already
+        assert fleet.forwards() == forwards
+    events = channel.take()
+    channel.close()
+    assert [e.outcome.method for e in events if isinstance(e, StudentDone)] == [
+        a.method for a in given
+    ]
+    epochs = [(e.student, e.epoch.epoch) for e in events if isinstance(e, StudentEpoch)]
+    assert epochs == [(a.name, epoch) for a in given for epoch in range(2)]
+    for assignment in given:
+        local = reference(assignment, data, checkpoints)
+        folder = tmp_path / "students" / assignment.name
+        same(load(folder)[0], local.model)
+        outcome = read_outcome(folder)
+        assert outcome is not None
+        weights = [epoch.weights for epoch in outcome.history]
+        for mine, theirs in zip(weights, (epoch.weights for epoch in local.history), strict=True):
+            assert mine.keys() == theirs.keys()
+            for group in mine:
+                assert mine[group] == pytest.approx(theirs[group], abs=1e-4)
+
+
+@pytest.mark.parametrize("victim", ["teacher", "weighting"])
+def test_a_killed_actor_costs_time_and_nothing_else(
+    ray_session: Any, make_job: Any, victim: str
+) -> None:
+    job = make_job(**{"data.views": {"flip": True}})
+    data, checkpoints, drawn = pool_of(job)
+    training = Training(epochs=6, batch_size=32, learning_rate=0.05)
+    lesson = Lesson("agre_kd", drawn.teachers, drawn.biased, 4.0)
+    given = Assignment("agre_kd", 3, STUDENT, training, lesson)
+    with fleet_of(job, checkpoints, backbones_per_actor=2) as fleet:
+        actor = fleet.actors[0] if victim == "teacher" else fleet.weighting
+        first = ray_session.get(actor.process.remote())
+        student = Student(given, data, fleet.source(), look_ahead=2)
+        student.epoch()
+        killer = threading.Timer(0.02, os.kill, (first, signal.SIGKILL))  # within the next epoch
+        killer.start()
+        while not student.done:
+            student.epoch()
+        killer.join()
+        assert ray_session.get(actor.process.remote()) != first
+    same(student.model, reference(given, data, checkpoints).model)
+
+
+def test_fault_of_a_teacher_is_one_clear_error(
+    ray_session: Any, make_job: Any, tmp_path: Path
+) -> None:
+    """A checkpoint that is damaged when the actors open it, and data that differ on a node."""
+    import shutil
+
+    job = make_job()
+    data, checkpoints, drawn = pool_of(job)
+    lesson = Lesson("aver", drawn.teachers, drawn.biased, 4.0)
+    ids = data.splits[TRAIN][:16]
+    asked = Question(lesson, 0, 0, ids, torch.zeros(16, 10).numpy())
+    broken = tmp_path / "broken"
+    shutil.copytree(checkpoints[drawn.teachers[0]], broken)
+    (broken / "model.safetensors").write_bytes(b"half")
+    with (
+        fleet_of(job, {**checkpoints, drawn.teachers[0]: broken}) as fleet,
+        pytest.raises(AgrekdError, match="broken/model.safetensors: not the weights"),
+    ):
+        fleet.source().ask(asked)
+    other = make_job(**{"data.seed": 1})
+    from agrekd_ray.guidance.fleet import TeacherActor
+
+    with pytest.raises(DataError, match="data there differ"):
+        TeacherActor(checkpoints, other.data, data.fingerprint, FleetSettings(), 4)
+
+
+def test_a_stall_is_said(ray_session: Any, make_job: Any, monkeypatch: Any) -> None:
+    from agrekd_ray.guidance import fleet as module
+
+    job = make_job()
+    data, checkpoints, drawn = pool_of(job)
+    monkeypatch.setattr(module, "STALL_SECONDS", 0.05)
+    told: list[Any] = []
+    with fleet_of(job, checkpoints) as fleet:
+        source = module.FleetSource(fleet.weighting, told.append)
+        lesson = Lesson("aver", drawn.teachers, drawn.biased, 4.0)
+        ids = data.splits[TRAIN][:16]
+        source.ask(Question(lesson, 7, 0, ids, torch.zeros(16, 10).numpy()))
+    assert isinstance(told[0], Note)
+    assert "step 7 has waited" in told[0].text
+    assert drawn.teachers[0] in told[0].text
+
+
+def test_a_worker_group_stops_at_a_fault_that_would_repeat(
+    ray_session: Any, make_job: Any, tmp_path: Path
+) -> None:
+    from agrekd_ray.channel import Channel
+    from agrekd_ray.events import Failed
+    from agrekd_ray.student.group import Schoolwork, train_group
+
+    job = make_job()
+    wild = Training(epochs=1, batch_size=32, learning_rate=1e30)
+    channel = Channel(ray_session.get_runtime_context().get_node_id())
+    given = (Assignment("one_hot", 0, STUDENT, wild),)
+    work = Schoolwork(given, job.data, None, tmp_path / "students", tmp_path, channel.post, 0)
+    with pytest.raises(RunError):
+        train_group(work, StudentSettings(model=STUDENT, training=wild))
+    (failed,) = [event for event in channel.take() if isinstance(event, Failed)]
+    channel.close()
+    assert "diverged" in failed.text
