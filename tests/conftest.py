@@ -53,7 +53,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("teachers")
 
 
-@pytest.fixture()
+@pytest.fixture
 def make_job(tmp_path: Path, store: Path) -> Callable[..., Job]:
     """Makes tiny jobs: `make_job(**{"distillation.alpha": 0.5})`."""
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from agrekd_ray.core.weighting import STRATEGIES, SampleWeighting
-from agrekd_ray.data import TRAIN, open_dataset
+from agrekd_ray.data import TRAIN
 from agrekd_ray.errors import CheckpointError, RunError
 from agrekd_ray.guidance import Distilled, Lesson, LocalTeachers, Question, TeacherHost
 from agrekd_ray.models import load
@@ -19,7 +19,7 @@ from agrekd_ray.training import Batch, BatchPlan
 from .shared import pool_of
 
 
-@pytest.fixture()
+@pytest.fixture
 def ensemble(make_job: Any) -> Any:
     """Data, checkpoints and the draw of the tiny job, its teachers made."""
     job = make_job(**{"ensemble.debiased": 2})
@@ -37,7 +37,7 @@ def question(drawn: Any, ids: np.ndarray, seed: int = 0, epoch: int = 0, **chang
 
 @pytest.mark.parametrize("alpha", [1.0, 0.7, 0.0])
 def test_the_gradient_is_that_of_the_papers_loss(ensemble: Any, alpha: float) -> None:
-    """Autograd through alpha * sum_m w_m tau² KL(m ‖ s) + (1 - alpha) * cross-entropy, batch mean."""
+    """Autograd through alpha * sum_m w_m tau² KL(m ‖ s) + (1 - alpha) * cross-entropy."""
     data, checkpoints, drawn = ensemble
     host = TeacherHost(checkpoints, data)
     guidance = Distilled(lesson(drawn, alpha=alpha), LocalTeachers(host), data)

@@ -167,7 +167,7 @@ def test_divergence_is_an_error_that_says_what_to_do(make_job: Any) -> None:
     data = open_dataset(make_job().data)
     wild = Training(epochs=1, batch_size=32, learning_rate=1e30)
     model = build(Model(name="cnn"), data.shape, 10, seed=0)
-    with pytest.raises(RunError, match="diverged.*learning_rate"):
+    with pytest.raises(RunError, match=r"diverged.*learning_rate"):
         Trainer(model, data, wild, Labels(data), seed=0).epoch()
 
 

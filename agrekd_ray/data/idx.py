@@ -27,7 +27,7 @@ def find_idx(folder: Path, split: str, what: str) -> Path:
     Raises:
         DataError: the folder or the file is missing; names what was looked for.
     """
-    if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises where a name is too long
+    if not os.path.isdir(folder):  # noqa: PTH112 (Path.is_dir raises where a name is too long)
         raise DataError(
             f"data.path: no folder {folder}. Put the four IDX files of MNIST or Fashion-MNIST "
             "there (plain or .gz), or set data.path to where they are."
@@ -78,8 +78,8 @@ def read_idx(path: Path, magic: int) -> np.ndarray:
     if len(content) - header != expected:
         raise DataError(
             f"{path}: truncated or damaged: the header announces {expected} bytes "
-            f"({' x '.join(map(str, shape))}), {len(content) - header} are there; copy or download it "
-            "again."
+            f"({' x '.join(map(str, shape))}), {len(content) - header} are there; copy "
+            "or download it again."
         )
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 

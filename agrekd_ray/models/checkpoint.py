@@ -7,18 +7,19 @@ import json
 import os
 import shutil
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from agrekd_ray.errors import AgrekdError, CheckpointError
 from agrekd_ray.models.builders import Classifier, Model, build
+from agrekd_ray.settings import Count
 
 FORMAT = 1
 WEIGHTS, MANIFEST = "model.safetensors", "manifest.json"
@@ -44,19 +45,22 @@ class Manifest:
     """
 
     model: Model
-    shape: tuple[int, int, int]
-    classes: tuple[str, ...]
+    shape: tuple[Count, Count, Count]
+    classes: Annotated[tuple[str, ...], Field(min_length=1)]
     fingerprint: str
     data: str
     weights: str = ""
     backbone: str = ""
-    metrics: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
     made_by: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
         return {**vars(self), "model": self.model.model_dump(mode="json")}
+
+
+_READER = TypeAdapter(Manifest)
 
 
 def save(folder: Path, model: Classifier, manifest: Manifest) -> Manifest:
@@ -102,7 +106,8 @@ def read_manifest(folder: Path) -> Manifest:
         CheckpointError: no checkpoint there, a pickle, or a manifest that is damaged or newer.
     """
     path = folder / MANIFEST
-    if folder.suffix in _PICKLES or (os.path.isfile(folder) and not folder.suffix == ".json"):
+    is_file = os.path.isfile(folder)  # noqa: PTH113 (Path.is_file raises where a name is too long)
+    if folder.suffix in _PICKLES or (is_file and not folder.suffix == ".json"):
         raise CheckpointError(
             f"{folder}: not a checkpoint of ours. Pickled files ({', '.join(sorted(_PICKLES))}) "
             f"can run code and are never loaded; a checkpoint is a folder with {WEIGHTS} and "
@@ -114,21 +119,22 @@ def read_manifest(folder: Path) -> Manifest:
             raise ValueError("it holds no JSON object")
         if values.get("format") != FORMAT:
             raise ValueError(f"its format is {values.get('format')!r}, this version reads {FORMAT}")
-        return Manifest(
-            **{
-                **values,
-                "model": Model.model_validate(values["model"]),
-                "shape": _shape(values["shape"]),
-                "classes": tuple(str(name) for name in values["classes"]),
-            }
-        )
+        if wrong := values.keys() ^ {entry.name for entry in fields(Manifest)}:
+            raise ValueError(f"unknown or missing: {', '.join(sorted(wrong))}")
+        return _READER.validate_python(values)
     except FileNotFoundError:
         raise CheckpointError(
             f"{folder}: no checkpoint there; it would be a folder with {WEIGHTS} and {MANIFEST}."
         ) from None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}).") from None
-    except (ValueError, TypeError, KeyError, ValidationError) as error:
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise CheckpointError(
+            f"{path}: damaged manifest ({'.'.join(map(str, first['loc']))}: {first['msg']}). Make "
+            "the checkpoint again."
+        ) from None
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path}: damaged manifest ({_first_line(error)}). Make the checkpoint again."
         ) from None
@@ -177,11 +183,6 @@ def load(folder: Path, device: torch.device | str = "cpu") -> tuple[Classifier, 
             f"{path}: the weights do not fit {manifest.model.name} ({_first_line(error)})"
         ) from None
     return model.to(device).eval(), manifest
-
-
-def _shape(values: Any) -> tuple[int, int, int]:
-    channels, height, width = (int(value) for value in values)
-    return channels, height, width
 
 
 def _sha256(path: Path) -> str:

@@ -1,0 +1,5 @@
+"""`python -m agrekd_ray` is the command `agrekd`."""
+
+from agrekd_ray.cli import main
+
+main()

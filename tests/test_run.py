@@ -1,0 +1,212 @@
+"""Whole runs through the command line, as a person types it; killed, and taken up again."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from agrekd_ray.models import load
+
+from .conftest import TINY, merged
+from .shared import flat_parameters
+
+AGREKD = [sys.executable, "-m", "agrekd_ray"]
+HEADER = "method,teachers,seed,split,accuracy,worst_group_accuracy,groups"
+EVERYTHING = [
+    "one_hot",
+    "one_hot_dfr",
+    "deep_ensemble",
+    "deep_ensemble_dfr",
+    "teacher_vote",
+    "random",
+    "aver",
+    "ae_kd",
+    "ca_mkd",
+    "govern",
+    "agre_kd",
+]
+
+
+def write_job(folder: Path, store: Path, **changes: Any) -> Path:
+    values = merged(TINY, {"runs": str(folder / "runs"), "teachers.store": str(store)})
+    path = folder / "job.yaml"
+    path.write_text(yaml.safe_dump(merged(values, changes)))
+    return path
+
+
+def agrekd(*words: object, code: int = 0) -> str:
+    done = subprocess.run(
+        [*AGREKD, *map(str, words)], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    with (run / "results.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def students(run: Path) -> dict[str, torch.Tensor]:
+    """Weights of every student that was trained."""
+    found = {}
+    for folder in sorted((run / "students").iterdir()):
+        if (folder / "model.safetensors").exists():
+            found[folder.name] = flat_parameters(load(folder)[0])
+    return found
+
+
+def test_a_live_run_from_nothing_to_its_table(tmp_path: Path) -> None:
+    job = write_job(tmp_path, tmp_path / "pool", methods=EVERYTHING, seeds=[0, 1])
+    screen = agrekd("run", job)
+    run = tmp_path / "runs/tiny/latest"
+    assert (run / "results.csv").read_text().splitlines()[0] == HEADER
+    table = rows(run)
+    assert len(table) == 2 * (2 * len(EVERYTHING) - 1)  # the teachers' vote has no seeds
+    for row in table:
+        groups = json.loads(row["groups"])
+        assert float(row["worst_group_accuracy"]) == pytest.approx(min(groups.values()), abs=1e-5)
+        assert set(groups) == {"bias-aligned", "bias-conflicting"}
+    results = json.loads((run / "results.json").read_text())
+    assert len(results["members"]) == 3
+    assert results["biased"]["kind"] == "erm"
+    taught = next(o for o in results["outcomes"] if o["method"] == "agre_kd")
+    assert len(taught["history"]) == 2
+    for weights in taught["history"][0]["weights"].values():
+        assert sum(weights.values()) == pytest.approx(1, abs=1e-5)
+    plots = {path.name for path in (run / "plots").iterdir()}
+    assert plots == {"worst_group_by_method.png", "training_curves.png", "weights_by_group.png"}
+    for words in ("AGRE-KD", "Worst group", "mlflow ui", "finished in"):
+        assert words in screen
+    assert "Warning" not in screen
+    assert "WARN" not in screen
+    _mlflow_holds_everything(tmp_path / "runs", table)
+    assert "valid" in agrekd("validate", run / "job.yaml")
+    before = (run / "results.csv").read_bytes()
+    agrekd("resume", run)  # nothing is left to do, and nothing changes
+    assert (run / "results.csv").read_bytes() == before
+
+
+def _mlflow_holds_everything(runs: Path, table: list[dict[str, str]]) -> None:
+    import mlflow
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{runs / 'mlflow.db'}"
+    client = MlflowClient(uri)
+    (experiment,) = [e for e in client.search_experiments() if e.name == "tiny"]
+    found = client.search_runs([experiment.experiment_id], max_results=1000)
+    children = [run for run in found if "mlflow.parentRunId" in run.data.tags]
+    (parent,) = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
+    assert len(children) == len(table) / 2
+    assert parent.info.status == "FINISHED"
+    assert parent.data.params["distillation.temperature"] == "4.0"
+    for child in children:
+        assert child.info.status == "FINISHED"
+        assert "test/worst_group_accuracy" in child.data.metrics
+    student = next(run for run in children if run.data.params["method"] == "agre_kd")
+    assert len(client.get_metric_history(student.info.run_id, "val/worst_group_accuracy")) >= 2
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(uri)
+    try:
+        model = mlflow.pyfunc.load_model(f"models:/{student.outputs.model_outputs[0].model_id}")
+        logits = model.predict(np.random.default_rng(0).random((5, 3, 8, 8), dtype=np.float32))
+    finally:
+        mlflow.set_tracking_uri(before)
+    assert np.asarray(logits).shape == (5, 10)
+
+
+@pytest.mark.parametrize("guidance", ["live", "local"])
+def test_a_killed_run_goes_on_to_the_same_students(
+    tmp_path: Path, store: Path, guidance: str
+) -> None:
+    """SIGKILL of the driver in mid-training; `resume`; every parameter as if nothing had been."""
+    changes = {
+        "methods": ["one_hot", "aver", "agre_kd", "random"],
+        "guidance": guidance,
+        "student.training.epochs": 12,
+        "data.views": {"flip": True},
+    }
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "whole").mkdir()
+    job = write_job(tmp_path / "killed", store, **changes)
+    driver = subprocess.Popen([*AGREKD, "run", str(job)], stdout=subprocess.DEVNULL)
+    run = tmp_path / "killed/runs/tiny/latest"
+    deadline = time.monotonic() + 120
+    while (
+        not (run / "students").exists() or len(list((run / "students").glob("*/outcome.json"))) < 1
+    ):
+        assert driver.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)  # polls for the moment; nothing is asserted about time
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    finished = {path.parent.name for path in (run / "students").glob("*/outcome.json")}
+    assert len(finished) < 4
+    agrekd("resume", run)
+    agrekd("run", write_job(tmp_path / "whole", store, **{**changes, "guidance": "local"}))
+    killed, whole = students(run), students(tmp_path / "whole/runs/tiny/latest")
+    assert killed.keys() == whole.keys()
+    for name, weights in killed.items():
+        torch.testing.assert_close(weights, whole[name], rtol=1e-3, atol=5e-5)
+    state = json.loads((run / "state.json").read_text())
+    assert state["status"] == "finished"
+
+
+def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, store: Path) -> None:
+    job = write_job(tmp_path, store, **{"student.training.epochs": 5000, "guidance": "local"})
+    driver = subprocess.Popen(
+        [*AGREKD, "run", str(job)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    run = tmp_path / "runs/tiny/latest"
+    deadline = time.monotonic() + 120
+    while not (run / "training/state.pt").exists():
+        assert driver.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    driver.send_signal(signal.SIGTERM)
+    screen, _ = driver.communicate(timeout=60)
+    assert driver.returncode == 130
+    assert f"agrekd resume {run.resolve()}" in screen
+    assert "Traceback" not in screen
+    assert json.loads((run / "state.json").read_text())["status"] == "interrupted"
+
+
+def test_a_run_is_not_run_twice_at_once(tmp_path: Path, store: Path) -> None:
+    agrekd("run", write_job(tmp_path, store, **{"guidance": "local"}))
+    run = tmp_path / "runs/tiny/latest"
+    import fcntl
+
+    with (run / ".lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert "another process" in agrekd("resume", run, code=1)
+
+
+def test_a_folder_that_cannot_be_written_is_one_error(tmp_path: Path, store: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    job = write_job(tmp_path, store)
+    screen = agrekd("run", job, f"runs={tmp_path}/file/runs", code=2)
+    assert f"{tmp_path}/file is a file, not a folder" in screen
+    assert os.listdir(tmp_path) == ["file", "job.yaml"] or not (tmp_path / "runs").exists()
+
+
+def test_more_workers_than_the_cluster_has_is_one_error(tmp_path: Path, store: Path) -> None:
+    job = write_job(tmp_path, store, **{"student.gpus": 1, "methods": ["one_hot"]})
+    assert "GPUs are wanted, the cluster has 0" in agrekd("run", job, code=1)
+
+
+def test_a_tracking_server_that_is_away_is_said_at_once(tmp_path: Path, store: Path) -> None:
+    job = write_job(tmp_path, store, **{"tracking.uri": "http://127.0.0.1:9"})
+    assert "127.0.0.1:9" in agrekd("run", job, code=1)
