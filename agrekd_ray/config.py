@@ -310,7 +310,8 @@ class _Whole:
                     else functools.reduce(getattr, parts[number + 1 :], default)
                 )
             block, raw = field.annotation, raw[part]
-        return TypeAdapter(Annotated[field.annotation, field]).validate_python(raw)
+        checked: Any = Annotated[field.annotation, field]
+        return TypeAdapter(checked).validate_python(raw)
 
     def faults(self) -> list[Fault]:
         found: list[Fault] = []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -199,7 +198,7 @@ def test_a_folder_that_cannot_be_written_is_one_error(tmp_path: Path, store: Pat
     job = write_job(tmp_path, store)
     screen = agrekd("run", job, f"runs={tmp_path}/file/runs", code=2)
     assert f"{tmp_path}/file is a file, not a folder" in screen
-    assert os.listdir(tmp_path) == ["file", "job.yaml"] or not (tmp_path / "runs").exists()
+    assert not (tmp_path / "runs").exists()
 
 
 def test_more_workers_than_the_cluster_has_is_one_error(tmp_path: Path, store: Path) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -123,7 +124,7 @@ class RunFolder:
         partial.write_text(json.dumps(asdict(state)) + "\n")
         os.replace(partial, self.path / STATE)
 
-    def update(self, **changes: str | None) -> None:
+    def update(self, **changes: Any) -> None:
         """Change parts of the state."""
         self.write_state(replace(self.state(), **changes))
 

@@ -13,9 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from pydantic import Field
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from agrekd_ray.data import DFR, SELECT, Dataset
@@ -72,6 +69,8 @@ def retrain_head(
     Raises:
         DataError: a class has no sample in the DFR half.
     """
+    from sklearn.preprocessing import StandardScaler  # two seconds that few processes need
+
     fit, select = (_features(model, dataset, split, device) for split in (DFR, SELECT))
     missing = set(range(len(dataset.classes))) - set(fit.labels_N.tolist())
     if missing:
@@ -134,6 +133,8 @@ class _Logistic:
     """L1-penalised multinomial logistic regression; each fit starts where the last one ended."""
 
     def __init__(self, inverse_penalty: float, seed: int) -> None:
+        from sklearn.linear_model import LogisticRegression
+
         self._model = LogisticRegression(
             l1_ratio=1.0,
             C=inverse_penalty,
@@ -146,6 +147,8 @@ class _Logistic:
 
     def fit(self, features_ND: np.ndarray, labels_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Coefficients [C, D] and intercepts [C]."""
+        from sklearn.exceptions import ConvergenceWarning
+
         with warnings.catch_warnings():
             # The average over retrainings forgives a fit that was stopped early.
             warnings.simplefilter("ignore", ConvergenceWarning)

@@ -177,10 +177,10 @@ class Trainer:
         self.network.train()
         loss = torch.zeros(2, device=self.device)
         first = epoch * self.plan.steps_per_epoch
-        rate = 0.0
+        rate: float = 0.0
         for number in range(first, first + self.plan.steps_per_epoch):
             batch = self.plan.batch(number)
-            rate = self.schedule.get_last_lr()[0]
+            rate = float(self.schedule.get_last_lr()[0])
             taught = self.step(batch)
             loss += torch.stack([taught.loss_B.sum(), loss.new_tensor(len(taught.loss_B))])
             if self.observer is not None:

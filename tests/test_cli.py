@@ -1,0 +1,236 @@
+"""The command line as a person types it: exit codes, messages, and what a run leaves behind."""
+
+from __future__ import annotations
+
+import csv
+import json
+import pickle
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from agrekd_ray import __version__
+from agrekd_ray.cli import main
+from agrekd_ray.config import load_job
+from agrekd_ray.models import Manifest, Model, build, save
+
+from .conftest import TINY, merged
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def agrekd(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    """Runs a command line: exit code, standard output, standard error."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["agrekd", *map(str, words)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        return int(ended.value.code or 0), out, err
+
+    yield run
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    """The file of a job that a second or two are enough for."""
+    changes = {
+        "data.train": 128,
+        "data.val": 160,
+        "teachers.count": 2,
+        "teachers.training.epochs": 1,
+        "teachers.dfr": {"inverse_penalties": [0.1], "retrainings": 1},
+        "teachers.store": str(tmp_path / "pool"),
+        "ensemble.size": 2,
+        "ensemble.debiased": 1,
+        "student.training.epochs": 1,
+        "methods": ["one_hot", "aver", "agre_kd"],
+        "seeds": [0],
+        "guidance": "local",
+        "runs": str(tmp_path / "runs"),
+    }
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(merged(TINY, changes)))
+    return path
+
+
+def test_a_valid_job(agrekd: Run, job: Path, tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    assert agrekd("validate", job) == (0, f"{job}: valid (3 methods × 1 seeds)\n", "")
+    code, out, _ = agrekd("validate", job, "methods=[aver]", "seeds=[1,2]")
+    assert (code, "(1 methods × 2 seeds)" in out) == (0, True)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("verb", ["validate", "run"])
+def test_faults_are_shown_together_and_nothing_starts(
+    agrekd: Run, job: Path, tmp_path: Path, verb: str
+) -> None:
+    words = ("distillation.alpha=2", "methods=[avre]", "nonsens=1", "data.[x]=1")
+    code, _, err = agrekd(verb, job, *words[:3])
+    assert code == 2
+    assert err.startswith(f"error: {job}: 3 faults\n")
+    assert "distillation.alpha = 2:" in err
+    assert "Did you mean aver?" in err
+    assert "nonsens = 1: unknown key" in err
+    assert len(err.splitlines()) == 4
+    code, _, err = agrekd(verb, job, words[3])
+    assert code == 2
+    assert "data.[x]=1: an override is written key.path=value" in err
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("verb", ["validate", "run"])
+def test_a_missing_job(agrekd: Run, job: Path, verb: str) -> None:
+    code, out, err = agrekd(verb, job.with_name("tinny.yaml"))
+    assert (code, out) == (2, "")
+    assert "No such file" in err
+    assert "Did you mean tiny.yaml?" in err
+
+
+def test_help_and_version(agrekd: Run) -> None:
+    code, out, _ = agrekd("--help")
+    assert code == 0
+    for verb in ("run", "resume", "validate"):
+        assert f" {verb} " in out
+        assert agrekd(verb, "--help")[0] == 0
+    assert agrekd("--version")[:2] == (0, f"agrekd {__version__}\n")
+
+
+@pytest.mark.parametrize("words", [["bogus"], ["run"], ["resume"], ["validate", "--x", "y"]])
+def test_wrong_usage(agrekd: Run, words: list[str]) -> None:
+    code, _, err = agrekd(*words)
+    assert code == 2
+    assert "Usage: " in err
+
+
+def test_resume_of_a_folder_that_is_no_run(agrekd: Run, job: Path, tmp_path: Path) -> None:
+    for place in (tmp_path / "nowhere", tmp_path, job):
+        code, _, err = agrekd("resume", place)
+        assert code == 1
+        assert err.startswith(f"error: {place}: no run there")
+        assert "runs/JOB/latest" in err
+
+
+def test_resume_of_a_damaged_job(agrekd: Run, job: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "job.yaml").write_text("name: [")
+    code, _, err = agrekd("resume", folder)
+    assert code == 1
+    assert err == f"error: {folder / 'job.yaml'}: damaged; start the job anew.\n"
+    (folder / "job.yaml").write_text(job.read_text().replace("colored_digits", "colored_digit"))
+    code, _, err = agrekd("resume", folder)
+    assert code == 2
+    assert "Did you mean colored_digits?" in err
+    assert [path.name for path in folder.iterdir()] == ["job.yaml"]
+
+
+def test_a_teacher_of_other_classes(agrekd: Run, job: Path, tmp_path: Path) -> None:
+    model, classes = Model(name="cnn", args={"width": 2}), ("cat", "dog")
+    save(
+        tmp_path / "mine", build(model, (3, 8, 8), 2), Manifest(model, (3, 8, 8), classes, "f", "d")
+    )
+    code, _, err = agrekd("run", job, f"ensemble.checkpoints=[{tmp_path / 'mine'}]")
+    assert code == 2
+    assert "ensemble.checkpoints.0" in err
+    assert "cat, dog" in err
+    assert not (tmp_path / "runs").exists()
+
+
+class _Payload:
+    def __init__(self, proof: Path) -> None:
+        self.proof = str(proof)
+
+    def __reduce__(self) -> Any:
+        return Path.mkdir, (Path(self.proof),)
+
+
+def test_a_pickled_teacher_is_never_loaded(agrekd: Run, job: Path, tmp_path: Path) -> None:
+    pickled = pickle.dumps(_Payload(tmp_path / "proof"))
+    for name in ("teacher.pt", "model.safetensors"):
+        (tmp_path / name).write_bytes(pickled)
+        for key in ("ensemble.checkpoints=[{}]", "ensemble.biased={}"):
+            code, _, err = agrekd("run", job, key.format(tmp_path / name))
+            assert code == 2
+            assert "never loaded" in err
+    assert not (tmp_path / "proof").exists()
+    pickle.loads(pickled)  # and the payload would have run
+    assert (tmp_path / "proof").exists()
+
+
+def test_a_folder_that_cannot_be_written(agrekd: Run, job: Path, tmp_path: Path) -> None:
+    code, _, err = agrekd("run", job, f"runs={job}/deeper", "teachers.store=/proc/x")
+    assert code == 2
+    assert f"runs = {job}/deeper: {job} is a file" in err
+    assert "teachers.store = /proc/x: /proc cannot be written" in err
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "tiny").write_text("in the way")
+    code, _, err = agrekd("run", job)
+    assert code == 1
+    assert "cannot write the run's folder" in err
+
+
+def _times(folder: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in sorted(folder.rglob("*"))}
+
+
+def test_a_run_from_start_to_finish_and_a_second_one(
+    agrekd: Run, job: Path, tmp_path: Path
+) -> None:
+    code, out, err = agrekd("run", job)
+    assert code == 0, err
+    for shown in ("One-hot", "AVER", "AGRE-KD", "Worst group", "results", "mlflow ui"):
+        assert shown in out
+    latest = tmp_path / "runs" / "tiny" / "latest"
+    assert latest.is_symlink()
+    assert latest.resolve().parent == latest.parent
+    with (latest / "results.csv").open() as file:
+        rows = list(csv.reader(file))
+    assert ",".join(rows[0]) == "method,teachers,seed,split,accuracy,worst_group_accuracy,groups"
+    methods = ["one_hot", "aver", "agre_kd"]
+    assert [(row[0], row[3]) for row in rows[1:]] == [
+        (method, split) for method in methods for split in ("val", "test")
+    ]
+    for row in rows[1:]:
+        groups = json.loads(row[6])
+        assert float(row[5]) == pytest.approx(min(groups.values()), abs=1e-5)
+    assert isinstance(json.loads((latest / "results.json").read_text()), dict)
+    plots = [path for path in (latest / "plots").iterdir() if path.suffix == ".png"]
+    assert {path.stem for path in plots} == {
+        "worst_group_by_method",
+        "training_curves",
+        "weights_by_group",
+    }
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in plots)
+    assert load_job(latest / "job.yaml") == load_job(job)
+    assert json.loads((latest / "state.json").read_text())["status"] == "finished"
+
+    pool = tmp_path / "pool"
+    before = _times(pool)
+    assert len(list(pool.iterdir())) >= 2
+    first = latest.resolve()
+    kept = _times(first)
+    code, out, err = agrekd("run", job, "methods=[aver]", "distillation.temperature=2")
+    assert code == 0, err
+    assert _times(pool) == before
+    assert "teachers" not in "".join(line for line in out.splitlines() if "epochs" in line)
+    assert latest.resolve() != first
+    assert _times(first) == kept
+    code, out, err = agrekd("resume", first)  # nothing is left to do: the table again
+    assert code == 0, err
+    assert "AGRE-KD" in out
+    assert _times(first / "students") == {
+        path: time for path, time in kept.items() if f"{first}/students/" in path
+    }
