@@ -64,9 +64,7 @@ def test_every_model_keeps_the_contract(model: Model) -> None:
     check(model, SHAPE, 7)
 
 
-@pytest.mark.parametrize(
-    "name", ["vit_b_16", "densenet121", "regnet_y_400mf", "convnext_tiny", "swin_t", "googlenet"]
-)
+@pytest.mark.parametrize("name", ["vit_b_16", "densenet121", "regnet_y_400mf", "swin_t"])
 def test_other_families_of_torchvision_fit(name: str) -> None:
     """Their shapes, where that takes no weights; 32 x 32 needs `image_size` for a transformer."""
     args = {"image_size": 32} if name.startswith("vit") else {}
