@@ -2,7 +2,7 @@
 
 from agrekd_ray.guidance.distilled import Distilled, LocalTeachers
 from agrekd_ray.guidance.host import TeacherHost
-from agrekd_ray.guidance.lesson import Answer, Lesson, Question, Reply, Source
+from agrekd_ray.guidance.lesson import Answer, Lesson, Question, Replies, Source
 
 __all__ = [
     "Answer",
@@ -10,7 +10,7 @@ __all__ = [
     "Lesson",
     "LocalTeachers",
     "Question",
-    "Reply",
+    "Replies",
     "Source",
     "TeacherHost",
 ]

@@ -23,7 +23,7 @@ class LocalTeachers:
 
     def ask(self, question: Question) -> Answer:
         """See `Source.ask`."""
-        return weigh_replies(question, self._host.replies(question.lesson.members, question))
+        return weigh_replies(question, [self._host.replies(question.lesson.members, question)])
 
 
 class Distilled:

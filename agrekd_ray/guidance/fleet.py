@@ -24,7 +24,7 @@ from agrekd_ray.errors import DataError
 from agrekd_ray.events import Note, Post
 from agrekd_ray.guidance.fleet_settings import FleetSettings
 from agrekd_ray.guidance.host import TeacherHost
-from agrekd_ray.guidance.lesson import Answer, Question, Reply, weigh_replies
+from agrekd_ray.guidance.lesson import Answer, Question, Replies, weigh_replies
 from agrekd_ray.models import read_manifest
 
 STALL_SECONDS = 30.0
@@ -60,7 +60,7 @@ class TeacherActor:
             memory=settings.memory,
         )
 
-    def replies(self, names: Sequence[str], question: Question) -> dict[str, Reply]:
+    def replies(self, names: Sequence[str], question: Question) -> Replies:
         """See `TeacherHost.replies`."""
         return self._host.replies(names, question)
 
@@ -90,10 +90,7 @@ class WeightingActor:
         told = await asyncio.gather(
             *(actor.replies.remote(names, question) for actor, names in wanted.items())
         )
-        replies: dict[str, Reply] = {}
-        for some in told:
-            replies |= some
-        return weigh_replies(question, replies)
+        return weigh_replies(question, told)
 
     async def process(self) -> int:
         """Id of the process that the actor lives in now."""

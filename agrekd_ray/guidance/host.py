@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from agrekd_ray.core.kd import kd_gradient
 from agrekd_ray.data import Samples
 from agrekd_ray.errors import RunError
-from agrekd_ray.guidance.lesson import Question, Reply, View
+from agrekd_ray.guidance.lesson import Question, Replies, View
 from agrekd_ray.models import check_classes, load
 from agrekd_ray.settings import Autocast
 
@@ -113,26 +113,25 @@ class TeacherHost:
         """Backbones in memory."""
         return len(self._backbones)
 
-    def replies(self, names: Sequence[str], question: Question) -> dict[str, Reply]:
+    def replies(self, names: Sequence[str], question: Question) -> Replies:
         """What the named teachers say; then starts on the views that will be asked for next.
 
         Raises:
             RunError: a teacher's logits are not finite.
         """
-        logits = self._logits(names, (question.epoch, question.ids))
+        coming = self._logits(names, (question.epoch, question.ids))
         for view in question.ahead:
             self._logits(names, view)
-        answers = logits.result()
+        logits = coming.result()
+        logits_mBC = torch.stack([logits[name] for name in names])
         student_BC = torch.from_numpy(np.array(question.logits_BC))
-        labels_B = self._samples.labels(question.ids) if question.lesson.cross_entropy else None
-        replies = {}
-        for name in names:
-            gradient_BC = kd_gradient(student_BC, answers[name], question.lesson.temperature)
-            entropy = None
-            if labels_B is not None:
-                entropy = F.cross_entropy(answers[name], labels_B, reduction="none").numpy()
-            replies[name] = Reply(gradient_BC.numpy(), entropy)
-        return replies
+        gradients_mBC = kd_gradient(student_BC, logits_mBC, question.lesson.temperature)
+        entropy_mB = None
+        if question.lesson.cross_entropy:
+            labels_B = self._samples.labels(question.ids)
+            entropies = [F.cross_entropy(z, labels_B, reduction="none") for z in logits_mBC]
+            entropy_mB = torch.stack(entropies).numpy()
+        return Replies(tuple(names), gradients_mBC.numpy(), entropy_mB)
 
     def _logits(self, names: Sequence[str], view: View) -> Future[dict[str, Tensor]]:
         """The teachers' logits of a view: kept, on their way, or started now."""

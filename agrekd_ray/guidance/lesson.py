@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -94,16 +95,18 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Reply:
-    """What one teacher says to a question.
+class Replies:
+    """What some teachers say to a question: one array each, since every array of a message costs.
 
     Attributes:
-        gradient_BC: of its distillation loss with respect to the student's logits.
-        cross_entropy_B: of its answer with the labels, where the lesson asks for it.
+        names: of the m teachers.
+        gradients_mBC: of each one's distillation loss with respect to the student's logits.
+        cross_entropy_mB: of each one's answer with the labels, where the lesson asks for it.
     """
 
-    gradient_BC: np.ndarray
-    cross_entropy_B: np.ndarray | None = None
+    names: tuple[str, ...]
+    gradients_mBC: np.ndarray
+    cross_entropy_mB: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -124,26 +127,34 @@ class Source(Protocol):
         ...
 
 
-def weigh_replies(question: Question, replies: dict[str, Reply]) -> Answer:
+def weigh_replies(question: Question, told: Sequence[Replies]) -> Answer:
     """Combine the members' replies as the lesson says.
 
     Args:
         question: what was asked.
-        replies: by name, at least those of `question.lesson.members`.
+        told: replies that together hold at least the members of `question.lesson`.
     """
     lesson = question.lesson
+    gradients = {
+        name: gradient_BC
+        for some in told
+        for name, gradient_BC in zip(some.names, some.gradients_mBC, strict=True)
+    }
     options = dict(lesson.options)
     if lesson.strategy == "random":
         options |= {"seed": lesson.seed, "step": question.step}
     if lesson.cross_entropy:
-        columns = [replies[name].cross_entropy_B for name in lesson.teachers]
-        options["cross_entropy"] = torch.from_numpy(np.stack([c for c in columns if c is not None]))
-    biased = None
-    if lesson.biased in lesson.members:
-        biased = torch.from_numpy(np.array(replies[lesson.biased].gradient_BC))
+        entropies = {
+            name: entropy_B
+            for some in told
+            if some.cross_entropy_mB is not None
+            for name, entropy_B in zip(some.names, some.cross_entropy_mB, strict=True)
+        }
+        options["cross_entropy"] = _stacked(entropies, lesson.teachers)
+    biased = _stacked(gradients, (lesson.biased,))[0] if lesson.biased in lesson.members else None
     guided = combine(
         lesson.strategy,
-        torch.from_numpy(np.stack([replies[name].gradient_BC for name in lesson.teachers])),
+        _stacked(gradients, lesson.teachers),
         biased,
         student_logits=torch.from_numpy(np.array(question.logits_BC)),
         temperature=lesson.temperature,
@@ -156,3 +167,7 @@ def weigh_replies(question: Question, replies: dict[str, Reply]) -> Answer:
         guided.loss.numpy(),
         guided.fallback.numpy(),
     )
+
+
+def _stacked(parts: dict[str, np.ndarray], names: tuple[str, ...]) -> Tensor:
+    return torch.from_numpy(np.stack([parts[name] for name in names]))

@@ -15,8 +15,8 @@ def prepare(starts_cluster: bool) -> None:
         "RAY_USAGE_STATS_ENABLED": "0",
         # The behaviour to come; without it Ray prints a notice about it.
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        # A checkpoint counts when the controller polls: often, so that a kill loses nothing.
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+        # How often Train's controller looks whether a worker has died or all have ended.
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     }
     if starts_cluster:
         # A token is what Ray uses here anyway; naming it spares the user Ray's notice of it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,10 +16,12 @@ from agrekd_ray.events import (
     TeacherDone,
     TeacherEpoch,
 )
-from agrekd_ray.results import Outcome
+from agrekd_ray.results import Epoch, Outcome
 from agrekd_ray.run.display import Display
 from agrekd_ray.student import Assignment
 from agrekd_ray.tracking.mlflow_runs import Tracker
+
+SECONDS_BETWEEN_WRITES = 5.0
 
 
 class Monitor:
@@ -40,6 +43,8 @@ class Monitor:
         self._assignments = {assignment.name: assignment for assignment in assignments}
         self._seen: set[tuple[str, int]] = set()
         self._runs: dict[str, str] = {}
+        self._unwritten: dict[str, list[Epoch]] = {}
+        self._written = time.monotonic()
         self.tracking = True
         self.failure: str | None = None
         """What a worker said before it ended the run."""
@@ -61,6 +66,8 @@ class Monitor:
 
     def finished(self, outcome: Outcome) -> None:
         """Record a finished method × seed in MLflow."""
+        if outcome.name in self._unwritten:
+            self._write_epochs()
 
         def write() -> None:
             self._tracker.finish_student(self.run(outcome), outcome)
@@ -95,8 +102,20 @@ class Monitor:
             f"{event.student} epoch {epoch.epoch + 1}/{event.epochs}, val worst group "
             f"{epoch.val.worst_group_accuracy:.1%}"
         )
-        assignment = self._assignments[event.student]
-        self.track(lambda: self._tracker.log_epochs(self.run(assignment), [epoch]))
+        self._unwritten.setdefault(event.student, []).append(epoch)
+        if time.monotonic() - self._written >= SECONDS_BETWEEN_WRITES:
+            self._write_epochs()
+
+    def _write_epochs(self) -> None:
+        """Several at once: a write costs the store about the same for one epoch as for many."""
+        unwritten, self._unwritten = self._unwritten, {}
+        self._written = time.monotonic()
+
+        def write() -> None:
+            for student, epochs in unwritten.items():
+                self._tracker.log_epochs(self.run(self._assignments[student]), epochs)
+
+        self.track(write)
 
     def track(self, write: Callable[[], None]) -> None:
         """Write to MLflow, as long as that works."""

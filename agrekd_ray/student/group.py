@@ -3,8 +3,8 @@
 Starting a group costs seconds, so it is started once a job. Every epoch ends in a state that the
 first worker writes; after any loss (a worker, the group, the driver) the group goes on with the
 student and the epoch where it was. The state is a file of ours, the same as without Ray, and not a
-reported checkpoint: Train takes one report each time its controller looks (0.2 s), which would hold
-up students whose epochs are shorter than that.
+reported checkpoint: Train takes one report each time its controller looks, which would hold up
+students whose epochs are shorter than that.
 """
 
 from __future__ import annotations
@@ -146,4 +146,5 @@ def _train_one(work: Schoolwork, assignment: Assignment) -> None:
     if rank == 0:
         for outcome in student.finish(work.students):
             work.post(StudentDone(outcome))
-    ray.train.report({"student": assignment.name})  # nobody goes on before the student is saved
+    if world > 1:
+        dist.barrier()  # nobody goes on before the student is saved
