@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from agrekd_ray.settings import Autocast, Count, NonNegative, Positive, Settings
+from agrekd_ray.settings import Autocast, Count, NonNegative, Positive, Settings, Whole
 
 
 class FleetSettings(Settings):
@@ -27,5 +27,5 @@ class FleetSettings(Settings):
     cpus: Positive | None = None
     gpus: NonNegative = 0
     autocast: Autocast = "none"
-    look_ahead: Annotated[int, Field(ge=0, le=64)] = 2
+    look_ahead: Annotated[Whole, Field(le=64)] = 2
     memory: NonNegative = 256

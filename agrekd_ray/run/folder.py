@@ -89,9 +89,11 @@ class RunFolder:
                 f"{path}: no run there ({error.strerror or error}). Name a run's folder, like "
                 "runs/JOB/latest."
             ) from None
-        except yaml.YAMLError:
-            raise RunError(f"{path / JOB}: damaged; start the job anew.") from None
-        job, faults = check_job(raw if isinstance(raw, dict) else {})
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
+            raw = None
+        if not isinstance(raw, dict):
+            raise RunError(f"{path / JOB}: damaged; start the job anew.")
+        job, faults = check_job(raw)
         if faults or job is None:
             raise JobError(str(path / JOB), faults)
         return cls(path, job)

@@ -15,7 +15,7 @@ from agrekd_ray import __version__
 from agrekd_ray.config import Job
 from agrekd_ray.data import SELECT, TEST, Dataset, open_dataset
 from agrekd_ray.errors import AgrekdError, RunError
-from agrekd_ray.models import read_manifest
+from agrekd_ray.models import load, read_manifest
 from agrekd_ray.results import Member, Metrics, Outcome
 from agrekd_ray.run.display import Display
 from agrekd_ray.run.engine import Engine, Handle, LocalEngine
@@ -27,7 +27,7 @@ from agrekd_ray.student import load_student, read_outcome, write_outcome
 from agrekd_ray.teachers import Pool, vote
 from agrekd_ray.tracking import plots, tables
 from agrekd_ray.tracking.mlflow_runs import Tracker
-from agrekd_ray.training import score
+from agrekd_ray.training import evaluate, score
 
 
 def run_job(folder: RunFolder, console: Console) -> list[Outcome]:
@@ -182,8 +182,13 @@ class _Run:
         checkpoints = self._checkpoints()
 
         def member(name: str) -> Member:
-            manifest = read_manifest(checkpoints[name])
-            metrics = {split: Metrics(**values) for split, values in manifest.metrics.items()}
+            folder = checkpoints[name]
+            manifest = read_manifest(folder)
+            if name in self.plan.draw.own:  # what its maker measured was not on these data
+                model, _ = load(folder)
+                metrics = {split: evaluate(model, self.dataset, split) for split in (SELECT, TEST)}
+            else:
+                metrics = {split: Metrics(**values) for split, values in manifest.metrics.items()}
             return Member(name, name.partition("-")[0], manifest.fingerprint, metrics)
 
         drawn = self.plan.draw

@@ -5,17 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import torch
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import ValidationInfo, field_validator
 from torch import Tensor
 
 from agrekd_ray.core.groups import majority_vote
 from agrekd_ray.data import Dataset
 from agrekd_ray.models import Model, check_classes, load, read_manifest
-from agrekd_ray.settings import Count, LocalPath, NonNegative, Positive, Seed, Settings, Training
+from agrekd_ray.settings import (
+    Count,
+    LocalPath,
+    NonNegative,
+    Positive,
+    Seed,
+    Settings,
+    Training,
+    Whole,
+)
 from agrekd_ray.teachers.dfr import DfrSettings
 from agrekd_ray.teachers.pool import Recipe
 from agrekd_ray.training import predict
@@ -56,8 +64,8 @@ class EnsembleSettings(Settings):
         biased: checkpoint folder of the biased model; null draws one of the pool's ERM models.
     """
 
-    size: Annotated[int, Field(ge=0)] = 5
-    debiased: Annotated[int, Field(ge=0)] = 0
+    size: Whole = 5
+    debiased: Whole = 0
     seed: Seed = 0
     checkpoints: tuple[LocalPath, ...] = ()
     biased: LocalPath | None = None
