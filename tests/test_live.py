@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -158,6 +159,60 @@ def test_a_killed_actor_costs_time_and_nothing_else(
     same(student.model, reference(given, data, checkpoints).model)
 
 
+def test_a_killed_worker_goes_on_with_its_epoch(
+    ray_session: Any, make_job: Any, tmp_path: Path
+) -> None:
+    """SIGKILL of the Train worker in the middle of its second student."""
+    from agrekd_ray.channel import Channel
+    from agrekd_ray.student.group import Schoolwork, train_group
+
+    job = make_job(**{"data.views": {"flip": True}})
+    data, checkpoints, drawn = pool_of(job)
+    training = Training(epochs=40, batch_size=32, learning_rate=0.05)
+    lesson = Lesson("agre_kd", drawn.teachers, drawn.biased, 4.0)
+    given = tuple(Assignment("agre_kd", seed, STUDENT, training, lesson) for seed in (0, 1))
+    channel = Channel(ray_session.get_runtime_context().get_node_id())
+    students, killed = tmp_path / "students", []
+
+    def kill() -> None:
+        while not (students / given[0].name / "outcome.json").exists():
+            time.sleep(0.02)  # polls for the moment
+        killed.extend(own_processes("ray::RayTrainWorker"))
+        os.kill(killed[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    with fleet_of(job, checkpoints, backbones_per_actor=3) as fleet:
+        work = Schoolwork(given, job.data, fleet.source(), students, tmp_path, channel.post, 2)
+        train_group(work, StudentSettings(model=STUDENT, training=training, cpus=0.5))
+    killer.join()
+    events = [event for event in channel.take() if isinstance(event, StudentDone)]
+    channel.close()
+    assert len(killed) == 1
+    assert [event.outcome.seed for event in events] == [0, 1]
+    for assignment in given:
+        local = reference(assignment, data, checkpoints)
+        same(load(students / assignment.name)[0], local.model)
+
+
+def own_processes(name: str) -> list[int]:
+    """Ids of this session's processes of that name: those that descend from this one."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if not (folder / "cmdline").read_text().startswith(name):
+                continue
+            parent = int(folder.name)
+            while parent > 1 and parent != os.getpid():
+                stat = Path(f"/proc/{parent}/stat").read_text()
+                parent = int(stat.rpartition(") ")[2].split()[1])
+        except OSError:
+            continue  # it ended meanwhile
+        if parent == os.getpid():
+            found.append(int(folder.name))
+    return found
+
+
 def test_fault_of_a_teacher_is_one_clear_error(
     ray_session: Any, make_job: Any, tmp_path: Path
 ) -> None:
@@ -201,8 +256,9 @@ def test_a_stall_is_said(ray_session: Any, make_job: Any, monkeypatch: Any) -> N
     assert drawn.teachers[0] in told[0].text
 
 
+@pytest.mark.parametrize("workers", [1, 2])
 def test_a_worker_group_stops_at_a_fault_that_would_repeat(
-    ray_session: Any, make_job: Any, tmp_path: Path
+    ray_session: Any, make_job: Any, tmp_path: Path, workers: int
 ) -> None:
     from agrekd_ray.channel import Channel
     from agrekd_ray.events import Failed
@@ -214,7 +270,8 @@ def test_a_worker_group_stops_at_a_fault_that_would_repeat(
     given = (Assignment("one_hot", 0, STUDENT, wild),)
     work = Schoolwork(given, job.data, None, tmp_path / "students", tmp_path, channel.post, 0)
     with pytest.raises(RunError):
-        train_group(work, StudentSettings(model=STUDENT, training=wild))
-    (failed,) = [event for event in channel.take() if isinstance(event, Failed)]
+        train_group(work, StudentSettings(model=STUDENT, training=wild, workers=workers, cpus=0.5))
+    failed = [event for event in channel.take() if isinstance(event, Failed)]
     channel.close()
-    assert "diverged" in failed.text
+    assert 1 <= len(failed) <= workers  # said once by each, not once a restart
+    assert "diverged" in failed[0].text

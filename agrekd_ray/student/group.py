@@ -32,6 +32,7 @@ from agrekd_ray.events import Failed, Post, StudentDone, StudentEpoch
 from agrekd_ray.guidance import Source
 from agrekd_ray.student.student import STATE, Assignment, Student, StudentSettings, read_outcome
 
+GIVEN_UP = "given-up"
 MAX_FAILURES = 8
 """Restarts of the worker group before a run gives up."""
 
@@ -71,6 +72,8 @@ def train_group(work: Schoolwork, settings: StudentSettings) -> None:
     Raises:
         AgrekdError: what a worker raised, or the group failed over and over.
     """
+    work.training.mkdir(parents=True, exist_ok=True)
+    (work.training / GIVEN_UP).unlink(missing_ok=True)
     trainer = TorchTrainer(
         _work,
         train_loop_config={"work": work},
@@ -100,15 +103,20 @@ def train_group(work: Schoolwork, settings: StudentSettings) -> None:
 def _work(config: dict[str, Any]) -> None:
     work: Schoolwork = config["work"]
     context = ray.train.get_context()
+    given_up = work.training / GIVEN_UP
+    if given_up.exists():
+        return
     try:
         for assignment in work.assignments:
             if read_outcome(work.students / assignment.name) is None:
                 _train_one(work, assignment)
     except AgrekdError as error:
-        # A fault that a restart would only repeat: a lone worker says so and ends in peace.
-        if context.get_world_size() > 1:
-            raise
+        # A fault that a restart would only repeat. A lone worker says so and ends in peace; one of
+        # several must also free those who wait for it, and tell the restarted group to end.
         work.post(Failed(str(error)))
+        if context.get_world_size() > 1:
+            given_up.touch()
+            raise
 
 
 def _train_one(work: Schoolwork, assignment: Assignment) -> None:
