@@ -7,6 +7,7 @@ ARG VARIANT=-cpu
 FROM rayproject/ray:${RAY_VERSION}-py311${VARIANT}
 
 USER ray
+RUN mkdir -p /home/ray/agrekd_ray
 WORKDIR /home/ray/agrekd_ray
 COPY --chown=ray:users pyproject.toml constraints.txt README.md LICENSE ./
 COPY --chown=ray:users agrekd_ray ./agrekd_ray
