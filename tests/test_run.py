@@ -68,7 +68,9 @@ def students(run: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-def test_a_live_run_from_nothing_to_its_table(tmp_path: Path) -> None:
+def test_a_live_run_from_nothing_to_its_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job = write_job(tmp_path, tmp_path / "pool", methods=EVERYTHING, seeds=[0, 1])
     screen = agrekd("run", job)
     run = tmp_path / "runs/tiny/latest"
@@ -92,14 +94,16 @@ def test_a_live_run_from_nothing_to_its_table(tmp_path: Path) -> None:
         assert words in screen
     assert "Warning" not in screen
     assert "WARN" not in screen
-    _mlflow_holds_everything(tmp_path / "runs", table)
+    _mlflow_holds_everything(tmp_path / "runs", table, monkeypatch)
     assert "valid" in agrekd("validate", run / "job.yaml")
     before = (run / "results.csv").read_bytes()
     agrekd("resume", run)  # nothing is left to do, and nothing changes
     assert (run / "results.csv").read_bytes() == before
 
 
-def _mlflow_holds_everything(runs: Path, table: list[dict[str, str]]) -> None:
+def _mlflow_holds_everything(
+    runs: Path, table: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     import mlflow
     from mlflow import MlflowClient
 
@@ -117,13 +121,9 @@ def _mlflow_holds_everything(runs: Path, table: list[dict[str, str]]) -> None:
         assert "test/worst_group_accuracy" in child.data.metrics
     student = next(run for run in children if run.data.params["method"] == "agre_kd")
     assert len(client.get_metric_history(student.info.run_id, "val/worst_group_accuracy")) >= 2
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(uri)
-    try:
-        model = mlflow.pyfunc.load_model(f"models:/{student.outputs.model_outputs[0].model_id}")
-        logits = model.predict(np.random.default_rng(0).random((5, 3, 8, 8), dtype=np.float32))
-    finally:
-        mlflow.set_tracking_uri(before)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    model = mlflow.pyfunc.load_model(f"models:/{student.outputs.model_outputs[0].model_id}")
+    logits = model.predict(np.random.default_rng(0).random((5, 3, 8, 8), dtype=np.float32))
     assert np.asarray(logits).shape == (5, 10)
 
 
