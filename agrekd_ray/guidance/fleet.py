@@ -199,15 +199,6 @@ class Fleet:
             .remote(homes)
         )
 
-    def wait(self) -> None:
-        """Until every teacher is in memory.
-
-        Raises:
-            RunError: an actor could not be started.
-            AgrekdError: what a teacher raised: a damaged checkpoint, other data on its node.
-        """
-        self.forwards()
-
     def forwards(self) -> int:
         """Forward passes of a backbone so far, over all actors."""
         try:

@@ -23,7 +23,7 @@ from agrekd_ray.run.environment import prepare
 from agrekd_ray.run.folder import RunFolder
 from agrekd_ray.run.monitor import Monitor, flat
 from agrekd_ray.run.plan import Plan, epochs_of, make_plan
-from agrekd_ray.student import load_student, read_outcome, write_outcome
+from agrekd_ray.student import read_outcome, write_outcome
 from agrekd_ray.teachers import Pool, vote
 from agrekd_ray.tracking import plots, tables
 from agrekd_ray.tracking.mlflow_runs import Tracker
@@ -223,7 +223,7 @@ class _Run:
         self.display.stage("MLflow", len(students), "models")
         example = self.dataset.inputs(self.dataset.splits[TEST][:2], None).numpy()
         for outcome in students:
-            model = load_student(self.folder.path / str(outcome.checkpoint))
+            model, _ = load(self.folder.path / str(outcome.checkpoint))
             self.tracker.log_model(
                 self.monitor.run(outcome),
                 model,

@@ -5,7 +5,6 @@ from agrekd_ray.student.student import (
     Assignment,
     Student,
     StudentSettings,
-    load_student,
     read_outcome,
     write_outcome,
 )
@@ -15,7 +14,6 @@ __all__ = [
     "Assignment",
     "Student",
     "StudentSettings",
-    "load_student",
     "read_outcome",
     "write_outcome",
 ]

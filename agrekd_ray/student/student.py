@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from agrekd_ray.data import SELECT, TEST, Dataset
 from agrekd_ray.errors import RunError
 from agrekd_ray.guidance import Distilled, Lesson, Source
-from agrekd_ray.models import Classifier, Manifest, Model, build, load, save
+from agrekd_ray.models import Classifier, Manifest, Model, build, save
 from agrekd_ray.results import Epoch, Metrics, Outcome
 from agrekd_ray.settings import Count, NonNegative, Positive, Settings, Training, fingerprint
 from agrekd_ray.teachers import DfrSettings, retrain_head
@@ -242,8 +242,3 @@ def read_outcome(folder: Path) -> Outcome | None:
         raise RunError(
             f"{folder / OUTCOME}: damaged; delete the folder to make it again."
         ) from None
-
-
-def load_student(folder: Path) -> Classifier:
-    """The model of a finished student."""
-    return load(folder)[0]
