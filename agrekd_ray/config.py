@@ -23,6 +23,7 @@ from agrekd_ray.data import TRAIN, Dataset, DataSettings, open_dataset
 from agrekd_ray.errors import AgrekdError
 from agrekd_ray.guidance.fleet_settings import FleetSettings
 from agrekd_ray.models import check, check_classes, check_name, read_manifest
+from agrekd_ray.outputs import OutputSettings
 from agrekd_ray.settings import LocalPath, Positive, Seed, Settings, Share
 from agrekd_ray.student import StudentSettings
 from agrekd_ray.teachers import EnsembleSettings, TeacherSettings
@@ -129,8 +130,11 @@ class Job(Settings):
         distillation: how it is taught.
         methods: what is compared, in the order of the table.
         seeds: of the students.
-        guidance: `live` (teachers in Ray actors) or `local` (all in one process, without Ray).
+        guidance: `auto` (recorded outputs of teachers where they are complete, else the fleet,
+            which records), `live` (the fleet computes every answer, nothing is recorded) or
+            `local` (everything in one process, without Ray and records).
         fleet: how live teachers are hosted.
+        outputs: where teachers' outputs are recorded.
         tracking: MLflow.
         ray: the cluster.
         runs: folder of all runs.
@@ -144,8 +148,9 @@ class Job(Settings):
     distillation: DistillationSettings = DistillationSettings()
     methods: Annotated[tuple[Method, ...], Field(min_length=1)]
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2)
-    guidance: Literal["live", "local"] = "live"
+    guidance: Literal["auto", "live", "local"] = "auto"
     fleet: FleetSettings = FleetSettings()
+    outputs: OutputSettings = OutputSettings()
     tracking: TrackingSettings = TrackingSettings()
     ray: RaySettings = RaySettings()
     runs: LocalPath = Path("runs")
@@ -405,7 +410,7 @@ class _Whole:
     def _folders(self) -> list[Fault]:
         return [
             Fault(key, str(path), problem)
-            for key in ("runs", "teachers.store")
+            for key in ("runs", "teachers.store", "outputs.store")
             if (path := self._get(key)) is not None and (problem := _unwritable(path))
         ]
 

@@ -42,6 +42,14 @@ class StudentDone:
 
 
 @dataclass(frozen=True)
+class OutputsDone:
+    """Teachers' outputs were recorded: so many samples of a view, in the mean over the actors."""
+
+    view: int
+    samples: float
+
+
+@dataclass(frozen=True)
 class Note:
     """Something that the user should read now."""
 
@@ -55,6 +63,6 @@ class Failed:
     text: str
 
 
-Event = TeacherEpoch | TeacherDone | StudentEpoch | StudentDone | Note | Failed
+Event = TeacherEpoch | TeacherDone | StudentEpoch | StudentDone | OutputsDone | Note | Failed
 Post = Callable[[Event], None]
 """Tells the driver something; returns at once."""

@@ -58,7 +58,9 @@ def make_job(tmp_path: Path, store: Path) -> Callable[..., Job]:
     """Makes tiny jobs: `make_job(**{"distillation.alpha": 0.5})`."""
 
     def make(**changes: Any) -> Job:
-        raw = merged(TINY, {"runs": str(tmp_path / "runs"), "teachers.store": str(store)})
+        places = {"runs": "runs", "outputs.store": "outputs"}
+        raw = merged(TINY, {key: str(tmp_path / name) for key, name in places.items()})
+        raw["teachers"]["store"] = str(store)
         job, faults = check_job(merged(raw, changes))
         assert job is not None, faults
         return job

@@ -9,6 +9,7 @@ import torch
 
 from agrekd_ray.config import Job
 from agrekd_ray.data import Dataset, open_dataset
+from agrekd_ray.outputs import Outputs
 from agrekd_ray.teachers import Draw, Pool, draw
 
 
@@ -20,6 +21,11 @@ def pool_of(job: Job) -> tuple[Dataset, dict[str, Path], Draw]:
     for family in pool.missing(drawn.recipes.values()):
         pool.make(family)
     return data, {name: pool.folder(recipe) for name, recipe in drawn.recipes.items()}, drawn
+
+
+def records(job: Job, data: Dataset, checkpoints: dict[str, Path]) -> Outputs:
+    """The records of the job's teachers."""
+    return Outputs(job.outputs, checkpoints, data, job.fleet.autocast)
 
 
 def flat_parameters(model: Any) -> torch.Tensor:

@@ -53,7 +53,8 @@ FULL: dict[str, Any] = merged(
         "methods": ["one_hot", "agre_kd"],
         "seeds": [0, 1],
         "guidance": "local",
-        "fleet": {"backbones_per_actor": 2, "look_ahead": 2, "memory": 16.0},
+        "fleet": {"backbones_per_actor": 2, "look_ahead": 2},
+        "outputs": {"dtype": "float16"},
         "tracking": {"uri": None, "experiment": "tests"},
         "ray": {"address": None},
     },
@@ -63,7 +64,14 @@ FULL: dict[str, Any] = merged(
 @pytest.fixture
 def raw(tmp_path: Path) -> dict[str, Any]:
     """A valid job, with every block in it, that writes below tmp_path."""
-    return merged(FULL, {"runs": str(tmp_path / "runs"), "teachers.store": str(tmp_path / "pool")})
+    return merged(
+        FULL,
+        {
+            "runs": str(tmp_path / "runs"),
+            "teachers.store": str(tmp_path / "pool"),
+            "outputs.store": str(tmp_path / "outputs"),
+        },
+    )
 
 
 def faults_of(raw: dict[str, Any], **changes: Any) -> dict[str, str]:

@@ -16,7 +16,7 @@ from agrekd_ray.guidance import Distilled, Lesson, LocalTeachers, Question, Teac
 from agrekd_ray.models import load
 from agrekd_ray.training import Batch, BatchPlan
 
-from .shared import pool_of
+from .shared import pool_of, records
 
 
 @pytest.fixture
@@ -68,8 +68,9 @@ def test_heads_of_one_backbone_cost_one_forward(ensemble: Any) -> None:
 
 def test_a_view_is_computed_once_and_another_one_again(make_job: Any) -> None:
     views = {"flip": True, "shift": 1}
-    data, checkpoints, drawn = pool_of(make_job(**{"data.views": views}))
-    host = TeacherHost(checkpoints, data)
+    job = make_job(**{"data.views": views})
+    data, checkpoints, drawn = pool_of(job)
+    host = TeacherHost(checkpoints, data, outputs=records(job, data, checkpoints))
     ids = data.splits[TRAIN][:32]
     first = host.replies(drawn.teachers, question(drawn, ids))
     once = host.forwards
@@ -81,25 +82,23 @@ def test_a_view_is_computed_once_and_another_one_again(make_job: Any) -> None:
     assert not np.allclose(first.gradients_mBC, again.gradients_mBC)
 
 
-@pytest.mark.parametrize("memory", [0.0, 256.0])
-def test_repeated_questions_have_the_same_answer(ensemble: Any, memory: float) -> None:
-    data, checkpoints, drawn = ensemble
+@pytest.mark.parametrize("recorded", [False, True])
+def test_repeated_questions_have_the_same_answer(make_job: Any, recorded: bool) -> None:
+    job = make_job(**{"ensemble.debiased": 2})
+    data, checkpoints, drawn = pool_of(job)
     ids = data.splits[TRAIN][:32]
     asked = question(drawn, ids)
-    host, other = (TeacherHost(checkpoints, data, memory=memory) for _ in range(2))
+    host, other = (
+        TeacherHost(
+            checkpoints, data, outputs=records(job, data, checkpoints) if recorded else None
+        )
+        for _ in range(2)
+    )
     first = LocalTeachers(host).ask(asked)
     LocalTeachers(host).ask(question(drawn, data.splits[TRAIN][32:64], seed=5))
     for again in (LocalTeachers(host).ask(asked), LocalTeachers(other).ask(asked)):
         np.testing.assert_array_equal(first.gradient_BC, again.gradient_BC)
         np.testing.assert_array_equal(first.weights_MB, again.weights_MB)
-
-
-def test_memory_is_bounded(ensemble: Any) -> None:
-    data, checkpoints, drawn = ensemble
-    table = data.size * 41 / 2**20
-    host = TeacherHost(checkpoints, data, memory=2.5 * table)
-    host.replies(drawn.teachers, question(drawn, data.splits[TRAIN][:16]))
-    assert len(host._memory._tables) == 2
 
 
 def test_coming_batches_are_computed_before_they_are_asked_for(ensemble: Any) -> None:

@@ -39,7 +39,8 @@ EVERYTHING = [
 
 
 def write_job(folder: Path, store: Path, **changes: Any) -> Path:
-    values = merged(TINY, {"runs": str(folder / "runs"), "teachers.store": str(store)})
+    places = {"runs": folder / "runs", "outputs.store": folder / "outputs", "teachers.store": store}
+    values = merged(TINY, {key: str(path) for key, path in places.items()})
     path = folder / "job.yaml"
     path.write_text(yaml.safe_dump(merged(values, changes)))
     return path

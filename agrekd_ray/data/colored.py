@@ -176,12 +176,12 @@ class ColoredImages:
         self._colors = torch.from_numpy(self._draw_colors(labels, attribute))
         self.fingerprint = self._digest()
         self.views_fingerprint = hashlib.sha256(
-            f"{settings.seed} {settings.views.model_dump_json()}".encode()
+            f"{settings.seed} {settings.views.look}".encode()
         ).hexdigest()
 
     def view(self, epoch: int) -> int:
         """See `Samples.view`."""
-        return epoch if self.settings.views.augments else 0
+        return self.settings.views.number(epoch)
 
     def inputs(self, ids: np.ndarray, epoch: int | None) -> Tensor:
         """See `Samples.inputs`."""
@@ -193,7 +193,7 @@ class ColoredImages:
         return view(
             images,
             ids,
-            epoch,
+            settings.views.number(epoch),
             views=settings.views,
             seed=settings.seed,
             samples=len(self._grey),

@@ -14,7 +14,16 @@ TRAIN, DFR, SELECT, TEST = "train", "val_dfr", "val", "test"
 
 
 class Samples(Protocol):
-    """All that training may see of a data set: no groups."""
+    """All that training may see of a data set: no groups.
+
+    Attributes:
+        classes: names, in the order of their numbers.
+        shape: channels, height and width of an image.
+        fingerprint: of everything that a model can see, the splits included.
+        views_fingerprint: of what a view looks like besides its number.
+        splits: sorted ids by name of the split.
+        size: samples of all splits.
+    """
 
     classes: tuple[str, ...]
     shape: tuple[int, int, int]
@@ -30,8 +39,8 @@ class Samples(Protocol):
     def inputs(self, ids: np.ndarray, epoch: int | None) -> Tensor:
         """The samples as the model sees them, float32 [B, channels, height, width].
 
-        What sample i looks like in epoch e is a pure function of (data seed, e, i). `epoch=None`
-        is the view of evaluation, without augmentation.
+        What sample i looks like in epoch e is a pure function of (data seed, view(e), i).
+        `epoch=None` is the view of evaluation, without augmentation.
         """
         ...
 

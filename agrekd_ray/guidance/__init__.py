@@ -1,8 +1,9 @@
-"""Where a step's gradient comes from: teachers in this process, or a fleet of Ray actors."""
+"""Where a step's gradient comes from: records, a fleet of Ray actors, or this process."""
 
 from agrekd_ray.guidance.distilled import Distilled, LocalTeachers
 from agrekd_ray.guidance.host import TeacherHost
 from agrekd_ray.guidance.lesson import Answer, Lesson, Question, Replies, Source
+from agrekd_ray.guidance.recorded import RecordedTeachers, Replay
 
 __all__ = [
     "Answer",
@@ -10,6 +11,8 @@ __all__ = [
     "Lesson",
     "LocalTeachers",
     "Question",
+    "RecordedTeachers",
+    "Replay",
     "Replies",
     "Source",
     "TeacherHost",

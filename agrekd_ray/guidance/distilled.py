@@ -25,6 +25,10 @@ class LocalTeachers:
         """See `Source.ask`."""
         return weigh_replies(question, [self._host.replies(question.lesson.members, question)])
 
+    def complete(self, epoch: int) -> None:
+        """See `Source.complete`."""
+        self._host.complete(epoch)
+
 
 class Distilled:
     """The gradient of alpha * L_wKD + (1 - alpha) * L_cls (a `Guidance`; paper, equation 5).

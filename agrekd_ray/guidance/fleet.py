@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,11 @@ from agrekd_ray.guidance.fleet_settings import FleetSettings
 from agrekd_ray.guidance.host import TeacherHost
 from agrekd_ray.guidance.lesson import Answer, Question, Replies, weigh_replies
 from agrekd_ray.models import read_manifest
+from agrekd_ray.outputs import Outputs, OutputSettings
 
 STALL_SECONDS = 30.0
+RECORD_STEP = 1024
+"""Samples that an actor records between two signs of life."""
 
 
 class TeacherActor:
@@ -40,6 +43,7 @@ class TeacherActor:
         fingerprint: str,
         settings: FleetSettings,
         capacity: int,
+        outputs: OutputSettings | None = None,
     ) -> None:
         torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
         samples = open_dataset(data)
@@ -57,12 +61,16 @@ class TeacherActor:
             device=device,
             autocast=settings.autocast,
             capacity=capacity,
-            memory=settings.memory,
+            outputs=Outputs(outputs, checkpoints, samples, settings.autocast) if outputs else None,
         )
 
     def replies(self, names: Sequence[str], question: Question) -> Replies:
         """See `TeacherHost.replies`."""
         return self._host.replies(names, question)
+
+    def complete(self, epoch: int, limit: int | None = None) -> int:
+        """See `TeacherHost.complete`."""
+        return self._host.complete(epoch, limit)
 
     def forwards(self) -> int:
         """Forward passes of a backbone so far."""
@@ -92,6 +100,11 @@ class WeightingActor:
         )
         return weigh_replies(question, told)
 
+    async def complete(self, epoch: int) -> None:
+        """See `Source.complete`."""
+        actors = set(self._homes.values())
+        await asyncio.gather(*(actor.complete.remote(epoch) for actor in actors))
+
     async def process(self) -> int:
         """Id of the process that the actor lives in now."""
         return os.getpid()
@@ -116,19 +129,21 @@ class FleetSource:
             RunError: a teacher or the weighting actor is lost for good.
             AgrekdError: what a teacher raised.
         """
-        reference = self.actor.ask.remote(question)
+        members = ", ".join(question.lesson.members)
+        return self._wait(self.actor.ask.remote(question), f"step {question.step}", members)
+
+    def complete(self, epoch: int) -> None:
+        """See `Source.complete`; raises as `ask`."""
+        self._wait(self.actor.complete.remote(epoch), f"the record of epoch {epoch}", "all")
+
+    def _wait(self, reference: Any, what: str, whom: str) -> Any:
         waited = 0.0
         while True:
             try:
                 return ray.get(reference, timeout=STALL_SECONDS)
             except GetTimeoutError:
                 waited += STALL_SECONDS
-                self.post(
-                    Note(
-                        f"step {question.step} has waited {waited:.0f} s for its teachers "
-                        f"({', '.join(question.lesson.members)})"
-                    )
-                )
+                self.post(Note(f"{what} has waited {waited:.0f} s for its teachers ({whom})"))
             except (RayTaskError, RayActorError) as error:
                 raise plain_error(error, "the fleet of teachers") from None
 
@@ -141,6 +156,7 @@ class Fleet:
         data: settings of the data set; every actor opens it itself.
         settings: how teachers are hosted.
         post: tells the driver of stalls.
+        outputs: where answers are recorded; None records nothing.
         workers: of the student, who ask at the same time and need CPUs of their own.
         cpus_taken: logical CPUs that the student's workers take.
     """
@@ -152,6 +168,7 @@ class Fleet:
         settings: FleetSettings,
         post: Post,
         *,
+        outputs: OutputSettings | None = None,
         workers: int = 1,
         cpus_taken: float = 1,
     ) -> None:
@@ -180,6 +197,7 @@ class Fleet:
                 fingerprint,
                 settings,
                 (settings.look_ahead + 2) * (workers + 1),
+                outputs,
             )
             for name, share in zip(names, shares, strict=True)
         ]
@@ -203,6 +221,30 @@ class Fleet:
         """Forward passes of a backbone so far, over all actors."""
         try:
             return sum(ray.get([actor.forwards.remote() for actor in self.actors]))
+        except (RayTaskError, RayActorError) as error:
+            raise plain_error(error, "a teacher") from None
+
+    def record(self, view: int, rows: int, step: Callable[[int], None]) -> None:
+        """Record a view whole, all actors at once.
+
+        Args:
+            view: its number, which is also an epoch that shows it.
+            rows: samples of a view.
+            step: called with the samples that an actor has done since its last sign of life.
+
+        Raises:
+            AgrekdError: what a teacher raised.
+        """
+        missing = dict.fromkeys(self.actors, rows)
+        under_way = {actor.complete.remote(view, RECORD_STEP): actor for actor in self.actors}
+        try:
+            while under_way:
+                (done,), _ = ray.wait(list(under_way), num_returns=1)
+                actor, left = under_way.pop(done), ray.get(done)
+                if left:
+                    under_way[actor.complete.remote(view, RECORD_STEP)] = actor
+                step(missing[actor] - left)
+                missing[actor] = left
         except (RayTaskError, RayActorError) as error:
             raise plain_error(error, "a teacher") from None
 

@@ -19,8 +19,6 @@ class FleetSettings(Settings):
         gpus: of an actor; fractions share a GPU between actors.
         autocast: precision of the teachers' forward pass.
         look_ahead: batches that teachers compute while the student trains.
-        memory: MiB in each actor for what its teachers said; views that come again (no
-            augmentation, or another student of the job) are not computed again.
     """
 
     backbones_per_actor: Count = 1
@@ -28,4 +26,3 @@ class FleetSettings(Settings):
     gpus: NonNegative = 0
     autocast: Autocast = "none"
     look_ahead: Annotated[Whole, Field(le=64)] = 2
-    memory: NonNegative = 256

@@ -9,59 +9,26 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from agrekd_ray.core.kd import kd_gradient
 from agrekd_ray.data import Samples
 from agrekd_ray.errors import RunError
-from agrekd_ray.guidance.lesson import Question, Replies, View
+from agrekd_ray.guidance.lesson import Question, Replies, View, reply
 from agrekd_ray.models import check_classes, load
+from agrekd_ray.outputs import Outputs, Partial
 from agrekd_ray.settings import Autocast
 
-MEBIBYTE = 2**20
-
-
-class _Memory:
-    """What teachers said about a view, in tables of at most so many bytes; the oldest goes first.
-
-    Epochs, methods and seeds that show the same view are told again for nothing.
-    """
-
-    def __init__(self, samples: Samples, limit: float) -> None:
-        self._samples, self._limit = samples, limit
-        self._tables: OrderedDict[tuple[str, int], tuple[Tensor, Tensor]] = OrderedDict()
-        self._table_bytes = samples.size * (4 * len(samples.classes) + 1)
-
-    def get(self, name: str, view: int, ids: Tensor) -> Tensor | None:
-        """Logits [B, C] of a teacher, where all of them are known."""
-        table = self._tables.get((name, view))
-        if table is None or not table[1][ids].all():
-            return None
-        self._tables.move_to_end((name, view))
-        return table[0][ids]
-
-    def put(self, name: str, view: int, ids: Tensor, logits_BC: Tensor) -> None:
-        """Keep what a teacher said."""
-        if (name, view) not in self._tables:
-            while self._tables and (len(self._tables) + 1) * self._table_bytes > self._limit:
-                self._tables.popitem(last=False)
-            if self._table_bytes > self._limit:
-                return
-            size = self._samples.size
-            empty = (
-                torch.empty(size, len(self._samples.classes)),
-                torch.zeros(size, dtype=torch.bool),
-            )
-            self._tables[name, view] = empty
-        logits, known = self._tables[name, view]
-        logits[ids], known[ids] = logits_BC, True
+VIEWS_OPEN = 3
+"""Views with unfinished records that a host keeps open: last epoch's, this one's, the next."""
+FILL = 256
+"""Samples of a forward pass where a record is filled up."""
 
 
 class TeacherHost:
     """Frozen teachers that answer questions, and compute the coming batches in between.
 
-    Heads whose backbones have the same weights share one backbone and pay one forward pass. What
+    Heads whose backbones have the same weights share one backbone and pay one forward pass. With
+    `outputs`, every answer is recorded, and none is computed that has been recorded already. What
     is kept between two questions is a cache: any question can be repeated, to this host or to
     another, and has the same answer. A host never sees a group label and never trains.
 
@@ -71,7 +38,7 @@ class TeacherHost:
         device: where the teachers are put.
         autocast: precision of the forward pass; logits are float32 in any case.
         capacity: batches that are under way or waiting at once; the oldest goes first.
-        memory: MiB for what the teachers said about views that come again.
+        outputs: where answers are recorded; None records nothing.
 
     Raises:
         CheckpointError: a checkpoint cannot be used, or is of other classes than the data.
@@ -85,12 +52,11 @@ class TeacherHost:
         device: torch.device | str = "cpu",
         autocast: Autocast = "none",
         capacity: int = 8,
-        memory: float = 256,
+        outputs: Outputs | None = None,
     ) -> None:
         self._samples, self._device = samples, torch.device(device)
-        self._autocast, self._capacity = autocast, capacity
+        self._autocast, self._capacity, self._outputs = autocast, capacity, outputs
         self._backbones: dict[str, nn.Module] = {}
-        self._memory = _Memory(samples, memory * MEBIBYTE)
         self._heads: dict[str, tuple[str, nn.Module]] = {}
         for name, folder in checkpoints.items():
             model, manifest = load(folder, self._device)
@@ -98,10 +64,13 @@ class TeacherHost:
             shared = manifest.backbone
             self._backbones.setdefault(shared, model.backbone)
             self._heads[name] = (shared, model.head)
+        self._partials: OrderedDict[int, dict[str, Partial]] = OrderedDict()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="teacher-forward")
         self._kept: OrderedDict[tuple[object, ...], Future[dict[str, Tensor]]] = OrderedDict()
         self.forwards = 0
         """Forward passes of a backbone so far."""
+        self.computed = 0
+        """Samples that a backbone has seen so far, over all passes."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -117,49 +86,108 @@ class TeacherHost:
         """What the named teachers say; then starts on the views that will be asked for next.
 
         Raises:
-            RunError: a teacher's logits are not finite.
+            RunError: a teacher's logits are not finite, or cannot be recorded.
         """
-        coming = self._logits(names, (question.epoch, question.ids))
+        # A record is of use when all of an ensemble have one, so everybody here is recorded.
+        wanted = self.names if self._outputs else tuple(names)
+        coming = self._logits(wanted, (question.epoch, question.ids))
         for view in question.ahead:
-            self._logits(names, view)
+            self._logits(wanted, view)
         logits = coming.result()
-        logits_mBC = torch.stack([logits[name] for name in names])
-        student_BC = torch.from_numpy(np.array(question.logits_BC))
-        gradients_mBC = kd_gradient(student_BC, logits_mBC, question.lesson.temperature)
-        entropy_mB = None
-        if question.lesson.cross_entropy:
-            labels_B = self._samples.labels(question.ids)
-            entropies = [F.cross_entropy(z, labels_B, reduction="none") for z in logits_mBC]
-            entropy_mB = torch.stack(entropies).numpy()
-        return Replies(tuple(names), gradients_mBC.numpy(), entropy_mB)
+        return reply(question, names, torch.stack([logits[name] for name in names]), self._samples)
 
-    def _logits(self, names: Sequence[str], view: View) -> Future[dict[str, Tensor]]:
+    def complete(self, epoch: int, limit: int | None = None) -> int:
+        """Record what is missing of an epoch's view: the samples that its batches left out.
+
+        Args:
+            epoch: whose view.
+            limit: samples to compute at most; None for all.
+
+        Returns:
+            Samples that are still missing, of the teacher that misses most.
+
+        Raises:
+            RunError: as `replies`.
+        """
+        return self._thread.submit(self._fill, epoch, limit).result()
+
+    def _logits(self, names: tuple[str, ...], view: View) -> Future[dict[str, Tensor]]:
         """The teachers' logits of a view: kept, on their way, or started now."""
         epoch, ids = view
-        key = (epoch, np.ascontiguousarray(ids).tobytes(), tuple(names))
+        key = (epoch, np.ascontiguousarray(ids).tobytes(), names)
         if key not in self._kept:
             while len(self._kept) >= self._capacity:
                 self._kept.popitem(last=False)[1].cancel()
-            self._kept[key] = self._thread.submit(self._forward, tuple(names), epoch, ids)
+            self._kept[key] = self._thread.submit(self._answer, names, epoch, ids)
         self._kept.move_to_end(key)
         return self._kept[key]
 
     @torch.inference_mode()
-    def _forward(self, names: tuple[str, ...], epoch: int, ids: np.ndarray) -> dict[str, Tensor]:
-        view, index = self._samples.view(epoch), torch.from_numpy(np.array(ids))
-        logits: dict[str, Tensor] = {}
-        unknown = []
-        for name in names:
-            known = self._memory.get(name, view, index)
-            if known is None:
-                unknown.append(name)
-            else:
-                logits[name] = known
-        if unknown:
-            for name, answer in self._compute(unknown, epoch, ids).items():
-                logits[name] = answer
-                self._memory.put(name, view, index, answer)
-        return logits
+    def _answer(self, names: tuple[str, ...], epoch: int, ids: np.ndarray) -> dict[str, Tensor]:
+        if self._outputs is None:
+            return self._compute(names, epoch, ids)
+        outputs, view = self._outputs, self._samples.view(epoch)
+        rows = outputs.rows(ids)
+        records = {name: outputs.read(name, view) for name in names}
+        begun = {
+            name: self._partial(outputs, name, view)
+            for name, record in records.items()
+            if record is None
+        }
+        unknown_B = np.zeros(len(rows), dtype=bool)
+        for partial in begun.values():
+            unknown_B |= ~partial.known_N[rows]
+        if unknown_B.any():
+            computed = self._compute(tuple(begun), epoch, ids[unknown_B])
+            self._record(outputs, epoch, rows[unknown_B], computed)
+        logits_mBC = {
+            name: begun[name].get(rows) if record is None else record[rows].astype(np.float32)
+            for name, record in records.items()
+        }
+        return {name: torch.from_numpy(logits_BC) for name, logits_BC in logits_mBC.items()}
+
+    def _record(
+        self, outputs: Outputs, epoch: int, rows: np.ndarray, logits: dict[str, Tensor]
+    ) -> None:
+        for name, answer in logits.items():
+            if outputs.keys[name].dtype == "float16" and bool((answer.abs() > 65504).any()):
+                raise RunError(
+                    f"teacher {name} answers with logits beyond what float16 holds; set "
+                    "outputs.dtype: float32."
+                )
+            partial = self._partial(outputs, name, self._samples.view(epoch))
+            partial.put(rows, answer.numpy())
+
+    def _partial(self, outputs: Outputs, name: str, view: int) -> Partial:
+        if view not in self._partials:
+            while len(self._partials) >= VIEWS_OPEN:
+                for partial in self._partials.popitem(last=False)[1].values():
+                    partial.close()
+        begun = self._partials.setdefault(view, {})
+        if name not in begun:
+            begun[name] = outputs.begin(name, view)
+        return begun[name]
+
+    @torch.inference_mode()
+    def _fill(self, epoch: int, limit: int | None) -> int:
+        outputs = self._outputs
+        if outputs is None:
+            return 0
+        view = self._samples.view(epoch)
+        open_names = [name for name in self.names if outputs.read(name, view) is None]
+        while True:
+            missing = {name: self._partial(outputs, name, view).missing() for name in open_names}
+            most = max(missing.values(), key=len, default=np.array([], dtype=np.int64))
+            if not len(most) or (limit is not None and limit <= 0):
+                break
+            rows = most[: min(FILL, limit or FILL)]
+            wanted = [n for n, gaps in missing.items() if np.isin(rows, gaps).any()]
+            self._record(outputs, epoch, rows, self._compute(wanted, epoch, outputs.ids(rows)))
+            limit = None if limit is None else limit - len(rows)
+        if not len(most):
+            for name in open_names:
+                self._partials[view].pop(name).finish()
+        return len(most)
 
     def _compute(self, names: Sequence[str], epoch: int, ids: np.ndarray) -> dict[str, Tensor]:
         images = self._samples.inputs(ids, epoch)
@@ -175,6 +203,7 @@ class TeacherHost:
                 if shared not in features:
                     features[shared] = self._backbones[shared](images)
                     self.forwards += 1
+                    self.computed += len(ids)
                 logits[name] = head(features[shared]).float().cpu()
         for name, answer in logits.items():
             broken = int((~torch.isfinite(answer)).any(1).sum())

@@ -8,14 +8,17 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from agrekd_ray.core.kd import kd_gradient
 from agrekd_ray.core.weighting import (
     STRATEGIES,
     SampleWeighting,
     combine,
     needs_global_batch,
 )
+from agrekd_ray.data import Samples
 from agrekd_ray.training import Batch
 
 
@@ -125,6 +128,31 @@ class Source(Protocol):
     def ask(self, question: Question) -> Answer:
         """The ensemble's answer; the same whenever the question is repeated."""
         ...
+
+    def complete(self, epoch: int) -> None:
+        """An epoch is over: see that its view is recorded whole, where answers are recorded."""
+        ...
+
+
+def reply(
+    question: Question, names: Sequence[str], logits_mBC: Tensor, samples: Samples
+) -> Replies:
+    """What some teachers say to a question, out of their logits.
+
+    Args:
+        question: what was asked.
+        names: of the m teachers.
+        logits_mBC: theirs for the samples of the question, float32.
+        samples: the data set, for strategies that need the teachers' cross-entropy.
+    """
+    student_BC = torch.from_numpy(np.array(question.logits_BC))
+    gradients_mBC = kd_gradient(student_BC, logits_mBC, question.lesson.temperature)
+    entropy_mB = None
+    if question.lesson.cross_entropy:
+        labels_B = samples.labels(question.ids)
+        entropies = [F.cross_entropy(z, labels_B, reduction="none") for z in logits_mBC]
+        entropy_mB = torch.stack(entropies).numpy()
+    return Replies(tuple(names), gradients_mBC.numpy(), entropy_mB)
 
 
 def weigh_replies(question: Question, told: Sequence[Replies]) -> Answer:

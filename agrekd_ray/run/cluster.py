@@ -10,9 +10,10 @@ from pathlib import Path
 
 from agrekd_ray.channel import Channel
 from agrekd_ray.config import Job
-from agrekd_ray.guidance.fleet import Fleet, FleetSource
-from agrekd_ray.run.engine import Handle
+from agrekd_ray.data import open_dataset
+from agrekd_ray.run.engine import Effort, Handle
 from agrekd_ray.run.session import RaySession
+from agrekd_ray.run.teaching import Teaching
 from agrekd_ray.student import Assignment
 from agrekd_ray.student.group import Schoolwork, train_group
 from agrekd_ray.teachers import Recipe
@@ -22,7 +23,7 @@ POLL_SECONDS = 0.2
 
 
 class RayEngine:
-    """Ray tasks make teachers; a fleet and a Ray Train worker group train the students.
+    """Ray tasks make teachers, a fleet records them, a Ray Train worker group trains the students.
 
     Args:
         job: the job.
@@ -37,7 +38,7 @@ class RayEngine:
         try:
             self._session.check(taken, student.workers * student.gpus, job.teachers.cpus)
             self._channel = Channel(self._session.node_id)
-            self._listener = _Listener(self._channel, handle)
+            self._handle = handle
         except BaseException:
             self._session.close()
             raise
@@ -45,7 +46,7 @@ class RayEngine:
     def make_teachers(self, families: Sequence[Sequence[Recipe]]) -> None:
         """See `Engine.make_teachers`."""
         teachers = self._job.teachers
-        with self._listener:
+        with self._listening():
             make_all(
                 families,
                 teachers.store,
@@ -61,36 +62,40 @@ class RayEngine:
         checkpoints: dict[str, Path],
         students: Path,
         storage: Path,
-    ) -> None:
+    ) -> Effort:
         """See `Engine.train_students`."""
-        job, settings = self._job, self._job.student
-        fleet: Fleet | None = None
-        source: FleetSource | None = None
-        with self._listener:
-            try:
-                if checkpoints:
-                    fleet = Fleet(
-                        checkpoints,
-                        job.data,
-                        job.fleet,
-                        self._channel.post,
-                        workers=settings.workers,
-                        cpus_taken=settings.workers * settings.cpus,
-                    )
-                    source = fleet.source()
-                work = Schoolwork(
-                    assignments,
-                    job.data,
-                    source,
-                    students,
-                    storage,
-                    self._channel.post,
-                    job.fleet.look_ahead,
-                )
-                train_group(work, settings)
-            finally:
-                if fleet is not None:
-                    fleet.close()
+        job = self._job
+        samples = open_dataset(job.data)
+        epochs = max((a.training.epochs for a in assignments if a.lesson), default=0)
+        views = sorted({samples.view(epoch) for epoch in range(epochs)})
+        with (
+            Teaching(job, checkpoints, samples, views, self._channel.post) as teaching,
+            self._listening(teaching.watch),
+        ):
+            work = Schoolwork(
+                assignments,
+                job.data,
+                teaching.source(),
+                students,
+                storage,
+                self._channel.post,
+                job.fleet.look_ahead,
+            )
+            train_group(work, job.student)
+        return teaching.effort
+
+    def record(self, checkpoints: dict[str, Path], views: Sequence[int]) -> Effort:
+        """See `Engine.record`."""
+        samples, post = open_dataset(self._job.data), self._channel.post
+        with (
+            Teaching(self._job, checkpoints, samples, views, post) as teaching,
+            self._listening(),
+        ):
+            teaching.record()
+        return teaching.effort
+
+    def _listening(self, *watchers: Handle) -> _Listener:
+        return _Listener(self._channel, (self._handle, *watchers))
 
     def close(self) -> None:
         """See `Engine.close`."""
@@ -101,8 +106,8 @@ class RayEngine:
 class _Listener(AbstractContextManager["_Listener"]):
     """Takes events out of the channel while the driver waits for something else."""
 
-    def __init__(self, channel: Channel, handle: Handle) -> None:
-        self._channel, self._handle = channel, handle
+    def __init__(self, channel: Channel, handles: Sequence[Handle]) -> None:
+        self._channel, self._handles = channel, handles
 
     def __enter__(self) -> _Listener:
         self._stop = threading.Event()
@@ -123,6 +128,7 @@ class _Listener(AbstractContextManager["_Listener"]):
             while not stopped:  # one more look after the stop: nothing is left behind
                 stopped = self._stop.wait(POLL_SECONDS)
                 for event in self._channel.take():
-                    self._handle(event)
+                    for handle in self._handles:
+                        handle(event)
         except BaseException as error:
             self._error = error

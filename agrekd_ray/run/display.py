@@ -41,7 +41,7 @@ class Display:
                 console=console,
             )
         self._task: TaskID | None = None
-        self._stage, self._total, self._done, self._unit = "", 0, 0, ""
+        self._stage, self._total, self._done, self._unit = "", 0, 0.0, ""
         self._begin = self._started = self._spoken = time.monotonic()
 
     def __enter__(self) -> Display:
@@ -69,7 +69,7 @@ class Display:
         else:
             self.advance("", 0)
 
-    def advance(self, what: str, steps: int = 1) -> None:
+    def advance(self, what: str, steps: float = 1) -> None:
         """So many steps more are done; `what` says which was the last."""
         self._done += steps
         if self._bar and self._task is not None:
@@ -86,7 +86,7 @@ class Display:
         console.print(escape(text), style=style, highlight=False, soft_wrap=True)
 
     def _line(self, what: str, now: float) -> str:
-        parts = [f"{self._stage:<8} {self._done}/{self._total} {self._unit}"]
+        parts = [f"{self._stage:<8} {self._done:.0f}/{self._total} {self._unit}"]
         if 0 < self._done < self._total:
             left = (now - self._started) / self._done * (self._total - self._done)
             parts.append(f"about {_clock(left)} left")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -10,12 +11,36 @@ import torch
 
 from agrekd_ray.config import Job
 from agrekd_ray.data import open_dataset
+from agrekd_ray.errors import RunError
 from agrekd_ray.events import Event, StudentDone, StudentEpoch, TeacherDone, TeacherEpoch
 from agrekd_ray.guidance import LocalTeachers, TeacherHost
 from agrekd_ray.student import STATE, Assignment, Student, read_outcome
 from agrekd_ray.teachers import Pool, Recipe
 
 Handle = Callable[[Event], None]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What the teachers of one process's part of a run cost.
+
+    Attributes:
+        actors: that were started for them.
+        forwards: forward passes of a backbone.
+        recorded: bytes of their records.
+    """
+
+    actors: int = 0
+    forwards: int = 0
+    recorded: int = 0
+
+    @property
+    def in_words(self) -> str:
+        """For the end of a run."""
+        if not self.forwards:
+            return "no forward pass: all that they say had been recorded before"
+        kept = f", {self.recorded / 1e6:.1f} MB recorded" if self.recorded else ""
+        return f"{self.forwards} forward passes in {max(1, self.actors)} processes{kept}"
 
 
 class Engine(Protocol):
@@ -31,14 +56,23 @@ class Engine(Protocol):
         checkpoints: dict[str, Path],
         students: Path,
         storage: Path,
-    ) -> None:
-        """Train the students that are not finished yet.
+    ) -> Effort:
+        """Train the students that are not finished yet; returns what their teachers cost.
 
         Args:
             assignments: the students, in order.
             checkpoints: folders of the teachers and the biased model, by name.
             students: where finished ones are put.
             storage: for checkpoints of the training under way.
+        """
+        ...
+
+    def record(self, checkpoints: dict[str, Path], views: Sequence[int]) -> Effort:
+        """Record what the teachers say to whole views.
+
+        Args:
+            checkpoints: folders of the teachers and the biased model, by name.
+            views: their numbers.
         """
         ...
 
@@ -73,10 +107,10 @@ class LocalEngine:
         checkpoints: dict[str, Path],
         students: Path,
         storage: Path,
-    ) -> None:
+    ) -> Effort:
         """See `Engine.train_students`."""
         dataset = open_dataset(self._job.data)
-        source = None
+        source, host = None, None
         if checkpoints:
             fleet = self._job.fleet
             host = TeacherHost(
@@ -84,7 +118,6 @@ class LocalEngine:
                 dataset,
                 autocast=fleet.autocast,
                 capacity=fleet.look_ahead + 2,
-                memory=fleet.memory,
             )
             source = LocalTeachers(host)
         storage.mkdir(parents=True, exist_ok=True)
@@ -102,6 +135,15 @@ class LocalEngine:
                     self._handle(StudentEpoch(assignment.name, epochs, record))
             for outcome in student.finish(students):
                 self._handle(StudentDone(outcome))
+        return Effort(forwards=host.forwards if host else 0)
+
+    def record(self, checkpoints: dict[str, Path], views: Sequence[int]) -> Effort:
+        """See `Engine.record`.
+
+        Raises:
+            RunError: this engine keeps no records.
+        """
+        raise RunError("guidance: local keeps no records; set guidance=auto.")
 
     def close(self) -> None:
         """See `Engine.close`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from agrekd_ray.errors import AgrekdError, RunError
 from agrekd_ray.models import load, read_manifest
 from agrekd_ray.results import Member, Metrics, Outcome
 from agrekd_ray.run.display import Display
-from agrekd_ray.run.engine import Engine, Handle, LocalEngine
+from agrekd_ray.run.engine import Effort, Engine, Handle, LocalEngine
 from agrekd_ray.run.environment import prepare
 from agrekd_ray.run.folder import RunFolder
 from agrekd_ray.run.monitor import Monitor, flat
@@ -71,6 +72,7 @@ class _Run:
             self.job.tracking.uri, self.job.tracking.experiment or self.job.name, self.job.runs
         )
         self.monitor = Monitor(self.display, self.tracker, self.plan.assignments)
+        self.effort: Effort | None = None
         self.began = time.monotonic()
 
     def go(self) -> list[Outcome]:
@@ -128,7 +130,7 @@ class _Run:
         self.display.stage("students", everything, "epochs", done)
         taught = any(assignment.lesson for assignment in left)
         try:
-            engine.train_students(
+            effort = engine.train_students(
                 self.plan.assignments,
                 self._checkpoints() if taught else {},
                 self.folder.students,
@@ -138,6 +140,8 @@ class _Run:
             if self.monitor.failure:
                 raise RunError(self.monitor.failure) from None
             raise
+        if taught:
+            self.effort = effort
 
     def _checkpoints(self) -> dict[str, Path]:
         """Folders of the teachers and the biased model, by name."""
@@ -206,6 +210,7 @@ class _Run:
             "groups": self.dataset.groups.names,
             "data": self.dataset.fingerprint,
             "seconds": round(time.monotonic() - self.began, 1),
+            "effort": asdict(self.effort) if self.effort else None,
             "versions": {"agrekd_ray": __version__, "python": platform.python_version()}
             | {name: version(name) for name in packages},
             "settings": self.job.model_dump(mode="json"),
@@ -235,7 +240,7 @@ class _Run:
             run_id,
             self.folder.path,
             "FINISHED",
-            tables.summary_metrics(outcomes),
+            tables.summary_metrics(outcomes) | self._effort_metrics(),
             tables.markdown(outcomes, self._members()[0]),
         )
 
@@ -247,6 +252,11 @@ class _Run:
         except (AgrekdError, OSError) as error:
             self.display.note(f"could not record that the run ended: {error}", "yellow")
 
+    def _effort_metrics(self) -> dict[str, float]:
+        """What the teachers cost, for MLflow."""
+        effort = asdict(self.effort) if self.effort else {}
+        return {f"teachers/{name}": float(value) for name, value in effort.items()}
+
     def _show(self, outcomes: list[Outcome]) -> None:
         members, _ = self._members()
         console = self.console
@@ -256,6 +266,7 @@ class _Run:
         seconds = round(time.monotonic() - self.began)
         for name, value in (
             ("finished in", f"{seconds // 60}:{seconds % 60:02}"),
+            *([("teachers", self.effort.in_words)] if self.effort else []),
             ("results", str(self.folder.path)),
             ("plots", str(self.folder.plots)),
             ("MLflow", self.tracker.ui_command()),

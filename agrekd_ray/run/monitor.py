@@ -11,6 +11,7 @@ from agrekd_ray.events import (
     Event,
     Failed,
     Note,
+    OutputsDone,
     StudentDone,
     StudentEpoch,
     TeacherDone,
@@ -59,6 +60,8 @@ class Monitor:
             self._epoch(event)
         elif isinstance(event, StudentDone):
             self.finished(event.outcome)
+        elif isinstance(event, OutputsDone):
+            self._display.advance(f"view {event.view}", event.samples)
         elif isinstance(event, Note):
             self._display.note(event.text, "yellow")
         elif isinstance(event, Failed):

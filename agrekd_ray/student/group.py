@@ -10,7 +10,7 @@ students whose epochs are shorter than that.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from ray.train.v2.api.config import LoggingConfig
 from torch import Tensor
 
 from agrekd_ray.channel import plain_error
-from agrekd_ray.data import DataSettings, open_dataset
+from agrekd_ray.data import Dataset, DataSettings, Samples, open_dataset
 from agrekd_ray.errors import AgrekdError, RunError
 from agrekd_ray.events import Failed, Post, StudentDone, StudentEpoch
 from agrekd_ray.guidance import Source
@@ -44,7 +44,7 @@ class Schoolwork:
     Attributes:
         assignments: the students, in order.
         data: settings of the data set, which every worker opens itself.
-        source: where answers come from; None where no student has teachers.
+        source: opens in a worker where answers come from; None where no student has teachers.
         students: folder of finished students, reachable from every worker.
         training: folder of the state of the student under way, reachable from every worker.
         post: tells the driver.
@@ -53,7 +53,7 @@ class Schoolwork:
 
     assignments: tuple[Assignment, ...]
     data: DataSettings
-    source: Source | None
+    source: Callable[[Samples], Source] | None
     students: Path
     training: Path
     post: Post
@@ -107,9 +107,11 @@ def _work(config: dict[str, Any]) -> None:
     if given_up.exists():
         return
     try:
+        dataset = open_dataset(work.data)
+        source = work.source(dataset) if work.source else None
         for assignment in work.assignments:
             if read_outcome(work.students / assignment.name) is None:
-                _train_one(work, assignment)
+                _train_one(work, assignment, dataset, source)
     except AgrekdError as error:
         # A fault that a restart would only repeat. A lone worker says so and ends in peace; one of
         # several must also free those who wait for it, and tell the restarted group to end.
@@ -119,7 +121,9 @@ def _work(config: dict[str, Any]) -> None:
             raise
 
 
-def _train_one(work: Schoolwork, assignment: Assignment) -> None:
+def _train_one(
+    work: Schoolwork, assignment: Assignment, dataset: Dataset, source: Source | None
+) -> None:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
@@ -134,8 +138,8 @@ def _train_one(work: Schoolwork, assignment: Assignment) -> None:
 
     student = Student(
         assignment,
-        open_dataset(work.data),
-        work.source,
+        dataset,
+        source,
         device=device,
         rank=rank,
         world=world,

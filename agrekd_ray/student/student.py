@@ -106,6 +106,7 @@ class Student:
         lesson = assignment.lesson
         if lesson is not None and source is None:
             raise ValueError(f"{assignment.name} needs teachers, but there is no source")
+        self._source = source if lesson else None
         guidance = Distilled(lesson, source, dataset) if lesson and source else Labels(dataset)
         self._record = TeachingRecord(dataset, lesson.teachers) if lesson else None
         shape, classes = dataset.shape, len(dataset.classes)
@@ -136,6 +137,8 @@ class Student:
         weights, fallback = self._record.close(self._total) if self._record else ({}, 0.0)
         if not self._evaluates:
             return None
+        if self._source is not None:
+            self._source.complete(finished.epoch)
         val = evaluate(self.model, self._dataset, SELECT, self._device)
         record = Epoch(
             finished.epoch,

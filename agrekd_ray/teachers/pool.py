@@ -63,7 +63,8 @@ class Pool:
     def fingerprint(self, recipe: Recipe) -> str:
         """Of everything that makes the model: recipe, data, views."""
         data = self._dataset
-        return fingerprint(METHOD, recipe, data.fingerprint, data.views_fingerprint)
+        shown = [data.view(epoch) for epoch in range(recipe.training.epochs)]
+        return fingerprint(METHOD, recipe, data.fingerprint, data.views_fingerprint, shown)
 
     def folder(self, recipe: Recipe) -> Path:
         """Where the model is, or will be."""

@@ -1,0 +1,144 @@
+"""One finished record: the raw logits of one teacher for one view of the training split.
+
+An Arrow IPC file with one column, a fixed-size list of C numbers a row; row r belongs to the r-th
+id of the split. Its schema carries the SHA-256 of the values, so that a damaged file is never
+taken for a record. Logits are raw: every temperature, strategy and alpha reads the same file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from agrekd_ray.errors import RunError
+from agrekd_ray.settings import LocalPath, Settings, fingerprint
+
+FORMAT = 1
+COLUMN = "logits"
+
+
+class OutputSettings(Settings):
+    """Where teachers' outputs are recorded.
+
+    Attributes:
+        store: folder of all records, shared by all jobs and reachable from every node.
+        dtype: of the recorded logits; `float16` halves the disk and rounds live answers alike.
+    """
+
+    store: LocalPath = Path("runs/outputs")
+    dtype: Literal["float32", "float16"] = "float32"
+
+
+@dataclass(frozen=True)
+class Key:
+    """Everything that changes what a teacher says, besides the number of the view.
+
+    The number of views is not part of it: view v is the same picture however many there are.
+
+    Attributes:
+        teacher: name of its checkpoint folder, for people.
+        weights: SHA-256 of its weights.
+        model: its architecture and arguments.
+        data: fingerprint of the data set, its split included.
+        views: fingerprint of what varies between views, and of the seed.
+        autocast: precision of its forward pass.
+        dtype: of the record.
+        rows: N, samples of the training split.
+        classes: C.
+    """
+
+    teacher: str
+    weights: str
+    model: Mapping[str, Any]
+    data: str
+    views: str
+    autocast: str
+    dtype: str
+    rows: int
+    classes: int
+
+    @property
+    def digest(self) -> str:
+        """Of everything but the name."""
+        return fingerprint(FORMAT, {**asdict(self), "teacher": None})
+
+    @property
+    def folder(self) -> str:
+        """Name of the folder of this teacher's records."""
+        return self.digest[:20]
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one sample's logits."""
+        return self.classes * np.dtype(self.dtype).itemsize
+
+
+def write_record(path: Path, key: Key, logits_NC: np.ndarray) -> None:
+    """Write a finished record; whole or not at all.
+
+    Args:
+        path: of the file.
+        key: that it is written under.
+        logits_NC: [N, C] in the key's dtype, C-contiguous.
+
+    Raises:
+        RunError: the disk is full or cannot be written.
+    """
+    values = pa.py_buffer(logits_NC)
+    flat = pa.Array.from_buffers(
+        pa.from_numpy_dtype(logits_NC.dtype), logits_NC.size, [None, values]
+    )
+    column = pa.FixedSizeListArray.from_arrays(flat, key.classes)
+    about = {"key": key.digest, "sha256": hashlib.sha256(values).hexdigest()}
+    schema = pa.schema([pa.field(COLUMN, column.type, nullable=False)], about)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with partial.open("wb") as file:
+            with pa.ipc.new_file(file, schema) as writer:
+                writer.write_batch(pa.record_batch([column], schema=schema))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        raise cannot_write(path, error) from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_record(path: Path, key: Key | str) -> np.ndarray | None:
+    """The logits [N, C] of a record, through a memory map; None where it is missing or damaged.
+
+    Args:
+        path: of the file.
+        key: that it must have been written under, or that key's digest.
+    """
+    digest = key if isinstance(key, str) else key.digest
+    try:
+        with pa.memory_map(str(path)) as source:
+            batch = pa.ipc.open_file(source).get_batch(0)
+        about = {k.decode(): v.decode() for k, v in (batch.schema.metadata or {}).items()}
+        column = batch.column(COLUMN)
+        flat = column.values.to_numpy(zero_copy_only=True)
+        if about["key"] != digest or len(flat) != len(column) * column.type.list_size:
+            return None
+        if hashlib.sha256(flat).hexdigest() != about["sha256"]:
+            return None
+        return flat.reshape(len(column), column.type.list_size)
+    except (OSError, ValueError, KeyError, AttributeError, IndexError):
+        return None  # pyarrow's own errors are of these kinds
+
+
+def cannot_write(path: Path, error: OSError) -> RunError:
+    """The error of a disk that is full or cannot be written."""
+    return RunError(
+        f"{path.parent}: cannot record teachers' outputs ({error.strerror or error}). Free the "
+        "disk (`agrekd outputs prune`), or set outputs.store to another folder."
+    )

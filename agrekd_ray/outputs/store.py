@@ -1,0 +1,211 @@
+"""The folder of all records: a folder a teacher, a file a view."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from agrekd_ray.data import TRAIN, Samples
+from agrekd_ray.errors import RunError
+from agrekd_ray.models import read_manifest
+from agrekd_ray.outputs.partial import Partial
+from agrekd_ray.outputs.record import Key, OutputSettings, cannot_write, read_record
+
+MANIFEST = "key.json"
+MAPPED = 4096
+"""Records that a process keeps mapped; the kernel allows some 65,000 maps a process."""
+
+
+class Outputs:
+    """The records that one job reads and writes.
+
+    Args:
+        settings: where they are.
+        checkpoints: folders of the teachers, by name.
+        samples: the data set.
+        autocast: precision of the teachers' forward passes.
+    """
+
+    def __init__(
+        self,
+        settings: OutputSettings,
+        checkpoints: Mapping[str, Path],
+        samples: Samples,
+        autocast: str,
+    ) -> None:
+        self._store, self._samples = settings.store, samples
+        ids = samples.splits[TRAIN]
+        self.count = len(ids)
+        """N, samples of a view."""
+        self._row_of = np.full(samples.size, -1)
+        self._row_of[ids] = np.arange(len(ids))
+        self.keys = {
+            name: _key(folder, settings, samples, autocast) for name, folder in checkpoints.items()
+        }
+        self._read: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
+
+    def rows(self, ids: np.ndarray) -> np.ndarray:
+        """Rows of the records that samples of the training split have."""
+        return self._row_of[ids]
+
+    def ids(self, rows: np.ndarray) -> np.ndarray:
+        """The samples of some rows."""
+        return self._samples.splits[TRAIN][rows]
+
+    def path(self, name: str, view: int) -> Path:
+        """Where a teacher's record of a view is, or will be."""
+        return self._store / self.keys[name].folder / f"view-{view:05}.arrow"
+
+    def read(self, name: str, view: int) -> np.ndarray | None:
+        """Logits [N, C] of a teacher and view; None where there is no sound record.
+
+        The first look verifies the checksum; later ones cost nothing.
+        """
+        known = self._read.get((name, view))
+        if known is None:
+            known = read_record(self.path(name, view), self.keys[name])
+            if known is None:
+                return None
+            self._read[name, view] = known
+            while len(self._read) > MAPPED:
+                self._read.popitem(last=False)
+        self._read.move_to_end((name, view))
+        return known
+
+    def missing(self, views: Iterable[int]) -> list[tuple[str, int]]:
+        """Teachers and views without a sound record."""
+        return [
+            (name, view) for view in views for name in self.keys if self.read(name, view) is None
+        ]
+
+    def begin(self, name: str, view: int) -> Partial:
+        """A record in the making: what was left of an earlier one, or a new one.
+
+        Raises:
+            RunError: the disk is full or cannot be written.
+        """
+        path, key = self.path(name, view), self.keys[name]
+        about = path.with_name(MANIFEST)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not about.exists():
+                partial = about.with_name(f".{MANIFEST}.{os.getpid()}")
+                partial.write_text(json.dumps(asdict(key), indent=1) + "\n")
+                os.replace(partial, about)
+        except OSError as error:
+            raise cannot_write(path, error) from None
+        return Partial(path, key)
+
+    def touch(self) -> None:
+        """Note that the records are used today, for `prune`."""
+        for key in self.keys.values():
+            about = self._store / key.folder / MANIFEST
+            if about.exists():
+                os.utime(about)
+
+    def bytes(self) -> int:
+        """Size of the finished records of these teachers."""
+        folders = {self._store / key.folder for key in self.keys.values()}
+        return sum(f.stat().st_size for folder in folders for f in folder.glob("view-*.arrow"))
+
+
+def _key(folder: Path, settings: OutputSettings, samples: Samples, autocast: str) -> Key:
+    manifest = read_manifest(folder)
+    return Key(
+        teacher=folder.name,
+        weights=manifest.weights,
+        model=manifest.model.model_dump(mode="json"),
+        data=samples.fingerprint,
+        views=samples.views_fingerprint,
+        autocast=autocast,
+        dtype=settings.dtype,
+        rows=len(samples.splits[TRAIN]),
+        classes=len(samples.classes),
+    )
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A teacher's records, for people.
+
+    Attributes:
+        folder: of the records.
+        key: of the teacher; None where its description is damaged.
+        views: finished records.
+        unfinished: records in the making, or left by a writer that died.
+        bytes: on disk, of all of them.
+        used: seconds since the epoch when they were last used.
+    """
+
+    folder: Path
+    key: Key | None
+    views: tuple[Path, ...]
+    unfinished: tuple[Path, ...]
+    bytes: int
+    used: float
+
+
+def listed(store: Path) -> list[Listed]:
+    """All records of a store, the one used last first.
+
+    Raises:
+        RunError: there is no such folder.
+    """
+    if not store.is_dir():
+        raise RunError(f"{store}: no folder of recorded outputs; name one with --store.")
+    found = [_listed(about.parent) for about in store.glob(f"*/{MANIFEST}")]
+    return sorted(found, key=lambda one: -one.used)
+
+
+def _listed(folder: Path) -> Listed:
+    about = folder / MANIFEST
+    try:
+        key = Key(**json.loads(about.read_text()))
+    except (OSError, ValueError, TypeError):
+        key = None
+    views = tuple(sorted(folder.glob("view-*.arrow")))
+    left = tuple(sorted(folder.glob("view-*.partial")))
+    size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+    return Listed(folder, key, views, left, size, about.stat().st_mtime)
+
+
+def verify(store: Path) -> Iterator[tuple[Path, bool]]:
+    """Every finished record of a store, and whether it is sound.
+
+    Raises:
+        RunError: there is no such folder.
+    """
+    for one in listed(store):
+        for path in one.views:
+            sound = one.key is not None and read_record(path, one.key) is not None
+            yield path, sound
+
+
+def prune(store: Path, days: float, *, keep: bool = False) -> list[Listed]:
+    """Remove the records of teachers that no run has used for so many days.
+
+    Args:
+        store: the folder.
+        days: unused for as long, at least.
+        keep: only say what would be removed.
+
+    Raises:
+        RunError: there is no such folder, or it cannot be written.
+    """
+    old = [one for one in listed(store) if one.used <= time.time() - days * 86400]
+    for one in [] if keep else old:
+        try:
+            shutil.rmtree(one.folder)
+        except OSError as error:
+            raise RunError(
+                f"{one.folder}: cannot be removed ({error.strerror or error})."
+            ) from None
+    return old

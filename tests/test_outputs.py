@@ -1,0 +1,411 @@
+"""Recorded outputs: whole or not at all, resumed, verified, replayed with the same numbers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from agrekd_ray.core.weighting import STRATEGIES
+from agrekd_ray.data import TRAIN
+from agrekd_ray.errors import RunError
+from agrekd_ray.guidance import Lesson, LocalTeachers, RecordedTeachers, TeacherHost
+from agrekd_ray.models import Model, load
+from agrekd_ray.outputs import Key, Partial, listed, prune, read_record, verify, write_record
+from agrekd_ray.outputs import store as store_module
+from agrekd_ray.settings import Training
+from agrekd_ray.student import Assignment, Student
+
+from .shared import flat_parameters, pool_of, records
+
+KEY = Key("erm-0", "w" * 64, {"name": "cnn"}, "d", "v", "none", "float32", 200, 10)
+STUDENT = Model(name="cnn", args={"width": 4})
+VIEWS = {"flip": True, "shift": 1, "count": 2}
+
+
+def some_logits(key: Key = KEY, seed: int = 0) -> np.ndarray:
+    rows = np.random.default_rng(seed).normal(size=(key.rows, key.classes))
+    return rows.astype(key.dtype)
+
+
+# --- one record
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_record_is_read_as_it_was_written_and_costs_its_numbers(
+    tmp_path: Path, dtype: str
+) -> None:
+    key = replace(KEY, dtype=dtype, rows=2000)
+    logits = some_logits(key)
+    write_record(tmp_path / "view-00000.arrow", key, logits)
+    read = read_record(tmp_path / "view-00000.arrow", key)
+    assert read is not None
+    np.testing.assert_array_equal(read, logits)
+    assert not read.flags.writeable  # the file's own pages
+    size = (tmp_path / "view-00000.arrow").stat().st_size
+    assert size == pytest.approx(key.rows * key.row_bytes, rel=0.05)
+    assert [path.name for path in tmp_path.iterdir()] == ["view-00000.arrow"]
+
+
+def test_a_record_is_an_ordinary_arrow_file(tmp_path: Path) -> None:
+    write_record(tmp_path / "one.arrow", KEY, some_logits())
+    table = pa.ipc.open_file(tmp_path / "one.arrow").read_all()
+    assert table.column_names == ["logits"]
+    np.testing.assert_allclose(table["logits"][7].as_py(), some_logits()[7])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"weights": "other"},
+        {"model": {"name": "cnn_deep"}},
+        {"data": "other"},
+        {"views": "other"},
+        {"autocast": "bfloat16"},
+        {"dtype": "float16"},
+    ],
+)
+def test_whatever_changes_the_output_changes_the_key(tmp_path: Path, change: Any) -> None:
+    other = replace(KEY, **change)
+    assert other.folder != KEY.folder
+    write_record(tmp_path / "one.arrow", KEY, some_logits())
+    assert read_record(tmp_path / "one.arrow", other) is None
+    assert replace(KEY, teacher="renamed").folder == KEY.folder
+
+
+def test_every_kind_of_damage_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "one.arrow"
+    write_record(path, KEY, some_logits())
+    whole = path.read_bytes()
+    values = whole.index(some_logits()[100].tobytes())
+    rng = np.random.default_rng(0)
+    flips = {int(place) for place in rng.integers(values - 3000, values + 3000, 40)}
+    damaged = [b"", b"ARROW1", whole[: len(whole) // 2], whole[:-1], whole[8:], whole + b"\0"]
+    damaged += [whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :] for at in flips]
+    found = 0
+    for content in damaged:
+        path.write_bytes(content)
+        read = read_record(path, KEY)
+        assert read is None or np.array_equal(read, some_logits())  # padding may be damaged
+        found += read is None
+    assert found > len(flips) / 2
+    path.unlink()
+    assert read_record(path, KEY) is None
+
+
+# --- a record in the making
+
+
+def test_rows_come_in_any_order_and_the_record_appears_when_all_are_there(tmp_path: Path) -> None:
+    path, logits = tmp_path / "k/view-00000.arrow", some_logits()
+    partial = Partial(path, KEY)
+    order = np.random.default_rng(1).permutation(200)
+    for rows in np.split(order, 8):
+        assert not partial.known_N[rows].any()
+        partial.put(rows, logits[rows])
+        np.testing.assert_array_equal(partial.get(rows), logits[rows])
+        assert not path.exists()
+    assert not len(partial.missing())
+    partial.finish()
+    np.testing.assert_array_equal(read_record(path, KEY), logits)
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+WRITER = """
+import sys, numpy as np
+from pathlib import Path
+from tests.test_outputs import KEY, Partial, some_logits
+partial = Partial(Path(sys.argv[1]), KEY)
+for row in range(200):
+    partial.put(np.array([row]), some_logits()[[row]])
+    print(row, flush=True)
+    if row == 120: sys.stdin.read()
+"""
+
+
+def test_what_a_killed_writer_left_is_taken_up_and_only_what_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "view-00000.arrow"
+    writer = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+    )
+    assert writer.stdout is not None
+    while writer.stdout.readline().strip() != "120":
+        assert writer.poll() is None
+    beside = Partial(path, KEY)  # its writer lives, so it is not taken from it
+    assert len(beside.missing()) == 200
+    beside.put(np.array([150]), some_logits()[[150]])
+    beside.close()
+    writer.kill()
+    writer.wait()
+    left = sorted(tmp_path.glob("*.partial"))
+    assert len(left) == 2
+    for one in left:  # a row that was torn
+        content = bytearray(one.read_bytes())
+        content[5 * KEY.row_bytes + 3] ^= 1
+        one.write_bytes(content)
+    partial = Partial(path, KEY)
+    assert sorted(partial.missing()) == [5, *range(121, 150), *range(151, 200)]
+    np.testing.assert_array_equal(partial.get(np.array([7, 150])), some_logits()[[7, 150]])
+    assert len(list(tmp_path.glob("*.partial"))) == 1  # put together
+    rows = partial.missing()
+    partial.put(rows, some_logits()[rows])
+    partial.finish()
+    np.testing.assert_array_equal(read_record(path, KEY), some_logits())
+
+
+def test_a_partial_that_was_cut_short_is_not_used(tmp_path: Path) -> None:
+    path = tmp_path / "view-00000.arrow"
+    (tmp_path / "view-00000.0000.partial").write_bytes(b"short")
+    partial = Partial(path, KEY)
+    assert len(partial.missing()) == 200
+    assert len(list(tmp_path.glob("*.partial"))) == 1
+
+
+def test_two_writers_of_one_record_do_not_disturb_each_other(tmp_path: Path) -> None:
+    path, logits = tmp_path / "view-00000.arrow", some_logits()
+    one, two = Partial(path, KEY), Partial(path, KEY)
+    one.put(np.arange(200), logits)
+    two.put(np.arange(100), logits[:100])
+    one.finish()
+    two.put(np.arange(100, 200), logits[100:])
+    read = read_record(path, KEY)
+    two.finish()
+    np.testing.assert_array_equal(read, logits)
+    np.testing.assert_array_equal(read_record(path, KEY), logits)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_full_disk_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(RunError, match=r"No space left on device.*outputs prune"):
+        Partial(tmp_path / "view-00000.arrow", KEY)
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- a host that records, a student that replays
+
+
+def lessons(drawn: Any) -> list[Assignment]:
+    training = Training(epochs=2, batch_size=48, learning_rate=0.05)
+    given = [
+        Assignment(name, 3, STUDENT, training, Lesson(name, drawn.teachers, drawn.biased, 4.0))
+        for name in STRATEGIES
+    ]
+    mixed = Lesson("agre_kd", drawn.teachers, drawn.biased, 2.0, alpha=0.6)
+    return [*given, Assignment("mixed", 3, STUDENT, training, mixed)]
+
+
+def trained(given: Assignment, data: Any, source: Any) -> torch.Tensor:
+    student = Student(given, data, source, look_ahead=2)
+    while not student.done:
+        student.epoch()
+    return flat_parameters(student.model)
+
+
+@pytest.mark.parametrize("views", [{}, VIEWS])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_recording_and_replay_give_the_numbers_of_the_reference(
+    make_job: Any, views: dict[str, Any], dtype: str
+) -> None:
+    """48 does not divide 160: an epoch leaves samples out, and the record has them all the same."""
+    job = make_job(**{"data.views": views, "outputs.dtype": dtype})
+    data, checkpoints, drawn = pool_of(job)
+    host = TeacherHost(checkpoints, data, outputs=records(job, data, checkpoints))
+    first, *others = lessons(drawn)
+    recorder = RecordedTeachers(records(job, data, checkpoints), data, LocalTeachers(host))
+    live = trained(first, data, recorder)
+    assert host.computed == host.backbones * 160 * len({data.view(0), data.view(1)})  # all, once
+    tolerance = {"rtol": 1e-3, "atol": 2e-5} if dtype == "float32" else {"rtol": 0.02, "atol": 2e-3}
+    plain = LocalTeachers(TeacherHost(checkpoints, data))
+    torch.testing.assert_close(live, trained(first, data, plain), **tolerance)
+    replay = RecordedTeachers(records(job, data, checkpoints), data, None)
+    torch.testing.assert_close(trained(first, data, replay), live, rtol=0, atol=0)
+    for given in others:
+        torch.testing.assert_close(
+            trained(given, data, replay), trained(given, data, plain), **tolerance
+        )
+
+
+def test_a_student_switches_to_records_at_the_first_complete_epoch(make_job: Any) -> None:
+    job = make_job()
+    data, checkpoints, drawn = pool_of(job)
+    host = TeacherHost(checkpoints, data, outputs=records(job, data, checkpoints))
+    asked: list[int] = []
+
+    class Counted(LocalTeachers):
+        def ask(self, question: Any) -> Any:
+            asked.append(question.epoch)
+            return super().ask(question)
+
+    source = RecordedTeachers(records(job, data, checkpoints), data, Counted(host))
+    given = lessons(drawn)[0]  # `aver` asks no biased model, which is recorded all the same
+    trained(given, data, source)
+    assert set(asked) == {0}
+    assert records(job, data, checkpoints).missing([0]) == []
+
+
+def test_without_teachers_a_missing_record_is_one_error(make_job: Any) -> None:
+    job = make_job()
+    data, checkpoints, drawn = pool_of(job)
+    source = RecordedTeachers(records(job, data, checkpoints), data, None)
+    with pytest.raises(RunError, match=r"recorded outputs of .* for view 0 are missing"):
+        trained(lessons(drawn)[0], data, source)
+
+
+def test_a_damaged_record_is_computed_again(make_job: Any) -> None:
+    job = make_job()
+    data, checkpoints, _ = pool_of(job)
+    host = TeacherHost(checkpoints, data, outputs=records(job, data, checkpoints))
+    assert host.complete(0, 32) == len(data.splits[TRAIN]) - 32
+    assert host.complete(0) == 0
+    outputs = records(job, data, checkpoints)
+    victim = outputs.path(next(iter(checkpoints)), 0)
+    sound = victim.read_bytes()
+    victim.write_bytes(sound[:900] + b"\xff" + sound[901:])
+    store = job.outputs.store
+    assert dict(verify(store))[victim] is False
+    assert sum(sound for _, sound in verify(store)) == len(checkpoints) - 1
+    again = TeacherHost(checkpoints, data, outputs=records(job, data, checkpoints))
+    assert again.complete(0) == 0
+    assert victim.read_bytes() == sound
+    assert all(sound for _, sound in verify(store))
+
+
+def test_float16_refuses_what_it_cannot_hold(make_job: Any) -> None:
+    job = make_job(**{"outputs.dtype": "float16"})
+    data, checkpoints, _ = pool_of(job)
+    host = TeacherHost(checkpoints, data, outputs=records(job, data, checkpoints))
+    name = host.names[0]
+    with torch.no_grad():
+        host._heads[name][1].bias[0] = 1e6
+    with pytest.raises(RunError, match=f"teacher {name} .* beyond what float16 holds"):
+        host.complete(0)
+
+
+def test_views_have_a_number_that_comes_again(make_job: Any) -> None:
+    data, _, _ = pool_of(make_job(**{"data.views": VIEWS}))
+    ids = data.splits[TRAIN][:8]
+    assert [data.view(epoch) for epoch in range(5)] == [0, 1, 0, 1, 0]
+    torch.testing.assert_close(data.inputs(ids, 0), data.inputs(ids, 4), rtol=0, atol=0)
+    assert not torch.equal(data.inputs(ids, 0), data.inputs(ids, 1))
+    more, _, _ = pool_of(make_job(**{"data.views": {**VIEWS, "count": 7}}))
+    assert more.views_fingerprint == data.views_fingerprint  # view v is the same picture
+    torch.testing.assert_close(data.inputs(ids, 1), more.inputs(ids, 1), rtol=0, atol=0)
+
+
+def test_records_are_listed_and_removed_when_long_unused(make_job: Any) -> None:
+    job = make_job()
+    data, checkpoints, _ = pool_of(job)
+    TeacherHost(checkpoints, data, outputs=records(job, data, checkpoints)).complete(0)
+    store = job.outputs.store
+    found = listed(store)
+    assert {one.key.teacher for one in found if one.key} == {f.name for f in checkpoints.values()}
+    assert all(len(one.views) == 1 and not one.unfinished for one in found)
+    old = found[0].folder
+    os.utime(old / store_module.MANIFEST, (time.time() - 40 * 86400,) * 2)
+    assert [one.folder for one in prune(store, 30, keep=True)] == [old]
+    assert old.exists()
+    prune(store, 30)
+    assert not old.exists()
+    assert len(listed(store)) == len(found) - 1
+    with pytest.raises(RunError, match="no folder of recorded outputs"):
+        listed(store / "nowhere")
+
+
+# --- on Ray
+
+
+def test_a_teacher_killed_while_it_records_costs_nothing_but_time(
+    ray_session: Any, make_job: Any
+) -> None:
+    """SIGKILL in mid-recording: the restarted actor goes on with the record; replay agrees."""
+    from agrekd_ray.guidance.fleet import Fleet
+    from agrekd_ray.guidance.fleet_settings import FleetSettings
+
+    job = make_job(**{"data.views": {**VIEWS, "count": 3}})
+    data, checkpoints, drawn = pool_of(job)
+    given = replace(
+        lessons(drawn)[-1], training=Training(epochs=4, batch_size=48, learning_rate=0.05)
+    )
+    settings = FleetSettings(cpus=0.5, backbones_per_actor=2)
+    fleet = Fleet(checkpoints, job.data, settings, lambda event: None, outputs=job.outputs)
+    try:
+        first = ray_session.get(fleet.actors[0].process.remote())
+        source = RecordedTeachers(records(job, data, checkpoints), data, fleet.source())
+        student = Student(given, data, source, look_ahead=2)
+        killer = threading.Timer(0.03, os.kill, (first, signal.SIGKILL))
+        killer.start()
+        while not student.done:
+            student.epoch()
+        killer.join()
+        assert ray_session.get(fleet.actors[0].process.remote()) != first
+    finally:
+        fleet.close()
+    live = flat_parameters(student.model)
+    reference = trained(given, data, LocalTeachers(TeacherHost(checkpoints, data)))
+    torch.testing.assert_close(live, reference, rtol=1e-3, atol=2e-5)
+    assert records(job, data, checkpoints).missing(range(3)) == []
+    replay = RecordedTeachers(records(job, data, checkpoints), data, None)
+    torch.testing.assert_close(trained(given, data, replay), live, rtol=1e-3, atol=2e-5)
+
+
+def test_a_released_fleet_is_not_missed(ray_session: Any, make_job: Any, tmp_path: Path) -> None:
+    """Two workers, every strategy: recorded in the first epoch, replayed without an actor after."""
+    from agrekd_ray.channel import Channel
+    from agrekd_ray.run.teaching import Teaching
+    from agrekd_ray.student import StudentSettings
+    from agrekd_ray.student.group import Schoolwork, train_group
+
+    job = make_job(**{"student.workers": 2, "student.cpus": 0.5, "fleet.cpus": 0.5})
+    data, checkpoints, drawn = pool_of(job)
+    given = tuple(lessons(drawn))
+    channel = Channel(ray_session.get_runtime_context().get_node_id())
+    told: list[Any] = []
+    with Teaching(job, checkpoints, data, [0], channel.post) as teaching:
+        source = teaching.source()
+
+        work = Schoolwork(given, job.data, source, tmp_path / "s", tmp_path, channel.post, 2)
+        stop = threading.Event()
+
+        def listen() -> None:
+            while not stop.wait(0.05):
+                for event in channel.take():
+                    told.append(event)
+                    teaching.watch(event)
+
+        listener = threading.Thread(target=listen)
+        listener.start()
+        train_group(
+            work, StudentSettings(model=STUDENT, training=given[0].training, workers=2, cpus=0.5)
+        )
+        stop.set()
+        listener.join()
+        assert teaching._fleet is None  # released while the students were trained
+        assert teaching.effort.forwards > 0
+    channel.close()
+    for assignment in given:
+        reference = trained(assignment, data, LocalTeachers(TeacherHost(checkpoints, data)))
+        worked = flat_parameters(load(tmp_path / "s" / assignment.name)[0])
+        torch.testing.assert_close(worked, reference, rtol=1e-3, atol=2e-5)
+    with Teaching(job, checkpoints, data, [0], told.append) as again:
+        assert again.source() is not None
+        assert again._fleet is None
+    assert again.effort.actors == 0
