@@ -30,6 +30,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+outputs = typer.Typer(help="Recorded outputs of teachers.", no_args_is_help=True)
+app.add_typer(outputs, name="outputs")
+Store = Annotated[Path, typer.Option(help="The folder, a job's outputs.store.")]
+STORE = Path("runs/outputs")
+
 
 @app.command()
 def run(job: JobFile, overrides: Overrides = None) -> None:
@@ -55,12 +60,69 @@ def resume(
 
 
 @app.command()
+def record(job: JobFile, overrides: Overrides = None) -> None:
+    """Record what a job's teachers say, in one pass; its runs then start no teacher."""
+    from agrekd_ray.config import load_job
+    from agrekd_ray.run.recording import record_job
+
+    record_job(load_job(job, overrides or []), Console())
+
+
+@app.command()
 def validate(job: JobFile, overrides: Overrides = None) -> None:
     """Check a job whole, without starting anything: all its faults at once."""
     from agrekd_ray.config import load_job
 
     checked = load_job(job, overrides or [])
     typer.echo(f"{job}: valid ({len(checked.methods)} methods × {len(checked.seeds)} seeds)")
+
+
+@outputs.command("list")
+def list_outputs(store: Store = STORE) -> None:
+    """Whose outputs are recorded, and what they take on disk."""
+    from agrekd_ray.outputs.report import show
+
+    show(store, Console())
+
+
+@outputs.command("verify")
+def verify_outputs(store: Store = STORE) -> None:
+    """Read every record and compare its checksum; exit code 1 where one is damaged."""
+    from agrekd_ray.outputs.report import check
+
+    if not check(store, Console()):
+        raise typer.Exit(FAILED)
+
+
+@outputs.command("prune")
+def prune_outputs(
+    store: Store = STORE,
+    days: Annotated[
+        float, typer.Option(min=0, help="Remove what no run has used for so many days.")
+    ] = 30,
+    dry_run: Annotated[bool, typer.Option(help="Only say what would be removed.")] = False,
+) -> None:
+    """Remove records that have long not been used; a run that needs them makes them again."""
+    from agrekd_ray.outputs.report import remove
+
+    remove(store, days, Console(), keep=dry_run)
+
+
+@app.command()
+def bench(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="small, latency, resnet; all by default.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Epochs that count, of each way.")] = 5,
+    quick: Annotated[bool, typer.Option(help="Smaller, without ResNets; two minutes.")] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Also write figures here.")
+    ] = None,
+) -> None:
+    """What distillation costs, in training steps of the student alone."""
+    from agrekd_ray.bench.command import bench as measured
+
+    measured(names or [], repeats, quick, json_file, Console())
 
 
 def _version(wanted: bool) -> None:

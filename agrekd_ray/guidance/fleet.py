@@ -61,6 +61,7 @@ class TeacherActor:
             device=device,
             autocast=settings.autocast,
             capacity=capacity,
+            concurrent=settings.concurrent,
             outputs=Outputs(outputs, checkpoints, samples, settings.autocast) if outputs else None,
         )
 

@@ -15,6 +15,8 @@ class FleetSettings(Settings):
     Attributes:
         backbones_per_actor: backbones in one actor, with all their heads. An actor costs about a
             millisecond a step, so small teachers share one and large ones have their own.
+        concurrent: backbones of one actor that compute at the same time, each in a thread; of use
+            where a backbone leaves its device idle.
         cpus: logical CPUs of an actor; null shares what the student's workers leave.
         gpus: of an actor; fractions share a GPU between actors.
         autocast: precision of the teachers' forward pass.
@@ -22,6 +24,7 @@ class FleetSettings(Settings):
     """
 
     backbones_per_actor: Count = 1
+    concurrent: Count = 1
     cpus: Positive | None = None
     gpus: NonNegative = 0
     autocast: Autocast = "none"

@@ -38,6 +38,7 @@ class TeacherHost:
         device: where the teachers are put.
         autocast: precision of the forward pass; logits are float32 in any case.
         capacity: batches that are under way or waiting at once; the oldest goes first.
+        concurrent: backbones that compute at the same time.
         outputs: where answers are recorded; None records nothing.
 
     Raises:
@@ -52,6 +53,7 @@ class TeacherHost:
         device: torch.device | str = "cpu",
         autocast: Autocast = "none",
         capacity: int = 8,
+        concurrent: int = 1,
         outputs: Outputs | None = None,
     ) -> None:
         self._samples, self._device = samples, torch.device(device)
@@ -65,6 +67,7 @@ class TeacherHost:
             self._backbones.setdefault(shared, model.backbone)
             self._heads[name] = (shared, model.head)
         self._partials: OrderedDict[int, dict[str, Partial]] = OrderedDict()
+        self._computing = ThreadPoolExecutor(concurrent, thread_name_prefix="backbone")
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="teacher-forward")
         self._kept: OrderedDict[tuple[object, ...], Future[dict[str, Tensor]]] = OrderedDict()
         self.forwards = 0
@@ -193,18 +196,22 @@ class TeacherHost:
         images = self._samples.inputs(ids, epoch)
         if self._device.type == "cuda":
             images = images.pin_memory().to(self._device, non_blocking=True)
-        features: dict[str, Tensor] = {}
-        logits = {}
-        with torch.autocast(
-            self._device.type, dtype=torch.bfloat16, enabled=self._autocast == "bfloat16"
-        ):
-            for name in names:
-                shared, head = self._heads[name]
-                if shared not in features:
-                    features[shared] = self._backbones[shared](images)
-                    self.forwards += 1
-                    self.computed += len(ids)
-                logits[name] = head(features[shared]).float().cpu()
+        heads: dict[str, list[str]] = {}
+        for name in names:
+            heads.setdefault(self._heads[name][0], []).append(name)
+
+        @torch.inference_mode()
+        def through(shared: str) -> dict[str, Tensor]:
+            with torch.autocast(
+                self._device.type, dtype=torch.bfloat16, enabled=self._autocast == "bfloat16"
+            ):
+                features = self._backbones[shared](images)
+                return {name: self._heads[name][1](features).float() for name in heads[shared]}
+
+        parts = self._computing.map(through, heads) if len(heads) > 1 else map(through, heads)
+        logits = {name: answer.cpu() for part in parts for name, answer in part.items()}
+        self.forwards += len(heads)
+        self.computed += len(heads) * len(ids)
         for name, answer in logits.items():
             broken = int((~torch.isfinite(answer)).any(1).sum())
             if broken:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -96,7 +97,35 @@ def cnn_deep(shape: tuple[int, int, int], classes: int, width: int = 32) -> Clas
     return Classifier(backbone, nn.Linear(8 * width, classes))
 
 
-BUILDERS: dict[str, Callable[..., Classifier]] = {"cnn": cnn, "cnn_deep": cnn_deep}
+class _Delayed(nn.Module):
+    def __init__(self, milliseconds: int) -> None:
+        super().__init__()
+        self.milliseconds = milliseconds
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.device.type != "meta":
+            time.sleep(self.milliseconds / 1000)
+        return images.mean((2, 3))
+
+
+def delayed(shape: tuple[int, int, int], classes: int, milliseconds: int = 50) -> Classifier:
+    """A linear model of the mean colour that takes a set time for a batch, asleep.
+
+    Stands in for a teacher on another device, where what the fleet itself costs is measured.
+
+    Args:
+        shape: channels, height and width of an image.
+        classes: C.
+        milliseconds: that a batch takes.
+    """
+    return Classifier(_Delayed(milliseconds), nn.Linear(shape[0], classes))
+
+
+BUILDERS: dict[str, Callable[..., Classifier]] = {
+    "cnn": cnn,
+    "cnn_deep": cnn_deep,
+    "delayed": delayed,
+}
 """Builders by name: `(shape, classes, **args) -> Classifier`."""
 
 

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 from agrekd_ray.channel import Channel
 from agrekd_ray.config import Job
 from agrekd_ray.data import open_dataset
 from agrekd_ray.run.engine import Effort, Handle
+from agrekd_ray.run.listener import Listener
 from agrekd_ray.run.session import RaySession
 from agrekd_ray.run.teaching import Teaching
 from agrekd_ray.student import Assignment
 from agrekd_ray.student.group import Schoolwork, train_group
 from agrekd_ray.teachers import Recipe
 from agrekd_ray.teachers.tasks import make_all
-
-POLL_SECONDS = 0.2
 
 
 class RayEngine:
@@ -94,41 +91,10 @@ class RayEngine:
             teaching.record()
         return teaching.effort
 
-    def _listening(self, *watchers: Handle) -> _Listener:
-        return _Listener(self._channel, (self._handle, *watchers))
+    def _listening(self, *watchers: Handle) -> Listener:
+        return Listener(self._channel, (self._handle, *watchers))
 
     def close(self) -> None:
         """See `Engine.close`."""
         self._channel.close()
         self._session.close()
-
-
-class _Listener(AbstractContextManager["_Listener"]):
-    """Takes events out of the channel while the driver waits for something else."""
-
-    def __init__(self, channel: Channel, handles: Sequence[Handle]) -> None:
-        self._channel, self._handles = channel, handles
-
-    def __enter__(self) -> _Listener:
-        self._stop = threading.Event()
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._listen, name="events", daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *failure: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        if self._error is not None and failure[1] is None:
-            raise self._error
-
-    def _listen(self) -> None:
-        try:
-            stopped = False
-            while not stopped:  # one more look after the stop: nothing is left behind
-                stopped = self._stop.wait(POLL_SECONDS)
-                for event in self._channel.take():
-                    for handle in self._handles:
-                        handle(event)
-        except BaseException as error:
-            self._error = error

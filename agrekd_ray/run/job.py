@@ -6,7 +6,6 @@ import platform
 import time
 from dataclasses import asdict
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -132,7 +131,7 @@ class _Run:
         try:
             effort = engine.train_students(
                 self.plan.assignments,
-                self._checkpoints() if taught else {},
+                self.plan.checkpoints(self.pool) if taught else {},
                 self.folder.students,
                 self.folder.training,
             )
@@ -143,15 +142,9 @@ class _Run:
         if taught:
             self.effort = effort
 
-    def _checkpoints(self) -> dict[str, Path]:
-        """Folders of the teachers and the biased model, by name."""
-        drawn = self.plan.draw
-        made = {name: self.pool.folder(recipe) for name, recipe in drawn.recipes.items()}
-        return made | drawn.own
-
     def _votes(self) -> None:
         """Outcomes of the ensembles that vote."""
-        drawn, checkpoints = self.plan.draw, self._checkpoints()
+        drawn, checkpoints = self.plan.draw, self.plan.checkpoints(self.pool)
         votes = [
             (method, seed, str(len(members)), [self.pool.folder(member) for member in members])
             for (method, seed), members in self.plan.votes.items()
@@ -183,7 +176,7 @@ class _Run:
         """The teachers, and the biased model, with their metrics."""
         if not self.plan.needs_ensemble:
             return [], None
-        checkpoints = self._checkpoints()
+        checkpoints = self.plan.checkpoints(self.pool)
 
         def member(name: str) -> Member:
             folder = checkpoints[name]

@@ -25,6 +25,18 @@ from agrekd_ray.tracking.mlflow_runs import Tracker
 SECONDS_BETWEEN_WRITES = 5.0
 
 
+def show_progress(display: Display, event: Event) -> None:
+    """On the progress line, what the teachers did; a note as a line that stays."""
+    if isinstance(event, TeacherEpoch):
+        display.advance(f"{event.name} epoch {event.epoch}/{event.epochs}")
+    elif isinstance(event, TeacherDone):
+        display.advance(f"{event.name} finished", 0)
+    elif isinstance(event, OutputsDone):
+        display.advance(f"view {event.view}", event.samples)
+    elif isinstance(event, Note):
+        display.note(event.text, "yellow")
+
+
 class Monitor:
     """Handles events, one at a time. A repeated event (after a restart) counts once.
 
@@ -52,20 +64,14 @@ class Monitor:
 
     def handle(self, event: Event) -> None:
         """One event."""
-        if isinstance(event, TeacherEpoch):
-            self._display.advance(f"{event.name} epoch {event.epoch}/{event.epochs}")
-        elif isinstance(event, TeacherDone):
-            self._display.advance(f"{event.name} finished", 0)
-        elif isinstance(event, StudentEpoch):
+        if isinstance(event, StudentEpoch):
             self._epoch(event)
         elif isinstance(event, StudentDone):
             self.finished(event.outcome)
-        elif isinstance(event, OutputsDone):
-            self._display.advance(f"view {event.view}", event.samples)
-        elif isinstance(event, Note):
-            self._display.note(event.text, "yellow")
         elif isinstance(event, Failed):
             self.failure = event.text
+        else:
+            show_progress(self._display, event)
 
     def finished(self, outcome: Outcome) -> None:
         """Record a finished method × seed in MLflow."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from agrekd_ray.config import Job
 from agrekd_ray.core.weighting import STRATEGIES
 from agrekd_ray.guidance import Lesson
 from agrekd_ray.student import Assignment
-from agrekd_ray.teachers import Draw, Recipe, draw
+from agrekd_ray.teachers import Draw, Pool, Recipe, draw
 
 DEEP_ENSEMBLES = {"deep_ensemble": "erm", "deep_ensemble_dfr": "dfr"}
 """Methods that vote among models of the student's size, and the kind of their members."""
@@ -40,6 +41,11 @@ class Plan:
         """Every model that the pool must hold."""
         ensemble = list(self.draw.recipes.values()) if self.needs_ensemble else []
         return ensemble + [recipe for members in self.votes.values() for recipe in members]
+
+    def checkpoints(self, pool: Pool) -> dict[str, Path]:
+        """Folders of the teachers and the biased model, by name."""
+        made = {name: pool.folder(recipe) for name, recipe in self.draw.recipes.items()}
+        return made | self.draw.own
 
 
 def make_plan(job: Job) -> Plan:

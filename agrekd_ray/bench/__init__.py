@@ -1,0 +1,1 @@
+"""What distillation costs, in training steps of the student alone: `agrekd bench`."""

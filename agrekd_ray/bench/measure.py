@@ -1,0 +1,173 @@
+"""Measures the ways of teaching in turn, in one Ray Train worker, so that all share its weather."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from agrekd_ray.bench.naive import NaiveTrainer
+from agrekd_ray.bench.workloads import Cell, Workload
+from agrekd_ray.data import TRAIN, Dataset, DataSettings, open_dataset
+from agrekd_ray.events import Note, Post
+from agrekd_ray.guidance import Distilled, Lesson, LocalTeachers, Question, Replay, Source
+from agrekd_ray.guidance.host import TeacherHost
+from agrekd_ray.models import build, load
+from agrekd_ray.outputs import Outputs, OutputSettings
+from agrekd_ray.settings import Training
+from agrekd_ray.training import Guidance, Labels, Trainer
+
+TEMPERATURE = 4.0
+LOOK_AHEAD = 2
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the worker is told.
+
+    Attributes:
+        workload: what is measured.
+        data: settings of the data set.
+        checkpoints: folders of the teachers, by name.
+        live: the fleet that records nothing, where a cell needs it.
+        recording: the fleet that records.
+        outputs: where it records.
+        repeats: epochs of each cell that count; one more, not counted, warms up.
+        result: file for the figures.
+        post: tells the driver.
+        actors: processes of a fleet, which have a core each.
+    """
+
+    workload: Workload
+    data: DataSettings
+    checkpoints: Mapping[str, Path]
+    live: Source | None
+    recording: Source | None
+    outputs: OutputSettings
+    repeats: int
+    result: Path
+    post: Post
+    actors: int
+
+
+def measure(config: dict[str, Any]) -> None:
+    """The worker's loop: one epoch of every cell in turn, as often as asked."""
+    setting: Setting = config["setting"]
+    work = setting.workload
+    room = _Room(setting)
+    cells = {cell: room.trainer(cell) for cell in work.cells}
+    seconds: dict[Cell, list[float]] = {cell: [] for cell in work.cells}
+    memory: dict[Cell, int] = {}
+    for repeat in range(setting.repeats + 1):
+        for cell, (trainer, source) in cells.items():
+            torch.set_num_threads(room.threads(cell))
+            start = time.perf_counter()
+            trainer.epoch()
+            if source is not None:  # with the look-ahead of the next epoch, as in a long run
+                source.complete(repeat)
+            if repeat:
+                seconds[cell].append(time.perf_counter() - start)
+            memory[cell] = _anonymous_bytes()
+            setting.post(Note(f"{cell.way} {cell.teachers}"))
+    figures = {
+        "workload": work.name,
+        "steps": work.steps,
+        "batch_size": work.batch_size,
+        "cells": [
+            {**asdict(cell), "seconds": seconds[cell], "anonymous_bytes": memory[cell]}
+            for cell in work.cells
+        ],
+        "teacher_ms": work.teacher.args.get("milliseconds", 0),
+        **room.sizes(),
+    }
+    setting.result.write_text(json.dumps(figures))
+
+
+class _Room:
+    """The worker's data, teachers and students."""
+
+    def __init__(self, setting: Setting) -> None:
+        self._setting = setting
+        self._samples: Dataset = open_dataset(setting.data)
+        self._names = tuple(setting.checkpoints)
+        self._host: TeacherHost | None = None
+
+    def threads(self, cell: Cell) -> int:
+        """All cores, or what the fleet leaves."""
+        cores = os.cpu_count() or 1
+        return max(1, cores - self._setting.actors) if cell.way in ("live", "record") else cores
+
+    def trainer(self, cell: Cell) -> tuple[Trainer, Source | None]:
+        """A student, taught as the cell says, and where its answers come from."""
+        work, samples = self._setting.workload, self._samples
+        torch.set_num_threads(self.threads(cell))
+        training = Training(
+            epochs=self._setting.repeats + 2, batch_size=work.batch_size, learning_rate=1e-3
+        )
+        model = build(work.student, samples.shape, len(samples.classes), 0)
+        names = self._names[: cell.teachers]
+        if cell.way == "naive":
+            teachers = [load(self._setting.checkpoints[name])[0] for name in names]
+            naive = NaiveTrainer(model, samples, training, Labels(samples), seed=0)
+            naive.teachers, naive.temperature = teachers, TEMPERATURE
+            return naive, None
+        source = self._source(cell)
+        guidance: Guidance = Labels(samples)
+        if source is not None:
+            guidance = Distilled(self._lesson(names), source, samples)
+        ahead = LOOK_AHEAD if cell.way in ("live", "record") else 0
+        return Trainer(model, samples, training, guidance, seed=0, look_ahead=ahead), source
+
+    def sizes(self) -> dict[str, Any]:
+        """Bytes that travel in a step, and that a record takes."""
+        setting = self._setting
+        if not setting.checkpoints:
+            return {}
+        ids = self._samples.splits[TRAIN][: setting.workload.batch_size]
+        logits = torch.zeros(len(ids), len(self._samples.classes)).numpy()
+        ahead = tuple((0, ids) for _ in range(LOOK_AHEAD))
+        question = Question(self._lesson(self._names[:1]), 0, 0, ids, logits, ahead)
+        found: dict[str, Any] = {
+            "question_bytes": len(pickle.dumps(question)),
+            "reply_bytes": logits.nbytes,
+        }
+        if setting.recording is not None:
+            outputs = Outputs(setting.outputs, setting.checkpoints, self._samples, "none")
+            size = outputs.path(self._names[0], 0).stat().st_size
+            found["record_bytes"] = size / outputs.count
+            found["record_bytes_computed"] = outputs.keys[self._names[0]].row_bytes
+        return found
+
+    def _lesson(self, names: tuple[str, ...]) -> Lesson:
+        return Lesson("agre_kd", names, names[0], TEMPERATURE)
+
+    def _source(self, cell: Cell) -> Source | None:
+        setting = self._setting
+        if cell.way == "local":
+            if self._host is None:
+                most = max(c.teachers for c in setting.workload.cells if c.way == "local")
+                checkpoints = {name: setting.checkpoints[name] for name in self._names[:most]}
+                self._host = TeacherHost(checkpoints, self._samples)
+            return LocalTeachers(self._host)
+        if cell.way == "live":
+            return setting.live
+        if cell.way in ("record", "replay"):
+            fleet = setting.recording if cell.way == "record" else None
+            return Replay(setting.outputs, setting.checkpoints, "none", fleet)(self._samples)
+        return None
+
+
+def _anonymous_bytes() -> int:
+    """Memory of this process that is not a mapped file; 0 where the system does not say."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon")), 0)

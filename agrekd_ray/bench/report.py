@@ -1,0 +1,105 @@
+"""The benchmark's figures as ratios within one run: a table, and what they come to."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+
+def summary(figures: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row a cell: milliseconds a step, and the ratio to `plain`, repeat by repeat.
+
+    Args:
+        figures: of one workload, as `measure` writes them.
+    """
+    plain = next(cell["seconds"] for cell in figures["cells"] if cell["way"] == "plain")
+    rows = []
+    for cell in figures["cells"]:
+        steps = [1000 * seconds / figures["steps"] for seconds in cell["seconds"]]
+        ratios = [mine / base for mine, base in zip(cell["seconds"], plain, strict=True)]
+        rows.append(
+            {
+                "way": cell["way"],
+                "teachers": cell["teachers"],
+                "step_ms": _spread(steps),
+                "ratio": _spread(ratios),
+                "anonymous_bytes": cell["anonymous_bytes"],
+            }
+        )
+    return rows
+
+
+def conclusions(figures: dict[str, Any]) -> dict[str, float]:
+    """What the figures come to, by name; ratios of medians."""
+    found: dict[str, float] = {}
+    step = {(row["way"], row["teachers"]): row["step_ms"]["median"] for row in summary(figures)}
+    plain = step["plain", 0]
+    for way, teachers in step:
+        if way == "replay":
+            found[f"replay / plain, {teachers} teachers"] = step[way, teachers] / plain
+        if way == "live" and ("local", teachers) in step:
+            found[f"live / local, {teachers} teachers"] = (
+                step[way, teachers] / step["local", teachers]
+            )
+        if way == "record" and ("naive", teachers) in step and ("replay", teachers) in step:
+            ten = step[way, teachers] + 9 * step["replay", teachers]
+            found[f"10 epochs, the first recorded / naive, {teachers} teachers"] = ten / (
+                10 * step["naive", teachers]
+            )
+    if figures["workload"] == "latency":
+        floor = max(figures["teacher_ms"], plain + 5)
+        live = {teachers: value for (way, teachers), value in step.items() if way == "live"}
+        for teachers, value in live.items():
+            found[f"step / max(teacher, student + 5 ms), {teachers} teachers"] = value / floor
+        if 4 in live:
+            found[f"step at {max(live)} teachers / at 4"] = live[max(live)] / live[4]
+    return found
+
+
+def render(figures: dict[str, Any], console: Console) -> None:
+    """The table of one workload."""
+    console.print(
+        f"\n{figures['workload']}: batches of {figures['batch_size']}, {figures['steps']} steps an "
+        f"epoch, median (smallest … largest) of {len(figures['cells'][0]['seconds'])} epochs",
+        highlight=False,
+    )
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("Way", "Teachers", "ms a step", "× plain", "Memory"):
+        table.add_column(name, justify="left" if name == "Way" else "right", no_wrap=True)
+    for row in summary(figures):
+        table.add_row(
+            row["way"],
+            str(row["teachers"] or "-"),
+            _words(row["step_ms"], 1),
+            _words(row["ratio"], 2),
+            f"{row['anonymous_bytes'] / 1e6:.0f} MB",
+        )
+    console.print(table)
+    for name, value in conclusions(figures).items():
+        console.print(f"{name}: {value:.3f}", highlight=False)
+    if "question_bytes" in figures:
+        console.print(
+            f"bytes of a step: {figures['question_bytes']} a process asked (ids, look-ahead, "
+            f"student's logits), {figures['reply_bytes']} a teacher (its gradient)",
+            highlight=False,
+        )
+    if "record_bytes" in figures:
+        console.print(
+            f"bytes on disk for a sample, view and teacher: {figures['record_bytes']:.1f} "
+            f"({figures['record_bytes_computed']} without the file's head)",
+            highlight=False,
+        )
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def _words(spread: dict[str, float], digits: int) -> str:
+    low, middle, high = (f"{spread[name]:.{digits}f}" for name in ("min", "median", "max"))
+    return f"{middle} ({low} … {high})"

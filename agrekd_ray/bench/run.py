@@ -1,0 +1,139 @@
+"""The driver of `agrekd bench`: teachers, fleets and one Ray Train worker for each workload."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray.train
+from ray.train import RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.train.v2.api.config import LoggingConfig
+from rich.console import Console
+
+from agrekd_ray.bench.measure import Setting, measure
+from agrekd_ray.bench.workloads import Workload, workloads
+from agrekd_ray.channel import Channel, plain_error
+from agrekd_ray.data import DataSettings
+from agrekd_ray.events import Event, Note
+from agrekd_ray.guidance.fleet import Fleet
+from agrekd_ray.outputs import OutputSettings
+from agrekd_ray.run.display import Display
+from agrekd_ray.run.listener import Listener
+from agrekd_ray.run.session import RaySession
+
+
+def run_bench(
+    names: Sequence[str], repeats: int, quick: bool, console: Console
+) -> list[dict[str, Any]]:
+    """Measure workloads.
+
+    Args:
+        names: of the workloads.
+        repeats: epochs of each cell that count.
+        quick: the smaller workloads.
+        console: for progress.
+
+    Returns:
+        The figures of each workload, as `measure` writes them.
+
+    Raises:
+        AgrekdError: a part of it failed.
+    """
+    known = workloads(quick)
+    session = RaySession(None, 2)
+    try:
+        with Display(console) as display:
+            return [_measured(known[name], repeats, session, display) for name in names]
+    finally:
+        session.close()
+
+
+def _measured(
+    workload: Workload, repeats: int, session: RaySession, display: Display
+) -> dict[str, Any]:
+    total = len(workload.cells) * (repeats + 1)
+    display.stage(workload.name, total, "epochs")
+    with tempfile.TemporaryDirectory(prefix="agrekd-bench-") as folder:
+        place = Path(folder)
+        data = workload.data(place / "data")
+        checkpoints = workload.make_teachers(place / "teachers", data)
+        outputs = OutputSettings(store=place / "outputs")
+        channel = Channel(session.node_id)
+
+        def progress(event: Event) -> None:
+            if isinstance(event, Note):
+                display.advance(event.text)
+
+        try:
+            with (
+                Listener(channel, [progress]),
+                _fleet(workload, "live", checkpoints, data, channel) as live,
+                _fleet(workload, "record", checkpoints, data, channel, outputs) as recording,
+            ):
+                setting = Setting(
+                    workload,
+                    data,
+                    checkpoints,
+                    live.source() if live else None,
+                    recording.source() if recording else None,
+                    outputs,
+                    repeats,
+                    place / "figures.json",
+                    channel.post,
+                    len(live.actors) if live else 1,
+                )
+                _train(setting, place)
+        finally:
+            channel.close()
+        return dict(json.loads(setting.result.read_text()))
+
+
+@contextmanager
+def _fleet(
+    workload: Workload,
+    way: str,
+    checkpoints: dict[str, Path],
+    data: DataSettings,
+    channel: Channel,
+    outputs: OutputSettings | None = None,
+) -> Iterator[Fleet | None]:
+    """A fleet for the cells that are taught that way; None where there are none."""
+    counts = [cell.teachers for cell in workload.cells if cell.way == way]
+    if not counts:
+        yield None
+        return
+    hosted = len(checkpoints) if outputs else max(counts)  # a record is made of all
+    fleet = Fleet(
+        {name: checkpoints[name] for name in list(checkpoints)[:hosted]},
+        data,
+        workload.fleet.model_copy(update={"cpus": 0.1}),
+        channel.post,
+        outputs=outputs,
+    )
+    try:
+        yield fleet
+    finally:
+        fleet.close()
+
+
+def _train(setting: Setting, place: Path) -> None:
+    trainer = TorchTrainer(
+        measure,
+        train_loop_config={"setting": setting},
+        scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1}),
+        run_config=RunConfig(
+            name="bench",
+            storage_path=str(place / "train"),
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        failures: Sequence[Any] = list(getattr(error, "worker_failures", {}).values())
+        raise plain_error(failures[0] if failures else error, "the benchmark") from None

@@ -1,0 +1,164 @@
+"""The workloads: data, student, teachers, and which ways of teaching are compared."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from agrekd_ray.data import Dataset, DataSettings, open_dataset
+from agrekd_ray.data.colored import ColoredDigits, ColoredIdx
+from agrekd_ray.data.views import Views
+from agrekd_ray.guidance.fleet_settings import FleetSettings
+from agrekd_ray.models import Classifier, Manifest, Model, build, save
+from agrekd_ray.settings import fingerprint
+
+WAYS = ("plain", "naive", "local", "live", "record", "replay")
+"""Ways of teaching: labels alone; teachers in this process with autograd, as published code; the
+same in closed form; the fleet; the fleet while it records; records."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One way of teaching by so many teachers."""
+
+    way: str
+    teachers: int = 0
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is measured.
+
+    Attributes:
+        name: of the workload.
+        student: its architecture.
+        teacher: architecture of the teachers.
+        batch_size: B.
+        steps: of an epoch.
+        backbones: different teachers' backbones; further teachers are other heads on them.
+        cells: what is compared, `plain` first.
+        fleet: how teachers are hosted.
+        enlarge: factor by which the 8 x 8 digits are enlarged.
+    """
+
+    name: str
+    student: Model
+    teacher: Model
+    batch_size: int
+    steps: int
+    backbones: int
+    cells: tuple[Cell, ...]
+    fleet: FleetSettings
+    enlarge: int = 1
+
+    @property
+    def most(self) -> int:
+        """Teachers of the largest ensemble."""
+        return max(cell.teachers for cell in self.cells)
+
+    def data(self, folder: Path) -> DataSettings:
+        """The data set: digits in colour, in an augmented view that changes with the epoch."""
+        samples = self.batch_size * self.steps
+        views = Views(flip=True)
+        if self.enlarge == 1:
+            return ColoredDigits(name="colored_digits", train=samples, val=100, views=views)
+        _write_digits(folder, self.enlarge)
+        return ColoredIdx(
+            name="colored_idx", path=folder, train=samples, val=100, test=100, views=views
+        )
+
+    def make_teachers(self, folder: Path, data: DataSettings) -> dict[str, Path]:
+        """Checkpoints of the teachers, by name: fresh weights, for costs do not depend on them."""
+        samples: Dataset = open_dataset(data)
+        shape, classes = samples.shape, len(samples.classes)
+        found: dict[str, Path] = {}
+        backbones = [
+            build(self.teacher, shape, classes, seed)
+            for seed in range(min(self.backbones, self.most))
+        ]
+        for number in range(self.most):
+            model = backbones[number % len(backbones)]
+            head = torch.nn.Linear(model.head.in_features, classes)
+            torch.nn.init.normal_(head.weight, 0, 0.3, torch.Generator().manual_seed(number))
+            found[f"teacher-{number}"] = folder / f"teacher-{number}"
+            save(
+                found[f"teacher-{number}"],
+                Classifier(model.backbone, head),
+                Manifest(
+                    model=self.teacher,
+                    shape=shape,
+                    classes=samples.classes,
+                    fingerprint=fingerprint(self.teacher, number),
+                    data=samples.fingerprint,
+                ),
+            )
+        return found
+
+
+def _cells(**teachers: tuple[int, ...]) -> tuple[Cell, ...]:
+    return (Cell("plain"), *(Cell(way, m) for way, counts in teachers.items() for m in counts))
+
+
+def workloads(quick: bool) -> dict[str, Workload]:
+    """All workloads by name; the quick ones are smaller, and without ResNets."""
+    small = Workload(
+        name="small",
+        student=Model(name="cnn"),
+        teacher=Model(name="cnn_deep", args={"width": 16}),
+        batch_size=100,
+        steps=10,
+        backbones=10,
+        cells=_cells(naive=(5,), local=(5,), live=(5,), record=(5,), replay=(5, 50)),
+        fleet=FleetSettings(backbones_per_actor=10),
+    )
+    latency = Workload(
+        name="latency",
+        student=Model(name="cnn"),
+        teacher=Model(name="delayed", args={"milliseconds": 50}),
+        batch_size=64,
+        steps=10 if quick else 20,
+        backbones=8 if quick else 32,
+        cells=_cells(live=(1, 4, 8) if quick else (1, 4, 8, 16, 32)),
+        fleet=FleetSettings(backbones_per_actor=8, concurrent=8),
+    )
+    resnet = Workload(
+        name="resnet",
+        student=Model(name="torchvision/resnet18"),
+        teacher=Model(name="torchvision/resnet50"),
+        batch_size=64,
+        steps=8,
+        backbones=10,
+        cells=_cells(
+            naive=(1, 4, 10),
+            local=(1, 4, 10),
+            live=(1, 4, 10),
+            record=(10,),
+            replay=(1, 4, 10, 50),
+        ),
+        fleet=FleetSettings(backbones_per_actor=10),
+        enlarge=4,
+    )
+    chosen = (small, latency) if quick else (small, latency, resnet)
+    return {workload.name: workload for workload in chosen}
+
+
+def _write_digits(folder: Path, factor: int) -> None:
+    """scikit-learn's digits, enlarged, as a folder of IDX files."""
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    grey = (images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    grey = grey.repeat(factor, 1).repeat(factor, 2)
+    folder.mkdir(parents=True, exist_ok=True)
+    cut = len(grey) - 200
+    for prefix, part in (("train", slice(None, cut)), ("t10k", slice(cut, None))):
+        for name, array in (("images-idx3", grey[part]), ("labels-idx1", labels[part])):
+            sizes = struct.pack(f">{array.ndim}I", *array.shape)
+            content = bytes([0, 0, 8, array.ndim]) + sizes + array.astype(np.uint8).tobytes()
+            path = folder / f"{prefix}-{name}-ubyte.gz"
+            path.write_bytes(gzip.compress(content, 1))
