@@ -114,6 +114,7 @@ def _fleet(
         workload.fleet.model_copy(update={"cpus": 0.1}),
         channel.post,
         outputs=outputs,
+        workers=len(counts),  # so many students, in turn
     )
     try:
         yield fleet

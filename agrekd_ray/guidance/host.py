@@ -37,7 +37,8 @@ class TeacherHost:
         samples: the data set.
         device: where the teachers are put.
         autocast: precision of the forward pass; logits are float32 in any case.
-        capacity: batches that are under way or waiting at once; the oldest goes first.
+        capacity: batches that are under way or waiting at once; answered ones go first, then
+            the oldest.
         concurrent: backbones that compute at the same time.
         outputs: where answers are recorded; None records nothing.
 
@@ -93,10 +94,14 @@ class TeacherHost:
         """
         # A record is of use when all of an ensemble have one, so everybody here is recorded.
         wanted = self.names if self._outputs else tuple(names)
-        coming = self._logits(wanted, (question.epoch, question.ids))
+        now = (question.epoch, question.ids)
+        coming = self._logits(wanted, now)
         for view in question.ahead:
             self._logits(wanted, view)
         logits = coming.result()
+        answered = self._kept_key(wanted, now)
+        if answered in self._kept:  # the first to go from now on
+            self._kept.move_to_end(answered, last=False)
         return reply(question, names, torch.stack([logits[name] for name in names]), self._samples)
 
     def complete(self, epoch: int, limit: int | None = None) -> int:
@@ -117,7 +122,7 @@ class TeacherHost:
     def _logits(self, names: tuple[str, ...], view: View) -> Future[dict[str, Tensor]]:
         """The teachers' logits of a view: kept, on their way, or started now."""
         epoch, ids = view
-        key = (epoch, np.ascontiguousarray(ids).tobytes(), names)
+        key = self._kept_key(names, view)
         if key not in self._kept:
             while len(self._kept) >= self._capacity:
                 self._kept.popitem(last=False)[1].cancel()
@@ -125,27 +130,31 @@ class TeacherHost:
         self._kept.move_to_end(key)
         return self._kept[key]
 
+    @staticmethod
+    def _kept_key(names: tuple[str, ...], view: View) -> tuple[object, ...]:
+        return (view[0], np.ascontiguousarray(view[1]).tobytes(), names)
+
     @torch.inference_mode()
     def _answer(self, names: tuple[str, ...], epoch: int, ids: np.ndarray) -> dict[str, Tensor]:
         if self._outputs is None:
             return self._compute(names, epoch, ids)
         outputs, view = self._outputs, self._samples.view(epoch)
         rows = outputs.rows(ids)
-        records = {name: outputs.read(name, view) for name in names}
-        begun = {
-            name: self._partial(outputs, name, view)
-            for name, record in records.items()
-            if record is None
-        }
+        begun = {name: p for name, p in self._partials.get(view, {}).items() if name in names}
+        records = {name: outputs.read(name, view) for name in names if name not in begun}
+        for name, record in records.items():
+            if record is None:
+                begun[name] = self._partial(outputs, name, view)
         unknown_B = np.zeros(len(rows), dtype=bool)
         for partial in begun.values():
             unknown_B |= ~partial.known_N[rows]
         if unknown_B.any():
             computed = self._compute(tuple(begun), epoch, ids[unknown_B])
             self._record(outputs, epoch, rows[unknown_B], computed)
-        logits_mBC = {
-            name: begun[name].get(rows) if record is None else record[rows].astype(np.float32)
+        logits_mBC = {name: partial.get(rows) for name, partial in begun.items()} | {
+            name: record[rows].astype(np.float32)
             for name, record in records.items()
+            if record is not None
         }
         return {name: torch.from_numpy(logits_BC) for name, logits_BC in logits_mBC.items()}
 

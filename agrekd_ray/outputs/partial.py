@@ -61,7 +61,7 @@ class Partial:
         """Add rows; those that are known already may come again."""
         values = np.ascontiguousarray(logits_BC, dtype=self._key.dtype)
         self._rows_NC[rows] = values
-        self._checks_N[rows] = [_checksum(row) for row in values]
+        self._checks_N[rows] = _checksums(values)
         self.known_N[rows] = True
 
     def missing(self) -> np.ndarray:
@@ -130,8 +130,7 @@ class Partial:
     @staticmethod
     def _sound(rows_NC: np.ndarray, checks_N: np.ndarray) -> np.ndarray:
         sound = checks_N != 0
-        for row in np.flatnonzero(sound):
-            sound[row] = checks_N[row] == _checksum(rows_NC[row])
+        sound[sound] = checks_N[sound] == _checksums(rows_NC[sound])
         return np.asarray(sound)
 
 
@@ -140,5 +139,8 @@ def partials(path: Path) -> list[Path]:
     return sorted(path.parent.glob(f"{path.stem}.*{SUFFIX}"))
 
 
-def _checksum(row: np.ndarray) -> int:
-    return zlib.crc32(row.tobytes()) or 1  # 0 is a row that was never written
+def _checksums(rows_BC: np.ndarray) -> np.ndarray:
+    """CRC-32 of each row, [B]; never 0, which is a row that was not written."""
+    content, size = rows_BC.tobytes(), rows_BC.shape[1] * rows_BC.itemsize
+    found = [zlib.crc32(content[start : start + size]) for start in range(0, len(content), size)]
+    return np.maximum(np.array(found, dtype=np.uint32), 1)
