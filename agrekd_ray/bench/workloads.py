@@ -131,7 +131,7 @@ def workloads(quick: bool) -> dict[str, Workload]:
         student=Model(name="torchvision/resnet18"),
         teacher=Model(name="torchvision/resnet50"),
         batch_size=64,
-        steps=8,
+        steps=4,
         backbones=10,
         cells=_cells(
             naive=(1, 4, 10),
@@ -140,7 +140,7 @@ def workloads(quick: bool) -> dict[str, Workload]:
             record=(10,),
             replay=(1, 4, 10, 50),
         ),
-        fleet=FleetSettings(backbones_per_actor=10),
+        fleet=FleetSettings(backbones_per_actor=5),
         enlarge=4,
     )
     chosen = (small, latency) if quick else (small, latency, resnet)
