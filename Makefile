@@ -10,7 +10,7 @@ demo: install
 	$(BIN)/agrekd run jobs/colored_digits.yaml
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: install
 	$(BIN)/ruff check .

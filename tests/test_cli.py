@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -102,7 +103,7 @@ def test_a_missing_job(agrekd: Run, job: Path, verb: str) -> None:
 def test_help_and_version(agrekd: Run) -> None:
     code, out, _ = agrekd("--help")
     assert code == 0
-    for verb in ("run", "resume", "validate"):
+    for verb in ("run", "resume", "record", "validate", "outputs", "bench"):
         assert f" {verb} " in out
         assert agrekd(verb, "--help")[0] == 0
     assert agrekd("--version")[:2] == (0, f"agrekd {__version__}\n")
@@ -234,3 +235,45 @@ def test_a_run_from_start_to_finish_and_a_second_one(
     assert _times(first / "students") == {
         path: time for path, time in kept.items() if f"{first}/students/" in path
     }
+
+
+def test_outputs_are_listed_verified_and_pruned(agrekd: Run, tmp_path: Path) -> None:
+    from agrekd_ray.outputs import Key, write_record
+    from agrekd_ray.outputs.store import MANIFEST
+
+    store = tmp_path / "outputs"
+    key = Key("erm-7-abc", "w", {"name": "cnn"}, "d", "v", "none", "float32", 50, 10)
+    path = store / key.folder / "view-00000.arrow"
+    path.parent.mkdir(parents=True)
+    (path.parent / MANIFEST).write_text(json.dumps(vars(key)))
+    write_record(path, key, np.ones((50, 10), np.float32))
+    code, out, _ = agrekd("outputs", "list", "--store", store)
+    assert code == 0
+    assert "erm-7-abc" in out
+    assert agrekd("outputs", "verify", "--store", store)[:2] == (0, "1 records: all sound\n")
+    path.write_bytes(path.read_bytes()[:-100])
+    code, out, _ = agrekd("outputs", "verify", "--store", store)
+    assert code == 1
+    assert f"damaged: {path}" in out
+    code, out, _ = agrekd("outputs", "prune", "--store", store, "--days", 0, "--dry-run")
+    assert (code, "would free" in out, path.exists()) == (0, True, True)
+    code, out, _ = agrekd("outputs", "prune", "--store", store, "--days", 0)
+    assert (code, "freed" in out, path.exists()) == (0, True, False)
+    for verb in ("list", "verify", "prune"):
+        code, _, err = agrekd("outputs", verb, "--store", tmp_path / "nowhere")
+        assert (code, "no folder of recorded outputs" in err) == (1, True)
+
+
+def test_nothing_to_record_is_one_error(agrekd: Run, job: Path) -> None:
+    code, _, err = agrekd("record", job, "methods=[one_hot]")
+    assert (code, "nothing to record" in err) == (1, True)
+    code, _, err = agrekd("record", job)  # this job is local
+    assert (code, "set guidance=auto" in err) == (1, True)
+
+
+def test_bench_names_what_it_does_not_know(agrekd: Run, tmp_path: Path) -> None:
+    code, _, err = agrekd("bench", "resnets")
+    assert (code, "known: small, latency, resnet" in err) == (1, True)
+    assert "not quick" in agrekd("bench", "resnet", "--quick")[2]
+    code, _, err = agrekd("bench", "--json", tmp_path / "no/file.json")
+    assert (code, "nothing was measured" in err) == (1, True)

@@ -18,14 +18,24 @@ import pytest
 import torch
 
 from agrekd_ray.core.weighting import STRATEGIES
-from agrekd_ray.data import TRAIN
+from agrekd_ray.data import SELECT, TEST, TRAIN
 from agrekd_ray.errors import RunError
 from agrekd_ray.guidance import Lesson, LocalTeachers, RecordedTeachers, TeacherHost
 from agrekd_ray.models import Model, load
-from agrekd_ray.outputs import Key, Partial, listed, prune, read_record, verify, write_record
+from agrekd_ray.outputs import (
+    Key,
+    Partial,
+    evaluation_logits,
+    listed,
+    prune,
+    read_record,
+    verify,
+    write_record,
+)
 from agrekd_ray.outputs import store as store_module
 from agrekd_ray.settings import Training
 from agrekd_ray.student import Assignment, Student
+from agrekd_ray.training import predict
 
 from .shared import flat_parameters, pool_of, records
 
@@ -287,6 +297,54 @@ def test_a_damaged_record_is_computed_again(make_job: Any) -> None:
     assert again.complete(0) == 0
     assert victim.read_bytes() == sound
     assert all(sound for _, sound in verify(store))
+
+
+def test_two_jobs_record_one_teacher_at_once(make_job: Any) -> None:
+    """Two hosts, in threads, over the same view: both end well, and the record is sound."""
+    job = make_job(**{"data.views": VIEWS})
+    data, checkpoints, _ = pool_of(job)
+    hosts = [
+        TeacherHost(checkpoints, data, outputs=records(job, data, checkpoints)) for _ in range(2)
+    ]
+    together = threading.Barrier(2)
+    ended: list[int] = []
+
+    def work(host: TeacherHost) -> None:
+        together.wait()
+        for limit in (64, 64, None):
+            left = host.complete(1, limit)
+        ended.append(left)
+
+    threads = [threading.Thread(target=work, args=(host,)) for host in hosts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert ended == [0, 0]
+    outputs = records(job, data, checkpoints)
+    assert outputs.missing([1]) == []
+    ids = data.splits[TRAIN]
+    for name, folder in checkpoints.items():
+        with torch.inference_mode():
+            expected = load(folder)[0](data.inputs(ids, 1))
+        torch.testing.assert_close(torch.tensor(outputs.read(name, 1)), expected)
+    left = [path.name for path in job.outputs.store.rglob("*") if path.suffix == ".partial"]
+    assert left == []
+
+
+def test_what_teachers_say_to_the_test_split_is_recorded_too(make_job: Any) -> None:
+    job = make_job()
+    data, checkpoints, _ = pool_of(job)
+    folder = next(iter(checkpoints.values()))
+    first, new = evaluation_logits(job.outputs.store, folder, data, TEST)
+    assert new
+    again, new = evaluation_logits(job.outputs.store, folder, data, TEST)
+    assert not new
+    torch.testing.assert_close(again, first, rtol=0, atol=0)
+    expected = predict(load(folder)[0], data, data.splits[TEST])
+    torch.testing.assert_close(again, expected, rtol=0, atol=0)
+    _, new = evaluation_logits(job.outputs.store, folder, data, SELECT)
+    assert new  # another split has a record of its own
 
 
 def test_float16_refuses_what_it_cannot_hold(make_job: Any) -> None:

@@ -128,7 +128,36 @@ def _mlflow_holds_everything(
     assert np.asarray(logits).shape == (5, 10)
 
 
-@pytest.mark.parametrize("guidance", ["live", "local"])
+def test_recorded_up_front_no_run_starts_a_teacher(tmp_path: Path, store: Path) -> None:
+    """`agrekd record`, twice; then a run with nothing to ask of anybody."""
+    changes = {
+        "methods": ["teacher_vote", "ae_kd", "agre_kd"],
+        "data.views": {"flip": True, "count": 2},
+        "student.training.epochs": 3,
+    }
+    job = write_job(tmp_path, store, **changes)
+    screen = agrekd("record", job)
+    assert "3 teachers, 2 views of 160 samples" in screen
+    assert "Warning" not in screen
+    assert "no forward pass" in agrekd("record", job)
+    assert "all sound" in agrekd("outputs", "verify", "--store", tmp_path / "outputs")
+    screen = agrekd("run", job)
+    assert "recorded" in screen
+    effort = json.loads((tmp_path / "runs/tiny/latest/results.json").read_text())["effort"]
+    assert (effort["actors"], effort["forwards"]) == (0, 6)  # the vote, on two splits
+    screen = agrekd("run", job, "seeds=[4]", "distillation.temperature=2", "distillation.alpha=0.9")
+    assert "no forward pass: all that they say had been recorded before" in screen
+    effort = json.loads((tmp_path / "runs/tiny/latest/results.json").read_text())["effort"]
+    assert effort == {"actors": 0, "forwards": 0, "recorded": 0}
+    (tmp_path / "local").mkdir()
+    agrekd("run", write_job(tmp_path / "local", store, **{**changes, "guidance": "local"}))
+    first = sorted((tmp_path / "runs/tiny").iterdir())[0]
+    recorded, whole = students(first), students(tmp_path / "local/runs/tiny/latest")
+    for name, weights in recorded.items():
+        torch.testing.assert_close(weights, whole[name], rtol=1e-3, atol=5e-5)
+
+
+@pytest.mark.parametrize("guidance", ["auto", "local"])
 def test_a_killed_run_goes_on_to_the_same_students(
     tmp_path: Path, store: Path, guidance: str
 ) -> None:

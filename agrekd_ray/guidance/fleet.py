@@ -29,6 +29,8 @@ from agrekd_ray.models import read_manifest
 from agrekd_ray.outputs import Outputs, OutputSettings
 
 STALL_SECONDS = 30.0
+STEPS_HELD = 3
+"""Steps whose gradients the weighting actor holds at once; a worker asks its part of a step."""
 RECORD_STEP = 1024
 """Samples that an actor records between two signs of life."""
 
@@ -83,23 +85,30 @@ class TeacherActor:
 
 
 class WeightingActor:
-    """Gathers the replies to a question from all teachers and weighs them. Keeps nothing."""
+    """Gathers the replies to a question from all teachers and weighs them. Keeps nothing.
 
-    def __init__(self, homes: Mapping[str, str]) -> None:
+    Args:
+        homes: names of the teachers' actors, by teacher.
+        room: questions whose gradients are held at once; further ones wait.
+    """
+
+    def __init__(self, homes: Mapping[str, str], room: int) -> None:
         torch.set_num_threads(1)  # small tensors: more threads only wait for each other
         # Actors by name: handles among the arguments would not outlive a restart of this actor.
         actors = {home: ray.get_actor(home) for home in set(homes.values())}
         self._homes = {name: actors[home] for name, home in homes.items()}
+        self._room = asyncio.Semaphore(room)
 
     async def ask(self, question: Question) -> Answer:
         """See `Source.ask`."""
         wanted: dict[Any, list[str]] = {}
         for name in question.lesson.members:
             wanted.setdefault(self._homes[name], []).append(name)
-        told = await asyncio.gather(
-            *(actor.replies.remote(names, question) for actor, names in wanted.items())
-        )
-        return weigh_replies(question, told)
+        async with self._room:
+            told = await asyncio.gather(
+                *(actor.replies.remote(names, question) for actor, names in wanted.items())
+            )
+            return weigh_replies(question, told)
 
     async def complete(self, epoch: int) -> None:
         """See `Source.complete`."""
@@ -215,7 +224,7 @@ class Fleet:
                 max_concurrency=1000,
                 scheduling_strategy=here,
             )
-            .remote(homes)
+            .remote(homes, STEPS_HELD * workers)
         )
 
     def forwards(self) -> int:

@@ -2,7 +2,14 @@
 
 from agrekd_ray.outputs.partial import Partial
 from agrekd_ray.outputs.record import Key, OutputSettings, read_record, write_record
-from agrekd_ray.outputs.store import Listed, Outputs, listed, prune, verify
+from agrekd_ray.outputs.store import (
+    Listed,
+    Outputs,
+    evaluation_logits,
+    listed,
+    prune,
+    verify,
+)
 
 __all__ = [
     "Key",
@@ -10,6 +17,7 @@ __all__ = [
     "OutputSettings",
     "Outputs",
     "Partial",
+    "evaluation_logits",
     "listed",
     "prune",
     "read_record",

@@ -1,4 +1,4 @@
-"""One finished record: the raw logits of one teacher for one view of the training split.
+"""One finished record: the raw logits of one teacher for one view of a split.
 
 An Arrow IPC file with one column, a fixed-size list of C numbers a row; row r belongs to the r-th
 id of the split. Its schema carries the SHA-256 of the values, so that a damaged file is never
@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
+from agrekd_ray.data import TRAIN
 from agrekd_ray.errors import RunError
 from agrekd_ray.settings import LocalPath, Settings, fingerprint
 
@@ -51,8 +52,9 @@ class Key:
         views: fingerprint of what varies between views, and of the seed.
         autocast: precision of its forward pass.
         dtype: of the record.
-        rows: N, samples of the training split.
+        rows: N, samples of the split.
         classes: C.
+        split: whose samples the rows are, in the order of its ids.
     """
 
     teacher: str
@@ -64,6 +66,7 @@ class Key:
     dtype: str
     rows: int
     classes: int
+    split: str = TRAIN
 
     @property
     def digest(self) -> str:

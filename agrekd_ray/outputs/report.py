@@ -59,7 +59,7 @@ def remove(store: Path, days: float, console: Console, *, keep: bool) -> None:
 
 def _table(found: Sequence[Listed], console: Console) -> None:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("Teacher", "Views", "Samples", "Type", "Size", "Last used"):
+    for name in ("Teacher", "Split", "Views", "Samples", "Type", "Size", "Last used"):
         right = name in ("Views", "Samples", "Size")
         table.add_column(name, justify="right" if right else "left", no_wrap=True)
     for one in found:
@@ -67,6 +67,7 @@ def _table(found: Sequence[Listed], console: Console) -> None:
         used = datetime.fromtimestamp(one.used, UTC)
         table.add_row(
             escape(key.teacher) if key else "(damaged)",
+            key.split if key else "",
             f"{len(one.views)}{f' + {unfinished} unfinished' if unfinished else ''}",
             str(key.rows) if key else "",
             key.dtype if key else "",

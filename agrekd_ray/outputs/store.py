@@ -6,18 +6,28 @@ import json
 import os
 import shutil
 import time
+import uuid
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from agrekd_ray.data import TRAIN, Samples
 from agrekd_ray.errors import RunError
-from agrekd_ray.models import read_manifest
+from agrekd_ray.models import load, read_manifest
 from agrekd_ray.outputs.partial import Partial
-from agrekd_ray.outputs.record import Key, OutputSettings, cannot_write, read_record
+from agrekd_ray.outputs.record import (
+    Key,
+    OutputSettings,
+    cannot_write,
+    read_record,
+    write_record,
+)
+from agrekd_ray.training import predict
 
 MANIFEST = "key.json"
 MAPPED = 4096
@@ -62,7 +72,7 @@ class Outputs:
 
     def path(self, name: str, view: int) -> Path:
         """Where a teacher's record of a view is, or will be."""
-        return self._store / self.keys[name].folder / f"view-{view:05}.arrow"
+        return self._store / self.keys[name].folder / _file(view)
 
     def read(self, name: str, view: int) -> np.ndarray | None:
         """Logits [N, C] of a teacher and view; None where there is no sound record.
@@ -93,15 +103,7 @@ class Outputs:
             RunError: the disk is full or cannot be written.
         """
         path, key = self.path(name, view), self.keys[name]
-        about = path.with_name(MANIFEST)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if not about.exists():
-                partial = about.with_name(f".{MANIFEST}.{os.getpid()}")
-                partial.write_text(json.dumps(asdict(key), indent=1) + "\n")
-                os.replace(partial, about)
-        except OSError as error:
-            raise cannot_write(path, error) from None
+        _describe(path, key)
         return Partial(path, key)
 
     def touch(self) -> None:
@@ -117,19 +119,69 @@ class Outputs:
         return sum(f.stat().st_size for folder in folders for f in folder.glob("view-*.arrow"))
 
 
-def _key(folder: Path, settings: OutputSettings, samples: Samples, autocast: str) -> Key:
+def evaluation_logits(
+    store: Path, folder: Path, samples: Samples, split: str
+) -> tuple[Tensor, bool]:
+    """What a teacher says to a split without augmentation, recorded like everything it says.
+
+    Args:
+        store: the folder of all records.
+        folder: the teacher's checkpoint.
+        samples: the data set.
+        split: name of the split.
+
+    Returns:
+        Logits [N, C], float32, and whether they had to be computed.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be used.
+        RunError: the disk is full or cannot be written.
+    """
+    settings = OutputSettings(store=store, dtype="float32")
+    key = _key(folder, settings, samples, "none", split)
+    path = store / key.folder / _file(0)
+    known = read_record(path, key)
+    if known is not None:
+        return torch.from_numpy(np.array(known)), False
+    logits_NC = predict(load(folder)[0], samples, samples.splits[split])
+    _describe(path, key)
+    write_record(path, key, logits_NC.contiguous().numpy())
+    return logits_NC, True
+
+
+def _key(
+    folder: Path, settings: OutputSettings, samples: Samples, autocast: str, split: str = TRAIN
+) -> Key:
     manifest = read_manifest(folder)
     return Key(
         teacher=folder.name,
         weights=manifest.weights,
         model=manifest.model.model_dump(mode="json"),
         data=samples.fingerprint,
-        views=samples.views_fingerprint,
+        views=samples.views_fingerprint if split == TRAIN else "evaluation",
         autocast=autocast,
         dtype=settings.dtype,
-        rows=len(samples.splits[TRAIN]),
+        rows=len(samples.splits[split]),
         classes=len(samples.classes),
+        split=split,
     )
+
+
+def _file(view: int) -> str:
+    return f"view-{view:05}.arrow"
+
+
+def _describe(path: Path, key: Key) -> None:
+    """Say beside a record, for people and for `prune`, whose it is."""
+    about = path.with_name(MANIFEST)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not about.exists():
+            partial = about.with_name(f".{MANIFEST}.{uuid.uuid4().hex[:8]}")
+            partial.write_text(json.dumps(asdict(key), indent=1) + "\n")
+            os.replace(partial, about)
+    except OSError as error:
+        raise cannot_write(path, error) from None
 
 
 @dataclass(frozen=True)

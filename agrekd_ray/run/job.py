@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import platform
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
+from torch import Tensor
 
 from agrekd_ray import __version__
 from agrekd_ray.config import Job
+from agrekd_ray.core.groups import majority_vote
 from agrekd_ray.data import SELECT, TEST, Dataset, open_dataset
 from agrekd_ray.errors import AgrekdError, RunError
 from agrekd_ray.models import load, read_manifest
+from agrekd_ray.outputs import evaluation_logits
 from agrekd_ray.results import Member, Metrics, Outcome
 from agrekd_ray.run.display import Display
 from agrekd_ray.run.engine import Effort, Engine, Handle, LocalEngine
@@ -155,13 +160,30 @@ class _Run:
         for method, seed, teachers, folders in votes:
             place = self.folder.students / f"{method}-seed-{seed}"
             if (outcome := read_outcome(place)) is None:
+                answers = self._recorded_vote if method == "teacher_vote" else self._vote
                 splits = {
-                    split: score(self.dataset, split, *vote(folders, self.dataset, split))
+                    split: score(self.dataset, split, *answers(folders, split))
                     for split in (SELECT, TEST)
                 }
                 outcome = Outcome(method, seed, teachers, splits)
                 write_outcome(place, outcome)
             self.monitor.finished(outcome)
+
+    def _vote(self, folders: list[Path], split: str) -> tuple[Tensor, Tensor]:
+        return vote(folders, self.dataset, split)
+
+    def _recorded_vote(self, folders: list[Path], split: str) -> tuple[Tensor, Tensor]:
+        """The teachers' vote, out of the record of what they say."""
+        if self.job.guidance != "auto":
+            return self._vote(folders, split)
+        told = [
+            evaluation_logits(self.job.outputs.store, folder, self.dataset, split)
+            for folder in folders
+        ]
+        effort = self.effort or Effort()
+        computed = sum(new for _, new in told)
+        self.effort = replace(effort, forwards=effort.forwards + computed)
+        return majority_vote(torch.stack([logits for logits, _ in told]))
 
     def _outcomes(self) -> list[Outcome]:
         """Every method × seed of the job, in its order."""

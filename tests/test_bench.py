@@ -1,0 +1,116 @@
+"""The benchmark: every way is measured for real, and its ratios are worked out right."""
+
+from __future__ import annotations
+
+import dataclasses
+from io import StringIO
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from agrekd_ray.bench import report
+from agrekd_ray.bench.naive import NaiveTrainer
+from agrekd_ray.bench.workloads import WAYS, Cell, workloads
+from agrekd_ray.core.kd import kd_loss
+from agrekd_ray.models import Model, build
+from agrekd_ray.settings import Training
+from agrekd_ray.training import Labels
+
+from .shared import flat_parameters, pool_of
+
+FIGURES: dict[str, Any] = {
+    "workload": "latency",
+    "steps": 10,
+    "batch_size": 8,
+    "teacher_ms": 50,
+    "cells": [
+        {"way": way, "teachers": teachers, "seconds": seconds, "anonymous_bytes": 2_000_000}
+        for way, teachers, seconds in (
+            ("plain", 0, [0.1, 0.2, 0.1]),
+            ("naive", 4, [2.0, 2.0, 2.0]),
+            ("local", 4, [1.0, 1.0, 1.0]),
+            ("live", 4, [0.6, 0.5, 0.55]),
+            ("live", 32, [0.66, 0.66, 0.66]),
+            ("record", 4, [1.1, 1.1, 1.1]),
+            ("replay", 4, [0.11, 0.2, 0.11]),
+        )
+    ],
+}
+
+
+def test_ratios_are_paired_and_conclusions_are_those_of_medians() -> None:
+    rows = {(row["way"], row["teachers"]): row for row in report.summary(FIGURES)}
+    assert rows["plain", 0]["step_ms"]["median"] == pytest.approx(10)
+    assert rows["replay", 4]["ratio"] == pytest.approx({"median": 1.1, "min": 1.0, "max": 1.1})
+    found = report.conclusions(FIGURES)
+    assert found["replay / plain, 4 teachers"] == pytest.approx(1.1)
+    assert found["live / local, 4 teachers"] == pytest.approx(0.55)
+    assert found["10 epochs, the first recorded / naive, 4 teachers"] == pytest.approx(
+        (1.1 + 9 * 0.11) / 20
+    )
+    assert found["step / max(teacher, student + 5 ms), 4 teachers"] == pytest.approx(1.1)
+    assert found["step at 32 teachers / at 4"] == pytest.approx(66 / 55)
+    console = Console(file=StringIO(), width=120)
+    report.render(FIGURES, console)
+    assert "55.0 (50.0 … 60.0)" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_workloads_can_be_made(quick: bool) -> None:
+    for name, workload in workloads(quick).items():
+        assert workload.name == name
+        assert workload.cells[0] == Cell("plain")
+        assert {cell.way for cell in workload.cells} <= set(WAYS)
+        ways = [cell.way for cell in workload.cells]
+        if "replay" in ways:  # it reads what was recorded in the same round
+            assert ways.index("record") < ways.index("replay")
+
+
+def test_the_yardstick_follows_the_weighted_loss(make_job: Any) -> None:
+    """One step of it moves the student by the gradient of sum_m w_m l_m."""
+    data, _, _ = pool_of(make_job())
+    training = Training(
+        epochs=1, batch_size=32, learning_rate=0.1, momentum=0, weight_decay=0, schedule="constant"
+    )
+    teachers = [build(Model(name="cnn_deep", args={"width": 4}), data.shape, 10, n) for n in (5, 6)]
+    student, twin = (build(Model(name="cnn", args={"width": 4}), data.shape, 10, 0) for _ in "ab")
+    naive = NaiveTrainer(student, data, training, Labels(data), seed=0)
+    naive.teachers, naive.temperature = teachers, 4.0
+    batch = naive.plan.batch(0)
+    naive.step(batch)
+    images = data.inputs(batch.ids, 0)
+    losses = [kd_loss(twin(images), t(images).detach(), 4.0).mean() for t in teachers]
+    flat = [
+        torch.cat(
+            [
+                g.flatten()
+                for g in torch.autograd.grad(loss, list(twin.parameters()), retain_graph=True)
+            ]
+        )
+        for loss in losses
+    ]
+    # The first is the biased model: its own weight is 1 - cos(g, g) = 0.
+    weights = torch.stack([1 - torch.cosine_similarity(g, flat[0], 0) for g in flat])
+    moved = flat_parameters(twin) - 0.1 * (weights[1] * flat[1] / weights.sum()).double()
+    torch.testing.assert_close(flat_parameters(student), moved, rtol=1e-3, atol=1e-5)
+
+
+def test_every_way_is_measured(ray_session: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tiny workload, in a real Ray Train worker with real fleets."""
+    from agrekd_ray.bench import run
+
+    small = workloads(True)["small"]
+    cells = tuple(Cell(way, 0 if way == "plain" else 2) for way in WAYS)
+    tiny = dataclasses.replace(small, cells=cells, batch_size=20, steps=3, backbones=2)
+    monkeypatch.setattr(run, "workloads", lambda quick: {"small": tiny})
+    (figures,) = run.run_bench(["small"], 2, True, Console(file=StringIO()))
+    assert [cell["way"] for cell in figures["cells"]] == list(WAYS)
+    for cell in figures["cells"]:
+        assert len(cell["seconds"]) == 2
+        assert min(cell["seconds"]) > 0
+    assert figures["reply_bytes"] == 20 * 10 * 4
+    assert figures["record_bytes_computed"] == 40
+    found = report.conclusions(figures)
+    assert {"replay / plain, 2 teachers", "live / local, 2 teachers"} <= found.keys()
