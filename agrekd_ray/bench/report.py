@@ -69,15 +69,15 @@ def render(figures: dict[str, Any], console: Console) -> None:
         highlight=False,
     )
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("Way", "Teachers", "ms a step", "× plain", "Memory"):
+    for name in ("Way", "Teachers", "ms a step", "× plain", "Memory, MB"):
         table.add_column(name, justify="left" if name == "Way" else "right", no_wrap=True)
     for row in summary(figures):
         table.add_row(
             row["way"],
             str(row["teachers"] or "-"),
-            _words(row["step_ms"], 1),
+            _words(row["step_ms"], 0 if row["step_ms"]["median"] >= 100 else 1),
             _words(row["ratio"], 2),
-            f"{row['anonymous_bytes'] / 1e6:.0f} MB",
+            f"{row['anonymous_bytes'] / 1e6:.0f}",
         )
     console.print(table)
     for name, value in conclusions(figures).items():
