@@ -100,6 +100,7 @@ def test_workers_train_what_one_process_trains(
 ) -> None:
     """One worker group, every strategy in turn; 2 workers × B/2 = 1 process × B."""
     from agrekd_ray.channel import Channel
+    from agrekd_ray.run.teaching import Given
     from agrekd_ray.student.group import Schoolwork, train_group
 
     job = make_job()
@@ -108,7 +109,7 @@ def test_workers_train_what_one_process_trains(
     given = assignments(drawn)
     with fleet_of(job, checkpoints, backbones_per_actor=3) as fleet:
         work = Schoolwork(
-            given, job.data, fleet.source(), tmp_path / "students", tmp_path, channel.post, 2
+            given, job.data, Given(fleet.source()), tmp_path / "students", tmp_path, channel.post, 2
         )
         settings = StudentSettings(model=STUDENT, training=TRAINING, workers=2, cpus=0.5)
         train_group(work, settings)
@@ -163,6 +164,7 @@ def test_a_killed_worker_goes_on_with_its_epoch(
 ) -> None:
     """SIGKILL of the Train worker in the middle of its second student."""
     from agrekd_ray.channel import Channel
+    from agrekd_ray.run.teaching import Given
     from agrekd_ray.student.group import Schoolwork, train_group
 
     job = make_job(**{"data.views": {"flip": True}})
@@ -182,7 +184,9 @@ def test_a_killed_worker_goes_on_with_its_epoch(
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
     with fleet_of(job, checkpoints, backbones_per_actor=3) as fleet:
-        work = Schoolwork(given, job.data, fleet.source(), students, tmp_path, channel.post, 2)
+        work = Schoolwork(
+            given, job.data, Given(fleet.source()), students, tmp_path, channel.post, 2
+        )
         train_group(work, StudentSettings(model=STUDENT, training=training, cpus=0.5))
     killer.join()
     events = [event for event in channel.take() if isinstance(event, StudentDone)]

@@ -31,8 +31,9 @@ from agrekd_ray.models.checkpoint import MANIFEST, WEIGHTS
 
 SHAPE, CLASSES = (3, 32, 32), ("cat", "dog", "bird")
 SMALL = Model(name="cnn", args={"width": 2})
+ARGS = {"delayed": {"milliseconds": 1}}
 ALL = [
-    *(Model(name=name, args={"width": 4}) for name in BUILDERS),
+    *(Model(name=name, args=ARGS.get(name, {"width": 4})) for name in BUILDERS),
     Model(name="torchvision/resnet18", small_stem=True),
     Model(name="torchvision/mobilenet_v3_small"),
     Model(name="torchvision/shufflenet_v2_x0_5", small_stem=True),

@@ -114,7 +114,7 @@ class TeacherHost:
             limit: samples to compute at most; None for all.
 
         Returns:
-            Samples that are still missing, of the teacher that misses most.
+            Samples that some teacher is still missing.
 
         Raises:
             RunError: as `replies`.
@@ -188,20 +188,24 @@ class TeacherHost:
         if outputs is None:
             return 0
         view = self._samples.view(epoch)
-        open_names = [name for name in self.names if outputs.read(name, view) is None]
-        while True:
-            missing = {name: self._partial(outputs, name, view).missing() for name in open_names}
-            most = max(missing.values(), key=len, default=np.array([], dtype=np.int64))
-            if not len(most) or (limit is not None and limit <= 0):
-                break
-            rows = most[: min(FILL, limit or FILL)]
-            wanted = [n for n, gaps in missing.items() if np.isin(rows, gaps).any()]
+        partials = {
+            name: self._partial(outputs, name, view)
+            for name in self.names
+            if outputs.read(name, view) is None
+        }
+        unknown_N = np.zeros(outputs.count, dtype=bool)
+        for partial in partials.values():
+            unknown_N |= ~partial.known_N
+        missing = np.flatnonzero(unknown_N)
+        now = missing if limit is None else missing[:limit]
+        for start in range(0, len(now), FILL):
+            rows = now[start : start + FILL]
+            wanted = [name for name, p in partials.items() if not p.known_N[rows].all()]
             self._record(outputs, epoch, rows, self._compute(wanted, epoch, outputs.ids(rows)))
-            limit = None if limit is None else limit - len(rows)
-        if not len(most):
-            for name in open_names:
+        if len(now) == len(missing):
+            for name in partials:
                 self._partials[view].pop(name).finish()
-        return len(most)
+        return len(missing) - len(now)
 
     def _compute(self, names: Sequence[str], epoch: int, ids: np.ndarray) -> dict[str, Tensor]:
         images = self._samples.inputs(ids, epoch)

@@ -98,14 +98,15 @@ def cnn_deep(shape: tuple[int, int, int], classes: int, width: int = 32) -> Clas
 
 
 class _Delayed(nn.Module):
-    def __init__(self, milliseconds: int) -> None:
+    def __init__(self, channels: int, milliseconds: int) -> None:
         super().__init__()
         self.milliseconds = milliseconds
+        self.mix = nn.Conv2d(channels, channels, 1)
 
     def forward(self, images: Tensor) -> Tensor:
         if images.device.type != "meta":
             time.sleep(self.milliseconds / 1000)
-        return images.mean((2, 3))
+        return self.mix(images.mean((2, 3), keepdim=True)).flatten(1)
 
 
 def delayed(shape: tuple[int, int, int], classes: int, milliseconds: int = 50) -> Classifier:
@@ -118,7 +119,7 @@ def delayed(shape: tuple[int, int, int], classes: int, milliseconds: int = 50) -
         classes: C.
         milliseconds: that a batch takes.
     """
-    return Classifier(_Delayed(milliseconds), nn.Linear(shape[0], classes))
+    return Classifier(_Delayed(shape[0], milliseconds), nn.Linear(shape[0], classes))
 
 
 BUILDERS: dict[str, Callable[..., Classifier]] = {

@@ -64,10 +64,6 @@ class Partial:
         self._checks_N[rows] = _checksums(values)
         self.known_N[rows] = True
 
-    def missing(self) -> np.ndarray:
-        """Rows that are not known yet."""
-        return np.flatnonzero(~self.known_N)
-
     def finish(self) -> None:
         """Write the finished record and remove the partial.
 

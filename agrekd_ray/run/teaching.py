@@ -17,12 +17,13 @@ from agrekd_ray.run.engine import Effort
 
 
 @dataclass(frozen=True)
-class _Given:
+class Given:
     """A source that is the same in every process; may travel."""
 
     source: Source
 
     def __call__(self, samples: Samples) -> Source:
+        """The source, as it is."""
         return self.source
 
 
@@ -63,7 +64,7 @@ class Teaching(AbstractContextManager["Teaching"]):
         if not self._checkpoints:
             return None
         if self._outputs is None:
-            return _Given(self._start().source())
+            return Given(self._start().source())
         fleet = self._start().source() if self._missing else None
         return Replay(self._job.outputs, self._checkpoints, self._job.fleet.autocast, fleet)
 
