@@ -332,6 +332,19 @@ def test_two_jobs_record_one_teacher_at_once(make_job: Any) -> None:
     assert left == []
 
 
+def test_a_record_that_another_job_finished_leaves_nothing_behind(make_job: Any) -> None:
+    job = make_job()
+    data, checkpoints, _ = pool_of(job)
+    slow, fast = (
+        TeacherHost(checkpoints, data, outputs=records(job, data, checkpoints)) for _ in range(2)
+    )
+    assert slow.complete(0, 32) > 0
+    assert fast.complete(0) == 0
+    assert slow.complete(0) == 0
+    assert slow.computed == 32 * slow.backbones
+    assert [p for p in job.outputs.store.rglob("*") if "partial" in p.name] == []
+
+
 def test_what_teachers_say_to_the_test_split_is_recorded_too(make_job: Any) -> None:
     job = make_job()
     data, checkpoints, _ = pool_of(job)
@@ -345,6 +358,11 @@ def test_what_teachers_say_to_the_test_split_is_recorded_too(make_job: Any) -> N
     torch.testing.assert_close(again, expected, rtol=0, atol=0)
     _, new = evaluation_logits(job.outputs.store, folder, data, SELECT)
     assert new  # another split has a record of its own
+    (old, _) = listed(job.outputs.store)
+    os.utime(old.folder / store_module.MANIFEST, (0, 0))
+    for split in (SELECT, TEST):
+        evaluation_logits(job.outputs.store, folder, data, split)
+    assert prune(job.outputs.store, 30) == []  # used today
 
 
 def test_float16_refuses_what_it_cannot_hold(make_job: Any) -> None:

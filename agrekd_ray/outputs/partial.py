@@ -9,6 +9,7 @@ record the same teacher have a partial each.
 from __future__ import annotations
 
 import fcntl
+import mmap
 import os
 import uuid
 import zlib
@@ -43,11 +44,11 @@ class Partial:
         except OSError as error:
             raise cannot_write(path, error) from None
         (self._own, self._file), *others = left
-        self._rows_NC, self._checks_N = self._mapped(self._own)
+        self._rows_NC, self._checks_N = self._mapped(self._file)
         self.known_N = self._sound(self._rows_NC, self._checks_N)
         """Which rows are there, [N]."""
         for other, descriptor in others:  # of further writers that died
-            rows_NC, checks_N = self._mapped(other)
+            rows_NC, checks_N = self._mapped(descriptor)
             more = np.flatnonzero(self._sound(rows_NC, checks_N) & ~self.known_N)
             self.put(more, rows_NC[more])
             other.unlink(missing_ok=True)
@@ -71,27 +72,34 @@ class Partial:
             RunError: the disk is full or cannot be written.
         """
         write_record(self._path, self._key, np.ascontiguousarray(self._rows_NC))
+        self.discard()
+
+    def discard(self) -> None:
+        """Remove the partial: the record is there, from this writer or another."""
         self._own.unlink(missing_ok=True)
         self.close()
 
     def close(self) -> None:
         """Leave the partial to whoever goes on with it."""
         if self._file >= 0:
+            fcntl.flock(self._file, fcntl.LOCK_UN)  # the map's own copy of the file holds it too
             os.close(self._file)
             self._file = -1
 
     def _new(self) -> tuple[Path, int]:
-        """An empty partial, locked, with its disk reserved.
+        """An empty partial, locked, with its disk reserved before others can see it.
 
         A full disk is an error here; later, at a mapped page, it would be a crash.
         """
         path = self._path.with_name(f"{self._path.stem}.{uuid.uuid4().hex[:8]}{SUFFIX}")
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        hidden = path.with_name(f".{path.name}")
+        descriptor = os.open(hidden, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             os.posix_fallocate(descriptor, 0, self._size)
+            hidden.rename(path)
         except OSError:
-            path.unlink(missing_ok=True)
+            hidden.unlink(missing_ok=True)
             os.close(descriptor)
             raise
         return path, descriptor
@@ -117,11 +125,12 @@ class Partial:
         os.close(descriptor)
         return None
 
-    def _mapped(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    def _mapped(self, descriptor: int) -> tuple[np.ndarray, np.ndarray]:
+        """Logits [N, C] and checksums [N] of the open file, whatever happens to its name."""
         key = self._key
-        rows = np.memmap(path, key.dtype, "r+", 0, (key.rows, key.classes))
-        checks = np.memmap(path, np.uint32, "r+", key.rows * key.row_bytes, (key.rows,))
-        return rows, checks
+        numbers, content = key.rows * key.classes, mmap.mmap(descriptor, self._size)
+        rows = np.frombuffer(content, key.dtype, numbers).reshape(key.rows, key.classes)
+        return rows, np.frombuffer(content, np.uint32, key.rows, key.rows * key.row_bytes)
 
     @staticmethod
     def _sound(rows_NC: np.ndarray, checks_N: np.ndarray) -> np.ndarray:

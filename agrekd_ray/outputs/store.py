@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -109,9 +110,7 @@ class Outputs:
     def touch(self) -> None:
         """Note that the records are used today, for `prune`."""
         for key in self.keys.values():
-            about = self._store / key.folder / MANIFEST
-            if about.exists():
-                os.utime(about)
+            _touch(self._store / key.folder)
 
     def bytes(self) -> int:
         """Size of the finished records of these teachers."""
@@ -142,6 +141,7 @@ def evaluation_logits(
     path = store / key.folder / _file(0)
     known = read_record(path, key)
     if known is not None:
+        _touch(path.parent)
         return torch.from_numpy(np.array(known)), False
     logits_NC = predict(load(folder)[0], samples, samples.splits[split])
     _describe(path, key)
@@ -169,6 +169,12 @@ def _key(
 
 def _file(view: int) -> str:
     return f"view-{view:05}.arrow"
+
+
+def _touch(folder: Path) -> None:
+    """Note that a teacher's records are used today; others' records may be read-only."""
+    with contextlib.suppress(OSError):
+        os.utime(folder / MANIFEST)
 
 
 def _describe(path: Path, key: Key) -> None:

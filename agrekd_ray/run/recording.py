@@ -45,11 +45,11 @@ def record_job(job: Job, console: Console) -> Effort:
     families = pool.missing(plan.draw.recipes.values())
     checkpoints = plan.checkpoints(pool)
 
-    def missing() -> Outputs:
+    def recorded() -> Outputs:
         return Outputs(job.outputs, checkpoints, samples, job.fleet.autocast)
 
     effort = Effort()
-    if families or missing().missing(views):
+    if families or recorded().missing(views):
         prepare(starts_cluster=job.ray.address is None)
         from agrekd_ray.run.cluster import RayEngine  # imports Ray, which reads the environment
 
@@ -60,12 +60,12 @@ def record_job(job: Job, console: Console) -> Effort:
                 if families:
                     display.stage("teachers", epochs_of(families), "epochs")
                     engine.make_teachers(families)
-                left = {view for _, view in missing().missing(views)}
+                left = {view for _, view in recorded().missing(views)}
                 display.stage("outputs", len(left) * len(samples.splits[TRAIN]), "samples")
                 effort = engine.record(checkpoints, views)
             finally:
                 engine.close()
-    outputs = missing()
+    outputs = recorded()
     console.print(
         f"{len(checkpoints)} teachers, {len(views)} views of {outputs.count} samples: "
         f"{outputs.bytes() / 1e6:.1f} MB in {job.outputs.store}; {effort.in_words}",

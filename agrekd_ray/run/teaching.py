@@ -79,12 +79,13 @@ class Teaching(AbstractContextManager["Teaching"]):
             return
         fleet = self._start()
         actors = len(fleet.actors)
+        rows = self._outputs.count if self._outputs else 0
         for view in views:
-            fleet.record(
-                view,
-                self._outputs.count if self._outputs else 0,
-                lambda done: self._post(OutputsDone(view, done / actors)),  # noqa: B023
-            )
+
+            def step(done: int, view: int = view) -> None:
+                self._post(OutputsDone(view, done / actors))
+
+            fleet.record(view, rows, step)
 
     def watch(self, event: Event) -> None:
         """Release the teachers as soon as nothing more will be asked of them."""
