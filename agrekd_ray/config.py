@@ -192,15 +192,20 @@ class JobError(AgrekdError):
 
 
 _NOT_YAML = (OmegaConfBaseException, YAMLError, ValueError, RecursionError)
-_NO_MAPPING = "holds no keys; a job is a YAML mapping"
 
 
-def read_job(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
+def read_job(path: Path, overrides: Iterable[str] = (), what: str = "job") -> dict[str, Any]:
     """A job's raw values: the YAML file with `key.path=value` overrides merged in.
+
+    Args:
+        path: the file.
+        overrides: changes to it.
+        what: kind of file, in words.
 
     Raises:
         JobError: the file is missing or no YAML mapping, or an override has no `=`.
     """
+    no_mapping = f"holds no keys; a {what} is a YAML mapping"
     try:
         text = path.read_text()
     except OSError as error:
@@ -209,7 +214,7 @@ def read_job(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
             str(path),
             [
                 Fault(
-                    "job",
+                    what,
                     "",
                     f"cannot be read ({error.strerror or error})",
                     near,
@@ -217,7 +222,7 @@ def read_job(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
             ],
         ) from None
     except UnicodeDecodeError:
-        raise JobError(str(path), [Fault("job", "", "is no text file, so no YAML")]) from None
+        raise JobError(str(path), [Fault(what, "", "is no text file, so no YAML")]) from None
     pairs = list(overrides)
     wrong = [pair for pair in pairs if not re.match(r"^[A-Za-z_][\w.]*=", pair)]
     if wrong:
@@ -227,16 +232,16 @@ def read_job(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
     try:
         job = OmegaConf.create(text)
         if not OmegaConf.is_dict(job) or not job:
-            raise JobError(str(path), [Fault("job", "", _NO_MAPPING)])
+            raise JobError(str(path), [Fault(what, "", no_mapping)])
         merged, faults = _overridden(job, pairs)
         if faults:
             raise JobError(str(path), faults)
         return typing.cast(dict[str, Any], OmegaConf.to_container(merged, resolve=True))
     except AssertionError:  # OmegaConf's answer to a document that is one number
-        raise JobError(str(path), [Fault("job", "", _NO_MAPPING)]) from None
+        raise JobError(str(path), [Fault(what, "", no_mapping)]) from None
     except _NOT_YAML as error:
         problem = f"is no valid YAML ({_one_line(error)})"
-        raise JobError(str(path), [Fault("job", "", problem)]) from None
+        raise JobError(str(path), [Fault(what, "", problem)]) from None
 
 
 def _overridden(job: Any, pairs: Sequence[str]) -> tuple[Any, list[Fault]]:
@@ -278,16 +283,26 @@ def check_job(raw: dict[str, Any]) -> tuple[Job | None, list[Fault]]:
     try:
         job = Job.model_validate(raw)
     except ValidationError as error:
-        details = error.errors(include_url=False)
-        faulty = {detail["loc"][:end] for detail in details for end in range(len(detail["loc"]))}
-        faults += [
-            _fault(detail)
-            for detail in details
-            # pydantic counts a list's faulty entries as missing ones
-            if not (detail["type"] == "too_short" and detail["loc"] in faulty)
-        ]
+        faults += faults_of(error, Job)
     faults += _Whole(raw, job, {fault.key for fault in faults}).faults()
     return (None if faults else job), faults
+
+
+def faults_of(error: ValidationError, model: type[Settings]) -> list[Fault]:
+    """What pydantic found, in a user's words.
+
+    Args:
+        error: of the validation.
+        model: that the values were to be of.
+    """
+    details = error.errors(include_url=False)
+    faulty = {detail["loc"][:end] for detail in details for end in range(len(detail["loc"]))}
+    return [
+        _fault(detail, model)
+        for detail in details
+        # pydantic counts a list's faulty entries as missing ones
+        if not (detail["type"] == "too_short" and detail["loc"] in faulty)
+    ]
 
 
 class _Whole:
@@ -461,7 +476,7 @@ _WORDS = {
 """Pydantic's kinds of error that speak of Python, in a job's words."""
 
 
-def _fault(detail: ErrorDetails) -> Fault:
+def _fault(detail: ErrorDetails, model: type[Settings]) -> Fault:
     """A fault in a job's words out of pydantic's error."""
     loc = list(detail["loc"])
     choice = None
@@ -474,7 +489,7 @@ def _fault(detail: ErrorDetails) -> Fault:
     if value is None and kind != "missing":
         shown = "null"
     if kind == "extra_forbidden":
-        names = _names_at(loc[:-1], choice)
+        names = names_at(loc[:-1], model, choice)
         near = difflib.get_close_matches(str(loc[-1]), names, 1)
         return Fault(
             key,
@@ -522,12 +537,25 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     return [model for inner in typing.get_args(annotation) for model in _models_in(inner)]
 
 
-def _names_at(loc: Sequence[str | int], choice: str | None = None) -> list[str]:
-    """Known keys of the block at a path; `choice` is the name of the job's data set."""
-    models: list[type[BaseModel]] = [Job]
+def names_at(
+    loc: Sequence[str | int], model: type[BaseModel] | None = None, choice: str | None = None
+) -> list[str]:
+    """Known keys of the block at a path.
+
+    Args:
+        loc: the path.
+        model: of the whole; None for a job.
+        choice: name of the job's data set, where the block depends on it.
+    """
+    models: list[type[BaseModel]] = [model or Job]
+    free = False  # the block's own keys are the user's
     for part in loc:
+        if free:
+            free = False
+            continue
         fields = [m.model_fields[str(part)] for m in models if str(part) in m.model_fields]
         models = [model for field in fields for model in _models_in(field.annotation)]
+        free = any(typing.get_origin(field.annotation) is dict for field in fields)
         if part == "data" and choice:
             models = [model for model in models if _tag(model) == choice]
-    return sorted({name for model in models for name in model.model_fields})
+    return sorted({name for model in models for name in model.model_fields}) if not free else []

@@ -53,6 +53,7 @@ class Epoch:
         weights: mean weight of each teacher by group of the *training* samples,
             `weights[group][teacher]`; empty for students without teachers.
         fallback_share: share of samples whose weights were all zero (the 0/0 case), in [0, 1].
+        selection: score by selection rule, for students of a search.
     """
 
     epoch: int
@@ -62,6 +63,12 @@ class Epoch:
     val: Metrics
     weights: dict[str, dict[str, float]] = field(default_factory=dict)
     fallback_share: float = 0.0
+    selection: dict[str, float] = field(default_factory=dict)
+
+
+def epochs_from_json(values: list[dict[str, Any]]) -> list[Epoch]:
+    """Epochs out of plain JSON values."""
+    return [Epoch(**{**epoch, "val": Metrics(**epoch["val"])}) for epoch in values]
 
 
 @dataclass(frozen=True)
@@ -96,9 +103,7 @@ class Outcome:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Outcome:
         """Back from `to_json`."""
-        history = [
-            Epoch(**{**epoch, "val": Metrics(**epoch["val"])}) for epoch in values["history"]
-        ]
+        history = epochs_from_json(values["history"])
         splits = {name: Metrics(**metrics) for name, metrics in values["splits"].items()}
         return cls(**{**values, "splits": splits, "history": history})
 

@@ -446,6 +446,7 @@ def test_a_teacher_killed_while_it_records_costs_nothing_but_time(
 def test_a_released_fleet_is_not_missed(ray_session: Any, make_job: Any, tmp_path: Path) -> None:
     """Two workers, every strategy: recorded in the first epoch, replayed without an actor after."""
     from agrekd_ray.channel import Channel
+    from agrekd_ray.run.listener import Listener
     from agrekd_ray.run.teaching import Teaching
     from agrekd_ray.student import StudentSettings
     from agrekd_ray.student.group import Schoolwork, train_group
@@ -459,21 +460,9 @@ def test_a_released_fleet_is_not_missed(ray_session: Any, make_job: Any, tmp_pat
         source = teaching.source()
 
         work = Schoolwork(given, job.data, source, tmp_path / "s", tmp_path, channel.post, 2)
-        stop = threading.Event()
-
-        def listen() -> None:
-            while not stop.wait(0.05):
-                for event in channel.take():
-                    told.append(event)
-                    teaching.watch(event)
-
-        listener = threading.Thread(target=listen)
-        listener.start()
-        train_group(
-            work, StudentSettings(model=STUDENT, training=given[0].training, workers=2, cpus=0.5)
-        )
-        stop.set()
-        listener.join()
+        workers = StudentSettings(model=STUDENT, training=given[0].training, workers=2, cpus=0.5)
+        with Listener(channel, [teaching.watch]):
+            train_group(work, workers)
         assert teaching._fleet is None  # released while the students were trained
         assert teaching.effort.forwards > 0
     channel.close()

@@ -90,6 +90,24 @@ def measure(config: dict[str, Any]) -> None:
     setting.result.write_text(json.dumps(figures))
 
 
+def replay_memory(setting: Setting, teachers: int) -> int:
+    """Memory, in bytes, of a process that does nothing but train a student from records.
+
+    Args:
+        setting: as for `measure`, which has left the records.
+        teachers: whose records are replayed.
+    """
+    room = _Room(setting)
+    cell = Cell("replay", teachers)
+    torch.set_num_threads(room.threads(cell))
+    trainer, source = room.trainer(cell)
+    for epoch in range(2):
+        trainer.epoch()
+        if source is not None:
+            source.complete(epoch)
+    return _anonymous_bytes()
+
+
 class _Room:
     """The worker's data, teachers and students."""
 

@@ -82,6 +82,9 @@ def render(figures: dict[str, Any], console: Console) -> None:
     console.print(table)
     for name, value in conclusions(figures).items():
         console.print(f"{name}: {value:.3f}", highlight=False)
+    if memory := figures.get("replay_memory"):
+        words = ", ".join(f"{size / 1e6:.0f} MB at {m} teachers" for m, size in memory)
+        console.print(f"memory of a process that only replays: {words}", highlight=False)
     if "question_bytes" in figures:
         console.print(
             f"bytes of a step: {figures['question_bytes']} a process asked (ids, look-ahead, "

@@ -6,16 +6,18 @@ import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.config import LoggingConfig
 from rich.console import Console
 
-from agrekd_ray.bench.measure import Setting, measure
+from agrekd_ray.bench.measure import Setting, measure, replay_memory
 from agrekd_ray.bench.workloads import Workload, workloads
 from agrekd_ray.channel import Channel, plain_error
 from agrekd_ray.data import DataSettings
@@ -88,9 +90,18 @@ def _measured(
                     len(live.actors) if live else 1,
                 )
                 _train(setting, place)
+            memory = _replay_memory(setting)
         finally:
             channel.close()
-        return dict(json.loads(setting.result.read_text()))
+        return {**json.loads(setting.result.read_text()), "replay_memory": memory}
+
+
+def _replay_memory(setting: Setting) -> list[tuple[int, int]]:
+    """Teachers, and bytes of a process of its own that replays them, for the smallest and most."""
+    counts = sorted(cell.teachers for cell in setting.workload.cells if cell.way == "replay")
+    task = ray.remote(max_calls=1, num_cpus=0)(replay_memory)
+    alone = replace(setting, live=None, recording=None)
+    return [(m, ray.get(task.remote(alone, m))) for m in dict.fromkeys((*counts[:1], *counts[-1:]))]
 
 
 @contextmanager

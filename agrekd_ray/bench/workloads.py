@@ -113,7 +113,7 @@ def workloads(quick: bool) -> dict[str, Workload]:
         batch_size=100,
         steps=10,
         backbones=10,
-        cells=_cells(naive=(10,), local=(10,), live=(10,), record=(10,), replay=(10, 50)),
+        cells=_cells(naive=(10,), local=(10,), live=(10,), record=(10,), replay=(4, 10, 50)),
         fleet=FleetSettings(backbones_per_actor=10),
     )
     latency = Workload(

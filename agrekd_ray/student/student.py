@@ -19,10 +19,10 @@ from agrekd_ray.data import SELECT, TEST, Dataset
 from agrekd_ray.errors import RunError
 from agrekd_ray.guidance import Distilled, Lesson, Source
 from agrekd_ray.models import Classifier, Manifest, Model, build, save
-from agrekd_ray.results import Epoch, Metrics, Outcome
+from agrekd_ray.results import Epoch, Outcome, epochs_from_json
 from agrekd_ray.settings import Count, NonNegative, Positive, Settings, Training, fingerprint
 from agrekd_ray.teachers import DfrSettings, retrain_head
-from agrekd_ray.training import Labels, TeachingRecord, Trainer, evaluate
+from agrekd_ray.training import Labels, TeachingRecord, Trainer, evaluate, predict, score
 
 OUTCOME, STATE = "outcome.json", "state.pt"
 
@@ -85,6 +85,8 @@ class Student:
         wrap: makes the module whose forward pass is called (DDP).
         total: sums a tensor over the workers.
         look_ahead: coming batches that the teachers are told of.
+        judge: scores its answers to the selection split after every epoch, from probabilities
+            [N, C]; None where nothing is selected.
     """
 
     def __init__(
@@ -99,8 +101,10 @@ class Student:
         wrap: Callable[[nn.Module], nn.Module] | None = None,
         total: Callable[[Tensor], Tensor] = lambda tensor: tensor,
         look_ahead: int = 0,
+        judge: Callable[[Tensor], dict[str, float]] | None = None,
     ) -> None:
         self.assignment, self._dataset, self._device = assignment, dataset, device
+        self._judge = judge
         self._total, self._evaluates = total, rank == 0
         self.history: list[Epoch] = []
         lesson = assignment.lesson
@@ -139,15 +143,17 @@ class Student:
             return None
         if self._source is not None:
             self._source.complete(finished.epoch)
-        val = evaluate(self.model, self._dataset, SELECT, self._device)
+        ids = self._dataset.splits[SELECT]
+        probabilities_NC = predict(self.model, self._dataset, ids, device=self._device).softmax(1)
         record = Epoch(
             finished.epoch,
             finished.loss,
             finished.learning_rate,
             finished.seconds,
-            val,
+            score(self._dataset, SELECT, probabilities_NC),
             weights,
             fallback,
+            self._judge(probabilities_NC) if self._judge else {},
         )
         self.history.append(record)
         return record
@@ -175,9 +181,7 @@ class Student:
         if state["student"] != self.assignment.name:
             return False
         self.trainer.load_state_dict(state["trainer"])
-        self.history = [
-            Epoch(**{**epoch, "val": Metrics(**epoch["val"])}) for epoch in state["history"]
-        ]
+        self.history = epochs_from_json(state["history"])
         return True
 
     def finish(self, students: Path) -> list[Outcome]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from agrekd_ray.core.groups import group_metrics
+from agrekd_ray.core.selection import Answers, scores
 from agrekd_ray.data import TRAIN, Dataset, Samples
 from agrekd_ray.results import Metrics
 from agrekd_ray.training.batches import Batch
@@ -51,6 +52,32 @@ def score(
             predictions_N,
         )
     )
+
+
+class Judge:
+    """Scores a student's answers by every selection rule whose needs are met.
+
+    Args:
+        dataset: with groups.
+        split: whose samples are answered.
+        ensemble_N: classes that the teachers vote for, in the order of the split's ids.
+        biased_N: classes that the biased model names.
+    """
+
+    def __init__(
+        self, dataset: Dataset, split: str, ensemble_N: np.ndarray, biased_N: np.ndarray
+    ) -> None:
+        ids = dataset.splits[split]
+        self._known = {
+            "labels_N": dataset.labels(ids),
+            "groups_N": torch.from_numpy(dataset.groups.group_N[ids]),
+            "ensemble_N": torch.from_numpy(ensemble_N),
+            "biased_N": torch.from_numpy(biased_N),
+        }
+
+    def __call__(self, probabilities_NC: Tensor) -> dict[str, float]:
+        """The scores, by rule."""
+        return scores(Answers(probabilities_NC.argmax(1), **self._known))
 
 
 def evaluate(

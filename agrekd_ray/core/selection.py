@@ -1,0 +1,162 @@
+"""What a setting may be selected on: rules by name, each with what it needs to know.
+
+A rule looks at the student's answers to the selection half of the validation split and gives one
+score in [0, 1], more is better. Worst-group accuracy needs group labels, which are rarely there
+where they would be needed; the rules at the end need no label at all: they hold the student against
+its teachers and the biased model. A new rule is a function under `@rule(...)`.
+
+Shapes: N samples, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+GROUPS, LABELS, TEACHERS = "groups", "labels", "teachers"
+"""What a rule can need. `teachers` stands for the ensemble's votes and the biased model's answers."""
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What a rule may look at.
+
+    Attributes:
+        student_N: classes that the student names.
+        labels_N: the true classes, where they are known.
+        groups_N: evaluation groups, where they are known.
+        ensemble_N: classes that the teachers vote for, where there are teachers.
+        biased_N: classes that the biased model names, where there are teachers.
+    """
+
+    student_N: Tensor
+    labels_N: Tensor | None = None
+    groups_N: Tensor | None = None
+    ensemble_N: Tensor | None = None
+    biased_N: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A way of scoring a student for selection.
+
+    Attributes:
+        name: as searches write it.
+        needs: what must be known of the samples; of `groups`, `labels`, `teachers`.
+        summary: one line.
+        function: from the answers to a score in [0, 1].
+    """
+
+    name: str
+    needs: tuple[str, ...]
+    summary: str
+    function: Callable[[Answers], float]
+
+    @property
+    def label_free(self) -> bool:
+        """Whether neither group labels nor labels are needed."""
+        return not {GROUPS, LABELS} & set(self.needs)
+
+
+RULES: dict[str, Rule] = {}
+
+
+def rule(name: str, *needs: str) -> Callable[[Callable[[Answers], float]], Callable[..., float]]:
+    """Registers the decorated function under a name; the docstring's first line is its summary."""
+
+    def register(function: Callable[[Answers], float]) -> Callable[[Answers], float]:
+        RULES[name] = Rule(name, needs, (function.__doc__ or "").split("\n")[0], function)
+        return function
+
+    return register
+
+
+def scores(answers: Answers) -> dict[str, float]:
+    """The score of every rule whose needs are met, by name.
+
+    Raises:
+        ValueError: no sample, or parts of different lengths.
+    """
+    there = {
+        GROUPS: answers.groups_N is not None,
+        LABELS: answers.labels_N is not None,
+        TEACHERS: answers.ensemble_N is not None and answers.biased_N is not None,
+    }
+    parts = vars(answers).values()
+    if len({len(part) for part in parts if part is not None}) != 1 or not len(answers.student_N):
+        raise ValueError("the answers must be of the same samples, and of one at least")
+    return {
+        name: one.function(answers)
+        for name, one in RULES.items()
+        if all(there[need] for need in one.needs)
+    }
+
+
+@rule("worst_group", GROUPS, LABELS)
+def worst_group(answers: Answers) -> float:
+    """Smallest accuracy of any group."""
+    assert answers.groups_N is not None
+    return _worst(_right(answers), answers.groups_N)
+
+
+@rule("worst_class", LABELS)
+def worst_class(answers: Answers) -> float:
+    """Smallest accuracy of any class."""
+    assert answers.labels_N is not None
+    return _worst(_right(answers), answers.labels_N)
+
+
+@rule("accuracy", LABELS)
+def accuracy(answers: Answers) -> float:
+    """Plain accuracy: what is selected on where nobody thinks of groups."""
+    return float(_right(answers).mean())
+
+
+@rule("contradicted", TEACHERS)
+def contradicted(answers: Answers) -> float:
+    """Agreement with the teachers' vote where it contradicts the biased model.
+
+    Those samples stand for the groups that the bias sacrifices. Where the vote and the biased
+    model agree on everything, agreement over all samples.
+    """
+    assert answers.ensemble_N is not None and answers.biased_N is not None
+    agrees_N = _agrees(answers)
+    against_N = answers.ensemble_N != answers.biased_N
+    return float(agrees_N[against_N].mean() if bool(against_N.any()) else agrees_N.mean())
+
+
+@rule("worst_side", TEACHERS)
+def worst_side(answers: Answers) -> float:
+    """Smaller agreement with the vote, of where it contradicts the biased model and where not.
+
+    The two sides are groups guessed without a label.
+    """
+    assert answers.ensemble_N is not None and answers.biased_N is not None
+    return _worst(_agrees(answers), (answers.ensemble_N != answers.biased_N).long())
+
+
+@rule("worst_voted_class", TEACHERS)
+def worst_voted_class(answers: Answers) -> float:
+    """Smallest agreement with the teachers' vote over the classes that are voted for."""
+    assert answers.ensemble_N is not None
+    return _worst(_agrees(answers), answers.ensemble_N)
+
+
+def _right(answers: Answers) -> Tensor:
+    assert answers.labels_N is not None
+    return (answers.student_N == answers.labels_N).double()
+
+
+def _agrees(answers: Answers) -> Tensor:
+    assert answers.ensemble_N is not None
+    return (answers.student_N == answers.ensemble_N).double()
+
+
+def _worst(hits_N: Tensor, kinds_N: Tensor) -> float:
+    """Smallest mean over any kind that has a sample."""
+    count_K = torch.bincount(kinds_N)
+    mean_K = torch.bincount(kinds_N, weights=hits_N) / count_K
+    return float(mean_K[count_K > 0].min())

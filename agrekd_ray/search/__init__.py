@@ -1,0 +1,1 @@
+"""`agrekd tune`: a search whose trials share one record of what the teachers say."""

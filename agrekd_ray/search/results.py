@@ -1,0 +1,120 @@
+"""What a search leaves behind: plain records that tables, plots and tracking read.
+
+As `agrekd_ray.results`, they turn into JSON and back without loss.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from agrekd_ray.results import Epoch, Metrics, Outcome, epochs_from_json
+
+WINNER, DEFAULT = "winner", "default"
+"""Methods of the students that are trained after a search: its winner, and the base job's setting."""
+FINISHED, STOPPED, FAILED, RUNNING = "finished", "stopped early", "failed", "running"
+"""States of a trial; `running` is also what was under way when a search was interrupted."""
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """One trial.
+
+    Attributes:
+        number: of the trial, from 0.
+        setting: value by dotted path, of what the search varies and the trial has. `strategy` is
+            the weighting; all others are keys of the job.
+        state: `finished`, `stopped early`, `failed` or `running`.
+        epochs: that it was to train.
+        history: a record an epoch, means over the seeds; `selection` has the score by rule.
+        seconds: of its epochs.
+        test: metrics on the test split of its last epoch's students, means over the seeds; measured
+            after the search, None before.
+        reason: why it failed.
+    """
+
+    number: int
+    setting: dict[str, Any]
+    state: str
+    epochs: int
+    history: list[Epoch] = field(default_factory=list)
+    seconds: float = 0.0
+    test: Metrics | None = None
+    reason: str | None = None
+
+    @property
+    def name(self) -> str:
+        """`trial-007`."""
+        return f"trial-{self.number:03}"
+
+    def score(self, rule: str) -> float | None:
+        """The last epoch's score by a selection rule; None before the first epoch."""
+        return self.history[-1].selection.get(rule) if self.history else None
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> TrialResult:
+        """Back from plain JSON values."""
+        test = Metrics(**values["test"]) if values["test"] else None
+        return cls(**{**values, "history": epochs_from_json(values["history"]), "test": test})
+
+
+@dataclass(frozen=True)
+class RuleReport:
+    """How well a selection rule would have served.
+
+    Attributes:
+        rule: its name.
+        needs: what it must know of the samples: `groups`, `labels`, `teachers`.
+        correlation: Spearman's rank correlation over the trials between its score and worst-group
+            accuracy on the test split; None where there is none (fewer than three trials, or all
+            the same).
+        trials: that it was computed over.
+        choice: number of the trial that it chooses.
+        test_worst_group_accuracy: of that trial.
+    """
+
+    rule: str
+    needs: tuple[str, ...]
+    correlation: float | None
+    trials: int
+    choice: int
+    test_worst_group_accuracy: float
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """A search, as `results.json` holds it.
+
+    Attributes:
+        name: of the search.
+        folder: where it is.
+        select: name of the rule that chose.
+        winner: number of the trial that was chosen; None where none had a score.
+        trials: in the order in which they began.
+        rules: how well each rule would have served; the one that chose among them.
+        final: students trained after the search with fresh seeds, methods `winner` and `default`.
+        verdict: whether the winner is better than the default, in a sentence.
+        about: settings, versions, names of classes and groups, seconds, cost of the teachers.
+    """
+
+    name: str
+    folder: str
+    select: str
+    winner: int | None
+    trials: list[TrialResult]
+    rules: list[RuleReport] = field(default_factory=list)
+    final: list[Outcome] = field(default_factory=list)
+    verdict: str = ""
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> SearchResult:
+        """Back from `to_json`."""
+        trials = [TrialResult.from_json(trial) for trial in values["trials"]]
+        rules = [RuleReport(**{**r, "needs": tuple(r["needs"])}) for r in values["rules"]]
+        final = [Outcome.from_json(outcome) for outcome in values["final"]]
+        return cls(**{**values, "trials": trials, "rules": rules, "final": final})
