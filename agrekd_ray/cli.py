@@ -6,13 +6,16 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from agrekd_ray import __version__
 from agrekd_ray.errors import AgrekdError
+
+if TYPE_CHECKING:
+    from agrekd_ray.search.folder import SearchFolder
 
 INVALID, FAILED, INTERRUPTED = 2, 1, 130
 JobFile = Annotated[Path, typer.Argument(help="The job, a YAML file.", metavar="JOB")]
@@ -51,10 +54,14 @@ def run(job: JobFile, overrides: Overrides = None) -> None:
 def resume(
     folder: Annotated[Path, typer.Argument(help="Of the run, like runs/JOB/latest.")],
 ) -> None:
-    """Go on with a run that was stopped or killed, with the student and epoch where it was."""
+    """Go on with a job or search that was stopped or killed, where it was."""
     from agrekd_ray.run.folder import RunFolder
     from agrekd_ray.run.job import run_job
+    from agrekd_ray.search.folder import SearchFolder
 
+    if SearchFolder.holds(folder):
+        _search(SearchFolder.open(folder))
+        return
     opened = RunFolder.open(folder)
     _resumable(opened.path, lambda: run_job(opened, Console()))
 
@@ -69,10 +76,40 @@ def record(job: JobFile, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def validate(job: JobFile, overrides: Overrides = None) -> None:
-    """Check a job whole, without starting anything: all its faults at once."""
-    from agrekd_ray.config import load_job
+def tune(
+    space: Annotated[Path, typer.Argument(help="The search, a YAML file.", metavar="SPACE")],
+    overrides: Overrides = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the last run of this search.")
+    ] = False,
+) -> None:
+    """Search temperature, weighting and other settings of a job; trials share its teachers."""
+    from agrekd_ray.search.folder import SearchFolder
+    from agrekd_ray.search.settings import load_search
 
+    planned = load_search(space, overrides or [])
+    _search(SearchFolder.last(planned) if resume else SearchFolder.create(planned))
+
+
+def _search(folder: SearchFolder) -> None:
+    from agrekd_ray.run.environment import prepare
+
+    prepare(starts_cluster=folder.planned.base.ray.address is None)
+    from agrekd_ray.search.driver import run_search  # imports Ray, which reads the environment
+
+    _resumable(folder.path, lambda: run_search(folder, Console()))
+
+
+@app.command()
+def validate(job: JobFile, overrides: Overrides = None) -> None:
+    """Check a job or a search whole, without starting anything: all its faults at once."""
+    from agrekd_ray.config import load_job, read_job
+    from agrekd_ray.search.settings import load_search
+
+    if "space" in read_job(job, overrides or []):
+        search = load_search(job, overrides or []).search
+        typer.echo(f"{job}: valid ({search.searcher.name} search over {len(search.space)} keys)")
+        return
     checked = load_job(job, overrides or [])
     typer.echo(f"{job}: valid ({len(checked.methods)} methods × {len(checked.seeds)} seeds)")
 

@@ -20,4 +20,12 @@ class RunError(AgrekdError):
 
 
 class TrackingError(AgrekdError):
-    """The MLflow store cannot be created or reached."""
+    """The MLflow store cannot be created or reached, or refuses something.
+
+    Attributes:
+        temporary: whether the same may go well later.
+    """
+
+    def __init__(self, message: str, *, temporary: bool = False) -> None:
+        super().__init__(message)
+        self.temporary = temporary

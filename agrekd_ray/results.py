@@ -6,7 +6,9 @@ stopped can be completed by another process from the files alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from statistics import mean
 from typing import Any
 
 
@@ -54,6 +56,7 @@ class Epoch:
             `weights[group][teacher]`; empty for students without teachers.
         fallback_share: share of samples whose weights were all zero (the 0/0 case), in [0, 1].
         selection: score by selection rule, for students of a search.
+        steps: of training, of all students that the record is the mean of.
     """
 
     epoch: int
@@ -64,11 +67,38 @@ class Epoch:
     weights: dict[str, dict[str, float]] = field(default_factory=dict)
     fallback_share: float = 0.0
     selection: dict[str, float] = field(default_factory=dict)
+    steps: int = 0
 
 
 def epochs_from_json(values: list[dict[str, Any]]) -> list[Epoch]:
     """Epochs out of plain JSON values."""
     return [Epoch(**{**epoch, "val": Metrics(**epoch["val"])}) for epoch in values]
+
+
+def mean_metrics(several: Sequence[Metrics]) -> Metrics:
+    """Means of all figures, over students that were measured on the same samples."""
+    scalars = {name: mean(getattr(m, name) for m in several) for name in several[0].scalars()}
+    groups = {name: mean(m.groups[name] for m in several) for name in several[0].groups}
+    return Metrics(**scalars, groups=groups, counts=several[0].counts)
+
+
+def mean_epoch(several: Sequence[Epoch]) -> Epoch:
+    """Means of the same epoch of several students with the same teachers; their seconds add up."""
+    first = several[0]
+    return Epoch(
+        epoch=first.epoch,
+        loss=mean(epoch.loss for epoch in several),
+        learning_rate=first.learning_rate,
+        seconds=sum(epoch.seconds for epoch in several),
+        val=mean_metrics([epoch.val for epoch in several]),
+        weights={
+            group: {teacher: mean(e.weights[group][teacher] for e in several) for teacher in taught}
+            for group, taught in first.weights.items()
+        },
+        fallback_share=mean(epoch.fallback_share for epoch in several),
+        selection={rule: mean(e.selection[rule] for e in several) for rule in first.selection},
+        steps=sum(epoch.steps for epoch in several),
+    )
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import pytest
 from mlflow import MlflowClient
 from rich.console import Console
 
@@ -18,6 +19,7 @@ from agrekd_ray.run.monitor import Monitor
 from agrekd_ray.settings import Training
 from agrekd_ray.student import Assignment
 from agrekd_ray.tracking.mlflow_runs import Tracker
+from agrekd_ray.tracking.outbox import Outbox
 
 METRICS = Metrics(0.5, 0.25, 0.6, 0.5, 0.1, 0.3, {"a": 0.25, "b": 0.75}, {"a": 4, "b": 4})
 GIVEN = Assignment(
@@ -27,20 +29,23 @@ HISTORY = [Epoch(number, 1.0 / (1 + number), 0.1, 0.2, METRICS) for number in ra
 OUTCOME = Outcome("one_hot", 0, "-", {"val": METRICS, "test": METRICS}, HISTORY)
 
 
-def watched(tracker: Any) -> tuple[Monitor, io.StringIO]:
+def watched(tracker: Any) -> tuple[Monitor, Outbox, io.StringIO]:
     screen = io.StringIO()
     display = Display(Console(file=screen, width=200))
     display.stage("students", 3, "epochs")
-    return Monitor(display, tracker, (GIVEN,)), screen
+    outbox = Outbox(display.note, pause=0.02)
+    return Monitor(display, tracker, outbox, (GIVEN,)), outbox, screen
 
 
 def test_an_epoch_that_is_told_twice_counts_once(tmp_path: Path) -> None:
     tracker = Tracker(None, "test", tmp_path)
     tracker.start_job("job", {}, {})
-    monitor, screen = watched(tracker)
+    monitor, outbox, screen = watched(tracker)
     for epoch in (HISTORY[0], HISTORY[1], HISTORY[1], HISTORY[2]):  # as after a restart
         monitor.handle(StudentEpoch(GIVEN.name, 3, epoch))
     monitor.handle(StudentDone(OUTCOME))
+    assert outbox.drain() == 0
+    outbox.close()
     client = MlflowClient(tracker.uri)
     history = client.get_metric_history(monitor.run(GIVEN), "train/loss")
     assert sorted((m.step, round(m.value, 4)) for m in history) == [(0, 1.0), (1, 0.5), (2, 0.3333)]
@@ -48,21 +53,61 @@ def test_an_epoch_that_is_told_twice_counts_once(tmp_path: Path) -> None:
     assert "4/3" not in screen.getvalue()
 
 
-class _Away:
-    """A store that nobody can reach."""
+class _Flaky:
+    """A tracker whose store is away until it is said to be back."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self.tracker, self.away = tracker, True
 
     def __getattr__(self, name: str) -> Any:
-        def fail(*args: Any) -> None:
-            raise TrackingError("the server is away")
+        def call(*args: Any) -> Any:
+            if self.away:
+                raise TrackingError("the server is away", temporary=True)
+            return getattr(self.tracker, name)(*args)
 
-        return fail
+        return call
 
 
-def test_a_store_that_goes_away_is_said_once_and_stops_nothing() -> None:
-    monitor, screen = watched(_Away())
+def test_a_store_that_goes_away_is_said_once_and_gets_everything_later(tmp_path: Path) -> None:
+    tracker = Tracker(None, "test", tmp_path)
+    tracker.start_job("job", {}, {})
+    flaky = _Flaky(tracker)
+    monitor, outbox, screen = watched(flaky)
     for epoch in HISTORY:
         monitor.handle(StudentEpoch(GIVEN.name, 3, epoch))
     monitor.handle(StudentDone(OUTCOME))
-    monitor.finished(OUTCOME)
+    assert outbox.drain(patience=0.2) > 0
     assert screen.getvalue().count("the server is away") == 1
-    assert not monitor.tracking
+    flaky.away = False
+    assert outbox.drain() == 0
+    outbox.close()
+    assert "answers again" in screen.getvalue()
+    run = MlflowClient(tracker.uri).get_run(monitor.run(GIVEN))
+    history = MlflowClient(tracker.uri).get_metric_history(run.info.run_id, "train/loss")
+    assert [m.step for m in history] == [0, 1, 2]
+    assert run.info.status == "FINISHED"
+
+
+def test_what_the_store_refuses_is_said_and_the_rest_goes_on() -> None:
+    sent: list[int] = []
+    said: list[str] = []
+    outbox = Outbox(said.append, pause=0.02)
+
+    def refused() -> None:
+        raise TrackingError("no such thing")
+
+    outbox.put(refused)
+    outbox.put(lambda: sent.append(1))
+    assert outbox.drain() == 0
+    assert (sent, len(said)) == ([1], 1)
+
+
+def test_a_fault_of_ours_is_not_swallowed() -> None:
+    outbox = Outbox(lambda text: None)
+
+    def broken() -> None:
+        raise KeyError("a bug")
+
+    outbox.put(broken)
+    with pytest.raises(KeyError, match="a bug"):
+        outbox.drain()

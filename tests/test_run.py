@@ -148,7 +148,7 @@ def test_recorded_up_front_no_run_starts_a_teacher(tmp_path: Path, store: Path) 
     screen = agrekd("run", job, "seeds=[4]", "distillation.temperature=2", "distillation.alpha=0.9")
     assert "no forward pass: all that they say had been recorded before" in screen
     effort = json.loads((tmp_path / "runs/tiny/latest/results.json").read_text())["job"]["effort"]
-    assert effort == {"actors": 0, "forwards": 0, "recorded": 0}
+    assert effort == {"actors": 0, "forwards": 0, "recorded": 0, "seconds": 0.0}
     (tmp_path / "local").mkdir()
     agrekd("run", write_job(tmp_path / "local", store, **{**changes, "guidance": "local"}))
     first = sorted((tmp_path / "runs/tiny").iterdir())[0]

@@ -79,6 +79,10 @@ class TeacherActor:
         """Forward passes of a backbone so far."""
         return self._host.forwards
 
+    def seconds(self) -> float:
+        """That they took."""
+        return self._host.seconds
+
     def process(self) -> int:
         """Id of the process that the actor lives in now."""
         return os.getpid()
@@ -229,8 +233,15 @@ class Fleet:
 
     def forwards(self) -> int:
         """Forward passes of a backbone so far, over all actors."""
+        return int(self._sum("forwards"))
+
+    def seconds(self) -> float:
+        """That they took, over all actors."""
+        return self._sum("seconds")
+
+    def _sum(self, figure: str) -> float:
         try:
-            return sum(ray.get([actor.forwards.remote() for actor in self.actors]))
+            return sum(ray.get([getattr(actor, figure).remote() for actor in self.actors]))
         except (RayTaskError, RayActorError) as error:
             raise plain_error(error, "a teacher") from None
 

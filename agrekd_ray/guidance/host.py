@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -75,6 +76,8 @@ class TeacherHost:
         self._kept: OrderedDict[tuple[object, ...], Future[dict[str, Tensor]]] = OrderedDict()
         self.forwards = 0
         """Forward passes of a backbone so far."""
+        self.seconds = 0.0
+        """That they took."""
         self.computed = 0
         """Samples that a backbone has seen so far, over all passes."""
 
@@ -211,6 +214,7 @@ class TeacherHost:
         return len(missing) - len(now)
 
     def _compute(self, names: Sequence[str], epoch: int, ids: np.ndarray) -> dict[str, Tensor]:
+        began = time.perf_counter()
         images = self._samples.inputs(ids, epoch)
         if self._device.type == "cuda":
             images = images.pin_memory().to(self._device, non_blocking=True)
@@ -230,6 +234,7 @@ class TeacherHost:
         parts = self._computing.map(through, heads) if len(heads) > 1 else map(through, heads)
         logits = {name: answer.cpu() for part in parts for name, answer in part.items()}
         self.forwards += len(heads)
+        self.seconds += time.perf_counter() - began
         self.computed += len(heads) * len(ids)
         for name, answer in logits.items():
             broken = int((~torch.isfinite(answer)).any(1).sum())

@@ -9,6 +9,7 @@ from pathlib import Path
 from agrekd_ray.channel import Channel
 from agrekd_ray.config import Job
 from agrekd_ray.data import open_dataset
+from agrekd_ray.events import Post
 from agrekd_ray.run.engine import Effort, Handle
 from agrekd_ray.run.listener import Listener
 from agrekd_ray.run.session import RaySession
@@ -90,6 +91,11 @@ class RayEngine:
         ):
             teaching.record()
         return teaching.effort
+
+    @property
+    def post(self) -> Post:
+        """Tells the driver, from any process."""
+        return self._channel.post
 
     def _listening(self, *watchers: Handle) -> Listener:
         return Listener(self._channel, (self._handle, *watchers))

@@ -89,13 +89,14 @@ class Display:
         parts = [f"{self._stage:<8} {self._done:.0f}/{self._total} {self._unit}"]
         if 0 < self._done < self._total:
             left = (now - self._started) / self._done * (self._total - self._done)
-            parts.append(f"about {_clock(left)} left")
+            parts.append(f"about {clock(left)} left")
         if what:
             parts.append(what)
-        return f"[{_clock(now - self._begin)}] " + " · ".join(parts)
+        return f"[{clock(now - self._begin)}] " + " · ".join(parts)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Minutes and seconds, and hours where there are any."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes:02}:{rest:02}"

@@ -28,11 +28,13 @@ class Effort:
         actors: that were started for them.
         forwards: forward passes of a backbone.
         recorded: bytes of their records.
+        seconds: that the forward passes took.
     """
 
     actors: int = 0
     forwards: int = 0
     recorded: int = 0
+    seconds: float = 0.0
 
     @property
     def in_words(self) -> str:
@@ -135,7 +137,7 @@ class LocalEngine:
                     self._handle(StudentEpoch(assignment.name, epochs, record))
             for outcome in student.finish(students):
                 self._handle(StudentDone(outcome))
-        return Effort(forwards=host.forwards if host else 0)
+        return Effort(forwards=host.forwards, seconds=host.seconds) if host else Effort()
 
     def record(self, checkpoints: dict[str, Path], views: Sequence[int]) -> Effort:
         """See `Engine.record`.

@@ -17,6 +17,15 @@ def prepare(starts_cluster: bool) -> None:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         # How often Train's controller looks whether a worker has died or all have ended.
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+        # A search shows its trials itself; Tune's own table, loggers and tracebacks are not wanted.
+        "RAY_AIR_NEW_OUTPUT": "0",
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",
+        "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+        # Seconds between two snapshots of a search, from which a killed one is resumed.
+        "TUNE_GLOBAL_CHECKPOINT_S": "1",
     }
     if starts_cluster:
         # A token is what Ray uses here anyway; naming it spares the user Ray's notice of it.

@@ -37,76 +37,14 @@ class State:
 
 
 @dataclass(frozen=True)
-class RunFolder:
-    """Paths and state of one run.
+class Folder:
+    """Path and state of one run, of whatever kind.
 
     Attributes:
-        path: the folder, `RUNS/JOB/STAMP`.
-        job: the resolved job.
+        path: the folder, `RUNS/NAME/STAMP`.
     """
 
     path: Path
-    job: Job
-
-    @classmethod
-    def create(cls, job: Job) -> RunFolder:
-        """A new folder with the resolved job in it; `RUNS/JOB/latest` points to it from now on.
-
-        Raises:
-            RunError: it cannot be written.
-        """
-        stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-        path = job.runs / job.name / f"{stamp}-{uuid.uuid4().hex[:4]}"
-        folder = cls(path, job)
-        try:
-            path.mkdir(parents=True)
-            text = yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False)
-            (path / JOB).write_text(f"# agrekd resume {path}\n{text}")
-            folder.write_state(State())
-            link = path.with_name(f".latest-{uuid.uuid4().hex[:8]}")
-            link.symlink_to(path.name)
-            os.replace(link, path.with_name("latest"))
-        except OSError as error:
-            raise RunError(
-                f"{path}: cannot write the run's folder ({error.strerror or error}). Set runs= to "
-                "a folder that can be written."
-            ) from None
-        return folder
-
-    @classmethod
-    def open(cls, path: Path) -> RunFolder:
-        """The folder of an earlier run.
-
-        Raises:
-            RunError: there is no run, or its job is damaged.
-            JobError: the job is no longer valid, for instance because its data have gone.
-        """
-        path = path.resolve()
-        try:
-            raw = yaml.safe_load((path / JOB).read_text())
-        except OSError as error:
-            raise RunError(
-                f"{path}: no run there ({error.strerror or error}). Name a run's folder, like "
-                "runs/JOB/latest."
-            ) from None
-        except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
-            raw = None
-        if not isinstance(raw, dict):
-            raise RunError(f"{path / JOB}: damaged; start the job anew.")
-        job, faults = check_job(raw)
-        if faults or job is None:
-            raise JobError(str(path / JOB), faults)
-        return cls(path, job)
-
-    @property
-    def students(self) -> Path:
-        """Finished methods × seeds, a folder each."""
-        return self.path / "students"
-
-    @property
-    def training(self) -> Path:
-        """Checkpoints of the training under way."""
-        return self.path / "training"
 
     @property
     def plots(self) -> Path:
@@ -143,3 +81,97 @@ class RunFolder:
             except OSError:
                 raise RunError(f"{self.path}: another process is running this run.") from None
             yield
+
+
+@dataclass(frozen=True)
+class RunFolder(Folder):
+    """The folder of a job's run.
+
+    Attributes:
+        job: the resolved job.
+    """
+
+    job: Job
+
+    @classmethod
+    def create(cls, job: Job) -> RunFolder:
+        """A new folder with the resolved job in it; `RUNS/JOB/latest` points to it from now on.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        return cls(new_folder(job.runs, job.name, JOB, job.model_dump(mode="json")), job)
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """The folder of an earlier run.
+
+        Raises:
+            RunError: there is no run, or its job is damaged.
+            JobError: the job is no longer valid, for instance because its data have gone.
+        """
+        path = path.resolve()
+        job, faults = check_job(read_resolved(path, JOB))
+        if faults or job is None:
+            raise JobError(str(path / JOB), faults)
+        return cls(path, job)
+
+    @property
+    def students(self) -> Path:
+        """Finished methods × seeds, a folder each."""
+        return self.path / "students"
+
+    @property
+    def training(self) -> Path:
+        """Checkpoints of the training under way."""
+        return self.path / "training"
+
+
+def new_folder(runs: Path, name: str, file: str, content: dict[str, Any]) -> Path:
+    """A new folder `RUNS/NAME/STAMP`; `RUNS/NAME/latest` points to it from now on.
+
+    Args:
+        runs: folder of all runs.
+        name: of the job or search.
+        file: that holds what is run.
+        content: of that file, whole and resolved.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    path = runs / name / f"{stamp}-{uuid.uuid4().hex[:4]}"
+    try:
+        path.mkdir(parents=True)
+        text = yaml.safe_dump(content, sort_keys=False)
+        (path / file).write_text(f"# agrekd resume {path}\n{text}")
+        Folder(path).write_state(State())
+        link = path.with_name(f".latest-{uuid.uuid4().hex[:8]}")
+        link.symlink_to(path.name)
+        os.replace(link, path.with_name("latest"))
+    except OSError as error:
+        raise RunError(
+            f"{path}: cannot write the run's folder ({error.strerror or error}). Set runs= to "
+            "a folder that can be written."
+        ) from None
+    return path
+
+
+def read_resolved(path: Path, file: str) -> dict[str, Any]:
+    """What `new_folder` wrote.
+
+    Raises:
+        RunError: there is no run, or the file is damaged.
+    """
+    try:
+        raw = yaml.safe_load((path / file).read_text())
+    except OSError as error:
+        raise RunError(
+            f"{path}: no run there ({error.strerror or error}). Name a run's folder, like "
+            "runs/JOB/latest."
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
+        raw = None
+    if not isinstance(raw, dict):
+        raise RunError(f"{path / file}: damaged; start the job anew.")
+    return raw

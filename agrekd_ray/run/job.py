@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -32,7 +34,11 @@ from agrekd_ray.student import read_outcome, write_outcome
 from agrekd_ray.teachers import Pool, vote
 from agrekd_ray.tracking import plots, tables
 from agrekd_ray.tracking.mlflow_runs import Tracker
+from agrekd_ray.tracking.outbox import Outbox
 from agrekd_ray.training import evaluate, score
+
+PATIENCE_AT_FAILURE = 5.0
+"""Seconds that a run which has failed waits for an MLflow that is away."""
 
 
 def run_job(folder: RunFolder, console: Console) -> list[Outcome]:
@@ -62,6 +68,22 @@ def _engine(job: Job, handle: Handle) -> Engine:
     return RayEngine(job, handle)
 
 
+def effort_metrics(effort: Effort | None, outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """What the teachers of a run cost, under MLflow's names.
+
+    Args:
+        effort: of the teachers; None where nobody was taught.
+        outcomes: students, whose fastest epoch says what a step of theirs takes.
+    """
+    if effort is None:
+        return {}
+    figures = {f"teachers/{name}": float(value) for name, value in asdict(effort).items()}
+    steps = [e.seconds / e.steps for outcome in outcomes for e in outcome.history if e.steps]
+    if steps and min(steps) > 0:
+        figures["cost/teacher_steps"] = effort.seconds / min(steps)
+    return figures
+
+
 class _Run:
     """The state that the parts of one run share."""
 
@@ -75,7 +97,8 @@ class _Run:
         self.tracker = Tracker(
             self.job.tracking.uri, self.job.tracking.experiment or self.job.name, self.job.runs
         )
-        self.monitor = Monitor(self.display, self.tracker, self.plan.assignments)
+        self.outbox = Outbox(lambda text: self.display.note(text, "yellow"))
+        self.monitor = Monitor(self.display, self.tracker, self.outbox, self.plan.assignments)
         self.effort: Effort | None = None
         self.began = time.monotonic()
 
@@ -93,15 +116,26 @@ class _Run:
                 self._votes()
                 outcomes = self._outcomes()
                 self._reports(outcomes)
-                self.monitor.track(lambda: self._publish(run_id, outcomes))
+                self._publish(run_id, outcomes)
+                unsent = self.outbox.drain()
         except KeyboardInterrupt:
             self._end("interrupted", run_id, "stopped by the user", "KILLED")
             raise
         except BaseException as error:
             self._end("failed", run_id, str(error) or type(error).__name__, "FAILED")
             raise
+        finally:
+            self.outbox.close()
         self.folder.update(status="finished")
         self._show(outcomes)
+        if unsent:
+            self.console.print(
+                f"MLflow did not get everything: when it answers again, agrekd resume "
+                f"{self.folder.path}",
+                style="yellow",
+                highlight=False,
+                soft_wrap=True,
+            )
         return outcomes
 
     def _work(self) -> None:
@@ -242,7 +276,8 @@ class _Run:
         students = [outcome for outcome in outcomes if outcome.checkpoint is not None]
         self.display.stage("MLflow", len(students), "models")
         example = self.dataset.inputs(self.dataset.splits[TEST][:2], None).numpy()
-        for outcome in students:
+
+        def log_model(outcome: Outcome) -> None:
             model, _ = load(self.folder.path / str(outcome.checkpoint))
             self.tracker.log_model(
                 self.monitor.run(outcome),
@@ -251,26 +286,29 @@ class _Run:
                 self.dataset.classes,
             )
             self.display.advance(outcome.name)
-        self.tracker.finish_job(
-            run_id,
-            self.folder.path,
-            "FINISHED",
-            tables.summary_metrics(outcomes) | self._effort_metrics(),
-            tables.markdown(outcomes, self._members()[0]),
+
+        for outcome in students:
+            self.outbox.put(functools.partial(log_model, outcome))
+        metrics = tables.summary_metrics(outcomes) | self._effort_metrics()
+        description = tables.markdown(outcomes, self._members()[0])
+        self.outbox.put(
+            lambda: self.tracker.finish_job(
+                run_id, self.folder.path, "FINISHED", metrics, description
+            )
         )
 
     def _end(self, status: str, run_id: str, reason: str, mlflow_status: str) -> None:
         """Leave the run in a state that says what happened; nothing here hides the reason."""
         try:
             self.folder.update(status=status, reason=reason)
-            self.tracker.fail(run_id, reason, mlflow_status)
-        except (AgrekdError, OSError) as error:
+            self.outbox.put(lambda: self.tracker.fail(run_id, reason, mlflow_status))
+            self.outbox.drain(PATIENCE_AT_FAILURE)
+        except Exception as error:
             self.display.note(f"could not record that the run ended: {error}", "yellow")
 
     def _effort_metrics(self) -> dict[str, float]:
-        """What the teachers cost, for MLflow."""
-        effort = asdict(self.effort) if self.effort else {}
-        return {f"teachers/{name}": float(value) for name, value in effort.items()}
+        """What the teachers cost, for MLflow; in training steps of the students too."""
+        return effort_metrics(self.effort, self._outcomes())
 
     def _show(self, outcomes: list[Outcome]) -> None:
         members, _ = self._members()

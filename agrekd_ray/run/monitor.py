@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
-from agrekd_ray.errors import TrackingError
 from agrekd_ray.events import (
     Event,
     Failed,
@@ -21,6 +20,7 @@ from agrekd_ray.results import Epoch, Outcome
 from agrekd_ray.run.display import Display
 from agrekd_ray.student import Assignment
 from agrekd_ray.tracking.mlflow_runs import Tracker
+from agrekd_ray.tracking.outbox import Outbox
 
 SECONDS_BETWEEN_WRITES = 5.0
 
@@ -40,25 +40,26 @@ def show_progress(display: Display, event: Event) -> None:
 class Monitor:
     """Handles events, one at a time. A repeated event (after a restart) counts once.
 
-    Where MLflow cannot be written, that is said once and the run goes on: everything is in the
-    run's folder too.
-
     Args:
         display: the progress line.
         tracker: MLflow.
+        outbox: through which it is told.
         assignments: the students that are trained.
     """
 
     def __init__(
-        self, display: Display, tracker: Tracker, assignments: tuple[Assignment, ...]
+        self,
+        display: Display,
+        tracker: Tracker,
+        outbox: Outbox,
+        assignments: tuple[Assignment, ...],
     ) -> None:
-        self._display, self._tracker = display, tracker
+        self._display, self._tracker, self._outbox = display, tracker, outbox
         self._assignments = {assignment.name: assignment for assignment in assignments}
         self._seen: set[tuple[str, int]] = set()
         self._runs: dict[str, str] = {}
         self._unwritten: dict[str, list[Epoch]] = {}
         self._written = time.monotonic()
-        self.tracking = True
         self.failure: str | None = None
         """What a worker said before it ended the run."""
 
@@ -78,27 +79,13 @@ class Monitor:
         if outcome.name in self._unwritten:
             self._write_epochs()
 
-        def write() -> None:
-            self._tracker.finish_student(self.run(outcome), outcome)
-
-        self.track(write)
+        self._outbox.put(lambda: self._tracker.finish_student(self.run(outcome), outcome))
 
     def run(self, what: Outcome | Assignment) -> str:
         """The MLflow run of a method × seed."""
         if what.name not in self._runs:
-            params: dict[str, Any] = {"teachers": what.teachers}
-            assignment = self._assignments.get(what.name)
-            if assignment is not None:
-                params |= _flat("student.model", assignment.model.model_dump())
-                params |= _flat("student.training", assignment.training.model_dump())
-                if assignment.lesson is not None:
-                    lesson = assignment.lesson
-                    params |= {
-                        "distillation.strategy": lesson.strategy,
-                        "distillation.temperature": lesson.temperature,
-                        "distillation.alpha": lesson.alpha,
-                        **_flat(f"distillation.{lesson.strategy}", lesson.options),
-                    }
+            given = self._assignments.get(what.name)
+            params = student_params(given) if given else {"teachers": what.teachers}
             self._runs[what.name] = self._tracker.student(what.method, what.seed, params)
         return self._runs[what.name]
 
@@ -124,17 +111,26 @@ class Monitor:
             for student, epochs in unwritten.items():
                 self._tracker.log_epochs(self.run(self._assignments[student]), epochs)
 
-        self.track(write)
+        self._outbox.put(write)
 
-    def track(self, write: Callable[[], None]) -> None:
-        """Write to MLflow, as long as that works."""
-        if not self.tracking:
-            return
-        try:
-            write()
-        except TrackingError as error:
-            self.tracking = False
-            self._display.note(f"MLflow is not written any more: {error}", "yellow")
+
+def student_params(given: Assignment) -> dict[str, Any]:
+    """What a student is made of, flat, under the same names for jobs and searches."""
+    params: dict[str, Any] = {
+        "teachers": given.teachers,
+        **_flat("student.model", given.model.model_dump()),
+        **_flat("student.training", given.training.model_dump()),
+    }
+    if given.lesson is not None:
+        weighting = given.lesson.sample_weighting
+        params |= {
+            "distillation.strategy": given.lesson.strategy,
+            "distillation.temperature": given.lesson.temperature,
+            "distillation.alpha": given.lesson.alpha,
+            **_flat(f"distillation.{given.lesson.strategy}", given.lesson.options),
+            **_flat("distillation.sample_weighting", asdict(weighting) if weighting else {}),
+        }
+    return params
 
 
 def _flat(prefix: str, values: dict[str, Any]) -> dict[str, Any]:

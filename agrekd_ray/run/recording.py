@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 from rich.console import Console
 
 from agrekd_ray.config import Job
-from agrekd_ray.data import TRAIN, open_dataset
+from agrekd_ray.data import TRAIN, Dataset, open_dataset
 from agrekd_ray.errors import RunError
 from agrekd_ray.outputs import Outputs
 from agrekd_ray.run.display import Display
-from agrekd_ray.run.engine import Effort
+from agrekd_ray.run.engine import Effort, Engine
 from agrekd_ray.run.environment import prepare
 from agrekd_ray.run.monitor import show_progress
-from agrekd_ray.run.plan import epochs_of, make_plan
+from agrekd_ray.run.plan import Plan, epochs_of, make_plan
 from agrekd_ray.teachers import Pool
 
 
@@ -42,14 +43,9 @@ def record_job(job: Job, console: Console) -> Effort:
         raise RunError(f"guidance: {job.guidance} keeps no records; set guidance=auto.")
     pool = Pool(job.teachers.store, samples)
     views = sorted({samples.view(epoch) for epoch in range(job.student.training.epochs)})
-    families = pool.missing(plan.draw.recipes.values())
     checkpoints = plan.checkpoints(pool)
-
-    def recorded() -> Outputs:
-        return Outputs(job.outputs, checkpoints, samples, job.fleet.autocast)
-
     effort = Effort()
-    if families or recorded().missing(views):
+    if missing(job, plan, samples, views):
         prepare(starts_cluster=job.ray.address is None)
         from agrekd_ray.run.cluster import RayEngine  # imports Ray, which reads the environment
 
@@ -57,15 +53,10 @@ def record_job(job: Job, console: Console) -> Effort:
             display.stage("start", 0, "")
             engine = RayEngine(job, functools.partial(show_progress, display))
             try:
-                if families:
-                    display.stage("teachers", epochs_of(families), "epochs")
-                    engine.make_teachers(families)
-                left = {view for _, view in recorded().missing(views)}
-                display.stage("outputs", len(left) * len(samples.splits[TRAIN]), "samples")
-                effort = engine.record(checkpoints, views)
+                effort = make_and_record(engine, display, job, plan, samples, views)
             finally:
                 engine.close()
-    outputs = recorded()
+    outputs = Outputs(job.outputs, checkpoints, samples, job.fleet.autocast)
     console.print(
         f"{len(checkpoints)} teachers, {len(views)} views of {outputs.count} samples: "
         f"{outputs.bytes() / 1e6:.1f} MB in {job.outputs.store}; {effort.in_words}",
@@ -73,3 +64,51 @@ def record_job(job: Job, console: Console) -> Effort:
         soft_wrap=True,
     )
     return effort
+
+
+def missing(job: Job, plan: Plan, samples: Dataset, views: Sequence[int]) -> bool:
+    """Whether a teacher has to be made, or something that they say to be recorded."""
+    pool = Pool(job.teachers.store, samples)
+    if pool.missing(plan.draw.recipes.values()):
+        return True
+    outputs = Outputs(job.outputs, plan.checkpoints(pool), samples, job.fleet.autocast)
+    return bool(outputs.missing(views))
+
+
+def make_and_record(
+    engine: Engine,
+    display: Display,
+    job: Job,
+    plan: Plan,
+    samples: Dataset,
+    views: Sequence[int],
+    *,
+    record: bool = True,
+) -> Effort:
+    """Make the pool's missing teachers, then record what is missing of what they say.
+
+    Args:
+        engine: does the work.
+        display: the progress line.
+        job: the job.
+        plan: of the job.
+        samples: the data set.
+        views: that will be asked for.
+        record: false makes the teachers only.
+
+    Returns:
+        What the teachers' outputs cost.
+    """
+    pool = Pool(job.teachers.store, samples)
+    families = pool.missing(plan.draw.recipes.values())
+    if families:
+        display.stage("teachers", epochs_of(families), "epochs")
+        engine.make_teachers(families)
+    checkpoints = plan.checkpoints(pool)
+    left = Outputs(job.outputs, checkpoints, samples, job.fleet.autocast).missing(views)
+    if not record or not left:
+        return Effort()
+    display.stage(
+        "outputs", len({view for _, view in left}) * len(samples.splits[TRAIN]), "samples"
+    )
+    return engine.record(checkpoints, views)

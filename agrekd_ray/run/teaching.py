@@ -119,10 +119,10 @@ class Teaching(AbstractContextManager["Teaching"]):
     def _release(self, *, count: bool = True) -> None:
         fleet, self._fleet = self._fleet, None
         if fleet is not None:
-            forwards = fleet.forwards() if count else 0
+            forwards, seconds = (fleet.forwards(), fleet.seconds()) if count else (0, 0.0)
             fleet.close()
             recorded = self._outputs.bytes() if self._outputs else 0
-            self.effort = Effort(self.effort.actors, forwards, recorded)
+            self.effort = Effort(self.effort.actors, forwards, recorded, seconds)
 
     def _say_damaged(self, outputs: Outputs) -> None:
         damaged = [outputs.path(*one) for one in self._missing if outputs.path(*one).exists()]

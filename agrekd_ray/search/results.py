@@ -11,7 +11,7 @@ from typing import Any
 from agrekd_ray.results import Epoch, Metrics, Outcome, epochs_from_json
 
 WINNER, DEFAULT = "winner", "default"
-"""Methods of the students that are trained after a search: its winner, and the base job's setting."""
+"""Methods of the students trained after a search: its winner, and the base job's setting."""
 FINISHED, STOPPED, FAILED, RUNNING = "finished", "stopped early", "failed", "running"
 """States of a trial; `running` is also what was under way when a search was interrupted."""
 

@@ -189,7 +189,9 @@ def check_search(raw: dict[str, Any], folder: Path) -> tuple[Planned | None, lis
     try:
         base = read_job(folder / search.job)
     except JobError as error:
-        return None, [Fault("job", str(search.job), fault.problem, fault.nearest) for fault in error.faults]
+        return None, [
+            Fault("job", str(search.job), fault.problem, fault.nearest) for fault in error.faults
+        ]
     base = applied(base, search.changes)
     job, faults = check_job(base)
     if job is None:
@@ -199,6 +201,22 @@ def check_search(raw: dict[str, Any], folder: Path) -> tuple[Planned | None, lis
     if not found:
         found = _values(planned)
     return (None if found else planned), found
+
+
+def check_resolved(raw: dict[str, Any]) -> tuple[Planned | None, list[Fault]]:
+    """A search as its folder holds it, with its base job; and what is no longer valid of it.
+
+    Args:
+        raw: the values.
+    """
+    job, faults = check_job(raw.get("base") or {})
+    if job is None:
+        return None, faults
+    try:
+        search = Search.model_validate({key: raw[key] for key in raw if key != "base"})
+    except ValidationError as error:
+        return None, faults_of(error, Search)
+    return Planned(search, job.model_dump(mode="json")), []
 
 
 def _within(fault: Fault, search: Search) -> Fault:
@@ -230,7 +248,7 @@ def _paths(planned: Planned) -> list[Fault]:
 
 def known_paths(path: str) -> list[str] | None:
     """None where a job has such a key; otherwise the keys that it has there."""
-    *blocks, last = path.split(".")
+    *blocks, _last = path.split(".")
     for depth in range(len(blocks) + 1):
         names = names_at(blocks[:depth])
         part = path.split(".")[depth]
@@ -238,7 +256,9 @@ def known_paths(path: str) -> list[str] | None:
             return None  # an architecture's own arguments, which its builder checks
         if part not in names:
             prefix = ".".join(blocks[:depth])
-            deeper = [f"{name}.{inner}" for name in names for inner in names_at([*blocks[:depth], name])]
+            deeper = [
+                f"{name}.{inner}" for name in names for inner in names_at([*blocks[:depth], name])
+            ]
             everywhere = [*names, *deeper]
             return [f"{prefix}.{name}" if prefix else name for name in everywhere]
     return None
@@ -257,20 +277,35 @@ def _conditions(planned: Planned) -> list[Fault]:
             implied = other == STRATEGY and other not in domain.when
             if implied:
                 if not set(values) & set(tried):
-                    problem = f"an option of {values[0]}, which no trial has (strategy: {', '.join(tried)})"
+                    problem = f"an option of {values[0]}; trials have only {', '.join(tried)}"
                     found.append(Fault(key, "", problem))
             elif other in search.space and other not in earlier:
-                found.append(Fault(f"{key}.when", other, "must stand before the path that depends on it"))
+                found.append(
+                    Fault(f"{key}.when", other, "must stand before the path that depends on it")
+                )
             elif other in search.space:
                 there = search.space[other].listed
                 if there is None:
-                    found.append(Fault(f"{key}.when", other, "is a real range, which no condition can name"))
+                    found.append(
+                        Fault(f"{key}.when", other, "is a real range, which no condition can name")
+                    )
                 elif not any(value in there for value in values):
-                    found.append(Fault(f"{key}.when.{other}", str(values), f"never holds; values are {list(there)}"))
+                    found.append(
+                        Fault(
+                            f"{key}.when.{other}",
+                            str(values),
+                            f"never holds; values are {list(there)}",
+                        )
+                    )
             elif other != STRATEGY and other not in fixed:
                 near = difflib.get_close_matches(other, search.space, 1)
                 found.append(
-                    Fault(f"{key}.when.{other}", "", "neither in the space nor in the job", near[0] if near else None)
+                    Fault(
+                        f"{key}.when.{other}",
+                        "",
+                        "neither in the space nor in the job",
+                        near[0] if near else None,
+                    )
                 )
         earlier.append(path)
     return found
@@ -282,33 +317,59 @@ def _kinds(planned: Planned) -> list[Fault]:
     real = [path for path, domain in search.space.items() if domain.listed is None]
     crossed = [path for path, domain in search.space.items() if domain.kind == "grid"]
     if search.searcher.name == "grid":
-        problem = "the searcher grid cannot list a real range; give choice or grid, or another searcher"
+        problem = (
+            "the searcher grid cannot list a real range; give choice or grid, or another searcher"
+        )
         found += [Fault(f"space.{path}", "", problem) for path in real]
     elif search.trials is None and search.minutes is None:
-        found.append(Fault("trials", "", f"the searcher {search.searcher.name} never ends: give trials or minutes"))
+        found.append(
+            Fault(
+                "trials",
+                "",
+                f"the searcher {search.searcher.name} never ends: give trials or minutes",
+            )
+        )
     if search.searcher.name == "optuna":
         problem = "the searcher optuna proposes values itself; write choice"
         found += [Fault(f"space.{path}", "", problem) for path in crossed]
     if search.scheduler.name == "pbt":
         if search.searcher.name != "random":
-            found.append(Fault("searcher.name", search.searcher.name, "pbt varies settings itself; it begins from random ones"))
+            found.append(
+                Fault(
+                    "searcher.name",
+                    search.searcher.name,
+                    "pbt varies settings itself; it begins from random ones",
+                )
+            )
         for path, domain in search.space.items():
             if not any(path == block or path.startswith(f"{block}.") for block in MIDWAY):
-                found.append(Fault(f"space.{path}", "", "cannot change in mid-training, as pbt would have it"))
+                found.append(
+                    Fault(
+                        f"space.{path}", "", "cannot change in mid-training, as pbt would have it"
+                    )
+                )
             elif domain.when:
                 found.append(Fault(f"space.{path}.when", "", "pbt takes no conditions"))
         if search.trials is not None and search.trials < 4:
-            found.append(Fault("trials", str(search.trials), "pbt needs a population of 4 at least"))
+            found.append(
+                Fault("trials", str(search.trials), "pbt needs a population of 4 at least")
+            )
         if search.trials is None:
             found.append(Fault("trials", "", "pbt needs the size of its population"))
     shared = set(search.seeds) & set(search.final.seeds)
     if shared:
-        found.append(Fault("final.seeds", str(sorted(shared)), "must be fresh: the trials have them too"))
+        found.append(
+            Fault("final.seeds", str(sorted(shared)), "must be fresh: the trials have them too")
+        )
     for key, seeds in (("seeds", search.seeds), ("final.seeds", search.final.seeds)):
         if len(set(seeds)) < len(seeds):
             found.append(Fault(key, str(list(seeds)), "names the same seed twice"))
     if planned.base.guidance == "local":
-        found.append(Fault("job: guidance", "local", "a search runs under Ray; set changes: {guidance: auto}"))
+        found.append(
+            Fault(
+                "job: guidance", "local", "a search runs under Ray; set changes: {guidance: auto}"
+            )
+        )
     return found
 
 
@@ -318,12 +379,24 @@ def _values(planned: Planned) -> list[Fault]:
     sampler = planned.sampler
     for path, domain in planned.search.space.items():
         for probe in domain.probes:
-            setting = sampler.setting(lambda p, d, path=path, probe=probe: probe if p == path else d.probes[0])
+            setting = sampler.setting(
+                lambda p, d, path=path, probe=probe: probe if p == path else d.probes[0]
+            )
             if path not in setting:  # its condition does not hold among the first probes
                 setting = {**_met(planned, path), path: probe}
-            for fault in check_job({**applied(planned.job, setting), "seeds": planned.search.seeds})[1]:
+            for fault in check_job(
+                {**applied(planned.job, setting), "seeds": planned.search.seeds}
+            )[1]:
                 name = fault.key.replace("methods.0", STRATEGY)
-                found.setdefault(f"{name}{fault.value}", Fault(f"space.{path}", str(probe), fault.problem if path in (name, STRATEGY) else str(fault), fault.nearest))
+                found.setdefault(
+                    f"{name}{fault.value}",
+                    Fault(
+                        f"space.{path}",
+                        str(probe),
+                        fault.problem if path in (name, STRATEGY) else str(fault),
+                        fault.nearest,
+                    ),
+                )
     return list(found.values())
 
 

@@ -90,8 +90,11 @@ class Domain(Settings):
 
     @property
     def probes(self) -> tuple[Any, ...]:
-        """Values that show whether a job takes the domain: its ends, or all that are listed."""
-        return self.bounds if self.kind in ("uniform", "loguniform", "integer") else self.listed or ()
+        """Values that show whether a job takes the domain: all that are listed, or of a range."""
+        if self.kind in ("choice", "grid"):
+            return self.listed or ()
+        low, high = self.bounds
+        return (low, high) if self.kind == "integer" else (low, high, low + 0.382 * (high - low))
 
     def drawn(self, rng: np.random.Generator) -> Any:
         """A random value."""

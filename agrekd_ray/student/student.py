@@ -154,6 +154,7 @@ class Student:
             weights,
             fallback,
             self._judge(probabilities_NC) if self._judge else {},
+            self.trainer.plan.steps_per_epoch,
         )
         self.history.append(record)
         return record
@@ -169,8 +170,13 @@ class Student:
         torch.save(state, partial)
         os.replace(partial, path)
 
-    def load_state(self, path: Path) -> bool:
-        """Go on from a state written by `save_state`; False where it is another student's."""
+    def load_state(self, path: Path, *, of_any: bool = False) -> bool:
+        """Go on from a state written by `save_state`; False where it is another student's.
+
+        Args:
+            path: the state.
+            of_any: take another student's too, as population based training does.
+        """
         try:
             state = torch.load(path, map_location=self._device, weights_only=True)
         except Exception as error:
@@ -178,7 +184,7 @@ class Student:
                 f"{path}: damaged training state ({type(error).__name__}); delete it to train "
                 "this student from its start."
             ) from None
-        if state["student"] != self.assignment.name:
+        if state["student"] != self.assignment.name and not of_any:
             return False
         self.trainer.load_state_dict(state["trainer"])
         self.history = epochs_from_json(state["history"])

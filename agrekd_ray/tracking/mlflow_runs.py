@@ -47,8 +47,10 @@ for _chatty in ("mlflow.store.db.utils", "alembic"):
 FINISHED, FAILED, KILLED = "FINISHED", "FAILED", "KILLED"
 """How a run can end; KILLED is for what was interrupted."""
 
-# Two short attempts instead of eight long ones.
+# Two short attempts instead of eight long ones, which take four minutes: patience is `Outbox`'s.
 _IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "15"}
+# What MLflow calls a server that is not there, a gateway's complaints, and a locked database.
+_TEMPORARY = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"}
 # Ending a run on a server prints two lines of addresses for each run.
 _QUIET = {"MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}
 # An experiment of models rather than of prompts, and what its charts begin with.
@@ -60,7 +62,7 @@ _VIEW = {
 _PARENT = "mlflow.parentRunId"
 _ROLE, _METHOD, _SEED = "agrekd.role", "agrekd.method", "agrekd.seed"
 _REASON, _CHANGED, _CHECKPOINT = "agrekd.reason", "agrekd.changed_params", "agrekd.checkpoint"
-_TEACHERS = "agrekd.teachers"
+_TEACHERS, _TRIAL = "agrekd.teachers", "agrekd.trial"
 _LONGEST_NAME, _LONGEST_PARAM, _LONGEST_TAG = 250, 6000, 8000
 _PARAMS_A_BATCH, _METRICS_A_BATCH = 100, 1000
 _LARGEST_EXAMPLE = 50_000
@@ -92,11 +94,9 @@ class Tracker:
         # Anything: drivers of databases and plug-ins have exceptions of their own.
         with self._explained("open the store", Exception):
             _check_store(self.uri)
-            # The first contact fails fast. Later ones keep MLflow's patience of four minutes.
-            with _unless_set(_IMPATIENT):
-                self._client = MlflowClient(tracking_uri=self.uri)
-                location = None if self._served else str(root / "mlartifacts")
-                self.experiment_id = self._find_experiment(experiment, location)
+            self._client = MlflowClient(tracking_uri=self.uri)
+            location = None if self._served else str(root / "mlartifacts")
+            self.experiment_id = self._find_experiment(experiment, location)
 
     def ui_command(self) -> str:
         """What a person types to see this store; for a server, the address of the experiment."""
@@ -113,8 +113,9 @@ class Tracker:
         params: Mapping[str, Any],
         tags: Mapping[str, str],
         run_id: str | None = None,
+        role: str = "job",
     ) -> str:
-        """Opens the parent run; the students of this tracker become its children.
+        """Opens the parent run; the students and trials of this tracker become its children.
 
         Args:
             name: what people call the job.
@@ -124,6 +125,7 @@ class Tracker:
             tags: more about the job.
             run_id: the run of an earlier attempt, which goes on. A new one is made where it is
                 not in this experiment any more.
+            role: `job` or `search`.
 
         Returns:
             The run's id.
@@ -131,7 +133,7 @@ class Tracker:
         with self._explained("open the job's run"):
             run = self._lookup(run_id) if run_id else None
             if run is None:
-                self._job = self._create(name, {_ROLE: "job"})
+                self._job = self._create(name, {_ROLE: role})
                 known = {}
             else:
                 self._job = str(run.info.run_id)
@@ -156,10 +158,33 @@ class Tracker:
         Raises:
             TrackingError: also without `start_job`.
         """
+        marks = {_METHOD: method, _SEED: str(seed)}
+        params = {"method": method, "seed": seed, **params}
+        return self._child("student", f"{method}-seed-{seed}", marks, params)
+
+    def trial(self, name: str, number: int, params: Mapping[str, Any], seeds: Sequence[int]) -> str:
+        """The run of one trial under this search; as `student`.
+
+        Args:
+            name: of the run.
+            number: of the trial.
+            params: as for `student`.
+            seeds: of the trial's students, whose means are logged.
+
+        Raises:
+            TrackingError: also without `start_job`.
+        """
+        params = {**params, "seeds": list(seeds)}
+        return self._child("trial", name, {_TRIAL: str(number)}, params)
+
+    def _child(
+        self, role: str, name: str, marks: Mapping[str, str], params: Mapping[str, Any]
+    ) -> str:
+        """The child with these marks: found again, or made."""
         if self._job is None:
-            raise TrackingError("A student's run needs its job's: call start_job first.")
-        with self._explained(f"open the run of {method}, seed {seed}"):
-            marks = {_PARENT: self._job, _METHOD: method, _SEED: str(seed)}
+            raise TrackingError(f"A {role}'s run needs its parent's: call start_job first.")
+        with self._explained(f"open the run of {name}"):
+            marks = {_PARENT: self._job, **marks}
             # Quotes cannot be escaped in MLflow's filter: such a method is compared here.
             asked = {key: value for key, value in marks.items() if "'" not in value}
             found = [
@@ -175,10 +200,9 @@ class Tracker:
                 if found[0].info.status != FINISHED:
                     self._reopen(found[0])
             else:
-                name = f"{method}-seed-{seed}"
-                run_id, known = self._create(name, {_ROLE: "student", **marks}), {}
+                run_id, known = self._create(name, {_ROLE: role, **marks}), {}
                 self._logged[run_id] = {}
-            self._add_params(run_id, {"method": method, "seed": seed, **params}, known)
+            self._add_params(run_id, params, known)
         return run_id
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
@@ -209,8 +233,10 @@ class Tracker:
                 if len(batches[-1]) + len(metrics) > _METRICS_A_BATCH:
                     batches.append([])
                 batches[-1] += metrics
+            del self._logged[run_id]  # to be read anew where a batch is not written whole
             for batch in batches:
                 self._log_metrics(run_id, batch)
+            self._logged[run_id] = known
             known |= {epoch.epoch: end for epoch, end in zip(fresh, ends, strict=True)}
 
     def finish_student(self, run_id: str, outcome: Outcome) -> None:
@@ -225,12 +251,66 @@ class Tracker:
             for split, metrics in outcome.splits.items():
                 if split != "val" or not outcome.history:
                     values |= _split_metrics(split, metrics)
+            if outcome.history:
+                values["cost/steps"] = float(sum(epoch.steps for epoch in outcome.history))
             self._log_final(run_id, values)
             tags = {_TEACHERS: outcome.teachers}
             if outcome.checkpoint:
                 tags[_CHECKPOINT] = outcome.checkpoint
             self._set_tags(run_id, tags)
             self._end(run_id, FINISHED)
+
+    def log_final(self, run_id: str, values: Mapping[str, float]) -> None:
+        """Writes figures that a run has one of, under names that MLflow takes."""
+        with self._explained("log results"):
+            names = _distinct(values)
+            self._log_final(run_id, {names[name]: value for name, value in values.items()})
+
+    def log_test(self, run_id: str, metrics: Metrics) -> None:
+        """Writes test metrics that were measured after a run was over."""
+        with self._explained("log test results"):
+            self._log_final(run_id, _split_metrics("test", metrics))
+
+    def end(self, run_id: str, status: str, tags: Mapping[str, str]) -> None:
+        """Ends one run, and tags it.
+
+        Args:
+            run_id: of a trial.
+            status: `FINISHED`, `FAILED` or `KILLED`.
+            tags: more about how it ended.
+        """
+        with self._explained("end a run"):
+            self._set_tags(run_id, tags)
+            self._end(run_id, status)
+
+    def register(self, model_id: str, run_id: str, name: str, alias: str) -> str:
+        """Puts a logged model into the model registry, under an alias that moves to it.
+
+        Args:
+            model_id: as `log_model` returned it.
+            run_id: of its student.
+            name: of the registered model, made where it is missing.
+            alias: `models:/NAME@ALIAS` loads it from now on.
+
+        Returns:
+            The version's number.
+        """
+        with self._explained("register a model"):
+            try:
+                self._client.create_registered_model(name)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            for version in self._client.search_model_versions(f"name = '{name}'"):
+                if version.run_id == run_id:
+                    break
+            else:
+                with _unless_set(_QUIET):
+                    version = self._client.create_model_version(
+                        name, f"models:/{model_id}", run_id, model_id=model_id
+                    )
+            self._client.set_registered_model_alias(name, alias, version.version)
+        return str(version.version)
 
     def log_model(
         self, run_id: str, model: torch.nn.Module, example: np.ndarray, classes: Sequence[str]
@@ -423,7 +503,8 @@ class Tracker:
     @contextmanager
     def _explained(self, doing: str, *also: type[Exception]) -> Iterator[None]:
         try:
-            yield
+            with _unless_set(_IMPATIENT):
+                yield
         except TrackingError:
             raise
         except (MlflowException, OSError, *also) as error:
@@ -432,7 +513,9 @@ class Tracker:
                 _without_password(
                     f"Cannot {doing} in MLflow at {self.uri}: {_cut(words, 400)}\n"
                     f"{self._advice(error)}"
-                )
+                ),
+                temporary=isinstance(error, OSError)
+                or getattr(error, "error_code", None) in _TEMPORARY,
             ) from error
 
     def _advice(self, error: Exception) -> str:
@@ -537,6 +620,7 @@ def _epoch_metrics(epoch: Epoch) -> dict[str, float]:
         "train/learning_rate": epoch.learning_rate,
         "train/seconds": epoch.seconds,
         "train/fallback_share": epoch.fallback_share,
+        **{f"select/{rule}": score for rule, score in epoch.selection.items()},
     }
     groups = _distinct(epoch.weights)
     teachers = _distinct(sorted({t for weights in epoch.weights.values() for t in weights}))

@@ -204,11 +204,15 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict()`."""
+        """Go on from `state_dict()`, with this trainer's learning rate if it is another one."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.next_epoch = state["next_epoch"]
+        for group, before in zip(self.optimizer.param_groups, self.schedule.base_lrs, strict=True):
+            group["lr"] *= self.training.learning_rate / before
+            group["initial_lr"] = self.training.learning_rate
+        self.schedule.base_lrs = [self.training.learning_rate] * len(self.schedule.base_lrs)
 
     def _to_device(self, inputs: Tensor) -> Tensor:
         if self.device.type == "cuda":

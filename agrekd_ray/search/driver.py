@@ -1,0 +1,433 @@
+"""The driver of a search: teachers' outputs once, the trials, the winner against the default."""
+
+from __future__ import annotations
+
+import logging
+import math
+import platform
+import time
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from ray import tune
+from ray.tune import CheckpointConfig, FailureConfig, ResultGrid, RunConfig, TuneConfig, Tuner
+from rich.console import Console
+
+from agrekd_ray import __version__
+from agrekd_ray.core.groups import majority_vote
+from agrekd_ray.data import SELECT, TEST, open_dataset
+from agrekd_ray.errors import AgrekdError, RunError
+from agrekd_ray.events import Event
+from agrekd_ray.guidance import Replay
+from agrekd_ray.guidance.fleet import Fleet
+from agrekd_ray.models import load
+from agrekd_ray.outputs import evaluation_logits
+from agrekd_ray.results import Outcome
+from agrekd_ray.run.cluster import RayEngine
+from agrekd_ray.run.display import Display
+from agrekd_ray.run.engine import Effort
+from agrekd_ray.run.job import PATIENCE_AT_FAILURE, effort_metrics
+from agrekd_ray.run.monitor import Monitor, flat, show_progress
+from agrekd_ray.run.plan import make_plan
+from agrekd_ray.run.recording import make_and_record
+from agrekd_ray.run.teaching import Given
+from agrekd_ray.search import trainable
+from agrekd_ray.search.board import Board
+from agrekd_ray.search.folder import Journal, SearchFolder
+from agrekd_ray.search.ranking import best, rule_reports, verdict
+from agrekd_ray.search.report import publish_files, show
+from agrekd_ray.search.results import DEFAULT, FAILED, RUNNING, STOPPED, WINNER, SearchResult
+from agrekd_ray.search.trainable import TrialActor, metric, param_space, scheduler, searcher
+from agrekd_ray.search.trial import Study, assignments, test_metrics
+from agrekd_ray.search.watch import TrialRuns, Watch
+from agrekd_ray.student import Assignment, read_outcome
+from agrekd_ray.teachers import Pool
+from agrekd_ray.tracking.mlflow_runs import Tracker
+from agrekd_ray.tracking.outbox import Outbox
+from agrekd_ray.training import predict
+
+TUNE = "trials"
+"""Name of the experiment in Tune's storage."""
+RETRIES = 3
+"""Of a trial whose process dies."""
+ALIAS = "winner"
+
+
+def run_search(folder: SearchFolder, console: Console) -> SearchResult:
+    """Do what is left of a search: all of it for a new folder, the rest for one that was stopped.
+
+    Args:
+        folder: of the search.
+        console: for progress and the tables.
+
+    Returns:
+        What came out.
+
+    Raises:
+        AgrekdError: the search cannot go on; what is finished stays in the folder.
+        KeyboardInterrupt: it was stopped.
+    """
+    with folder.claimed():
+        return _Searching(folder, console).go()
+
+
+class _Searching:
+    """The state that the parts of one search share."""
+
+    def __init__(self, folder: SearchFolder, console: Console) -> None:
+        self.folder, self.console, self.planned = folder, console, folder.planned
+        self.search, self.job = folder.planned.search, folder.planned.base
+        self.plan = make_plan(self.planned.default)
+        self.dataset = open_dataset(self.job.data)
+        self.pool = Pool(self.job.teachers.store, self.dataset)
+        self.display = Display(console)
+        self.tracker = Tracker(
+            self.job.tracking.uri, self.job.tracking.experiment or self.job.name, self.job.runs
+        )
+        self.outbox = Outbox(self._note)
+        self.runs = TrialRuns(self.planned, self.tracker, self.outbox)
+        self.journal = Journal(folder.trials)
+        self.monitor: Monitor | None = None
+        self.effort = Effort()
+        self.began = time.monotonic()
+
+    def go(self) -> SearchResult:
+        run_id = self.tracker.start_job(
+            f"{self.search.name} {self.folder.path.name}",
+            flat({"search": self.search.model_dump(mode="json", exclude_none=True)})
+            | flat(self.job.model_dump(mode="json")),
+            {"agrekd.folder": str(self.folder.path), "agrekd.version": __version__},
+            self.folder.state().tracking_run,
+            role="search",
+        )
+        self.folder.update(status="running", tracking_run=run_id, reason=None)
+        try:
+            result = self._work(run_id)
+            unsent = self.outbox.drain()
+        except KeyboardInterrupt:
+            self._end("interrupted", run_id, "stopped by the user", "KILLED")
+            raise
+        except BaseException as error:
+            self._end("failed", run_id, str(error) or type(error).__name__, "FAILED")
+            raise
+        finally:
+            self.outbox.close()
+        self.folder.update(status="finished")
+        show(result, self.console, self.tracker.ui_command(), unsent)
+        return result
+
+    def _work(self, run_id: str) -> SearchResult:
+        with self.display:
+            self.display.stage("start", 0, "")
+            engine = RayEngine(self.job, self._handle)
+        try:
+            with self.display:
+                self._teachers(engine)
+            with ExitStack() as stack:
+                study = self._study(engine, stack)
+                grid = self._trials(study)
+            self._measure(grid)
+            result = self._result()
+            with self.display:
+                final = self._final(engine, result)
+        finally:
+            engine.close()
+        result = replace(
+            result,
+            final=final,
+            verdict=verdict(final, self.search.select),
+            about={**result.about, "seconds": round(time.monotonic() - self.began, 1)},
+        )
+        publish_files(self.folder.path, result)
+        self._publish(run_id, result)
+        return result
+
+    def _teachers(self, engine: RayEngine) -> None:
+        """Teachers, and one record of what they say to all views that any trial is shown."""
+        views = sorted({self.dataset.view(epoch) for epoch in range(self.planned.epochs)})
+        self.effort = make_and_record(
+            engine,
+            self.display,
+            self.job,
+            self.plan,
+            self.dataset,
+            views,
+            record=self.job.guidance == "auto",
+        )
+
+    def _study(self, engine: RayEngine, stack: ExitStack) -> Study:
+        """What trials share. Without records it holds a fleet, which ends with the stack."""
+        checkpoints = self.plan.checkpoints(self.pool)
+        job, drawn = self.job, self.plan.draw
+        source: Any = Replay(job.outputs, checkpoints, job.fleet.autocast, None)
+        if job.guidance == "live":
+            at_once = self._at_once()
+            fleet = Fleet(
+                checkpoints,
+                job.data,
+                job.fleet,
+                engine.post,
+                workers=at_once,
+                cpus_taken=at_once * job.student.cpus,
+            )
+            stack.callback(fleet.close)
+            source = Given(fleet.source())
+        answers = {
+            name: self._answers(checkpoints[name]) for name in (*drawn.teachers, drawn.biased)
+        }
+        _, ensemble_N = majority_vote(torch.stack([answers[name] for name in drawn.teachers]))
+        biased_N = answers[drawn.biased].argmax(1)
+        return Study(self.planned, source, ensemble_N.numpy(), biased_N.numpy(), self.folder.trials)
+
+    def _answers(self, checkpoint: Path) -> torch.Tensor:
+        """A teacher's logits [N, C] on the selection split."""
+        if self.job.guidance == "auto":
+            store = self.job.outputs.store
+            logits_NC, computed = evaluation_logits(store, checkpoint, self.dataset, SELECT)
+            self.effort = replace(self.effort, forwards=self.effort.forwards + computed)
+            return logits_NC
+        return predict(load(checkpoint)[0], self.dataset, self.dataset.splits[SELECT])
+
+    def _at_once(self) -> int:
+        """Trials that the cluster has room for at once.
+
+        Raises:
+            RunError: for none, or for fewer than asked for.
+        """
+        there, student = ray.cluster_resources(), self.job.student
+        taken = 0.0
+        if self.job.guidance == "live":  # something must be left for the fleet
+            taken = 0.1
+        room = math.inf
+        for name, wanted, used in (("CPU", student.cpus, taken), ("GPU", student.gpus, 0.0)):
+            if wanted:
+                room = min(room, (there.get(name, 0) - used) // (wanted * student.workers))
+        if room < 1:
+            raise RunError(
+                f"a trial wants {student.workers * student.cpus:g} CPUs and "
+                f"{student.workers * student.gpus:g} GPUs; the cluster has "
+                f"{there.get('CPU', 0):g} and {there.get('GPU', 0):g}. Lower student.cpus, "
+                "student.gpus or student.workers under changes."
+            )
+        asked = self.search.concurrency
+        if asked is not None and asked > room:
+            raise RunError(f"concurrency: {asked} trials at once do not fit; {room:g} would.")
+        return int(asked or room)
+
+    def _trials(self, study: Study) -> ResultGrid:
+        """Run the trials that are left."""
+        logging.getLogger("ray.tune").setLevel(logging.ERROR)
+        at_once, total = self._at_once(), trainable.trials(self.planned)
+        deadline = self.search.minutes * 60 if self.search.minutes else None
+        board = Board(self.console, self.search.select, total, at_once, deadline)
+        watch = Watch(self.planned, self.journal, board, self.runs)
+        student = self.job.student
+        actor = tune.with_resources(
+            tune.with_parameters(TrialActor, study=study),
+            {"CPU": student.cpus, "GPU": student.gpus},
+        )
+        path = self.folder.tune / TUNE
+        if Tuner.can_restore(str(path)):
+            tuner = Tuner.restore(
+                str(path),
+                trainable=actor,
+                resume_unfinished=True,
+                param_space=param_space(self.planned),
+            )
+            tuner = self._with_callback(tuner, watch)
+        else:
+            tuner = Tuner(
+                actor,
+                param_space=param_space(self.planned),
+                tune_config=TuneConfig(
+                    metric=metric(self.planned),
+                    mode="max",
+                    search_alg=searcher(self.planned),
+                    scheduler=scheduler(self.planned),
+                    num_samples=(self.search.trials or -1) if self._proposes else 1,
+                    max_concurrent_trials=at_once,
+                    time_budget_s=deadline,
+                    reuse_actors=True,
+                    trial_dirname_creator=lambda trial: trial.trial_id,
+                ),
+                run_config=RunConfig(
+                    name=TUNE,
+                    storage_path=str(self.folder.tune),
+                    failure_config=FailureConfig(max_failures=RETRIES),
+                    checkpoint_config=CheckpointConfig(
+                        num_to_keep=2, checkpoint_frequency=1, checkpoint_at_end=False
+                    ),
+                    callbacks=[watch],
+                    verbose=0,
+                ),
+            )
+        with board:
+            grid = tuner.fit()
+        self._settle(grid)
+        return grid
+
+    @property
+    def _proposes(self) -> bool:
+        """Whether settings are drawn while the search runs, and not up front."""
+        return self.search.searcher.name == "optuna" or self.search.scheduler.name == "pbt"
+
+    @staticmethod
+    def _with_callback(tuner: Tuner, watch: Watch) -> Tuner:
+        """A restored tuner with this driver's callback instead of the pickled one."""
+        tuner._local_tuner._run_config.callbacks = [watch]
+        return tuner
+
+    def _settle(self, grid: ResultGrid) -> None:
+        """Bring the journal in line with what Tune knows, after an earlier driver was killed."""
+        known = {str(result.metrics["trial_id"]) for result in grid if result.metrics}
+        known |= {Path(result.path).name for result in grid}
+        self.journal.forget(set(self.journal.all()) - known)
+        for trial_id, trial in self.journal.all().items():
+            if trial.state == RUNNING:  # time was up
+                ended = replace(trial, state=STOPPED)
+                self.journal.put(trial_id, ended)
+                self.runs.ended(ended)
+
+    def _measure(self, grid: ResultGrid) -> None:
+        """Test metrics of every trial's last students: for the report, never for the choice."""
+        states = {Path(result.path).name: result.checkpoint for result in grid}
+        for trial_id, trial in self.journal.all().items():
+            state = states.get(trial_id)
+            if trial.test is None and state is not None and trial.history:
+                setting = trial.setting
+                test = test_metrics(self.planned, setting, Path(state.path), self.dataset)
+                measured = replace(trial, test=test)
+                self.journal.put(trial_id, measured)
+                self.runs.measured(measured)
+
+    def _result(self) -> SearchResult:
+        trials = list(self.journal.all().values())
+        chosen = best(trials, self.search.select)
+        if chosen is None:
+            failed = [trial for trial in trials if trial.state == FAILED]
+            why = f"; {failed[0].name} failed: {failed[0].reason}" if failed else ""
+            raise RunError(f"no trial of the search has a score{why}.")
+        self.runs.chosen(chosen)
+        packages = ("torch", "ray", "mlflow", "numpy", "scikit-learn", "optuna")
+        about = {
+            "settings": self.search.model_dump(mode="json", exclude_none=True),
+            "job": self.job.model_dump(mode="json"),
+            "classes": self.dataset.classes,
+            "groups": self.dataset.groups.names,
+            "data": self.dataset.fingerprint,
+            "effort": asdict(self.effort),
+            "members": [],
+            "versions": {"agrekd_ray": __version__, "python": platform.python_version()}
+            | {name: version(name) for name in packages},
+        }
+        return SearchResult(
+            self.search.name,
+            str(self.folder.path),
+            self.search.select,
+            chosen.number,
+            trials,
+            rule_reports(trials),
+            about=about,
+        )
+
+    def _final(self, engine: RayEngine, result: SearchResult) -> list[Outcome]:
+        """Students of the winner and of the default, with fresh seeds, in one worker group."""
+        seeds = self.search.final.seeds
+        if not seeds:
+            return []
+        winner = next(trial for trial in result.trials if trial.number == result.winner)
+        jobs = {WINNER: self.planned.trial(winner.setting, seeds), DEFAULT: self.planned.default}
+        by_method = {name: assignments(job) for name, job in jobs.items()}
+        given = tuple(
+            replace(one, method=name)
+            for pair in zip(*by_method.values(), strict=True)
+            for name, one in zip(by_method, pair, strict=True)
+        )
+        self.monitor = Monitor(self.display, self.tracker, self.outbox, given)
+        left = [a for a in given if read_outcome(self.folder.students / a.name) is None]
+        epochs = sum(a.training.epochs for a in given)
+        done = epochs - sum(a.training.epochs for a in left)
+        self.display.stage("winner", epochs, "epochs", done)
+        if left:
+            self._train(engine, given)
+        found = [read_outcome(self.folder.students / a.name) for a in given]
+        outcomes = [outcome for outcome in found if outcome is not None]
+        for outcome in outcomes:
+            self.monitor.finished(outcome)
+        return sorted(outcomes, key=lambda outcome: (outcome.method != WINNER, outcome.seed))
+
+    def _train(self, engine: RayEngine, given: tuple[Assignment, ...]) -> None:
+        try:
+            effort = engine.train_students(
+                given, self.plan.checkpoints(self.pool), self.folder.students, self.folder.training
+            )
+        except AgrekdError:
+            if self.monitor and self.monitor.failure:
+                raise RunError(self.monitor.failure) from None
+            raise
+        self.effort = replace(self.effort, forwards=self.effort.forwards + effort.forwards)
+
+    def _publish(self, run_id: str, result: SearchResult) -> None:
+        """To MLflow: the final students as models, the best of the winner's in the registry."""
+        example = np.ascontiguousarray(
+            self.dataset.inputs(self.dataset.splits[TEST][:2], None).numpy()
+        )
+        monitor = self.monitor
+        winners = [outcome for outcome in result.final if outcome.method == WINNER]
+        # By the validation split, as everything here.
+        chosen = max(winners, key=lambda o: o.splits["val"].worst_group_accuracy, default=None)
+
+        def model_of(outcome: Outcome) -> None:
+            assert monitor is not None
+            run = monitor.run(outcome)
+            model, _ = load(self.folder.path / str(outcome.checkpoint))
+            model_id = self.tracker.log_model(run, model, example, self.dataset.classes)
+            if outcome is chosen:
+                self.tracker.register(model_id, run, self.search.name, ALIAS)
+
+        for outcome in result.final:
+            self.outbox.put(lambda outcome=outcome: model_of(outcome))  # type: ignore[misc]
+        metrics = _summary(result) | effort_metrics(self.effort, result.final)
+        self.outbox.put(
+            lambda: self.tracker.finish_job(
+                run_id, self.folder.path, "FINISHED", metrics, result.verdict
+            )
+        )
+
+    def _handle(self, event: Event) -> None:
+        if self.monitor is not None:
+            self.monitor.handle(event)
+        else:
+            show_progress(self.display, event)
+
+    def _note(self, text: str) -> None:
+        self.display.note(text, "yellow")
+
+    def _end(self, status: str, run_id: str, reason: str, mlflow_status: str) -> None:
+        """Leave the search in a state that says what happened; nothing here hides the reason."""
+        try:
+            self.folder.update(status=status, reason=reason)
+            self.runs.flush()
+            self.outbox.put(lambda: self.tracker.fail(run_id, reason, mlflow_status))
+            self.outbox.drain(PATIENCE_AT_FAILURE)
+        except Exception as error:
+            self._note(f"could not record that the search ended: {error}")
+
+
+def _summary(result: SearchResult) -> dict[str, float]:
+    """A search in MLflow's figures."""
+    figures = {"trials": float(len(result.trials))}
+    for rule in result.rules:
+        if rule.correlation is not None:
+            figures[f"rank_correlation/{rule.rule}"] = rule.correlation
+    for method in (WINNER, DEFAULT):
+        mine = [o.splits["test"].worst_group_accuracy for o in result.final if o.method == method]
+        if mine:
+            figures[f"{method}/test/worst_group_accuracy/mean"] = float(np.mean(mine))
+    return figures

@@ -1,0 +1,146 @@
+"""The folder of a search: what is resolved, a journal a trial, its reports."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from agrekd_ray.config import JobError
+from agrekd_ray.errors import RunError
+from agrekd_ray.run.folder import Folder, new_folder, read_resolved
+from agrekd_ray.search.results import TrialResult
+from agrekd_ray.search.settings import Planned, check_resolved
+
+SEARCH = "search.yaml"
+
+
+@dataclass(frozen=True)
+class SearchFolder(Folder):
+    """The folder of one search.
+
+    Attributes:
+        planned: the resolved search.
+    """
+
+    planned: Planned
+
+    @classmethod
+    def create(cls, planned: Planned) -> SearchFolder:
+        """A new folder with the resolved search in it, its base job included.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        job = planned.base
+        content = {**planned.search.model_dump(mode="json"), "base": job.model_dump(mode="json")}
+        return cls(new_folder(job.runs, planned.search.name, SEARCH, content), planned)
+
+    @classmethod
+    def open(cls, path: Path) -> SearchFolder:
+        """The folder of an earlier search.
+
+        Raises:
+            RunError: there is no search, or its file is damaged.
+            JobError: it is no longer valid, for instance because its data have gone.
+        """
+        path = path.resolve()
+        planned, faults = check_resolved(read_resolved(path, SEARCH))
+        if faults or planned is None:
+            raise JobError(str(path / SEARCH), faults)
+        return cls(path, planned)
+
+    @classmethod
+    def last(cls, planned: Planned) -> SearchFolder:
+        """The folder of the last run of a search, as it was started.
+
+        Raises:
+            RunError: there is none, or the search is not the same any more.
+        """
+        path = planned.base.runs / planned.search.name / "latest"
+        if not cls.holds(path):
+            raise RunError(f"{path}: no run of this search to go on with; leave --resume out.")
+        found = cls.open(path)
+        if found.planned != planned:
+            raise RunError(
+                f"{found.path} was started with other settings than these. To go on with it as it "
+                f"was: agrekd resume {found.path}. To search anew, leave --resume out."
+            )
+        return found
+
+    @classmethod
+    def holds(cls, path: Path) -> bool:
+        """Whether a folder is that of a search."""
+        return (path / SEARCH).is_file()
+
+    @property
+    def trials(self) -> Path:
+        """Journals of the trials."""
+        return self.path / "trials"
+
+    @property
+    def tune(self) -> Path:
+        """Ray Tune's own state and the trials' checkpoints."""
+        return self.path / "tune"
+
+    @property
+    def students(self) -> Path:
+        """Students trained after the search."""
+        return self.path / "students"
+
+    @property
+    def training(self) -> Path:
+        """Checkpoints of the training under way, after the search."""
+        return self.path / "training"
+
+
+class Journal:
+    """What is known of the trials, a file each, by Tune's id. It outlives the driver.
+
+    Args:
+        folder: of the files.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._known = dict(self._read())
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def get(self, trial_id: str) -> TrialResult | None:
+        """A trial; None where it is not known."""
+        return self._known.get(trial_id)
+
+    def put(self, trial_id: str, result: TrialResult) -> None:
+        """Write a trial; whole or not at all."""
+        self._known[trial_id] = result
+        partial = self._folder / f".{trial_id}.partial"
+        partial.write_text(json.dumps(asdict(result)))
+        os.replace(partial, self._folder / f"{trial_id}.json")
+
+    def next_number(self) -> int:
+        """Of the next trial."""
+        return max((trial.number for trial in self._known.values()), default=-1) + 1
+
+    def all(self) -> dict[str, TrialResult]:
+        """All trials by Tune's id, in the order of their numbers."""
+        return dict(sorted(self._known.items(), key=lambda item: item[1].number))
+
+    def forget(self, trial_ids: set[str]) -> None:
+        """Leave out trials that the search does not know any more."""
+        for trial_id in trial_ids & self._known.keys():
+            del self._known[trial_id]
+            (self._folder / f"{trial_id}.json").unlink(missing_ok=True)
+
+    def _read(self) -> Iterator[tuple[str, TrialResult]]:
+        for path in self._folder.glob("*.json"):
+            try:
+                values: dict[str, Any] = json.loads(path.read_text())
+                yield path.stem, TrialResult.from_json(values)
+            except (ValueError, TypeError, KeyError) as error:
+                raise RunError(f"{path}: damaged ({error}); remove it, and resume again.") from None

@@ -1,0 +1,98 @@
+"""What a search comes to: its winner, how every selection rule would have served, the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from scipy.stats import spearmanr
+
+from agrekd_ray.core.selection import RULES
+from agrekd_ray.results import Outcome
+from agrekd_ray.search.results import DEFAULT, FAILED, WINNER, RuleReport, TrialResult
+from agrekd_ray.tracking.intervals import paired_difference
+
+FEWEST = 3
+"""Trials without which a rank correlation says nothing."""
+
+
+def best(trials: Sequence[TrialResult], rule: str) -> TrialResult | None:
+    """The trial that a rule chooses: the highest score after its last epoch.
+
+    Among equal scores the one that was trained longer, then the earlier one. A trial that was
+    stopped early is a candidate like any other; one that failed is none.
+
+    Args:
+        trials: of a search.
+        rule: name of the selection rule.
+    """
+    scored = [trial for trial in trials if trial.state != FAILED and trial.score(rule) is not None]
+    return max(
+        scored,
+        key=lambda trial: (trial.score(rule), len(trial.history), -trial.number),
+        default=None,
+    )
+
+
+def rule_reports(trials: Sequence[TrialResult]) -> list[RuleReport]:
+    """How well every rule would have ranked the trials, by worst-group accuracy on the test split.
+
+    Args:
+        trials: of a search, with test metrics where they have any; those without are left out.
+    """
+    found = []
+    measured = [trial for trial in trials if trial.test is not None and trial.state != FAILED]
+    for name, rule in RULES.items():
+        chosen = best(measured, name)
+        if chosen is None or chosen.test is None:
+            continue
+        pairs = [
+            (trial.score(name), trial.test.worst_group_accuracy)
+            for trial in measured
+            if trial.test is not None and trial.score(name) is not None
+        ]
+        found.append(
+            RuleReport(
+                name,
+                rule.needs,
+                _correlation(pairs),
+                len(pairs),
+                chosen.number,
+                chosen.test.worst_group_accuracy,
+            )
+        )
+    return found
+
+
+def verdict(final: Sequence[Outcome], select: str) -> str:
+    """Whether the winner is better than the default on the test split, in a sentence.
+
+    Args:
+        final: students of both, with the same seeds.
+        select: name of the rule that chose the winner.
+    """
+    by_seed = {
+        method: {o.seed: o.splits["test"].worst_group_accuracy for o in final if o.method == method}
+        for method in (WINNER, DEFAULT)
+    }
+    found = paired_difference(by_seed[WINNER], by_seed[DEFAULT])
+    if found is None:
+        return ""
+    points = f"{100 * found.mean:+.1f} points of worst-group accuracy on the test split"
+    if found.low is None or found.high is None:
+        return f"The winner ({select}) is {points} from the default with one seed: no interval."
+    interval = f"95 % interval {100 * found.low:+.1f} … {100 * found.high:+.1f}"
+    seeds = f"{found.seeds} fresh seeds"
+    if found.low > 0:
+        words = "The winner is better than the default"
+    elif found.high < 0:
+        words = "The winner is worse than the default"
+    else:
+        words = "The winner is not shown to differ from the default"
+    return f"{words}: {points} ({interval}, {seeds}, chosen by {select})."
+
+
+def _correlation(pairs: Sequence[tuple[float | None, float]]) -> float | None:
+    scores, truths = zip(*pairs, strict=True)
+    if len(pairs) < FEWEST or len(set(scores)) < 2 or len(set(truths)) < 2:
+        return None
+    return float(spearmanr(scores, truths).statistic)

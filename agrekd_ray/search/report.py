@@ -1,0 +1,176 @@
+"""A search on the screen and in its folder: trials, rules, and whether the winner is better."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from statistics import mean, stdev
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from agrekd_ray.core.selection import RULES
+from agrekd_ray.results import Outcome
+from agrekd_ray.search.board import in_words
+from agrekd_ray.search.results import DEFAULT, FAILED, WINNER, SearchResult, TrialResult
+from agrekd_ray.tracking.files import replacing
+
+RESULTS, TRIALS = "results.json", "trials.csv"
+SHOWN = 8
+"""Trials in the table on the screen; all are in the folder."""
+
+
+def publish_files(folder: Path, result: SearchResult) -> None:
+    """Write results.json, trials.csv and the plots.
+
+    Args:
+        folder: of the search.
+        result: what came out.
+
+    Raises:
+        OSError: where they cannot be written.
+    """
+    with replacing(folder / RESULTS) as draft:
+        draft.write_text(json.dumps(result.to_json(), default=str) + "\n")
+    write_trials(folder / TRIALS, result.trials)
+
+
+def write_trials(path: Path, trials: list[TrialResult]) -> None:
+    """A row a trial: setting, state, epochs, score by rule, test metrics.
+
+    Args:
+        path: the file, replaced as a whole.
+        trials: of a search.
+    """
+    paths = list(dict.fromkeys(path for trial in trials for path in trial.setting))
+    tests = ("worst_group_accuracy", "accuracy")
+    with replacing(path) as draft, draft.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        head = ["trial", *paths, "state", "epochs", "seconds"]
+        head += [f"select/{rule}" for rule in RULES] + [f"test/{name}" for name in tests]
+        writer.writerow([*head, "reason"])
+        for trial in trials:
+            row = [trial.name, *(_cell(trial, path) for path in paths), trial.state]
+            row += [str(len(trial.history)), f"{trial.seconds:.2f}"]
+            row += [_number(trial.score(rule)) for rule in RULES]
+            row += [_number(getattr(trial.test, name) if trial.test else None) for name in tests]
+            writer.writerow([*row, trial.reason or ""])
+
+
+def show(result: SearchResult, console: Console, mlflow: str, unsent: int) -> None:
+    """The end of a search on the screen.
+
+    Args:
+        result: what came out.
+        console: to print on.
+        mlflow: what a person types to see the runs.
+        unsent: writes that MLflow did not get.
+    """
+    console.print()
+    console.print(_trials_table(result))
+    console.print(_rules_table(result))
+    if result.final:
+        console.print(_final_table(result.final))
+    winner = next(trial for trial in result.trials if trial.number == result.winner)
+    lines = [
+        ("winner", f"{winner.name}, chosen by {result.select}: {in_words(winner.setting)}"),
+        ("verdict", result.verdict),
+        ("teachers", _effort(result)),
+        ("results", result.folder),
+        ("MLflow", mlflow),
+    ]
+    for name, value in lines:
+        if value:
+            console.print(Text(f"{name:<12}{value}"), soft_wrap=True)
+    if unsent:
+        text = (
+            f"MLflow did not get everything: when it answers again, agrekd resume {result.folder}"
+        )
+        console.print(Text(text, style="yellow"), soft_wrap=True)
+
+
+def _effort(result: SearchResult) -> str:
+    forwards = int(result.about.get("effort", {}).get("forwards", 0))
+    if not forwards:
+        return "no forward pass: all that they say had been recorded before"
+    return f"{forwards} forward passes to record what they say; none during the trials"
+
+
+def _trials_table(result: SearchResult) -> Table:
+    over = [trial for trial in result.trials if trial.state != FAILED]
+    ranked = sorted(over, key=lambda t: (-(t.score(result.select) or -1.0), t.number))
+    failed = len(result.trials) - len(over)
+    title = f"{len(result.trials)} trials"
+    title += f", {failed} of them failed" if failed else ""
+    title += f", the best {SHOWN} by {result.select}" if len(ranked) > SHOWN else ""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("Trial", "Setting", "State", "Epochs", result.select, "Test WGA"):
+        left = name in ("Trial", "Setting", "State")
+        table.add_column(name, justify="left" if left else "right", no_wrap=name != "Setting")
+    for trial in ranked[:SHOWN]:
+        table.add_row(
+            Text(trial.name, style="bold" if trial.number == result.winner else ""),
+            Text(in_words(trial.setting)),
+            trial.state,
+            f"{len(trial.history)}/{trial.epochs}",
+            _percent(trial.score(result.select)),
+            _percent(trial.test.worst_group_accuracy if trial.test else None),
+        )
+    return table
+
+
+def _rules_table(result: SearchResult) -> Table:
+    title = "How each rule would have served: rank correlation with worst-group accuracy on test"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("Rule", "Needs", "Correlation", "Trials", "Its choice", "Test WGA"):
+        left = name in ("Rule", "Needs", "Its choice")
+        table.add_column(name, justify="left" if left else "right", no_wrap=True)
+    for rule in result.rules:
+        table.add_row(
+            Text(rule.rule, style="bold" if rule.rule == result.select else ""),
+            ", ".join(rule.needs),
+            "–" if rule.correlation is None else f"{rule.correlation:+.2f}",
+            str(rule.trials),
+            f"trial-{rule.choice:03}",
+            _percent(rule.test_worst_group_accuracy),
+        )
+    return table
+
+
+def _final_table(final: list[Outcome]) -> Table:
+    seeds = len({outcome.seed for outcome in final})
+    title = f"Trained again, {seeds} fresh seeds: accuracy on the test split in %"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("", "Worst group", "Accuracy", "ECE"):
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    for method in (WINNER, DEFAULT):
+        tests = [outcome.splits["test"] for outcome in final if outcome.method == method]
+        figures = ("worst_group_accuracy", "accuracy", "ece")
+        cells = [_spread([getattr(test, name) for test in tests]) for name in figures]
+        table.add_row(method, *cells)
+    return table
+
+
+def _spread(values: list[float]) -> str:
+    if not values:
+        return "–"
+    deviation = f" ± {100 * stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * mean(values):.1f}{deviation}"
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.6f}"
+
+
+def _cell(trial: TrialResult, path: str) -> str:
+    if path not in trial.setting:
+        return ""
+    value = trial.setting[path]
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,195 @@
+"""The Ray Tune shell of a trial, and how the search's words become Tune's."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining, TrialScheduler
+from ray.tune.search.optuna import OptunaSearch
+
+from agrekd_ray.errors import AgrekdError
+from agrekd_ray.search.settings import Planned
+from agrekd_ray.search.space import Domain, Sampler, Setting
+from agrekd_ray.search.trial import Study, Trial, opened
+
+SETTING = "setting"
+"""Key of Tune's configuration that holds a setting which was drawn up front."""
+MOST_TRIALS = 1000
+"""Of a random search that only time ends."""
+
+
+class TrialActor(tune.Trainable):
+    """Shell of a `Trial` in a process of its own, which serves one trial after another."""
+
+    def setup(self, config: dict[str, Any], study: Study) -> None:
+        """See `tune.Trainable.setup`."""
+        torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+        self._study = study
+        self._dataset, self._source, self._judge = opened(study)
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """See `tune.Trainable.reset_config`."""
+        planned = self._study.planned
+        # An actor with no GPU assigned still sees all of them: the device is chosen explicitly.
+        gpu = planned.base.student.gpus > 0 and torch.cuda.is_available()
+        self._trial = Trial(
+            planned.trial(setting_of(planned, new_config)),
+            self._dataset,
+            self._source,
+            self._judge,
+            "cuda" if gpu else "cpu",
+        )
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """See `tune.Trainable.step`: one epoch."""
+        if self._trial.done:  # it had finished just before its driver was killed
+            return {"select": self._trial.history[-1].selection, "done": True}
+        try:
+            epoch = self._trial.epoch()
+        except AgrekdError as error:  # a retry would only repeat it
+            worst = dict.fromkeys(self._rules(), 0.0)
+            return {"select": worst, "reason": str(error), "done": True}
+        return {
+            "select": epoch.selection,
+            # As text: Tune would spread every number over keys of its own.
+            "epoch": json.dumps(asdict(epoch)),
+            "done": self._trial.done,
+        }
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """See `tune.Trainable.save_checkpoint`."""
+        self._trial.save(Path(checkpoint_dir))
+
+    def load_checkpoint(self, checkpoint: str) -> None:
+        """See `tune.Trainable.load_checkpoint`."""
+        self._trial.load(Path(checkpoint))
+
+    def _rules(self) -> list[str]:
+        classes = len(self._dataset.classes)
+        return list(self._judge(torch.zeros(len(self._study.biased_N), classes)))
+
+
+def metric(planned: Planned) -> str:
+    """What trials are compared by, as Tune calls it."""
+    return f"select/{planned.search.select}"
+
+
+def setting_of(planned: Planned, config: dict[str, Any]) -> Setting:
+    """A setting out of Tune's configuration of a trial."""
+    if SETTING in config:
+        return dict(config[SETTING])
+    space = planned.search.space
+    return {
+        path: json.loads(config[path]) if space[path].kind in ("choice", "grid") else config[path]
+        for path in space
+        if path in config
+    }
+
+
+def param_space(planned: Planned) -> dict[str, Any]:
+    """Tune's space: settings drawn up front, or for pbt domains that it may vary."""
+    search = planned.search
+    if search.scheduler.name == "pbt":
+        return {path: _tune_domain(domain) for path, domain in search.space.items()}
+    if search.searcher.name == "optuna":
+        return {}
+    sampler = planned.sampler
+    if search.searcher.name == "grid":
+        return {SETTING: tune.grid_search(list(itertools.islice(sampler.grid(), search.trials)))}
+    wanted = search.trials or MOST_TRIALS
+    return {
+        SETTING: tune.grid_search(
+            list(itertools.islice(sampler.random(search.searcher.seed), wanted))
+        )
+    }
+
+
+def searcher(planned: Planned) -> OptunaSearch | None:
+    """Tune's searcher; None where settings are drawn up front."""
+    if planned.search.searcher.name != "optuna":
+        return None
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return OptunaSearch(
+        Proposal(planned.sampler),
+        metric=metric(planned),
+        mode="max",
+        sampler=optuna.samplers.TPESampler(
+            seed=planned.search.searcher.seed, constant_liar=True, group=True, multivariate=True
+        ),
+    )
+
+
+class Proposal:
+    """A setting as Optuna proposes it, path by path, so that conditions hold."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self._sampler = sampler
+
+    def __call__(self, proposed: Any) -> None:
+        """Ask Optuna's trial for the value of every path that applies."""
+
+        def value(path: str, domain: Domain) -> Any:
+            if domain.kind == "choice":  # Optuna's categories are plain values only
+                texts = [json.dumps(choice) for choice in domain.choice or ()]
+                return json.loads(proposed.suggest_categorical(path, texts))
+            low, high = domain.bounds
+            if domain.kind == "integer":
+                return proposed.suggest_int(path, int(low), int(high))
+            return proposed.suggest_float(path, low, high, log=domain.kind == "loguniform")
+
+        self._sampler.setting(value)
+
+
+def scheduler(planned: Planned) -> TrialScheduler | None:
+    """Tune's scheduler; None where nobody is stopped early."""
+    search = planned.search
+    if search.scheduler.name == "asha":
+        return ASHAScheduler(
+            max_t=planned.epochs,
+            grace_period=min(search.scheduler.grace, planned.epochs),
+            reduction_factor=search.scheduler.reduction,
+        )
+    if search.scheduler.name == "pbt":
+        return PopulationBasedTraining(
+            perturbation_interval=search.scheduler.grace,
+            hyperparam_mutations={
+                path: _tune_domain(domain) for path, domain in search.space.items()
+            },
+            quantile_fraction=0.25,
+            log_config=False,
+        )
+    return None
+
+
+def trials(planned: Planned) -> int | None:
+    """How many trials there will be; None where only time says."""
+    search = planned.search
+    if search.searcher.name == "grid":
+        every = sum(1 for _ in planned.sampler.grid())
+        return min(every, search.trials or every)
+    return search.trials
+
+
+_TUNE: dict[str, Callable[..., Any]] = {
+    "uniform": tune.uniform,
+    "loguniform": tune.loguniform,
+    "integer": lambda low, high: tune.randint(int(low), int(high) + 1),
+}
+
+
+def _tune_domain(domain: Domain) -> Any:
+    if domain.kind in _TUNE:
+        return _TUNE[domain.kind](*domain.bounds)
+    return tune.choice([json.dumps(value) for value in domain.listed or ()])

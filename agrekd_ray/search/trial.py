@@ -1,0 +1,126 @@
+"""One trial: the students of one setting, side by side, an epoch at a time. No Ray here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agrekd_ray.config import Job
+from agrekd_ray.data import SELECT, TEST, Dataset, Samples, open_dataset
+from agrekd_ray.guidance import Source
+from agrekd_ray.models import build
+from agrekd_ray.results import Epoch, Metrics, mean_epoch, mean_metrics
+from agrekd_ray.run.plan import make_plan
+from agrekd_ray.search.settings import Planned
+from agrekd_ray.search.space import Setting
+from agrekd_ray.student import Assignment, Student
+from agrekd_ray.training import Judge, evaluate
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """What all trials of a search share; may travel to any process.
+
+    Attributes:
+        planned: the search and its base job.
+        source: opens in any process where the teachers' answers come from.
+        ensemble_N: classes that the teachers vote for, on the selection split.
+        biased_N: classes that the biased model names there.
+        trials: folder of the trials' journals.
+    """
+
+    planned: Planned
+    source: Callable[[Samples], Source]
+    ensemble_N: np.ndarray
+    biased_N: np.ndarray
+    trials: Path
+
+    def judge(self, dataset: Dataset) -> Judge:
+        """Scores a student's answers to the selection split."""
+        return Judge(dataset, SELECT, self.ensemble_N, self.biased_N)
+
+
+class Trial:
+    """The students of one setting, one a seed; they train in step, for their means to compare.
+
+    Args:
+        job: the trial's job.
+        dataset: of the job.
+        source: where the teachers' answers come from.
+        judge: scores answers to the selection split.
+        device: to train on.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        dataset: Dataset,
+        source: Source,
+        judge: Callable[[Tensor], dict[str, float]],
+        device: torch.device | str = "cpu",
+    ) -> None:
+        ahead = job.fleet.look_ahead
+        self._students = [
+            Student(given, dataset, source, device=device, look_ahead=ahead, judge=judge)
+            for given in assignments(job)
+        ]
+
+    @property
+    def done(self) -> bool:
+        """Whether all epochs are behind it."""
+        return self._students[0].done
+
+    @property
+    def history(self) -> list[Epoch]:
+        """Finished epochs, means over the seeds."""
+        histories = [student.history for student in self._students]
+        return [mean_epoch(epochs) for epochs in zip(*histories, strict=True)]
+
+    def epoch(self) -> Epoch:
+        """Train the next epoch of every seed; returns their mean."""
+        records = [student.epoch() for student in self._students]
+        return mean_epoch([record for record in records if record is not None])
+
+    def save(self, folder: Path) -> None:
+        """Write a state a student."""
+        for student in self._students:
+            student.save_state(folder / f"{student.assignment.seed}.pt")
+
+    def load(self, folder: Path) -> None:
+        """Go on from what `save` wrote, maybe under another setting of the same search."""
+        for student in self._students:
+            student.load_state(folder / f"{student.assignment.seed}.pt", of_any=True)
+
+
+def assignments(job: Job) -> tuple[Assignment, ...]:
+    """What a trial's students have to do, one a seed."""
+    return make_plan(job).assignments
+
+
+def test_metrics(planned: Planned, setting: Setting, state: Path, dataset: Dataset) -> Metrics:
+    """How good a trial's students are on the test split, which no trial ever opens.
+
+    Args:
+        planned: the search.
+        setting: of the trial.
+        state: what the trial saved last.
+        dataset: of the search.
+    """
+    found = []
+    for given in assignments(planned.trial(setting)):
+        model = build(given.model, dataset.shape, len(dataset.classes), given.seed)
+        saved = torch.load(state / f"{given.seed}.pt", map_location="cpu", weights_only=True)
+        model.load_state_dict(saved["trainer"]["model"])
+        found.append(evaluate(model, dataset, TEST))
+    return mean_metrics(found)
+
+
+def opened(study: Study) -> tuple[Dataset, Source, Judge]:
+    """A process's own view of what trials share."""
+    dataset = open_dataset(study.planned.base.data)
+    return dataset, study.source(dataset), study.judge(dataset)
