@@ -148,7 +148,7 @@ def prune_outputs(
 @app.command()
 def bench(
     names: Annotated[
-        list[str] | None, typer.Argument(help="small, latency, resnet; all by default.")
+        list[str] | None, typer.Argument(help="small, latency, resnet, search; all by default.")
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Epochs that count, of each way.")] = 5,
     quick: Annotated[bool, typer.Option(help="Smaller, without ResNets; two minutes.")] = False,

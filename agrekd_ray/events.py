@@ -50,6 +50,14 @@ class OutputsDone:
 
 
 @dataclass(frozen=True)
+class GroupPlaced:
+    """A trial's worker group holds a placement group, named by its id in hexadecimal."""
+
+    trial_id: str
+    placement_group: str
+
+
+@dataclass(frozen=True)
 class Note:
     """Something that the user should read now."""
 
@@ -63,6 +71,15 @@ class Failed:
     text: str
 
 
-Event = TeacherEpoch | TeacherDone | StudentEpoch | StudentDone | OutputsDone | Note | Failed
+Event = (
+    TeacherEpoch
+    | TeacherDone
+    | StudentEpoch
+    | StudentDone
+    | OutputsDone
+    | GroupPlaced
+    | Note
+    | Failed
+)
 Post = Callable[[Event], None]
 """Tells the driver something; returns at once."""

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from agrekd_ray.bench.report import conclusions, render, summary
-from agrekd_ray.bench.workloads import workloads
+from agrekd_ray.bench.report import conclusions, render, summaries
+from agrekd_ray.bench.workloads import SEARCH, workloads
 from agrekd_ray.errors import RunError
 from agrekd_ray.run.environment import prepare
 
@@ -32,23 +32,24 @@ def bench(
     Raises:
         RunError: an unknown workload, a file that cannot be written, or a part that failed.
     """
-    known = workloads(quick)
+    known = [*workloads(quick), *([] if quick else [SEARCH])]
     if wrong := [name for name in names if name not in known]:
-        hint = " (resnet is not quick)" if quick and "resnet" in wrong else ""
+        slow = [name for name in wrong if quick and name in (SEARCH, "resnet")]
+        hint = f" ({slow[0]} is not quick)" if slow else ""
         raise RunError(f"unknown workload {wrong[0]!r}{hint}; known: {', '.join(known)}.")
     if json_file is not None and not json_file.absolute().parent.is_dir():
         raise RunError(f"{json_file}: its folder does not exist; nothing was measured.")
     prepare(starts_cluster=True)
     from agrekd_ray.bench.run import run_bench  # imports Ray, which reads the environment
 
-    figures = run_bench(list(names) or list(known), repeats, quick, console)
+    figures = run_bench(list(names) or known, repeats, quick, console)
     for one in figures:
         render(one, console)
     if json_file is not None:
         machine = {"cores": os.cpu_count(), "platform": platform.platform()}
         versions = {name: version(name) for name in ("torch", "ray")}
         content = [
-            {**one, "summary": summary(one), "conclusions": conclusions(one)} for one in figures
+            {**one, "summary": summaries(one), "conclusions": conclusions(one)} for one in figures
         ]
         report = {"machine": machine, "versions": versions, "workloads": content}
         json_file.write_text(json.dumps(report, indent=1) + "\n")

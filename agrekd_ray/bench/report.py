@@ -10,6 +10,25 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from agrekd_ray.bench.workloads import SEARCH
+
+
+def search_summary(figures: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row a way: seconds of all trials, and the ratio to `plain`, repeat by repeat.
+
+    Args:
+        figures: as `measure_search` returns them.
+    """
+    plain = next(cell["seconds"] for cell in figures["cells"] if cell["way"] == "plain")
+    return [
+        {
+            "way": cell["way"],
+            "seconds": _spread(cell["seconds"]),
+            "ratio": _spread([s / base for s, base in zip(cell["seconds"], plain, strict=True)]),
+        }
+        for cell in figures["cells"]
+    ]
+
 
 def summary(figures: dict[str, Any]) -> list[dict[str, Any]]:
     """A row a cell: milliseconds a step, and the ratio to `plain`, repeat by repeat.
@@ -34,9 +53,17 @@ def summary(figures: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
+def summaries(figures: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a workload's table."""
+    return search_summary(figures) if figures["workload"] == SEARCH else summary(figures)
+
+
 def conclusions(figures: dict[str, Any]) -> dict[str, float]:
     """What the figures come to, by name; ratios of medians."""
     found: dict[str, float] = {}
+    if figures["workload"] == SEARCH:
+        rows = {row["way"]: row["seconds"]["median"] for row in search_summary(figures)}
+        return {f"search / plain, {figures['trials']} trials": rows["search"] / rows["plain"]}
     step = {(row["way"], row["teachers"]): row["step_ms"]["median"] for row in summary(figures)}
     plain = step["plain", 0]
     for way, teachers in step:
@@ -63,6 +90,9 @@ def conclusions(figures: dict[str, Any]) -> dict[str, float]:
 
 def render(figures: dict[str, Any], console: Console) -> None:
     """The table of one workload."""
+    if figures["workload"] == SEARCH:
+        _render_search(figures, console)
+        return
     console.print(
         f"\n{figures['workload']}: batches of {figures['batch_size']}, {figures['steps']} steps an "
         f"epoch, median (smallest … largest) of {len(figures['cells'][0]['seconds'])} epochs",
@@ -97,6 +127,21 @@ def render(figures: dict[str, Any], console: Console) -> None:
             f"({figures['record_bytes_computed']} without the file's head)",
             highlight=False,
         )
+
+
+def _render_search(figures: dict[str, Any], console: Console) -> None:
+    console.print(
+        f"\nsearch: {figures['trials']} trials of {figures['epochs']} epochs, none stopped early, "
+        f"{figures['teachers']} recorded teachers, median (smallest … largest) of "
+        f"{len(figures['cells'][0]['seconds'])} searches",
+        highlight=False,
+    )
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("Way", "seconds", "× plain"):
+        table.add_column(name, justify="left" if name == "Way" else "right", no_wrap=True)
+    for row in search_summary(figures):
+        table.add_row(row["way"], _words(row["seconds"], 1), _words(row["ratio"], 2))
+    console.print(table)
 
 
 def _spread(values: Sequence[float]) -> dict[str, float]:

@@ -18,7 +18,8 @@ from ray.train.v2.api.config import LoggingConfig
 from rich.console import Console
 
 from agrekd_ray.bench.measure import Setting, measure, replay_memory
-from agrekd_ray.bench.workloads import Workload, workloads
+from agrekd_ray.bench.search import measure_search
+from agrekd_ray.bench.workloads import SEARCH, Workload, workloads
 from agrekd_ray.channel import Channel, plain_error
 from agrekd_ray.data import DataSettings
 from agrekd_ray.events import Event, Note
@@ -50,7 +51,12 @@ def run_bench(
     session = RaySession(None, 2)
     try:
         with Display(console) as display:
-            return [_measured(known[name], repeats, session, display) for name in names]
+            return [
+                measure_search(repeats, display)
+                if name == SEARCH
+                else _measured(known[name], repeats, session, display)
+                for name in names
+            ]
     finally:
         session.close()
 

@@ -17,6 +17,8 @@ from agrekd_ray.guidance.fleet_settings import FleetSettings
 from agrekd_ray.models import Classifier, Manifest, Model, build, save
 from agrekd_ray.settings import fingerprint
 
+SEARCH = "search"
+"""The workload that compares searches, not steps; see `bench.search`."""
 WAYS = ("plain", "naive", "local", "live", "record", "replay")
 """Ways of teaching: labels alone; teachers in this process with autograd, as published code; the
 same in closed form; the fleet; the fleet while it records; records."""

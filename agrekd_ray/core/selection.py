@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 GROUPS, LABELS, TEACHERS = "groups", "labels", "teachers"
-"""What a rule can need. `teachers` stands for the ensemble's votes and the biased model's answers."""
+"""What a rule can need; `teachers` are the ensemble's votes and the biased model's answers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +122,8 @@ def contradicted(answers: Answers) -> float:
     Those samples stand for the groups that the bias sacrifices. Where the vote and the biased
     model agree on everything, agreement over all samples.
     """
-    assert answers.ensemble_N is not None and answers.biased_N is not None
+    assert answers.ensemble_N is not None
+    assert answers.biased_N is not None
     agrees_N = _agrees(answers)
     against_N = answers.ensemble_N != answers.biased_N
     return float(agrees_N[against_N].mean() if bool(against_N.any()) else agrees_N.mean())
@@ -134,7 +135,8 @@ def worst_side(answers: Answers) -> float:
 
     The two sides are groups guessed without a label.
     """
-    assert answers.ensemble_N is not None and answers.biased_N is not None
+    assert answers.ensemble_N is not None
+    assert answers.biased_N is not None
     return _worst(_agrees(answers), (answers.ensemble_N != answers.biased_N).long())
 
 

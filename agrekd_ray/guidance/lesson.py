@@ -19,6 +19,7 @@ from agrekd_ray.core.weighting import (
     needs_global_batch,
 )
 from agrekd_ray.data import Samples
+from agrekd_ray.errors import RunError
 from agrekd_ray.training import Batch
 
 
@@ -161,6 +162,9 @@ def weigh_replies(question: Question, told: Sequence[Replies]) -> Answer:
     Args:
         question: what was asked.
         told: replies that together hold at least the members of `question.lesson`.
+
+    Raises:
+        RunError: the student's logits are no longer finite.
     """
     lesson = question.lesson
     gradients = {
@@ -180,15 +184,21 @@ def weigh_replies(question: Question, told: Sequence[Replies]) -> Answer:
         }
         options["cross_entropy"] = _stacked(entropies, lesson.teachers)
     biased = _stacked(gradients, (lesson.biased,))[0] if lesson.biased in lesson.members else None
-    guided = combine(
-        lesson.strategy,
-        _stacked(gradients, lesson.teachers),
-        biased,
-        student_logits=torch.from_numpy(np.array(question.logits_BC)),
-        temperature=lesson.temperature,
-        sample_weighting=lesson.sample_weighting,
-        **options,
-    )
+    try:
+        guided = combine(
+            lesson.strategy,
+            _stacked(gradients, lesson.teachers),
+            biased,
+            student_logits=torch.from_numpy(np.array(question.logits_BC)),
+            temperature=lesson.temperature,
+            sample_weighting=lesson.sample_weighting,
+            **options,
+        )
+    except FloatingPointError:  # teachers are checked where they answer
+        raise RunError(
+            f"the student's logits are no longer finite in epoch {question.epoch}: training has "
+            "diverged. Lower training.learning_rate, or set training.clip_norm."
+        ) from None
     return Answer(
         guided.gradient.numpy(),
         guided.weights.numpy(),

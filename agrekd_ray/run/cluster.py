@@ -44,7 +44,7 @@ class RayEngine:
     def make_teachers(self, families: Sequence[Sequence[Recipe]]) -> None:
         """See `Engine.make_teachers`."""
         teachers = self._job.teachers
-        with self._listening():
+        with self.listening():
             make_all(
                 families,
                 teachers.store,
@@ -68,7 +68,7 @@ class RayEngine:
         views = sorted({samples.view(epoch) for epoch in range(epochs)})
         with (
             Teaching(job, checkpoints, samples, views, self._channel.post) as teaching,
-            self._listening(teaching.watch),
+            self.listening(teaching.watch),
         ):
             work = Schoolwork(
                 assignments,
@@ -87,7 +87,7 @@ class RayEngine:
         samples, post = open_dataset(self._job.data), self._channel.post
         with (
             Teaching(self._job, checkpoints, samples, views, post) as teaching,
-            self._listening(),
+            self.listening(),
         ):
             teaching.record()
         return teaching.effort
@@ -97,7 +97,8 @@ class RayEngine:
         """Tells the driver, from any process."""
         return self._channel.post
 
-    def _listening(self, *watchers: Handle) -> Listener:
+    def listening(self, *watchers: Handle) -> Listener:
+        """While the block runs, events reach the handler, and these."""
         return Listener(self._channel, (self._handle, *watchers))
 
     def close(self) -> None:

@@ -23,7 +23,7 @@ from agrekd_ray import __version__
 from agrekd_ray.core.groups import majority_vote
 from agrekd_ray.data import SELECT, TEST, open_dataset
 from agrekd_ray.errors import AgrekdError, RunError
-from agrekd_ray.events import Event
+from agrekd_ray.events import Event, GroupPlaced
 from agrekd_ray.guidance import Replay
 from agrekd_ray.guidance.fleet import Fleet
 from agrekd_ray.models import load
@@ -45,7 +45,7 @@ from agrekd_ray.search.report import publish_files, show
 from agrekd_ray.search.results import DEFAULT, FAILED, RUNNING, STOPPED, WINNER, SearchResult
 from agrekd_ray.search.trainable import TrialActor, metric, param_space, scheduler, searcher
 from agrekd_ray.search.trial import Study, assignments, test_metrics
-from agrekd_ray.search.watch import TrialRuns, Watch
+from agrekd_ray.search.watch import Groups, TrialRuns, Watch
 from agrekd_ray.student import Assignment, read_outcome
 from agrekd_ray.teachers import Pool
 from agrekd_ray.tracking.mlflow_runs import Tracker
@@ -93,6 +93,7 @@ class _Searching:
         self.outbox = Outbox(self._note)
         self.runs = TrialRuns(self.planned, self.tracker, self.outbox)
         self.journal = Journal(folder.trials)
+        self.groups = Groups()
         self.monitor: Monitor | None = None
         self.effort = Effort()
         self.began = time.monotonic()
@@ -131,7 +132,7 @@ class _Searching:
                 self._teachers(engine)
             with ExitStack() as stack:
                 study = self._study(engine, stack)
-                grid = self._trials(study)
+                grid = self._trials(engine, study)
             self._measure(grid)
             result = self._result()
             with self.display:
@@ -183,7 +184,14 @@ class _Searching:
         }
         _, ensemble_N = majority_vote(torch.stack([answers[name] for name in drawn.teachers]))
         biased_N = answers[drawn.biased].argmax(1)
-        return Study(self.planned, source, ensemble_N.numpy(), biased_N.numpy(), self.folder.trials)
+        return Study(
+            self.planned,
+            source,
+            ensemble_N.numpy(),
+            biased_N.numpy(),
+            engine.post,
+            self.folder.path / "groups",
+        )
 
     def _answers(self, checkpoint: Path) -> torch.Tensor:
         """A teacher's logits [N, C] on the selection split."""
@@ -220,17 +228,18 @@ class _Searching:
             raise RunError(f"concurrency: {asked} trials at once do not fit; {room:g} would.")
         return int(asked or room)
 
-    def _trials(self, study: Study) -> ResultGrid:
+    def _trials(self, engine: RayEngine, study: Study) -> ResultGrid:
         """Run the trials that are left."""
-        logging.getLogger("ray.tune").setLevel(logging.ERROR)
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # trials say what they failed of
         at_once, total = self._at_once(), trainable.trials(self.planned)
         deadline = self.search.minutes * 60 if self.search.minutes else None
         board = Board(self.console, self.search.select, total, at_once, deadline)
-        watch = Watch(self.planned, self.journal, board, self.runs)
+        watch = Watch(self.planned, self.journal, board, self.runs, self.groups)
         student = self.job.student
+        alone = student.workers == 1  # else a worker group of its own has the resources
         actor = tune.with_resources(
             tune.with_parameters(TrialActor, study=study),
-            {"CPU": student.cpus, "GPU": student.gpus},
+            {"CPU": student.cpus, "GPU": student.gpus} if alone else {"CPU": 0},
         )
         path = self.folder.tune / TUNE
         if Tuner.can_restore(str(path)):
@@ -253,7 +262,7 @@ class _Searching:
                     num_samples=(self.search.trials or -1) if self._proposes else 1,
                     max_concurrent_trials=at_once,
                     time_budget_s=deadline,
-                    reuse_actors=True,
+                    reuse_actors=alone,
                     trial_dirname_creator=lambda trial: trial.trial_id,
                 ),
                 run_config=RunConfig(
@@ -261,14 +270,19 @@ class _Searching:
                     storage_path=str(self.folder.tune),
                     failure_config=FailureConfig(max_failures=RETRIES),
                     checkpoint_config=CheckpointConfig(
-                        num_to_keep=2, checkpoint_frequency=1, checkpoint_at_end=False
+                        # Others may be about to go on from one.
+                        num_to_keep=4 if self.search.scheduler.name == "pbt" else 2,
+                        checkpoint_frequency=1,
                     ),
                     callbacks=[watch],
                     verbose=0,
                 ),
             )
-        with board:
-            grid = tuner.fit()
+        try:
+            with board, engine.listening():
+                grid = tuner.fit()
+        finally:
+            self.groups.release()
         self._settle(grid)
         return grid
 
@@ -316,7 +330,7 @@ class _Searching:
         self.runs.chosen(chosen)
         packages = ("torch", "ray", "mlflow", "numpy", "scikit-learn", "optuna")
         about = {
-            "settings": self.search.model_dump(mode="json", exclude_none=True),
+            "settings": self.search.model_dump(mode="json"),
             "job": self.job.model_dump(mode="json"),
             "classes": self.dataset.classes,
             "groups": self.dataset.groups.names,
@@ -401,7 +415,9 @@ class _Searching:
         )
 
     def _handle(self, event: Event) -> None:
-        if self.monitor is not None:
+        if isinstance(event, GroupPlaced):
+            self.groups.placed(event)
+        elif self.monitor is not None:
             self.monitor.handle(event)
         else:
             show_progress(self.display, event)

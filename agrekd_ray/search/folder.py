@@ -35,9 +35,8 @@ class SearchFolder(Folder):
         Raises:
             RunError: it cannot be written.
         """
-        job = planned.base
-        content = {**planned.search.model_dump(mode="json"), "base": job.model_dump(mode="json")}
-        return cls(new_folder(job.runs, planned.search.name, SEARCH, content), planned)
+        runs, name = planned.base.runs, planned.search.name
+        return cls(new_folder(runs, name, SEARCH, _resolved(planned)), planned)
 
     @classmethod
     def open(cls, path: Path) -> SearchFolder:
@@ -64,7 +63,7 @@ class SearchFolder(Folder):
         if not cls.holds(path):
             raise RunError(f"{path}: no run of this search to go on with; leave --resume out.")
         found = cls.open(path)
-        if found.planned != planned:
+        if _resolved(found.planned) != _resolved(planned):
             raise RunError(
                 f"{found.path} was started with other settings than these. To go on with it as it "
                 f"was: agrekd resume {found.path}. To search anew, leave --resume out."
@@ -95,6 +94,12 @@ class SearchFolder(Folder):
     def training(self) -> Path:
         """Checkpoints of the training under way, after the search."""
         return self.path / "training"
+
+
+def _resolved(planned: Planned) -> dict[str, Any]:
+    """A search as plain values, with every default in it, and its base job."""
+    search, job = planned.search.model_dump(mode="json"), planned.base.model_dump(mode="json")
+    return {**search, "base": job}
 
 
 class Journal:

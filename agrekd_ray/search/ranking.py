@@ -77,10 +77,10 @@ def verdict(final: Sequence[Outcome], select: str) -> str:
     found = paired_difference(by_seed[WINNER], by_seed[DEFAULT])
     if found is None:
         return ""
-    points = f"{100 * found.mean:+.1f} points of worst-group accuracy on the test split"
+    points = f"{signed(found.mean)} points of worst-group accuracy on the test split"
     if found.low is None or found.high is None:
         return f"The winner ({select}) is {points} from the default with one seed: no interval."
-    interval = f"95 % interval {100 * found.low:+.1f} … {100 * found.high:+.1f}"
+    interval = f"95 % interval {signed(found.low)} … {signed(found.high)}"
     seeds = f"{found.seeds} fresh seeds"
     if found.low > 0:
         words = "The winner is better than the default"
@@ -89,6 +89,11 @@ def verdict(final: Sequence[Outcome], select: str) -> str:
     else:
         words = "The winner is not shown to differ from the default"
     return f"{words}: {points} ({interval}, {seeds}, chosen by {select})."
+
+
+def signed(share: float) -> str:
+    """A difference of shares in points, with its sign."""
+    return f"{100 * share:+.1f}".replace("-", "−")
 
 
 def _correlation(pairs: Sequence[tuple[float | None, float]]) -> float | None:

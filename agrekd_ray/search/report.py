@@ -123,9 +123,10 @@ def _trials_table(result: SearchResult) -> Table:
 
 
 def _rules_table(result: SearchResult) -> Table:
-    title = "How each rule would have served: rank correlation with worst-group accuracy on test"
+    trials = max((rule.trials for rule in result.rules), default=0)
+    title = f"Rules: their choices, and rank correlation with test WGA over {trials} trials"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("Rule", "Needs", "Correlation", "Trials", "Its choice", "Test WGA"):
+    for name in ("Rule", "Needs", "Correlation", "Its choice", "Test WGA"):
         left = name in ("Rule", "Needs", "Its choice")
         table.add_column(name, justify="left" if left else "right", no_wrap=True)
     for rule in result.rules:
@@ -133,7 +134,6 @@ def _rules_table(result: SearchResult) -> Table:
             Text(rule.rule, style="bold" if rule.rule == result.select else ""),
             ", ".join(rule.needs),
             "–" if rule.correlation is None else f"{rule.correlation:+.2f}",
-            str(rule.trials),
             f"trial-{rule.choice:03}",
             _percent(rule.test_worst_group_accuracy),
         )
@@ -142,7 +142,7 @@ def _rules_table(result: SearchResult) -> Table:
 
 def _final_table(final: list[Outcome]) -> Table:
     seeds = len({outcome.seed for outcome in final})
-    title = f"Trained again, {seeds} fresh seeds: accuracy on the test split in %"
+    title = f"Trained again, {seeds} fresh seeds, test split in %"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for name in ("", "Worst group", "Accuracy", "ECE"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)

@@ -24,7 +24,8 @@ from agrekd_ray.core.weighting import STRATEGIES
 from agrekd_ray.search.space import STRATEGY, Domain, Sampler, Setting, applied, conditions
 from agrekd_ray.settings import Count, Positive, Seed, Settings
 
-RuleName = Literal[tuple(RULES)]  # type: ignore[valid-type]
+RULE_NAMES = tuple(RULES)
+RuleName = Literal[RULE_NAMES]  # type: ignore[valid-type]
 
 SEARCHABLE = ("distillation", "student.model", "student.training")
 """Blocks of a job that a search may vary: they change the student, not its data or teachers."""
@@ -133,6 +134,18 @@ class Planned:
         """Proposes settings."""
         fixed = {STRATEGY: default_strategy(self.job), **_flat(self.job)}
         return Sampler(self.search.space, fixed, STRATEGIES)
+
+    @property
+    def first(self) -> Setting | None:
+        """The base job's own setting as a point of the space; None where it is none.
+
+        A search begins with it, so that what it finds is held against it from the start.
+        """
+        search = self.search
+        values = {STRATEGY: default_strategy(self.job), **_flat(self.job)}
+        setting = self.sampler.setting(lambda path, _: values.get(path))
+        inside = all(search.space[path].holds(value) for path, value in setting.items())
+        return setting if inside else None
 
     def trial(self, setting: Setting, seeds: Sequence[int] | None = None) -> Job:
         """The job of a trial; its plan has an assignment a seed.
@@ -376,26 +389,20 @@ def _kinds(planned: Planned) -> list[Fault]:
 def _values(planned: Planned) -> list[Fault]:
     """Values that a job would not take, each tried in a job of its own."""
     found: dict[str, Fault] = {}
-    sampler = planned.sampler
-    for path, domain in planned.search.space.items():
+    space = planned.search.space
+    first = {path: domain.probes[0] for path, domain in space.items()}
+    for path, domain in space.items():
         for probe in domain.probes:
-            setting = sampler.setting(
-                lambda p, d, path=path, probe=probe: probe if p == path else d.probes[0]
-            )
+            setting = planned.sampler.pick({**first, path: probe})
             if path not in setting:  # its condition does not hold among the first probes
                 setting = {**_met(planned, path), path: probe}
-            for fault in check_job(
-                {**applied(planned.job, setting), "seeds": planned.search.seeds}
-            )[1]:
+            raw = {**applied(planned.job, setting), "seeds": planned.search.seeds}
+            for fault in check_job(raw)[1]:
                 name = fault.key.replace("methods.0", STRATEGY)
+                problem = fault.problem if path in (name, STRATEGY) else str(fault)
                 found.setdefault(
                     f"{name}{fault.value}",
-                    Fault(
-                        f"space.{path}",
-                        str(probe),
-                        fault.problem if path in (name, STRATEGY) else str(fault),
-                        fault.nearest,
-                    ),
+                    Fault(f"space.{path}", str(probe), problem, fault.nearest),
                 )
     return list(found.values())
 

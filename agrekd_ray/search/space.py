@@ -96,6 +96,13 @@ class Domain(Settings):
         low, high = self.bounds
         return (low, high) if self.kind == "integer" else (low, high, low + 0.382 * (high - low))
 
+    def holds(self, value: Any) -> bool:
+        """Whether a value is one of the domain's."""
+        if self.listed is not None:
+            return value in self.listed
+        low, high = self.bounds
+        return isinstance(value, int | float) and low <= value <= high
+
     def drawn(self, rng: np.random.Generator) -> Any:
         """A random value."""
         if self.listed is not None:
@@ -155,6 +162,10 @@ class Sampler:
                 setting[path] = value(path, domain)
         return setting
 
+    def pick(self, values: Mapping[str, Any]) -> Setting:
+        """The setting that has those of some values whose paths apply."""
+        return self.setting(lambda path, _: values[path])
+
     def grid(self) -> Iterator[Setting]:
         """Every setting of a space whose domains are all listed."""
         yield from self._crossed(list(self._space), {})
@@ -167,8 +178,7 @@ class Sampler:
             drawn = {path: domain.drawn(rng) for path, domain in self._space.items()}
             met: list[str] = []
             for values in itertools.product(*crossed.values()):
-                one = drawn | dict(zip(crossed, values, strict=True))
-                setting = self.setting(lambda path, _, one=one: one[path])
+                setting = self.pick(drawn | dict(zip(crossed, values, strict=True)))
                 if (text := json.dumps(setting, sort_keys=True)) not in met:
                     met.append(text)  # where a condition leaves the crossed path out
                     yield setting

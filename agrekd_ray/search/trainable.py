@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +17,7 @@ from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining, TrialSch
 from ray.tune.search.optuna import OptunaSearch
 
 from agrekd_ray.errors import AgrekdError
+from agrekd_ray.search.nested import GroupTrial
 from agrekd_ray.search.settings import Planned
 from agrekd_ray.search.space import Domain, Sampler, Setting
 from agrekd_ray.search.trial import Study, Trial, opened
@@ -33,25 +35,33 @@ class TrialActor(tune.Trainable):
         """See `tune.Trainable.setup`."""
         torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
         self._study = study
+        self._trial: Trial | GroupTrial | None = None
         self._dataset, self._source, self._judge = opened(study)
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """See `tune.Trainable.reset_config`."""
+        self.cleanup()
         planned = self._study.planned
+        job = planned.trial(setting_of(planned, new_config))
+        if job.student.workers > 1:
+            folder = self._study.groups / self.trial_id
+            self._trial = GroupTrial(job, self._study, self.trial_id, folder)
+            return True
         # An actor with no GPU assigned still sees all of them: the device is chosen explicitly.
-        gpu = planned.base.student.gpus > 0 and torch.cuda.is_available()
-        self._trial = Trial(
-            planned.trial(setting_of(planned, new_config)),
-            self._dataset,
-            self._source,
-            self._judge,
-            "cuda" if gpu else "cpu",
-        )
+        device = "cuda" if job.student.gpus > 0 and torch.cuda.is_available() else "cpu"
+        self._trial = Trial(job, self._dataset, self._source, self._judge, device)
         return True
+
+    def cleanup(self) -> None:
+        """See `tune.Trainable.cleanup`."""
+        if isinstance(self._trial, GroupTrial):
+            self._trial.close()
+        self._trial = None
 
     def step(self) -> dict[str, Any]:
         """See `tune.Trainable.step`: one epoch."""
+        assert self._trial is not None
         if self._trial.done:  # it had finished just before its driver was killed
             return {"select": self._trial.history[-1].selection, "done": True}
         try:
@@ -68,10 +78,12 @@ class TrialActor(tune.Trainable):
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """See `tune.Trainable.save_checkpoint`."""
+        assert self._trial is not None
         self._trial.save(Path(checkpoint_dir))
 
     def load_checkpoint(self, checkpoint: str) -> None:
         """See `tune.Trainable.load_checkpoint`."""
+        assert self._trial is not None
         self._trial.load(Path(checkpoint))
 
     def _rules(self) -> list[str]:
@@ -106,12 +118,10 @@ def param_space(planned: Planned) -> dict[str, Any]:
     sampler = planned.sampler
     if search.searcher.name == "grid":
         return {SETTING: tune.grid_search(list(itertools.islice(sampler.grid(), search.trials)))}
+    first = [planned.first] if planned.first is not None else []
+    drawn = itertools.chain(first, sampler.random(search.searcher.seed))
     wanted = search.trials or MOST_TRIALS
-    return {
-        SETTING: tune.grid_search(
-            list(itertools.islice(sampler.random(search.searcher.seed), wanted))
-        )
-    }
+    return {SETTING: tune.grid_search(list(itertools.islice(drawn, wanted)))}
 
 
 def searcher(planned: Planned) -> OptunaSearch | None:
@@ -121,14 +131,28 @@ def searcher(planned: Planned) -> OptunaSearch | None:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with warnings.catch_warnings():
+        # For spaces with conditions and trials side by side these are what Optuna advises.
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        sampler = optuna.samplers.TPESampler(
+            seed=planned.search.searcher.seed, constant_liar=True, group=True, multivariate=True
+        )
     return OptunaSearch(
         Proposal(planned.sampler),
         metric=metric(planned),
         mode="max",
-        sampler=optuna.samplers.TPESampler(
-            seed=planned.search.searcher.seed, constant_liar=True, group=True, multivariate=True
-        ),
+        points_to_evaluate=[_as_proposed(planned)] if planned.first is not None else None,
+        sampler=sampler,
     )
+
+
+def _as_proposed(planned: Planned) -> dict[str, Any]:
+    """The base job's setting, as Optuna writes values."""
+    space = planned.search.space
+    return {
+        path: json.dumps(value) if space[path].kind == "choice" else value
+        for path, value in (planned.first or {}).items()
+    }
 
 
 class Proposal:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from agrekd_ray.config import Job
 from agrekd_ray.data import SELECT, TEST, Dataset, Samples, open_dataset
+from agrekd_ray.events import Post
 from agrekd_ray.guidance import Source
 from agrekd_ray.models import build
 from agrekd_ray.results import Epoch, Metrics, mean_epoch, mean_metrics
@@ -31,14 +32,16 @@ class Study:
         source: opens in any process where the teachers' answers come from.
         ensemble_N: classes that the teachers vote for, on the selection split.
         biased_N: classes that the biased model names there.
-        trials: folder of the trials' journals.
+        post: tells the driver.
+        groups: folder for the files of trials with several workers, reachable from every node.
     """
 
     planned: Planned
     source: Callable[[Samples], Source]
     ensemble_N: np.ndarray
     biased_N: np.ndarray
-    trials: Path
+    post: Post
+    groups: Path
 
     def judge(self, dataset: Dataset) -> Judge:
         """Scores a student's answers to the selection split."""

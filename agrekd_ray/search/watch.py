@@ -8,7 +8,11 @@ from dataclasses import replace
 from typing import Any
 
 from ray import tune
+from ray._raylet import PlacementGroupID
+from ray.util import remove_placement_group
+from ray.util.placement_group import PlacementGroup
 
+from agrekd_ray.events import GroupPlaced
 from agrekd_ray.results import Epoch, epochs_from_json
 from agrekd_ray.run.monitor import student_params
 from agrekd_ray.search.board import Board
@@ -107,6 +111,23 @@ class TrialRuns:
         self._outbox.put(lambda: self._tracker.set_tags(self.run(trial), tags))
 
 
+class Groups:
+    """Placement groups of trials with several workers, in case a trial's process dies with one."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, list[str]] = {}
+
+    def placed(self, event: GroupPlaced) -> None:
+        """A trial's worker group has one."""
+        self._held.setdefault(event.trial_id, []).append(event.placement_group)
+
+    def release(self, trial_id: str | None = None) -> None:
+        """Give back what a trial, or any, has left behind."""
+        for one in [trial_id] if trial_id is not None else list(self._held):
+            for name in self._held.pop(one, []):
+                remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(name))))
+
+
 class Watch(tune.Callback):
     """Takes Tune's news.
 
@@ -115,10 +136,14 @@ class Watch(tune.Callback):
         journal: of the trials.
         board: the live view.
         runs: MLflow.
+        groups: placement groups of trials with several workers.
     """
 
-    def __init__(self, planned: Planned, journal: Journal, board: Board, runs: TrialRuns) -> None:
+    def __init__(
+        self, planned: Planned, journal: Journal, board: Board, runs: TrialRuns, groups: Groups
+    ) -> None:
         self._planned, self._journal, self._board, self._runs = planned, journal, board, runs
+        self._groups = groups
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune keeps its callbacks on disk, and another driver has its own."""
@@ -126,6 +151,7 @@ class Watch(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """See `tune.Callback`."""
+        self._groups.release(trial.trial_id)  # of an attempt that was killed
         setting = setting_of(self._planned, trial.config)
         known = self._journal.get(trial.trial_id)
         if known is None:

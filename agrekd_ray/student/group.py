@@ -124,6 +124,39 @@ def _work(config: dict[str, Any]) -> None:
 def _train_one(
     work: Schoolwork, assignment: Assignment, dataset: Dataset, source: Source | None
 ) -> None:
+    student = worker_student(assignment, dataset, source, work.look_ahead)
+    state = work.training / STATE
+    if state.exists():
+        student.load_state(state)
+    while not student.done:
+        record = student.epoch()
+        if record is not None:
+            student.save_state(state)
+            work.post(StudentEpoch(assignment.name, assignment.training.epochs, record))
+    context = ray.train.get_context()
+    if context.get_world_rank() == 0:
+        for outcome in student.finish(work.students):
+            work.post(StudentDone(outcome))
+    if context.get_world_size() > 1:
+        dist.barrier()  # nobody goes on before the student is saved
+
+
+def worker_student(
+    assignment: Assignment,
+    dataset: Dataset,
+    source: Source | None,
+    look_ahead: int,
+    judge: Callable[[Tensor], dict[str, float]] | None = None,
+) -> Student:
+    """This worker's part of a student; called in every worker of a group.
+
+    Args:
+        assignment: what to do.
+        dataset: opened here.
+        source: opened here.
+        look_ahead: coming batches that the teachers are told of.
+        judge: see `Student`.
+    """
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
@@ -136,7 +169,7 @@ def _train_one(
             return summed.to(tensor.device)
         return tensor
 
-    student = Student(
+    return Student(
         assignment,
         dataset,
         source,
@@ -145,18 +178,6 @@ def _train_one(
         world=world,
         wrap=lambda model: ray.train.torch.prepare_model(model, move_to_device=False),
         total=total,
-        look_ahead=work.look_ahead,
+        look_ahead=look_ahead,
+        judge=judge,
     )
-    state = work.training / STATE
-    if state.exists():
-        student.load_state(state)
-    while not student.done:
-        record = student.epoch()
-        if record is not None:
-            student.save_state(state)
-            work.post(StudentEpoch(assignment.name, assignment.training.epochs, record))
-    if rank == 0:
-        for outcome in student.finish(work.students):
-            work.post(StudentDone(outcome))
-    if world > 1:
-        dist.barrier()  # nobody goes on before the student is saved

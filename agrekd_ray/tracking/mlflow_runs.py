@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -59,10 +59,11 @@ _VIEW = {
     "mlflow.experiment.primaryMetric.name": "test/worst_group_accuracy",
     "mlflow.experiment.primaryMetric.greaterIsBetter": "True",
 }
-_PARENT = "mlflow.parentRunId"
-_ROLE, _METHOD, _SEED = "agrekd.role", "agrekd.method", "agrekd.seed"
-_REASON, _CHANGED, _CHECKPOINT = "agrekd.reason", "agrekd.changed_params", "agrekd.checkpoint"
-_TEACHERS, _TRIAL = "agrekd.teachers", "agrekd.trial"
+PARENT = "mlflow.parentRunId"
+"""Tags by which runs are found again and compared."""
+ROLE, METHOD, SEED = "agrekd.role", "agrekd.method", "agrekd.seed"
+_REASON, CHANGED, _CHECKPOINT = "agrekd.reason", "agrekd.changed_params", "agrekd.checkpoint"
+_TEACHERS, TRIAL = "agrekd.teachers", "agrekd.trial"
 _LONGEST_NAME, _LONGEST_PARAM, _LONGEST_TAG = 250, 6000, 8000
 _PARAMS_A_BATCH, _METRICS_A_BATCH = 100, 1000
 _LARGEST_EXAMPLE = 50_000
@@ -101,11 +102,11 @@ class Tracker:
     def ui_command(self) -> str:
         """What a person types to see this store; for a server, the address of the experiment."""
         if self._served:
-            address = _without_password(self.uri).rstrip("/")
+            address = without_password(self.uri).rstrip("/")
             # Without the last part, a browser's first visit shows the pages made for prompts.
             runs = f"experiments/{self.experiment_id}/runs?workflowType=machine_learning"
             return f"{address}/#/{runs}"
-        return f"mlflow ui --backend-store-uri {shlex.quote(_without_password(self.uri))}"
+        return f"mlflow ui --backend-store-uri {shlex.quote(without_password(self.uri))}"
 
     def start_job(
         self,
@@ -133,7 +134,7 @@ class Tracker:
         with self._explained("open the job's run"):
             run = self._lookup(run_id) if run_id else None
             if run is None:
-                self._job = self._create(name, {_ROLE: role})
+                self._job = self._create(name, {ROLE: role})
                 known = {}
             else:
                 self._job = str(run.info.run_id)
@@ -158,7 +159,7 @@ class Tracker:
         Raises:
             TrackingError: also without `start_job`.
         """
-        marks = {_METHOD: method, _SEED: str(seed)}
+        marks = {METHOD: method, SEED: str(seed)}
         params = {"method": method, "seed": seed, **params}
         return self._child("student", f"{method}-seed-{seed}", marks, params)
 
@@ -175,7 +176,7 @@ class Tracker:
             TrackingError: also without `start_job`.
         """
         params = {**params, "seeds": list(seeds)}
-        return self._child("trial", name, {_TRIAL: str(number)}, params)
+        return self._child("trial", name, {TRIAL: str(number)}, params)
 
     def _child(
         self, role: str, name: str, marks: Mapping[str, str], params: Mapping[str, Any]
@@ -184,7 +185,7 @@ class Tracker:
         if self._job is None:
             raise TrackingError(f"A {role}'s run needs its parent's: call start_job first.")
         with self._explained(f"open the run of {name}"):
-            marks = {_PARENT: self._job, **marks}
+            marks = {PARENT: self._job, **marks}
             # Quotes cannot be escaped in MLflow's filter: such a method is compared here.
             asked = {key: value for key, value in marks.items() if "'" not in value}
             found = [
@@ -200,7 +201,7 @@ class Tracker:
                 if found[0].info.status != FINISHED:
                     self._reopen(found[0])
             else:
-                run_id, known = self._create(name, {_ROLE: role, **marks}), {}
+                run_id, known = self._create(name, {ROLE: role, **marks}), {}
                 self._logged[run_id] = {}
             self._add_params(run_id, params, known)
         return run_id
@@ -305,10 +306,8 @@ class Tracker:
                 if version.run_id == run_id:
                     break
             else:
-                with _unless_set(_QUIET):
-                    version = self._client.create_model_version(
-                        name, f"models:/{model_id}", run_id, model_id=model_id
-                    )
+                source = self._client.get_logged_model(model_id).artifact_location
+                version = self._client.create_model_version(name, source, run_id, model_id=model_id)
             self._client.set_registered_model_alias(name, alias, version.version)
         return str(version.version)
 
@@ -400,7 +399,7 @@ class Tracker:
         """
         with self._explained("end a run"):
             running = self._client.search_runs(
-                [self.experiment_id], f"tags.`{_PARENT}` = '{run_id}' and status = 'RUNNING'"
+                [self.experiment_id], f"tags.`{PARENT}` = '{run_id}' and status = 'RUNNING'"
             )
             for ended in (*(run.info.run_id for run in running), run_id):
                 self._set_tags(ended, {_REASON: reason})
@@ -422,7 +421,7 @@ class Tracker:
         if experiment.lifecycle_stage != "active":
             raise TrackingError(
                 f"The MLflow experiment {name!r} was deleted. Choose another name, or take it "
-                f"back: MLFLOW_TRACKING_URI={shlex.quote(_without_password(self.uri))} "
+                f"back: MLFLOW_TRACKING_URI={shlex.quote(without_password(self.uri))} "
                 f"mlflow experiments restore -x {experiment.experiment_id}"
             )
         return str(experiment.experiment_id)
@@ -465,7 +464,7 @@ class Tracker:
             self._client.log_batch(run_id, params=fresh[start : start + _PARAMS_A_BATCH])
         changed = {name: text for name, text in texts.items() if known.get(name, text) != text}
         if changed:
-            self._set_tags(run_id, {_CHANGED: json.dumps(changed, ensure_ascii=False)})
+            self._set_tags(run_id, {CHANGED: json.dumps(changed, ensure_ascii=False)})
 
     def _set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         names = _distinct(tags)
@@ -500,49 +499,79 @@ class Tracker:
         self._client.log_outputs(run_id, [LoggedModelOutput(model_id, 0)])
         self._log_metrics(run_id, metrics)
 
-    @contextmanager
-    def _explained(self, doing: str, *also: type[Exception]) -> Iterator[None]:
-        try:
-            with _unless_set(_IMPATIENT):
-                yield
-        except TrackingError:
-            raise
-        except (MlflowException, OSError, *also) as error:
-            words = " ".join(str(error).split()) or type(error).__name__
-            raise TrackingError(
-                _without_password(
-                    f"Cannot {doing} in MLflow at {self.uri}: {_cut(words, 400)}\n"
-                    f"{self._advice(error)}"
-                ),
-                temporary=isinstance(error, OSError)
-                or getattr(error, "error_code", None) in _TEMPORARY,
-            ) from error
+    def _explained(self, doing: str, *also: type[Exception]) -> AbstractContextManager[None]:
+        return explained(self.uri, doing, *also)
 
-    def _advice(self, error: Exception) -> str:
-        if isinstance(error, ImportError):
-            return "Install the driver that this kind of database needs, or give another URI."
-        if self._served:
-            return (
-                f"Check that the server answers (curl {self.uri.rstrip('/')}/health) and that "
-                "MLFLOW_TRACKING_TOKEN or MLFLOW_TRACKING_USERNAME and _PASSWORD are set where "
-                "it asks for them; without a tracking URI, runs go to a file beside the results."
+
+def open_existing(uri: str) -> MlflowClient:
+    """A client for reading a store that is there already; nothing is created.
+
+    Args:
+        uri: any MLflow tracking URI.
+
+    Raises:
+        TrackingError: there is no such store, or it cannot be reached.
+    """
+    with explained(uri, "open the store", Exception):
+        _check_scheme(uri)
+        if uri.startswith("sqlite:") and not (path := _sqlite_path(uri)).is_file():
+            raise TrackingError(
+                f"There are no runs: {path} does not exist. Give the folder of the runs, where "
+                "mlflow.db is, or the tracking URI that they were recorded under."
             )
+        client = MlflowClient(tracking_uri=uri)
+        client.search_experiments(max_results=1)
+    return client
+
+
+@contextmanager
+def explained(uri: str, doing: str, *also: type[Exception]) -> Iterator[None]:
+    """Turns what MLflow raises within the block into one message with advice.
+
+    Args:
+        uri: of the store.
+        doing: what the block does, after "Cannot".
+        also: exceptions to explain beside MLflow's and the system's.
+
+    Raises:
+        TrackingError: in their place; one that is raised within the block stays as it is.
+    """
+    try:
+        with _unless_set(_IMPATIENT):
+            yield
+    except TrackingError:
+        raise
+    except (MlflowException, OSError, *also) as error:
+        words = " ".join(str(error).split()) or type(error).__name__
+        raise TrackingError(
+            without_password(
+                f"Cannot {doing} in MLflow at {uri}: {_cut(words, 400)}\n{_advice(uri, error)}"
+            ),
+            temporary=isinstance(error, OSError)
+            or getattr(error, "error_code", None) in _TEMPORARY,
+        ) from error
+
+
+def _advice(uri: str, error: Exception) -> str:
+    if isinstance(error, ImportError):
+        return "Install the driver that this kind of database needs, or give another URI."
+    if not _is_database(uri):
         return (
-            "Check that the place exists, has room and may be written, and that no other "
-            "program holds the database; or give another tracking URI."
+            f"Check that the server answers (curl {uri.rstrip('/')}/health) and that "
+            "MLFLOW_TRACKING_TOKEN or MLFLOW_TRACKING_USERNAME and _PASSWORD are set where "
+            "it asks for them; without a tracking URI, runs go to a file beside the results."
         )
+    return (
+        "Check that the place exists, has room and may be written, and that no other "
+        "program holds the database; or give another tracking URI."
+    )
 
 
 def _check_store(uri: str) -> None:
     """What MLflow would find out late, or after minutes of retries."""
-    scheme = urlsplit(uri).scheme
-    if scheme in ("", "file") and uri != "databricks":
-        raise TrackingError(
-            f"MLflow does not keep runs in plain folders any more: {uri!r} is no tracking URI "
-            "for it. Write sqlite:////absolute/path/mlflow.db, or the address of a server (http://...)."
-        )
-    if scheme == "sqlite":
-        path = Path(uri.removeprefix("sqlite:///"))
+    _check_scheme(uri)
+    if urlsplit(uri).scheme == "sqlite":
+        path = _sqlite_path(uri)
         path.parent.mkdir(parents=True, exist_ok=True)
         connection = sqlite3.connect(path)
         try:
@@ -551,6 +580,18 @@ def _check_store(uri: str) -> None:
             connection.rollback()
         finally:
             connection.close()
+
+
+def _check_scheme(uri: str) -> None:
+    if urlsplit(uri).scheme in ("", "file") and uri != "databricks":
+        raise TrackingError(
+            f"MLflow does not keep runs in plain folders any more: {uri!r} is no tracking URI "
+            "for it. Write sqlite:////absolute/path/mlflow.db, or the address of a server (http://...)."
+        )
+
+
+def _sqlite_path(uri: str) -> Path:
+    return Path(uri.removeprefix("sqlite:///"))
 
 
 @contextmanager
@@ -699,5 +740,6 @@ def _is_database(uri: str) -> bool:
     return urlsplit(uri).scheme.split("+")[0] in ("sqlite", "postgresql", "mysql", "mssql")
 
 
-def _without_password(uri: str) -> str:
+def without_password(uri: str) -> str:
+    """A text with the passwords of its addresses hidden."""
     return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", uri)

@@ -26,8 +26,8 @@ from agrekd_ray.tracking.files import replacing
 from agrekd_ray.tracking.labels import family, is_distilled, label
 from agrekd_ray.tracking.tables import summary
 
-_INK, _FAINT = "#222222", "#8a8a8a"
-_REFERENCE, _DISTILLED, _ACCURACY = "#b3b3b3", "#56b4e9", "#d55e00"
+INK, FAINT = "#222222", "#8a8a8a"
+_REFERENCE, BLUE, ORANGE = "#b3b3b3", "#56b4e9", "#d55e00"
 # Okabe and Ito's palette without its yellow, which is too pale for lines on white. The method
 # of the paper has a colour of its own, whichever others a job compares it with.
 _OURS = {"agre_kd": "#d55e00"}
@@ -62,17 +62,17 @@ def worst_group_by_method(outcomes: Sequence[Outcome], path: Path) -> bool:
     for place, row in enumerate(rows):
         worst, accuracy = (100 * row.mean[name] for name in ("worst_group_accuracy", "accuracy"))
         spread = 100 * row.std["worst_group_accuracy"], 100 * row.std["accuracy"]
-        fill = _DISTILLED if is_distilled(row.method) else _REFERENCE
+        fill = BLUE if is_distilled(row.method) else _REFERENCE
         axes.barh(place, worst, height=0.62, color=fill, zorder=2)
         whiskers: dict[str, Any] = {"capsize": 2.5, "elinewidth": 1.1, "fmt": "none", "zorder": 4}
         if len(row.seeds) > 1:
-            axes.errorbar(worst, place, xerr=spread[0], ecolor=_INK, **whiskers)
-            axes.errorbar(accuracy, place, xerr=spread[1], ecolor=_ACCURACY, **whiskers)
+            axes.errorbar(worst, place, xerr=spread[0], ecolor=INK, **whiskers)
+            axes.errorbar(accuracy, place, xerr=spread[1], ecolor=ORANGE, **whiskers)
             seeds = [100 * o.splits["test"].worst_group_accuracy for o in _of(outcomes, row.method)]
             heights = place + np.linspace(-0.17, 0.17, len(seeds))
-            axes.scatter(seeds, heights, s=11, c="white", edgecolors=_INK, lw=0.7, zorder=5)
+            axes.scatter(seeds, heights, s=11, c="white", edgecolors=INK, lw=0.7, zorder=5)
         axes.scatter(
-            accuracy, place, s=34, marker="D", c="white", edgecolors=_ACCURACY, lw=1.5, zorder=5
+            accuracy, place, s=34, marker="D", c="white", edgecolors=ORANGE, lw=1.5, zorder=5
         )
         axes.annotate(
             f"{worst:.1f}", (101, place), ha="left", va="center", size=9, annotation_clip=False
@@ -83,7 +83,7 @@ def worst_group_by_method(outcomes: Sequence[Outcome], path: Path) -> bool:
         ha="left",
         va="bottom",
         size=8,
-        color=_FAINT,
+        color=FAINT,
         annotation_clip=False,
     )
     axes.set_yticks(range(len(rows)), [label(row.method) for row in rows])
@@ -93,16 +93,16 @@ def worst_group_by_method(outcomes: Sequence[Outcome], path: Path) -> bool:
     axes.grid(axis="x", color="#e4e4e4", lw=0.8, zorder=0)
     keys: list[Line2D | Patch] = []
     if any(is_distilled(row.method) for row in rows):
-        keys.append(Patch(color=_DISTILLED, label="worst group, distilled"))
+        keys.append(Patch(color=BLUE, label="worst group, distilled"))
     if not all(is_distilled(row.method) for row in rows):
         keys.append(Patch(color=_REFERENCE, label="worst group, reference"))
-    keys.append(_marker("D", _ACCURACY, 6, "all samples"))
+    keys.append(marker("D", ORANGE, 6, "all samples"))
     if several:
-        keys.append(_marker("o", _INK, 4, "one seed"))
-        keys.append(Line2D([], [], color=_INK, lw=1.1, label="± sd"))
-    _title(figure, "Worst-group accuracy by method")
-    figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), **_LEGEND)
-    _save(figure, path)
+        keys.append(marker("o", INK, 4, "one seed"))
+        keys.append(Line2D([], [], color=INK, lw=1.1, label="± sd"))
+    headline(figure, "Worst-group accuracy by method")
+    figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), **LEGEND)
+    save(figure, path)
     return True
 
 
@@ -123,7 +123,7 @@ def training_curves(outcomes: Sequence[Outcome], path: Path) -> bool:
         return False
     columns = min(4, len(methods))
     lines = -(-len(methods) // columns)
-    figure = _figure(9.2, 4.0 + 0.22 * lines)
+    figure = new_figure(9.2, 4.0 + 0.22 * lines)
     left, right = figure.subplots(1, 2)
     keys = []
     for method, style in _method_styles(methods).items():
@@ -141,9 +141,9 @@ def training_curves(outcomes: Sequence[Outcome], path: Path) -> bool:
     for axes in (left, right):
         _epochs(axes)
         axes.grid(color="#ececec", lw=0.8)
-    _title(figure, "Training by epoch")
-    figure.legend(handles=keys, loc="outside lower center", ncols=columns, **_LEGEND)
-    _save(figure, path)
+    headline(figure, "Training by epoch")
+    figure.legend(handles=keys, loc="outside lower center", ncols=columns, **LEGEND)
+    save(figure, path)
     return True
 
 
@@ -178,18 +178,16 @@ def weights_by_group(outcomes: Sequence[Outcome], members: Sequence[Member], pat
     width = 1.5 + wide * len(groups)
     each = len(kinds) <= _MOST_LINES
     handles = _teacher_keys(kinds) if each else _family_keys(kinds)
-    handles.append(
-        Line2D([], [], color=_INK, lw=0.8, ls=(0, (4, 3)), label=f"even: 1/{len(kinds)}")
-    )
+    handles.append(Line2D([], [], color=INK, lw=0.8, ls=(0, (4, 3)), label=f"even: 1/{len(kinds)}"))
     longest = max(len(str(handle.get_label())) for handle in handles)
     across = max(1, min(len(handles), int(width / (0.55 + 0.075 * longest))))
     below = 0.2 * -(-len(handles) // across)
-    figure = _figure(width, 1.3 + below + max(1.8, 1.32 * len(weights)))
+    figure = new_figure(width, 1.3 + below + max(1.8, 1.32 * len(weights)))
     panels = figure.subplots(len(weights), len(groups), sharex=True, sharey=True, squeeze=False)
     for row, (method, by_group) in enumerate(weights.items()):
         for column, group in enumerate(groups):
             axes = panels[row][column]
-            axes.axhline(1 / len(kinds), color=_INK, lw=0.8, ls=(0, (4, 3)), zorder=2)
+            axes.axhline(1 / len(kinds), color=INK, lw=0.8, ls=(0, (4, 3)), zorder=2)
             (_teacher_lines if each else _family_lines)(axes, by_group.get(group, {}), kinds)
             axes.grid(color="#f0f0f0", lw=0.8)
             axes.tick_params(labelsize=8)
@@ -203,16 +201,16 @@ def weights_by_group(outcomes: Sequence[Outcome], members: Sequence[Member], pat
     title = "Who taught whom: mean weight of a teacher, by training group"
     if len(groups) < len(every_group):
         title += f" ({len(groups)} of {len(every_group)} groups)"
-    _title(figure, textwrap.fill(title, int(9 * width)))
-    figure.legend(handles=handles, loc="outside lower center", ncols=across, **_LEGEND)
-    _save(figure, path)
+    headline(figure, textwrap.fill(title, int(9 * width)))
+    figure.legend(handles=handles, loc="outside lower center", ncols=across, **LEGEND)
+    save(figure, path)
     return True
 
 
 Weights = dict[str, dict[str, dict[int, float]]]
 """Mean weight by group, teacher and epoch."""
 
-_LEGEND: dict[str, Any] = {
+LEGEND: dict[str, Any] = {
     "frameon": False,
     "fontsize": 9,
     "handlelength": 1.8,
@@ -360,28 +358,32 @@ def _of(outcomes: Sequence[Outcome], method: str) -> list[Outcome]:
     return [outcome for outcome in outcomes if outcome.method == method]
 
 
-def _marker(shape: str, color: str, size: float, text: str) -> Line2D:
+def marker(shape: str, color: str, size: float, text: str) -> Line2D:
+    """A key of the legend: a hollow marker."""
     return Line2D([], [], ls="", marker=shape, mec=color, mfc="white", mew=1.2, ms=size, label=text)
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of so many inches, which no other thread knows."""
     figure = Figure(figsize=(width, height), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
 def _sheet(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = _figure(width, height)
+    figure = new_figure(width, height)
     axes = figure.subplots()
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
     return figure, axes
 
 
-def _title(figure: Figure, text: str) -> None:
+def headline(figure: Figure, text: str) -> None:
+    """Sets the one line above all panels."""
     figure.suptitle(text, size=12, weight="bold", x=0.01, ha="left")
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Writes the figure as a PNG, which is replaced as a whole."""
     with replacing(path) as draft:
         figure.savefig(draft, format="png")

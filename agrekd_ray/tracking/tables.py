@@ -11,12 +11,11 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from agrekd_ray.results import Member, Metrics, Outcome
+from agrekd_ray.tracking.columns import Column, figures, fitting, markdown_table, screen_table
 from agrekd_ray.tracking.files import replacing
 from agrekd_ray.tracking.labels import family, is_distilled, label
 
@@ -25,7 +24,6 @@ GROUP = "group/"
 """Begins the names of accuracies by group in `Row.mean` and `Row.std`."""
 
 _WGA = "worst_group_accuracy"
-_GAP = 2
 
 
 @dataclass(frozen=True)
@@ -167,28 +165,11 @@ def render(
     if not rows:
         console.print("No student is finished yet.")
         return
-    columns = _fitting(_columns(rows), console.width)
+    columns = fitting(_columns(rows), _importance, console.width)
     taught = [row for row in rows if is_distilled(row.method) and math.isfinite(row.mean[_WGA])]
     best = max(taught, key=lambda row: row.mean[_WGA], default=None)
-    table = Table(
-        title=Text(_heading(rows)),
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, _GAP - 1, 0, 0),  # and the box draws one space
-        show_edge=False,
-    )
-    for column in columns:
-        table.add_column(Text(column.header), no_wrap=True)
-    for index, row in enumerate(rows):
-        bold = row is best
-        table.add_row(
-            *(
-                Text(column.cells[index], style="bold" if bold and column.name == _WGA else "")
-                for column in columns
-            )
-        )
-    console.print(table)
+    bold = (rows.index(best), _WGA) if best else None
+    console.print(screen_table(columns, _heading(rows), bold))
     console.print()
     for line in _below(outcomes, members, split):
         console.print(Text(line))
@@ -211,14 +192,7 @@ def markdown(outcomes: Sequence[Outcome], members: Sequence[Member], split: str 
         return ""
     important = [block[0] for block in _columns(rows)]
     columns = [column for column in important if column.name in _IMPORTANCE[:4]]
-    lines = [
-        [column.header for column in columns],
-        [":---" if column.words else "---:" for column in columns],
-        *([column.cells[index] for column in columns] for index in range(len(rows))),
-    ]
-    table = "\n".join(
-        f"| {' | '.join(t.strip().replace('|', '/') for t in line)} |" for line in lines
-    )
+    table = markdown_table(columns)
     return "\n\n".join([*reversed(_below(outcomes, members, split)), _heading(rows), table])
 
 
@@ -292,38 +266,24 @@ def write_json(
         draft.write_text(text + "\n", encoding="utf-8")
 
 
-@dataclass(frozen=True)
-class _Column:
-    name: str
-    header: str
-    cells: list[str]
-    words: bool = False
-
-    @property
-    def width(self) -> int:
-        return max(len(text) for text in (self.header, *self.cells))
-
-
-def _columns(rows: list[Row]) -> list[list[_Column]]:
+def _columns(rows: list[Row]) -> list[list[Column]]:
     """Columns from left to right, in blocks that are shown together or not at all."""
 
-    def figures(name: str, header: str) -> _Column:
-        cells = [_percent(row, name, several) for row in rows]
-        width = max(len(text) for text in (header, *cells))
-        return _Column(name, header.rjust(width), [text.rjust(width) for text in cells])
+    def column(name: str, header: str) -> Column:
+        return figures(name, header, [_percent(row, name, several) for row in rows])
 
     several = any(len(row.seeds) > 1 for row in rows)
 
     groups = dict.fromkeys(name for row in rows for name in row.mean if name.startswith(GROUP))
     blocks = [
-        [_Column("method", "Method", [label(row.method) for row in rows], words=True)],
-        [_Column("teachers", "Teachers", [row.teachers for row in rows], words=True)],
-        [figures(_WGA, "Worst group")],
-        [figures("accuracy", "Accuracy")],
-        [figures(name, name.removeprefix(GROUP)) for name in groups],
-        [figures("balanced_accuracy", "Balanced")],
-        [figures("worst_class_accuracy", "Worst class")],
-        [figures("ece", "ECE")],
+        [Column("method", "Method", [label(row.method) for row in rows], words=True)],
+        [Column("teachers", "Teachers", [row.teachers for row in rows], words=True)],
+        [column(_WGA, "Worst group")],
+        [column("accuracy", "Accuracy")],
+        [column(name, name.removeprefix(GROUP)) for name in groups],
+        [column("balanced_accuracy", "Balanced")],
+        [column("worst_class_accuracy", "Worst class")],
+        [column("ece", "ECE")],
     ]
     return [block for block in blocks if block]
 
@@ -340,20 +300,9 @@ _IMPORTANCE = (
 )
 
 
-def _fitting(blocks: list[list[_Column]], width: int) -> list[_Column]:
-    """The columns that fit, the first two of `_IMPORTANCE` in any case."""
-
-    def importance(block: list[_Column]) -> int:
-        name = block[0].name
-        return _IMPORTANCE.index(GROUP if name.startswith(GROUP) else name)
-
-    kept, free = set(), width
-    for block in sorted(blocks, key=importance):
-        needs = sum(column.width + _GAP for column in block)
-        if needs <= free or importance(block) < 2:
-            kept.add(importance(block))
-            free -= needs
-    return [column for block in blocks if importance(block) in kept for column in block]
+def _importance(block: Sequence[Column]) -> int:
+    name = block[0].name
+    return _IMPORTANCE.index(GROUP if name.startswith(GROUP) else name)
 
 
 def _percent(row: Row, name: str, several: bool) -> str:

@@ -1,0 +1,224 @@
+"""A trial whose students have several workers: a Ray Train worker group that keeps step with Tune.
+
+A group that is simply abandoned when its trial is stopped keeps its placement group, and with it
+the cluster's room. So the group never runs ahead: it trains an epoch when the trial asks for one,
+and is told to end. Should the trial's process die instead, the driver knows the placement group.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+import torch.distributed as dist
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.train.v2.api.config import LoggingConfig
+from ray.util import get_current_placement_group
+
+from agrekd_ray.channel import plain_error
+from agrekd_ray.config import Job
+from agrekd_ray.errors import AgrekdError, RunError
+from agrekd_ray.events import GroupPlaced
+from agrekd_ray.results import Epoch, epochs_from_json, mean_epoch
+from agrekd_ray.search.trial import Study, assignments, opened
+from agrekd_ray.student.group import worker_student
+
+POLL_SECONDS = 0.02
+SECONDS_TO_END = 60.0
+
+
+class Baton:
+    """What the trial and its group tell each other; an actor of the trial's."""
+
+    def __init__(self) -> None:
+        self._allowed, self._ended = 0, False
+        self._told: list[tuple[str, str]] = []
+
+    def allow(self, epochs: int) -> None:
+        """The group may train so many epochs in all."""
+        self._allowed = epochs
+
+    def end(self) -> None:
+        """The group is to end."""
+        self._ended = True
+
+    def next(self, done: int) -> str:
+        """`go`, `wait` or `end`, to a group that has done so many epochs."""
+        return "end" if self._ended else "go" if done < self._allowed else "wait"
+
+    def tell(self, kind: str, text: str) -> None:
+        """The group has finished an `epoch`, or met a `fault`."""
+        self._told.append((kind, text))
+
+    def take(self) -> list[tuple[str, str]]:
+        """All since the last call."""
+        told, self._told = self._told, []
+        return told
+
+
+@dataclass(frozen=True)
+class GroupWork:
+    """What every worker is told.
+
+    Attributes:
+        job: of the trial.
+        study: what trials share.
+        trial_id: Tune's.
+        states: folder of the students' states, reachable from every worker.
+        baton: where the trial is asked how to go on.
+    """
+
+    job: Job
+    study: Study
+    trial_id: str
+    states: Path
+    baton: Any
+
+
+class GroupTrial:
+    """As `Trial`, with every student spread over the job's workers.
+
+    Args:
+        job: of the trial.
+        study: what trials share.
+        trial_id: Tune's.
+        folder: for states and Train's own files, reachable from every node.
+    """
+
+    def __init__(self, job: Job, study: Study, trial_id: str, folder: Path) -> None:
+        self._job, self._folder = job, folder
+        self._states = folder / "states"
+        shutil.rmtree(folder, ignore_errors=True)
+        self._states.mkdir(parents=True)
+        self._baton = ray.remote(Baton).options(num_cpus=0).remote()
+        self._work = GroupWork(job, study, trial_id, self._states, self._baton)
+        self._thread: threading.Thread | None = None
+        self._failure: AgrekdError | None = None
+        self.history: list[Epoch] = []
+
+    @property
+    def done(self) -> bool:
+        """See `Trial.done`."""
+        return len(self.history) >= self._job.student.training.epochs
+
+    def epoch(self) -> Epoch:
+        """See `Trial.epoch`.
+
+        Raises:
+            AgrekdError: what a worker raised, or the group died.
+        """
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._train, name="worker-group", daemon=True)
+            self._thread.start()
+        ray.get(self._baton.allow.remote(len(self.history) + 1))
+        while True:
+            alive = self._thread.is_alive()
+            for kind, text in ray.get(self._baton.take.remote()):
+                if kind == "fault":
+                    raise RunError(text)
+                (found,) = epochs_from_json([json.loads(text)])
+                self.history.append(found)
+                return found
+            if not alive:
+                raise self._failure or RunError("the trial's worker group ended before its work")
+            time.sleep(POLL_SECONDS)
+
+    def save(self, folder: Path) -> None:
+        """See `Trial.save`."""
+        shutil.copytree(self._states, folder, dirs_exist_ok=True)
+        (folder / "history.json").write_text(json.dumps([asdict(epoch) for epoch in self.history]))
+
+    def load(self, folder: Path) -> None:
+        """See `Trial.load`."""
+        for state in folder.glob("*.pt"):
+            shutil.copy(state, self._states / state.name)
+        self.history = epochs_from_json(json.loads((folder / "history.json").read_text()))
+
+    def close(self) -> None:
+        """End the group, and wait until it has given back what it held."""
+        if self._thread is not None:
+            ray.get(self._baton.end.remote())
+            self._thread.join(SECONDS_TO_END)
+        ray.kill(self._baton)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _train(self) -> None:
+        student = self._job.student
+        trainer = TorchTrainer(
+            _work,
+            train_loop_config={"work": self._work},
+            scaling_config=ScalingConfig(
+                num_workers=student.workers,
+                use_gpu=student.gpus > 0,
+                resources_per_worker={"CPU": student.cpus, "GPU": student.gpus},
+                placement_strategy="PACK",
+            ),
+            run_config=RunConfig(
+                name="train",
+                storage_path=str(self._folder),
+                # Restarts are Tune's matter, which knows the last checkpoint.
+                failure_config=FailureConfig(max_failures=0),
+                logging_config=LoggingConfig(log_level="ERROR"),
+            ),
+        )
+        try:
+            trainer.fit()
+        except Exception as error:
+            failures = list(getattr(error, "worker_failures", {}).values())
+            self._failure = plain_error(
+                failures[0] if failures else error, "a trial's worker group"
+            )
+
+
+def _work(config: dict[str, Any]) -> None:
+    work: GroupWork = config["work"]
+    first = ray.train.get_context().get_world_rank() == 0
+    placed = get_current_placement_group()
+    if first and placed is not None:
+        work.study.post(GroupPlaced(work.trial_id, placed.id.hex()))
+    dataset, source, judge = opened(work.study)
+    ahead = work.job.fleet.look_ahead
+    students = [
+        worker_student(given, dataset, source, ahead, judge) for given in assignments(work.job)
+    ]
+    for student in students:
+        state = work.states / f"{student.assignment.seed}.pt"
+        if state.exists():
+            student.load_state(state, of_any=True)
+    while _goes_on(work.baton, students[0].trainer.next_epoch, first):
+        try:
+            records = [student.epoch() for student in students]
+        except AgrekdError as error:  # of all workers alike: the loss is summed over them
+            if first:
+                ray.get(work.baton.tell.remote("fault", str(error)))
+            return
+        if first:
+            for student in students:
+                student.save_state(work.states / f"{student.assignment.seed}.pt")
+            mean = mean_epoch([record for record in records if record is not None])
+            ray.get(work.baton.tell.remote("epoch", json.dumps(asdict(mean))))
+
+
+def _goes_on(baton: Any, done: int, first: bool) -> bool:
+    """Wait for the trial's word; the first worker asks, all of them hear."""
+    word = "wait"
+    while first and word == "wait":
+        word = ray.get(baton.next.remote(done))
+        if word == "wait":
+            time.sleep(POLL_SECONDS)
+    heard = torch.tensor([float(word == "go")])
+    if dist.is_initialized():
+        device = ray.train.torch.get_device()
+        told = heard.to(device)
+        dist.broadcast(told, 0)
+        heard = told.cpu()
+    return bool(heard.item())

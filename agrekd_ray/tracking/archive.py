@@ -1,0 +1,243 @@
+"""A finished run, read from its folder and checked: what a job or a search left in `results.json`.
+
+Of settings, only what reports name one by one is checked: those of an earlier version, which
+today's vocabulary would not take, can still be reported.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from agrekd_ray.errors import RunError
+from agrekd_ray.results import Member, Outcome
+from agrekd_ray.search.results import SearchResult
+from agrekd_ray.search.space import Domain
+
+RESULTS = "results.json"
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What the teachers cost.
+
+    Attributes:
+        actors: that were started for them.
+        forwards: forward passes of a backbone.
+        recorded: bytes of their records.
+    """
+
+    actors: int = 0
+    forwards: int = 0
+    recorded: int = 0
+
+
+@dataclass(frozen=True)
+class JobSettings:
+    """Of a resolved job, what reports name; the blocks are those of `agrekd_ray.config.Job`."""
+
+    data: dict[str, Any]
+    student: dict[str, Any]
+    distillation: dict[str, Any]
+    seeds: list[int]
+
+
+@dataclass(frozen=True)
+class JobAbout:
+    """What a job's results say about the job itself.
+
+    Attributes:
+        name: of the job.
+        folder: where it ran.
+        classes: their names.
+        groups: names of the evaluation groups.
+        versions: of packages, by name.
+        settings: the resolved job.
+        seconds: that it took.
+        effort: what the teachers cost, where there were any.
+    """
+
+    name: str
+    folder: str
+    classes: list[str]
+    groups: list[str]
+    versions: dict[str, str]
+    settings: dict[str, Any]
+    seconds: float = math.nan
+    effort: Effort | None = None
+
+
+@dataclass(frozen=True)
+class JobArchive:
+    """A finished job.
+
+    Attributes:
+        job: about it.
+        members: the ensemble.
+        biased: the biased model, where the job has one.
+        outcomes: its students.
+        settings: of the resolved job.
+    """
+
+    job: JobAbout
+    members: list[Member]
+    biased: Member | None
+    outcomes: list[Outcome]
+    settings: JobSettings
+
+
+@dataclass(frozen=True)
+class Final:
+    """What is trained after a search: seeds, and changes to the base job for the default."""
+
+    seeds: list[int]
+    default: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """Of a resolved search, what reports name, as in `agrekd_ray.search.settings.Search`."""
+
+    job: str
+    space: dict[str, Domain]
+    searcher: dict[str, Any]
+    scheduler: dict[str, Any]
+    seeds: list[int]
+    final: Final
+    trials: int | None = None
+    minutes: float | None = None
+
+
+@dataclass(frozen=True)
+class SearchAbout:
+    """What a search's results say about the search itself.
+
+    Attributes:
+        settings: the resolved search.
+        job: the resolved base job.
+        versions: of packages, by name.
+        classes: their names.
+        groups: names of the evaluation groups.
+        seconds: that it took.
+        effort: what the teachers cost.
+        members: the ensemble.
+    """
+
+    settings: dict[str, Any]
+    job: dict[str, Any]
+    versions: dict[str, str]
+    classes: list[str]
+    groups: list[str]
+    seconds: float = math.nan
+    effort: Effort | None = None
+    members: list[Member] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class SearchArchive:
+    """A search, finished or interrupted.
+
+    Attributes:
+        result: trials, rules, winner and the students trained afterwards.
+        about: the search itself.
+        settings: of the resolved search.
+        job: of the resolved base job.
+    """
+
+    result: SearchResult
+    about: SearchAbout
+    settings: SearchSettings
+    job: JobSettings
+
+
+Read = TypeVar("Read")
+
+
+def read_job(folder: Path) -> JobArchive:
+    """The results of a job.
+
+    Raises:
+        RunError: there are none yet, or they are damaged.
+    """
+    return _read(folder, _job)
+
+
+def read_search(folder: Path) -> SearchArchive:
+    """The results of a search.
+
+    Raises:
+        RunError: there are none yet, or they are damaged.
+    """
+    return _read(folder, _search)
+
+
+def _read(folder: Path, check: Callable[[Any], Read]) -> Read:
+    """The run's results, checked.
+
+    Raises:
+        RunError: there are none yet, or they are damaged.
+    """
+    path = folder / RESULTS
+    try:
+        return check(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise RunError(
+            f"{folder}: not finished, there is no {RESULTS} yet. Wait for its end; if it was "
+            f"stopped, go on with it: agrekd resume {folder}"
+        ) from None
+    except OSError as error:
+        raise RunError(
+            f"{path}: cannot be read ({error.strerror or error}). Make it readable, then try again."
+        ) from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        what = f"{type(error).__name__}: {error}"
+    raise RunError(
+        f"{path}: damaged ({what}). It is written anew by: agrekd resume {folder}"
+    ) from None
+
+
+def _checked(kind: type[Read], values: Any) -> Read:
+    return TypeAdapter(kind).validate_python(values)
+
+
+def _job(values: Any) -> JobArchive:
+    values["outcomes"] = [_outcome(outcome) for outcome in values["outcomes"]]
+    values["members"] = [_numbers(member) for member in values["members"]]
+    values["biased"] = _numbers(values["biased"]) if values["biased"] else None
+    return _checked(JobArchive, {**values, "settings": values["job"]["settings"]})
+
+
+def _search(values: Any) -> SearchArchive:
+    values["final"] = [_outcome(outcome) for outcome in values["final"]]
+    for trial in values["trials"]:
+        trial["history"] = _numbers(trial["history"])
+        trial["test"] = _numbers(trial["test"]) if trial["test"] else None
+    result = _checked(SearchResult, values)
+    members = [_numbers(member) for member in result.about.get("members") or ()]
+    about = _checked(SearchAbout, {**result.about, "members": members})
+    return SearchArchive(
+        result, about, _checked(SearchSettings, about.settings), _checked(JobSettings, about.job)
+    )
+
+
+def _outcome(values: dict[str, Any]) -> dict[str, Any]:
+    splits, history = _numbers(values["splits"]), _numbers(values["history"])
+    return {**values, "splits": splits, "history": history}
+
+
+def _numbers(values: Any) -> Any:
+    """Metrics as they were before JSON, which has no NaN and got null."""
+    if isinstance(values, dict):
+        return {key: _numbers(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [_numbers(value) for value in values]
+    return math.nan if values is None else values

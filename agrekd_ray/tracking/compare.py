@@ -1,0 +1,153 @@
+"""Compares runs that are in MLflow: a table, files, and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from agrekd_ray.errors import RunError
+from agrekd_ray.tracking import comparison_plots
+from agrekd_ray.tracking.comparison import (
+    Row,
+    baselines,
+    checked_metric,
+    ordered,
+    read,
+    settings,
+)
+from agrekd_ray.tracking.comparison_plots import Point
+from agrekd_ray.tracking.comparison_tables import Layout, render, write_csv, write_markdown
+from agrekd_ray.tracking.metrics import ACCURACY, WORST_GROUP
+
+
+def compare(
+    console: Console,
+    *,
+    ids: Sequence[str] = (),
+    experiments: Sequence[str] = (),
+    filter: str | None = None,
+    uri: str | None = None,
+    runs: Path = Path("runs"),
+    baseline: str | None = None,
+    sort: str | None = None,
+    metrics: Sequence[str] = (),
+    csv: Path | None = None,
+    markdown: Path | None = None,
+    plots: Path | None = None,
+) -> list[Row]:
+    """Prints a comparison of runs, and writes what is asked for.
+
+    Args:
+        console: for the table, and the names of what is written.
+        ids: run ids; a job's or a search's stands for its students and trials. All runs without.
+        experiments: names of experiments to look in; all without.
+        filter: in MLflow's search language; met by students and trials, or else by their jobs.
+        uri: tracking URI; None for `mlflow.db` in `runs`.
+        runs: the folder of the runs.
+        baseline: a label, name or method that others are compared with, seed by seed; None for
+            `default` or `aver`, where they are there.
+        sort: metric that orders the rows, the best first; None for worst-group accuracy.
+        metrics: further columns.
+        csv: a file to write.
+        markdown: a file to write.
+        plots: a folder for PNGs; one that has nothing to show is not drawn.
+
+    Returns:
+        The rows, in order.
+
+    Raises:
+        TrackingError: there is no store, or nothing in it that was asked for.
+        RunError: a file cannot be written.
+    """
+    found = read(uri or f"sqlite:///{runs.absolute() / 'mlflow.db'}", ids, experiments, filter)
+    for metric in (*metrics, *([sort] if sort else [])):
+        checked_metric(metric, found.metrics)
+    # A search measures the test split when it is over.
+    split = "val" if f"test/{WORST_GROUP}" not in found.metrics else "test"
+    layout = Layout(
+        split=split,
+        sort=sort or f"{split}/{WORST_GROUP}",
+        metrics=tuple(metrics),
+        baseline=tuple(baselines(found.rows, baseline)),
+        teacher_steps=found.teacher_steps,
+    )
+    rows = ordered(found.rows, layout.sort)
+    render(rows, layout, console)
+    try:
+        written = _written(rows, layout, csv, markdown, plots)
+    except OSError as error:
+        raise RunError(
+            f"Cannot write {error.filename or 'the comparison'}: {error.strerror or error}. "
+            "Give a place that can be written."
+        ) from error
+    if written:
+        console.print()
+        for path in written:
+            console.print(f"written  {path}", highlight=False, markup=False, soft_wrap=True)
+    return rows
+
+
+def points(rows: Sequence[Row], metrics: Sequence[str]) -> list[Point]:
+    """Rows as pictures take them.
+
+    Args:
+        rows: of a comparison.
+        metrics: that are drawn.
+    """
+    varying = settings(rows)
+    # Beside what a job may set; alone, it would be what the labels say.
+    methods = any(varying.values()) and all(row.first.number is None for row in rows)
+    return [
+        Point(
+            label=row.label,
+            number=row.first.number,
+            settings={"method": row.name, **varying[id(row)]} if methods else varying[id(row)],
+            metrics={m: value for m in metrics if (value := row.mean(m)) is not None},
+            spread={m: value for m in metrics if (value := row.spread(m)) is not None},
+            state=row.state,
+        )
+        for row in rows
+    ]
+
+
+def _written(
+    rows: Sequence[Row],
+    layout: Layout,
+    csv: Path | None,
+    markdown: Path | None,
+    plots: Path | None,
+) -> list[Path]:
+    """What was written."""
+    files = []
+    if csv is not None:
+        write_csv(rows, layout, csv)
+        files.append(csv)
+    if markdown is not None:
+        write_markdown(rows, layout, markdown)
+        files.append(markdown)
+    return files if plots is None else files + _drawn(rows, layout, plots)
+
+
+def _drawn(rows: Sequence[Row], layout: Layout, folder: Path) -> list[Path]:
+    metric = layout.sort
+    wanted = list(dict.fromkeys((layout.worst, f"{layout.split}/{ACCURACY}", metric)))
+    trials = [row for row in rows if row.first.number is not None]
+    every = points(rows, wanted)
+    # What follows a search trains settings of its trials once more.
+    varied = points(trials, wanted) if trials else every
+    worst, effects = folder / "worst_against_accuracy.png", folder / "parameter_effects.png"
+    parallel = folder / "parallel_coordinates.png"
+    drawn = {
+        worst: comparison_plots.worst_against_accuracy(every, worst, layout.split),
+        effects: comparison_plots.parameter_effects(varied, effects, metric),
+        parallel: comparison_plots.parallel_coordinates(varied, parallel, metric),
+    }
+    searches = list(dict.fromkeys(row.first.parent for row in trials))
+    for search in searches:
+        mine = [row for row in trials if row.first.parent == search]
+        name = "trial_history" if len(searches) == 1 else f"trial_history_{search[:8]}"
+        history = folder / f"{name}.png"
+        drawn[history] = comparison_plots.trial_history(points(mine, wanted), history, metric)
+    return [path for path, done in drawn.items() if done]

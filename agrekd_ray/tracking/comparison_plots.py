@@ -1,0 +1,679 @@
+"""Pictures of many settings: how good each is, what each setting does, and how a search went.
+
+They take plain `Point`s, so that runs from MLflow and trials from a search's folder are drawn
+alike. Each function writes one PNG, and says whether there was anything to draw.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.text import Annotation, Text
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.transforms import Bbox
+
+from agrekd_ray.tracking.metrics import (
+    ACCURACY,
+    WORST_GROUP,
+    is_share,
+    less_is_better,
+    metric_label,
+    short_paths,
+)
+from agrekd_ray.tracking.plots import (
+    BLUE,
+    FAINT,
+    INK,
+    LEGEND,
+    ORANGE,
+    headline,
+    marker,
+    new_figure,
+    save,
+)
+
+_FINISHED, _STOPPED, _FAILED = "finished", "stopped early", "failed"
+_MOST_LABELS, _MOST_PANELS, _MOST_AXES = 12, 12, 10
+_DECADE = 10.0
+_GREY = "#c4c4c4"
+# Without its palest end, which is lost on white.
+_COLORS = LinearSegmentedColormap.from_list(
+    "worst_to_best", colormaps["viridis_r"](np.linspace(0.08, 1, 256))
+)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One setting, and how good it is.
+
+    Attributes:
+        label: what people call it.
+        number: of the trial; None for what is no trial.
+        settings: value by dotted path; a path that does not apply is left out.
+        metrics: by MLflow's names (`test/worst_group_accuracy`), shares in [0, 1].
+        spread: standard deviations over seeds, where there are some.
+        state: `finished`, `stopped early`, `failed`, `running`, ...
+    """
+
+    label: str
+    number: int | None
+    settings: Mapping[str, Any]
+    metrics: Mapping[str, float]
+    spread: Mapping[str, float] = field(default_factory=dict)
+    state: str = _FINISHED
+
+    def value(self, metric: str) -> float:
+        """In the unit that pictures use: percent for shares; NaN where there is none."""
+        value = self.metrics.get(metric, math.nan)
+        return (100 * value if is_share(metric) else value) if math.isfinite(value) else math.nan
+
+    def deviation(self, metric: str) -> float:
+        """As `value`; 0 where there is none."""
+        found = self.spread.get(metric, 0.0)
+        found = found if math.isfinite(found) else 0.0
+        return 100 * found if is_share(metric) else found
+
+
+def worst_against_accuracy(points: Sequence[Point], path: Path, split: str = "test") -> bool:
+    """Draws worst-group accuracy against accuracy of all samples; whiskers are the spread.
+
+    The best twelve by worst group have their label beside them, where there is room; what is no
+    trial is an orange diamond.
+
+    Args:
+        points: those without both metrics are left out.
+        path: the PNG, replaced as a whole.
+        split: whose metrics.
+
+    Returns:
+        Whether there was anything to draw; without it there is no file.
+    """
+    x, y = f"{split}/{ACCURACY}", f"{split}/{WORST_GROUP}"
+    shown = [p for p in points if math.isfinite(p.value(x)) and math.isfinite(p.value(y))]
+    if not shown:
+        return False
+    figure = new_figure(8.2, 5.6)
+    axes = _panel(figure.subplots())
+    for point in shown:
+        trial = point.number is not None
+        axes.errorbar(
+            point.value(x),
+            point.value(y),
+            xerr=point.deviation(x) or None,
+            yerr=point.deviation(y) or None,
+            ecolor=FAINT,
+            elinewidth=0.9,
+            fmt="none",
+            zorder=2,
+        )
+        axes.scatter(
+            point.value(x),
+            point.value(y),
+            s=34 if trial else 44,
+            marker="o" if trial else "D",
+            c="white" if point.state != _FINISHED else BLUE if trial else ORANGE,
+            edgecolors=BLUE if trial and point.state != _FINISHED else INK if trial else ORANGE,
+            lw=0.6 if point.state == _FINISHED else 1.4,
+            zorder=4 if trial else 5,
+        )
+    axes.set_xlabel("accuracy of all samples (%)")
+    axes.set_ylabel("worst-group accuracy (%)")
+    axes.margins(0.12, 0.12)
+    _within(axes, (0, 100))
+    what = {"test": "the test split", "val": "the validation split"}.get(split, split)
+    headline(figure, f"Worst group against all samples, {what}")
+    keys = []
+    if any(p.number is not None for p in shown):
+        keys.append(_dot(BLUE, INK, "trial"))
+        if any(p.number is None for p in shown):
+            keys.append(_dot(ORANGE, ORANGE, "student", "D"))
+    if any(p.state != _FINISHED for p in shown):
+        keys.append(_dot("white", BLUE if keys else ORANGE, "not trained to its end"))
+    if any(p.deviation(x) or p.deviation(y) for p in shown):
+        keys.append(Line2D([], [], color=FAINT, lw=1.1, label="± sd over seeds"))
+    if keys:
+        figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), **LEGEND)
+    others = [p for p in shown if p.number is None]
+    best = sorted(shown, key=lambda p: -p.value(y))
+    chosen = list({id(p): p for p in (*others[:_MOST_LABELS], *best)}.values())[:_MOST_LABELS]
+    _place_labels(
+        figure,
+        axes,
+        [(p.value(x), p.value(y), p.deviation(x), p.deviation(y)) for p in shown],
+        # A trial's settings are in other pictures; here they would cover it.
+        [
+            (p.value(x), p.value(y), p.label if p.number is None else p.label.split()[0])
+            for p in chosen
+        ],
+    )
+    save(figure, path)
+    return True
+
+
+def parameter_effects(
+    points: Sequence[Point], path: Path, metric: str = f"test/{WORST_GROUP}"
+) -> bool:
+    """Draws a metric against each setting that varies, a panel a setting.
+
+    Values that span more than a decade have a logarithmic axis; what is no number is a category.
+    The best point is orange. Beyond twelve settings, those with the most values are shown.
+
+    Args:
+        points: those without the metric are left out.
+        path: the PNG, replaced as a whole.
+        metric: MLflow's name.
+
+    Returns:
+        Whether there was anything to draw; without it there is no file.
+    """
+    shown = [point for point in points if math.isfinite(point.value(metric))]
+    paths = _varying(shown, _MOST_PANELS)
+    if not paths:
+        return False
+    across = min(len(paths), 4 if len(paths) > 6 else 3)
+    lines = -(-len(paths) // across)
+    figure = new_figure(max(5.4, 3.1 * across), 0.9 + 2.6 * lines)
+    panels = figure.subplots(lines, across, sharey=True, squeeze=False)
+    best = _best(shown, metric)
+    names = short_paths(paths)
+    for place, axes in enumerate(panels.flat):
+        if place >= len(paths):
+            axes.remove()
+            continue
+        setting = paths[place]
+        having = [point for point in shown if setting in point.settings]
+        scale = _Scale([point.settings[setting] for point in having])
+        xs = scale.places([point.settings[setting] for point in having])
+        if scale.categories:
+            xs = _jittered(xs)
+        _panel(axes)
+        _states(axes, xs, having, metric, best)
+        scale.dress(axes)
+        axes.set_xlabel(names[setting], size=9)
+        axes.tick_params(labelsize=8)
+        if place % across == 0:
+            axes.set_ylabel(_unit(metric), size=9)
+    headline(figure, textwrap.fill(f"What each setting does to {_lower(metric)}", 36 + 16 * across))
+    keys = _state_keys(shown, best)
+    figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), **LEGEND)
+    save(figure, path)
+    return True
+
+
+def parallel_coordinates(
+    points: Sequence[Point], path: Path, metric: str = f"test/{WORST_GROUP}"
+) -> bool:
+    """Draws each point as a line through its settings to the metric, whose colour it has.
+
+    What does not apply to a point goes through a place of its own below the axis. Beyond ten
+    settings, those with the most values are shown.
+
+    Args:
+        points: those without the metric are left out.
+        path: the PNG, replaced as a whole.
+        metric: MLflow's name.
+
+    Returns:
+        Whether there was anything to draw; without it there is no file.
+    """
+    shown = [point for point in points if math.isfinite(point.value(metric))]
+    paths = _varying(shown, _MOST_AXES)
+    if not paths:
+        return False
+    names = short_paths(paths)
+    scales = [_Scale([p.settings[s] for p in shown if s in p.settings]) for s in paths]
+    values = np.array([point.value(metric) for point in shown])
+    heights = np.empty((len(shown), len(paths) + 1))
+    absent = np.zeros(len(paths), dtype=bool)
+    for column, (setting, scale) in enumerate(zip(paths, scales, strict=True)):
+        for row, point in enumerate(shown):
+            if setting in point.settings:
+                heights[row, column] = scale.height(point.settings[setting])
+            else:
+                heights[row, column], absent[column] = _BELOW, True
+    span = (values.min(), values.max())
+    if span[0] == span[1]:
+        span = (span[0] - 1, span[1] + 1)
+    heights[:, -1] = (values - span[0]) / (span[1] - span[0])
+    goodness = 1 - heights[:, -1] if less_is_better(metric) else heights[:, -1]
+
+    figure = new_figure(max(6.4, 2.0 + 1.65 * len(paths)), 4.6)
+    axes = figure.subplots()
+    axes.set_axis_off()
+    axes.set_xlim(-0.45, len(paths) + 0.35)
+    axes.set_ylim(_BELOW - 0.06 if absent.any() else -0.05, 1.16)
+    order = np.argsort(goodness)
+    places = np.arange(len(paths) + 1)
+    axes.add_collection(
+        LineCollection(
+            [np.column_stack([places, heights[row]]) for row in order],
+            colors=_COLORS(goodness[order]),
+            linewidths=np.where(np.arange(len(order)) == len(order) - 1, 2.8, 1.3),
+            alpha=0.9,
+            zorder=3,
+        )
+    )
+    for column, (setting, scale) in enumerate(zip(paths, scales, strict=True)):
+        axes.plot([column, column], [0, 1], color=INK, lw=1, zorder=2)
+        _axis_name(axes, column, names[setting])
+        for height, text in scale.ticks():
+            _tick(axes, column, height, text)
+        if absent[column]:
+            _tick(axes, column, _BELOW, "not used", FAINT)
+    last = len(paths)
+    bar = np.linspace(0, 1, 256)[:, None]
+    axes.imshow(
+        bar if not less_is_better(metric) else 1 - bar,
+        extent=(last - 0.02, last + 0.02, 0, 1),
+        origin="lower",
+        aspect="auto",
+        cmap=_COLORS,
+        norm=Normalize(0, 1),
+        zorder=4,
+    )
+    _axis_name(axes, last, _unit(metric), weight="bold")
+    for value in MaxNLocator(5).tick_values(*span):
+        if span[0] <= value <= span[1]:
+            height = (value - span[0]) / (span[1] - span[0])
+            _tick(axes, last + 0.03, height, f"{value:.4g}", left=False)
+    headline(figure, f"Settings and {_lower(metric)}; the best line is thick")
+    save(figure, path)
+    return True
+
+
+def trial_history(points: Sequence[Point], path: Path, metric: str = f"test/{WORST_GROUP}") -> bool:
+    """Draws each trial's last value by the trial's number, and the best so far as a line.
+
+    Trials without the metric are crosses at the bottom.
+
+    Args:
+        points: what is no trial is left out.
+        path: the PNG, replaced as a whole.
+        metric: MLflow's name.
+
+    Returns:
+        Whether there was anything to draw; without it there is no file.
+    """
+    trials = sorted((p for p in points if p.number is not None), key=lambda p: p.number or 0)
+    shown = [point for point in trials if math.isfinite(point.value(metric))]
+    if not shown:
+        return False
+    figure = new_figure(8.2, 4.2)
+    axes = _panel(figure.subplots())
+    best = _best(shown, metric)
+    numbers = np.array([point.number or 0 for point in shown], dtype=float)
+    worst_to_best = np.minimum if less_is_better(metric) else np.maximum
+    so_far = worst_to_best.accumulate([point.value(metric) for point in shown])
+    end = max(point.number or 0 for point in trials)
+    axes.step(
+        [*numbers, float(end)], [*so_far, so_far[-1]], where="post", color=ORANGE, lw=1.8, zorder=3
+    )
+    _states(axes, numbers, shown, metric, best)
+    lost = [point for point in trials if not math.isfinite(point.value(metric))]
+    axes.margins(0.03, 0.08)
+    keys = [Line2D([], [], color=ORANGE, lw=1.8, label="best so far"), *_state_keys(shown, best)]
+    if lost:
+        floor = axes.get_ylim()[0]
+        axes.scatter(
+            [point.number or 0 for point in lost],
+            [floor] * len(lost),
+            marker="x",
+            c=FAINT,
+            s=30,
+            clip_on=False,
+            zorder=5,
+        )
+        axes.set_ylim(bottom=floor)
+        states = ", ".join(dict.fromkeys(point.state for point in lost))
+        key = Line2D([], [], ls="", marker="x", color=FAINT, label=f"without a value ({states})")
+        keys.append(key)
+    axes.set_xlabel("trial")
+    axes.set_ylabel(_unit(metric))
+    axes.xaxis.set_major_locator(MaxNLocator(10, integer=True, min_n_ticks=1))
+    if end == 0:
+        axes.set_xlim(-1, 1)
+        axes.set_xticks([0])
+    headline(figure, f"Trials of the search, {_lower(metric)}")
+    figure.legend(handles=keys, loc="outside lower center", ncols=min(5, len(keys)), **LEGEND)
+    save(figure, path)
+    return True
+
+
+_BELOW = -0.16
+"""Height of what does not apply, below an axis from 0 to 1."""
+
+
+class _Scale:
+    """Where the values of one setting lie: on a linear or logarithmic axis, or as categories."""
+
+    def __init__(self, values: Sequence[Any]) -> None:
+        numbers = all(_is_number(value) for value in values)
+        self.categories: list[str] = []
+        if numbers:
+            self.low, self.high = float(min(values)), float(max(values))
+            self.log = self.low > 0 and self.high / self.low > _DECADE
+            # A few values of a grid are ticks themselves.
+            distinct = sorted({float(value) for value in values})
+            self.whole = all(isinstance(value, int) for value in values)
+            self.marked = distinct if len(distinct) <= 4 else []
+        else:
+            self.log, self.marked = False, []
+            self.categories = sorted({_text(value) for value in values}, key=_category_order)
+
+    def places(self, values: Sequence[Any]) -> np.ndarray:
+        """Of values, on a panel's axis."""
+        if self.categories:
+            return np.array([self.categories.index(_text(v)) for v in values], dtype=float)
+        return np.array(values, dtype=float)
+
+    def height(self, value: Any) -> float:
+        """Of a value, on an axis from 0 to 1."""
+        if self.categories:
+            count = len(self.categories)
+            return self.categories.index(_text(value)) / (count - 1) if count > 1 else 0.5
+        if self.low == self.high:
+            return 0.5
+        if self.log:
+            return math.log(value / self.low) / math.log(self.high / self.low)
+        return (value - self.low) / (self.high - self.low)
+
+    def ticks(self) -> list[tuple[float, str]]:
+        """Heights that an axis from 0 to 1 names, and their texts."""
+        if self.categories:
+            return [(self.height(name), _brief(name, 14)) for name in self.categories]
+        if self.marked:
+            found = self.marked
+        elif self.log:
+            found = [self.low, *self._inner(), self.high]
+        else:
+            inner = MaxNLocator(4, integer=self.whole).tick_values(self.low, self.high)
+            found = [self.low, *(v for v in inner if self.low < v < self.high), self.high]
+        ticks = [(self.height(value), f"{value:.3g}") for value in found]
+        # The ends are always named; what would touch them is not.
+        return [
+            tick
+            for place, tick in enumerate(ticks)
+            if self.marked or place in (0, len(ticks) - 1) or 0.1 < tick[0] < 0.9
+        ]
+
+    def _inner(self) -> list[float]:
+        several = LogLocator(subs=(1.0, 3.0)).tick_values(self.low, self.high)
+        return [float(v) for v in several if self.low < v < self.high]
+
+    def dress(self, axes: Axes) -> None:
+        """Gives a panel's horizontal axis its ticks."""
+        if self.categories:
+            count = len(self.categories)
+            longest = max(map(len, self.categories))
+            upright = count * longest > 26
+            axes.set_xticks(
+                range(count),
+                [_brief(name, 16) for name in self.categories],
+                rotation=40 if upright else 0,
+                ha="right" if upright else "center",
+                rotation_mode="anchor",
+            )
+            axes.set_xlim(-0.6, count - 0.4)
+            return
+        if self.log:
+            axes.set_xscale("log")
+        # A few values of a grid may lie so close together that their texts would touch.
+        heights = [self.height(value) for value in self.marked]
+        apart = all(b - a > 0.14 for a, b in pairwise(heights))
+        if self.marked and apart:
+            axes.xaxis.set_major_locator(FixedLocator(self.marked))
+        elif self.log:
+            many = self.high / self.low > _DECADE**2.5
+            axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if many else (1.0, 3.0)))
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=self.whole))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.margins(x=0.08)
+
+
+def _varying(points: Sequence[Point], most: int) -> list[str]:
+    """Settings with more than one value; those with the most values where there are too many."""
+    values: dict[str, set[str]] = {}
+    for point in points:
+        for path, value in point.settings.items():
+            values.setdefault(path, set()).add(_text(value))
+    found = [path for path, several in values.items() if len(several) > 1]
+    chosen = sorted(found, key=lambda path: -len(values[path]))[:most]
+    return [path for path in found if path in chosen]
+
+
+def _states(
+    axes: Axes,
+    xs: np.ndarray,
+    points: Sequence[Point],
+    metric: str,
+    best: Point,
+) -> None:
+    """Markers by state: filled for what was trained to its end, hollow otherwise."""
+    for x, point in zip(xs, points, strict=True):
+        done = point.state == _FINISHED
+        if deviation := point.deviation(metric):
+            axes.errorbar(
+                x,
+                point.value(metric),
+                deviation,
+                ecolor=_GREY,
+                elinewidth=0.9,
+                fmt="none",
+                zorder=2,
+            )
+        axes.scatter(
+            x,
+            point.value(metric),
+            s=46 if point is best else 26,
+            marker=_shape(point.state),
+            c=(ORANGE if point is best else BLUE) if done else "white",
+            edgecolors=ORANGE if point is best else INK if done else FAINT,
+            lw=0.6 if done else 1.2,
+            zorder=6 if point is best else 4,
+        )
+
+
+def _shape(state: str) -> str:
+    return {_FINISHED: "o", _STOPPED: "v", _FAILED: "X"}.get(state, "s")
+
+
+def _state_keys(points: Sequence[Point], best: Point) -> list[Line2D]:
+    keys: list[Line2D] = []
+    for state in dict.fromkeys(point.state for point in points):
+        if state == _FINISHED:
+            keys.insert(0, _dot(BLUE, INK, state))
+        else:
+            keys.append(marker(_shape(state), FAINT, 5, state))
+    shape = _shape(best.state)
+    return [*keys, _dot(ORANGE if best.state == _FINISHED else "white", ORANGE, "best", shape)]
+
+
+def _dot(face: str, edge: str, text: str, shape: str = "o") -> Line2D:
+    return Line2D([], [], ls="", marker=shape, mfc=face, mec=edge, ms=6, label=text)
+
+
+def _best(points: Sequence[Point], metric: str) -> Point:
+    """The best that was trained to its end, or of all where none was."""
+    done = [point for point in points if point.state == _FINISHED] or points
+    choose: Callable[..., Point] = min if less_is_better(metric) else max
+    return choose(done, key=lambda point: point.value(metric))
+
+
+def _place_labels(
+    figure: Figure,
+    axes: Axes,
+    dots: Sequence[tuple[float, float, float, float]],
+    labels: Sequence[tuple[float, float, str]],
+) -> None:
+    """Puts labels where they cover no point and no other label; drops what finds no place.
+
+    Args:
+        figure: with everything else on it; its layout is final from here on.
+        axes: of the points.
+        dots: x, y and their deviations.
+        labels: x and y of a point, and its text. Whiskers are covered only where there is no other
+            place.
+    """
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # places are in pixels
+    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    frame = axes.get_window_extent(renderer)
+
+    def box(x: float, y: float, dx: float, dy: float, around: float) -> Bbox:
+        ends = axes.transData.transform([(x - dx, y - dy), (x + dx, y + dy)])
+        return Bbox(ends).padded(around)
+
+    points = [box(x, y, 0, 0, 6.5) for x, y, _, _ in dots]
+    whiskers = [box(x, y, dx, 0, 1) for x, y, dx, _ in dots]
+    whiskers += [box(x, y, 0, dy, 1) for x, y, _, dy in dots]
+    taken: list[Bbox] = []
+
+    def placed(x: float, y: float, words: str, obstacles: Sequence[Bbox]) -> bool:
+        for dx, dy in _OFFSETS:
+            note = axes.annotate(
+                words,
+                (x, y),
+                (dx, dy),
+                textcoords="offset points",
+                size=8,
+                color=INK,
+                ha="left" if dx > 4 else "right" if dx < -4 else "center",
+                va="bottom" if dy > 4 else "top" if dy < -4 else "center",
+                linespacing=0.95,
+                arrowprops={"arrowstyle": "-", "color": FAINT, "lw": 0.6}
+                if math.hypot(dx, dy) > _NEAR
+                else None,
+                zorder=7,
+            )
+            text = _text_box(note, renderer)
+            inside = frame.x0 <= text.x0 and text.x1 <= frame.x1
+            inside &= frame.y0 <= text.y0 and text.y1 <= frame.y1
+            if inside and not any(text.overlaps(other) for other in (*obstacles, *taken)):
+                taken.append(text)
+                return True
+            note.remove()
+        return False
+
+    for x, y, text in labels:
+        words = textwrap.fill(_brief(text, 68), 26, break_on_hyphens=False)
+        if not placed(x, y, words, [*points, *whiskers]):
+            placed(x, y, words, points)
+
+
+def _text_box(note: Annotation, renderer: Any) -> Bbox:
+    """Of the words alone, without the line that leads to them."""
+    note.update_positions(renderer)
+    return Text.get_window_extent(note, renderer)
+
+
+_NEAR = 13.0
+_OFFSETS = [
+    (math.copysign(distance, dx) * abs(dx), math.copysign(distance, dy) * abs(dy))
+    for distance in (8, 16, 28, 42, 60, 80)
+    for dx, dy in (
+        (1, 0),
+        (-1, 0),
+        (0, 1),
+        (0, -1),
+        (0.8, 0.8),
+        (-0.8, 0.8),
+        (0.8, -0.8),
+        (-0.8, -0.8),
+    )
+]
+
+
+def _panel(axes: Axes) -> Axes:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#ececec", lw=0.8)
+    axes.set_axisbelow(True)
+    return axes
+
+
+def _within(axes: Axes, span: tuple[float, float]) -> None:
+    """Keeps axes from showing shares that cannot be."""
+    for get, put in ((axes.get_xlim, axes.set_xlim), (axes.get_ylim, axes.set_ylim)):
+        low, high = get()
+        pad = 0.02 * (high - low)
+        put(max(low, span[0] - pad), min(high, span[1] + pad))
+
+
+def _axis_name(axes: Axes, place: float, text: str, weight: str = "normal") -> None:
+    words = textwrap.fill(text.replace("_", " "), 15)
+    axes.text(place, 1.05, words, ha="center", va="bottom", size=9, weight=weight)
+
+
+def _tick(
+    axes: Axes, place: float, height: float, text: str, color: str = INK, left: bool = True
+) -> None:
+    axes.text(
+        place - 0.04 if left else place + 0.03,
+        height,
+        text,
+        ha="right" if left else "left",
+        va="center",
+        size=8,
+        color=color,
+        zorder=6,
+        bbox={"facecolor": "white", "alpha": 0.9, "edgecolor": "none", "pad": 0.8},
+    )
+
+
+def _jittered(xs: np.ndarray) -> np.ndarray:
+    """Points of one category beside each other, the same way at every call."""
+    return xs + np.random.default_rng(0).uniform(-0.16, 0.16, len(xs))
+
+
+def _unit(metric: str) -> str:
+    words = _lower(metric)
+    return f"{words} (%)" if is_share(metric) else words
+
+
+def _lower(metric: str) -> str:
+    words = metric_label(metric)
+    split, _, name = metric.partition("/")
+    if name == WORST_GROUP:
+        words = "worst-group accuracy" + ("" if split == "test" else f" ({split})")
+    return words if words.isupper() else words[:1].lower() + words[1:]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _brief(text: str, most: int) -> str:
+    """A text cut in its middle: labels differ at their ends."""
+    if len(text) <= most:
+        return text
+    end = most // 2
+    return f"{text[: most - end - 1]}…{text[-end:]}"
+
+
+def _category_order(text: str) -> tuple[int, float, str]:
+    """Numbers first and by size, then words."""
+    try:
+        return 0, float(text), ""
+    except ValueError:
+        return 1, 0.0, text

@@ -1,0 +1,265 @@
+"""Searches on a real Ray: what they find, what they leave behind, and what dies in between."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from rich.console import Console
+
+from agrekd_ray.errors import RunError
+from agrekd_ray.search.folder import Journal, SearchFolder
+from agrekd_ray.search.results import FAILED, FINISHED, STOPPED, SearchResult
+
+from .test_run import AGREKD, agrekd
+from .test_search_space import planned, write_search
+
+STUDENT_ONLY = {
+    "strategy": {"choice": ["agre_kd", "aver"]},
+    "distillation.temperature": {"loguniform": [1, 16]},
+}
+
+
+def search(folder: Path, store: Path, **changes: Any) -> SearchResult:
+    """A search in this process, on the suite's Ray session."""
+    from agrekd_ray.search.driver import run_search
+
+    places = {"outputs.store": str(store.with_name("outputs"))}
+    shared = {"concurrency": 2, "final": {"seeds": []}}
+    wanted = {**shared, **changes, "changes": {**places, **changes.get("changes", {})}}
+    with (folder / "screen.txt").open("w") as screen:
+        return run_search(
+            SearchFolder.create(planned(folder, **wanted)), Console(file=screen, width=160)
+        )
+
+
+_TRAINS_OWN = ("TrainController", "DatasetManager", "_AutoscalingCoordinator")
+"""Actors that Ray Train keeps until the session ends."""
+
+
+def leftovers(ray: Any) -> dict[str, list[Any]]:
+    """Actors of trials and teachers that live, and placement groups that exist, in the cluster."""
+    from ray._private.state import actors
+    from ray.util import placement_group_table
+
+    deadline = time.monotonic() + 30  # what ends takes its time to be seen as ended
+    while True:
+        alive = [
+            actor
+            for actor in actors().values()
+            if actor["State"] != "DEAD" and not actor["ActorClassName"].startswith(_TRAINS_OWN)
+        ]
+        groups = [g for g in placement_group_table().values() if g["state"] != "REMOVED"]
+        if not (alive or groups) or time.monotonic() > deadline:
+            return {"actors": alive, "groups": groups}
+        time.sleep(0.2)
+
+
+def test_a_search_from_nothing_to_its_winner(ray_session: Any, tmp_path: Path, store: Path) -> None:
+    """ASHA stops trials; nothing of them is left; the winner is trained again and registered."""
+    result = search(
+        tmp_path,
+        store,
+        space=STUDENT_ONLY,
+        trials=6,
+        seeds=[0, 1],
+        scheduler={"name": "asha", "grace": 1, "reduction": 2},
+        changes={"student.training.epochs": 3},
+        final={"seeds": [7]},
+    )
+    assert leftovers(ray_session) == {"actors": [], "groups": []}
+    assert len(result.trials) == 6
+    states = [trial.state for trial in result.trials]
+    assert set(states) == {FINISHED, STOPPED}
+    for trial in result.trials:
+        assert len(trial.history) == (3 if trial.state == FINISHED else len(trial.history))
+        assert trial.test is not None
+        assert [epoch.epoch for epoch in trial.history] == list(range(len(trial.history)))
+        worst = trial.history[-1].val.worst_group_accuracy
+        assert trial.score("worst_group") == pytest.approx(worst)
+    best = max(trial.score(result.select) or 0 for trial in result.trials)
+    winner = next(trial for trial in result.trials if trial.number == result.winner)
+    assert winner.score(result.select) == best
+    assert {outcome.method for outcome in result.final} == {"winner", "default"}
+    assert {outcome.seed for outcome in result.final} == {7}
+    assert {rule.rule for rule in result.rules} >= {"worst_group", "contradicted"}
+    folder = Path(result.folder)
+    assert SearchResult.from_json(json.loads((folder / "results.json").read_text())) == result
+    with (folder / "trials.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["trial"] for row in rows] == [trial.name for trial in result.trials]
+    assert float(rows[0]["select/worst_group"]) == pytest.approx(
+        result.trials[0].score("worst_group"), abs=1e-6
+    )
+    screen = (tmp_path / "screen.txt").read_text()
+    for words in ("winner", "worst_group", "rank correlation", "mlflow ui"):
+        assert words in screen
+    assert "Warning" not in screen
+    _mlflow_holds_the_search(tmp_path / "runs", result)
+
+
+def _mlflow_holds_the_search(runs: Path, result: SearchResult) -> None:
+    client = MlflowClient(f"sqlite:///{runs / 'mlflow.db'}")
+    (experiment,) = [e for e in client.search_experiments() if e.name == "tiny"]
+    found = client.search_runs([experiment.experiment_id], max_results=1000)
+    by_role: dict[str, list[Any]] = {}
+    for run in found:
+        by_role.setdefault(run.data.tags["agrekd.role"], []).append(run)
+    (parent,) = by_role["search"]
+    assert parent.info.status == "FINISHED"
+    trials = {int(run.data.tags["agrekd.trial"]): run for run in by_role["trial"]}
+    assert sorted(trials) == [trial.number for trial in result.trials]
+    for trial in result.trials:
+        run = trials[trial.number]
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert run.data.tags["agrekd.state"] == trial.state
+        assert run.info.status == ("FINISHED" if trial.state == FINISHED else "KILLED")
+        temperature = trial.setting["distillation.temperature"]
+        assert float(run.data.params["distillation.temperature"]) == pytest.approx(temperature)
+        history = client.get_metric_history(run.info.run_id, "val/worst_group_accuracy")
+        assert [(m.step, m.value) for m in sorted(history, key=lambda m: m.step)] == [
+            (epoch.epoch, pytest.approx(epoch.val.worst_group_accuracy)) for epoch in trial.history
+        ]
+        assert trial.test is not None
+        assert run.data.metrics["test/worst_group_accuracy"] == pytest.approx(
+            trial.test.worst_group_accuracy
+        )
+    tagged = [n for n, run in trials.items() if run.data.tags.get("agrekd.winner") == "true"]
+    assert tagged == [result.winner]
+    version = client.get_model_version_by_alias(result.name, "winner")
+    (winner,) = [run for run in by_role["student"] if run.data.params["method"] == "winner"]
+    assert version.run_id == winner.info.run_id
+
+
+def test_a_killed_trial_is_retried_and_a_diverged_one_is_not(
+    ray_session: Any, tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from agrekd_ray.search.watch import Watch
+
+    killed: list[int] = []
+    heard = Watch.on_trial_result
+
+    def kill_once(self: Any, iteration: int, trials: Any, trial: Any, result: Any) -> None:
+        heard(self, iteration, trials, trial, result)
+        rate = trial.config["setting"]["student.training.learning_rate"]
+        if not killed and result["training_iteration"] == 2 and rate < 1:
+            killed.append(result["pid"])
+            os.kill(result["pid"], signal.SIGKILL)
+
+    monkeypatch.setattr(Watch, "on_trial_result", kill_once)
+    result = search(
+        tmp_path,
+        store,
+        space={"student.training.learning_rate": {"choice": [0.05, 1e30]}},
+        searcher={"name": "grid"},
+        trials=None,
+        changes={"student.training.epochs": 6},
+    )
+    assert killed
+    sound, wild = sorted(result.trials, key=lambda trial: str(trial.reason or ""))
+    assert (sound.state, len(sound.history)) == (FINISHED, 6)
+    assert [epoch.epoch for epoch in sound.history] == list(range(6))
+    assert wild.state == FAILED
+    assert "diverged" in str(wild.reason)
+    assert result.winner == sound.number
+    again = search(
+        tmp_path,
+        store,
+        space={"student.training.learning_rate": {"choice": [0.05]}},
+        searcher={"name": "grid"},
+        trials=None,
+        changes={"student.training.epochs": 6},
+    )
+    whole = [epoch.val for epoch in again.trials[0].history]
+    assert [epoch.val for epoch in sound.history] == whole  # as if nothing had been killed
+
+
+def test_without_records_one_fleet_serves_all_trials(
+    ray_session: Any, tmp_path: Path, store: Path
+) -> None:
+    changes = {"guidance": "live", "fleet.cpus": 0.1}
+    kinds: dict[str, Any] = {"space": STUDENT_ONLY, "trials": 3}
+    live = search(tmp_path, store, **kinds, changes=changes)
+    assert leftovers(ray_session) == {"actors": [], "groups": []}
+    replayed = search(tmp_path, store, **kinds)
+    for one, other in zip(live.trials, replayed.trials, strict=True):
+        assert one.setting == other.setting
+        assert one.history[-1].loss == pytest.approx(other.history[-1].loss, rel=1e-3)
+
+
+def test_population_based_training_hands_states_on(
+    ray_session: Any, tmp_path: Path, store: Path
+) -> None:
+    result = search(
+        tmp_path,
+        store,
+        space={
+            "distillation.temperature": {"loguniform": [1, 16]},
+            "student.training.learning_rate": {"choice": [1e-5, 0.05]},
+        },
+        scheduler={"name": "pbt", "grace": 1},
+        trials=4,
+        changes={"student.training.epochs": 4},
+    )
+    assert [trial.state for trial in result.trials] == [FINISHED] * 4
+    for trial in result.trials:
+        assert [epoch.epoch for epoch in trial.history] == list(range(4))
+
+
+def test_what_does_not_fit_is_one_error(ray_session: Any, tmp_path: Path, store: Path) -> None:
+    with pytest.raises(RunError, match="do not fit; "):
+        search(tmp_path, store, concurrency=500, trials=1)
+    state = next((tmp_path / "runs/tiny_search").glob("*/state.json")).read_text()
+    assert json.loads(state)["status"] == "failed"
+
+
+def test_a_killed_search_goes_on(tmp_path: Path, store: Path) -> None:
+    """SIGKILL of the driver in the middle; no finished trial again, as many trials in the end."""
+    changes = {
+        "teachers.store": str(store),
+        "outputs.store": str(store.with_name("outputs")),
+        "student.training.epochs": 4,
+    }
+    search = {"searcher": {"name": "optuna"}, "trials": 6, "final": {"seeds": []}}
+    path = write_search(tmp_path, changes=changes, **search)
+    driver = subprocess.Popen([*AGREKD, "tune", str(path)], stdout=subprocess.DEVNULL)
+    latest = tmp_path / "runs/tiny_search/latest"
+    deadline = time.monotonic() + 180
+    while sum(trial.state == FINISHED for trial in _trials(latest)) < 2:
+        assert driver.poll() is None, "the search ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)  # polls for the moment; nothing is asserted about time
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    before = {trial.number: trial for trial in _trials(latest) if trial.state == FINISHED}
+    assert len(before) < 6
+    screen = agrekd("tune", path, "--resume")
+    assert "winner" in screen
+    after = {trial.number: trial for trial in _trials(latest)}
+    assert len(after) == 6
+    assert all(trial.state == FINISHED for trial in after.values())
+    for number, trial in before.items():
+        assert after[number].history == trial.history
+        assert after[number].seconds == trial.seconds
+    for trial in after.values():  # what Optuna proposed keeps to the conditions
+        assert ("distillation.ae_kd.box" in trial.setting) == (trial.setting["strategy"] == "ae_kd")
+        weighted = trial.setting["distillation.sample_weighting"] == {}
+        assert ("distillation.sample_weighting.exponent" in trial.setting) == weighted
+
+
+def _trials(folder: Path) -> list[Any]:
+    trials = folder / "trials"
+    return list(Journal(trials).all().values()) if trials.exists() else []
+
+
+def test_resume_without_a_run_is_one_error(tmp_path: Path, store: Path) -> None:
+    path = write_search(tmp_path)
+    assert "no run of this search" in agrekd("tune", path, "--resume", code=1)
