@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,14 @@ import pytest
 from mlflow import MlflowClient
 from rich.console import Console
 
+from agrekd_ray.data import SELECT
 from agrekd_ray.errors import RunError
+from agrekd_ray.events import GroupPlaced
+from agrekd_ray.guidance import LocalTeachers, TeacherHost
 from agrekd_ray.search.folder import Journal, SearchFolder
 from agrekd_ray.search.results import FAILED, FINISHED, STOPPED, SearchResult
 
+from .shared import pool_of
 from .test_run import AGREKD, agrekd
 from .test_search_space import planned, write_search
 
@@ -45,7 +50,17 @@ _TRAINS_OWN = ("TrainController", "DatasetManager", "_AutoscalingCoordinator")
 """Actors that Ray Train keeps until the session ends."""
 
 
-def leftovers(ray: Any) -> dict[str, list[Any]]:
+@dataclass(frozen=True)
+class Local:
+    """Opens teachers in whichever process asks."""
+
+    checkpoints: dict[str, Path]
+
+    def __call__(self, samples: Any) -> LocalTeachers:
+        return LocalTeachers(TeacherHost(self.checkpoints, samples))
+
+
+def leftovers(ray: Any, *, wait: bool = True) -> dict[str, list[Any]]:
     """Actors of trials and teachers that live, and placement groups that exist, in the cluster."""
     from ray._private.state import actors
     from ray.util import placement_group_table
@@ -58,7 +73,7 @@ def leftovers(ray: Any) -> dict[str, list[Any]]:
             if actor["State"] != "DEAD" and not actor["ActorClassName"].startswith(_TRAINS_OWN)
         ]
         groups = [g for g in placement_group_table().values() if g["state"] != "REMOVED"]
-        if not (alive or groups) or time.monotonic() > deadline:
+        if not (wait and (alive or groups)) or time.monotonic() > deadline:
             return {"actors": alive, "groups": groups}
         time.sleep(0.2)
 
@@ -80,7 +95,7 @@ def test_a_search_from_nothing_to_its_winner(ray_session: Any, tmp_path: Path, s
     states = [trial.state for trial in result.trials]
     assert set(states) == {FINISHED, STOPPED}
     for trial in result.trials:
-        assert len(trial.history) == (3 if trial.state == FINISHED else len(trial.history))
+        assert (len(trial.history) == 3) == (trial.state == FINISHED)
         assert trial.test is not None
         assert [epoch.epoch for epoch in trial.history] == list(range(len(trial.history)))
         worst = trial.history[-1].val.worst_group_accuracy
@@ -212,6 +227,66 @@ def test_population_based_training_hands_states_on(
     assert [trial.state for trial in result.trials] == [FINISHED] * 4
     for trial in result.trials:
         assert [epoch.epoch for epoch in trial.history] == list(range(4))
+
+
+def test_a_worker_group_keeps_step_with_its_trial_and_leaves_nothing(
+    ray_session: Any, tmp_path: Path, make_job: Any
+) -> None:
+    """Two workers: the same epoch as one; ended after it, as by a scheduler; nothing is held."""
+    from agrekd_ray.channel import Channel
+    from agrekd_ray.search.nested import GroupTrial
+    from agrekd_ray.search.trial import Study, Trial, opened
+
+    found = planned(tmp_path, changes={"student.training.epochs": 3, "student.cpus": 0.5})
+    data, checkpoints, _ = pool_of(make_job())
+    answers_N = data.labels(data.splits[SELECT]).numpy()
+    told: list[Any] = []
+    channel = Channel(ray_session.get_runtime_context().get_node_id())
+    study = Study(
+        found,
+        Local(checkpoints),
+        answers_N,
+        answers_N,
+        channel.post,
+        tmp_path / "trials",
+        tmp_path / "states",
+        tmp_path / "groups",
+    )
+    setting = {"strategy": "ae_kd", "student.workers": 2}
+    group = GroupTrial(found.trial(setting), study, "one", tmp_path / "groups/one")
+    epoch = group.epoch()
+    assert not group.done
+    (tmp_path / "state").mkdir()
+    group.save(tmp_path / "state")
+    told += channel.take()
+    assert [event.trial_id for event in told if isinstance(event, GroupPlaced)] == ["one"]
+    assert leftovers(ray_session, wait=False)["groups"] != []
+    group.close()
+    channel.close()
+    assert leftovers(ray_session) == {"actors": [], "groups": []}
+    assert not (tmp_path / "groups/one").exists()
+    dataset, source, judge = opened(study)
+    alone = Trial(found.trial({"strategy": "ae_kd"}), dataset, source, judge)
+    assert epoch.loss == pytest.approx(alone.epoch().loss, rel=1e-4)
+    other = Trial(found.trial({"strategy": "ae_kd"}), dataset, source, judge)
+    other.load(tmp_path / "state")  # a state is a state, however many workers wrote it
+    assert alone.epoch().loss == pytest.approx(other.epoch().loss, rel=1e-3)
+
+
+def test_a_placement_group_that_a_dead_trial_left_is_given_back(ray_session: Any) -> None:
+    from ray.util import placement_group
+
+    from agrekd_ray.search.watch import Groups
+
+    groups = Groups()
+    for trial in ("a", "b"):
+        left = placement_group([{"CPU": 0.1}])
+        ray_session.get(left.ready())
+        groups.placed(GroupPlaced(trial, left.id.hex()))
+    groups.release("a")
+    groups.release("nobody")
+    groups.release()
+    assert leftovers(ray_session)["groups"] == []
 
 
 def test_what_does_not_fit_is_one_error(ray_session: Any, tmp_path: Path, store: Path) -> None:

@@ -109,7 +109,8 @@ def _study(job: Job, engine: RayEngine, place: Path) -> Study:
     checkpoints = plan.checkpoints(Pool(job.teachers.store, samples))
     answers_N = np.zeros(len(samples.splits[SELECT]), dtype=np.int64)  # scored alike by both
     source = Replay(job.outputs, checkpoints, job.fleet.autocast, None)
-    return Study(planned, source, answers_N, answers_N, engine.post, place / "groups")
+    folders = (place / "trials", place / "states", place / "groups")
+    return Study(planned, source, answers_N, answers_N, engine.post, *folders)
 
 
 def _seconds(study: Study, settings: list[dict[str, Any]], place: Path) -> float:
@@ -121,7 +122,7 @@ def _seconds(study: Study, settings: list[dict[str, Any]], place: Path) -> float
         run_config=RunConfig(
             name="trials",
             storage_path=str(place),
-            checkpoint_config=CheckpointConfig(num_to_keep=2, checkpoint_frequency=1),
+            checkpoint_config=CheckpointConfig(checkpoint_frequency=1),
             verbose=0,
         ),
     )

@@ -44,7 +44,7 @@ from agrekd_ray.search.ranking import best, rule_reports, verdict
 from agrekd_ray.search.report import publish_files, show
 from agrekd_ray.search.results import DEFAULT, FAILED, RUNNING, STOPPED, WINNER, SearchResult
 from agrekd_ray.search.trainable import TrialActor, metric, param_space, scheduler, searcher
-from agrekd_ray.search.trial import Study, assignments, test_metrics
+from agrekd_ray.search.trial import Study, assignments, last_state, test_metrics
 from agrekd_ray.search.watch import Groups, TrialRuns, Watch
 from agrekd_ray.student import Assignment, read_outcome
 from agrekd_ray.teachers import Pool
@@ -132,8 +132,8 @@ class _Searching:
                 self._teachers(engine)
             with ExitStack() as stack:
                 study = self._study(engine, stack)
-                grid = self._trials(engine, study)
-            self._measure(grid)
+                self._trials(engine, study)
+            self._measure()
             result = self._result()
             with self.display:
                 final = self._final(engine, result)
@@ -190,6 +190,8 @@ class _Searching:
             ensemble_N.numpy(),
             biased_N.numpy(),
             engine.post,
+            self.folder.trials,
+            self.folder.states,
             self.folder.path / "groups",
         )
 
@@ -228,7 +230,7 @@ class _Searching:
             raise RunError(f"concurrency: {asked} trials at once do not fit; {room:g} would.")
         return int(asked or room)
 
-    def _trials(self, engine: RayEngine, study: Study) -> ResultGrid:
+    def _trials(self, engine: RayEngine, study: Study) -> None:
         """Run the trials that are left."""
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # trials say what they failed of
         at_once, total = self._at_once(), trainable.trials(self.planned)
@@ -239,7 +241,8 @@ class _Searching:
         alone = student.workers == 1  # else a worker group of its own has the resources
         actor = tune.with_resources(
             tune.with_parameters(TrialActor, study=study),
-            {"CPU": student.cpus, "GPU": student.gpus} if alone else {"CPU": 0},
+            # Tune knows no trial without resources: of memory there is always this much.
+            {"CPU": student.cpus, "GPU": student.gpus} if alone else {"memory": 2**20},
         )
         path = self.folder.tune / TUNE
         if Tuner.can_restore(str(path)):
@@ -271,7 +274,8 @@ class _Searching:
                     failure_config=FailureConfig(max_failures=RETRIES),
                     checkpoint_config=CheckpointConfig(
                         # Others may be about to go on from one.
-                        num_to_keep=4 if self.search.scheduler.name == "pbt" else 2,
+                        # For all but pbt they are empty.
+                        num_to_keep=8 if self.search.scheduler.name == "pbt" else None,
                         checkpoint_frequency=1,
                     ),
                     callbacks=[watch],
@@ -284,7 +288,6 @@ class _Searching:
         finally:
             self.groups.release()
         self._settle(grid)
-        return grid
 
     @property
     def _proposes(self) -> bool:
@@ -308,14 +311,13 @@ class _Searching:
                 self.journal.put(trial_id, ended)
                 self.runs.ended(ended)
 
-    def _measure(self, grid: ResultGrid) -> None:
+    def _measure(self) -> None:
         """Test metrics of every trial's last students: for the report, never for the choice."""
-        states = {Path(result.path).name: result.checkpoint for result in grid}
         for trial_id, trial in self.journal.all().items():
-            state = states.get(trial_id)
+            state = last_state(self.folder.states / trial_id)
             if trial.test is None and state is not None and trial.history:
                 setting = trial.setting
-                test = test_metrics(self.planned, setting, Path(state.path), self.dataset)
+                test = test_metrics(self.planned, setting, state, self.dataset)
                 measured = replace(trial, test=test)
                 self.journal.put(trial_id, measured)
                 self.runs.measured(measured)
@@ -332,8 +334,8 @@ class _Searching:
         about = {
             "settings": self.search.model_dump(mode="json"),
             "job": self.job.model_dump(mode="json"),
-            "classes": self.dataset.classes,
-            "groups": self.dataset.groups.names,
+            "classes": list(self.dataset.classes),
+            "groups": list(self.dataset.groups.names),
             "data": self.dataset.fingerprint,
             "effort": asdict(self.effort),
             "members": [],

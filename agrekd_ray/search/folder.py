@@ -81,8 +81,13 @@ class SearchFolder(Folder):
         return self.path / "trials"
 
     @property
+    def states(self) -> Path:
+        """States of the trials' students, a folder a trial."""
+        return self.path / "states"
+
+    @property
     def tune(self) -> Path:
-        """Ray Tune's own state and the trials' checkpoints."""
+        """Ray Tune's own state."""
         return self.path / "tune"
 
     @property
@@ -144,8 +149,25 @@ class Journal:
 
     def _read(self) -> Iterator[tuple[str, TrialResult]]:
         for path in self._folder.glob("*.json"):
-            try:
-                values: dict[str, Any] = json.loads(path.read_text())
-                yield path.stem, TrialResult.from_json(values)
-            except (ValueError, TypeError, KeyError) as error:
-                raise RunError(f"{path}: damaged ({error}); remove it, and resume again.") from None
+            if (trial := read_trial(self._folder, path.stem)) is not None:
+                yield path.stem, trial
+
+
+def read_trial(folder: Path, trial_id: str) -> TrialResult | None:
+    """A trial out of its journal; None where it has none.
+
+    Args:
+        folder: of the journals.
+        trial_id: Tune's.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    path = folder / f"{trial_id}.json"
+    try:
+        values: dict[str, Any] = json.loads(path.read_text())
+        return TrialResult.from_json(values)
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError) as error:
+        raise RunError(f"{path}: damaged ({error}); remove it, and resume again.") from None

@@ -17,13 +17,19 @@ from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining, TrialSch
 from ray.tune.search.optuna import OptunaSearch
 
 from agrekd_ray.errors import AgrekdError
+from agrekd_ray.search.folder import read_trial
 from agrekd_ray.search.nested import GroupTrial
+from agrekd_ray.search.results import FINISHED, TrialResult
 from agrekd_ray.search.settings import Planned
 from agrekd_ray.search.space import Domain, Sampler, Setting
-from agrekd_ray.search.trial import Study, Trial, opened
+from agrekd_ray.search.trial import Study, Trial, last_state, opened, save_state
 
 SETTING = "setting"
 """Key of Tune's configuration that holds a setting which was drawn up front."""
+EPOCHS = "epochs"
+"""Key of a trial's results that counts its epochs."""
+HANDED_ON = "state"
+"""Folder in a checkpoint that holds a state, for population based training."""
 MOST_TRIALS = 1000
 """Of a random search that only time ends."""
 
@@ -36,21 +42,27 @@ class TrialActor(tune.Trainable):
         torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
         self._study = study
         self._trial: Trial | GroupTrial | None = None
+        self._over: TrialResult | None = None
+        self._whole = False
         self._dataset, self._source, self._judge = opened(study)
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """See `tune.Trainable.reset_config`."""
+        """See `tune.Trainable.reset_config`; goes on where an earlier process left the trial."""
         self.cleanup()
-        planned = self._study.planned
+        planned, study = self._study.planned, self._study
+        known = read_trial(study.trials, self.trial_id)
+        self._over = known if known is not None and known.state == FINISHED else None
         job = planned.trial(setting_of(planned, new_config))
         if job.student.workers > 1:
-            folder = self._study.groups / self.trial_id
-            self._trial = GroupTrial(job, self._study, self.trial_id, folder)
-            return True
-        # An actor with no GPU assigned still sees all of them: the device is chosen explicitly.
-        device = "cuda" if job.student.gpus > 0 and torch.cuda.is_available() else "cpu"
-        self._trial = Trial(job, self._dataset, self._source, self._judge, device)
+            self._trial = GroupTrial(job, study, self.trial_id, study.groups / self.trial_id)
+        else:
+            # An actor with no GPU assigned still sees all of them: the device is chosen explicitly.
+            device = "cuda" if job.student.gpus > 0 and torch.cuda.is_available() else "cpu"
+            self._trial = Trial(job, self._dataset, self._source, self._judge, device)
+        self._whole = (state := last_state(study.states / self.trial_id)) is not None
+        if state is not None and self._over is None:
+            self._trial.load(state)
         return True
 
     def cleanup(self) -> None:
@@ -62,29 +74,39 @@ class TrialActor(tune.Trainable):
     def step(self) -> dict[str, Any]:
         """See `tune.Trainable.step`: one epoch."""
         assert self._trial is not None
-        if self._trial.done:  # it had finished just before its driver was killed
-            return {"select": self._trial.history[-1].selection, "done": True}
+        if self._over is not None:  # finished just before its driver was killed: Tune forgot it
+            return {"select": self._over.history[-1].selection, "done": True}
         try:
-            epoch = self._trial.epoch()
+            news = [self._trial.epoch()] if not self._trial.done else []
         except AgrekdError as error:  # a retry would only repeat it
             worst = dict.fromkeys(self._rules(), 0.0)
             return {"select": worst, "reason": str(error), "done": True}
+        if self._whole:  # the driver may not have heard of all that was there already
+            news, self._whole = self._trial.history, False
         return {
-            "select": epoch.selection,
+            "select": news[-1].selection,
+            EPOCHS: news[-1].epoch + 1,
             # As text: Tune would spread every number over keys of its own.
-            "epoch": json.dumps(asdict(epoch)),
+            "news": json.dumps([asdict(epoch) for epoch in news]),
             "done": self._trial.done,
         }
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """See `tune.Trainable.save_checkpoint`."""
         assert self._trial is not None
-        self._trial.save(Path(checkpoint_dir))
+        folder = Path(checkpoint_dir)
+        if self._over is None and self._trial.history:
+            save_state(self._trial, self._study.states / self.trial_id)
+            if self._study.planned.search.scheduler.name == "pbt":
+                self._trial.save(folder / HANDED_ON)
+        (folder / "trial").write_text(self.trial_id)
 
     def load_checkpoint(self, checkpoint: str) -> None:
-        """See `tune.Trainable.load_checkpoint`."""
+        """See `tune.Trainable.load_checkpoint`: of another trial, for pbt; else it is there."""
         assert self._trial is not None
-        self._trial.load(Path(checkpoint))
+        folder = Path(checkpoint)
+        if (folder / HANDED_ON).is_dir() and (folder / "trial").read_text() != self.trial_id:
+            self._trial.load(folder / HANDED_ON)
 
     def _rules(self) -> list[str]:
         classes = len(self._dataset.classes)
@@ -181,12 +203,14 @@ def scheduler(planned: Planned) -> TrialScheduler | None:
     search = planned.search
     if search.scheduler.name == "asha":
         return ASHAScheduler(
+            time_attr=EPOCHS,
             max_t=planned.epochs,
             grace_period=min(search.scheduler.grace, planned.epochs),
             reduction_factor=search.scheduler.reduction,
         )
     if search.scheduler.name == "pbt":
         return PopulationBasedTraining(
+            time_attr=EPOCHS,
             perturbation_interval=search.scheduler.grace,
             hyperparam_mutations={
                 path: _tune_domain(domain) for path, domain in search.space.items()

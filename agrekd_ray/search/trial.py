@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -33,6 +36,8 @@ class Study:
         ensemble_N: classes that the teachers vote for, on the selection split.
         biased_N: classes that the biased model names there.
         post: tells the driver.
+        trials: folder of the trials' journals.
+        states: folder of the trials' states.
         groups: folder for the files of trials with several workers, reachable from every node.
     """
 
@@ -41,11 +46,26 @@ class Study:
     ensemble_N: np.ndarray
     biased_N: np.ndarray
     post: Post
+    trials: Path
+    states: Path
     groups: Path
 
     def judge(self, dataset: Dataset) -> Judge:
         """Scores a student's answers to the selection split."""
         return Judge(dataset, SELECT, self.ensemble_N, self.biased_N)
+
+
+class Savable(Protocol):
+    """A trial, of whatever shell."""
+
+    @property
+    def history(self) -> list[Epoch]:
+        """Finished epochs, means over the seeds."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write all that the rest of the trial depends on."""
+        ...
 
 
 class Trial:
@@ -121,6 +141,33 @@ def test_metrics(planned: Planned, setting: Setting, state: Path, dataset: Datas
         model.load_state_dict(saved["trainer"]["model"])
         found.append(evaluate(model, dataset, TEST))
     return mean_metrics(found)
+
+
+def save_state(trial: Savable, folder: Path) -> None:
+    """Write a trial's state, whole or not at all, in place of what was there.
+
+    A file of ours and not Tune's checkpoint: Tune's snapshots lag behind, and a checkpoint that
+    one names may have been removed since.
+
+    Args:
+        trial: of which an epoch at least is finished.
+        folder: of this trial's states.
+    """
+    place = folder / f"{len(trial.history):05}"
+    draft = folder / f".{place.name}.{os.getpid()}"
+    draft.mkdir(parents=True, exist_ok=True)
+    trial.save(draft)
+    shutil.rmtree(place, ignore_errors=True)
+    draft.replace(place)
+    for other in folder.iterdir():
+        if other != place:
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def last_state(folder: Path) -> Path | None:
+    """What `save_state` wrote last; None where there is nothing."""
+    states = [path for path in folder.glob("[0-9]*") if path.is_dir()]
+    return max(states, key=lambda path: path.name, default=None)
 
 
 def opened(study: Study) -> tuple[Dataset, Source, Judge]:

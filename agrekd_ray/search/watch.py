@@ -65,10 +65,10 @@ class TrialRuns:
 
         self._outbox.put(write)
 
-    def epoch(self, trial: TrialResult, epoch: Epoch) -> None:
-        """A trial has finished an epoch; several are written at once."""
-        _, epochs = self._unwritten.get(trial.number, (trial, []))
-        self._unwritten[trial.number] = (trial, [*epochs, epoch])
+    def epochs(self, trial: TrialResult, news: list[Epoch]) -> None:
+        """A trial has finished epochs; several are written at once."""
+        _, earlier = self._unwritten.get(trial.number, (trial, []))
+        self._unwritten[trial.number] = (trial, [*earlier, *news])
         if time.monotonic() - self._written >= SECONDS_BETWEEN_WRITES:
             self.flush()
 
@@ -157,8 +157,10 @@ class Watch(tune.Callback):
         if known is None:
             epochs = self._planned.trial(setting).student.training.epochs
             known = TrialResult(self._journal.next_number(), setting, RUNNING, epochs)
-        result = replace(known, setting=setting, state=RUNNING, reason=None)
-        self._keep(trial, result)
+        result = known
+        if known.state != FINISHED:
+            result = replace(known, setting=setting, state=RUNNING, reason=None)
+            self._keep(trial, result)
         self._runs.begun(result)
         self._show()
 
@@ -172,19 +174,19 @@ class Watch(tune.Callback):
         if "reason" in result:
             self._keep(trial, replace(known, state=FAILED, reason=result["reason"]))
             return
-        if "epoch" not in result:  # it had finished just before an earlier driver was killed
+        if known.state == FINISHED:  # before an earlier driver was killed
             return
-        (epoch,) = epochs_from_json([json.loads(result["epoch"])])
-        # After a restart from a checkpoint an epoch may come twice.
-        history = [one for one in known.history if one.epoch < epoch.epoch]
+        news = epochs_from_json(json.loads(result["news"]))
+        # After a restart an epoch may come twice.
+        history = [one for one in known.history if one.epoch < news[0].epoch]
         kept = replace(
             known,
             setting=setting_of(self._planned, trial.config),
-            history=[*history, epoch],
+            history=[*history, *news],
             seconds=float(result.get("time_total_s", known.seconds)),
         )
         self._keep(trial, kept)
-        self._runs.epoch(kept, epoch)
+        self._runs.epochs(kept, news)
         self._show()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

@@ -236,16 +236,14 @@ def rows(children: Iterable[Child]) -> list[Row]:
     for group in groups.values():
         named.setdefault(_name(group[0]), []).append(group)
     trials = [group for group in groups.values() if group[0].number is not None]
-    varied = _varied([_settings(group[0]) for group in trials])
-    distinct = {
-        id(group): {
-            path: value
-            for path, value in _settings(group[0]).items()
-            if path in (varied if group[0].number is not None else _varied(map(_of, alike)))
-        }
-        for alike in named.values()
-        for group in alike
-    }
+    if trials:  # each has a name of its own
+        named = {name: g for name, g in named.items() if g[0][0].number is None} | {"": trials}
+    distinct: dict[int, dict[str, Any]] = {}
+    for several in named.values():
+        values = [_settings(group[0]) for group in several]
+        varied = _varied(values)
+        for group, mine in zip(several, values, strict=True):
+            distinct[id(group)] = {path: v for path, v in mine.items() if path in varied}
     short = short_paths({path for found in distinct.values() for path in found})
     found = [
         Row(_name(group[0]), tuple(group), distinct[id(group)], short=short)
@@ -551,10 +549,6 @@ def _settings(child: Child) -> dict[str, Any]:
     if child.searched:
         every = {path: every[path] for path in child.searched if path in every}
     return {path: _value(text) for path, text in every.items()}
-
-
-def _of(group: Sequence[Child]) -> dict[str, Any]:
-    return _settings(group[0])
 
 
 def _varied(several: Iterable[Mapping[str, Any]]) -> set[str]:

@@ -62,7 +62,7 @@ def bootstrap_interval(
     With few seeds it is too narrow, and no method mends that without assumptions: it never reaches
     beyond the smallest and the largest difference seen. Where the differences are symmetric about
     their true mean, an interval that is called 95 % holds it in 50 % of cases with two seeds, in
-    75 % with three, and in about 84 % with five. Read it as "at least this uncertain".
+    75 % with three, and in about 83 % with five. Read it as "at least this uncertain".
 
     Args:
         differences: one a seed, finite.
