@@ -444,19 +444,20 @@ def test_a_teacher_killed_while_it_records_costs_nothing_but_time(
 
 
 def test_a_released_fleet_is_not_missed(ray_session: Any, make_job: Any, tmp_path: Path) -> None:
-    """Two workers, every strategy: recorded in the first epoch, replayed without an actor after."""
+    """Two workers, every strategy, augmented: recorded as they train, replayed without an actor."""
     from agrekd_ray.channel import Channel
     from agrekd_ray.run.listener import Listener
     from agrekd_ray.run.teaching import Teaching
     from agrekd_ray.student import StudentSettings
     from agrekd_ray.student.group import Schoolwork, train_group
 
-    job = make_job(**{"student.workers": 2, "student.cpus": 0.5, "fleet.cpus": 0.5})
+    workers = {"student.workers": 2, "student.cpus": 0.5, "fleet.cpus": 0.5}
+    job = make_job(**workers, **{"data.views": VIEWS})
     data, checkpoints, drawn = pool_of(job)
     given = tuple(lessons(drawn))
     channel = Channel(ray_session.get_runtime_context().get_node_id())
     told: list[Any] = []
-    with Teaching(job, checkpoints, data, [0], channel.post) as teaching:
+    with Teaching(job, checkpoints, data, [0, 1], channel.post) as teaching:
         source = teaching.source()
 
         work = Schoolwork(given, job.data, source, tmp_path / "s", tmp_path, channel.post, 2)
@@ -470,7 +471,7 @@ def test_a_released_fleet_is_not_missed(ray_session: Any, make_job: Any, tmp_pat
         reference = trained(assignment, data, LocalTeachers(TeacherHost(checkpoints, data)))
         worked = flat_parameters(load(tmp_path / "s" / assignment.name)[0])
         torch.testing.assert_close(worked, reference, rtol=1e-3, atol=2e-5)
-    with Teaching(job, checkpoints, data, [0], told.append) as again:
+    with Teaching(job, checkpoints, data, [0, 1], told.append) as again:
         assert again.source() is not None
         assert again._fleet is None
     assert again.effort.actors == 0

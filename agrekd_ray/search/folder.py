@@ -133,9 +133,10 @@ class Journal:
         partial.write_text(json.dumps(asdict(result)))
         os.replace(partial, self._folder / f"{trial_id}.json")
 
-    def next_number(self) -> int:
-        """Of the next trial."""
-        return max((trial.number for trial in self._known.values()), default=-1) + 1
+    def number(self, wanted: int) -> int:
+        """Of a new trial: the wanted one, or the next where another trial has it."""
+        taken = {trial.number for trial in self._known.values()}
+        return wanted if wanted not in taken else max(taken) + 1
 
     def all(self) -> dict[str, TrialResult]:
         """All trials by Tune's id, in the order of their numbers."""

@@ -98,6 +98,7 @@ class TrialActor(tune.Trainable):
         if self._over is None and self._trial.history:
             save_state(self._trial, self._study.states / self.trial_id)
             if self._study.planned.search.scheduler.name == "pbt":
+                (folder / HANDED_ON).mkdir()
                 self._trial.save(folder / HANDED_ON)
         (folder / "trial").write_text(self.trial_id)
 

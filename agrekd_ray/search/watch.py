@@ -156,7 +156,7 @@ class Watch(tune.Callback):
         known = self._journal.get(trial.trial_id)
         if known is None:
             epochs = self._planned.trial(setting).student.training.epochs
-            known = TrialResult(self._journal.next_number(), setting, RUNNING, epochs)
+            known = TrialResult(self._journal.number(trials.index(trial)), setting, RUNNING, epochs)
         result = known
         if known.state != FINISHED:
             result = replace(known, setting=setting, state=RUNNING, reason=None)
