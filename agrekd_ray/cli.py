@@ -36,7 +36,7 @@ app = typer.Typer(
 outputs = typer.Typer(help="Recorded outputs of teachers.", no_args_is_help=True)
 app.add_typer(outputs, name="outputs")
 Store = Annotated[Path, typer.Option(help="The folder, a job's outputs.store.")]
-STORE = Path("runs/outputs")
+STORE, RUNS = Path("runs/outputs"), Path("runs")
 
 
 @app.command()
@@ -98,6 +98,61 @@ def _search(folder: SearchFolder) -> None:
     from agrekd_ray.search.driver import run_search  # imports Ray, which reads the environment
 
     _resumable(folder.path, lambda: run_search(folder, Console()))
+
+
+@app.command()
+def compare(
+    ids: Annotated[
+        list[str] | None,
+        typer.Argument(help="Runs by id; a job or search stands for its students or trials."),
+    ] = None,
+    experiment: Annotated[
+        list[str] | None, typer.Option(help="Look in this experiment; may be given again.")
+    ] = None,
+    filter: Annotated[
+        str | None, typer.Option(help="In MLflow's words: params.method = 'agre_kd'.")
+    ] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="Compare with this row, seed by seed; default: aver.")
+    ] = None,
+    sort: Annotated[str | None, typer.Option(help="Metric that orders the rows.")] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option(help="A further column; may be given again.")
+    ] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write a CSV file.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write a Markdown file.")] = None,
+    plots: Annotated[Path | None, typer.Option(help="Draw PNGs into this folder.")] = None,
+    uri: Annotated[str | None, typer.Option(help="MLflow tracking URI.")] = None,
+    runs: Annotated[Path, typer.Option(help="Folder with mlflow.db, without --uri.")] = RUNS,
+) -> None:
+    """Compare runs that are in MLflow: jobs, students, searches, trials."""
+    from agrekd_ray.tracking.compare import compare as compared
+
+    compared(
+        Console(),
+        ids=ids or [],
+        experiments=experiment or [],
+        filter=filter,
+        uri=uri,
+        runs=runs,
+        baseline=baseline,
+        sort=sort,
+        metrics=metric or [],
+        csv=csv,
+        markdown=markdown,
+        plots=plots,
+    )
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Of a job or search, like runs/JOB/latest.")],
+    output: Annotated[Path | None, typer.Option(help="The file; default: report.html.")] = None,
+) -> None:
+    """Write one page about a job or search that can be mailed: all in one HTML file."""
+    from agrekd_ray.tracking.page import write_report
+
+    typer.echo(write_report(folder, output))
 
 
 @app.command()

@@ -153,3 +153,9 @@ class Member:
     kind: str
     fingerprint: str
     metrics: dict[str, Metrics] = field(default_factory=dict)
+
+
+def member_from_json(values: dict[str, Any]) -> Member:
+    """A member out of plain JSON values."""
+    metrics = {split: Metrics(**figures) for split, figures in values["metrics"].items()}
+    return Member(**{**values, "metrics": metrics})

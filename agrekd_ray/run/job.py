@@ -84,6 +84,29 @@ def effort_metrics(effort: Effort | None, outcomes: Sequence[Outcome]) -> dict[s
     return figures
 
 
+def members(plan: Plan, pool: Pool, dataset: Dataset) -> tuple[list[Member], Member]:
+    """The teachers of a plan, and its biased model, with their metrics.
+
+    Args:
+        plan: of a job; its teachers are all made.
+        pool: that has them.
+        dataset: of the job.
+    """
+    checkpoints = plan.checkpoints(pool)
+
+    def member(name: str) -> Member:
+        folder = checkpoints[name]
+        manifest = read_manifest(folder)
+        if name in plan.draw.own:  # what its maker measured was not on these data
+            model, _ = load(folder)
+            metrics = {split: evaluate(model, dataset, split) for split in (SELECT, TEST)}
+        else:
+            metrics = {split: Metrics(**values) for split, values in manifest.metrics.items()}
+        return Member(name, name.partition("-")[0], manifest.fingerprint, metrics)
+
+    return [member(name) for name in plan.draw.teachers], member(plan.draw.biased)
+
+
 class _Run:
     """The state that the parts of one run share."""
 
@@ -232,20 +255,7 @@ class _Run:
         """The teachers, and the biased model, with their metrics."""
         if not self.plan.needs_ensemble:
             return [], None
-        checkpoints = self.plan.checkpoints(self.pool)
-
-        def member(name: str) -> Member:
-            folder = checkpoints[name]
-            manifest = read_manifest(folder)
-            if name in self.plan.draw.own:  # what its maker measured was not on these data
-                model, _ = load(folder)
-                metrics = {split: evaluate(model, self.dataset, split) for split in (SELECT, TEST)}
-            else:
-                metrics = {split: Metrics(**values) for split, values in manifest.metrics.items()}
-            return Member(name, name.partition("-")[0], manifest.fingerprint, metrics)
-
-        drawn = self.plan.draw
-        return [member(name) for name in drawn.teachers], member(drawn.biased)
+        return members(self.plan, self.pool, self.dataset)
 
     def _reports(self, outcomes: list[Outcome]) -> None:
         """results.json, results.csv and the plots."""

@@ -32,7 +32,7 @@ from agrekd_ray.results import Outcome
 from agrekd_ray.run.cluster import RayEngine
 from agrekd_ray.run.display import Display
 from agrekd_ray.run.engine import Effort
-from agrekd_ray.run.job import PATIENCE_AT_FAILURE, effort_metrics
+from agrekd_ray.run.job import PATIENCE_AT_FAILURE, effort_metrics, members
 from agrekd_ray.run.monitor import Monitor, flat, show_progress
 from agrekd_ray.run.plan import make_plan
 from agrekd_ray.run.recording import make_and_record
@@ -338,7 +338,7 @@ class _Searching:
             "groups": list(self.dataset.groups.names),
             "data": self.dataset.fingerprint,
             "effort": asdict(self.effort),
-            "members": [],
+            "members": [asdict(m) for m in members(self.plan, self.pool, self.dataset)[0]],
             "versions": {"agrekd_ray": __version__, "python": platform.python_version()}
             | {name: version(name) for name in packages},
         }

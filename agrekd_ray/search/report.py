@@ -13,10 +13,18 @@ from rich.table import Table
 from rich.text import Text
 
 from agrekd_ray.core.selection import RULES
-from agrekd_ray.results import Outcome
+from agrekd_ray.results import Outcome, member_from_json
 from agrekd_ray.search.board import in_words
 from agrekd_ray.search.results import DEFAULT, FAILED, WINNER, SearchResult, TrialResult
+from agrekd_ray.tracking.comparison_plots import (
+    Point,
+    parallel_coordinates,
+    parameter_effects,
+    trial_history,
+    worst_against_accuracy,
+)
 from agrekd_ray.tracking.files import replacing
+from agrekd_ray.tracking.plots import weights_by_group, worst_group_by_method
 
 RESULTS, TRIALS = "results.json", "trials.csv"
 SHOWN = 8
@@ -24,7 +32,7 @@ SHOWN = 8
 
 
 def publish_files(folder: Path, result: SearchResult) -> None:
-    """Write results.json, trials.csv and the plots.
+    """Write results.json, trials.csv, and what there is to draw as `plots/*.png`.
 
     Args:
         folder: of the search.
@@ -36,6 +44,27 @@ def publish_files(folder: Path, result: SearchResult) -> None:
     with replacing(folder / RESULTS) as draft:
         draft.write_text(json.dumps(result.to_json(), default=str) + "\n")
     write_trials(folder / TRIALS, result.trials)
+    plots = folder / "plots"
+    trials = [_point(trial) for trial in result.trials]
+    worst_against_accuracy(trials, plots / "worst_against_accuracy.png")
+    parameter_effects(trials, plots / "parameter_effects.png")
+    parallel_coordinates(trials, plots / "parallel_coordinates.png")
+    trial_history(trials, plots / "trial_history.png", f"select/{result.select}")
+    worst_group_by_method(result.final, plots / "winner_against_default.png")
+    members = [member_from_json(values) for values in result.about.get("members", [])]
+    weights_by_group(result.final, members, plots / "weights_by_group.png")
+
+
+def _point(trial: TrialResult) -> Point:
+    """A trial as pictures take it."""
+    metrics = {
+        f"test/{name}": v for name, v in (trial.test.scalars() if trial.test else {}).items()
+    }
+    if trial.history:
+        last = trial.history[-1]
+        metrics |= {f"val/{name}": value for name, value in last.val.scalars().items()}
+        metrics |= {f"select/{rule}": score for rule, score in last.selection.items()}
+    return Point(trial.name, trial.number, trial.setting, metrics, state=trial.state)
 
 
 def write_trials(path: Path, trials: list[TrialResult]) -> None:

@@ -175,14 +175,15 @@ def load_search(path: Path, overrides: Iterable[str] = ()) -> Planned:
     """Read and check a search and its base job whole.
 
     Args:
-        path: the YAML file.
+        path: the YAML file; a run's own `search.yaml` holds its base job too.
         overrides: `key.path=value` changes to it.
 
     Raises:
         JobError: all faults at once.
     """
     raw = read_job(path, overrides, what="search")
-    planned, faults = check_search(raw, path.parent)
+    resolved = "base" in raw
+    planned, faults = check_resolved(raw) if resolved else check_search(raw, path.parent)
     if faults or planned is None:
         raise JobError(str(path), faults)
     return planned

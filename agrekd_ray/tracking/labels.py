@@ -14,6 +14,8 @@ _METHODS = {
     "ca_mkd": "CA-MKD",
     "govern": "Govern",
     "agre_kd": "AGRE-KD",
+    "winner": "Winner",
+    "default": "Default",
 }
 _REFERENCES = {"one_hot", "one_hot_dfr", "deep_ensemble", "deep_ensemble_dfr", "teacher_vote"}
 _FAMILIES = {"dfr": "debiased (DFR)", "erm": "biased (ERM)", "own": "own checkpoints"}

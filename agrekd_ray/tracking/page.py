@@ -257,6 +257,7 @@ def _search_page(folder: Path) -> dict[str, Any]:
             *_cost_facts(about.seconds, about.effort),
             Fact("Base job", settings.job, code=True),
             Fact("Folder", str(folder), code=True),
+            Fact("To run it again", f"agrekd tune {shlex.quote(str(folder / SEARCH))}", code=True),
         ],
         "space": page_tables.space(settings.space),
         "select": result.select,
