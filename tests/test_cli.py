@@ -103,7 +103,8 @@ def test_a_missing_job(agrekd: Run, job: Path, verb: str) -> None:
 def test_help_and_version(agrekd: Run) -> None:
     code, out, _ = agrekd("--help")
     assert code == 0
-    for verb in ("run", "resume", "record", "validate", "outputs", "bench"):
+    verbs = ("run", "resume", "record", "tune", "compare", "report", "validate", "outputs", "bench")
+    for verb in verbs:
         assert f" {verb} " in out
         assert agrekd(verb, "--help")[0] == 0
     assert agrekd("--version")[:2] == (0, f"agrekd {__version__}\n")
@@ -122,6 +123,15 @@ def test_resume_of_a_folder_that_is_no_run(agrekd: Run, job: Path, tmp_path: Pat
         assert code == 1
         assert err.startswith(f"error: {place}: no run there")
         assert "runs/JOB/latest" in err
+
+
+def test_report_and_compare_of_nothing_are_one_error(agrekd: Run, tmp_path: Path) -> None:
+    code, _, err = agrekd("report", tmp_path)
+    assert (code, err.startswith(f"error: {tmp_path}")) == (1, True)
+    code, _, err = agrekd("compare", "--runs", tmp_path)
+    assert code == 1
+    assert "mlflow.db" in err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_resume_of_a_damaged_job(agrekd: Run, job: Path, tmp_path: Path) -> None:
@@ -229,6 +239,17 @@ def test_a_run_from_start_to_finish_and_a_second_one(
     assert "teachers" not in "".join(line for line in out.splitlines() if "epochs" in line)
     assert latest.resolve() != first
     assert _times(first) == kept
+    code, out, err = agrekd("report", first)
+    assert (code, out) == (0, f"{first / 'report.html'}\n"), err
+    page = (first / "report.html").read_text()
+    for shown in ("AGRE-KD", "data:image/png;base64,", "bias-conflicting"):
+        assert shown in page
+    table = tmp_path / "table.csv"
+    code, out, err = agrekd("compare", "--runs", tmp_path / "runs", "--csv", table)
+    assert code == 0, err
+    assert "AGRE-KD" in out
+    with table.open() as file:  # two temperatures of AVER, which was run twice
+        assert len(list(csv.DictReader(file))) == 4
     code, out, err = agrekd("resume", first)  # nothing is left to do: the table again
     assert code == 0, err
     assert "AGRE-KD" in out
@@ -273,7 +294,7 @@ def test_nothing_to_record_is_one_error(agrekd: Run, job: Path) -> None:
 
 def test_bench_names_what_it_does_not_know(agrekd: Run, tmp_path: Path) -> None:
     code, _, err = agrekd("bench", "resnets")
-    assert (code, "known: small, latency, resnet" in err) == (1, True)
+    assert (code, "known: small, latency, resnet, search" in err) == (1, True)
     assert "not quick" in agrekd("bench", "resnet", "--quick")[2]
     code, _, err = agrekd("bench", "--json", tmp_path / "no/file.json")
     assert (code, "nothing was measured" in err) == (1, True)

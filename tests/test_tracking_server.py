@@ -1,0 +1,111 @@
+"""A real MLflow server on loopback: used, stopped in the middle of a run, and started again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from agrekd_ray.results import Epoch, Metrics, Outcome
+from agrekd_ray.tracking.mlflow_runs import Tracker
+from agrekd_ray.tracking.outbox import Outbox
+
+METRICS = Metrics(0.5, 0.25, 0.6, 0.5, 0.1, 0.3, {"a": 0.25, "b": 0.75}, {"a": 4, "b": 4})
+HISTORY = [Epoch(n, 1 / (1 + n), 0.1, 0.2, METRICS, steps=5) for n in range(6)]
+OUTCOME = Outcome("aver", 0, "2", {"val": METRICS, "test": METRICS}, HISTORY)
+
+
+class Server:
+    """`mlflow server`, as often as asked, always with the same store and address."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self._port = free.getsockname()[1]
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+        self.uri = f"http://127.0.0.1:{self._port}"
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
+        command += ["--port", str(self._port), "--workers", "1"]
+        command += ["--backend-store-uri", f"sqlite:///{self._folder / 'server.db'}"]
+        command += ["--artifacts-destination", str(self._folder / "artifacts")]
+        quiet = subprocess.DEVNULL
+        # Without its runner of jobs, which is four more processes.
+        lean = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        self._process = subprocess.Popen(
+            command,
+            stdout=quiet,
+            stderr=quiet,
+            start_new_session=True,
+            cwd=self._folder,
+            env=os.environ | lean,
+        )
+        deadline = time.monotonic() + 120
+        while not self._answers():
+            assert self._process.poll() is None, "the server ended"
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+    def stop(self) -> None:
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)  # its own group: no graceful end
+            self._process.wait()
+            self._process = None
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.uri}/health", timeout=2) as answer:
+                return answer.status == 200
+        except OSError:
+            return False
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    found = Server(tmp_path)
+    found.start()
+    yield found
+    found.stop()
+
+
+def test_a_server_that_is_stopped_in_mid_run_gets_everything_in_the_end(
+    server: Server, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    tracker = Tracker(server.uri, "served", tmp_path)
+    job = tracker.start_job("job", {"data.aligned": 0.9}, {})
+    outbox = Outbox(said.append, pause=0.1)
+    run = tracker.student("aver", 0, {})
+    outbox.put(lambda: tracker.log_epochs(run, HISTORY[:2]))
+    assert outbox.drain() == 0
+    server.stop()
+    outbox.put(lambda: tracker.log_epochs(run, HISTORY[2:5]))
+    outbox.put(lambda: tracker.log_epochs(run, HISTORY[4:]))
+    outbox.put(lambda: tracker.finish_student(run, OUTCOME))
+    outbox.put(lambda: tracker.finish_job(job, tmp_path / "reports", "FINISHED", {"x": 1.0}))
+    assert outbox.drain(patience=0.5) == 4
+    server.start()
+    assert outbox.drain() == 0
+    outbox.close()
+    assert len([text for text in said if "MLflow is away" in text]) == 1
+    assert len([text for text in said if "answers again" in text]) == 1
+    client = MlflowClient(server.uri)
+    for name in ("train/loss", "val/worst_group_accuracy", "val/group/a"):
+        points = client.get_metric_history(run, name)
+        assert sorted(point.step for point in points) == list(range(6)), name
+    found = client.get_run(run)
+    assert found.info.status == "FINISHED"
+    assert found.data.metrics["test/worst_group_accuracy"] == 0.25
+    assert found.data.metrics["cost/steps"] == 30
+    assert client.get_run(job).info.status == "FINISHED"
