@@ -1,16 +1,19 @@
-# `make demo` and `make test` do everything on a machine that has only Python (3.11 or later) and
+# `make demo`, `make test` and `make chaos` do everything on a machine that has only Python (3.11 or later) and
 # make: create the environment in .venv, install, run.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint install clean
+.PHONY: demo test chaos lint install clean
 
 demo: install
 	$(BIN)/agrekd run jobs/colored_digits.yaml
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not chaos"
+
+chaos: install
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m chaos
 
 lint: install
 	$(BIN)/ruff check .

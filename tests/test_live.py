@@ -136,6 +136,7 @@ def test_workers_train_what_one_process_trains(
                 assert mine[group] == pytest.approx(theirs[group], abs=1e-4)
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize("victim", ["teacher", "weighting"])
 def test_a_killed_actor_costs_time_and_nothing_else(
     ray_session: Any, make_job: Any, victim: str
@@ -159,6 +160,7 @@ def test_a_killed_actor_costs_time_and_nothing_else(
     same(student.model, reference(given, data, checkpoints).model)
 
 
+@pytest.mark.chaos
 def test_a_killed_worker_goes_on_with_its_epoch(
     ray_session: Any, make_job: Any, tmp_path: Path
 ) -> None:
@@ -259,6 +261,7 @@ def test_a_stall_is_said(ray_session: Any, make_job: Any, monkeypatch: Any) -> N
     assert drawn.teachers[0] in told[0].text
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_worker_group_stops_at_a_fault_that_would_repeat(
     ray_session: Any, make_job: Any, tmp_path: Path, workers: int

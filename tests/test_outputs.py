@@ -409,6 +409,7 @@ def test_records_are_listed_and_removed_when_long_unused(make_job: Any) -> None:
 # --- on Ray
 
 
+@pytest.mark.chaos
 def test_a_teacher_killed_while_it_records_costs_nothing_but_time(
     ray_session: Any, make_job: Any
 ) -> None:

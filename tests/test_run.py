@@ -157,6 +157,7 @@ def test_recorded_up_front_no_run_starts_a_teacher(tmp_path: Path, store: Path) 
         torch.testing.assert_close(weights, whole[name], rtol=1e-3, atol=5e-5)
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize("guidance", ["auto", "local"])
 def test_a_killed_run_goes_on_to_the_same_students(
     tmp_path: Path, store: Path, guidance: str

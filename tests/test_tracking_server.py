@@ -79,6 +79,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
     found.stop()
 
 
+@pytest.mark.chaos
 def test_a_server_that_is_stopped_in_mid_run_gets_everything_in_the_end(
     server: Server, tmp_path: Path
 ) -> None:

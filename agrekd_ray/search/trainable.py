@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from agrekd_ray.search.folder import read_trial
 from agrekd_ray.search.nested import GroupTrial
 from agrekd_ray.search.results import FINISHED, TrialResult
 from agrekd_ray.search.settings import Planned
-from agrekd_ray.search.space import Domain, Sampler, Setting
+from agrekd_ray.search.space import Domain, Sampler, Setting, Space
 from agrekd_ray.search.trial import Study, Trial, last_state, opened, save_state
 
 SETTING = "setting"
@@ -125,7 +126,7 @@ def setting_of(planned: Planned, config: dict[str, Any]) -> Setting:
         return dict(config[SETTING])
     space = planned.search.space
     return {
-        path: json.loads(config[path]) if space[path].kind in ("choice", "grid") else config[path]
+        path: json.loads(config[path]) if isinstance(config[path], str) else config[path]
         for path in space
         if path in config
     }
@@ -214,8 +215,10 @@ def scheduler(planned: Planned) -> TrialScheduler | None:
             time_attr=EPOCHS,
             perturbation_interval=search.scheduler.grace,
             hyperparam_mutations={
-                path: _tune_domain(domain) for path, domain in search.space.items()
+                path: _tune_domain(domain) if domain.listed is None else list(_texts(domain))
+                for path, domain in search.space.items()
             },
+            custom_explore_fn=functools.partial(_inside, search.space),
             quantile_fraction=0.25,
             log_config=False,
         )
@@ -234,11 +237,24 @@ def trials(planned: Planned) -> int | None:
 _TUNE: dict[str, Callable[..., Any]] = {
     "uniform": tune.uniform,
     "loguniform": tune.loguniform,
-    "integer": lambda low, high: tune.randint(int(low), int(high) + 1),
 }
 
 
 def _tune_domain(domain: Domain) -> Any:
-    if domain.kind in _TUNE:
+    if domain.listed is None:
         return _TUNE[domain.kind](*domain.bounds)
-    return tune.choice([json.dumps(value) for value in domain.listed or ()])
+    return tune.choice(list(_texts(domain)))
+
+
+def _texts(domain: Domain) -> Iterator[str]:
+    """Listed values as text: Tune and Optuna want plain ones."""
+    return (json.dumps(value) for value in domain.listed or ())
+
+
+def _inside(space: Space, config: dict[str, Any]) -> dict[str, Any]:
+    """A setting that population based training has varied, back inside its ranges."""
+    for path, domain in space.items():
+        if domain.listed is None:
+            low, high = domain.bounds
+            config[path] = min(max(config[path], low), high)
+    return config
