@@ -72,12 +72,12 @@ def students(run: Path) -> dict[str, torch.Tensor]:
 def test_a_live_run_from_nothing_to_its_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = write_job(tmp_path, tmp_path / "pool", methods=EVERYTHING, seeds=[0, 1])
+    job = write_job(tmp_path, tmp_path / "pool", methods=EVERYTHING)
     screen = agrekd("run", job)
     run = tmp_path / "runs/tiny/latest"
     assert (run / "results.csv").read_text().splitlines()[0] == HEADER
     table = rows(run)
-    assert len(table) == 2 * (2 * len(EVERYTHING) - 1)  # the teachers' vote has no seeds
+    assert len(table) == 2 * len(EVERYTHING)  # splits
     for row in table:
         groups = json.loads(row["groups"])
         assert float(row["worst_group_accuracy"]) == pytest.approx(min(groups.values()), abs=1e-5)
@@ -149,12 +149,6 @@ def test_recorded_up_front_no_run_starts_a_teacher(tmp_path: Path, store: Path) 
     assert "no forward pass: all that they say had been recorded before" in screen
     effort = json.loads((tmp_path / "runs/tiny/latest/results.json").read_text())["job"]["effort"]
     assert effort == {"actors": 0, "forwards": 0, "recorded": 0, "seconds": 0.0}
-    (tmp_path / "local").mkdir()
-    agrekd("run", write_job(tmp_path / "local", store, **{**changes, "guidance": "local"}))
-    first = sorted((tmp_path / "runs/tiny").iterdir())[0]
-    recorded, whole = students(first), students(tmp_path / "local/runs/tiny/latest")
-    for name, weights in recorded.items():
-        torch.testing.assert_close(weights, whole[name], rtol=1e-3, atol=5e-5)
 
 
 @pytest.mark.chaos

@@ -41,7 +41,7 @@ from agrekd_ray.search import trainable
 from agrekd_ray.search.board import Board
 from agrekd_ray.search.folder import Journal, SearchFolder
 from agrekd_ray.search.ranking import best, rule_reports, verdict
-from agrekd_ray.search.report import publish_files, show
+from agrekd_ray.search.report import publish_files, read_result, show
 from agrekd_ray.search.results import DEFAULT, FAILED, RUNNING, STOPPED, WINNER, SearchResult
 from agrekd_ray.search.trainable import TrialActor, metric, param_space, scheduler, searcher
 from agrekd_ray.search.trial import Study, assignments, last_state, test_metrics
@@ -109,7 +109,8 @@ class _Searching:
         )
         self.folder.update(status="running", tracking_run=run_id, reason=None)
         try:
-            result = self._work(run_id)
+            done = read_result(self.folder.path)
+            result = self._again(run_id, done) if done else self._work(run_id)
             unsent = self.outbox.drain()
         except KeyboardInterrupt:
             self._end("interrupted", run_id, "stopped by the user", "KILLED")
@@ -146,6 +147,21 @@ class _Searching:
             about={**result.about, "seconds": round(time.monotonic() - self.began, 1)},
         )
         publish_files(self.folder.path, result)
+        self._publish(run_id, result)
+        return result
+
+    def _again(self, run_id: str, result: SearchResult) -> SearchResult:
+        """A search that had come to its end: MLflow gets what it may have missed."""
+        for trial in result.trials:
+            self.runs.ended(trial)
+            self.runs.measured(trial)
+            if trial.number == result.winner:
+                self.runs.chosen(trial)
+        self.monitor = Monitor(
+            self.display, self.tracker, self.outbox, self._final_assignments(result)
+        )
+        for outcome in result.final:
+            self.monitor.finished(outcome)
         self._publish(run_id, result)
         return result
 
@@ -354,17 +370,9 @@ class _Searching:
 
     def _final(self, engine: RayEngine, result: SearchResult) -> list[Outcome]:
         """Students of the winner and of the default, with fresh seeds, in one worker group."""
-        seeds = self.search.final.seeds
-        if not seeds:
+        given = self._final_assignments(result)
+        if not given:
             return []
-        winner = next(trial for trial in result.trials if trial.number == result.winner)
-        jobs = {WINNER: self.planned.trial(winner.setting, seeds), DEFAULT: self.planned.default}
-        by_method = {name: assignments(job) for name, job in jobs.items()}
-        given = tuple(
-            replace(one, method=name)
-            for pair in zip(*by_method.values(), strict=True)
-            for name, one in zip(by_method, pair, strict=True)
-        )
         self.monitor = Monitor(self.display, self.tracker, self.outbox, given)
         left = [a for a in given if read_outcome(self.folder.students / a.name) is None]
         epochs = sum(a.training.epochs for a in given)
@@ -377,6 +385,20 @@ class _Searching:
         for outcome in outcomes:
             self.monitor.finished(outcome)
         return sorted(outcomes, key=lambda outcome: (outcome.method != WINNER, outcome.seed))
+
+    def _final_assignments(self, result: SearchResult) -> tuple[Assignment, ...]:
+        """Seed by seed the winner and the default; nothing without seeds."""
+        seeds = self.search.final.seeds
+        if not seeds:
+            return ()
+        winner = next(trial for trial in result.trials if trial.number == result.winner)
+        jobs = {WINNER: self.planned.trial(winner.setting, seeds), DEFAULT: self.planned.default}
+        by_method = {name: assignments(job) for name, job in jobs.items()}
+        return tuple(
+            replace(one, method=name)
+            for pair in zip(*by_method.values(), strict=True)
+            for name, one in zip(by_method, pair, strict=True)
+        )
 
     def _train(self, engine: RayEngine, given: tuple[Assignment, ...]) -> None:
         try:

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agrekd_ray.core.selection import RULES
+from agrekd_ray.errors import RunError
 from agrekd_ray.results import Outcome, member_from_json
 from agrekd_ray.search.board import in_words
 from agrekd_ray.search.results import DEFAULT, FAILED, WINNER, SearchResult, TrialResult
@@ -65,6 +66,26 @@ def _point(trial: TrialResult) -> Point:
         metrics |= {f"val/{name}": value for name, value in last.val.scalars().items()}
         metrics |= {f"select/{rule}": score for rule, score in last.selection.items()}
     return Point(trial.name, trial.number, trial.setting, metrics, state=trial.state)
+
+
+def read_result(folder: Path) -> SearchResult | None:
+    """What `publish_files` wrote; None where the search has not come to its end.
+
+    Args:
+        folder: of the search.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    path = folder / RESULTS
+    try:
+        return SearchResult.from_json(json.loads(path.read_text()))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError) as error:
+        raise RunError(
+            f"{path}: damaged ({error}); remove it to finish the search again."
+        ) from None
 
 
 def write_trials(path: Path, trials: list[TrialResult]) -> None:
