@@ -194,7 +194,7 @@ def test_a_search_has_its_trials_by_number_and_setting(shown):
     assert named["trial-001 strategy=agre_kd temperature=3"].state == "stopped early"
     assert found[-1].state == "failed"
     assert "stopped early" in text
-    winner = difference(named["winner"], baselines(found, None), WORST)
+    winner = difference(named["Winner"], baselines(found, None), WORST)
     assert (winner.mean, winner.seeds) == (pytest.approx(0.1), 2)
     assert difference(best, baselines(found, None), WORST) is None
     trial = difference(best, baselines(found, "trial-000"), WORST)
@@ -208,12 +208,12 @@ def test_a_search_has_its_trials_by_number_and_setting(shown):
 def test_without_a_word_each_job_and_search_has_its_usual_baseline(shown):
     found, text = shown()
     base = baselines(found, None)
-    assert {row.name for row in base} == {"default", "AVER"}
+    assert {row.name for row in base} == {"Default", "AVER"}
     named = by_label(found)
-    assert difference(named["winner"], base, WORST).mean == pytest.approx(0.1)
+    assert difference(named["Winner"], base, WORST).mean == pytest.approx(0.1)
     warmer = difference(named["AGRE-KD temperature=8 aligned=0.98"], base, WORST)
     assert warmer.mean == pytest.approx(0.11)
-    assert "AVER/default" in text
+    assert "AVER/Default" in text
     assert baselines([named["Govern"]], None) == []
 
 
@@ -388,7 +388,7 @@ def test_a_seed_that_was_trained_again_counts_once():
 
 def test_winners_of_two_searches_stay_apart_and_say_where_they_are_from():
     found = rows([child("winner", parent=p, job=p, searches=True) for p in ("one", "two")])
-    assert [row.label for row in found] == ["winner (one)", "winner (two)"]
+    assert [row.label for row in found] == ["Winner (one)", "Winner (two)"]
 
 
 def test_trials_of_two_searches_say_which():
