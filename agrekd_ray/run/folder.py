@@ -47,6 +47,16 @@ class Folder:
     path: Path
 
     @property
+    def students(self) -> Path:
+        """Finished methods × seeds, a folder each."""
+        return self.path / "students"
+
+    @property
+    def training(self) -> Path:
+        """Checkpoints of the training under way."""
+        return self.path / "training"
+
+    @property
     def plots(self) -> Path:
         """Plots, as PNG."""
         return self.path / "plots"
@@ -115,16 +125,6 @@ class RunFolder(Folder):
         if faults or job is None:
             raise JobError(str(path / JOB), faults)
         return cls(path, job)
-
-    @property
-    def students(self) -> Path:
-        """Finished methods × seeds, a folder each."""
-        return self.path / "students"
-
-    @property
-    def training(self) -> Path:
-        """Checkpoints of the training under way."""
-        return self.path / "training"
 
 
 def new_folder(runs: Path, name: str, file: str, content: dict[str, Any]) -> Path:

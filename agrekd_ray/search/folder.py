@@ -90,16 +90,6 @@ class SearchFolder(Folder):
         """Ray Tune's own state."""
         return self.path / "tune"
 
-    @property
-    def students(self) -> Path:
-        """Students trained after the search."""
-        return self.path / "students"
-
-    @property
-    def training(self) -> Path:
-        """Checkpoints of the training under way, after the search."""
-        return self.path / "training"
-
 
 def _resolved(planned: Planned) -> dict[str, Any]:
     """A search as plain values, with every default in it, and its base job."""
