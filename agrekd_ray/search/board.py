@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -17,6 +17,7 @@ from rich.text import Text
 
 from agrekd_ray.run.display import clock
 from agrekd_ray.search.results import FAILED, FINISHED, RUNNING, STOPPED, TrialResult
+from agrekd_ray.search.space import STRATEGY
 
 SECONDS_BETWEEN_LINES = 5.0
 _STYLES = {RUNNING: "cyan", FINISHED: "green", STOPPED: "yellow", FAILED: "red"}
@@ -115,21 +116,21 @@ class Board:
         left = self._left(now)
         title = f"trials {self._progress()} · {clock(now - self._began)}"
         title += f" · about {left} left" if left else ""
+        title += "" if self._trials else " · processes are starting"
         table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-        for name in ("Trial", "Setting", "Epoch", self._rule, "State", "Left"):
-            table.add_column(
-                name,
-                justify="left" if name in ("Trial", "Setting", "State") else "right",
-                no_wrap=True,
-                overflow="ellipsis",
-                ratio=1 if name == "Setting" else None,
-            )
+        fixed = ("Trial", "Epoch", self._rule, "State", "Left")
+        for name in (fixed[0], "Setting", *fixed[1:]):
+            justify: Literal["left", "right"] = "right" if name in fixed[1:3] else "left"
+            table.add_column(name, justify=justify, no_wrap=True)
+        # Cut here: the table would take its room from all columns alike.
+        taken = len("trial-000") + len("00/00") + len(self._rule) + len(STOPPED) + len("00:00")
+        room = max(10, self._console.width - taken - 3 * (len(fixed) + 1))
         best = self._best()
         for trial in self._shown():
             running = trial.state == RUNNING
             table.add_row(
                 Text(trial.name, style="bold" if trial is best else ""),
-                Text(in_words(trial.setting)),
+                _cut(in_words(trial.setting), room),
                 f"{len(trial.history)}/{trial.epochs}",
                 _percent(trial.score(self._rule)),
                 Text(trial.state, style=_STYLES.get(trial.state, "")),
@@ -154,8 +155,15 @@ class Board:
 def in_words(setting: Mapping[str, Any]) -> str:
     """A setting on one line, paths by their last part."""
     return ", ".join(
-        f"{path.rpartition('.')[2]} {_value(value)}" for path, value in setting.items()
+        _value(value) if path == STRATEGY else f"{path.rpartition('.')[2]} {_value(value)}"
+        for path, value in setting.items()
     )
+
+
+def _cut(text: str, width: int) -> Text:
+    shown = Text(text)
+    shown.truncate(width, overflow="ellipsis")
+    return shown
 
 
 def _value(value: Any) -> str:

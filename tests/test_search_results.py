@@ -1,0 +1,148 @@
+"""What a search comes to: the choice, rules held to the truth, the verdict; its live view."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from agrekd_ray.results import Epoch, Metrics, Outcome
+from agrekd_ray.search.board import Board
+from agrekd_ray.search.folder import Journal
+from agrekd_ray.search.ranking import best, rule_reports, verdict
+from agrekd_ray.search.results import (
+    DEFAULT,
+    FAILED,
+    FINISHED,
+    RUNNING,
+    STOPPED,
+    WINNER,
+    SearchResult,
+    TrialResult,
+)
+
+
+def metrics(worst: float) -> Metrics:
+    return Metrics(0.5, worst, 0.5, 0.5, 0.1, 0.3, {"a": worst, "b": 0.9}, {"a": 4, "b": 4})
+
+
+def trial(
+    number: int, truth: float, state: str = FINISHED, epochs: int = 3, **scores: float
+) -> TrialResult:
+    history = [
+        Epoch(epoch, 1.0, 0.1, 0.5, metrics(0.2), selection=dict(scores)) for epoch in range(epochs)
+    ]
+    setting = {"strategy": "agre_kd", "distillation.temperature": 1.5 + number}
+    return TrialResult(number, setting, state, 3, history, 0.5 * epochs, metrics(truth))
+
+
+def students(method: str, *values: float) -> list[Outcome]:
+    return [
+        Outcome(method, 100 + n, "5", {"val": metrics(value), "test": metrics(value)})
+        for n, value in enumerate(values)
+    ]
+
+
+def test_the_choice_is_the_highest_score_then_the_longer_training_then_the_earlier() -> None:
+    trials = [
+        trial(0, 0.1, worst_group=0.4),
+        trial(1, 0.2, STOPPED, 2, worst_group=0.6),
+        trial(2, 0.3, worst_group=0.6),
+        trial(3, 0.4, worst_group=0.6),
+        trial(4, 0.5, FAILED, worst_group=0.9),
+    ]
+    chosen = best(trials, "worst_group")
+    assert chosen is not None
+    assert chosen.number == 2
+    assert best(trials, "contradicted") is None
+    assert best([], "worst_group") is None
+
+
+def test_rules_are_held_to_the_truth() -> None:
+    trials = [
+        trial(n, truth, worst_group=truth, contradicted=1 - truth, accuracy=0.5)
+        for n, truth in enumerate((0.1, 0.3, 0.2, 0.4))
+    ]
+    found = {rule.rule: rule for rule in rule_reports([*trials, trial(4, 0.9, FAILED, 0)])}
+    assert set(found) == {"worst_group", "contradicted", "accuracy"}
+    assert found["worst_group"].correlation == pytest.approx(1)
+    assert found["worst_group"].choice == 3
+    assert found["contradicted"].correlation == pytest.approx(-1)
+    assert found["contradicted"].test_worst_group_accuracy == pytest.approx(0.1)
+    assert found["accuracy"].correlation is None  # all the same
+    assert {rule.trials for rule in found.values()} == {4}
+    assert {rule.correlation for rule in rule_reports(trials[:2])} == {None}  # too few
+
+
+@pytest.mark.parametrize(
+    ("winner", "default", "says"),
+    [
+        ((0.5, 0.6, 0.55), (0.4, 0.45, 0.42), "is better than the default: +12.7 points"),
+        ((0.4, 0.45, 0.42), (0.5, 0.6, 0.55), "is worse than the default: −12.7 points"),
+        ((0.5, 0.4, 0.45), (0.4, 0.5, 0.45), "not shown to differ from the default: +0.0"),
+        ((0.5,), (0.4,), "no interval"),
+    ],
+)
+def test_the_verdict_is_honest(
+    winner: tuple[float, ...], default: tuple[float, ...], says: str
+) -> None:
+    text = verdict([*students(WINNER, *winner), *students(DEFAULT, *default)], "worst_group")
+    assert says in text
+    assert "worst_group" in text
+
+
+def test_there_is_no_verdict_without_students() -> None:
+    assert verdict([], "worst_group") == ""
+
+
+def test_a_journal_outlives_its_driver(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    for number, name in enumerate("abc"):
+        journal.put(name, trial(number, 0.1 * number, worst_group=0.3))
+    again = Journal(tmp_path)
+    assert again.all() == journal.all()
+    assert (again.number(1), again.number(7)) == (3, 7)
+    again.forget({"a"})
+    assert list(Journal(tmp_path).all()) == ["b", "c"]
+
+
+def test_a_result_survives_its_file() -> None:
+    trials = [trial(0, 0.4, worst_group=0.5), replace(trial(1, 0.1), test=None, reason="diverged")]
+    result = SearchResult(
+        "s", "/x", "worst_group", 0, trials, rule_reports(trials), students(WINNER, 0.5), "so"
+    )
+    assert SearchResult.from_json(json.loads(json.dumps(result.to_json()))) == result
+
+
+@pytest.mark.parametrize("width", [80, 118])
+def test_the_live_table_cuts_settings_and_nothing_else(width: int) -> None:
+    trials = [
+        trial(0, 0.1, worst_group=0.4),
+        trial(1, 0.2, STOPPED, 2, worst_group=0.6),
+        trial(2, 0.2, RUNNING, 1, worst_group=0.3),
+    ]
+    long = {f"student.training.parameter_{n}": 0.123456 for n in range(9)}
+    trials = [replace(one, setting={**one.setting, **long}) for one in trials]
+    screen = io.StringIO()
+    console = Console(file=screen, width=width, height=20, force_terminal=True, color_system=None)
+    with Board(console, "worst_group", 8, 2, None) as board:
+        board.show(trials, trials[1])
+    text = screen.getvalue()
+    for shown in ("trial-000", "trial-002", "stopped early", "running", "3/3", "60.0", "2/8"):
+        assert shown in text
+    assert "…" in text
+    assert max(len(line) for line in text.splitlines() if "trial-0" in line) <= width + 20
+
+
+def test_without_a_terminal_there_are_quiet_lines() -> None:
+    screen = io.StringIO()
+    over = trial(0, 0.1, worst_group=0.4)
+    with Board(Console(file=screen, width=100), "worst_group", 1, 2, None) as board:
+        board.show([replace(over, state=RUNNING)])
+        board.show([over], over)
+    assert "trials   1/1" in screen.getvalue()
+    assert "trial-000 finished, worst_group 40.0" in screen.getvalue()
