@@ -76,12 +76,14 @@ class TrialActor(tune.Trainable):
         """See `tune.Trainable.step`: one epoch."""
         assert self._trial is not None
         if self._over is not None:  # finished just before its driver was killed: Tune forgot it
-            return {"select": self._over.history[-1].selection, "done": True}
+            last = self._over.history[-1]
+            return {"select": last.selection, EPOCHS: last.epoch + 1, "done": True}
         try:
             news = [self._trial.epoch()] if not self._trial.done else []
         except AgrekdError as error:  # a retry would only repeat it
             worst = dict.fromkeys(self._rules(), 0.0)
-            return {"select": worst, "reason": str(error), "done": True}
+            epochs = len(self._trial.history)
+            return {"select": worst, EPOCHS: epochs, "reason": str(error), "done": True}
         if self._whole:  # the driver may not have heard of all that was there already
             news, self._whole = self._trial.history, False
         return {

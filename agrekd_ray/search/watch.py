@@ -219,6 +219,6 @@ class Watch(tune.Callback):
 
 def _reason(trial: Any) -> str:
     """The last line of what Tune wrote about a trial's failure."""
-    text = str(trial.get_error() or "") if hasattr(trial, "get_error") else ""
+    text = str(trial.get_error() or "")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else "its process died again and again"
