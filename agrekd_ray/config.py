@@ -24,8 +24,9 @@ from agrekd_ray.errors import AgrekdError
 from agrekd_ray.guidance.fleet_settings import FleetSettings
 from agrekd_ray.models import check, check_classes, check_name, read_manifest
 from agrekd_ray.outputs import OutputSettings
-from agrekd_ray.settings import LocalPath, Positive, Seed, Settings, Share
+from agrekd_ray.settings import A_NUMBER, A_WORD, LocalPath, Positive, Seed, Settings, Share
 from agrekd_ray.student import StudentSettings
+from agrekd_ray.study.settings import Published, Sweep
 from agrekd_ray.teachers import EnsembleSettings, TeacherSettings
 
 BASELINES = ("one_hot", "one_hot_dfr", "deep_ensemble", "deep_ensemble_dfr", "teacher_vote")
@@ -101,10 +102,12 @@ class TrackingSettings(Settings):
     Attributes:
         uri: of the MLflow store; null is a SQLite file in the runs folder.
         experiment: name of the experiment; null takes the job's name.
+        models: whether every student is kept there as a model too.
     """
 
     uri: str | None = None
     experiment: str | None = None
+    models: bool = True
 
 
 class RaySettings(Settings):
@@ -130,6 +133,9 @@ class Job(Settings):
         distillation: how it is taught.
         methods: what is compared, in the order of the table.
         seeds: of the students.
+        sweep: makes the job a study: values by dotted key of the job; every combination is run.
+        draws: of data and teachers, by number; makes the job a study, too. Draw 0 is the job.
+        published: results of others to stand beside one's own.
         guidance: `auto` (recorded outputs of teachers where they are complete, else the fleet,
             which records), `live` (the fleet computes every answer, nothing is recorded) or
             `local` (everything in one process, without Ray and records).
@@ -148,12 +154,20 @@ class Job(Settings):
     distillation: DistillationSettings = DistillationSettings()
     methods: Annotated[tuple[Method, ...], Field(min_length=1)]
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2)
+    sweep: Sweep = Field(default_factory=dict)
+    draws: tuple[Seed, ...] = ()
+    published: Published | None = None
     guidance: Literal["auto", "live", "local"] = "auto"
     fleet: FleetSettings = FleetSettings()
     outputs: OutputSettings = OutputSettings()
     tracking: TrackingSettings = TrackingSettings()
     ray: RaySettings = RaySettings()
     runs: LocalPath = Path("runs")
+
+    @property
+    def is_study(self) -> bool:
+        """Whether it has several points, or published results to stand beside."""
+        return bool(self.sweep or self.draws or self.published)
 
 
 @dataclass(frozen=True)
@@ -285,6 +299,10 @@ def check_job(raw: dict[str, Any]) -> tuple[Job | None, list[Fault]]:
     except ValidationError as error:
         faults += faults_of(error, Job)
     faults += _Whole(raw, job, {fault.key for fault in faults}).faults()
+    if job is not None and not faults and job.is_study:
+        from agrekd_ray.study.points import study_faults  # which checks jobs itself
+
+        faults += study_faults(job)
     return (None if faults else job), faults
 
 
@@ -482,6 +500,7 @@ def _fault(detail: ErrorDetails, model: type[Settings]) -> Fault:
     choice = None
     if len(loc) > 1 and loc[0] == "data" and loc[1] in _tags():
         choice = str(loc.pop(1))  # pydantic names the union's choice; a job does not
+    loc = [part for part in loc if part not in (A_NUMBER, A_WORD)]
     key = ".".join(map(str, loc))
     kind, context = detail["type"], detail.get("ctx", {})
     value = detail["input"]

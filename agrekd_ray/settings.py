@@ -11,7 +11,15 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+)
 
 
 class Settings(BaseModel):
@@ -47,6 +55,12 @@ Positive = Annotated[float, BeforeValidator(_no_bool), Field(gt=0)]
 NonNegative = Annotated[float, BeforeValidator(_no_bool), Field(ge=0)]
 Autocast = Annotated[Literal["none", "bfloat16"], BeforeValidator(_null_is_none)]
 LocalPath = Annotated[Path, AfterValidator(_absolute)]
+A_NUMBER, A_WORD = "a number", "a word"
+"""How pydantic names the choices of `WholeOrAll` in a path; no key has a space."""
+WholeOrAll = Annotated[
+    Annotated[Whole, Tag(A_NUMBER)] | Annotated[Literal["all"], Tag(A_WORD)],
+    Discriminator(lambda value: A_WORD if isinstance(value, str) else A_NUMBER),
+]
 
 
 class Training(Settings):

@@ -6,7 +6,6 @@ same functions: conditions decide which paths a setting has, `applied` puts it i
 
 from __future__ import annotations
 
-import copy
 import itertools
 import json
 import math
@@ -17,6 +16,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from agrekd_ray.settings import Settings
+from agrekd_ray.study.settings import changed
 
 STRATEGY = "strategy"
 """The one path that is no key of a job: the weighting, of which a trial has one."""
@@ -203,20 +203,9 @@ class Sampler:
 
 
 def applied(raw: Mapping[str, Any], setting: Mapping[str, Any]) -> dict[str, Any]:
-    """A job's raw values with those of a setting put in; the job itself is not changed.
-
-    A block of keys (`distillation.sample_weighting: {}`) replaces what was there; paths below it
-    that come later in the setting go into it.
-    """
-    values = copy.deepcopy(dict(raw))
-    for path, value in setting.items():
-        *blocks, last = path.split(".")
-        if path == STRATEGY:
-            blocks, last, value = [], "methods", [value]
-        place = values
-        for block in blocks:
-            if not isinstance(place.get(block), dict):
-                place[block] = {}
-            place = place[block]
-        place[last] = copy.deepcopy(value)
-    return values
+    """A job's raw values with those of a setting put in; see `study.settings.changed`."""
+    inside = {
+        ("methods" if path == STRATEGY else path): ([value] if path == STRATEGY else value)
+        for path, value in setting.items()
+    }
+    return changed(raw, inside)

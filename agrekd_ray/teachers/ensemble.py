@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from agrekd_ray.settings import (
     Settings,
     Training,
     Whole,
+    WholeOrAll,
 )
 from agrekd_ray.teachers.dfr import DfrSettings
 from agrekd_ray.teachers.pool import Recipe
@@ -58,25 +60,32 @@ class EnsembleSettings(Settings):
 
     Attributes:
         size: teachers drawn from the pool.
-        debiased: so many of them in their debiased (DFR) version.
+        debiased: so many of them in their debiased (DFR) version, or `all`.
         seed: of the draw, of the biased model too.
         checkpoints: folders of further teachers of one's own.
         biased: checkpoint folder of the biased model; null draws one of the pool's ERM models.
     """
 
     size: Whole = 5
-    debiased: Whole = 0
+    debiased: WholeOrAll = 0
     seed: Seed = 0
     checkpoints: tuple[LocalPath, ...] = ()
     biased: LocalPath | None = None
 
     @field_validator("debiased")
     @classmethod
-    def _no_more_than_teachers(cls, debiased: int, info: ValidationInfo) -> int:
+    def _no_more_than_teachers(
+        cls, debiased: int | Literal["all"], info: ValidationInfo
+    ) -> int | Literal["all"]:
         size = info.data.get("size", debiased)
-        if debiased > size:
+        if debiased != "all" and debiased > size:
             raise ValueError(f"more debiased teachers than teachers (ensemble.size is {size})")
         return debiased
+
+    @property
+    def debiased_count(self) -> int:
+        """How many of the drawn teachers are debiased."""
+        return self.size if self.debiased == "all" else self.debiased
 
 
 @dataclass(frozen=True)
@@ -119,7 +128,8 @@ def draw(ensemble: EnsembleSettings, pool: TeacherSettings) -> Draw:
             {"kind": kind, "model": pool.model, "training": pool.training, "seed": seed, "dfr": dfr}
         )
 
-    kinds = ["dfr"] * ensemble.debiased + ["erm"] * (len(seeds) - ensemble.debiased)
+    debiased = ensemble.debiased_count
+    kinds = ["dfr"] * debiased + ["erm"] * (len(seeds) - debiased)
     members = sorted(zip(kinds, seeds, strict=True))
     recipes = {r.name: r for r in (recipe(kind, seed) for kind, seed in members)}
     teachers = tuple(recipes)
@@ -132,7 +142,7 @@ def draw(ensemble: EnsembleSettings, pool: TeacherSettings) -> Draw:
         biased = drawn.name
         recipes[biased] = drawn
     outside = tuple(name for name in own if name != "own-biased")
-    return Draw(recipes, own, (*teachers, *outside), biased, ensemble.debiased)
+    return Draw(recipes, own, (*teachers, *outside), biased, debiased)
 
 
 def check_own(checkpoints: Sequence[Path], dataset: Dataset) -> None:

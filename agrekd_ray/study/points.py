@@ -1,0 +1,72 @@
+"""The points of a study: a job each, checked before anything starts."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from agrekd_ray.config import METHODS, Fault, Job, JobError, check_job
+from agrekd_ray.study.settings import FIXED, Setting, changed, changes, in_words, settings_of
+
+
+def points_of(job: Job) -> list[tuple[Setting, Job]]:
+    """Every point of a study with the job that it comes down to; one for a job without a sweep.
+
+    Raises:
+        JobError: a point is no valid job.
+    """
+    points = []
+    for setting, raw in _raw_points(job):
+        point, faults = check_job(raw)
+        if faults or point is None:
+            raise JobError(f"{job.name}, {setting.label}", faults)
+        points.append((setting, point))
+    return points
+
+
+def _raw_points(job: Job) -> list[tuple[Setting, dict[str, Any]]]:
+    whole = job.model_dump(mode="json")
+    alone = {key: value for key, value in whole.items() if key not in ("sweep", "draws")}
+    return [
+        (setting, changed({**alone, "published": None}, changes(setting, whole)))
+        for setting in settings_of(job.sweep, job.draws)
+    ]
+
+
+def study_faults(job: Job) -> list[Fault]:
+    """What is wrong with a study whose job is sound by itself."""
+    found = []
+    for key in job.sweep:
+        if key.partition(".")[0] in FIXED:
+            found.append(Fault(f"sweep.{key}", "", "is the same at every point of a study"))
+    if len(set(job.draws)) < len(job.draws):
+        found.append(Fault("draws", str(list(job.draws)), "names the same thing twice"))
+    for number, figures in enumerate(job.published.figures if job.published else ()):
+        key = f"published.figures.{number}"
+        for swept, value in figures.at.items():
+            if swept not in job.sweep:
+                near = difflib.get_close_matches(swept, job.sweep, 1)
+                problem = "is no key of the sweep"
+                found.append(Fault(f"{key}.at.{swept}", "", problem, near[0] if near else None))
+            elif value not in job.sweep[swept]:
+                problem = f"is none of the swept values, {list(job.sweep[swept])}"
+                found.append(Fault(f"{key}.at.{swept}", str(value), problem))
+        for metric in ("worst_group_accuracy", "accuracy"):
+            for method in set(getattr(figures, metric)) - set(METHODS):
+                near = difflib.get_close_matches(method, METHODS, 1)
+                problem = "is no method"
+                found.append(
+                    Fault(f"{key}.{metric}.{method}", "", problem, near[0] if near else None)
+                )
+    if found or not (job.sweep or job.draws):
+        return found
+    said = set()
+    for setting, raw in _raw_points(job):
+        for fault in check_job(raw)[1]:
+            key = next((k for k in job.sweep if f"{fault.key}.".startswith(f"{k}.")), None)
+            where = f"sweep.{key}" if key else f"sweep ({setting.label}): {fault.key}"
+            value = in_words(setting.at[key]) if key else fault.value
+            if (where, value, fault.problem) not in said:
+                said.add((where, value, fault.problem))
+                found.append(Fault(where, value, fault.problem, fault.nearest))
+    return found

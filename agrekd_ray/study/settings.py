@@ -1,0 +1,188 @@
+"""What a job says of a study, and the changes to the job that each of its points comes down to."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from agrekd_ray.settings import Settings
+
+FIXED = {
+    "name",
+    "runs",
+    "methods",
+    "seeds",
+    "sweep",
+    "draws",
+    "published",
+    "tracking",
+    "ray",
+    "guidance",
+    "outputs",
+}
+"""Blocks of a job that every point of a study shares."""
+
+
+def _several(values: Any) -> Any:
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise ValueError("a list of the values that the key takes")
+    return values
+
+
+def _no_value_twice(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if any(value in values[:number] for number, value in enumerate(values)):
+        raise ValueError("a list without the same value twice")
+    return values
+
+
+Values = Annotated[
+    tuple[Any, ...],
+    BeforeValidator(_several),
+    Field(min_length=1),
+    AfterValidator(_no_value_twice),
+]
+Sweep = dict[str, Values]
+"""Values by the key of the job that takes them; several keys are crossed."""
+
+
+class PublishedFigures(Settings):
+    """Published results at one point of a study, in percent.
+
+    Attributes:
+        at: the point: a value for each key of the sweep that matters.
+        worst_group_accuracy: by method.
+        accuracy: by method.
+    """
+
+    at: dict[str, Any] = Field(default_factory=dict)
+    worst_group_accuracy: dict[str, Annotated[float, Field(ge=0, le=100)]] = Field(
+        default_factory=dict
+    )
+    accuracy: dict[str, Annotated[float, Field(ge=0, le=100)]] = Field(default_factory=dict)
+
+    def holds_at(self, settings: Mapping[str, Any]) -> bool:
+        """Whether these are the figures of a point with such settings."""
+        return all(settings.get(key) == value for key, value in self.at.items())
+
+
+class Published(Settings):
+    """Results to stand beside one's own.
+
+    Attributes:
+        source: where they were published.
+        figures: by point.
+    """
+
+    source: str
+    figures: tuple[PublishedFigures, ...] = ()
+
+    def at(self, settings: Mapping[str, Any], method: str, metric: str) -> float | None:
+        """A published figure in percent; None where there is none.
+
+        Args:
+            settings: of the point, by key.
+            method: name of the method.
+            metric: `worst_group_accuracy` or `accuracy`.
+        """
+        for figures in self.figures:
+            if figures.holds_at(settings) and method in getattr(figures, metric):
+                return float(getattr(figures, metric)[method])
+        return None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One point of a study, as changes to its job.
+
+    Attributes:
+        label: in words, unique within the study: `debiased=2 draw=0`.
+        at: value of every swept key.
+        draw: number of the draw of data and teachers; None where the study has none.
+    """
+
+    label: str
+    at: dict[str, Any] = field(default_factory=dict)
+    draw: int | None = None
+
+    @property
+    def folder(self) -> str:
+        """The label as the name of a folder."""
+        return re.sub(r"[^\w=.,+-]+", "-", self.label.replace(" ", ","))
+
+
+def settings_of(sweep: Mapping[str, Sequence[Any]], draws: Sequence[int]) -> list[Setting]:
+    """Every point: the keys crossed in their order, and every draw of each."""
+    names = key_names(sweep)
+    settings = []
+    for values in itertools.product(*sweep.values()):
+        at = dict(zip(sweep, values, strict=True))
+        words = [f"{names[key]}={in_words(value)}" for key, value in at.items()]
+        for draw in draws or (None,):
+            drawn = [] if draw is None else [f"draw={draw}"]
+            settings.append(Setting(" ".join([*words, *drawn]) or "job", at, draw))
+    return settings
+
+
+def changes(setting: Setting, job: Mapping[str, Any]) -> dict[str, Any]:
+    """The changes to a job's raw values that make a point of it, by dotted path.
+
+    A draw moves every random choice before the students: the seed of the data (splits, colours,
+    views), the teachers' seeds (the pools of two draws share no model), and the draw of the
+    ensemble and of the biased model. Draw 0 is the job itself.
+    """
+    made = dict(setting.at)
+    if setting.draw:
+        pool = job["teachers"]
+        apart = made.get("teachers.count", pool["count"]) * setting.draw
+        steps = {"data": setting.draw, "teachers": apart, "ensemble": setting.draw}
+        for block, step in steps.items():
+            if "seed" in job[block]:
+                path = f"{block}.seed"
+                made[path] = made.get(path, job[block]["seed"]) + step
+    return made
+
+
+def changed(raw: Mapping[str, Any], setting: Mapping[str, Any]) -> dict[str, Any]:
+    """A job's raw values with values put in by dotted path; the job itself is not changed.
+
+    A block of keys (`distillation.sample_weighting: {}`) replaces what was there; paths below it
+    that come later in the setting go into it.
+    """
+    values = copy.deepcopy(dict(raw))
+    for path, value in setting.items():
+        *blocks, last = path.split(".")
+        place = values
+        for block in blocks:
+            if not isinstance(place.get(block), dict):
+                place[block] = {}
+            place = place[block]
+        place[last] = copy.deepcopy(value)
+    return values
+
+
+def key_names(keys: Iterable[str]) -> dict[str, str]:
+    """A short name for each dotted path: its last part, or all of it where two end alike."""
+    every = list(keys)
+    last = [key.rpartition(".")[2] for key in every]
+    return {
+        key: name if last.count(name) == 1 else key for key, name in zip(every, last, strict=True)
+    }
+
+
+def in_words(value: Any) -> str:
+    """A swept value as people read it; a block of keys goes by its name."""
+    if isinstance(value, Mapping):
+        rest = {k: v for k, v in value.items() if k != "name" and v not in (None, False, {})}
+        parts = [
+            in_words(v) if isinstance(v, Mapping) else f"{k}={in_words(v)}" for k, v in rest.items()
+        ]
+        return " ".join([*([str(value["name"])] if "name" in value else []), *parts])
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)
