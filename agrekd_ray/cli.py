@@ -15,6 +15,7 @@ from agrekd_ray import __version__
 from agrekd_ray.errors import AgrekdError
 
 if TYPE_CHECKING:
+    from agrekd_ray.run.folder import RunFolder
     from agrekd_ray.search.folder import SearchFolder
 
 INVALID, FAILED, INTERRUPTED = 2, 1, 130
@@ -44,9 +45,18 @@ def run(job: JobFile, overrides: Overrides = None) -> None:
     """Train the pool of teachers and every method with every seed, and compare them."""
     from agrekd_ray.config import load_job
     from agrekd_ray.run.folder import RunFolder
+
+    _run(RunFolder.create(load_job(job, overrides or [])))
+
+
+def _run(folder: RunFolder) -> None:
+    if folder.job.is_study:
+        from agrekd_ray.study.driver import run_study
+
+        _resumable(folder.path, lambda: run_study(folder, Console()))
+        return
     from agrekd_ray.run.job import run_job
 
-    folder = RunFolder.create(load_job(job, overrides or []))
     _resumable(folder.path, lambda: run_job(folder, Console()))
 
 
@@ -54,16 +64,14 @@ def run(job: JobFile, overrides: Overrides = None) -> None:
 def resume(
     folder: Annotated[Path, typer.Argument(help="Of the run, like runs/JOB/latest.")],
 ) -> None:
-    """Go on with a job or search that was stopped or killed, where it was."""
+    """Go on with a job, study or search that was stopped or killed, where it was."""
     from agrekd_ray.run.folder import RunFolder
-    from agrekd_ray.run.job import run_job
     from agrekd_ray.search.folder import SearchFolder
 
     if SearchFolder.holds(folder):
         _search(SearchFolder.open(folder))
         return
-    opened = RunFolder.open(folder)
-    _resumable(opened.path, lambda: run_job(opened, Console()))
+    _run(RunFolder.open(folder))
 
 
 @app.command()
@@ -160,13 +168,16 @@ def validate(job: JobFile, overrides: Overrides = None) -> None:
     """Check a job or a search whole, without starting anything: all its faults at once."""
     from agrekd_ray.config import load_job, read_job
     from agrekd_ray.search.settings import load_search
+    from agrekd_ray.study.settings import settings_of
 
     if "space" in read_job(job, overrides or []):
         search = load_search(job, overrides or []).search
         typer.echo(f"{job}: valid ({search.searcher.name} search over {len(search.space)} keys)")
         return
     checked = load_job(job, overrides or [])
-    typer.echo(f"{job}: valid ({len(checked.methods)} methods × {len(checked.seeds)} seeds)")
+    points = len(settings_of(checked.sweep, checked.draws))
+    study = f" at {points} points" if points > 1 else ""
+    typer.echo(f"{job}: valid ({len(checked.methods)} methods × {len(checked.seeds)} seeds{study})")
 
 
 @outputs.command("list")

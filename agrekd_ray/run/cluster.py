@@ -20,6 +20,12 @@ from agrekd_ray.teachers import Recipe
 from agrekd_ray.teachers.tasks import make_all
 
 
+def session_of(jobs: Sequence[Job]) -> RaySession:
+    """A session that has room for the students of any of these jobs, which share a cluster."""
+    taken = max(job.student.workers * job.student.cpus for job in jobs)
+    return RaySession(jobs[0].ray.address, math.ceil(taken) + 1)
+
+
 class RayEngine:
     """Ray tasks make teachers, a fleet records them, a Ray Train worker group trains the students.
 
@@ -32,7 +38,7 @@ class RayEngine:
         self._job = job
         student = job.student
         taken = student.workers * student.cpus
-        self._session = RaySession(job.ray.address, math.ceil(taken) + 1)
+        self._session = session_of([job])
         try:
             self._session.check(taken, student.workers * student.gpus, job.teachers.cpus)
             self._channel = Channel(self._session.node_id)

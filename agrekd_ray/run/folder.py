@@ -113,6 +113,23 @@ class RunFolder(Folder):
         return cls(new_folder(job.runs, job.name, JOB, job.model_dump(mode="json")), job)
 
     @classmethod
+    def inside(cls, path: Path, job: Job) -> RunFolder:
+        """The folder of one point of a study, made where it is not there yet.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        try:
+            if not (path / STATE).is_file():
+                _begin(path, JOB, job.model_dump(mode="json"))
+        except OSError as error:
+            raise RunError(
+                f"{path}: cannot write the folder ({error.strerror or error}). Free the disk, "
+                "then go on."
+            ) from None
+        return cls(path, job)
+
+    @classmethod
     def open(cls, path: Path) -> RunFolder:
         """The folder of an earlier run.
 
@@ -142,10 +159,7 @@ def new_folder(runs: Path, name: str, file: str, content: dict[str, Any]) -> Pat
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     path = runs / name / f"{stamp}-{uuid.uuid4().hex[:4]}"
     try:
-        path.mkdir(parents=True)
-        text = yaml.safe_dump(content, sort_keys=False)
-        (path / file).write_text(f"# agrekd resume {path}\n{text}")
-        Folder(path).write_state(State())
+        _begin(path, file, content)
         link = path.with_name(f".latest-{uuid.uuid4().hex[:8]}")
         link.symlink_to(path.name)
         os.replace(link, path.with_name("latest"))
@@ -155,6 +169,13 @@ def new_folder(runs: Path, name: str, file: str, content: dict[str, Any]) -> Pat
             "a folder that can be written."
         ) from None
     return path
+
+
+def _begin(path: Path, file: str, content: dict[str, Any]) -> None:
+    path.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(content, sort_keys=False)
+    (path / file).write_text(f"# agrekd resume {path}\n{text}")
+    Folder(path).write_state(State())
 
 
 def read_resolved(path: Path, file: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -41,12 +41,15 @@ PATIENCE_AT_FAILURE = 5.0
 """Seconds that a run which has failed waits for an MLflow that is away."""
 
 
-def run_job(folder: RunFolder, console: Console) -> list[Outcome]:
+def run_job(
+    folder: RunFolder, console: Console, tags: Mapping[str, str] | None = None
+) -> list[Outcome]:
     """Do what is left of a job: all of it for a new folder, the rest for one that was stopped.
 
     Args:
         folder: of the run.
         console: for progress and the table.
+        tags: further tags of its run in MLflow.
 
     Returns:
         The outcomes of every method × seed, in the order of the job.
@@ -56,10 +59,16 @@ def run_job(folder: RunFolder, console: Console) -> list[Outcome]:
         KeyboardInterrupt: it was stopped.
     """
     with folder.claimed():
-        return _Run(folder, console).go()
+        return _Run(folder, console, tags or {}).go()
 
 
-def _engine(job: Job, handle: Handle) -> Engine:
+def open_engine(job: Job, handle: Handle) -> Engine:
+    """Who does the work of a job.
+
+    Args:
+        job: the job.
+        handle: gets every event.
+    """
     if job.guidance == "local":
         return LocalEngine(job, handle)
     prepare(starts_cluster=job.ray.address is None)
@@ -110,8 +119,8 @@ def members(plan: Plan, pool: Pool, dataset: Dataset) -> tuple[list[Member], Mem
 class _Run:
     """The state that the parts of one run share."""
 
-    def __init__(self, folder: RunFolder, console: Console) -> None:
-        self.folder, self.console = folder, console
+    def __init__(self, folder: RunFolder, console: Console, tags: Mapping[str, str]) -> None:
+        self.folder, self.console, self.tags = folder, console, tags
         self.job: Job = folder.job
         self.plan: Plan = make_plan(self.job)
         self.dataset: Dataset = open_dataset(self.job.data)
@@ -129,7 +138,7 @@ class _Run:
         run_id = self.tracker.start_job(
             f"{self.job.name} {self.folder.path.name}",
             flat(self.job.model_dump(mode="json")),
-            {"agrekd.folder": str(self.folder.path), "agrekd.version": __version__},
+            {"agrekd.folder": str(self.folder.path), "agrekd.version": __version__, **self.tags},
             self.folder.state().tracking_run,
         )
         self.folder.update(status="running", tracking_run=run_id, reason=None)
@@ -138,6 +147,8 @@ class _Run:
                 self._work()
                 self._votes()
                 outcomes = self._outcomes()
+                for outcome in outcomes:  # of an earlier attempt, too
+                    self.monitor.finished(outcome)
                 self._reports(outcomes)
                 self._publish(run_id, outcomes)
                 unsent = self.outbox.drain()
@@ -172,7 +183,7 @@ class _Run:
         if not families and not left:
             return
         self.display.stage("start", 0, "")
-        engine = _engine(self.job, self.monitor.handle)
+        engine = open_engine(self.job, self.monitor.handle)
         try:
             have = len({recipe.name for recipe in self.plan.recipes}) - sum(map(len, families))
             if families:
@@ -283,7 +294,7 @@ class _Run:
 
     def _publish(self, run_id: str, outcomes: list[Outcome]) -> None:
         """To MLflow: every student as a model, the reports, the summary."""
-        students = [outcome for outcome in outcomes if outcome.checkpoint is not None]
+        students = [o for o in outcomes if o.checkpoint is not None and self.job.tracking.models]
         self.display.stage("MLflow", len(students), "models")
         example = self.dataset.inputs(self.dataset.splits[TEST][:2], None).numpy()
 

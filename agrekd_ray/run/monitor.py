@@ -59,6 +59,7 @@ class Monitor:
         self._seen: set[tuple[str, int]] = set()
         self._runs: dict[str, str] = {}
         self._unwritten: dict[str, list[Epoch]] = {}
+        self._finished: set[str] = set()
         self._written = time.monotonic()
         self.failure: str | None = None
         """What a worker said before it ended the run."""
@@ -75,11 +76,19 @@ class Monitor:
             show_progress(self._display, event)
 
     def finished(self, outcome: Outcome) -> None:
-        """Record a finished method × seed in MLflow."""
-        if outcome.name in self._unwritten:
-            self._write_epochs()
+        """Record a finished method × seed in MLflow; one that is there already stays as it is."""
+        if outcome.name in self._finished:
+            return
+        self._finished.add(outcome.name)
+        self._unwritten.pop(outcome.name, None)
 
-        self._outbox.put(lambda: self._tracker.finish_student(self.run(outcome), outcome))
+        def write() -> None:
+            run = self.run(outcome)
+            if outcome.history:
+                self._tracker.log_epochs(run, outcome.history)
+            self._tracker.finish_student(run, outcome)
+
+        self._outbox.put(write)
 
     def run(self, what: Outcome | Assignment) -> str:
         """The MLflow run of a method × seed."""

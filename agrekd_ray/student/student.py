@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
@@ -57,6 +57,7 @@ class Assignment:
         lesson: how its teachers teach; None for the labels alone.
         teachers: who teaches, in words.
         dfr: where the student is to be followed by a copy with its last layer retrained.
+        folder: where it is put below the folder of the students; empty for the folder itself.
     """
 
     method: str
@@ -66,11 +67,18 @@ class Assignment:
     lesson: Lesson | None = None
     teachers: str = "-"
     dfr: DfrSettings | None = None
+    folder: str = ""
 
     @property
     def name(self) -> str:
-        """`METHOD-seed-SEED`, as `Outcome.name`."""
-        return f"{self.method}-seed-{self.seed}"
+        """`METHOD-seed-SEED`, as `Outcome.name`, below its folder."""
+        return str(PurePath(self.folder, f"{self.method}-seed-{self.seed}"))
+
+    @property
+    def results(self) -> tuple[str, ...]:
+        """Names of all that it leaves behind; its own is written last."""
+        debiased = PurePath(self.folder, f"{self.method}_dfr-seed-{self.seed}")
+        return (str(debiased), self.name) if self.dfr is not None else (self.name,)
 
 
 class Student:
@@ -205,14 +213,14 @@ class Student:
     ) -> Outcome:
         given, data = self.assignment, self._dataset
         splits = {split: evaluate(model, data, split, self._device) for split in (SELECT, TEST)}
-        folder = students / f"{method}-seed-{given.seed}"
+        folder = students / given.folder / f"{method}-seed-{given.seed}"
         outcome = Outcome(
             method,
             given.seed,
             given.teachers,
             splits,
             history,
-            str(Path(students.name) / folder.name),
+            str(Path(folder.parent.name, folder.name)),
         )
         made_by: dict[str, Any] = {
             "method": method,

@@ -43,14 +43,14 @@ def study_faults(job: Job) -> list[Fault]:
         found.append(Fault("draws", str(list(job.draws)), "names the same thing twice"))
     for number, figures in enumerate(job.published.figures if job.published else ()):
         key = f"published.figures.{number}"
-        for swept, value in figures.at.items():
-            if swept not in job.sweep:
-                near = difflib.get_close_matches(swept, job.sweep, 1)
+        for path, value in figures.at.items():
+            if path not in job.sweep:
+                near = difflib.get_close_matches(path, job.sweep, 1)
                 problem = "is no key of the sweep"
-                found.append(Fault(f"{key}.at.{swept}", "", problem, near[0] if near else None))
-            elif value not in job.sweep[swept]:
-                problem = f"is none of the swept values, {list(job.sweep[swept])}"
-                found.append(Fault(f"{key}.at.{swept}", str(value), problem))
+                found.append(Fault(f"{key}.at.{path}", "", problem, near[0] if near else None))
+            elif value not in job.sweep[path]:
+                problem = f"is none of the swept values, {list(job.sweep[path])}"
+                found.append(Fault(f"{key}.at.{path}", str(value), problem))
         for metric in ("worst_group_accuracy", "accuracy"):
             for method in set(getattr(figures, metric)) - set(METHODS):
                 near = difflib.get_close_matches(method, METHODS, 1)
@@ -63,10 +63,10 @@ def study_faults(job: Job) -> list[Fault]:
     said = set()
     for setting, raw in _raw_points(job):
         for fault in check_job(raw)[1]:
-            key = next((k for k in job.sweep if f"{fault.key}.".startswith(f"{k}.")), None)
-            where = f"sweep.{key}" if key else f"sweep ({setting.label}): {fault.key}"
-            value = in_words(setting.at[key]) if key else fault.value
-            if (where, value, fault.problem) not in said:
-                said.add((where, value, fault.problem))
-                found.append(Fault(where, value, fault.problem, fault.nearest))
+            swept = next((k for k in job.sweep if f"{fault.key}.".startswith(f"{k}.")), "")
+            where = f"sweep.{swept}" if swept else f"sweep ({setting.label}): {fault.key}"
+            shown = in_words(setting.at[swept]) if swept else fault.value
+            if (where, shown, fault.problem) not in said:
+                said.add((where, shown, fault.problem))
+                found.append(Fault(where, shown, fault.problem, fault.nearest))
     return found

@@ -38,7 +38,7 @@ STATE, SEARCHED = "agrekd.state", "agrekd.searched"
 DEFAULT_BASELINES = ("default", "aver")
 """Methods that others are compared with where nobody says which; of two, the first."""
 
-_PARENTS, _CHILDREN = {"job", "search"}, {"student", "trial"}
+_PARENTS, _CHILDREN = {"job", "search", "study"}, {"student", "trial"}
 _STATUS = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "interrupted"}
 _WORLD = ("data.", "teachers.", "ensemble.")
 # The last two follow from others: the weighting from the method, the words from the ensemble.
@@ -430,8 +430,8 @@ class _Store:
                 )
             if _role(run) not in _PARENTS | _CHILDREN:
                 raise TrackingError(
-                    f"Run {run_id} ({run.info.run_name}) is no job, search, student or trial of "
-                    "agrekd, so there is nothing to compare it by."
+                    f"Run {run_id} ({run.info.run_name}) is no job, study, search, student or "
+                    "trial of agrekd, so there is nothing to compare it by."
                 )
         parents = [key for key, run in found.items() if _role(run) in _PARENTS]
         students = [run for run in found.values() if _role(run) in _CHILDREN]
@@ -455,12 +455,13 @@ class _Store:
 
     def _children(self, places: list[str], parents: Iterable[str]) -> list[Run]:
         # MLflow knows no list of values for a tag, so this is a query for each job.
-        return [
-            run
-            for parent in parents
-            for run in self._pages(places, f"tags.`{PARENT}` = '{parent}'")
-            if _role(run) in _CHILDREN
-        ]
+        found: list[Run] = []
+        for parent in parents:
+            below = list(self._pages(places, f"tags.`{PARENT}` = '{parent}'"))
+            found += [run for run in below if _role(run) in _CHILDREN]
+            jobs = [run.info.run_id for run in below if _role(run) in _PARENTS]  # of a study
+            found += self._children(places, jobs)
+        return found
 
     def _by_id(self, places: list[str], ids: Sequence[str], view: int) -> Iterator[Run]:
         # A quote cannot be escaped in MLflow's filter, and no id has one.

@@ -126,7 +126,7 @@ class Tracker:
             tags: more about the job.
             run_id: the run of an earlier attempt, which goes on. A new one is made where it is
                 not in this experiment any more.
-            role: `job` or `search`.
+            role: `job`, `study` or `search`.
 
         Returns:
             The run's id.

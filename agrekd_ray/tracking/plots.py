@@ -126,7 +126,7 @@ def training_curves(outcomes: Sequence[Outcome], path: Path) -> bool:
     figure = new_figure(9.2, 4.0 + 0.22 * lines)
     left, right = figure.subplots(1, 2)
     keys = []
-    for method, style in _method_styles(methods).items():
+    for method, style in method_styles(methods).items():
         histories = [outcome.history for outcome in _of(outcomes, method)]
         _band(left, histories, lambda epoch: 100 * epoch.val.worst_group_accuracy, style)
         _band(right, histories, lambda epoch: epoch.loss, style)
@@ -218,7 +218,8 @@ LEGEND: dict[str, Any] = {
 }
 
 
-def _method_styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
+def method_styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Colour, dash and width of each method's line; AGRE-KD's is the same in every picture."""
     others = [method for method in methods if method not in _OURS]
     styles: dict[str, dict[str, Any]] = {}
     for method in methods:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -196,7 +196,9 @@ def markdown(outcomes: Sequence[Outcome], members: Sequence[Member], split: str 
     return "\n\n".join([*reversed(_below(outcomes, members, split)), _heading(rows), table])
 
 
-def write_csv(outcomes: Sequence[Outcome], path: Path) -> None:
+def write_csv(
+    outcomes: Sequence[Outcome], path: Path, where: Sequence[Mapping[str, Any]] = ()
+) -> None:
     """Writes a row for each method, seed and split; accuracies are shares.
 
     The column `groups` holds the accuracy by evaluation group, as compact JSON.
@@ -204,21 +206,24 @@ def write_csv(outcomes: Sequence[Outcome], path: Path) -> None:
     Args:
         outcomes: finished students.
         path: the file, replaced as a whole.
+        where: further columns in front, by name: the same ones for each outcome.
 
     Raises:
         OSError: where it cannot be written.
     """
+    places: Sequence[Mapping[str, Any]] = where or [{}] * len(outcomes)
     with (
         replacing(path) as draft,
         draft.open("w", newline="", encoding="utf-8") as file,
     ):
         writer = csv.writer(file)
-        writer.writerow(CSV_HEADER)
-        for outcome in outcomes:
+        writer.writerow((*(places[0] if places else ()), *CSV_HEADER))
+        for place, outcome in zip(places, outcomes, strict=True):
             for split, metrics in outcome.splits.items():
                 groups = {name: _plain(round(a, 6)) for name, a in metrics.groups.items()}
                 writer.writerow(
                     (
+                        *place.values(),
                         outcome.method,
                         outcome.teachers,
                         outcome.seed,

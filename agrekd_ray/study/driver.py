@@ -1,0 +1,317 @@
+"""Runs a study: what its points share is made once, then each point is an ordinary run.
+
+All points with the same data, pool and resources have their teachers made in one go and their
+students trained in one worker group; a student that several points need (a one-hot student at
+every temperature) is trained once. What that leaves in the points' folders is what `run_job` would
+have left there, so that each point ends, resumes and reports like any other job.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from agrekd_ray import __version__
+from agrekd_ray.config import Job
+from agrekd_ray.data import open_dataset
+from agrekd_ray.errors import AgrekdError, RunError
+from agrekd_ray.events import Event, Failed, StudentEpoch
+from agrekd_ray.run.display import Display
+from agrekd_ray.run.environment import prepare
+from agrekd_ray.run.folder import RunFolder
+from agrekd_ray.run.job import open_engine, run_job
+from agrekd_ray.run.monitor import flat, show_progress
+from agrekd_ray.run.plan import epochs_of, make_plan
+from agrekd_ray.settings import fingerprint
+from agrekd_ray.student import Assignment, read_outcome
+from agrekd_ray.study.points import points_of
+from agrekd_ray.study.report import publish_files, show
+from agrekd_ray.study.results import PointResult, StudyResult
+from agrekd_ray.study.settings import Setting
+from agrekd_ray.teachers import Pool, Recipe
+from agrekd_ray.tracking.mlflow_runs import PARENT, Tracker
+from agrekd_ray.tracking.outbox import Outbox
+
+POINTS = "points"
+
+
+def run_study(folder: RunFolder, console: Console) -> StudyResult:
+    """Do what is left of a study.
+
+    Args:
+        folder: of the study; its points are folders of their own in it.
+        console: for progress and the table.
+
+    Returns:
+        Every outcome of every point.
+
+    Raises:
+        AgrekdError: it cannot go on; what is finished stays in the folder.
+        KeyboardInterrupt: it was stopped.
+    """
+    with folder.claimed():
+        return _Study(folder, console).go()
+
+
+@dataclass
+class _Cohort:
+    """Points whose students may train side by side: same data, pool and resources.
+
+    Attributes:
+        job: of the first point; gives data, pool and resources.
+        assignments: of all points, each put into its point's folder.
+        checkpoints: folders of everybody who teaches at any point, by name.
+        recipes: of every model that the pool must hold.
+    """
+
+    job: Job
+    assignments: list[Assignment] = field(default_factory=list)
+    checkpoints: dict[str, Path] = field(default_factory=dict)
+    recipes: list[Recipe] = field(default_factory=list)
+
+    def distinct(self, students: Path) -> list[list[Assignment]]:
+        """The assignments, those that come to the same student together, finished ones first."""
+        alike: list[list[Assignment]] = []
+        for given in self.assignments:
+            plain = replace(given, folder="")
+            twins = next((a for a in alike if replace(a[0], folder="") == plain), None)
+            if twins is None:
+                alike.append([given])
+            else:
+                twins.append(given)
+        return [
+            sorted(twins, key=lambda a: read_outcome(students / a.name) is None) for twins in alike
+        ]
+
+
+class _Study:
+    """The state that the parts of one study share."""
+
+    def __init__(self, folder: RunFolder, console: Console) -> None:
+        self.folder, self.console = folder, console
+        self.job = folder.job
+        self.points = points_of(self.job)
+        self.display = Display(console)
+        self.root = folder.path / POINTS
+        self.failure: str | None = None
+        self.began = time.monotonic()
+        self.tracker = Tracker(
+            self.job.tracking.uri, self.job.tracking.experiment or self.job.name, self.job.runs
+        )
+        self.outbox = Outbox(lambda text: self.display.note(text, "yellow"))
+
+    def go(self) -> StudyResult:
+        run_id = self.tracker.start_job(
+            f"{self.job.name} {self.folder.path.name}",
+            flat(self.job.model_dump(mode="json", exclude={"published"})),
+            {"agrekd.folder": str(self.folder.path), "agrekd.version": __version__},
+            self.folder.state().tracking_run,
+            role="study",
+        )
+        self.folder.update(status="running", tracking_run=run_id, reason=None)
+        try:
+            with self.display:
+                folders = [self._point_folder(setting, job) for setting, job in self.points]
+                self._train()
+                result = self._finish(folders, run_id)
+                self.display.stage("report", 0, "")
+                publish_files(result, self.folder.path)
+                self._publish(run_id, result)
+        except KeyboardInterrupt:
+            self._end("interrupted", run_id, "stopped by the user", "KILLED")
+            raise
+        except BaseException as error:
+            self._end("failed", run_id, str(error) or type(error).__name__, "FAILED")
+            raise
+        finally:
+            self.outbox.close()
+        self.folder.update(status="finished")
+        show(result, self.console)
+        self._where()
+        return result
+
+    def _point_folder(self, setting: Setting, job: Job) -> RunFolder:
+        return RunFolder.inside(self.root / setting.folder, job)
+
+    def _train(self) -> None:
+        """Everything that needs an engine, cohort by cohort."""
+        cohorts = [c for c in self._cohorts() if self._left(c) or self._pool(c).missing(c.recipes)]
+        if not cohorts:
+            return
+        with self._session(cohorts):
+            for number, cohort in enumerate(cohorts):
+                name = f"{number + 1}/{len(cohorts)}" if len(cohorts) > 1 else ""
+                self._train_cohort(cohort, name)
+
+    def _train_cohort(self, cohort: _Cohort, name: str) -> None:
+        self.display.stage(f"start {name}".strip(), 0, "")
+        engine = open_engine(cohort.job, self._handle)
+        try:
+            families = self._pool(cohort).missing(cohort.recipes)
+            if families:
+                self.display.stage(f"teachers {name}".strip(), epochs_of(families), "epochs")
+                engine.make_teachers(families)
+            left = self._left(cohort)
+            if left:
+                epochs = sum(a.training.epochs for a in left)
+                self.display.stage(f"students {name}".strip(), epochs, "epochs")
+                taught = any(a.lesson for a in left)
+                key = fingerprint(sorted(a.name for a in cohort.assignments))[:12]
+                engine.train_students(
+                    tuple(left),
+                    cohort.checkpoints if taught else {},
+                    self.root,
+                    self.folder.training / key,
+                )
+        except AgrekdError:
+            if self.failure:
+                raise RunError(self.failure) from None
+            raise
+        finally:
+            engine.close()
+        for first, *others in cohort.distinct(self.root):
+            for twin in others:
+                _share(self.root, first, twin)
+
+    def _left(self, cohort: _Cohort) -> list[Assignment]:
+        """One of each that is not finished anywhere."""
+        firsts = [twins[0] for twins in cohort.distinct(self.root)]
+        return [a for a in firsts if read_outcome(self.root / a.name) is None]
+
+    def _cohorts(self) -> list[_Cohort]:
+        cohorts: dict[str, list[_Cohort]] = {}
+        for setting, job in self.points:
+            plan = make_plan(job)
+            pool = Pool(job.teachers.store, open_dataset(job.data))
+            checkpoints = plan.checkpoints(pool) if plan.needs_ensemble else {}
+            student = job.student
+            alike = cohorts.setdefault(
+                fingerprint(
+                    *(job.data, job.teachers.store, job.fleet, job.outputs, job.guidance),
+                    *(student.workers, student.cpus, student.gpus),
+                ),
+                [],
+            )
+            fits = (c for c in alike if _agree(c.checkpoints, checkpoints))
+            cohort = next(fits, None)
+            if cohort is None:
+                alike.append(cohort := _Cohort(job))
+            inside = f"{setting.folder}/students"
+            cohort.assignments += [replace(a, folder=inside) for a in plan.assignments]
+            cohort.checkpoints |= checkpoints
+            cohort.recipes += plan.recipes
+        return [cohort for alike in cohorts.values() for cohort in alike]
+
+    def _pool(self, cohort: _Cohort) -> Pool:
+        return Pool(cohort.job.teachers.store, open_dataset(cohort.job.data))
+
+    @contextmanager
+    def _session(self, cohorts: Sequence[_Cohort]) -> Iterator[None]:
+        """One Ray session for all cohorts, where they need one."""
+        if self.job.guidance == "local":
+            yield
+            return
+        prepare(starts_cluster=self.job.ray.address is None)
+        from agrekd_ray.run.cluster import session_of  # imports Ray, which reads the environment
+
+        session = session_of([cohort.job for cohort in cohorts])
+        try:
+            yield
+        finally:
+            session.close()
+
+    def _handle(self, event: Event) -> None:
+        if isinstance(event, StudentEpoch):
+            point, _, student = event.student.partition("/students/")
+            worst = event.epoch.val.worst_group_accuracy
+            self.display.advance(
+                f"{point.replace(',', ' ')} {student} epoch {event.epoch.epoch + 1}/"
+                f"{event.epochs}, val worst group {worst:.1%}"
+            )
+        elif isinstance(event, Failed):
+            self.failure = event.text
+        else:
+            show_progress(self.display, event)
+
+    def _finish(self, folders: list[RunFolder], run_id: str) -> StudyResult:
+        """Votes, tables and MLflow of every point; then all of them together."""
+        self.display.stage("points", len(folders), "points")
+        results = []
+        for (setting, _), point in zip(self.points, folders, strict=True):
+            outcomes = run_job(
+                point,
+                Console(quiet=True),
+                {PARENT: run_id, "agrekd.point": setting.label},
+            )
+            results.append(PointResult(setting.label, setting.at, setting.draw, outcomes))
+            self.display.advance(setting.label)
+        return StudyResult(
+            name=self.job.name,
+            folder=str(self.folder.path),
+            sweep={key: list(values) for key, values in self.job.sweep.items()},
+            methods=list(self.job.methods),
+            published=self.job.published,
+            points=results,
+            seconds=round(time.monotonic() - self.began, 1),
+        )
+
+    def _publish(self, run_id: str, result: StudyResult) -> None:
+        self.outbox.put(
+            lambda: self.tracker.finish_job(
+                run_id, self.folder.path, "FINISHED", result.metrics(), result.markdown()
+            )
+        )
+        self.outbox.drain()
+
+    def _end(self, status: str, run_id: str, reason: str, mlflow_status: str) -> None:
+        try:
+            self.folder.update(status=status, reason=reason)
+            self.outbox.put(lambda: self.tracker.fail(run_id, reason, mlflow_status))
+            self.outbox.drain(5.0)
+        except Exception as error:
+            self.display.note(f"could not record that the study ended: {error}", "yellow")
+
+    def _where(self) -> None:
+        seconds = round(time.monotonic() - self.began)
+        for name, value in (
+            ("finished in", f"{seconds // 60}:{seconds % 60:02}"),
+            ("results", str(self.folder.path)),
+            ("plots", str(self.folder.plots)),
+            ("MLflow", self.tracker.ui_command()),
+        ):
+            self.console.print(f"{name:<12}{value}", highlight=False, soft_wrap=True)
+
+
+def _agree(some: dict[str, Path], others: dict[str, Path]) -> bool:
+    """Whether no name stands for two teachers."""
+    return all(some.get(name, path) == path for name, path in others.items())
+
+
+def _share(students: Path, made: Assignment, twin: Assignment) -> None:
+    """Give a twin what the same student left behind; whole or not at all."""
+    for source, target in zip(made.results, twin.results, strict=True):
+        place = students / target
+        if read_outcome(place) is not None:
+            continue
+        partial = place.with_name(f".{place.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(students / source, partial, copy_function=_link)
+        shutil.rmtree(place, ignore_errors=True)
+        os.replace(partial, place)
+
+
+def _link(source: str, target: str) -> Any:
+    """A second name for the file, which nobody changes; a copy where that cannot be."""
+    try:
+        os.link(source, target)
+    except OSError:
+        return shutil.copy2(source, target)
+    return target

@@ -1,0 +1,144 @@
+"""What a study leaves for people: tables on the screen and in Markdown, CSV, JSON and plots."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from agrekd_ray.study.plots import gains_plot, sweep_plots
+from agrekd_ray.study.results import (
+    ACCURACY,
+    OURS,
+    WGA,
+    Figure,
+    StudyResult,
+    gain_in_words,
+    heading,
+)
+from agrekd_ray.study.settings import in_words, key_names
+from agrekd_ray.tracking import tables
+from agrekd_ray.tracking.columns import Column, figures, markdown_table, screen_table
+from agrekd_ray.tracking.files import replacing
+from agrekd_ray.tracking.labels import label
+
+
+def publish_files(result: StudyResult, folder: Path) -> None:
+    """Write results.json, results.csv, results.md and the plots.
+
+    Raises:
+        OSError: where one cannot be written.
+    """
+    where: list[Mapping[str, Any]] = []
+    outcomes = []
+    for point in result.points:
+        place = {key: in_words(value) for key, value in point.at.items()}
+        drawn = {} if point.draw is None else {"draw": point.draw}
+        where += [{**place, **drawn}] * len(point.outcomes)
+        outcomes += point.outcomes
+    tables.write_csv(outcomes, folder / "results.csv", where)
+    with replacing(folder / "results.json") as draft:
+        draft.write_text(json.dumps(result.to_json(), ensure_ascii=False, indent=1) + "\n")
+    with replacing(folder / "results.md") as draft:
+        draft.write_text(f"# {result.name}\n\n{markdown(result)}\n")
+    plots = folder / "plots"
+    plots.mkdir(exist_ok=True)
+    sweep_plots(result, plots)
+    gains_plot(result, plots / "gains.png")
+
+
+def show(result: StudyResult, console: Console) -> None:
+    """Prints worst-group accuracy by method and place, then what AGRE-KD gains and how surely."""
+    console.print()
+    for title, rest in _panels(result):
+        columns = _pivot(result, rest, WGA)
+        if sum(column.width + 2 for column in columns) > console.width:
+            columns = _long(result, rest)
+        console.print(screen_table(columns, title, None))
+        console.print()
+    for place, lines in _gain_lines(result):
+        if place:
+            console.print(Text(place, style="bold"))
+        for line in lines:
+            console.print(Text(line))
+    console.print()
+
+
+def markdown(result: StudyResult) -> str:
+    """Tables of worst-group accuracy and accuracy, and the gains, as Markdown."""
+    parts = []
+    for metric, words in ((WGA, "Worst-group accuracy"), (ACCURACY, "Accuracy")):
+        for title, rest in _panels(result):
+            parts.append(f"{words}. {title}")
+            parts.append(markdown_table(_pivot(result, rest, metric)))
+    for place, lines in _gain_lines(result):
+        parts.append("\n".join([*([f"{place}:", ""] if place else []), *(f"- {x}" for x in lines)]))
+    return "\n\n".join(parts)
+
+
+def _panels(result: StudyResult) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A table for each combination of all swept keys but the last: its title, and where it is."""
+    names = key_names(result.sweep)
+    _, *others = reversed(list(result.sweep) or [""])
+    seen: list[dict[str, Any]] = []
+    for at in result.places:
+        rest = {key: at[key] for key in reversed(others)}
+        if rest not in seen:
+            seen.append(rest)
+            words = [f"{names[key]} = {in_words(value)}" for key, value in rest.items()]
+            source = f"; in brackets: {result.published.source}" if result.published else ""
+            worst = "" if words else "Worst group. "
+            yield f"{', '.join(words)}{'. ' if words else worst}{heading(result)}{source}", rest
+
+
+def _pivot(result: StudyResult, rest: Mapping[str, Any], metric: str) -> list[Column]:
+    """A row a method, a column a value of the last swept key."""
+    places = [at for at in result.places if all(at[key] == v for key, v in rest.items())]
+    methods = [m for m in result.methods if any(result.figure(at, m) for at in places)]
+    last = next(reversed(list(result.sweep)), None)
+    columns = [Column("method", "Method", [label(m) for m in methods], words=True)]
+    for number, at in enumerate(places):
+        name = f"{key_names(result.sweep)[last]} {in_words(at[last])}" if last else "Worst group"
+        cells = [_cell(result.figure(at, method), metric) for method in methods]
+        columns.append(figures(str(number), name, cells))
+    return columns
+
+
+def _long(result: StudyResult, rest: Mapping[str, Any]) -> list[Column]:
+    """A row a place and method, for narrow screens."""
+    last = next(reversed(list(result.sweep)), "")
+    rows = [f for f in result.figures if all(f.at[key] == v for key, v in rest.items())]
+    first = [in_words(f.at[last]) if last else "" for f in rows]
+    shown = ["" if n and first[n - 1] == text else text for n, text in enumerate(first)]
+    columns = [
+        Column("place", key_names(result.sweep).get(last, ""), shown, words=True),
+        Column("method", "Method", [label(f.method) for f in rows], words=True),
+        figures(WGA, "Worst group", [_cell(f, WGA) for f in rows]),
+        figures(ACCURACY, "Accuracy", [_cell(f, ACCURACY) for f in rows]),
+    ]
+    return columns if last else columns[1:]
+
+
+def _cell(figure: Figure | None, metric: str) -> str:
+    """`39.0 ± 2.4 [86.2]`, the last of it the published figure."""
+    if figure is None:
+        return "–"
+    text = f"{100 * figure.mean[metric]:.1f}"
+    if figure.count > 1:
+        text += f" ± {100 * figure.std[metric]:.1f}"
+    if metric in figure.published:
+        text += f" [{figure.published[metric]:.1f}]"
+    return text
+
+
+def _gain_lines(result: StudyResult) -> Iterator[tuple[str, Sequence[str]]]:
+    if OURS not in result.methods:
+        return
+    for at in result.places:
+        lines = [gain_in_words(result, gain) for gain in result.gains if gain.at == at]
+        if lines:
+            yield (result.place_name(at) if result.sweep else ""), lines
