@@ -170,6 +170,30 @@ def _mlflow_holds_the_search(runs: Path, result: SearchResult) -> None:
 
 
 @pytest.mark.chaos
+def test_students_with_several_workers_are_stopped_early_and_leave_nothing(
+    ray_session: Any, tmp_path: Path, store: Path
+) -> None:
+    """A worker group a trial: ASHA stops the one that learns nothing; the other ends its epochs."""
+    result = search(
+        tmp_path,
+        store,
+        space={"student.training.learning_rate": {"choice": [0.05, 1e-7]}},
+        searcher={"name": "grid"},
+        trials=None,
+        select="accuracy",
+        scheduler={"name": "asha", "grace": 2, "reduction": 2},
+        concurrency=1,
+        changes={"student.workers": 2, "student.cpus": 0.5, "student.training.epochs": 3},
+    )
+    assert leftovers(ray_session) == {"actors": [], "groups": []}
+    assert [(trial.state, len(trial.history)) for trial in result.trials] == [
+        (FINISHED, 3),
+        (STOPPED, 2),
+    ]
+    assert not list((Path(result.folder) / "groups").glob("*"))
+
+
+@pytest.mark.chaos
 def test_a_killed_trial_is_retried_and_a_diverged_one_is_not(
     ray_session: Any, tmp_path: Path, store: Path, make_job: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,17 +7,22 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import Run
 
 from agrekd_ray.results import Epoch, Metrics, Outcome
 from agrekd_ray.tracking.mlflow_runs import Tracker
 from agrekd_ray.tracking.outbox import Outbox
+
+from .test_search import STUDENT_ONLY, search
 
 METRICS = Metrics(0.5, 0.25, 0.6, 0.5, 0.1, 0.3, {"a": 0.25, "b": 0.75}, {"a": 4, "b": 4})
 HISTORY = [Epoch(n, 1 / (1 + n), 0.1, 0.2, METRICS, steps=5) for n in range(6)]
@@ -110,3 +115,45 @@ def test_a_server_that_is_stopped_in_mid_run_gets_everything_in_the_end(
     assert found.data.metrics["test/worst_group_accuracy"] == 0.25
     assert found.data.metrics["cost/steps"] == 30
     assert client.get_run(job).info.status == "FINISHED"
+
+
+@pytest.mark.chaos
+def test_a_search_goes_on_without_its_server_and_sends_everything_later(
+    ray_session: Any, server: Server, tmp_path: Path, store: Path
+) -> None:
+    """The server dies when the first trial is logged, and comes back while the search runs on."""
+    client = MlflowClient(server.uri)
+
+    def trials() -> list[Run]:
+        places = [experiment.experiment_id for experiment in client.search_experiments()]
+        return list(client.search_runs(places, "tags.`agrekd.role` = 'trial'", max_results=100))
+
+    def away_for_a_while() -> None:
+        while not any("train/loss" in run.data.metrics for run in trials()):
+            time.sleep(0.1)
+        server.stop()
+        time.sleep(10)
+        server.start()
+
+    outage = threading.Thread(target=away_for_a_while, daemon=True)
+    outage.start()
+    result = search(
+        tmp_path,
+        store,
+        space=STUDENT_ONLY,
+        trials=6,
+        scheduler={"name": "none"},
+        changes={"student.training.epochs": 6, "tracking.uri": server.uri},
+    )
+    outage.join(timeout=120)
+    assert not outage.is_alive()
+    assert "MLflow is away" in (tmp_path / "screen.txt").read_text()
+    logged = {int(run.data.tags["agrekd.trial"]): run for run in trials()}
+    assert sorted(logged) == [trial.number for trial in result.trials]
+    for trial in result.trials:
+        run = logged[trial.number]
+        assert run.info.status == "FINISHED"
+        points = client.get_metric_history(run.info.run_id, "val/worst_group_accuracy")
+        assert {point.step: point.value for point in points} == {
+            epoch.epoch: pytest.approx(epoch.val.worst_group_accuracy) for epoch in trial.history
+        }
