@@ -26,6 +26,9 @@ class Metrics:
         ece: expected calibration error, 15 equal-width bins of confidence.
         groups: accuracy by evaluation group, by name; groups without a sample are left out.
         counts: samples by evaluation group, by name.
+        groups_known: false where the data have no group labels, and the groups are the classes.
+        overlapping: accuracy by name of further groups, of which a sample may be in several.
+        worst_overlapping_group_accuracy: smallest of these; None where there are none.
     """
 
     accuracy: float
@@ -36,10 +39,22 @@ class Metrics:
     ece: float
     groups: dict[str, float]
     counts: dict[str, int]
+    groups_known: bool = True
+    overlapping: dict[str, float] = field(default_factory=dict)
+    worst_overlapping_group_accuracy: float | None = None
 
     def scalars(self) -> dict[str, float]:
-        """The metrics that are one number each, by name (everything but `groups` and `counts`)."""
-        return {k: v for k, v in asdict(self).items() if isinstance(v, int | float)}
+        """The metrics that are one number each and are there, by name."""
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        }
+
+    @property
+    def worst(self) -> str:
+        """What `worst_group_accuracy` is of, in words."""
+        return "worst group" if self.groups_known else "worst class"
 
 
 @dataclass(frozen=True)
@@ -55,6 +70,10 @@ class Epoch:
         weights: mean weight of each teacher by group of the *training* samples,
             `weights[group][teacher]`; empty for students without teachers.
         fallback_share: share of samples whose weights were all zero (the 0/0 case), in [0, 1].
+        fallback_by_group: the same by group of the training samples.
+        influence: share of each teacher in the length of the epoch's teaching gradients, by name;
+            they sum to 1, and one is negative where the others overrule the teacher.
+        influence_by_group: the same by group of the training samples.
         selection: score by selection rule, for students of a search.
         steps: of training, of all students that the record is the mean of.
     """
@@ -68,6 +87,9 @@ class Epoch:
     fallback_share: float = 0.0
     selection: dict[str, float] = field(default_factory=dict)
     steps: int = 0
+    fallback_by_group: dict[str, float] = field(default_factory=dict)
+    influence: dict[str, float] = field(default_factory=dict)
+    influence_by_group: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def epochs_from_json(values: list[dict[str, Any]]) -> list[Epoch]:
@@ -77,9 +99,17 @@ def epochs_from_json(values: list[dict[str, Any]]) -> list[Epoch]:
 
 def mean_metrics(several: Sequence[Metrics]) -> Metrics:
     """Means of all figures, over students that were measured on the same samples."""
-    scalars = {name: mean(getattr(m, name) for m in several) for name in several[0].scalars()}
-    groups = {name: mean(m.groups[name] for m in several) for name in several[0].groups}
-    return Metrics(**scalars, groups=groups, counts=several[0].counts)
+    first = several[0]
+    scalars = {name: mean(getattr(m, name) for m in several) for name in first.scalars()}
+    groups = {name: mean(m.groups[name] for m in several) for name in first.groups}
+    overlapping = {name: mean(m.overlapping[name] for m in several) for name in first.overlapping}
+    return Metrics(
+        **scalars,
+        groups=groups,
+        counts=first.counts,
+        groups_known=first.groups_known,
+        overlapping=overlapping,
+    )
 
 
 def mean_epoch(several: Sequence[Epoch]) -> Epoch:

@@ -159,3 +159,20 @@ def test_one_member_votes_alone():
 def test_only_members_logits_are_taken(logits):
     with pytest.raises(ValueError, match="logits"):
         majority_vote(logits)
+
+
+def test_overlapping_groups_are_reported_besides() -> None:
+    """Sample 1 is in both groups, sample 3 in none, and the last group has nobody."""
+    probabilities_NC = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.2, 0.8], [0.3, 0.7]])
+    labels_N = torch.tensor([0, 1, 1, 0])
+    member_NK = torch.tensor([[1, 0, 0], [1, 1, 0], [1, 0, 0], [0, 0, 0]]).bool()
+    given = (probabilities_NC, labels_N, torch.zeros(4, dtype=torch.long), ["all"], [1.0], None)
+    found = group_metrics(*given, member_NK, ["a", "b", "nobody"])
+    assert found["overlapping"] == {"a": pytest.approx(2 / 3), "b": 0.0}
+    assert found["worst_overlapping_group_accuracy"] == 0.0
+    assert found["groups"] == {"all": 0.5}
+    assert "overlapping" not in group_metrics(*given)
+    assert "overlapping" not in group_metrics(*given, torch.zeros(4, 1).bool(), ["nobody"])
+    for wrong in (member_NK[:3], member_NK.long()):
+        with pytest.raises(ValueError, match="overlapping_NK"):
+            group_metrics(*given, wrong, ["a", "b", "nobody"])

@@ -22,6 +22,8 @@ def group_metrics(
     group_names: Sequence[str],
     train_shares_G: Sequence[float] | Tensor,
     predictions_N: Tensor | None = None,
+    overlapping_NK: Tensor | None = None,
+    overlapping_names: Sequence[str] = (),
 ) -> dict[str, Any]:
     """How well predictions do, overall, by group and by class, and how well calibrated they are.
 
@@ -35,17 +37,22 @@ def group_metrics(
         train_shares_G: shares of the groups in the training split, [G]; renormalised over the
             groups that are present.
         predictions_N: [N] classes, where they are not the most probable ones.
+        overlapping_NK: membership in further groups, of which a sample may be in several, bool
+            [N, K].
+        overlapping_names: their K names.
 
     Returns:
         Shares in [0, 1] by name: `accuracy`, `worst_group_accuracy`, `weighted_accuracy` (mean of
         the groups, weighted by their training shares), `balanced_accuracy` (mean of the classes),
         `worst_class_accuracy`, `ece` (expected calibration error, 15 equal-width bins of the
-        largest probability, Guo et al. 2017); then `groups` (accuracy by name) and `counts`.
+        largest probability, Guo et al. 2017); then `groups` (accuracy by name) and `counts`; where
+        there are overlapping groups with a sample, also `overlapping` (accuracy by name) and
+        `worst_overlapping_group_accuracy`.
 
     Raises:
         ValueError: for no samples, NaN, rows that are not probabilities, shapes that differ,
             labels, groups or predictions out of range, shares that are negative or all 0 for the
-            groups present.
+            groups present, membership that is no bool [N, K].
     """
     probabilities_NC = _checked_probabilities(probabilities_NC)
     N, C = probabilities_NC.shape
@@ -72,6 +79,9 @@ def group_metrics(
     weights_G = present_shares_G / present_shares_G.sum()
     present = present_G.nonzero().flatten().tolist()
     classes_C = accuracy_C[count_C > 0]
+    further: dict[str, Any] = {}
+    if overlapping_NK is not None:
+        further = _overlapping(overlapping_NK, overlapping_names, correct_N)
     return {
         "accuracy": float(correct_N.mean()),
         "worst_group_accuracy": float(accuracy_G[present_G].min()),
@@ -81,6 +91,7 @@ def group_metrics(
         "ece": _calibration_error(confidence_N, correct_N),
         "groups": {group_names[g]: float(accuracy_G[g]) for g in present},
         "counts": {group_names[g]: int(count_G[g]) for g in present},
+        **further,
     }
 
 
@@ -112,6 +123,19 @@ def _accuracy_by(key_N: Tensor, correct_N: Tensor, kinds: int) -> tuple[Tensor, 
     """Accuracy (NaN where there is no sample) and number of samples by kind."""
     count = torch.bincount(key_N, minlength=kinds)
     return torch.bincount(key_N, weights=correct_N, minlength=kinds) / count, count
+
+
+def _overlapping(member_NK: Tensor, names: Sequence[str], correct_N: Tensor) -> dict[str, Any]:
+    """Accuracy by group where a sample may be in several, and the smallest of them."""
+    if member_NK.shape != (len(correct_N), len(names)) or member_NK.dtype != torch.bool:
+        raise ValueError(f"overlapping_NK must be bool [{len(correct_N)}, {len(names)}]")
+    member_NK = member_NK.cpu().double()
+    count_K = member_NK.sum(0)
+    accuracy_K = (correct_N @ member_NK) / count_K
+    found = {names[k]: float(accuracy_K[k]) for k in count_K.nonzero().flatten().tolist()}
+    if not found:
+        return {}
+    return {"overlapping": found, "worst_overlapping_group_accuracy": min(found.values())}
 
 
 def _calibration_error(confidence_N: Tensor, correct_N: Tensor) -> float:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -18,7 +19,8 @@ class Samples(Protocol):
 
     Attributes:
         classes: names, in the order of their numbers.
-        shape: channels, height and width of an image.
+        shape: of one sample's inputs: channels, height and width of an image, or the length of
+            a sequence of tokens.
         fingerprint: of everything that a model can see, the splits included.
         views_fingerprint: of what a view looks like besides its number.
         splits: sorted ids by name of the split.
@@ -26,7 +28,7 @@ class Samples(Protocol):
     """
 
     classes: tuple[str, ...]
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     fingerprint: str
     views_fingerprint: str
     splits: dict[str, np.ndarray]
@@ -37,7 +39,10 @@ class Samples(Protocol):
         ...
 
     def inputs(self, ids: np.ndarray, epoch: int | None) -> Tensor:
-        """The samples as the model sees them, float32 [B, channels, height, width].
+        """The samples as the model is given them.
+
+        Images are float32 [B, channels, height, width] in [0, 1], never normalised: every model
+        brings its own preprocessing. Text is int64 [B, length], token ids.
 
         What sample i looks like in epoch e is a pure function of (data seed, view(e), i).
         `epoch=None` is the view of evaluation, without augmentation.
@@ -58,12 +63,45 @@ class Groups:
         attributes: names of the attribute's values.
         group_N: evaluation group of every sample, by id.
         names: names of the evaluation groups.
+        known: false where the data have no group labels; the evaluation groups are the classes.
+        overlapping_NK: membership in further groups that may overlap, bool [N, K]; None without.
+        overlapping: their K names.
     """
 
     attribute_N: np.ndarray
     attributes: tuple[str, ...]
     group_N: np.ndarray
     names: tuple[str, ...]
+    known: bool = True
+    overlapping_NK: np.ndarray | None = None
+    overlapping: tuple[str, ...] = ()
+
+    @classmethod
+    def crossed(
+        cls,
+        labels_N: np.ndarray,
+        classes: Sequence[str],
+        attribute_N: np.ndarray,
+        attributes: Sequence[str],
+        name: Callable[[str, str], str] = "{}, {}".format,
+    ) -> Groups:
+        """Evaluation groups that are class x attribute, in that order.
+
+        Args:
+            labels_N: class of every sample.
+            classes: names of the C classes.
+            attribute_N: spurious attribute of every sample.
+            attributes: names of its A values.
+            name: of a group, out of its class and its attribute.
+        """
+        names = tuple(name(one, other) for one in classes for other in attributes)
+        group_N = labels_N * len(attributes) + attribute_N
+        return cls(attribute_N, tuple(attributes), group_N, names)
+
+    @classmethod
+    def unknown(cls, labels_N: np.ndarray, classes: Sequence[str]) -> Groups:
+        """What stands for groups where nobody knows them: the classes."""
+        return cls(np.zeros_like(labels_N), ("any",), labels_N, tuple(classes), known=False)
 
     def shares(self, ids: np.ndarray) -> Tensor:
         """Share of each evaluation group among `ids`, float32 [G], summing to 1."""
@@ -75,3 +113,37 @@ class Dataset(Samples, Protocol):
     """A data set with its groups."""
 
     groups: Groups
+
+
+Progress = Callable[[int, int], None]
+"""Told how many samples are prepared, and of how many."""
+
+
+@runtime_checkable
+class Prepared(Protocol):
+    """A data set that makes a copy of its samples once, which all processes then share.
+
+    Opening one is cheap. Its `inputs` and `fingerprint` prepare what is not prepared yet; a driver
+    calls `prepare` first, so that workers find the copy.
+    """
+
+    def unprepared(self) -> int:
+        """Samples that are still to be prepared."""
+        ...
+
+    def prepare(self, progress: Progress = lambda done, total: None) -> None:
+        """Prepare them. Another process that is at it is waited for.
+
+        Raises:
+            DataError: a sample is broken, or the copy cannot be written.
+        """
+        ...
+
+
+@runtime_checkable
+class Excerpted(Protocol):
+    """A data set whose samples are shown as text rather than as pictures."""
+
+    def excerpt(self, sample: int) -> str:
+        """A sample in a line of text."""
+        ...

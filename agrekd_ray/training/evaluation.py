@@ -42,7 +42,9 @@ def score(
     """Metrics of predictions for a whole split, in the order of its ids."""
     ids = dataset.splits[split]
     groups = dataset.groups
+    overlapping_NK = groups.overlapping_NK
     return Metrics(
+        groups_known=groups.known,
         **group_metrics(
             probabilities_NC,
             dataset.labels(ids),
@@ -50,7 +52,9 @@ def score(
             groups.names,
             groups.shares(dataset.splits[TRAIN]),
             predictions_N,
-        )
+            None if overlapping_NK is None else torch.from_numpy(overlapping_NK[ids]),
+            groups.overlapping,
+        ),
     )
 
 
@@ -70,7 +74,9 @@ class Judge:
         ids = dataset.splits[split]
         self._known = {
             "labels_N": dataset.labels(ids),
-            "groups_N": torch.from_numpy(dataset.groups.group_N[ids]),
+            "groups_N": torch.from_numpy(dataset.groups.group_N[ids])
+            if dataset.groups.known
+            else None,
             "ensemble_N": torch.from_numpy(ensemble_N),
             "biased_N": torch.from_numpy(biased_N),
         }
