@@ -24,7 +24,7 @@ from agrekd_ray.results import Epoch
 from agrekd_ray.search.folder import Journal, SearchFolder
 from agrekd_ray.search.results import FAILED, FINISHED, STOPPED, SearchResult, TrialResult
 from agrekd_ray.search.settings import Planned
-from agrekd_ray.search.trial import Study, Trial, opened
+from agrekd_ray.search.trial import Shared, Trial, opened
 from agrekd_ray.training import Judge
 
 from .shared import pool_of
@@ -277,7 +277,7 @@ def test_a_worker_group_keeps_step_with_its_trial_and_leaves_nothing(
     answers_N = data.labels(data.splits[SELECT]).numpy()
     told: list[Any] = []
     channel = Channel(ray_session.get_runtime_context().get_node_id())
-    study = Study(
+    shared = Shared(
         found,
         Local(checkpoints),
         answers_N,
@@ -288,7 +288,7 @@ def test_a_worker_group_keeps_step_with_its_trial_and_leaves_nothing(
         tmp_path / "groups",
     )
     setting = {"strategy": "ae_kd", "student.workers": 2}
-    group = GroupTrial(found.trial(setting), study, "one", tmp_path / "groups/one")
+    group = GroupTrial(found.trial(setting), shared, "one", tmp_path / "groups/one")
     epoch = group.epoch()
     assert not group.done
     (tmp_path / "state").mkdir()
@@ -300,7 +300,7 @@ def test_a_worker_group_keeps_step_with_its_trial_and_leaves_nothing(
     channel.close()
     assert leftovers(ray_session) == {"actors": [], "groups": []}
     assert not (tmp_path / "groups/one").exists()
-    dataset, source, judge = opened(study)
+    dataset, source, judge = opened(shared)
     alone = Trial(found.trial({"strategy": "ae_kd"}), dataset, source, judge)
     assert epoch.loss == pytest.approx(alone.epoch().loss, rel=1e-4)
     other = Trial(found.trial({"strategy": "ae_kd"}), dataset, source, judge)

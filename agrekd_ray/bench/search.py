@@ -25,7 +25,7 @@ from agrekd_ray.run.plan import make_plan
 from agrekd_ray.run.recording import make_and_record
 from agrekd_ray.search.settings import Planned, Search
 from agrekd_ray.search.trainable import SETTING, TrialActor
-from agrekd_ray.search.trial import Study
+from agrekd_ray.search.trial import Shared
 from agrekd_ray.teachers import Pool
 
 TRIALS, EPOCHS, TEACHERS = 16, 10, 10
@@ -55,11 +55,11 @@ def measure_search(repeats: int, display: Display) -> dict[str, Any]:
         display.stage("search", len(WAYS) * (repeats + 1), "searches")
         engine = RayEngine(job, lambda event: None)
         try:
-            study = _study(job, engine, place)
+            shared = _shared(job, engine, place)
             seconds: dict[str, list[float]] = {way: [] for way in WAYS}
             for repeat in range(repeats + 1):
                 for way, settings in WAYS.items():
-                    took = _seconds(study, settings, place / f"{way}-{repeat}")
+                    took = _seconds(shared, settings, place / f"{way}-{repeat}")
                     if repeat:
                         seconds[way].append(took)
                     display.advance(way)
@@ -100,7 +100,7 @@ def _job(place: Path) -> Job:
     )
 
 
-def _study(job: Job, engine: RayEngine, place: Path) -> Study:
+def _shared(job: Job, engine: RayEngine, place: Path) -> Shared:
     samples, plan = open_dataset(job.data), make_plan(job)
     with Display(_silent()) as silent:
         make_and_record(engine, silent, job, plan, samples, [0])
@@ -110,13 +110,13 @@ def _study(job: Job, engine: RayEngine, place: Path) -> Study:
     answers_N = np.zeros(len(samples.splits[SELECT]), dtype=np.int64)  # scored alike by both
     source = Replay(job.outputs, checkpoints, job.fleet.autocast, None)
     folders = (place / "trials", place / "states", place / "groups")
-    return Study(planned, source, answers_N, answers_N, engine.post, *folders)
+    return Shared(planned, source, answers_N, answers_N, engine.post, *folders)
 
 
-def _seconds(study: Study, settings: list[dict[str, Any]], place: Path) -> float:
-    student = study.planned.base.student
+def _seconds(shared: Shared, settings: list[dict[str, Any]], place: Path) -> float:
+    student = shared.planned.base.student
     tuner = Tuner(
-        tune.with_resources(tune.with_parameters(TrialActor, study=study), {"CPU": student.cpus}),
+        tune.with_resources(tune.with_parameters(TrialActor, shared=shared), {"CPU": student.cpus}),
         param_space={SETTING: tune.grid_search(settings)},
         tune_config=TuneConfig(reuse_actors=True),
         run_config=RunConfig(

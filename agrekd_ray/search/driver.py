@@ -44,7 +44,7 @@ from agrekd_ray.search.ranking import best, rule_reports, verdict
 from agrekd_ray.search.report import publish_files, read_result, show
 from agrekd_ray.search.results import DEFAULT, FAILED, RUNNING, STOPPED, WINNER, SearchResult
 from agrekd_ray.search.trainable import TrialActor, metric, param_space, scheduler, searcher
-from agrekd_ray.search.trial import Study, assignments, last_state, test_metrics
+from agrekd_ray.search.trial import Shared, assignments, last_state, test_metrics
 from agrekd_ray.search.watch import Groups, TrialRuns, Watch
 from agrekd_ray.student import Assignment, read_outcome
 from agrekd_ray.teachers import Pool
@@ -132,8 +132,8 @@ class _Searching:
             with self.display:
                 self._teachers(engine)
             with ExitStack() as stack:
-                study = self._study(engine, stack)
-                self._trials(engine, study)
+                shared = self._shared(engine, stack)
+                self._trials(engine, shared)
             self._measure()
             result = self._result()
             with self.display:
@@ -178,7 +178,7 @@ class _Searching:
             record=self.job.guidance == "auto",
         )
 
-    def _study(self, engine: RayEngine, stack: ExitStack) -> Study:
+    def _shared(self, engine: RayEngine, stack: ExitStack) -> Shared:
         """What trials share. Without records it holds a fleet, which ends with the stack."""
         checkpoints = self.plan.checkpoints(self.pool)
         job, drawn = self.job, self.plan.draw
@@ -200,7 +200,7 @@ class _Searching:
         }
         _, ensemble_N = majority_vote(torch.stack([answers[name] for name in drawn.teachers]))
         biased_N = answers[drawn.biased].argmax(1)
-        return Study(
+        return Shared(
             self.planned,
             source,
             ensemble_N.numpy(),
@@ -246,7 +246,7 @@ class _Searching:
             raise RunError(f"concurrency: {asked} trials at once do not fit; {room:g} would.")
         return int(asked or room)
 
-    def _trials(self, engine: RayEngine, study: Study) -> None:
+    def _trials(self, engine: RayEngine, shared: Shared) -> None:
         """Run the trials that are left."""
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # trials say what they failed of
         at_once, total = self._at_once(), trainable.trials(self.planned)
@@ -256,7 +256,7 @@ class _Searching:
         student = self.job.student
         alone = student.workers == 1  # else a worker group of its own has the resources
         actor = tune.with_resources(
-            tune.with_parameters(TrialActor, study=study),
+            tune.with_parameters(TrialActor, shared=shared),
             # Tune knows no trial without resources: of memory there is always this much.
             {"CPU": student.cpus, "GPU": student.gpus} if alone else {"memory": 2**20},
         )

@@ -29,7 +29,7 @@ from agrekd_ray.config import Job
 from agrekd_ray.errors import AgrekdError, RunError
 from agrekd_ray.events import GroupPlaced
 from agrekd_ray.results import Epoch, epochs_from_json, mean_epoch
-from agrekd_ray.search.trial import Study, assignments, opened
+from agrekd_ray.search.trial import Shared, assignments, opened
 from agrekd_ray.student.group import worker_student
 
 POLL_SECONDS = 0.02
@@ -71,14 +71,14 @@ class GroupWork:
 
     Attributes:
         job: of the trial.
-        study: what trials share.
+        shared: what trials share.
         trial_id: Tune's.
         states: folder of the students' states, reachable from every worker.
         baton: where the trial is asked how to go on.
     """
 
     job: Job
-    study: Study
+    shared: Shared
     trial_id: str
     states: Path
     baton: Any
@@ -89,18 +89,18 @@ class GroupTrial:
 
     Args:
         job: of the trial.
-        study: what trials share.
+        shared: what trials share.
         trial_id: Tune's.
         folder: for states and Train's own files, reachable from every node.
     """
 
-    def __init__(self, job: Job, study: Study, trial_id: str, folder: Path) -> None:
+    def __init__(self, job: Job, shared: Shared, trial_id: str, folder: Path) -> None:
         self._job, self._folder = job, folder
         self._states = folder / "states"
         shutil.rmtree(folder, ignore_errors=True)
         self._states.mkdir(parents=True)
         self._baton = ray.remote(Baton).options(num_cpus=0).remote()
-        self._work = GroupWork(job, study, trial_id, self._states, self._baton)
+        self._work = GroupWork(job, shared, trial_id, self._states, self._baton)
         self._thread: threading.Thread | None = None
         self._failure: AgrekdError | None = None
         self.history: list[Epoch] = []
@@ -184,8 +184,8 @@ def _work(config: dict[str, Any]) -> None:
     first = ray.train.get_context().get_world_rank() == 0
     placed = get_current_placement_group()
     if first and placed is not None:
-        work.study.post(GroupPlaced(work.trial_id, placed.id.hex()))
-    dataset, source, judge = opened(work.study)
+        work.shared.post(GroupPlaced(work.trial_id, placed.id.hex()))
+    dataset, source, judge = opened(work.shared)
     ahead = work.job.fleet.look_ahead
     students = [
         worker_student(given, dataset, source, ahead, judge) for given in assignments(work.job)

@@ -23,7 +23,7 @@ from agrekd_ray.search.nested import GroupTrial
 from agrekd_ray.search.results import FINISHED, TrialResult
 from agrekd_ray.search.settings import Planned
 from agrekd_ray.search.space import Domain, Sampler, Setting, Space
-from agrekd_ray.search.trial import Study, Trial, last_state, opened, save_state
+from agrekd_ray.search.trial import Shared, Trial, last_state, opened, save_state
 
 SETTING = "setting"
 """Key of Tune's configuration that holds a setting which was drawn up front."""
@@ -38,30 +38,30 @@ MOST_TRIALS = 1000
 class TrialActor(tune.Trainable):
     """Shell of a `Trial` in a process of its own, which serves one trial after another."""
 
-    def setup(self, config: dict[str, Any], study: Study) -> None:
+    def setup(self, config: dict[str, Any], shared: Shared) -> None:
         """See `tune.Trainable.setup`."""
         torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
-        self._study = study
+        self._shared = shared
         self._trial: Trial | GroupTrial | None = None
         self._over: TrialResult | None = None
         self._whole = False
-        self._dataset, self._source, self._judge = opened(study)
+        self._dataset, self._source, self._judge = opened(shared)
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """See `tune.Trainable.reset_config`; goes on where an earlier process left the trial."""
         self.cleanup()
-        planned, study = self._study.planned, self._study
-        known = read_trial(study.trials, self.trial_id)
+        planned, shared = self._shared.planned, self._shared
+        known = read_trial(shared.trials, self.trial_id)
         self._over = known if known is not None and known.state == FINISHED else None
         job = planned.trial(setting_of(planned, new_config))
         if job.student.workers > 1:
-            self._trial = GroupTrial(job, study, self.trial_id, study.groups / self.trial_id)
+            self._trial = GroupTrial(job, shared, self.trial_id, shared.groups / self.trial_id)
         else:
             # An actor with no GPU assigned still sees all of them: the device is chosen explicitly.
             device = "cuda" if job.student.gpus > 0 and torch.cuda.is_available() else "cpu"
             self._trial = Trial(job, self._dataset, self._source, self._judge, device)
-        self._whole = (state := last_state(study.states / self.trial_id)) is not None
+        self._whole = (state := last_state(shared.states / self.trial_id)) is not None
         if state is not None and self._over is None:
             self._trial.load(state)
         return True
@@ -99,8 +99,8 @@ class TrialActor(tune.Trainable):
         assert self._trial is not None
         folder = Path(checkpoint_dir)
         if self._over is None and self._trial.history:
-            save_state(self._trial, self._study.states / self.trial_id)
-            if self._study.planned.search.scheduler.name == "pbt":
+            save_state(self._trial, self._shared.states / self.trial_id)
+            if self._shared.planned.search.scheduler.name == "pbt":
                 (folder / HANDED_ON).mkdir()
                 self._trial.save(folder / HANDED_ON)
         (folder / "trial").write_text(self.trial_id)
@@ -114,7 +114,7 @@ class TrialActor(tune.Trainable):
 
     def _rules(self) -> list[str]:
         classes = len(self._dataset.classes)
-        return list(self._judge(torch.zeros(len(self._study.biased_N), classes)))
+        return list(self._judge(torch.zeros(len(self._shared.biased_N), classes)))
 
 
 def metric(planned: Planned) -> str:

@@ -27,7 +27,7 @@ from agrekd_ray.training import Judge, evaluate
 
 
 @dataclass(frozen=True, eq=False)
-class Study:
+class Shared:
     """What all trials of a search share; may travel to any process.
 
     Attributes:
@@ -170,7 +170,7 @@ def last_state(folder: Path) -> Path | None:
     return max(states, key=lambda path: path.name, default=None)
 
 
-def opened(study: Study) -> tuple[Dataset, Source, Judge]:
+def opened(shared: Shared) -> tuple[Dataset, Source, Judge]:
     """A process's own view of what trials share."""
-    dataset = open_dataset(study.planned.base.data)
-    return dataset, study.source(dataset), study.judge(dataset)
+    dataset = open_dataset(shared.planned.base.data)
+    return dataset, shared.source(dataset), shared.judge(dataset)
