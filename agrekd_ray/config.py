@@ -357,6 +357,7 @@ class _Whole:
             self._lists,
             self._sizes,
             self._files,
+            self._groups,
             self._own_checkpoints,
             self._architectures,
             self._folders,
@@ -404,6 +405,21 @@ class _Whole:
         data = self._get("data")
         return _caught("data", lambda: open_dataset(data)) if data is not None else []
 
+    def _groups(self) -> list[Fault]:
+        """What needs group labels, where the data have none."""
+        dataset = self._dataset()
+        if dataset is None or dataset.groups.known:
+            return []
+        problem = f"needs group labels, and the data have none{_HOW_TO_LABEL}"
+        found = [
+            Fault(f"methods.{number}", method, problem)
+            for number, method in enumerate(self._get("methods") or ())
+            if method in ("one_hot_dfr", "deep_ensemble_dfr")
+        ]
+        if debiased := self._get("ensemble.debiased"):
+            found.append(Fault("ensemble.debiased", str(debiased), problem))
+        return found
+
     def _own_checkpoints(self) -> list[Fault]:
         dataset = self._dataset()
         named = [
@@ -446,6 +462,9 @@ class _Whole:
             for key in ("runs", "teachers.store", "outputs.store")
             if (path := self._get(key)) is not None and (problem := _unwritable(path))
         ]
+
+
+_HOW_TO_LABEL = ": leave it out, or name the columns that hold them (a table's data.columns.groups)"
 
 
 def _caught(key: str, look: Callable[[], object]) -> list[Fault]:

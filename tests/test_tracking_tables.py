@@ -220,3 +220,37 @@ def test_labels_of_methods():
     assert label("my_rule") == "my rule"
     assert is_distilled("my_rule")
     assert not is_distilled("one_hot_dfr")
+
+
+def without_labels(found: Metrics) -> Metrics:
+    return replace(found, groups_known=False, worst_group_accuracy=found.worst_class_accuracy)
+
+
+def test_without_group_labels_it_speaks_of_the_worst_class(job, ensemble):
+    classes = [
+        replace(o, splits={split: without_labels(m) for split, m in o.splits.items()}) for o in job
+    ]
+    text = printed(classes, [], 200)
+    assert "Worst class" in text
+    assert text.count("Worst class") == 1
+    assert "worst class by seed" in text
+    assert "orst group" not in text
+    assert "orst group" not in tables.markdown(classes, [])
+    assert "Worst group" in printed(job, ensemble, 200)
+
+
+def test_overlapping_groups_have_columns_where_there_are_any(tmp_path, job):
+    path = tmp_path / "results.csv"
+    tables.write_csv(job, path)
+    assert "overlapping" not in path.read_text()
+    further = {"overlapping": {"a": 0.5, "b": 0.25}, "worst_overlapping_group_accuracy": 0.25}
+    some = [
+        replace(o, splits={split: replace(m, **further) for split, m in o.splits.items()})
+        for o in job
+    ]
+    tables.write_csv(some, path)
+    row = next(csv.DictReader(path.open()))
+    assert row["worst_overlapping_group_accuracy"] == "0.25"
+    assert json.loads(row["overlapping"]) == {"a": 0.5, "b": 0.25}
+    assert "Worst overlapping" in printed(some, [], 200)
+    assert Outcome.from_json(json.loads(json.dumps(some[0].to_json()))) == some[0]

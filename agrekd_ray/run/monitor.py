@@ -104,7 +104,7 @@ class Monitor:
             return
         self._seen.add((event.student, epoch.epoch))
         self._display.advance(
-            f"{event.student} epoch {epoch.epoch + 1}/{event.epochs}, val worst group "
+            f"{event.student} epoch {epoch.epoch + 1}/{event.epochs}, val {epoch.val.worst} "
             f"{epoch.val.worst_group_accuracy:.1%}"
         )
         self._unwritten.setdefault(event.student, []).append(epoch)

@@ -19,8 +19,9 @@ from agrekd_ray.config import (
     names_at,
     read_job,
 )
-from agrekd_ray.core.selection import RULES
+from agrekd_ray.core.selection import GROUPS, RULES
 from agrekd_ray.core.weighting import STRATEGIES
+from agrekd_ray.data import open_dataset
 from agrekd_ray.search.space import STRATEGY, Domain, Sampler, Setting, applied, conditions
 from agrekd_ray.settings import Count, Positive, Seed, Settings
 
@@ -211,7 +212,7 @@ def check_search(raw: dict[str, Any], folder: Path) -> tuple[Planned | None, lis
     if job is None:
         return None, [_within(fault, search) for fault in faults]
     planned = Planned(search.model_copy(update={"job": (folder / search.job).resolve()}), base)
-    found = [*_paths(planned), *_conditions(planned), *_kinds(planned)]
+    found = [*_paths(planned), *_conditions(planned), *_kinds(planned), *_rule(planned)]
     if not found:
         found = _values(planned)
     return (None if found else planned), found
@@ -385,6 +386,16 @@ def _kinds(planned: Planned) -> list[Fault]:
             )
         )
     return found
+
+
+def _rule(planned: Planned) -> list[Fault]:
+    """A selection rule that needs group labels, where the data have none."""
+    select = planned.search.select
+    if GROUPS not in RULES[select].needs or open_dataset(planned.base.data).groups.known:
+        return []
+    others = ", ".join(name for name, rule in RULES.items() if GROUPS not in rule.needs)
+    problem = f"needs group labels, and the data have none; choose one of {others}"
+    return [Fault("select", select, problem)]
 
 
 def _values(planned: Planned) -> list[Fault]:

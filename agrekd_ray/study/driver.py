@@ -234,7 +234,7 @@ class _Study:
             worst = event.epoch.val.worst_group_accuracy
             self.display.advance(
                 f"{point.replace(',', ' ')} {student} epoch {event.epoch.epoch + 1}/"
-                f"{event.epochs}, val worst group {worst:.1%}"
+                f"{event.epochs}, val {event.epoch.val.worst} {worst:.1%}"
             )
         elif isinstance(event, Failed):
             self.failure = event.text

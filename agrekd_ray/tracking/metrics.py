@@ -16,6 +16,7 @@ _WORDS = {
     "weighted_accuracy": "Weighted",
     "balanced_accuracy": "Balanced",
     "worst_class_accuracy": "Worst class",
+    "worst_overlapping_group_accuracy": "Worst overlapping",
     ECE: "ECE",
     "loss": "Loss",
     "seconds": "Seconds",
@@ -43,8 +44,8 @@ def is_share(metric: str) -> bool:
     return (
         name in _SHARES
         or name.endswith("_accuracy")
-        or name.startswith("group/")
-        or split in ("select", "weight")
+        or name.startswith(("group/", "overlapping/"))
+        or split in ("select", "weight", "influence", "influence_by_group", "fallback")
     )
 
 

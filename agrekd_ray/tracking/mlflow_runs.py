@@ -665,9 +665,15 @@ def _epoch_metrics(epoch: Epoch) -> dict[str, float]:
     }
     groups = _distinct(epoch.weights)
     teachers = _distinct(sorted({t for weights in epoch.weights.values() for t in weights}))
-    for group, weights in epoch.weights.items():
-        for teacher, weight in weights.items():
-            metrics[f"weight/{groups[group]}/{teachers[teacher]}"] = weight
+    for teacher, share in epoch.influence.items():
+        metrics[f"influence/{teachers[teacher]}"] = share
+    for group, share in epoch.fallback_by_group.items():
+        metrics[f"fallback/{groups[group]}"] = share
+    by_group = {"weight": epoch.weights, "influence_by_group": epoch.influence_by_group}
+    for kind, shares in by_group.items():
+        for group, taught in shares.items():
+            for teacher, share in taught.items():
+                metrics[f"{kind}/{groups[group]}/{teachers[teacher]}"] = share
     # Last, because its presence says that the epoch was written whole.
     metrics["train/loss"] = epoch.loss
     return metrics
@@ -678,6 +684,8 @@ def _split_metrics(split: str, metrics: Metrics) -> dict[str, float]:
     worst = {"worst_group_accuracy": metrics.worst_group_accuracy}
     values = {**worst, **metrics.scalars()}
     values |= {f"group/{groups[name]}": value for name, value in metrics.groups.items()}
+    further = _distinct(metrics.overlapping)
+    values |= {f"overlapping/{further[name]}": v for name, v in metrics.overlapping.items()}
     return {f"{place}/{name}": value for name, value in values.items()}
 
 

@@ -305,7 +305,7 @@ def _best(rows: Iterable[Row]) -> Row | None:
 
 def _in_words(row: Row) -> str:
     spread = f" ± {percent(row.std[_WGA])}" if len(row.seeds) > 1 else ""
-    return f"{percent(row.mean[_WGA])}{spread} % on the worst group"
+    return f"{percent(row.mean[_WGA])}{spread} % on the {row.worst}"
 
 
 def _difference(found: Paired | None) -> str:

@@ -120,7 +120,7 @@ def comparison(
             shown = f"± {percent(spread)}" if math.isfinite(spread) else ""
             cells.append(Cell(percent(row.mean.get(metric, math.nan)), shown if several else None))
         lines.append(Line(first, cells, strong))
-    return _models(name, words, lines, groups)
+    return _models(name, words, lines, groups, rows[0][0].worst)
 
 
 def by_seed(outcomes: Sequence[Outcome], name: Callable[[str], str]) -> Grid | None:
@@ -298,12 +298,13 @@ def _measured(
         Line(first, [Cell(percent(values.get(m, math.nan))) for m in (*METRICS, *groups)])
         for (first, _), values in zip(models, found, strict=True)
     ]
-    return _models(name, words, lines, groups)
+    return _models(name, words, lines, groups, models[0][1].worst)
 
 
-def _models(name: str, words: list[str], lines: list[Line], groups: list[str]) -> Grid:
+def _models(name: str, words: list[str], lines: list[Line], groups: list[str], worst: str) -> Grid:
+    figures = [worst.capitalize(), *list(METRICS.values())[1:]]
     head = Head("Accuracy by group", [(group.removeprefix(GROUP), "") for group in groups])
-    return Grid(name, words, list(METRICS.values()), lines, head if groups else None)
+    return Grid(name, words, figures, lines, head if groups else None)
 
 
 def _groups(values: Iterable[Mapping[str, float]]) -> list[str]:

@@ -59,6 +59,7 @@ def worst_group_by_method(outcomes: Sequence[Outcome], path: Path) -> bool:
         return False
     figure, axes = _sheet(7.2, 1.55 + 0.42 * len(rows))
     several = any(len(row.seeds) > 1 for row in rows)
+    worst_words = rows[0].worst
     for place, row in enumerate(rows):
         worst, accuracy = (100 * row.mean[name] for name in ("worst_group_accuracy", "accuracy"))
         spread = 100 * row.std["worst_group_accuracy"], 100 * row.std["accuracy"]
@@ -78,7 +79,7 @@ def worst_group_by_method(outcomes: Sequence[Outcome], path: Path) -> bool:
             f"{worst:.1f}", (101, place), ha="left", va="center", size=9, annotation_clip=False
         )
     axes.annotate(
-        "worst\ngroup",
+        worst_words.replace(" ", "\n"),
         (101, -0.75),
         ha="left",
         va="bottom",
@@ -93,14 +94,14 @@ def worst_group_by_method(outcomes: Sequence[Outcome], path: Path) -> bool:
     axes.grid(axis="x", color="#e4e4e4", lw=0.8, zorder=0)
     keys: list[Line2D | Patch] = []
     if any(is_distilled(row.method) for row in rows):
-        keys.append(Patch(color=BLUE, label="worst group, distilled"))
+        keys.append(Patch(color=BLUE, label=f"{worst_words}, distilled"))
     if not all(is_distilled(row.method) for row in rows):
-        keys.append(Patch(color=_REFERENCE, label="worst group, reference"))
+        keys.append(Patch(color=_REFERENCE, label=f"{worst_words}, reference"))
     keys.append(marker("D", ORANGE, 6, "all samples"))
     if several:
         keys.append(marker("o", INK, 4, "one seed"))
         keys.append(Line2D([], [], color=INK, lw=1.1, label="± sd"))
-    headline(figure, "Worst-group accuracy by method")
+    headline(figure, f"{worst_words.capitalize().replace(' ', '-')} accuracy by method")
     figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), **LEGEND)
     save(figure, path)
     return True
@@ -126,13 +127,14 @@ def training_curves(outcomes: Sequence[Outcome], path: Path) -> bool:
     figure = new_figure(9.2, 4.0 + 0.22 * lines)
     left, right = figure.subplots(1, 2)
     keys = []
+    worst = next(o.history[0].val.worst for o in outcomes if o.history)
     for method, style in method_styles(methods).items():
         histories = [outcome.history for outcome in _of(outcomes, method)]
         _band(left, histories, lambda epoch: 100 * epoch.val.worst_group_accuracy, style)
         _band(right, histories, lambda epoch: epoch.loss, style)
         keys.append(Line2D([], [], label=label(method), **style))
-    left.set_title("Worst group, validation", size=10, loc="left")
-    left.set_ylabel("worst-group accuracy (%)")
+    left.set_title(f"{worst.capitalize()}, validation", size=10, loc="left")
+    left.set_ylabel(f"{worst.replace(' ', '-')} accuracy (%)")
     left.set_ylim(bottom=0)
     right.set_title("Training loss, each method's own objective", size=10, loc="left")
     right.set_ylabel("mean loss per sample")

@@ -23,7 +23,7 @@ CSV_HEADER = ("method", "teachers", "seed", "split", "accuracy", "worst_group_ac
 GROUP = "group/"
 """Begins the names of accuracies by group in `Row.mean` and `Row.std`."""
 
-_WGA = "worst_group_accuracy"
+_WGA, _WORST_OVERLAPPING = "worst_group_accuracy", "worst_overlapping_group_accuracy"
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ class Row:
         seeds: of the students, ascending.
         mean: by metric (`Metrics.scalars`, and `group/<name>`); over the seeds that have it.
         std: sample standard deviation, by metric; 0 for a single seed.
+        worst: what the worst-group accuracy is of, in words: a group, or a class where the data
+            have no group labels.
     """
 
     method: str
@@ -45,6 +47,7 @@ class Row:
     seeds: list[int]
     mean: dict[str, float]
     std: dict[str, float]
+    worst: str = "worst group"
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ def summary(outcomes: Sequence[Outcome]) -> list[Row]:
                     seeds=[outcome.seed for outcome in having],
                     mean={name: mean(found[name]) for name in names},
                     std={name: _spread(found[name]) for name in names},
+                    worst=having[0].splits[split].worst,
                 )
             )
     return rows
@@ -201,7 +205,8 @@ def write_csv(
 ) -> None:
     """Writes a row for each method, seed and split; accuracies are shares.
 
-    The column `groups` holds the accuracy by evaluation group, as compact JSON.
+    The column `groups` holds the accuracy by evaluation group, as compact JSON; where the data
+    have overlapping groups, two columns more hold the smallest of theirs, and all of them.
 
     Args:
         outcomes: finished students.
@@ -217,10 +222,11 @@ def write_csv(
         draft.open("w", newline="", encoding="utf-8") as file,
     ):
         writer = csv.writer(file)
-        writer.writerow((*(places[0] if places else ()), *CSV_HEADER))
+        overlapping = any(m.overlapping for o in outcomes for m in o.splits.values())
+        further = (_WORST_OVERLAPPING, "overlapping") if overlapping else ()
+        writer.writerow((*(places[0] if places else ()), *CSV_HEADER, *further))
         for place, outcome in zip(places, outcomes, strict=True):
             for split, metrics in outcome.splits.items():
-                groups = {name: _plain(round(a, 6)) for name, a in metrics.groups.items()}
                 writer.writerow(
                     (
                         *place.values(),
@@ -230,7 +236,8 @@ def write_csv(
                         split,
                         round(metrics.accuracy, 6),
                         round(metrics.worst_group_accuracy, 6),
-                        json.dumps(groups, ensure_ascii=False, separators=(",", ":")),
+                        _compact(metrics.groups),
+                        *(_overlapping(metrics) if overlapping else ()),
                     )
                 )
 
@@ -283,13 +290,16 @@ def _columns(rows: list[Row]) -> list[list[Column]]:
     blocks = [
         [Column("method", "Method", [label(row.method) for row in rows], words=True)],
         [Column("teachers", "Teachers", [row.teachers for row in rows], words=True)],
-        [column(_WGA, "Worst group")],
+        [column(_WGA, rows[0].worst.capitalize())],
         [column("accuracy", "Accuracy")],
         [column(name, name.removeprefix(GROUP)) for name in groups],
         [column("balanced_accuracy", "Balanced")],
-        [column("worst_class_accuracy", "Worst class")],
         [column("ece", "ECE")],
     ]
+    if rows[0].worst != "worst class":
+        blocks.insert(-1, [column("worst_class_accuracy", "Worst class")])
+    if any(_WORST_OVERLAPPING in row.mean for row in rows):
+        blocks.insert(3, [column(_WORST_OVERLAPPING, "Worst overlapping")])
     return [block for block in blocks if block]
 
 
@@ -299,6 +309,7 @@ _IMPORTANCE = (
     "accuracy",
     "teachers",
     GROUP,
+    _WORST_OVERLAPPING,
     "ece",
     "balanced_accuracy",
     "worst_class_accuracy",
@@ -331,13 +342,14 @@ def _heading(rows: list[Row]) -> str:
 
 def _below(outcomes: Sequence[Outcome], members: Sequence[Member], split: str) -> list[str]:
     lines = []
+    worst = next(o.splits[split].worst for o in outcomes if split in o.splits)
     if teachers := _teachers(members, split):
-        lines.append(f"Teachers' worst group: {teachers}")
+        lines.append(f"Teachers' {worst}: {teachers}")
     if difference := paired(outcomes, "agre_kd", "aver", split):
         count = len(difference.seeds)
         reach = f"{100 * difference.low:+.1f} … {100 * difference.high:+.1f}, {count} seeds"
         lines.append(
-            f"{label('agre_kd')} against {label('aver')}, worst group by seed: "
+            f"{label('agre_kd')} against {label('aver')}, {worst} by seed: "
             f"{100 * difference.mean:+.1f} points ({reach if count > 1 else '1 seed'})"
         )
     return lines
@@ -356,6 +368,16 @@ def _teachers(members: Sequence[Member], split: str) -> str:
             reach = low if low == high else f"{low} … {high}"
             parts.append(f"{len(shares)} {family(kind)} {reach}")
     return ", ".join(parts)
+
+
+def _overlapping(metrics: Metrics) -> tuple[float | str, str]:
+    worst = metrics.worst_overlapping_group_accuracy
+    return "" if worst is None else round(worst, 6), _compact(metrics.overlapping)
+
+
+def _compact(shares: dict[str, float]) -> str:
+    rounded = {name: _plain(round(share, 6)) for name, share in shares.items()}
+    return json.dumps(rounded, ensure_ascii=False, separators=(",", ":"))
 
 
 def _values(metrics: Metrics) -> dict[str, float]:
