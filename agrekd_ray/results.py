@@ -121,14 +121,25 @@ def mean_epoch(several: Sequence[Epoch]) -> Epoch:
         learning_rate=first.learning_rate,
         seconds=sum(epoch.seconds for epoch in several),
         val=mean_metrics([epoch.val for epoch in several]),
-        weights={
-            group: {teacher: mean(e.weights[group][teacher] for e in several) for teacher in taught}
-            for group, taught in first.weights.items()
-        },
+        weights=_means_by_group([epoch.weights for epoch in several]),
         fallback_share=mean(epoch.fallback_share for epoch in several),
         selection={rule: mean(e.selection[rule] for e in several) for rule in first.selection},
         steps=sum(epoch.steps for epoch in several),
+        fallback_by_group=_means([epoch.fallback_by_group for epoch in several]),
+        influence=_means([epoch.influence for epoch in several]),
+        influence_by_group=_means_by_group([epoch.influence_by_group for epoch in several]),
     )
+
+
+def _means(several: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Means by name, over those that have it: an epoch of an earlier version may not."""
+    names = dict.fromkeys(name for values in several for name in values)
+    return {name: mean(v[name] for v in several if name in v) for name in names}
+
+
+def _means_by_group(several: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    groups = dict.fromkeys(group for values in several for group in values)
+    return {group: _means([v[group] for v in several if group in v]) for group in groups}
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,8 @@ def test_live_is_local_for_every_strategy(
             for mine, theirs in zip(live.history, local.history, strict=True):
                 assert mine.loss == pytest.approx(theirs.loss, rel=1e-4)
                 assert mine.fallback_share == theirs.fallback_share
+                assert mine.fallback_by_group == theirs.fallback_by_group
+                assert mine.influence == pytest.approx(theirs.influence, abs=1e-4)
                 for group, weights in mine.weights.items():
                     assert weights == pytest.approx(theirs.weights[group], abs=1e-4)
 

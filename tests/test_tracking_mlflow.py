@@ -50,7 +50,19 @@ def epochs(count: int, teachers: int = 5, groups: int = 2) -> list[Epoch]:
         f"group {g}": {f"erm-{t}": 1 / teachers for t in range(teachers)} for g in range(groups)
     }
     return [
-        Epoch(e, 3.0 / (e + 1), 0.1, 2.5, metrics(0.01 * e), weights, 0.25) for e in range(count)
+        Epoch(
+            e,
+            3.0 / (e + 1),
+            0.1,
+            2.5,
+            metrics(0.01 * e),
+            weights,
+            0.25,
+            fallback_by_group=dict.fromkeys(weights, 0.25),
+            influence=weights["group 0"],
+            influence_by_group=weights,
+        )
+        for e in range(count)
     ]
 
 
@@ -230,7 +242,9 @@ def test_epochs_are_written_once_with_their_steps_and_times(tracker, client):
     assert history(client, run_id, "val/worst_group_accuracy") == [
         (e, pytest.approx(0.01 * e)) for e in range(4)
     ]
-    assert history(client, run_id, "weight/group 1/erm-4")[-1] == (3, 0.2)
+    for name in ("weight/group 1/erm-4", "influence_by_group/group 1/erm-4", "influence/erm-4"):
+        assert history(client, run_id, name)[-1] == (3, 0.2)
+    assert history(client, run_id, "fallback/group 1")[-1] == (3, 0.25)
     assert history(client, run_id, "val/group/y_1_ a_2")[-1] == (3, pytest.approx(0.03))
     found = client.get_run(run_id).data.metrics
     assert found["train/fallback_share"] == 0.25

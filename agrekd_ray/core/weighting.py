@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from agrekd_ray.core.diagnostics import pulls
 from agrekd_ray.core.kd import check_temperature, floating, loss_from_gradients
-from agrekd_ray.core.strategies import STRATEGIES, Evidence, Strategy
+from agrekd_ray.core.strategies import NO_DIRECTION, STRATEGIES, Evidence, Strategy
 
 __all__ = [
     "STRATEGIES",
@@ -64,12 +65,15 @@ class Guided:
         loss: [B], the weighted distillation loss whose gradient that is, in nats · τ²; recovered
             from the gradients, so in float32 good to about 1e-5 · τ².
         fallback: [B], True where all weights were 0 (the 0/0 case) and the fallback decided.
+        pull: [M, B], how far each teacher moves the student along `gradient`; see
+            `diagnostics.pulls`. They sum to the gradient's norm, or all are 0 where it is rounding.
     """
 
     gradient: Tensor
     weights: Tensor
     loss: Tensor
     fallback: Tensor
+    pull: Tensor
 
 
 @torch.no_grad()
@@ -99,8 +103,8 @@ def combine(
         options: of the strategy.
 
     Returns:
-        Gradient, weights, loss and fallback mask; gradient and loss in the gradients' precision,
-        float32 at least.
+        Gradient, weights, loss, fallback mask and pulls; gradient, loss and pulls in the gradients'
+        precision, float32 at least.
 
     Raises:
         ValueError: as `weigh`, and for sample weighting without the biased model's gradient.
@@ -116,14 +120,16 @@ def combine(
     gradients_MBC = evidence.gradients
     exact_MB = weights_MB.to(gradients_MBC.dtype)
     gradient_BC = (exact_MB.unsqueeze(-1) * gradients_MBC).sum(0)
+    pull_MB = pulls(exact_MB, gradients_MBC, gradient_BC, NO_DIRECTION * temperature)
     loss_B = (exact_MB * loss_from_gradients(student_logits, gradients_MBC, temperature)).sum(0)
     if sample_weighting is not None and evidence.biased_gradient is not None:
         scale_B = _scales(gradients_MBC, evidence.biased_gradient, temperature, sample_weighting)
         gradient_BC *= scale_B.unsqueeze(-1)
         loss_B *= scale_B
+        pull_MB *= scale_B
     if fallback_B is None:
         fallback_B = torch.zeros_like(loss_B, dtype=torch.bool)
-    return Guided(gradient_BC, weights_MB, loss_B, fallback_B)
+    return Guided(gradient_BC, weights_MB, loss_B, fallback_B, pull_MB)
 
 
 @torch.no_grad()

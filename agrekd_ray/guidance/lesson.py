@@ -121,6 +121,7 @@ class Answer:
     weights_MB: np.ndarray
     loss_B: np.ndarray
     fallback_B: np.ndarray
+    pull_MB: np.ndarray
 
 
 class Source(Protocol):
@@ -204,6 +205,7 @@ def weigh_replies(question: Question, told: Sequence[Replies]) -> Answer:
         guided.weights.numpy(),
         guided.loss.numpy(),
         guided.fallback.numpy(),
+        guided.pull.numpy(),
     )
 
 

@@ -22,7 +22,15 @@ from agrekd_ray.models import Classifier, Manifest, Model, build, save
 from agrekd_ray.results import Epoch, Outcome, epochs_from_json
 from agrekd_ray.settings import Count, NonNegative, Positive, Settings, Training, fingerprint
 from agrekd_ray.teachers import DfrSettings, retrain_head
-from agrekd_ray.training import Labels, TeachingRecord, Trainer, evaluate, predict, score
+from agrekd_ray.training import (
+    Labels,
+    Teaching,
+    TeachingRecord,
+    Trainer,
+    evaluate,
+    predict,
+    score,
+)
 
 OUTCOME, STATE = "outcome.json", "state.pt"
 
@@ -146,7 +154,7 @@ class Student:
     def epoch(self) -> Epoch | None:
         """Train the next epoch, then evaluate; the record is None on all workers but the first."""
         finished = self.trainer.epoch()
-        weights, fallback = self._record.close(self._total) if self._record else ({}, 0.0)
+        teaching = self._record.close(self._total) if self._record else Teaching()
         if not self._evaluates:
             return None
         if self._source is not None:
@@ -159,10 +167,9 @@ class Student:
             finished.learning_rate,
             finished.seconds,
             score(self._dataset, SELECT, probabilities_NC),
-            weights,
-            fallback,
-            self._judge(probabilities_NC) if self._judge else {},
-            self.trainer.plan.steps_per_epoch,
+            selection=self._judge(probabilities_NC) if self._judge else {},
+            steps=self.trainer.plan.steps_per_epoch,
+            **vars(teaching),
         )
         self.history.append(record)
         return record

@@ -1,7 +1,14 @@
 """Training: the step, its batches, its optimiser, and evaluation. No Ray here."""
 
 from agrekd_ray.training.batches import Batch, BatchPlan
-from agrekd_ray.training.evaluation import Judge, TeachingRecord, evaluate, predict, score
+from agrekd_ray.training.evaluation import (
+    Judge,
+    Teaching,
+    TeachingRecord,
+    evaluate,
+    predict,
+    score,
+)
 from agrekd_ray.training.loop import Guidance, Labels, Taught, Trainer
 
 __all__ = [
@@ -11,6 +18,7 @@ __all__ = [
     "Judge",
     "Labels",
     "Taught",
+    "Teaching",
     "TeachingRecord",
     "Trainer",
     "evaluate",

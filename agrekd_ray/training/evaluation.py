@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -94,8 +95,23 @@ def evaluate(
     return score(dataset, split, logits_NC.softmax(1))
 
 
+@dataclass(frozen=True)
+class Teaching:
+    """Who taught whom over an epoch; the fields are those of `Epoch`, which explains them."""
+
+    weights: dict[str, dict[str, float]] = field(default_factory=dict)
+    fallback_share: float = 0.0
+    fallback_by_group: dict[str, float] = field(default_factory=dict)
+    influence: dict[str, float] = field(default_factory=dict)
+    influence_by_group: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
 class TeachingRecord:
-    """Mean weight of each teacher by group of the training samples, over an epoch (an `Observer`).
+    """Sums up an epoch's teaching by group of the training samples (an `Observer`).
+
+    A teacher's influence is the sum of its pulls (`core.diagnostics.pulls`) over that of all
+    teachers. So a sample counts by the length of its gradient: one on which the teachers cancel
+    out, or which the student has learned, moves nothing and says nothing.
 
     Args:
         dataset: whose groups are reported.
@@ -106,16 +122,17 @@ class TeachingRecord:
         self._group_N = torch.from_numpy(dataset.groups.group_N)
         self._names = dataset.groups.names
         self._teachers = teachers
-        # Rows: groups. Columns: sum of each teacher's weights, samples, samples in the 0/0 case.
-        self._sums = torch.zeros(len(self._names), len(teachers) + 2)
+        # Rows: groups. Columns: weights and pulls of each teacher, samples, those in the 0/0 case.
+        self._sums = torch.zeros(len(self._names), 2 * len(teachers) + 2)
 
     def observe(self, batch: Batch, taught: Taught) -> None:
         """Add one step."""
-        if taught.weights_MB is None or taught.fallback_B is None:
+        if taught.weights_MB is None or taught.fallback_B is None or taught.pull_MB is None:
             return
         columns = torch.cat(
             [
                 taught.weights_MB.cpu().T,
+                taught.pull_MB.cpu().T,
                 torch.ones(len(batch.ids), 1),
                 taught.fallback_B.cpu().float()[:, None],
             ],
@@ -123,16 +140,34 @@ class TeachingRecord:
         )
         self._sums.index_add_(0, self._group_N[torch.from_numpy(batch.ids)], columns)
 
-    def close(self, total: Callable[[Tensor], Tensor]) -> tuple[dict[str, dict[str, float]], float]:
-        """Weights by group and teacher, and the share of samples in the 0/0 case; starts anew."""
+    def close(self, total: Callable[[Tensor], Tensor]) -> Teaching:
+        """What was taught since the last time, over all workers; starts anew.
+
+        Args:
+            total: sums a tensor over the workers.
+        """
         sums = total(self._sums)
         self._sums = torch.zeros_like(self._sums)
-        seen = sums[:, -2]
-        if not seen.sum():
-            return {}, 0.0
-        weights = {
-            name: dict(zip(self._teachers, (row[:-2] / row[-2]).tolist(), strict=True))
-            for name, row in zip(self._names, sums, strict=True)
-            if row[-2]
-        }
-        return weights, float(sums[:, -1].sum() / seen.sum())
+        M = len(self._teachers)
+        weights_GM, pull_GM, seen_G, fallback_G = (
+            sums[:, :M],
+            sums[:, M : 2 * M],
+            sums[:, -2],
+            sums[:, -1],
+        )
+        if not seen_G.sum():
+            return Teaching()
+        seen = [g for g, count in enumerate(seen_G.tolist()) if count]
+        moved = [g for g, length in enumerate(pull_GM.sum(1).tolist()) if length > 0]
+        return Teaching(
+            weights={self._names[g]: self._shares(weights_GM[g] / seen_G[g]) for g in seen},
+            fallback_share=float(fallback_G.sum() / seen_G.sum()),
+            fallback_by_group={self._names[g]: float(fallback_G[g] / seen_G[g]) for g in seen},
+            influence=self._shares(pull_GM.sum(0) / pull_GM.sum()) if moved else {},
+            influence_by_group={
+                self._names[g]: self._shares(pull_GM[g] / pull_GM[g].sum()) for g in moved
+            },
+        )
+
+    def _shares(self, share_M: Tensor) -> dict[str, float]:
+        return dict(zip(self._teachers, share_M.tolist(), strict=True))

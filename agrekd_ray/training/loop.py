@@ -36,12 +36,15 @@ class Taught:
         loss_B: the objective, by sample.
         weights_MB: of each teacher by sample; None without teachers.
         fallback_B: samples whose weights were all zero; None without teachers.
+        pull_MB: how far each teacher moves a sample's logits along the teachers' gradient; None
+            without teachers.
     """
 
     gradient_BC: Tensor
     loss_B: Tensor
     weights_MB: Tensor | None = None
     fallback_B: Tensor | None = None
+    pull_MB: Tensor | None = None
 
 
 class Guidance(Protocol):

@@ -1,0 +1,110 @@
+"""Who taught whom, summed up by group over an epoch, by one worker or several."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from agrekd_ray.results import Epoch, Metrics, epochs_from_json, mean_epoch
+from agrekd_ray.training import Teaching, TeachingRecord
+from agrekd_ray.training.loop import Taught
+
+NAMES = ("aligned", "conflicting", "never seen")
+DATA: Any = SimpleNamespace(groups=SimpleNamespace(group_N=np.array([0, 0, 1, 1, 2]), names=NAMES))
+
+
+def taught(pull: list[list[float]], weights: list[list[float]], fallback: list[bool]) -> Taught:
+    B = len(fallback)
+    return Taught(
+        torch.zeros(B, 2),
+        torch.zeros(B),
+        torch.tensor(weights),
+        torch.tensor(fallback),
+        torch.tensor(pull),
+    )
+
+
+def observe(record: TeachingRecord, ids: list[int], step: Taught) -> None:
+    batch: Any = SimpleNamespace(ids=np.array(ids))
+    record.observe(batch, step)
+
+
+STEPS = (
+    ([0, 2], taught([[3.0, -0.5], [1.0, 1.5]], [[0.5, 0.25], [0.5, 0.75]], [True, False])),
+    ([1, 3], taught([[0.0, 0.0], [2.0, 1.0]], [[1.0, 0.0], [0.0, 1.0]], [False, False])),
+)
+
+
+def check(found: Teaching) -> None:
+    """Sums of pulls: aligned 3 and 3, conflicting −0.5 and 2.5, so 2.5 and 5.5 of 8 in all."""
+    assert found.weights == {
+        "aligned": {"dfr-0": 0.75, "erm-1": 0.25},
+        "conflicting": {"dfr-0": 0.125, "erm-1": 0.875},
+    }
+    assert found.influence_by_group == {
+        "aligned": {"dfr-0": 0.5, "erm-1": 0.5},
+        "conflicting": {"dfr-0": -0.25, "erm-1": 1.25},
+    }
+    assert found.influence == {"dfr-0": 0.3125, "erm-1": 0.6875}
+    assert found.fallback_by_group == {"aligned": 0.5, "conflicting": 0.0}
+    assert found.fallback_share == 0.25
+
+
+def test_shares_by_group_are_worked_out_from_sums() -> None:
+    record = TeachingRecord(DATA, ("dfr-0", "erm-1"))
+    for ids, step in STEPS:
+        observe(record, ids, step)
+    check(record.close(lambda sums: sums))
+    assert record.close(lambda sums: sums) == Teaching()  # every epoch starts anew
+
+
+def test_workers_add_up() -> None:
+    records = [TeachingRecord(DATA, ("dfr-0", "erm-1")) for _ in STEPS]
+    for record, (ids, step) in zip(records, STEPS, strict=True):
+        observe(record, ids, step)
+    other = records[1]._sums
+    check(records[0].close(lambda sums: sums + other))
+
+
+def test_a_group_that_nobody_moves_has_no_influence() -> None:
+    record = TeachingRecord(DATA, ("dfr-0", "erm-1"))
+    observe(record, [2], taught([[0.0], [0.0]], [[0.0], [0.0]], [True]))
+    found = record.close(lambda sums: sums)
+    assert found.influence == found.influence_by_group == {}
+    assert found.fallback_by_group == {"conflicting": 1.0}
+
+
+METRICS = Metrics(0.5, 0.5, 0.5, 0.5, 0.5, 0.1, {}, {})
+
+
+def test_means_over_students_take_who_has_a_figure() -> None:
+    old = Epoch(0, 1.0, 0.1, 1.0, METRICS, {"a": {"t": 0.2}})
+    new = Epoch(
+        0,
+        1.0,
+        0.1,
+        1.0,
+        METRICS,
+        {"a": {"t": 0.4}, "b": {"t": 1.0}},
+        fallback_by_group={"a": 0.5},
+        influence={"t": 0.3},
+        influence_by_group={"a": {"t": 0.3}},
+    )
+    found = mean_epoch([old, new])
+    assert found.weights == {"a": {"t": pytest.approx(0.3)}, "b": {"t": 1.0}}
+    assert found.influence == {"t": 0.3}
+    assert found.influence_by_group == {"a": {"t": 0.3}}
+    assert found.fallback_by_group == {"a": 0.5}
+
+
+def test_epochs_of_an_earlier_version_are_read() -> None:
+    val = {**vars(METRICS)}
+    (read,) = epochs_from_json(
+        [{"epoch": 3, "loss": 1.0, "learning_rate": 0.1, "seconds": 2.0, "val": val}]
+    )
+    assert read.influence == {}
+    assert read.fallback_by_group == {}
