@@ -58,7 +58,8 @@ def show(result: StudyResult, console: Console) -> None:
         columns = _pivot(result, rest, WGA)
         if sum(column.width + 2 for column in columns) > console.width:
             columns = _long(result, rest)
-        console.print(screen_table(columns, title, None))
+        console.print(Text(title))
+        console.print(screen_table(columns, None, None))
         console.print()
     for place, lines in _gain_lines(result):
         if place:

@@ -1,0 +1,306 @@
+"""Studies: points that share what they can, and come to what each would have come to alone."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from rich.console import Console
+
+from agrekd_ray.config import Job, check_job
+from agrekd_ray.results import Metrics, Outcome
+from agrekd_ray.run.folder import RunFolder
+from agrekd_ray.run.job import run_job
+from agrekd_ray.study import driver
+from agrekd_ray.study.driver import run_study
+from agrekd_ray.study.plots import gains_plot, sweep_plots
+from agrekd_ray.study.points import points_of
+from agrekd_ray.study.report import markdown, show
+from agrekd_ray.study.results import PointResult, StudyResult
+from agrekd_ray.study.settings import Published, changes, settings_of
+
+METHODS = ["one_hot", "aver", "agre_kd"]
+SWEEP = {"distillation.temperature": [2.0, 4.0]}
+
+
+def test_every_combination_is_a_point_with_a_label_of_its_own() -> None:
+    sweep = {
+        "ensemble.debiased": [1, "all"],
+        "student.model": [{"name": "torchvision/resnet18"}, {"name": "cnn", "args": {"width": 8}}],
+        "teachers.model": [{"name": "cnn"}],
+    }
+    settings = settings_of(sweep, [0, 3])
+    assert len(settings) == len({s.label for s in settings}) == len({s.folder for s in settings})
+    assert len(settings) == 8
+    assert settings[-1].label == (
+        "debiased=all student.model=cnn width=8 teachers.model=cnn draw=3"
+    )
+    assert "/" not in settings[0].folder
+    assert [s.label for s in settings_of({}, [])] == ["job"]
+
+
+def test_draws_share_no_model_and_no_split(make_job: Callable[..., Job]) -> None:
+    job = make_job(draws=[0, 1, 2], sweep={"teachers.count": [3, 5]})
+    points = points_of(job)
+    for count in (3, 5):
+        mine = [point for setting, point in points if setting.at["teachers.count"] == count]
+        assert [point.data.seed for point in mine] == [0, 1, 2]
+        assert [point.ensemble.seed for point in mine] == [0, 1, 2]
+        assert [point.teachers.seed for point in mine] == [0, count, 2 * count]
+    first = points[0][1]
+    assert first == make_job(**{"teachers.count": 3})
+    assert changes(points[0][0], job.model_dump(mode="json")) == {"teachers.count": 3}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"sweep": {"ensemble.debiasd": [1]}}, "sweep.ensemble.debiasd = 1: unknown key"),
+        ({"sweep": {"ensemble.debiased": [1, 9]}}, "sweep.ensemble.debiased = 9: more debiased"),
+        ({"sweep": {"ensemble.debiased": [1, 1]}}, "without the same value twice"),
+        ({"sweep": {"ensemble.debiased": 1}}, "a list of the values"),
+        ({"sweep": {"ensemble.debiased": []}}, "at least 1 entry"),
+        ({"sweep": {"seeds": [[1], [2]]}}, "is the same at every point"),
+        ({"sweep": {"runs": ["a"]}}, "is the same at every point"),
+        ({"draws": [1, 1]}, "names the same thing twice"),
+        ({"draws": [-1]}, "greater than or equal to 0"),
+        ({"sweep": {"data.train": [160, 10**6]}}, "sweep.data.train = 1000000"),
+        (
+            {"sweep": SWEEP, "published": {"source": "x", "figures": [{"at": {"alpha": 1}}]}},
+            "published.figures.0.at.alpha: is no key of the sweep",
+        ),
+        (
+            {
+                "sweep": SWEEP,
+                "published": {
+                    "source": "x",
+                    "figures": [{"at": {"distillation.temperature": 3.0}}],
+                },
+            },
+            "is none of the swept values",
+        ),
+        (
+            {"published": {"source": "x", "figures": [{"accuracy": {"agrekd": 1}}]}},
+            "Did you mean agre_kd",
+        ),
+    ],
+)
+def test_a_wrong_study_is_refused_before_anything_starts(
+    make_job: Callable[..., Job], wrong: dict[str, Any], said: str
+) -> None:
+    job, faults = check_job({**make_job().model_dump(mode="json"), **wrong})
+    assert job is None
+    assert said in "\n".join(map(str, faults))
+
+
+def study_of(make_job: Callable[..., Job], **changed: Any) -> Job:
+    wanted = {"guidance": "local", "methods": METHODS, "sweep": SWEEP, "tracking.models": False}
+    return make_job(**{**wanted, **changed})
+
+
+def test_a_point_comes_to_what_its_job_alone_comes_to(
+    make_job: Callable[..., Job], tmp_path: Path
+) -> None:
+    job = study_of(make_job, draws=[0, 1])
+    with (tmp_path / "screen.txt").open("w") as screen:
+        result = run_study(RunFolder.create(job), Console(file=screen, width=120))
+    assert [point.label for point in result.points] == [
+        "temperature=2 draw=0",
+        "temperature=2 draw=1",
+        "temperature=4 draw=0",
+        "temperature=4 draw=1",
+    ]
+    alone = run_job(RunFolder.create(points_of(job)[3][1]), Console(quiet=True))
+    for mine, theirs in zip(result.points[3].outcomes, alone, strict=True):
+        assert (mine.method, mine.splits) == (theirs.method, theirs.splits)
+    folder = Path(result.folder)
+    read = json.loads((folder / "results.json").read_text())
+    assert len(read["figures"]) == 2 * len(METHODS)
+    with (folder / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4 * len(METHODS) * 2
+    assert {row["distillation.temperature"] for row in rows} == {"2", "4"}
+    assert {row["draw"] for row in rows} == {"0", "1"}
+    assert (folder / "plots" / "sweep_temperature.png").stat().st_size > 5000
+    assert (folder / "plots" / "gains.png").exists()
+    text = (tmp_path / "screen.txt").read_text()
+    assert "temperature 2" in text
+    assert "AGRE-KD against AVER" in text
+    assert "2 draws" in text
+    _mlflow_holds_the_study(job.runs, result)
+
+
+def _mlflow_holds_the_study(runs: Path, result: StudyResult) -> None:
+    client = MlflowClient(f"sqlite:///{runs / 'mlflow.db'}")
+    places = [e.experiment_id for e in client.search_experiments()]
+    (parent,) = client.search_runs(places, "tags.`agrekd.role` = 'study'")
+    assert parent.info.status == "FINISHED"
+    jobs = client.search_runs(places, f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    assert {run.data.tags["agrekd.point"] for run in jobs} == {p.label for p in result.points}
+    for run in jobs:
+        students = client.search_runs(places, f"tags.`mlflow.parentRunId` = '{run.info.run_id}'")
+        assert {s.data.params["method"] for s in students} == set(METHODS)
+        for student in students:
+            assert student.info.status == "FINISHED"
+            points = client.get_metric_history(student.info.run_id, "train/loss")
+            assert sorted(point.step for point in points) == [0, 1]
+
+
+def test_a_student_that_several_points_need_is_trained_once(
+    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[str] = []
+    handle = driver._Study._handle
+
+    def watched(self: Any, event: Any) -> None:
+        if getattr(event, "student", None) and event.student not in trained:
+            trained.append(event.student)
+        handle(self, event)
+
+    monkeypatch.setattr(driver._Study, "_handle", watched)
+    result = run_study(RunFolder.create(study_of(make_job)), Console(quiet=True))
+    assert [name.rpartition("/")[2] for name in trained] == [
+        "one_hot-seed-0",
+        "aver-seed-0",
+        "agre_kd-seed-0",
+        "aver-seed-0",
+        "agre_kd-seed-0",
+    ]
+    first, second = (point.outcomes[0] for point in result.points)
+    assert first.splits == second.splits
+    for point in (Path(result.folder) / "points").iterdir():
+        assert (point / "students" / "one_hot-seed-0" / "model.safetensors").is_file()
+
+
+def test_an_interrupted_study_goes_on_where_it_was(
+    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = study_of(make_job)
+    folder = RunFolder.create(job)
+    handle = driver._Study._handle
+    told: list[str] = []
+
+    def stopped(self: Any, event: Any) -> None:
+        handle(self, event)
+        if getattr(event, "student", "").endswith("agre_kd-seed-0"):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(driver._Study, "_handle", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run_study(folder, Console(quiet=True))
+    assert folder.state().status == "interrupted"
+
+    def watched(self: Any, event: Any) -> None:
+        if getattr(event, "student", None):
+            told.append(f"{event.student} {event.epoch.epoch}")
+        handle(self, event)
+
+    monkeypatch.setattr(driver._Study, "_handle", watched)
+    result = run_study(RunFolder.open(folder.path), Console(quiet=True))
+    assert [name.rpartition("/")[2] for name in told] == [
+        "agre_kd-seed-0 1",
+        "aver-seed-0 0",
+        "aver-seed-0 1",
+        "agre_kd-seed-0 0",
+        "agre_kd-seed-0 1",
+    ]
+    undisturbed = run_study(RunFolder.create(job), Console(quiet=True))
+    assert [p.outcomes for p in result.points] != []
+    for mine, theirs in zip(result.points, undisturbed.points, strict=True):
+        for one, other in zip(mine.outcomes, theirs.outcomes, strict=True):
+            assert one.splits == other.splits
+
+
+def test_on_ray_one_session_and_one_fleet_serve_all_points(
+    ray_session: Any, make_job: Callable[..., Job]
+) -> None:
+    job = study_of(
+        make_job,
+        guidance="auto",
+        methods=["aver"],
+        sweep={"ensemble.debiased": [0, 1]},
+        **{"student.training.epochs": 1},
+    )
+    result = run_study(RunFolder.create(job), Console(quiet=True))
+    reference = [
+        run_job(
+            RunFolder.create(point.model_copy(update={"guidance": "local"})), Console(quiet=True)
+        )
+        for _, point in points_of(job)
+    ]
+    for mine, theirs in zip(result.points, reference, strict=True):
+        accuracy = [o.splits["test"].accuracy for o in (*mine.outcomes, *theirs)]
+        assert accuracy[0] == pytest.approx(accuracy[1], abs=0.01)
+
+
+def outcome(method: str, seed: int, worst: float) -> Outcome:
+    metrics = Metrics(worst + 0.1, worst, 0.5, 0.5, 0.1, 0.2, {"a": worst}, {"a": 10})
+    return Outcome(method, seed, "5 (2 debiased)", {"test": metrics})
+
+
+def made_up(draws: list[int | None], published: Published | None = None) -> StudyResult:
+    """Two places; the gain over AVER is 0.1 in even draws and 0.2 in odd ones, seeds differ."""
+    points = []
+    for share in (1, 2):
+        for draw in draws:
+            gain = 0.1 + 0.1 * ((draw or 0) % 2)
+            outcomes = [outcome("aver", seed, 0.2 + 0.01 * seed) for seed in (0, 1)]
+            outcomes += [outcome("agre_kd", seed, 0.2 + 0.01 * seed + gain) for seed in (0, 1)]
+            points.append(
+                PointResult(f"{share}-{draw}", {"ensemble.debiased": share}, draw, outcomes)
+            )
+    sweep = {"ensemble.debiased": [1, 2]}
+    return StudyResult("made_up", "folder", sweep, ["aver", "agre_kd"], published, points)
+
+
+def test_gains_are_paired_by_draw_and_by_seed_where_there_is_one_draw() -> None:
+    by_draw = made_up([0, 1, 2, 3])
+    gain = by_draw.gain({"ensemble.debiased": 1}, "aver")
+    assert gain is not None
+    assert gain.difference.seeds == 4
+    assert gain.difference.mean == pytest.approx(0.15)
+    assert gain.by_draw == pytest.approx([0.1, 0.2, 0.1, 0.2])
+    by_seed = made_up([None]).gain({"ensemble.debiased": 2}, "aver")
+    assert by_seed is not None
+    assert by_seed.by_draw == pytest.approx([0.1, 0.1])
+    figure = by_draw.figure({"ensemble.debiased": 1}, "agre_kd")
+    assert figure is not None
+    assert figure.count == 8
+    assert figure.mean["worst_group_accuracy"] == pytest.approx(0.355)
+
+
+def test_published_figures_stand_beside_ours(tmp_path: Path) -> None:
+    published = Published.model_validate(
+        {
+            "source": "Paper, Figure 3",
+            "figures": [
+                {"at": {"ensemble.debiased": 2}, "worst_group_accuracy": {"agre_kd": 59.9}}
+            ],
+        }
+    )
+    result = made_up([0, 1], published)
+    assert "35.5 ± 5.8 [59.9]" in markdown(result)
+    assert markdown(result).count("[59.9]") == 1
+    with (tmp_path / "screen").open("w") as screen:
+        show(result, Console(file=screen, width=100))
+    assert "[59.9]" in (tmp_path / "screen").read_text()
+    assert "Paper, Figure 3" in (tmp_path / "screen").read_text()
+    (plot,) = sweep_plots(result, tmp_path)
+    assert plot.name == "sweep_debiased.png"
+    assert gains_plot(result, tmp_path / "gains.png")
+    assert result.metrics()["debiased=1/agre_kd_minus_aver/test/worst_group_accuracy"] == (
+        pytest.approx(0.15)
+    )
+
+
+def test_a_narrow_screen_gets_a_row_a_place(tmp_path: Path) -> None:
+    with (tmp_path / "screen").open("w") as screen:
+        show(made_up([0, 1]), Console(file=screen, width=30))
+    text = (tmp_path / "screen").read_text()
+    assert "AGRE-KD" in text
+    assert "Worst group" in text
