@@ -143,6 +143,71 @@ def _means_by_group(several: Sequence[dict[str, dict[str, float]]]) -> dict[str,
 
 
 @dataclass(frozen=True)
+class Bin:
+    """One bar of a reliability diagram.
+
+    Attributes:
+        low: smallest confidence of the bin, exclusive (0 is in the first).
+        high: largest confidence, inclusive.
+        count: samples that were answered so confidently.
+        confidence: their mean confidence.
+        accuracy: share of them that was answered right.
+    """
+
+    low: float
+    high: float
+    count: int
+    confidence: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How an ensemble's vote stands to the biased model's answers; shares of samples, of sum 1.
+
+    Attributes:
+        count: samples.
+        agrees_right: both are right.
+        agrees_wrong: both name the same wrong class.
+        contradicts_right: the biased model is wrong, the vote right.
+        contradicts_wrong: they differ, and the vote is wrong.
+    """
+
+    count: int
+    agrees_right: float
+    agrees_wrong: float
+    contradicts_right: float
+    contradicts_wrong: float
+
+
+@dataclass(frozen=True)
+class SplitAgreement:
+    """Agreement of the ensemble with the biased model on one split.
+
+    Attributes:
+        overall: on all samples.
+        groups: by evaluation group, by name; groups without a sample are left out.
+        overlapping: by name of further groups, of which a sample may be in several.
+    """
+
+    overall: Agreement
+    groups: dict[str, Agreement] = field(default_factory=dict)
+    overlapping: dict[str, Agreement] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Diagnostics:
+    """What a job found out about its ensemble.
+
+    Attributes:
+        agreement: with the biased model, by split, `val` (selection half) and `test`; empty for a
+            job without teachers.
+    """
+
+    agreement: dict[str, SplitAgreement] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Outcome:
     """One method with one seed, finished.
 
@@ -153,6 +218,7 @@ class Outcome:
         splits: metrics by split, `val` (selection half) and `test`.
         history: one entry an epoch; empty where nothing was trained by epochs.
         checkpoint: folder of the student's checkpoint, relative to the run's folder, or None.
+        calibration: reliability diagram of the test split; bins without a sample are left out.
     """
 
     method: str
@@ -161,6 +227,7 @@ class Outcome:
     splits: dict[str, Metrics]
     history: list[Epoch] = field(default_factory=list)
     checkpoint: str | None = None
+    calibration: list[Bin] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -176,7 +243,8 @@ class Outcome:
         """Back from `to_json`."""
         history = epochs_from_json(values["history"])
         splits = {name: Metrics(**metrics) for name, metrics in values["splits"].items()}
-        return cls(**{**values, "splits": splits, "history": history})
+        calibration = [Bin(**found) for found in values.get("calibration", ())]
+        return cls(**values | {"splits": splits, "history": history, "calibration": calibration})
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agrekd_ray.core.diagnostics import pulls
+from agrekd_ray.core.diagnostics import CASES, agreement_cases, pulls, reliability
 from agrekd_ray.core.kd import kd_gradient
 from agrekd_ray.core.weighting import STRATEGIES, SampleWeighting, combine
 
@@ -35,6 +35,33 @@ def guided(strategy, classes=4, seed=0, scale=3.0, **options):
         **options,
     )
     return found, gradients[1:]
+
+
+def test_every_case_of_agreement():
+    ensemble_N = torch.tensor([0, 1, 2, 0, 0])
+    biased_N = torch.tensor([0, 1, 0, 1, 1])
+    labels_N = torch.tensor([0, 0, 2, 2, 0])
+    # In turn: both right, both wrong alike, right against it, wrong against it, right against it.
+    member_NG = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 0, 0, 1], [0, 0, 0, 0, 0]]).T.bool()
+    found_G4 = agreement_cases(ensemble_N, biased_N, labels_N, member_NG)
+    assert found_G4.tolist() == [[1, 1, 2, 1], [0, 0, 1, 0], [0, 0, 0, 0]]
+    assert CASES == ("agrees_right", "agrees_wrong", "contradicts_right", "contradicts_wrong")
+
+
+def test_agreement_is_of_the_same_samples():
+    with pytest.raises(ValueError, match="same samples"):
+        agreement_cases(torch.zeros(2), torch.zeros(1), torch.zeros(2), torch.ones(2, 1).bool())
+
+
+def test_reliability_by_hand():
+    confidence_N = torch.tensor([0.0, 1 / 15, 0.55, 0.58, 1.0], dtype=torch.float64)
+    correct_N = torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0])
+    count_K, confidence_K, accuracy_K = reliability(confidence_N, correct_N)
+    assert count_K.tolist() == [2, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 1]
+    filled = count_K > 0
+    assert accuracy_K[filled].tolist() == [0.5, 0.5, 1.0]
+    assert confidence_K[filled].tolist() == pytest.approx([1 / 30, 0.565, 1.0])
+    assert torch.isnan(accuracy_K[~filled]).all()
 
 
 def test_hand_worked_pulls():

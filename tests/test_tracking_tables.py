@@ -10,7 +10,15 @@ from statistics import stdev
 import pytest
 from rich.console import Console
 
-from agrekd_ray.results import Epoch, Member, Metrics, Outcome
+from agrekd_ray.results import (
+    Agreement,
+    Diagnostics,
+    Epoch,
+    Member,
+    Metrics,
+    Outcome,
+    SplitAgreement,
+)
 from agrekd_ray.tracking import tables
 from agrekd_ray.tracking.labels import is_distilled, label
 
@@ -193,11 +201,21 @@ def test_json_holds_everything(job, ensemble, tmp_path):
     path = tmp_path / "results.json"
     tables.write_json(path, job, ensemble, ensemble[0], {"name": "digits", "folder": tmp_path})
     content = json.loads(path.read_text())
-    assert set(content) == {"job", "members", "biased", "outcomes", "summary"}
+    assert set(content) == {"job", "members", "biased", "outcomes", "summary", "diagnostics"}
     assert content["job"] == {"name": "digits", "folder": str(tmp_path)}
     assert [Outcome.from_json(o) for o in content["outcomes"]] == job
     assert content["biased"]["name"] == "erm-0"
     assert len(content["summary"]) == 2 * len(METHODS)
+    assert content["diagnostics"] == {"agreement": {}}
+
+
+def test_agreement_is_named_by_split_and_group():
+    half = Agreement(10, 0.5, 0.1, 0.4, 0.0)
+    found = Diagnostics({"test": SplitAgreement(half, {"minority": Agreement(2, 0, 0, 1.0, 0)})})
+    metrics = tables.agreement_metrics(found)
+    assert metrics["agreement/test/contradicts_right"] == 0.4
+    assert metrics["agreement/test/group/minority/contradicts_right"] == 1.0
+    assert len(metrics) == 8
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(job, ensemble, tmp_path, monkeypatch):

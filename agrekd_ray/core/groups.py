@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from agrekd_ray.core.diagnostics import reliability
 from agrekd_ray.core.kd import check_labels, floating
-
-CALIBRATION_BINS = 15
 
 
 @torch.no_grad()
@@ -140,9 +139,9 @@ def _overlapping(member_NK: Tensor, names: Sequence[str], correct_N: Tensor) -> 
 
 def _calibration_error(confidence_N: Tensor, correct_N: Tensor) -> float:
     """Mean distance of accuracy and confidence over the bins (lower, upper], by their samples."""
-    bins_N = (confidence_N * CALIBRATION_BINS).ceil().long().sub(1).clamp(0, CALIBRATION_BINS - 1)
-    gap_N = correct_N - confidence_N
-    return float(torch.bincount(bins_N, weights=gap_N).abs().sum() / len(gap_N))
+    count_K, confidence_K, accuracy_K = reliability(confidence_N, correct_N)
+    gap_K = (accuracy_K - confidence_K).abs()
+    return float((count_K * gap_K).nansum() / count_K.sum())
 
 
 def _checked_probabilities(probabilities_NC: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from agrekd_ray.data import SELECT, TEST, Dataset, open_dataset
 from agrekd_ray.errors import AgrekdError, RunError
 from agrekd_ray.models import load, read_manifest
 from agrekd_ray.outputs import evaluation_logits
-from agrekd_ray.results import Member, Metrics, Outcome
+from agrekd_ray.results import Diagnostics, Member, Metrics, Outcome
 from agrekd_ray.run.display import Display
 from agrekd_ray.run.engine import Effort, Engine, Handle, LocalEngine
 from agrekd_ray.run.environment import prepare
@@ -35,7 +35,7 @@ from agrekd_ray.teachers import Pool, vote
 from agrekd_ray.tracking import plots, tables
 from agrekd_ray.tracking.mlflow_runs import Tracker
 from agrekd_ray.tracking.outbox import Outbox
-from agrekd_ray.training import evaluate, score
+from agrekd_ray.training import agreement, calibration, evaluate, score
 
 PATIENCE_AT_FAILURE = 5.0
 """Seconds that a run which has failed waits for an MLflow that is away."""
@@ -229,11 +229,17 @@ class _Run:
             place = self.folder.students / f"{method}-seed-{seed}"
             if (outcome := read_outcome(place)) is None:
                 answers = self._recorded_vote if method == "teacher_vote" else self._vote
+                told = {split: answers(folders, split) for split in (SELECT, TEST)}
                 splits = {
-                    split: score(self.dataset, split, *answers(folders, split))
-                    for split in (SELECT, TEST)
+                    split: score(self.dataset, split, *found) for split, found in told.items()
                 }
-                outcome = Outcome(method, seed, teachers, splits)
+                outcome = Outcome(
+                    method,
+                    seed,
+                    teachers,
+                    splits,
+                    calibration=calibration(self.dataset, TEST, *told[TEST]),
+                )
                 write_outcome(place, outcome)
             self.monitor.finished(outcome)
 
@@ -252,6 +258,28 @@ class _Run:
         computed = sum(new for _, new in told)
         self.effort = replace(effort, forwards=effort.forwards + computed)
         return majority_vote(torch.stack([logits for logits, _ in told]))
+
+    @functools.cached_property
+    def diagnostics(self) -> Diagnostics:
+        """What is found out about the ensemble; where nobody recorded its answers, they cost."""
+        if not self.plan.needs_ensemble:
+            return Diagnostics()
+        checkpoints, drawn = self.plan.checkpoints(self.pool), self.plan.draw
+
+        def answers(names: Sequence[str], split: str) -> Tensor:
+            return self._recorded_vote([checkpoints[name] for name in names], split)[1]
+
+        return Diagnostics(
+            {
+                split: agreement(
+                    self.dataset,
+                    split,
+                    answers(drawn.teachers, split),
+                    answers([drawn.biased], split),
+                )
+                for split in (SELECT, TEST)
+            }
+        )
 
     def _outcomes(self) -> list[Outcome]:
         """Every method × seed of the job, in its order."""
@@ -272,6 +300,7 @@ class _Run:
         """results.json, results.csv and the plots."""
         path = self.folder.path
         members, biased = self._members()
+        diagnostics = self.diagnostics
         packages = ("torch", "ray", "mlflow", "numpy", "scikit-learn")
         about = {
             "name": self.job.name,
@@ -286,7 +315,7 @@ class _Run:
             "settings": self.job.model_dump(mode="json"),
         }
         tables.write_csv(outcomes, path / "results.csv")
-        tables.write_json(path / "results.json", outcomes, members, biased, about)
+        tables.write_json(path / "results.json", outcomes, members, biased, about, diagnostics)
         self.folder.plots.mkdir(exist_ok=True)
         plots.worst_group_by_method(outcomes, self.folder.plots / "worst_group_by_method.png")
         plots.training_curves(outcomes, self.folder.plots / "training_curves.png")
@@ -310,7 +339,11 @@ class _Run:
 
         for outcome in students:
             self.outbox.put(functools.partial(log_model, outcome))
-        metrics = tables.summary_metrics(outcomes) | self._effort_metrics()
+        metrics = {
+            **tables.summary_metrics(outcomes),
+            **tables.agreement_metrics(self.diagnostics),
+            **self._effort_metrics(),
+        }
         description = tables.markdown(outcomes, self._members()[0])
         self.outbox.put(
             lambda: self.tracker.finish_job(

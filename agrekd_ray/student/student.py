@@ -27,7 +27,7 @@ from agrekd_ray.training import (
     Teaching,
     TeachingRecord,
     Trainer,
-    evaluate,
+    calibration,
     predict,
     score,
 )
@@ -219,7 +219,11 @@ class Student:
         self, students: Path, model: Classifier, method: str, history: list[Epoch]
     ) -> Outcome:
         given, data = self.assignment, self._dataset
-        splits = {split: evaluate(model, data, split, self._device) for split in (SELECT, TEST)}
+        answers = {
+            split: predict(model, data, data.splits[split], device=self._device).softmax(1)
+            for split in (SELECT, TEST)
+        }
+        splits = {split: score(data, split, found) for split, found in answers.items()}
         folder = students / given.folder / f"{method}-seed-{given.seed}"
         outcome = Outcome(
             method,
@@ -228,6 +232,7 @@ class Student:
             splits,
             history,
             str(Path(folder.parent.name, folder.name)),
+            calibration(data, TEST, answers[TEST]),
         )
         made_by: dict[str, Any] = {
             "method": method,

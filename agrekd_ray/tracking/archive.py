@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from agrekd_ray.errors import RunError
-from agrekd_ray.results import Member, Outcome
+from agrekd_ray.results import Diagnostics, Member, Outcome
 from agrekd_ray.search.results import SearchResult
 from agrekd_ray.search.space import Domain
 
@@ -83,6 +83,7 @@ class JobArchive:
         biased: the biased model, where the job has one.
         outcomes: its students.
         settings: of the resolved job.
+        diagnostics: of the ensemble.
     """
 
     job: JobAbout
@@ -90,6 +91,7 @@ class JobArchive:
     biased: Member | None
     outcomes: list[Outcome]
     settings: JobSettings
+    diagnostics: Diagnostics = field(default_factory=Diagnostics)
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def is_share(metric: str) -> bool:
         name in _SHARES
         or name.endswith("_accuracy")
         or name.startswith(("group/", "overlapping/"))
-        or split in ("select", "weight", "influence", "influence_by_group", "fallback")
+        or split in ("select", "weight", "influence", "influence_by_group", "fallback", "agreement")
     )
 
 

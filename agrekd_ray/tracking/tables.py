@@ -14,7 +14,8 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from agrekd_ray.results import Member, Metrics, Outcome
+from agrekd_ray.core.diagnostics import CASES
+from agrekd_ray.results import Diagnostics, Member, Metrics, Outcome
 from agrekd_ray.tracking.columns import Column, figures, fitting, markdown_table, screen_table
 from agrekd_ray.tracking.files import replacing
 from agrekd_ray.tracking.labels import family, is_distilled, label
@@ -115,6 +116,25 @@ def summary_metrics(outcomes: Sequence[Outcome]) -> dict[str, float]:
             metrics[f"{row.method}/test/{_WGA}/std"] = row.std[_WGA]
     if difference := paired(outcomes, "agre_kd", "aver"):
         metrics[f"agre_kd_minus_aver/test/{_WGA}"] = difference.mean
+    return metrics
+
+
+def agreement_metrics(diagnostics: Diagnostics) -> dict[str, float]:
+    """Agreement of the ensemble with the biased model as MLflow names it.
+
+    Args:
+        diagnostics: of a job.
+
+    Returns:
+        Shares, `agreement/<split>/<case>` and `agreement/<split>/group/<group>/<case>`; the cases
+        are those of `Agreement`.
+    """
+    metrics: dict[str, float] = {}
+    for split, found in diagnostics.agreement.items():
+        parts = {f"{GROUP}{name}/": shares for name, shares in found.groups.items()}
+        for part, shares in {"": found.overall, **parts}.items():
+            for case in CASES:
+                metrics[f"agreement/{split}/{part}{case}"] = getattr(shares, case)
     return metrics
 
 
@@ -248,10 +268,12 @@ def write_json(
     members: Sequence[Member],
     biased: Member | None,
     job: dict[str, Any],
+    diagnostics: Diagnostics | None = None,
 ) -> None:
     """Writes everything that reports know about a job.
 
-    The object has the keys `job`, `members`, `biased`, `outcomes` (with history) and `summary`.
+    The object has the keys `job`, `members`, `biased`, `outcomes` (with history), `summary` and
+    `diagnostics`.
     A value that is not a finite number becomes null, which every JSON reader understands.
 
     Args:
@@ -260,6 +282,7 @@ def write_json(
         members: the ensemble.
         biased: the biased model, where the job has one.
         job: what to say about the job itself; values that JSON does not know become text.
+        diagnostics: of the ensemble.
 
     Raises:
         OSError: where it cannot be written.
@@ -270,6 +293,7 @@ def write_json(
         "biased": asdict(biased) if biased else None,
         "outcomes": [outcome.to_json() for outcome in outcomes],
         "summary": [asdict(row) for row in summary(outcomes)],
+        "diagnostics": asdict(diagnostics or Diagnostics()),
     }
     with replacing(path) as draft:
         text = json.dumps(

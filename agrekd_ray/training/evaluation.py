@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from agrekd_ray.core.diagnostics import CALIBRATION_BINS, agreement_cases, reliability
 from agrekd_ray.core.groups import group_metrics
 from agrekd_ray.core.selection import Answers, scores
 from agrekd_ray.data import TRAIN, Dataset, Samples
-from agrekd_ray.results import Metrics
+from agrekd_ray.results import Agreement, Bin, Metrics, SplitAgreement
 from agrekd_ray.training.batches import Batch
 from agrekd_ray.training.loop import Taught
 
@@ -56,6 +58,53 @@ def score(
             None if overlapping_NK is None else torch.from_numpy(overlapping_NK[ids]),
             groups.overlapping,
         ),
+    )
+
+
+def calibration(
+    dataset: Dataset, split: str, probabilities_NC: Tensor, predictions_N: Tensor | None = None
+) -> list[Bin]:
+    """Reliability diagram of predictions for a whole split; arguments as `score`."""
+    confidence_N, answers_N = probabilities_NC.double().max(1)
+    if predictions_N is not None:
+        answers_N = predictions_N
+    correct_N = answers_N == dataset.labels(dataset.splits[split])
+    found = zip(*(part.tolist() for part in reliability(confidence_N, correct_N)), strict=True)
+    return [
+        Bin(place / CALIBRATION_BINS, (place + 1) / CALIBRATION_BINS, count, confidence, accuracy)
+        for place, (count, confidence, accuracy) in enumerate(found)
+        if count
+    ]
+
+
+def agreement(dataset: Dataset, split: str, ensemble_N: Tensor, biased_N: Tensor) -> SplitAgreement:
+    """How an ensemble's vote stands to the biased model's answers on a whole split.
+
+    Args:
+        dataset: with groups.
+        split: whose samples are answered.
+        ensemble_N: classes that the teachers vote for, in the order of the split's ids.
+        biased_N: classes that the biased model names.
+    """
+    ids, groups = dataset.splits[split], dataset.groups
+    labels_N = dataset.labels(ids)
+    group_N = torch.from_numpy(groups.group_N[ids]).long()
+
+    def by_name(names: Sequence[str], member_NG: Tensor) -> dict[str, Agreement]:
+        cases_G4 = agreement_cases(ensemble_N, biased_N, labels_N, member_NG)
+        return {
+            name: Agreement(sum(cases), *(count / sum(cases) for count in cases))
+            for name, cases in zip(names, cases_G4.tolist(), strict=True)
+            if sum(cases)
+        }
+
+    further_NK = groups.overlapping_NK
+    return SplitAgreement(
+        by_name([split], torch.ones(len(ids), 1, dtype=torch.bool))[split],
+        by_name(groups.names, F.one_hot(group_N, len(groups.names)).bool()),
+        {}
+        if further_NK is None
+        else by_name(groups.overlapping, torch.from_numpy(further_NK[ids])),
     )
 
 
