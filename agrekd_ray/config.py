@@ -22,7 +22,7 @@ from agrekd_ray.core.weighting import STRATEGIES, SampleWeighting
 from agrekd_ray.data import TRAIN, Dataset, DataSettings, open_dataset
 from agrekd_ray.errors import AgrekdError
 from agrekd_ray.guidance.fleet_settings import FleetSettings
-from agrekd_ray.models import check, check_classes, check_name, read_manifest
+from agrekd_ray.models import check, check_classes, check_name, in_words, read_manifest
 from agrekd_ray.outputs import OutputSettings
 from agrekd_ray.settings import A_NUMBER, A_WORD, LocalPath, Positive, Seed, Settings, Share
 from agrekd_ray.student import StudentSettings
@@ -437,8 +437,8 @@ class _Whole:
                     check_classes(path, manifest, dataset.classes)
                     if manifest.shape != dataset.shape:
                         raise AgrekdError(
-                            f"{path}: takes images of {manifest.shape}, the data have "
-                            f"{dataset.shape}"
+                            f"{path}: takes {in_words(manifest.shape)}, the data are "
+                            f"{in_words(dataset.shape)}"
                         )
 
             found += _caught(key, look)

@@ -85,6 +85,7 @@ class Workload:
         ]
         for number in range(self.most):
             model = backbones[number % len(backbones)]
+            assert isinstance(model.head, torch.nn.Linear)
             head = torch.nn.Linear(model.head.in_features, classes)
             torch.nn.init.normal_(head.weight, 0, 0.3, torch.Generator().manual_seed(number))
             found[f"teacher-{number}"] = folder / f"teacher-{number}"

@@ -215,10 +215,11 @@ class TeacherHost:
 
     def _compute(self, names: Sequence[str], epoch: int, ids: np.ndarray) -> dict[str, Tensor]:
         began = time.perf_counter()
-        images = self._samples.inputs(ids, epoch)
+        inputs = self._samples.inputs(ids, epoch)
         if self._device.type == "cuda":
-            images = images.pin_memory().to(self._device, non_blocking=True)
-        images = images.contiguous(memory_format=torch.channels_last)
+            inputs = inputs.pin_memory().to(self._device, non_blocking=True)
+        if inputs.ndim == 4:  # images
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
         heads: dict[str, list[str]] = {}
         for name in names:
             heads.setdefault(self._heads[name][0], []).append(name)
@@ -228,7 +229,7 @@ class TeacherHost:
             with torch.autocast(
                 self._device.type, dtype=torch.bfloat16, enabled=self._autocast == "bfloat16"
             ):
-                features = self._backbones[shared](images)
+                features = self._backbones[shared](inputs)
                 return {name: self._heads[name][1](features).float() for name in heads[shared]}
 
         parts = self._computing.map(through, heads) if len(heads) > 1 else map(through, heads)

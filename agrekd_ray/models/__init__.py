@@ -1,17 +1,28 @@
-"""Models: builders by name, and checkpoints that hold no code."""
+"""Models: builders by name, and checkpoints that hold no code.
 
-from agrekd_ray.models.builders import BUILDERS, Classifier, Model, build, check, check_name
+To add an architecture of one's own, write a function `(shape, classes, **args) -> Classifier` and
+an entry in `BUILDERS`; a whole library of them is a `Family`.
+"""
+
+from agrekd_ray.models.builders import BUILDERS, FAMILIES, build, check, check_name, identified
 from agrekd_ray.models.checkpoint import Manifest, check_classes, load, read_manifest, save
+from agrekd_ray.models.classifier import Classifier
+from agrekd_ray.models.model import Model, Preprocessing, Shape, in_words
 
 __all__ = [
     "BUILDERS",
+    "FAMILIES",
     "Classifier",
     "Manifest",
     "Model",
+    "Preprocessing",
+    "Shape",
     "build",
     "check",
     "check_classes",
     "check_name",
+    "identified",
+    "in_words",
     "load",
     "read_manifest",
     "save",

@@ -1,4 +1,4 @@
-"""Models by name: small CNNs and every torchvision classification architecture.
+"""Models by name: small CNNs, and the architectures of torchvision, timm and transformers.
 
 Each is split into a backbone, which gives features [B, D], and a linear head, so that a last
 layer can be retrained (DFR) and several heads can share one backbone.
@@ -6,121 +6,23 @@ layer can be retrained (DFR) and several heads can share one backbone.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import inspect
-import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
-from pydantic import Field
-from torch import Tensor, nn
 
 from agrekd_ray.errors import AgrekdError
-from agrekd_ray.settings import Settings
-
-TORCHVISION = "torchvision/"
-
-
-class Model(Settings):
-    """Which architecture, and what it is built with.
-
-    Attributes:
-        name: a builder's name (`cnn`, `cnn_deep`), or `torchvision/NAME` for any torchvision
-            classification architecture (`torchvision/resnet18`).
-        args: arguments of the builder (`width` for the CNNs; torchvision's own for the others).
-        small_stem: for torchvision models on small images: a first convolution of 3 x 3 with
-            stride 1, and no pooling behind it.
-    """
-
-    name: str
-    args: dict[str, Any] = Field(default_factory=dict)
-    small_stem: bool = False
-
-
-class Classifier(nn.Module):
-    """A backbone and its linear head.
-
-    Attributes:
-        backbone: images [B, channels, height, width] -> features [B, D].
-        head: the last linear layer, D -> C.
-    """
-
-    def __init__(self, backbone: nn.Module, head: nn.Linear) -> None:
-        super().__init__()
-        self.backbone, self.head = backbone, head
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images [B, channels, height, width] -> logits [B, C]."""
-        return self.head(self.backbone(images))
-
-
-def cnn(shape: tuple[int, int, int], classes: int, width: int = 16) -> Classifier:
-    """The student of the paper's Colored MNIST: two convolutional layers.
-
-    Args:
-        shape: channels, height and width of an image.
-        classes: C.
-        width: channels of the first layer; the second has twice as many.
-    """
-    backbone = nn.Sequential(
-        nn.Conv2d(shape[0], width, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(width, 2 * width, 3, padding=1),
-        nn.ReLU(),
-        nn.AdaptiveMaxPool2d(2),
-        nn.Flatten(),
-    )
-    return Classifier(backbone, nn.Linear(8 * width, classes))
-
-
-def cnn_deep(shape: tuple[int, int, int], classes: int, width: int = 32) -> Classifier:
-    """A slightly larger CNN for teachers: three convolutional layers.
-
-    Args:
-        shape: channels, height and width of an image.
-        classes: C.
-        width: channels of the first layer; the others have twice as many.
-    """
-    backbone = nn.Sequential(
-        nn.Conv2d(shape[0], width, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(width, 2 * width, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(2 * width, 2 * width, 3, padding=1),
-        nn.ReLU(),
-        nn.AdaptiveMaxPool2d(2),
-        nn.Flatten(),
-    )
-    return Classifier(backbone, nn.Linear(8 * width, classes))
-
-
-class _Delayed(nn.Module):
-    def __init__(self, channels: int, milliseconds: int) -> None:
-        super().__init__()
-        self.milliseconds = milliseconds
-        self.mix = nn.Conv2d(channels, channels, 1)
-
-    def forward(self, images: Tensor) -> Tensor:
-        if images.device.type != "meta":
-            time.sleep(self.milliseconds / 1000)
-        return self.mix(images.mean((2, 3), keepdim=True)).flatten(1)
-
-
-def delayed(shape: tuple[int, int, int], classes: int, milliseconds: int = 50) -> Classifier:
-    """A linear model of the mean colour that takes a set time for a batch, asleep.
-
-    Stands in for a teacher on another device, where what the fleet itself costs is measured.
-
-    Args:
-        shape: channels, height and width of an image.
-        classes: C.
-        milliseconds: that a batch takes.
-    """
-    return Classifier(_Delayed(shape[0], milliseconds), nn.Linear(shape[0], classes))
-
+from agrekd_ray.models.classifier import Classifier, Preprocessed, cut, first_line
+from agrekd_ray.models.cnns import cnn, cnn_deep, delayed
+from agrekd_ray.models.family import Family
+from agrekd_ray.models.from_timm import Timm
+from agrekd_ray.models.from_torchvision import Torchvision
+from agrekd_ray.models.from_transformers import Transformers, vocabulary
+from agrekd_ray.models.model import Model, Shape, in_words, is_file
+from agrekd_ray.models.weights import fit, read_state, sha256
 
 BUILDERS: dict[str, Callable[..., Classifier]] = {
     "cnn": cnn,
@@ -128,76 +30,152 @@ BUILDERS: dict[str, Callable[..., Classifier]] = {
     "delayed": delayed,
 }
 """Builders by name: `(shape, classes, **args) -> Classifier`."""
+FAMILIES: tuple[Family, ...] = (Torchvision(), Timm(), Transformers())
+"""Libraries whose architectures are named `PREFIX/NAME`."""
 
 
-def build(
-    model: Model, shape: tuple[int, int, int], classes: int, seed: int | None = None
-) -> Classifier:
-    """Build a model with fresh weights.
+def build(model: Model, shape: Shape, classes: int, seed: int | None = None) -> Classifier:
+    """Build a model as training finds it: fresh weights from the seed, or those that it names.
 
     Args:
         model: which one.
-        shape: channels, height and width of an image.
+        shape: of a sample.
         classes: C.
-        seed: of the initial weights; the global random state is left as it was. None where the
-            weights are loaded afterwards.
+        seed: of the fresh weights; the global random state is left as it was. None where all
+            weights are loaded afterwards: those that the model names are not looked at.
 
     Raises:
-        AgrekdError: unknown name, arguments that the builder does not take, or images of a size
-            that the architecture cannot take.
+        AgrekdError: unknown name, arguments that the builder does not take, samples that the
+            architecture cannot take, a library that is not installed, or weights that are not
+            there or of another architecture.
     """
     with torch.random.fork_rng(devices=[]):
-        if seed is not None:
-            torch.manual_seed(seed)
-        if model.name.startswith(TORCHVISION):
-            return _torchvision(model, shape, classes)
-        builder = _builder(model)
-        try:
-            return builder(shape, classes, **model.args)
-        except RuntimeError as error:  # more weights than can be counted, or than memory holds
-            raise AgrekdError(f"{model.name}: {_first_line(error)}") from None
+        if seed is None:
+            return _build(model.model_copy(update={"weights": None}), shape, classes, initial=False)
+        torch.manual_seed(seed)
+        return _build(model, shape, classes, initial=True)
 
 
-def check(model: Model, shape: tuple[int, int, int], classes: int) -> None:
-    """Build the model without memory or weights and send one shape through it.
+def check(
+    model: Model, shape: Shape, classes: int, tokens: tuple[int, int | None] | None = None
+) -> None:
+    """Build the model, without memory or weights where it allows that, and send a batch through.
+
+    Args:
+        model: which one.
+        shape: of a sample.
+        classes: C.
+        tokens: for text, how many tokens the data's tokenizer knows, and the id of its padding.
 
     Raises:
-        AgrekdError: as `build`; also where images of this size do not fit.
+        AgrekdError: as `build`; also where such samples do not fit.
     """
+    if tokens is not None:
+        _check_tokens(model, tokens)
     built = check_name(model, shape, classes)
-    images = torch.empty(2, *shape, device=built.head.weight.device)
+    device = next(built.parameters()).device
+    kind = torch.int64 if len(shape) == 1 else torch.float32
+    inputs = torch.ones(2, *shape, dtype=kind).to(device)
     try:
         with torch.inference_mode():
-            logits = built.eval()(images)
+            logits = built.eval()(inputs)
+    except RuntimeError as error:
+        if "meta tensors" not in str(error):  # text models look at the padding's values
+            raise _cannot_take(model, shape, error) from None
+        real = build(model, shape, classes)
+        logits = _through(model, real, torch.ones(2, *shape, dtype=kind))
     except Exception as error:  # whatever an architecture says of a size that it cannot take
-        size = " x ".join(map(str, shape))
-        raise AgrekdError(
-            f"{model.name} cannot take images of {size}: {_first_line(error)}"
-        ) from None
+        raise _cannot_take(model, shape, error) from None
     if logits.shape != (2, classes):
         raise AgrekdError(f"{model.name} gives {tuple(logits.shape)}, not [2, {classes}]")
 
 
-def check_name(
-    model: Model, shape: tuple[int, int, int] = (3, 224, 224), classes: int = 10
-) -> Classifier:
-    """Build the model without weights where its builder allows it.
+def check_name(model: Model, shape: Shape = (3, 224, 224), classes: int = 10) -> Classifier:
+    """Build the model without weights where its builder allows it; file and name of weights count.
 
     Raises:
         AgrekdError: as `build`.
     """
-    try:
-        with torch.device("meta"):
-            return build(model, shape, classes)
-    except NotImplementedError:  # builders that compute with tensors (RegNet) need real ones
-        return build(model, shape, classes)
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):
+                return _build(model, shape, classes, initial=False)
+        except NotImplementedError:  # builders that compute with tensors (RegNet) need real ones
+            return _build(model, shape, classes, initial=False)
 
 
-def _builder(model: Model) -> Callable[..., Classifier]:
+def identified(model: Model) -> Model:
+    """The same model, described by what is in it: files by their content, not by their place.
+
+    What this gives is the same on every machine, changes with the files, and needs none of them.
+
+    Raises:
+        AgrekdError: a file that is not there.
+    """
+    family = _family(model)
+    if family is not None:
+        with _known(model):
+            model = family.identified(model)
+    if model.weights is not None and is_file(model.weights):
+        return model.model_copy(update={"weights": f"sha256:{sha256(Path(model.weights))}"})
+    return model
+
+
+def _build(model: Model, shape: Shape, classes: int, *, initial: bool) -> Classifier:
+    """Fresh weights, or those that the model names; on the meta device files are only compared."""
+    inside = shape
+    preprocessing = model.preprocessing
+    if preprocessing is not None:
+        channels = len(preprocessing.mean)
+        if len(shape) == 1 or shape[0] != channels:
+            raise AgrekdError(
+                f"{model.name}: preprocess is for images of {channels} channels, the data are "
+                f"{in_words(shape)}"
+            )
+        if preprocessing.size is not None:
+            inside = (shape[0], preprocessing.size, preprocessing.size)
+    classifier = _classifier(model, inside, classes, initial=initial)
+    if preprocessing is not None:
+        # On the meta device too, the few numbers of the preprocessing are where the weights are.
+        classifier.backbone = Preprocessed(classifier.backbone, preprocessing)
+    return classifier
+
+
+def _classifier(model: Model, shape: Shape, classes: int, *, initial: bool) -> Classifier:
+    family = _family(model)
+    if family is None:
+        classifier = _own(model, shape, classes)
+        _fill(model, classifier, "head")
+        return classifier
+    if len(shape) == 1 and not isinstance(family, Transformers):
+        raise _images_only(model, shape)
+    with _known(model):
+        parts = family.parts(model, shape, classes, initial=initial)
+    _fill(model, parts.network, parts.head)
+    classifier = cut(parts.network, parts.head)
+    classifier.backbone = parts.adapt(classifier.backbone)
+    return classifier
+
+
+def _fill(model: Model, network: torch.nn.Module, head: str) -> None:
+    if model.weights is not None and is_file(model.weights):
+        path = Path(model.weights)
+        device = next(network.parameters()).device.type
+        fit(network, read_state(path, device), head, f"{path} in {model.name}", fresh_head=True)
+
+
+def _own(model: Model, shape: Shape, classes: int) -> Classifier:
     if model.name not in BUILDERS:
         raise AgrekdError(_unknown(model.name))
     if model.small_stem:
         raise AgrekdError(f"small_stem is for torchvision models, not for {model.name}")
+    if model.weights is not None and not is_file(model.weights):
+        raise AgrekdError(
+            f"{model.name} has no published weights {model.weights!r}; a file ends in "
+            ".safetensors, .pt or .pth"
+        )
+    if len(shape) == 1:
+        raise _images_only(model, shape)
     builder = BUILDERS[model.name]
     known = [name for name in inspect.signature(builder).parameters if name != "shape"]
     for name, value in model.args.items():
@@ -207,88 +185,73 @@ def _builder(model: Model) -> Callable[..., Classifier]:
             raise AgrekdError(
                 f"{model.name}: {name} must be a whole number from 1 to {2**31 - 1}, not {value!r}"
             )
-    return builder
+    try:
+        return builder(shape, classes, **model.args)
+    except RuntimeError as error:  # more weights than can be counted, or than memory holds
+        raise AgrekdError(f"{model.name}: {first_line(error)}") from None
+
+
+def _family(model: Model) -> Family | None:
+    found = next((f for f in FAMILIES if model.name.startswith(f.prefix)), None)
+    if found is not None and model.small_stem and not isinstance(found, Torchvision):
+        raise AgrekdError(f"small_stem is for torchvision models, not for {model.name}")
+    return found
+
+
+@contextlib.contextmanager
+def _known(model: Model) -> Iterator[None]:
+    """What a library does not know becomes a message with the nearest name."""
+    try:
+        yield
+    except LookupError:
+        raise AgrekdError(_unknown(model.name)) from None
+
+
+def _through(model: Model, built: Classifier, inputs: torch.Tensor) -> torch.Tensor:
+    try:
+        with torch.inference_mode():
+            return built.eval()(inputs)
+    except Exception as error:
+        raise _cannot_take(model, tuple(inputs.shape[1:]), error) from None
+
+
+def _cannot_take(model: Model, shape: Shape, error: Exception) -> AgrekdError:
+    return AgrekdError(f"{model.name} cannot take {in_words(shape)}: {first_line(error)}")
+
+
+def _images_only(model: Model, shape: Shape) -> AgrekdError:
+    return AgrekdError(
+        f"{model.name} takes images, the data are {in_words(shape)}; choose transformers/NAME"
+    )
+
+
+def _check_tokens(model: Model, tokens: tuple[int, int | None]) -> None:
+    if not model.name.startswith(Transformers.prefix):
+        return
+    with _known(model):
+        known, padding = vocabulary(model)
+    if tokens[0] > known:
+        raise AgrekdError(
+            f"{model.name} knows {known} tokens (vocab_size), the data's tokenizer {tokens[0]}; "
+            "they do not belong together"
+        )
+    if padding != tokens[1]:
+        raise AgrekdError(
+            f"{model.name} takes token {padding} for padding (pad_token_id), the data's tokenizer "
+            f"token {tokens[1]}; they do not belong together"
+        )
 
 
 def _unknown(name: str) -> str:
-    from torchvision.models import get_model_builder, list_models
-
-    classifiers = [
-        entry
-        for entry in list_models()
-        if get_model_builder(entry).__module__.rpartition(".")[0] == "torchvision.models"
-    ]
-    known = [*BUILDERS, *(TORCHVISION + entry for entry in classifiers)]
+    prefix = next((family.prefix for family in FAMILIES if name.startswith(family.prefix)), None)
+    families = [f for f in FAMILIES if f.prefix == (prefix or Torchvision.prefix)]
+    known = [*BUILDERS, *(f.prefix + entry for f in families for entry in f.names())]
     near = difflib.get_close_matches(name, known, 1) or difflib.get_close_matches(
-        TORCHVISION + name, known, 1
+        Torchvision.prefix + name, known, 1
     )
     hint = f"; did you mean {near[0]}?" if near else ""
     return (
-        f"unknown architecture {name!r}{hint} Known: {', '.join(BUILDERS)} and torchvision/NAME "
-        "for any torchvision classification model."
+        f"unknown architecture {name!r}{hint} Known: {', '.join(BUILDERS)}; torchvision/NAME and "
+        "timm/NAME for their image classifiers; transformers/NAME for a folder, an architecture "
+        "or a model of the Hugging Face hub."
     )
-
-
-def _torchvision(model: Model, shape: tuple[int, int, int], classes: int) -> Classifier:
-    from torchvision.models import get_model_builder
-
-    try:
-        builder = get_model_builder(model.name.removeprefix(TORCHVISION))
-    except ValueError:
-        raise AgrekdError(_unknown(model.name)) from None
-    if builder.__module__.rpartition(".")[0] != "torchvision.models":
-        raise AgrekdError(f"{model.name} is not a classification architecture")
-    if given := sorted({"num_classes", "weights", "aux_logits"} & set(model.args)):
-        raise AgrekdError(
-            f"{model.name}: {', '.join(given)} cannot be set; the data give the number of classes, "
-            "and models start with fresh weights"
-        )
-    args = {"weights": None, "num_classes": classes, **model.args}
-    if builder.__name__ in ("googlenet", "inception_v3"):
-        args = {"aux_logits": False, "init_weights": True, **args}
-    try:
-        network = builder(**args)
-    except NotImplementedError:  # needs real tensors: see `check_name`
-        raise
-    except Exception as error:  # whatever an architecture says of arguments that it cannot take
-        raise AgrekdError(f"{model.name}: {_first_line(error)}") from None
-    name, head = _last_linear(network, classes, model.name)
-    _replace(network, name, nn.Identity())
-    if model.small_stem:
-        _shrink_stem(network, model.name)
-    return Classifier(network, head)
-
-
-def _last_linear(network: nn.Module, classes: int, name: str) -> tuple[str, nn.Linear]:
-    for path, module in reversed(list(network.named_modules())):
-        if isinstance(module, nn.Linear) and module.out_features == classes:
-            return path, module
-    raise AgrekdError(
-        f"{name} does not end in a linear layer, which DFR and shared backbones need; "
-        "choose another architecture"
-    )
-
-
-def _replace(network: nn.Module, path: str, new: nn.Module) -> None:
-    parent, _, child = path.rpartition(".")
-    setattr(network.get_submodule(parent), child, new)
-
-
-def _shrink_stem(network: nn.Module, name: str) -> None:
-    """First convolution 3 x 3, stride 1; pooling before the second convolution removed."""
-    found = next(((p, m) for p, m in network.named_modules() if isinstance(m, nn.Conv2d)), None)
-    if found is None or hasattr(network, "conv_proj"):
-        raise AgrekdError(f"{name} has no convolutional stem to shrink; set small_stem: false")
-    path, first = found
-    _replace(
-        network,
-        path,
-        nn.Conv2d(first.in_channels, first.out_channels, 3, padding=1, bias=first.bias is not None),
-    )
-    layers = [(p, m) for p, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.MaxPool2d)]
-    if isinstance(layers[1][1], nn.MaxPool2d):
-        _replace(network, layers[1][0], nn.Identity())
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

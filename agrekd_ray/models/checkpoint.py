@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from agrekd_ray.errors import AgrekdError, CheckpointError
-from agrekd_ray.models.builders import Classifier, Model, build
+from agrekd_ray.models.builders import build, identified
+from agrekd_ray.models.classifier import Classifier
+from agrekd_ray.models.model import Model
 from agrekd_ray.settings import Count
 
 FORMAT = 1
@@ -26,26 +28,32 @@ WEIGHTS, MANIFEST = "model.safetensors", "manifest.json"
 _PICKLES = {".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt"}
 
 
+def _of_a_sample(shape: tuple[int, ...]) -> tuple[int, ...]:
+    if len(shape) not in (1, 3):
+        raise ValueError("an image has three numbers, a token sequence one")
+    return shape
+
+
 @dataclass(frozen=True)
 class Manifest:
     """What a checkpoint says of itself.
 
     Attributes:
-        model: architecture and its arguments.
-        shape: channels, height and width of an image.
+        model: architecture and its arguments, complete: no file besides the checkpoint's is needed.
+        shape: channels, height and width of an image, or the length of a token sequence.
         classes: names of the classes, in the order of the logits.
         fingerprint: of everything that made the model.
         data: fingerprint of the data that it was trained on.
         weights: SHA-256 of the weights file.
-        backbone: SHA-256 of the backbone's weights; models that agree in it differ in the head
-            alone.
+        backbone: SHA-256 of the backbone, its weights and its preprocessing; models that agree in
+            it differ in the head alone.
         metrics: by split, as plain numbers.
         made_by: how it was made (kind, seed, settings), for people.
         format: version of this format.
     """
 
     model: Model
-    shape: tuple[Count, Count, Count]
+    shape: Annotated[tuple[Count, ...], AfterValidator(_of_a_sample)]
     classes: Annotated[tuple[str, ...], Field(min_length=1)]
     fingerprint: str
     data: str
@@ -72,8 +80,10 @@ def save(folder: Path, model: Classifier, manifest: Manifest) -> Manifest:
         The manifest as written, with the fingerprint of the weights.
 
     Raises:
+        AgrekdError: the files of the model's description are gone.
         CheckpointError: the folder cannot be written.
     """
+    description = identified(manifest.model)
     state = {
         name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
     }
@@ -81,8 +91,11 @@ def save(folder: Path, model: Classifier, manifest: Manifest) -> Manifest:
     try:
         partial.mkdir(parents=True)
         save_file(state, partial / WEIGHTS)
-        digests = {"weights": _sha256(partial / WEIGHTS), "backbone": _backbone_sha256(state)}
-        complete = Manifest(**{**vars(manifest), **digests})
+        digests = {
+            "weights": _sha256(partial / WEIGHTS),
+            "backbone": _backbone_sha256(description, state),
+        }
+        complete = Manifest(**{**vars(manifest), **digests, "model": description})
         (partial / MANIFEST).write_text(json.dumps(complete.to_json(), indent=1) + "\n")
         try:
             os.replace(partial, folder)  # fails where a finished folder is there already
@@ -173,6 +186,8 @@ def load(folder: Path, device: torch.device | str = "cpu") -> tuple[Classifier, 
     try:
         state = load_file(path)
         model = build(manifest.model, manifest.shape, len(manifest.classes))
+        if "head.bias" in state and model.head.bias is None:  # DFR gives every head one
+            model.head = nn.Linear(model.head.in_features, model.head.out_features)
         model.load_state_dict(state)
     except SafetensorError as error:
         raise CheckpointError(f"{path}: not a safetensors file ({_first_line(error)}).") from None
@@ -190,8 +205,10 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _backbone_sha256(state: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _backbone_sha256(model: Model, state: dict[str, Tensor]) -> str:
+    # The same weights mean something else behind other arguments or another preprocessing.
+    architecture = model.model_copy(update={"weights": None})
+    digest = hashlib.sha256(architecture.model_dump_json().encode())
     for name in sorted(state):
         if name.startswith("backbone."):
             digest.update(name.encode() + str(state[name].dtype).encode())

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from agrekd_ray.data import SELECT, TEST, Dataset
 from agrekd_ray.errors import RunError
 from agrekd_ray.guidance import Distilled, Lesson, Source
-from agrekd_ray.models import Classifier, Manifest, Model, build, save
+from agrekd_ray.models import Classifier, Manifest, Model, build, identified, save
 from agrekd_ray.results import Epoch, Outcome, epochs_from_json
 from agrekd_ray.settings import Count, NonNegative, Positive, Settings, Training, fingerprint
 from agrekd_ray.teachers import DfrSettings, retrain_head
@@ -247,7 +247,7 @@ class Student:
                 model=given.model,
                 shape=data.shape,
                 classes=data.classes,
-                fingerprint=fingerprint(data.fingerprint, made_by, given.model),
+                fingerprint=fingerprint(data.fingerprint, made_by, identified(given.model)),
                 data=data.fingerprint,
                 metrics={split: asdict(metrics) for split, metrics in splits.items()},
                 made_by=made_by,

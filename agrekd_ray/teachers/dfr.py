@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from agrekd_ray.data import DFR, SELECT, Dataset
-from agrekd_ray.errors import DataError
+from agrekd_ray.errors import AgrekdError, DataError
 from agrekd_ray.models import Classifier
 from agrekd_ray.settings import Count, Positive, Settings
 from agrekd_ray.training import predict
@@ -67,8 +67,14 @@ def retrain_head(
     group-balanced subsamples; coefficients are averaged and the scaler is folded into the layer.
 
     Raises:
+        AgrekdError: the model is an exported program, which has no head of its own.
         DataError: a class has no sample in the DFR half.
     """
+    if not isinstance(model.head, nn.Linear):
+        raise AgrekdError(
+            "DFR: an exported program has no last layer of its own to retrain; import the model's "
+            "state dict instead."
+        )
     from sklearn.preprocessing import StandardScaler  # two seconds that few processes need
 
     fit, select = (_features(model, dataset, split, device) for split in (DFR, SELECT))
@@ -94,13 +100,11 @@ def retrain_head(
     fits = [best.fit(*subsample(number)) for number in range(1, settings.retrainings + 1)]
     weight_CD = np.mean([coefficients for coefficients, _ in fits], axis=0) / scaler.scale_
     bias_C = np.mean([intercepts for _, intercepts in fits], axis=0) - weight_CD @ scaler.mean_
-    debiased = copy.deepcopy(model)
+    head = nn.Linear(model.head.in_features, len(bias_C), device=model.head.weight.device)
     with torch.no_grad():
-        debiased.head.weight.copy_(torch.from_numpy(weight_CD))
-        if debiased.head.bias is None:
-            debiased.head.bias = torch.nn.Parameter(torch.empty(len(bias_C)))
-        debiased.head.bias.copy_(torch.from_numpy(bias_C))
-    return debiased
+        head.weight.copy_(torch.from_numpy(weight_CD))
+        head.bias.copy_(torch.from_numpy(bias_C))
+    return Classifier(copy.deepcopy(model.backbone), head)
 
 
 def _features(

@@ -11,7 +11,7 @@ import torch
 
 from agrekd_ray.data import SELECT, TEST, Dataset
 from agrekd_ray.errors import CheckpointError
-from agrekd_ray.models import Classifier, Manifest, Model, build, load, save
+from agrekd_ray.models import Classifier, Manifest, Model, build, identified, load, save
 from agrekd_ray.settings import Seed, Settings, Training, fingerprint
 from agrekd_ray.teachers.dfr import DfrSettings, retrain_head
 from agrekd_ray.training import Labels, Trainer, evaluate
@@ -61,10 +61,15 @@ class Pool:
         self._store, self._dataset = store, dataset
 
     def fingerprint(self, recipe: Recipe) -> str:
-        """Of everything that makes the model: recipe, data, views."""
+        """Of everything that makes the model: recipe, first weights, data, views.
+
+        Raises:
+            AgrekdError: a file of the recipe's model is not there.
+        """
         data = self._dataset
         shown = [data.view(epoch) for epoch in range(recipe.training.epochs)]
-        return fingerprint(METHOD, recipe, data.fingerprint, data.views_fingerprint, shown)
+        made_of = recipe.model_copy(update={"model": identified(recipe.model)})
+        return fingerprint(METHOD, made_of, data.fingerprint, data.views_fingerprint, shown)
 
     def folder(self, recipe: Recipe) -> Path:
         """Where the model is, or will be."""

@@ -1,0 +1,88 @@
+"""A backbone and its linear head, and how a network is cut into the two."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn, tensor
+
+from agrekd_ray.errors import AgrekdError
+from agrekd_ray.models.model import Preprocessing
+
+
+class Classifier(nn.Module):
+    """A backbone and its head.
+
+    Attributes:
+        backbone: samples -> features [B, D]. Samples are images [B, channels, height, width] or
+            token ids [B, length].
+        head: the last linear layer, D -> C. A program that was handed in has none of its own:
+            its features are its logits, and the head is an `nn.Identity`.
+    """
+
+    def __init__(self, backbone: nn.Module, head: nn.Linear | nn.Identity) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, head
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Samples -> logits [B, C]."""
+        return self.head(self.backbone(inputs))
+
+
+class Preprocessed(nn.Module):
+    """A network behind what its images go through first; holds no weights of its own.
+
+    Args:
+        network: that sees the result.
+        preprocessing: what is done.
+    """
+
+    mean_C11: Tensor
+    std_C11: Tensor
+
+    def __init__(self, network: nn.Module, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.network, self._size = network, preprocessing.size
+        for name in ("mean", "std"):
+            values_C11 = tensor(getattr(preprocessing, name))[:, None, None]
+            self.register_buffer(f"{name}_C11", values_C11, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [B, channels, height, width] in [0, 1] -> what the network makes of them."""
+        size = self._size
+        if size is not None and images.shape[-2:] != (size, size):
+            images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+        return self.network((images - self.mean_C11) / self.std_C11)
+
+
+def last_linear(network: nn.Module, classes: int, name: str) -> str:
+    """Path of the network's last linear layer.
+
+    Raises:
+        AgrekdError: it has none with as many outputs as classes.
+    """
+    for path, module in reversed(list(network.named_modules())):
+        if isinstance(module, nn.Linear) and module.out_features == classes:
+            return path
+    raise AgrekdError(
+        f"{name} does not end in a linear layer, which DFR and shared backbones need; "
+        "choose another architecture"
+    )
+
+
+def cut(network: nn.Module, path: str) -> Classifier:
+    """Take the head out of a network; what is left gives features."""
+    head = network.get_submodule(path)
+    assert isinstance(head, nn.Linear)
+    replace(network, path, nn.Identity())
+    return Classifier(network, head)
+
+
+def replace(network: nn.Module, path: str, new: nn.Module) -> None:
+    """Put another module at a path."""
+    parent, _, child = path.rpartition(".")
+    setattr(network.get_submodule(parent), child, new)
+
+
+def first_line(error: Exception) -> str:
+    """What an error says first, or its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,77 @@
+"""Small CNNs of our own, and a stand-in that only takes time."""
+
+from __future__ import annotations
+
+import time
+
+from torch import Tensor, nn
+
+from agrekd_ray.models.classifier import Classifier
+from agrekd_ray.models.model import Shape
+
+
+def cnn(shape: Shape, classes: int, width: int = 16) -> Classifier:
+    """The student of the paper's Colored MNIST: two convolutional layers.
+
+    Args:
+        shape: channels, height and width of an image.
+        classes: C.
+        width: channels of the first layer; the second has twice as many.
+    """
+    backbone = nn.Sequential(
+        nn.Conv2d(shape[0], width, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(width, 2 * width, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveMaxPool2d(2),
+        nn.Flatten(),
+    )
+    return Classifier(backbone, nn.Linear(8 * width, classes))
+
+
+def cnn_deep(shape: Shape, classes: int, width: int = 32) -> Classifier:
+    """A slightly larger CNN for teachers: three convolutional layers.
+
+    Args:
+        shape: channels, height and width of an image.
+        classes: C.
+        width: channels of the first layer; the others have twice as many.
+    """
+    backbone = nn.Sequential(
+        nn.Conv2d(shape[0], width, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(width, 2 * width, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(2 * width, 2 * width, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveMaxPool2d(2),
+        nn.Flatten(),
+    )
+    return Classifier(backbone, nn.Linear(8 * width, classes))
+
+
+class _Delayed(nn.Module):
+    def __init__(self, channels: int, milliseconds: int) -> None:
+        super().__init__()
+        self.milliseconds = milliseconds
+        self.mix = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.device.type != "meta":
+            time.sleep(self.milliseconds / 1000)
+        return self.mix(images.mean((2, 3), keepdim=True)).flatten(1)
+
+
+def delayed(shape: Shape, classes: int, milliseconds: int = 50) -> Classifier:
+    """A linear model of the mean colour that takes a set time for a batch, asleep.
+
+    Stands in for a teacher on another device, where what the fleet itself costs is measured.
+
+    Args:
+        shape: channels, height and width of an image.
+        classes: C.
+        milliseconds: that a batch takes.
+    """
+    return Classifier(_Delayed(shape[0], milliseconds), nn.Linear(shape[0], classes))

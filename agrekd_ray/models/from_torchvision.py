@@ -1,0 +1,123 @@
+"""torchvision's classification architectures and published weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import torch
+from torch import nn
+
+from agrekd_ray.errors import AgrekdError
+from agrekd_ray.models.classifier import first_line, last_linear, replace
+from agrekd_ray.models.family import Parts
+from agrekd_ray.models.model import Model, Shape, is_file
+from agrekd_ray.models.weights import State, fit
+
+_WITH_AUXILIARY = ("googlenet", "inception_v3")
+_AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
+
+
+class Torchvision:
+    """See `Family`."""
+
+    prefix = "torchvision/"
+
+    def names(self) -> list[str]:
+        """See `Family.names`."""
+        from torchvision.models import get_model_builder, list_models
+
+        return [
+            entry
+            for entry in list_models()
+            if get_model_builder(entry).__module__.rpartition(".")[0] == "torchvision.models"
+        ]
+
+    def identified(self, model: Model) -> Model:
+        """See `Family.identified`; `DEFAULT` becomes the name that it stands for."""
+        if model.weights is None or is_file(model.weights):
+            return model
+        return model.model_copy(update={"weights": self._published(model).name})
+
+    def parts(self, model: Model, shape: Shape, classes: int, *, initial: bool) -> Parts:
+        """See `Family.parts`."""
+        builder = self._builder(model)
+        if given := sorted({"num_classes", "weights", "aux_logits"} & set(model.args)):
+            raise AgrekdError(
+                f"{model.name}: {', '.join(given)} cannot be set here; the data give the number of "
+                "classes, and `weights` stands beside `args`"
+            )
+        args: dict[str, Any] = {"weights": None, "num_classes": classes, **model.args}
+        if builder.__name__ in _WITH_AUXILIARY:
+            args = {"aux_logits": False, "init_weights": True, **args}
+            if model.weights is not None:  # as they were trained
+                args = {"transform_input": True, **args}
+        published = None
+        if model.weights is not None and not is_file(model.weights):
+            published = self._published(model)
+        try:
+            network = builder(**args)
+        except NotImplementedError:  # needs real tensors: see `check_name`
+            raise
+        except Exception as error:  # whatever an architecture says of arguments it cannot take
+            raise AgrekdError(f"{model.name}: {first_line(error)}") from None
+        head = last_linear(network, classes, model.name)
+        if initial and published is not None:
+            source = f"{model.name} {published.name}"
+            fit(network, _download(published), head, source, fresh_head=True)
+        if model.small_stem:
+            _shrink_stem(network, model.name)
+        return Parts(network, head)
+
+    def _builder(self, model: Model) -> Any:
+        from torchvision.models import get_model_builder
+
+        try:
+            builder = get_model_builder(model.name.removeprefix(self.prefix))
+        except ValueError:
+            raise LookupError(model.name) from None
+        if builder.__module__.rpartition(".")[0] != "torchvision.models":
+            raise AgrekdError(f"{model.name} is not a classification architecture")
+        return builder
+
+    def _published(self, model: Model) -> Any:
+        from torchvision.models import get_model_weights
+
+        self._builder(model)
+        known = get_model_weights(model.name.removeprefix(self.prefix))
+        if model.weights == "DEFAULT" or model.weights in known.__members__:
+            return known[str(model.weights)]
+        raise AgrekdError(
+            f"{model.name} has no published weights {model.weights!r}; it has "
+            f"{', '.join(known.__members__) or 'none'}. A file ends in .safetensors, .pt or .pth."
+        )
+
+
+def _download(published: Any) -> State:
+    place = Path(torch.hub.get_dir()) / "checkpoints" / published.url.rpartition("/")[2]
+    try:
+        state = published.get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except (URLError, OSError, RuntimeError) as error:
+        raise AgrekdError(
+            f"weights {published.name} cannot be downloaded ({first_line(error)}). Without a "
+            f"network, get {published.url} elsewhere and put it at {place}, or name the file "
+            "itself in `weights`."
+        ) from None
+    return {name: value for name, value in state.items() if not name.startswith(_AUXILIARY)}
+
+
+def _shrink_stem(network: nn.Module, name: str) -> None:
+    """First convolution 3 x 3, stride 1; pooling before the second convolution removed."""
+    found = next(((p, m) for p, m in network.named_modules() if isinstance(m, nn.Conv2d)), None)
+    if found is None or hasattr(network, "conv_proj"):
+        raise AgrekdError(f"{name} has no convolutional stem to shrink; set small_stem: false")
+    path, first = found
+    replace(
+        network,
+        path,
+        nn.Conv2d(first.in_channels, first.out_channels, 3, padding=1, bias=first.bias is not None),
+    )
+    layers = [(p, m) for p, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.MaxPool2d)]
+    if isinstance(layers[1][1], nn.MaxPool2d):
+        replace(network, layers[1][0], nn.Identity())

@@ -1,0 +1,253 @@
+"""Hugging Face transformers for text and images (optional: `pip install agrekd_ray[text]`)."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from agrekd_ray.errors import AgrekdError
+from agrekd_ray.models.classifier import first_line, last_linear
+from agrekd_ray.models.family import Parts
+from agrekd_ray.models.hub import missing_extra, not_there, offline_errors
+from agrekd_ray.models.model import PRETRAINED, TRANSFORMERS, Model, Shape, in_words, is_file
+from agrekd_ray.models.weights import sha256
+from agrekd_ray.settings import fingerprint
+
+_NOT_ARCHITECTURE = {
+    "_name_or_path",
+    "architectures",
+    "dtype",
+    "finetuning_task",
+    "id2label",
+    "label2id",
+    "model_type",
+    "num_labels",
+    "problem_type",
+    "torch_dtype",
+    "transformers_version",
+}
+"""Keys of a configuration that say nothing of the architecture."""
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+
+
+class _Reader(nn.Module):
+    """Token ids [B, length] -> features; what is padding is told by the padding's id."""
+
+    def __init__(self, network: nn.Module, pad: int) -> None:
+        super().__init__()
+        self.network, self.pad = network, pad
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.network(input_ids=ids, attention_mask=(ids != self.pad).long()).logits
+
+
+class _Viewer(nn.Module):
+    """Images [B, channels, height, width] -> features."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(pixel_values=images).logits
+
+
+class Transformers:
+    """See `Family`."""
+
+    prefix = TRANSFORMERS
+
+    def names(self) -> list[str]:
+        """See `Family.names`: the architectures; none where transformers is not installed."""
+        try:
+            return list(_library().CONFIG_MAPPING)
+        except AgrekdError:
+            return []
+
+    def identified(self, model: Model) -> Model:
+        """See `Family.identified`: the architecture, with its whole configuration as arguments."""
+        name = model.name.removeprefix(self.prefix)
+        if name in _library().CONFIG_MAPPING:
+            return model
+        config = _config(model)
+        args = {k: v for k, v in config.to_diff_dict().items() if k not in _NOT_ARCHITECTURE}
+        # What transformers takes for its default today it may not take tomorrow.
+        args.setdefault("pad_token_id", config.pad_token_id)
+        found: dict[str, Any] = {"name": self.prefix + config.model_type, "args": args}
+        if model.weights == PRETRAINED:
+            found["weights"] = f"{PRETRAINED}:{_content(name, config)}"
+        return model.model_copy(update=found)
+
+    def parts(self, model: Model, shape: Shape, classes: int, *, initial: bool) -> Parts:
+        """See `Family.parts`."""
+        library = _library()
+        config = _config(model, num_labels=classes)
+        text = len(shape) == 1
+        makers = (
+            library.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+            if text
+            else library.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+        )
+        if type(config) not in makers:
+            raise AgrekdError(
+                f"{model.name}: transformers has no {config.model_type} that classifies "
+                f"{in_words(shape)}"
+            )
+        if text:
+            _check_text(model.name, config, shape[0])
+        published = self._published(model)
+        try:
+            if published and initial:
+                network = _pretrained(makers[type(config)], model, config)
+            else:
+                network = makers[type(config)]._from_config(config, dtype=torch.float32)
+        except (NotImplementedError, AgrekdError):
+            raise
+        except Exception as error:  # whatever an architecture says of a configuration
+            raise AgrekdError(f"{model.name}: {first_line(error)}") from None
+        head = last_linear(network, classes, model.name)
+        adapt = functools.partial(_Reader, pad=config.pad_token_id) if text else _Viewer
+        return Parts(network, head, adapt)
+
+    def _published(self, model: Model) -> bool:
+        """Whether the model begins with weights that lie with its configuration."""
+        if model.weights is None or is_file(model.weights):
+            return False
+        name = model.name.removeprefix(self.prefix)
+        if model.weights != PRETRAINED:
+            raise AgrekdError(
+                f"{model.name} has no published weights {model.weights!r}; write `weights: "
+                f"{PRETRAINED}`, or a file that ends in .safetensors, .pt or .pth"
+            )
+        if name in _library().CONFIG_MAPPING:
+            raise AgrekdError(
+                f"{model.name} is an architecture, which has no weights; name a folder or a model "
+                "of the Hugging Face hub"
+            )
+        if _folder(name) and not _weight_files(Path(name)):
+            raise AgrekdError(
+                f"{name}: no weights there ({' or '.join(_WEIGHTS)}); put them beside its "
+                "config.json, or set weights: null to train from fresh ones"
+            )
+        return True
+
+
+@functools.cache
+def _library() -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise missing_extra("text", error) from None
+    # Its warnings speak of heads that stay fresh, which is meant, and its bars of milliseconds.
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    return transformers
+
+
+def _folder(name: str) -> bool:
+    return name.startswith("/")
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """What from_pretrained takes: safetensors before pickles."""
+    found = (sorted(folder.glob(pattern)) for pattern in _WEIGHTS)
+    return next((files for files in found if files), [])
+
+
+def _config(model: Model, **more: Any) -> Any:
+    """The configuration that the name stands for, with the arguments put in."""
+    library = _library()
+    name = model.name.removeprefix(TRANSFORMERS)
+    if given := sorted({"num_labels", "id2label", "label2id"} & set(model.args)):
+        raise AgrekdError(
+            f"{model.name}: {', '.join(given)} cannot be set; the data give the classes"
+        )
+    if _folder(name) and not (Path(name) / "config.json").is_file():
+        raise AgrekdError(f"{name}: no folder with a config.json of transformers")
+    if not name:
+        raise LookupError(model.name)
+    try:
+        if name in library.CONFIG_MAPPING:
+            plain = library.AutoConfig.for_model(name)
+            config = library.AutoConfig.for_model(name, **model.args, **more)
+        else:
+            plain = library.AutoConfig.from_pretrained(name, trust_remote_code=False)
+            config = library.AutoConfig.from_pretrained(
+                name, trust_remote_code=False, **model.args, **more
+            )
+    except offline_errors() as error:
+        if not _folder(name) and "/" not in name:
+            raise LookupError(model.name) from None
+        raise not_there(model.name, "configuration", error) from None
+    except Exception as error:  # every configuration class has checks of its own
+        raise AgrekdError(f"{model.name}: {_all_lines(error)}") from None
+    known = plain.to_dict().keys() | dict(getattr(plain, "attribute_map", {})).keys()
+    for key in model.args:
+        if key not in known:
+            raise AgrekdError(
+                f"{model.name} takes no argument {key!r}; it takes {', '.join(sorted(known))}"
+            )
+    return config
+
+
+def _all_lines(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _check_text(name: str, config: Any, length: int) -> None:
+    if config.pad_token_id is None:
+        raise AgrekdError(
+            f"{name}: its configuration has no pad_token_id, which tells padding from text; set it "
+            "in `args`"
+        )
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest is not None and longest < length:
+        raise AgrekdError(
+            f"{name} reads at most {longest} tokens (max_position_embeddings), the data have "
+            f"sequences of {length}; lower data.max_length"
+        )
+
+
+def _pretrained(maker: Any, model: Model, config: Any) -> nn.Module:
+    """The network with the weights of a folder or of the hub; the head may stay fresh."""
+    name = model.name.removeprefix(TRANSFORMERS)
+    try:
+        network, found = maker.from_pretrained(
+            name,
+            config=config,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except offline_errors() as error:
+        raise not_there(model.name, "weights", error) from None
+    body = f"{network.base_model_prefix}."
+    absent = [key for key in found["missing_keys"] if key.startswith(body) and "pooler" not in key]
+    shaped = [key for key, *_ in found["mismatched_keys"] if key.startswith(body)]
+    if absent or shaped:
+        raise AgrekdError(
+            f"{model.name}: weights of another architecture (without {len(absent)} tensors, "
+            f"{len(shaped)} of another shape, the first is {sorted(absent + shaped)[0]})"
+        )
+    return network
+
+
+def _content(name: str, config: Any) -> str:
+    """What published weights are known by: their files' content, or the hub's commit."""
+    if _folder(name):
+        return fingerprint(*(sha256(path) for path in _weight_files(Path(name))))
+    return f"{name}@{getattr(config, '_commit_hash', None)}"
+
+
+def vocabulary(model: Model) -> tuple[int, int | None]:
+    """How many tokens a text model knows, and the id of its padding.
+
+    Raises:
+        AgrekdError: the configuration is not there.
+    """
+    config = _config(model)
+    return config.vocab_size, config.pad_token_id
