@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from agrekd_ray.data import DATASETS, DFR, SELECT, TEST, TRAIN, Dataset, open_dataset
+from agrekd_ray.data import DFR, SELECT, TEST, TRAIN, Dataset, open_dataset
 from agrekd_ray.data.colored import (
     ALIGNED,
     CONFLICTING,
@@ -69,10 +69,6 @@ def make(request: pytest.FixtureRequest, folder: Path) -> Callable[..., ColoredI
     if request.param == "digits":
         return digits
     return lambda **settings: idx_data(folder, **settings)
-
-
-def test_the_registry_is_covered() -> None:
-    assert set(DATASETS) == {ColoredDigits, ColoredIdx}
 
 
 @pytest.mark.parametrize("aligned", [0.0, 0.5, 0.98, 0.995, 1.0])

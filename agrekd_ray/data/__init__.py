@@ -12,25 +12,54 @@ from typing import Annotated
 
 from pydantic import Field
 
+from agrekd_ray.data.celeba import CelebA, open_celeba
 from agrekd_ray.data.colored import ColoredDigits, ColoredIdx, ColoredImages
-from agrekd_ray.data.dataset import DFR, SELECT, TEST, TRAIN, Dataset, Groups, Samples
+from agrekd_ray.data.custom import Custom, open_custom
+from agrekd_ray.data.dataset import (
+    DFR,
+    SELECT,
+    TEST,
+    TRAIN,
+    Dataset,
+    Excerpted,
+    Groups,
+    Prepared,
+    Progress,
+    Samples,
+)
+from agrekd_ray.data.image_table import ImageTable, open_image_table
+from agrekd_ray.data.waterbirds import Waterbirds, open_waterbirds
 from agrekd_ray.settings import Settings
 
-DataSettings = Annotated[ColoredDigits | ColoredIdx, Field(discriminator="name")]
+DataSettings = Annotated[
+    ColoredDigits | ColoredIdx | Waterbirds | CelebA | ImageTable | Custom,
+    Field(discriminator="name"),
+]
 DATASETS: dict[type[Settings], Callable[..., Dataset]] = {
     ColoredDigits: ColoredImages,
     ColoredIdx: ColoredImages,
+    Waterbirds: open_waterbirds,
+    CelebA: open_celeba,
+    ImageTable: open_image_table,
+    Custom: open_custom,
 }
 
 
-@functools.lru_cache(maxsize=2)  # a process that trains several models reads the files once
 def open_dataset(settings: Settings) -> Dataset:
     """The data set that the settings describe.
+
+    Cheap for those that are `Prepared`: tables are read and files are looked for, but no sample is
+    decoded before it is asked for.
 
     Raises:
         DataError: files missing, damaged or contradicting each other.
     """
-    return DATASETS[type(settings)](settings)
+    return _opened(type(settings), settings.model_dump_json())
+
+
+@functools.lru_cache(maxsize=2)  # a process that trains several models reads the files once
+def _opened(kind: type[Settings], values: str) -> Dataset:
+    return DATASETS[kind](kind.model_validate_json(values))
 
 
 __all__ = [
@@ -41,7 +70,10 @@ __all__ = [
     "TRAIN",
     "DataSettings",
     "Dataset",
+    "Excerpted",
     "Groups",
+    "Prepared",
+    "Progress",
     "Samples",
     "open_dataset",
 ]

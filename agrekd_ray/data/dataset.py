@@ -21,7 +21,6 @@ class Samples(Protocol):
         classes: names, in the order of their numbers.
         shape: of one sample's inputs: channels, height and width of an image, or the length of
             a sequence of tokens.
-        fingerprint: of everything that a model can see, the splits included.
         views_fingerprint: of what a view looks like besides its number.
         splits: sorted ids by name of the split.
         size: samples of all splits.
@@ -29,10 +28,14 @@ class Samples(Protocol):
 
     classes: tuple[str, ...]
     shape: tuple[int, ...]
-    fingerprint: str
     views_fingerprint: str
     splits: dict[str, np.ndarray]
     size: int
+
+    @property
+    def fingerprint(self) -> str:
+        """Of everything that a model can see, the splits included."""
+        ...
 
     def view(self, epoch: int) -> int:
         """Number of the view that an epoch shows; epochs with the same one look the same."""

@@ -1,0 +1,145 @@
+"""Data sets of pictures that are decoded once, and shown in deterministic views."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import ValidationInfo, field_validator
+from torch import Tensor
+
+from agrekd_ray.data.dataset import Groups, Progress
+from agrekd_ray.data.pictures import DECODING, Source, Where, decoding
+from agrekd_ray.data.prepared import PreparedRows
+from agrekd_ray.data.views import Views, view
+from agrekd_ray.settings import Count, LocalPath, Seed, Settings, fingerprint
+
+
+class Pictures(Settings):
+    """What data sets of pictures share.
+
+    Pictures are decoded once: the shorter side is resized to `resize`, and the square in the
+    middle is kept. Evaluation sees the middle of it, `size` pixels wide; so do training views
+    without `views.crop`, and those with it are cut out of the whole square.
+
+    Attributes:
+        seed: draws the halves of validation and the views.
+        size: height and width that models see, in pixels.
+        resize: height and width that are kept.
+        views: augmentation of the training samples.
+        prepared: folder of decoded pictures, shared by all jobs.
+    """
+
+    seed: Seed = 0
+    size: Count = 224
+    resize: Count = 256
+    views: Views = Views()
+    prepared: LocalPath = Path("runs/prepared")
+
+    @field_validator("resize")
+    @classmethod
+    def _no_smaller_than_size(cls, resize: int, info: ValidationInfo) -> int:
+        size = info.data.get("size", resize)
+        if resize < size:
+            raise ValueError(f"smaller than what models see (data.size is {size})")
+        return resize
+
+
+class PictureDataset:
+    """Pictures by id, which is their row (a `Dataset`, and `Prepared`).
+
+    Args:
+        settings: of the data set.
+        source: of the encoded pictures.
+        where: of a picture's row, for faults.
+        classes: names of the classes.
+        labels_N: class of every picture.
+        groups: of the pictures.
+        splits: sorted ids by name.
+    """
+
+    def __init__(
+        self,
+        settings: Pictures,
+        source: Source,
+        where: Where,
+        classes: tuple[str, ...],
+        labels_N: np.ndarray,
+        groups: Groups,
+        splits: dict[str, np.ndarray],
+    ) -> None:
+        self.settings, self.classes, self.groups, self.splits = settings, classes, groups, splits
+        self.shape: tuple[int, ...] = (3, settings.size, settings.size)
+        self.size = source.count
+        self._labels_N = torch.from_numpy(np.ascontiguousarray(labels_N, dtype=np.int64))
+        side = settings.resize
+        self.rows = PreparedRows(
+            settings.prepared,
+            fingerprint(DECODING, source.stamp, side),
+            source.count,
+            (3, side, side),
+        )
+        self._work = decoding(source, side, where)
+        looks = f"{settings.seed} {settings.views.look}"
+        self.views_fingerprint = hashlib.sha256(looks.encode()).hexdigest()
+        self._fingerprint: str | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """See `Samples.fingerprint`: of the files' bytes, and of what is said about them."""
+        if self._fingerprint is None:
+            self.prepare()
+            digest = hashlib.sha256(
+                fingerprint(
+                    DECODING,
+                    self.rows.digest(),
+                    self.settings.size,
+                    self.settings.resize,
+                    self.classes,
+                ).encode()
+            )
+            digest.update(self._labels_N.numpy().tobytes())
+            for name, ids in self.splits.items():
+                digest.update(name.encode() + ids.astype(np.int64).tobytes())
+            for kinds_N in (self.groups.attribute_N, self.groups.group_N):
+                digest.update(kinds_N.astype(np.int64).tobytes())
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
+
+    def unprepared(self) -> int:
+        """See `Prepared.unprepared`."""
+        return self.rows.left()
+
+    def prepare(self, progress: Progress = lambda done, total: None) -> None:
+        """See `Prepared.prepare`."""
+        if not self.rows.whole:
+            self.rows.fill(self._work, progress)
+
+    def view(self, epoch: int) -> int:
+        """See `Samples.view`."""
+        return self.settings.views.number(epoch)
+
+    def inputs(self, ids: np.ndarray, epoch: int | None) -> Tensor:
+        """See `Samples.inputs`."""
+        self.prepare()
+        pixels = torch.from_numpy(self.rows.rows()[np.asarray(ids)])
+        settings, views = self.settings, self.settings.views
+        if epoch is None or not views.augments:
+            edge = (settings.resize - settings.size) // 2
+            middle = slice(edge, edge + settings.size)
+            return pixels[:, :, middle, middle].float() / 255
+        return view(
+            pixels.float() / 255,
+            ids,
+            views.number(epoch),
+            views=views,
+            seed=settings.seed,
+            samples=self.size,
+            size=settings.size,
+        )
+
+    def labels(self, ids: np.ndarray) -> Tensor:
+        """See `Samples.labels`."""
+        return self._labels_N[torch.from_numpy(np.asarray(ids))]

@@ -1,0 +1,204 @@
+"""Encoded pictures, in a folder or in Parquet, and what becomes of each of them."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from agrekd_ray.data.prepared import CHUNK, BrokenRowsError, Made, Work, chunks, listed
+from agrekd_ray.errors import DataError
+from agrekd_ray.settings import fingerprint
+
+DECODING = 1
+"""Version of what decoding gives; raised when the same file gives other pixels."""
+Where = Callable[[int], str]
+"""A row of a table, in words."""
+
+
+class Source(Protocol):
+    """Encoded pictures by number.
+
+    Attributes:
+        count: how many.
+        stamp: changes when a file is exchanged; computed without reading the pictures.
+    """
+
+    count: int
+    stamp: str
+
+    def read(self, numbers: Sequence[int]) -> Iterator[tuple[int, list[Callable[[], bytes]]]]:
+        """Chunks of `prepared.CHUNK` pictures by number: what gives each one's bytes.
+
+        Args:
+            numbers: of the chunks that are wanted.
+        """
+        ...
+
+
+class FolderPictures:
+    """Pictures that are files.
+
+    Args:
+        folder: that the paths are relative to.
+        paths: of all pictures.
+        where: of a picture's row, for faults.
+
+    Raises:
+        DataError: files are missing; names the first ten rows, and how many there are.
+    """
+
+    def __init__(self, folder: Path, paths: Sequence[str], where: Where) -> None:
+        self.count = len(paths)
+        self._paths = [os.path.join(folder, path) for path in paths]  # noqa: PTH118 (200,000 of them)
+        stamps, missing = hashlib.sha256(), []
+        for row, path in enumerate(self._paths):
+            try:
+                found = os.stat(path)  # noqa: PTH116
+                stamps.update(f"{paths[row]}\0{found.st_size}\0{found.st_mtime_ns}\n".encode())
+            except (OSError, ValueError):
+                missing.append(f"{where(row)}: no file {path}")
+        if missing:
+            raise DataError(listed(missing) + ".")
+        self.stamp = stamps.hexdigest()
+
+    def read(self, numbers: Sequence[int]) -> Iterator[tuple[int, list[Callable[[], bytes]]]]:
+        """See `Source.read`."""
+        every = chunks(self.count)
+        for number in numbers:
+            rows = every[number]
+            yield number, [Path(self._paths[row]).read_bytes for row in rows]
+
+
+class ParquetPictures:
+    """Pictures that are bytes in a column of Parquet files, or `{bytes, path}` as Hugging Face has.
+
+    Args:
+        files: in order.
+        column: with the pictures.
+    """
+
+    def __init__(self, files: Sequence[Path], column: str) -> None:
+        import pyarrow.parquet as pq
+
+        self._files, self._column = files, column
+        self._counts = [pq.read_metadata(file).num_rows for file in files]
+        self.count = sum(self._counts)
+        found = [file.stat() for file in files]
+        self.stamp = fingerprint(
+            [[f.name, s.st_size, s.st_mtime_ns] for f, s in zip(files, found, strict=True)], column
+        )
+
+    def read(self, numbers: Sequence[int]) -> Iterator[tuple[int, list[Callable[[], bytes]]]]:
+        """See `Source.read`."""
+        wanted = set(numbers)
+        held: list[bytes | None] = []
+        number = 0
+        for cell in self._cells(wanted):
+            held.append(cell)
+            if len(held) == CHUNK:
+                if number in wanted:
+                    yield number, [functools.partial(_there, cell) for cell in held]
+                held, number = [], number + 1
+        if held and number in wanted:
+            yield number, [functools.partial(_there, cell) for cell in held]
+
+    def _cells(self, wanted: set[int]) -> Iterator[bytes | None]:
+        """All cells; those of chunks that are not wanted may come as None, unread."""
+        import pyarrow.parquet as pq
+
+        row = 0
+        for path in self._files:
+            # Unbuffered, so that a row group of any size is read page by page.
+            with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
+                for group in range(file.num_row_groups):
+                    rows = file.metadata.row_group(group).num_rows
+                    if not wanted & set(range(row // CHUNK, (row + rows - 1) // CHUNK + 1)):
+                        yield from [None] * rows
+                    else:
+                        for batch in file.iter_batches(32, [group], [self._column]):
+                            for cell in batch.column(0):
+                                yield _bytes_in(cell.as_py())
+                    row += rows
+
+
+def _bytes_in(cell: object) -> bytes | None:
+    found = cell.get("bytes") if isinstance(cell, dict) else cell
+    return found if isinstance(found, bytes) else None
+
+
+def _there(cell: bytes | None) -> bytes:
+    if not cell:
+        raise OSError("the cell is empty")
+    return cell
+
+
+def decode(content: bytes, side: int) -> np.ndarray:
+    """An encoded picture as the square in its middle, uint8 RGB [3, side, side].
+
+    The shorter side is resized to `side` (bilinear, antialiased), the longer one is cut.
+
+    Raises:
+        OSError: the bytes are no whole picture that Pillow knows.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as opened:
+            if opened.mode == "P":  # with transparency, it cannot become RGB at once
+                image = opened.convert("RGBA").convert("RGB")
+            else:
+                image = opened.convert("RGB")
+    except OSError:
+        raise
+    except Exception as error:  # decoders answer damaged files with anything
+        raise OSError(str(error) or type(error).__name__) from None
+    width, height = image.size
+    factor = side / min(width, height)
+    size = max(side, round(width * factor)), max(side, round(height * factor))
+    if size != image.size:
+        image = image.resize(size, Image.Resampling.BILINEAR)
+    left, top = (size[0] - side) // 2, (size[1] - side) // 2
+    square = image.crop((left, top, left + side, top + side))
+    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
+
+
+def decoding(source: Source, side: int, where: Where) -> Callable[[Sequence[int]], Iterator[Work]]:
+    """Work for `PreparedRows.fill` that decodes pictures.
+
+    Args:
+        source: of the pictures.
+        side: of the squares that they become.
+        where: of a picture's row, for faults.
+    """
+
+    def make(number: int, readers: Sequence[Callable[[], bytes]]) -> Made:
+        digest = hashlib.sha256()
+        pictures, faults = [], []
+        for place, read in enumerate(readers):
+            try:
+                content = read()
+                digest.update(len(content).to_bytes(8) + content)
+                pictures.append(decode(content, side))
+            except OSError as error:
+                faults.append(f"{where(number * CHUNK + place)}: broken image ({_reason(error)})")
+        if faults:
+            raise BrokenRowsError(faults)
+        return np.stack(pictures), digest.digest()
+
+    def work(numbers: Sequence[int]) -> Iterator[Work]:
+        for number, readers in source.read(numbers):
+            yield number, functools.partial(make, number, readers)
+
+    return work
+
+
+def _reason(error: OSError) -> str:
+    """Without the address of a buffer, which says nothing and differs from run to run."""
+    text = str(error.strerror or error)
+    return "no image that Pillow knows" if "cannot identify image" in text else text

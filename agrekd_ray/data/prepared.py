@@ -1,0 +1,262 @@
+"""Rows that are made once, kept on disk, and mapped into the memory of every process.
+
+A set of rows has a key: a fingerprint of all that they are made of. They are filled in chunk by
+chunk under a lock, so that a process that is killed leaves whole chunks behind, another goes on
+from there, and of several at once one fills and the others wait. Only a set that is whole has its
+final name.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from agrekd_ray.data.dataset import Progress
+from agrekd_ray.errors import DataError
+
+CHUNK = 256
+"""Rows that are made together; part of what the digest is computed from."""
+_ROWS, _DIGESTS, _WHOLE = "rows", "digests", "whole.json"
+_DIGEST = hashlib.sha256().digest_size
+_SHOWN = 10
+
+
+class BrokenRowsError(DataError):
+    """Rows of a chunk that cannot be made.
+
+    Attributes:
+        faults: one a row.
+    """
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        super().__init__(listed(faults))
+        self.faults = tuple(faults)
+
+
+Made = tuple[np.ndarray, bytes]
+"""The rows of a chunk, and a digest of what they were made of."""
+Work = tuple[int, Callable[[], Made]]
+"""Number of a chunk, and what makes it: called in a thread, it may raise `BrokenRowsError`."""
+
+
+def listed(faults: Sequence[str]) -> str:
+    """The first ten faults, and how many there are."""
+    shown = "; ".join(faults[:_SHOWN])
+    if len(faults) <= _SHOWN:
+        return shown
+    return f"{shown}; and {len(faults) - _SHOWN:,} more ({len(faults):,} in all)"
+
+
+def chunks(count: int) -> list[range]:
+    """Rows by chunk."""
+    return [range(first, min(first + CHUNK, count)) for first in range(0, count, CHUNK)]
+
+
+class PreparedRows:
+    """Rows of one shape.
+
+    Args:
+        folder: of all sets of rows.
+        key: of this one, 64 hexadecimal digits.
+        count: number of rows.
+        shape: of a row.
+        dtype: of its values.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        key: str,
+        count: int,
+        shape: tuple[int, ...],
+        dtype: type[np.generic] = np.uint8,
+    ) -> None:
+        self._folder, self._count, self._dtype = folder, count, np.dtype(dtype)
+        self._shape = shape
+        self._whole = folder / key[:24]
+        self._partial = folder / f"{key[:24]}.partial"
+        self._lock = folder / f"{key[:24]}.lock"
+        self._rows: np.ndarray | None = None
+
+    @property
+    def place(self) -> Path:
+        """The folder of the whole set."""
+        return self._whole
+
+    @property
+    def bytes(self) -> int:
+        """That the rows take on disk."""
+        return self._count * self._row_bytes
+
+    @property
+    def whole(self) -> bool:
+        """Whether all rows are there."""
+        try:
+            return (self._whole / _WHOLE).is_file() and (
+                self._whole / _ROWS
+            ).stat().st_size == self.bytes
+        except OSError:
+            return False
+
+    def left(self) -> int:
+        """Rows that are still to be made."""
+        if self.whole:
+            return 0
+        return sum(map(len, self._missing(self._done())))
+
+    def rows(self) -> np.ndarray:
+        """All rows, [N, ...], mapped read-only.
+
+        Raises:
+            DataError: they are not all there.
+        """
+        if self._rows is None:
+            if not self.whole:
+                raise DataError(f"{self._whole}: not prepared yet.")
+            shape = (self._count, *self._shape)
+            self._rows = np.memmap(self._whole / _ROWS, self._dtype, mode="r", shape=shape)
+        return self._rows
+
+    def digest(self) -> str:
+        """Of all that the rows were made of.
+
+        Raises:
+            DataError: they are not all there.
+        """
+        try:
+            return str(json.loads((self._whole / _WHOLE).read_text())["digest"])
+        except (OSError, ValueError, KeyError) as error:
+            raise DataError(
+                f"{self._whole}: not prepared, or damaged ({error}); remove the folder, it is made "
+                "again."
+            ) from None
+
+    def fill(
+        self,
+        work: Callable[[Sequence[int]], Iterator[Work]],
+        progress: Progress = lambda done, total: None,
+    ) -> None:
+        """Make what is missing, in threads; another process that is at it is waited for.
+
+        Args:
+            work: the chunks of these numbers, in any order; what it yields is made soon after, so
+                that the sources of few chunks are in memory at a time.
+            progress: told after every chunk.
+
+        Raises:
+            BrokenRowsError: all rows that cannot be made; the others are kept.
+            DataError: the folder cannot be written.
+        """
+        try:
+            with self._claimed():
+                if not self.whole:
+                    self._fill(work, progress)
+        except OSError as error:
+            raise DataError(
+                f"data.prepared: {self._folder} cannot be written ({error.strerror or error}); "
+                f"{self.bytes / 1e9:.1f} GB are needed. Free the disk or choose another folder."
+            ) from None
+
+    @property
+    def _row_bytes(self) -> int:
+        return math.prod(self._shape) * self._dtype.itemsize
+
+    @contextmanager
+    def _claimed(self) -> Iterator[None]:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with self._lock.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _done(self) -> bytearray:
+        """A digest a chunk; zeros where it is still to be made."""
+        every = bytearray(len(chunks(self._count)) * _DIGEST)
+        try:
+            found = (self._partial / _DIGESTS).read_bytes()
+            rows = (self._partial / _ROWS).stat().st_size
+        except OSError:
+            return every
+        return bytearray(found) if (len(found), rows) == (len(every), self.bytes) else every
+
+    def _missing(self, done: bytearray) -> list[range]:
+        every = chunks(self._count)
+        none = bytes(_DIGEST)
+        return [
+            rows
+            for number, rows in enumerate(every)
+            if done[number * _DIGEST : (number + 1) * _DIGEST] == none
+        ]
+
+    def _fill(self, work: Callable[[Sequence[int]], Iterator[Work]], progress: Progress) -> None:
+        shutil.rmtree(self._whole, ignore_errors=True)  # damaged, or it would be whole
+        self._partial.mkdir(exist_ok=True)
+        digests = self._done()
+        missing = [rows.start // CHUNK for rows in self._missing(digests)]
+        done = self._count - sum(map(len, self._missing(digests)))
+        faults: list[str] = []
+        progress(done, self._count)
+        rows_file = os.open(self._partial / _ROWS, os.O_RDWR | os.O_CREAT, 0o644)
+        digests_file = os.open(self._partial / _DIGESTS, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            os.ftruncate(rows_file, self.bytes)
+            os.pwrite(digests_file, digests, 0)
+            for number, made in _in_threads(work(missing)):
+                try:
+                    rows, digest = made.result()
+                except BrokenRowsError as error:
+                    faults += error.faults
+                    continue
+                _write(rows_file, np.ascontiguousarray(rows, self._dtype), number, self._row_bytes)
+                # The rows reach the disk before the word that they are there.
+                os.fdatasync(rows_file)
+                os.pwrite(digests_file, digest, number * _DIGEST)
+                digests[number * _DIGEST : (number + 1) * _DIGEST] = digest
+                done += len(rows)
+                progress(done, self._count)
+        finally:
+            os.close(rows_file)
+            os.close(digests_file)
+        if faults:
+            raise BrokenRowsError(faults)
+        whole = {"digest": hashlib.sha256(digests).hexdigest(), "rows": self._count}
+        (self._partial / _WHOLE).write_text(json.dumps(whole))
+        os.replace(self._partial, self._whole)
+
+
+def _write(file: int, rows: np.ndarray, chunk: int, row_bytes: int) -> None:
+    place, left = chunk * CHUNK * row_bytes, memoryview(rows.tobytes())
+    while left:
+        written = os.pwrite(file, left, place)
+        place, left = place + written, left[written:]
+
+
+def _in_threads(work: Iterator[Work]) -> Iterator[tuple[int, Future[Made]]]:
+    """Finished chunks, as they come; only a few are under way, so that memory stays bounded."""
+    threads = os.cpu_count() or 1
+    with ThreadPoolExecutor(threads, "prepare") as pool:
+        under_way: dict[Future[Made], int] = {}
+        try:
+            for number, make in work:
+                under_way[pool.submit(make)] = number
+                if len(under_way) > threads:
+                    yield from _finished(under_way)
+            while under_way:
+                yield from _finished(under_way)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _finished(under_way: dict[Future[Made], int]) -> Iterator[tuple[int, Future[Made]]]:
+    ready, _ = wait(under_way, return_when=FIRST_COMPLETED)
+    for future in ready:
+        yield under_way.pop(future), future

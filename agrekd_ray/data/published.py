@@ -1,0 +1,90 @@
+"""Data sets of others: where they are, and whether they are what was published."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from agrekd_ray.data.dataset import Groups
+from agrekd_ray.data.images import Pictures
+from agrekd_ray.errors import DataError
+from agrekd_ray.settings import LocalPath
+
+Counts = Mapping[str, Mapping[str, int]]
+"""Samples by split and by group."""
+Kept = Literal["published", "any"]
+
+
+class Published(Pictures):
+    """A data set of pictures that others have published.
+
+    Attributes:
+        path: its folder.
+        counts: `published` refuses data whose groups are not as large as published, `any` takes
+            a part of them, or a stand-in.
+    """
+
+    path: LocalPath
+    counts: Kept = "published"
+
+
+def require(folder: Path, files: Mapping[str, str], origin: str) -> None:
+    """Refuse a folder in which something is missing.
+
+    Args:
+        folder: of the data set.
+        files: what must be there, by name, each with what it is.
+        origin: of the data, in words.
+
+    Raises:
+        DataError: names all that is missing, where to put it, and where it comes from.
+    """
+    try:
+        missing = [name for name in files if not (folder / name).exists()]
+    except OSError as error:
+        raise DataError(f"data.path: {folder}: {error.strerror or error}.") from None
+    if missing:
+        told = ", ".join(f"{name} ({files[name]})" for name in missing)
+        raise DataError(
+            f"data.path: {folder} lacks {told}. Put what is missing there, or set data.path to "
+            f"where it is. {origin}"
+        )
+
+
+def count(groups: Groups, ids: np.ndarray) -> dict[str, int]:
+    """Samples by group."""
+    numbers = np.bincount(groups.group_N[ids], minlength=len(groups.names))
+    return dict(zip(groups.names, numbers.tolist(), strict=True))
+
+
+def check_counts(
+    source: Path, kept: Kept, published: Counts, groups: Groups, three: Mapping[str, np.ndarray]
+) -> None:
+    """Refuse data whose groups are not as large as published.
+
+    Args:
+        source: of the counts.
+        kept: see `Published.counts`.
+        published: samples by split and group.
+        groups: of the samples.
+        three: ids by `train`, `val` and `test`.
+
+    Raises:
+        DataError: says all that differs.
+    """
+    if kept == "any":
+        return
+    differing = [
+        f"{group} in {split}: {there:,} instead of {wanted:,}"
+        for split, by_group in published.items()
+        for group, wanted in by_group.items()
+        if (there := count(groups, three[split]).get(group, 0)) != wanted
+    ]
+    if differing:
+        raise DataError(
+            f"{source}: not the published data: {'; '.join(differing)}. Take the makers' files, or "
+            "set data.counts=any for a part of them or a stand-in."
+        )

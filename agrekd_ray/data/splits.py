@@ -1,0 +1,68 @@
+"""Splits by lot: the same seed gives the same ones everywhere, and every stratum its part."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from agrekd_ray.data.dataset import DFR, SELECT, TEST, TRAIN
+from agrekd_ray.errors import DataError
+
+
+def halves(ids: np.ndarray, strata: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cut ids into two halves that differ by one at most, in every stratum and in all.
+
+    Args:
+        ids: to be cut.
+        strata: of every id.
+        seed: of the data.
+
+    Returns:
+        The halves, sorted.
+    """
+    shuffled = np.random.default_rng((seed, 11)).permutation(len(ids))
+    order = shuffled[np.argsort(strata[shuffled], kind="stable")]
+    return np.sort(ids[order[::2]]), np.sort(ids[order[1::2]])
+
+
+def by_shares(strata: np.ndarray, train: float, val: float, seed: int) -> dict[str, np.ndarray]:
+    """Ids of `train`, `val` and `test`, each with its share of every stratum.
+
+    Args:
+        strata: of every sample, [N].
+        train: share of the training split.
+        val: share of the validation split; the rest is the test split.
+        seed: of the data.
+    """
+    found: dict[str, list[np.ndarray]] = {TRAIN: [], "val": [], TEST: []}
+    rng = np.random.default_rng((seed, 12))
+    for stratum in np.unique(strata):
+        ids = rng.permutation(np.flatnonzero(strata == stratum))
+        cuts = [round(train * len(ids)), round((train + val) * len(ids))]
+        for part, mine in zip(found.values(), np.split(ids, cuts), strict=True):
+            part.append(mine)
+    return {name: np.sort(np.concatenate(part)) for name, part in found.items()}
+
+
+def four_splits(
+    three: dict[str, np.ndarray], strata: np.ndarray, seed: int, source: str
+) -> dict[str, np.ndarray]:
+    """The splits of a data set out of `train`, `val` and `test`: validation in two halves.
+
+    Args:
+        three: sorted ids by name.
+        strata: evaluation group of every sample, [N].
+        seed: of the data.
+        source: of the samples, in words.
+
+    Raises:
+        DataError: a split is empty, or validation too small to be cut.
+    """
+    for name, ids in three.items():
+        if len(ids) < (2 if name == "val" else 1):
+            least = "two samples at least, a half each for DFR and selection" if len(ids) else ""
+            raise DataError(
+                f"{source}: the {name} split "
+                f"{f'needs {least}' if least else 'is empty; every split needs samples'}."
+            )
+    dfr, select = halves(three["val"], strata[three["val"]], seed)
+    return {TRAIN: three[TRAIN], DFR: dfr, SELECT: select, TEST: three[TEST]}

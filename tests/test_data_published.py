@@ -1,0 +1,238 @@
+"""Waterbirds and CelebA in every layout that is published, whole and spoilt."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from agrekd_ray.data import DFR, SELECT, TEST, TRAIN
+from agrekd_ray.data.celeba import COUNTS as FACES
+from agrekd_ray.data.celeba import CelebA, open_celeba
+from agrekd_ray.data.images import PictureDataset
+from agrekd_ray.data.published import check_counts
+from agrekd_ray.data.splits import halves
+from agrekd_ray.data.waterbirds import COUNTS as BIRDS
+from agrekd_ray.data.waterbirds import Waterbirds, open_waterbirds
+from agrekd_ray.errors import DataError
+from tests import pictures
+
+
+def birds(folder: Path, **settings: Any) -> PictureDataset:
+    values = pictures.small("waterbirds", folder.parent / "prepared", path=folder, **settings)
+    return open_waterbirds(Waterbirds.model_validate(values))
+
+
+def faces(folder: Path, **settings: Any) -> PictureDataset:
+    values = pictures.small("celeba", folder.parent / "prepared", path=folder, **settings)
+    return open_celeba(CelebA.model_validate(values))
+
+
+def change(path: Path, old: str, new: str, count: int = 1) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, count))
+
+
+def test_waterbirds_says_what_the_table_says(tmp_path: Path) -> None:
+    places = pictures.spread()
+    data = birds(pictures.waterbirds(tmp_path / "w", places))
+    assert data.classes == ("landbird", "waterbird")
+    assert data.groups.names == tuple(BIRDS[TRAIN])
+    labels, attribute, split = np.array(places).T
+    assert data.labels(np.arange(data.size)).tolist() == labels.tolist()
+    assert data.groups.attribute_N.tolist() == attribute.tolist()
+    assert data.groups.group_N.tolist() == (2 * labels + attribute).tolist()
+    assert data.splits[TRAIN].tolist() == np.flatnonzero(split == 0).tolist()
+    assert data.splits[TEST].tolist() == np.flatnonzero(split == 2).tolist()
+    val = np.concatenate([data.splits[DFR], data.splits[SELECT]])
+    assert sorted(val) == np.flatnonzero(split == 1).tolist()
+
+
+def test_the_pictures_are_those_of_the_rows(tmp_path: Path) -> None:
+    """Of waterbirds the upper half is bright, and land is red, water blue."""
+    places = pictures.spread()
+    data = birds(pictures.waterbirds(tmp_path / "w", places))
+    images = data.inputs(np.arange(data.size), None)
+    assert images.shape == (len(places), 3, 8, 8)
+    assert images.dtype == torch.float32
+    brighter = images[:, :, :3].mean((1, 2, 3)) > images[:, :, 5:].mean((1, 2, 3))
+    bluer = images[:, 2].mean((1, 2)) > images[:, 0].mean((1, 2))
+    assert brighter.long().tolist() == [label for label, _, _ in places]
+    assert bluer.long().tolist() == [attribute for _, attribute, _ in places]
+
+
+def test_every_layout_of_celeba_is_the_same_data(tmp_path: Path) -> None:
+    places = pictures.spread()
+    every = {
+        name: faces(pictures.celeba(tmp_path / name, name, places)) for name in pictures.LAYOUTS
+    }
+    assert len({data.fingerprint for data in every.values()}) == 1
+    data = every["txt"]
+    assert data.groups.names == tuple(FACES[TRAIN])
+    labels, attribute, split = np.array(places).T
+    assert data.groups.group_N.tolist() == (2 * labels + attribute).tolist()
+    assert data.splits[TRAIN].tolist() == np.flatnonzero(split == 0).tolist()
+
+
+def test_halves_of_validation_are_even_in_every_group_and_follow_the_seed(tmp_path: Path) -> None:
+    data = birds(pictures.waterbirds(tmp_path / "w", pictures.spread((4, 21, 2))))
+    one, other = (np.bincount(data.groups.group_N[data.splits[s]]) for s in (DFR, SELECT))
+    assert abs(one - other).max() <= 1
+    assert abs(one.sum() - other.sum()) <= 1
+    again = birds(tmp_path / "w")
+    assert all((again.splits[name] == ids).all() for name, ids in data.splits.items())
+    drawn_anew = birds(tmp_path / "w", seed=1)
+    assert drawn_anew.splits[DFR].tolist() != data.splits[DFR].tolist()
+    assert drawn_anew.splits[TEST].tolist() == data.splits[TEST].tolist()
+    assert drawn_anew.fingerprint != data.fingerprint
+
+
+def test_halves_of_anything() -> None:
+    ids, strata = np.array([3, 5, 8, 13, 21]), np.array([0, 1, 1, 0, 2])
+    one, other = halves(ids, strata, 0)
+    assert sorted([*one, *other]) == ids.tolist()
+    assert (len(one), len(other)) == (3, 2)
+
+
+def test_published_counts_are_demanded(tmp_path: Path) -> None:
+    folder = pictures.waterbirds(tmp_path / "w")
+    with pytest.raises(DataError, match="landbird on land in train: 6 instead of 3,498") as caught:
+        birds(folder, counts="published")
+    assert "data.counts=any" in str(caught.value)
+    with pytest.raises(DataError, match="blond, male in train: 6 instead of 1,387"):
+        faces(pictures.celeba(tmp_path / "c", "csv"), counts="published")
+
+
+@pytest.mark.parametrize("counts", [BIRDS, FACES])
+def test_the_published_counts_pass(counts: Any) -> None:
+    from agrekd_ray.data import Groups
+
+    sizes = list(counts[TRAIN].values())
+    group_N = np.repeat(np.arange(4), sizes)
+    groups = Groups(group_N % 2, ("a", "b"), group_N, tuple(counts[TRAIN]))
+    three = {TRAIN: np.arange(len(group_N))}
+    check_counts(Path("x"), "published", counts, groups, three)
+    with pytest.raises(DataError):
+        check_counts(Path("x"), "published", counts, groups, {TRAIN: np.arange(len(group_N) - 1)})
+
+
+BIRD_FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no folder": (lambda f: shutil.rmtree(f), "lacks metadata.csv"),
+    "no table": (lambda f: (f / "metadata.csv").unlink(), "Sagawa et al., ICLR 2020"),
+    "no column": (
+        lambda f: change(f / "metadata.csv", ",place,", ",places,"),
+        "no column place; there are img_id.*Did you mean places",
+    ),
+    "another class": (
+        lambda f: (f / "metadata.csv").write_text(
+            "img_filename,y,split,place\n000.Bird/Bird_0000.jpg,2,0,0\n"
+        ),
+        "metadata.csv, row 1: y is '2', none of landbird and waterbird",
+    ),
+    "no picture": (
+        lambda f: (f / "001.Bird/Bird_0004.jpg").unlink(),
+        "metadata.csv, row 5: no file .*Bird_0004.jpg",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", BIRD_FAULTS)
+def test_a_fault_of_waterbirds_is_one_clear_error(tmp_path: Path, how: str) -> None:
+    folder = pictures.waterbirds(tmp_path / "w")
+    spoil, words = BIRD_FAULTS[how]
+    spoil(folder)
+    with pytest.raises(DataError, match=words):
+        birds(folder)
+
+
+def test_many_missing_pictures_are_counted(tmp_path: Path) -> None:
+    folder = pictures.waterbirds(tmp_path / "w")
+    shutil.rmtree(folder / "001.Bird")
+    with pytest.raises(
+        DataError, match=r"row 2: no file.*row 29: no file.*and 7 more \(17 in all\)"
+    ):
+        birds(folder)
+
+
+FACE_FAULTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "nothing": ("txt", lambda f: (f / "list_attr_celeba.txt").unlink(), "lacks list_attr_celeba"),
+    "no partition": (
+        "txt",
+        lambda f: (f / "list_eval_partition.txt").unlink(),
+        "lacks list_eval_partition.txt",
+    ),
+    "no partition table": (
+        "csv",
+        lambda f: (f / "list_eval_partition.csv").unlink(),
+        "lacks list_eval_partition.csv",
+    ),
+    "no pictures": (
+        "dfr",
+        lambda f: shutil.rmtree(f / "img_align_celeba"),
+        "lacks img_align_celeba.*ICCV 2015",
+    ),
+    "a row too short": (
+        "txt",
+        lambda f: change(f / "list_attr_celeba.txt", "000003.jpg -1", "000003.jpg"),
+        "list_attr_celeba.txt, row 3: 5 values",
+    ),
+    "another count": (
+        "txt",
+        lambda f: change(f / "list_attr_celeba.txt", "52", "53"),
+        "says '53' pictures, 52 rows follow",
+    ),
+    "no attribute": (
+        "txt",
+        lambda f: change(f / "list_attr_celeba.txt", "Male", "Mail"),
+        "no attribute Male",
+    ),
+    "another partition": (
+        "txt",
+        lambda f: change(f / "list_eval_partition.txt", "000002.jpg", "900002.jpg"),
+        "row 2: 000002.jpg is not in list_eval_partition.txt",
+    ),
+    "a fourth split": (
+        "txt",
+        lambda f: (f / "list_eval_partition.txt").write_text("000001.jpg 3\n"),
+        "list_eval_partition.txt, row 1: no name followed by 0, 1 or 2",
+    ),
+    "no text": (
+        "txt",
+        lambda f: (f / "list_attr_celeba.txt").write_bytes(b"52\n\xff\xfe\n"),
+        "no UTF-8 text",
+    ),
+    "no name of the picture": (
+        "dfr",
+        lambda f: change(f / "celeba_metadata.csv", "img_filename", "picture"),
+        "no column img_filename or filename or image_id; there are",
+    ),
+    "twice": (
+        "csv",
+        lambda f: change(f / "list_attr_celeba.csv", "000002.jpg", "000001.jpg"),
+        "row 2: image_id 000001.jpg is in list_attr_celeba.csv, row 1 already",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", FACE_FAULTS)
+def test_a_fault_of_celeba_is_one_clear_error(tmp_path: Path, how: str) -> None:
+    layout, spoil, words = FACE_FAULTS[how]
+    folder = pictures.celeba(tmp_path / "c", layout)
+    spoil(folder)
+    with pytest.raises(DataError, match=words):
+        faces(folder)
+
+
+def test_pictures_one_folder_deeper_are_found(tmp_path: Path) -> None:
+    folder = pictures.celeba(tmp_path / "c", "txt")
+    before = faces(folder).fingerprint
+    (folder / "img_align_celeba").rename(folder / "deeper")
+    (folder / "img_align_celeba").mkdir()
+    (folder / "deeper").rename(folder / "img_align_celeba" / "img_align_celeba")
+    assert faces(folder).fingerprint == before
