@@ -17,6 +17,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from agrekd_ray.data import Dataset, Prepared
+
 SECONDS_BETWEEN_LINES = 5.0
 
 
@@ -93,6 +95,25 @@ class Display:
         if what:
             parts.append(what)
         return f"[{clock(now - self._begin)}] " + " · ".join(parts)
+
+
+def prepare_data(dataset: Dataset, display: Display) -> None:
+    """Prepare what is still to be, so that the workers of a run find it.
+
+    Raises:
+        DataError: a sample is broken, or the copy cannot be written.
+    """
+    if not isinstance(dataset, Prepared) or not (left := dataset.unprepared()):
+        return
+    shown = dataset.size - left
+    display.stage("data", dataset.size, "samples", shown)
+
+    def progress(done: int, total: int) -> None:
+        nonlocal shown
+        display.advance("", done - shown)
+        shown = done
+
+    dataset.prepare(progress)
 
 
 def clock(seconds: float) -> str:

@@ -1,0 +1,193 @@
+"""Preparation: whole or not at all, taken up after a kill, once however many ask."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from agrekd_ray.data.prepared import CHUNK, BrokenRowsError, Made, PreparedRows, Work
+from agrekd_ray.errors import DataError
+
+KEY = "ab" * 32
+COUNT = 3 * CHUNK + 17
+
+
+def rows(folder: Path, count: int = COUNT) -> PreparedRows:
+    return PreparedRows(folder, KEY, count, (2, 3), np.int32)
+
+
+def work(
+    made: list[int], spoilt: dict[int, list[str]] | None = None
+) -> Callable[..., Iterator[Work]]:
+    """Chunks whose rows are their numbers; what is made is noted."""
+
+    def make(number: int) -> Made:
+        made.append(number)
+        if spoilt and number in spoilt:
+            raise BrokenRowsError(spoilt[number])
+        first = number * CHUNK
+        values = np.arange(first, min(first + CHUNK, COUNT), dtype=np.int32)
+        return np.broadcast_to(values[:, None, None], (len(values), 2, 3)), bytes([number + 1] * 32)
+
+    def chunks(numbers: Sequence[int]) -> Iterator[Work]:
+        for number in numbers:
+            yield number, lambda number=number: make(number)
+
+    return chunks
+
+
+def check(found: PreparedRows) -> None:
+    values = found.rows()
+    assert values.shape == (COUNT, 2, 3)
+    assert (values == np.arange(COUNT)[:, None, None]).all()
+
+
+def test_rows_are_made_once(tmp_path: Path) -> None:
+    one, made, told = rows(tmp_path), [], []
+    assert (one.left(), one.whole) == (COUNT, False)
+    with pytest.raises(DataError, match="not prepared"):
+        one.rows()
+    one.fill(work(made), lambda done, total: told.append((done, total)))
+    check(one)
+    assert sorted(made) == [0, 1, 2, 3]
+    assert told[0] == (0, COUNT)
+    assert told[-1] == (COUNT, COUNT)
+    other = rows(tmp_path)
+    assert (other.left(), other.whole) == (0, True)
+    other.fill(work(made))
+    assert len(made) == 4
+    assert other.digest() == one.digest()
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_what_is_made_stays_where_the_rest_is_broken(tmp_path: Path) -> None:
+    one, made = rows(tmp_path), []
+    spoilt = {
+        1: [f"row {n}: broken" for n in range(8)],
+        2: ["row 600: broken", "row 601: broken", "x"],
+    }
+    with pytest.raises(BrokenRowsError, match=r"row 0: broken.*and 1 more \(11 in all\)"):
+        one.fill(work(made, spoilt))
+    assert one.left() == 2 * CHUNK
+    assert not one.whole
+    again: list[int] = []
+    one.fill(work(again))
+    assert sorted(again) == [1, 2]
+    check(one)
+    whole = rows(tmp_path / "at once")
+    whole.fill(work([]))
+    assert whole.digest() == one.digest()
+
+
+def test_a_damaged_set_is_made_again(tmp_path: Path) -> None:
+    one = rows(tmp_path)
+    one.fill(work([]))
+    with (one.place / "rows").open("r+b") as file:
+        file.truncate(100)
+    made: list[int] = []
+    other = rows(tmp_path)
+    assert other.left() == COUNT
+    other.fill(work(made))
+    assert len(made) == 4
+    check(other)
+
+
+def test_a_partial_of_another_size_is_not_believed(tmp_path: Path) -> None:
+    one = rows(tmp_path)
+    with pytest.raises(BrokenRowsError):
+        one.fill(work([], {3: ["x"]}))
+    (partial,) = tmp_path.glob("*.partial")
+    with (partial / "rows").open("r+b") as file:
+        file.truncate(100)
+    assert one.left() == COUNT
+
+
+def test_only_few_chunks_are_in_memory_at_a_time(tmp_path: Path) -> None:
+    begun, finished = [], []
+
+    def chunks(numbers: Sequence[int]) -> Iterator[Work]:
+        for number in numbers:
+            begun.append(number)
+            assert len(begun) - len(finished) <= (os.cpu_count() or 1) + 2
+            yield (
+                number,
+                lambda: (finished.append(0), (np.zeros((CHUNK, 2, 3)), bytes([1] * 32)))[1],
+            )
+
+    rows(tmp_path, 40 * CHUNK).fill(chunks)
+    assert len(begun) == 40
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"data\.prepared: .* GB are needed"):
+        rows(tmp_path / "file" / "deeper").fill(work([]))
+
+
+SLOW = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from agrekd_ray.data.prepared import CHUNK, PreparedRows
+from tests.test_data_prepared import COUNT, KEY, work
+notes, pause = Path(sys.argv[2]), float(sys.argv[3])
+made = []
+def slowly(numbers):
+    for number, make in work(made)(numbers):
+        def run(number=number, make=make):
+            time.sleep(pause)
+            with notes.open("a") as file:
+                file.write(f"{number}\\n")
+            return make()
+        yield number, run
+found = PreparedRows(Path(sys.argv[1]), KEY, COUNT, (2, 3), np.int32)
+found.fill(slowly)
+print(found.digest())
+"""
+
+
+def start(folder: Path, notes: Path, pause: float) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", SLOW, str(folder), str(notes), str(pause)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent
+    )
+
+
+def test_a_killed_preparation_is_taken_up(tmp_path: Path) -> None:
+    """It is killed while it makes the last chunks; those that were whole are not made again."""
+    notes, folder = tmp_path / "notes", tmp_path / "p"
+    process = start(folder, notes, 1.5)
+    one = rows(folder)
+    deadline = time.monotonic() + 60
+    while one.left() == COUNT and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not one.whole
+    left = one.left()
+    assert 0 < left < COUNT
+    made: list[int] = []
+    one.fill(work(made))
+    assert sum(CHUNK if number < 3 else 17 for number in made) == left
+    check(one)
+    other = rows(tmp_path / "at once")
+    other.fill(work([]))
+    assert other.digest() == one.digest()
+
+
+def test_two_processes_at_once_make_every_row_once(tmp_path: Path) -> None:
+    notes = tmp_path / "notes"
+    both = [start(tmp_path / "p", notes, 0.2) for _ in range(2)]
+    digests = {process.communicate(timeout=120)[0] for process in both}
+    assert [process.returncode for process in both] == [0, 0]
+    assert len(digests) == 1
+    assert sorted(notes.read_text().split()) == ["0", "1", "2", "3"]
+    check(rows(tmp_path / "p"))
