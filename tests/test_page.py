@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from agrekd_ray.errors import RunError
-from agrekd_ray.results import Epoch, Member, Metrics, Outcome
+from agrekd_ray.results import Agreement, Epoch, Member, Metrics, Outcome
 from agrekd_ray.search.results import RuleReport, SearchResult, TrialResult
 from agrekd_ray.tracking import page, tables
 from agrekd_ray.tracking.page import headline, remarks, write_report
@@ -131,9 +131,10 @@ def student(method: str, seed: int, worst: float, teachers: tuple[str, ...] = ()
         "aligned": dict(zip(teachers, shares, strict=True)),
         "conflicting": dict(zip(teachers, reversed(shares), strict=True)),
     }
+    moved = {"influence": last["aligned"], "influence_by_group": last} if teachers else {}
     history = [
         Epoch(0, 2.0, 0.1, 1.0, metrics(0.1), first),
-        Epoch(1, 1.0, 0.1, 1.0, metrics(worst), last),
+        Epoch(1, 1.0, 0.1, 1.0, metrics(worst), last, **moved),
     ]
     splits = {"val": metrics(worst + 0.05), "test": metrics(worst)}
     return Outcome(method, seed, "2 (1 debiased)", splits, history if teachers else [])
@@ -280,6 +281,33 @@ def test_who_taught_whom_is_of_the_last_epoch_and_debiased_teachers_stand_first(
     assert taught[1] == ["dfr-1 debiased (DFR)", "erm-0 biased (ERM)"]
     assert ["AGRE-KD", "aligned", "0.250", "0.500"] in taught
     assert ["AGRE-KD", "conflicting", "0.500", "0.250"] in taught
+
+
+def test_who_moved_the_student_is_told_of_all_samples_and_by_group(job):
+    table = read(job()).tables["Who moved the student"]
+    assert table[0] == ["Method", "Taught group", "Influence of a teacher"]
+    aver = [row for row in table if row[0] == "AVER"]
+    assert aver == [
+        ["AVER", "all samples", "0.250", "0.500"],
+        ["AVER", "aligned", "0.250", "0.500"],
+        ["AVER", "conflicting", "0.500", "0.250"],
+    ]
+
+
+def test_the_vote_stands_against_the_biased_model(job):
+    folder = job()
+    results = json.loads((folder / "results.json").read_text())
+    half = asdict(Agreement(90, 0.5, 0.125, 0.25, 0.125))
+    found = {"overall": half, "groups": {"conflicting": half}, "overlapping": {}}
+    results["diagnostics"]["agreement"] = {"test": found}
+    (folder / "results.json").write_text(json.dumps(results))
+    page = read(folder)
+    table = page.tables["Agreement of the teachers with the biased model"]
+    assert table[-1] == ["test", "conflicting", "90", "50.0", "12.5", "25.0", "12.5"]
+    del results["diagnostics"]
+    (folder / "results.json").write_text(json.dumps(results))
+    earlier = read(folder)
+    assert "Agreement of the teachers with the biased model" not in earlier.tables
 
 
 def test_many_teachers_are_shown_by_family(job):

@@ -90,7 +90,20 @@ def test_a_live_run_from_nothing_to_its_table(
     for weights in taught["history"][0]["weights"].values():
         assert sum(weights.values()) == pytest.approx(1, abs=1e-5)
     plots = {path.name for path in (run / "plots").iterdir()}
-    assert plots == {"worst_group_by_method.png", "training_curves.png", "weights_by_group.png"}
+    assert plots - {"fallback_by_group.png"} == {
+        "worst_group_by_method.png",
+        "training_curves.png",
+        "weights_by_group.png",
+        "influence_by_group.png",
+        "agreement_by_group.png",
+        "calibration.png",
+    }
+    assert all(sum(b["count"] for b in o["calibration"]) == 397 for o in results["outcomes"])
+    for influence in taught["history"][0]["influence_by_group"].values():
+        assert sum(influence.values()) == pytest.approx(1, abs=1e-4)
+    agreement = results["diagnostics"]["agreement"]["test"]
+    assert set(agreement["groups"]) == {"bias-aligned", "bias-conflicting"}
+    assert sum(agreement["overall"].values()) - agreement["overall"]["count"] == pytest.approx(1)
     for words in ("AGRE-KD", "Worst group", "mlflow ui", "finished in"):
         assert words in screen
     assert "Warning" not in screen

@@ -95,9 +95,20 @@ def test_colours_tell_families_apart_and_ours_stays_the_same():
     orange = {s["color"] for name, s in styles.items() if name.startswith("erm")}
     assert not blue & orange
     assert len({(s["color"], s["linestyle"]) for s in styles.values()}) == 8
-    alone, among = plots._method_styles(["agre_kd"]), plots._method_styles(["one_hot", *DISTILLED])
+    alone, among = plots.method_styles(["agre_kd"]), plots.method_styles(["one_hot", *DISTILLED])
     assert alone["agre_kd"] == among["agre_kd"]
     assert len({(s["color"], s["linestyle"]) for s in among.values()}) == 7
+
+
+def test_influence_is_drawn_below_zero(tmp_path, monkeypatch):
+    below = {"dfr-0": 1.25, "erm-1": -0.25}
+    job = student("agre_kd", 0, [])
+    epochs = [replace(e, influence=below, influence_by_group={"a": below}) for e in job.history]
+    drawn_axes = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: drawn_axes.extend(figure.axes))
+    assert plots.influence_by_group([replace(job, history=epochs)], [], tmp_path / "i.png")
+    assert len(drawn_axes) == 2
+    assert all(axes.get_ylim()[0] < -0.25 for axes in drawn_axes)
 
 
 def test_nothing_to_draw_leaves_no_file(tmp_path):

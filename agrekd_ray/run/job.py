@@ -32,7 +32,7 @@ from agrekd_ray.run.monitor import Monitor, flat
 from agrekd_ray.run.plan import Plan, epochs_of, make_plan
 from agrekd_ray.student import read_outcome, write_outcome
 from agrekd_ray.teachers import Pool, vote
-from agrekd_ray.tracking import plots, tables
+from agrekd_ray.tracking import diagnostic_plots, plots, tables
 from agrekd_ray.tracking.mlflow_runs import Tracker
 from agrekd_ray.tracking.outbox import Outbox
 from agrekd_ray.training import agreement, calibration, evaluate, score
@@ -300,7 +300,7 @@ class _Run:
         """results.json, results.csv and the plots."""
         path = self.folder.path
         members, biased = self._members()
-        diagnostics = self.diagnostics
+        diagnostics = self.diagnostics  # before what the teachers cost is told
         packages = ("torch", "ray", "mlflow", "numpy", "scikit-learn")
         about = {
             "name": self.job.name,
@@ -316,10 +316,18 @@ class _Run:
         }
         tables.write_csv(outcomes, path / "results.csv")
         tables.write_json(path / "results.json", outcomes, members, biased, about, diagnostics)
-        self.folder.plots.mkdir(exist_ok=True)
-        plots.worst_group_by_method(outcomes, self.folder.plots / "worst_group_by_method.png")
-        plots.training_curves(outcomes, self.folder.plots / "training_curves.png")
-        plots.weights_by_group(outcomes, members, self.folder.plots / "weights_by_group.png")
+        self._draw(outcomes, members)
+
+    def _draw(self, outcomes: list[Outcome], members: list[Member]) -> None:
+        folder = self.folder.plots
+        folder.mkdir(exist_ok=True)
+        plots.worst_group_by_method(outcomes, folder / "worst_group_by_method.png")
+        plots.training_curves(outcomes, folder / "training_curves.png")
+        plots.weights_by_group(outcomes, members, folder / "weights_by_group.png")
+        plots.influence_by_group(outcomes, members, folder / "influence_by_group.png")
+        diagnostic_plots.fallback_by_group(outcomes, folder / "fallback_by_group.png")
+        diagnostic_plots.agreement_by_group(self.diagnostics, folder / "agreement_by_group.png")
+        diagnostic_plots.calibration(outcomes, folder / "calibration.png")
 
     def _publish(self, run_id: str, outcomes: list[Outcome]) -> None:
         """To MLflow: every student as a model, the reports, the summary."""

@@ -24,8 +24,13 @@ from agrekd_ray.tracking.comparison_plots import (
     trial_history,
     worst_against_accuracy,
 )
+from agrekd_ray.tracking.diagnostic_plots import calibration, fallback_by_group
 from agrekd_ray.tracking.files import replacing
-from agrekd_ray.tracking.plots import weights_by_group, worst_group_by_method
+from agrekd_ray.tracking.plots import (
+    influence_by_group,
+    weights_by_group,
+    worst_group_by_method,
+)
 
 RESULTS, TRIALS = "results.json", "trials.csv"
 SHOWN = 8
@@ -54,6 +59,9 @@ def publish_files(folder: Path, result: SearchResult) -> None:
     worst_group_by_method(result.final, plots / "winner_against_default.png")
     members = [member_from_json(values) for values in result.about.get("members", [])]
     weights_by_group(result.final, members, plots / "weights_by_group.png")
+    influence_by_group(result.final, members, plots / "influence_by_group.png")
+    fallback_by_group(result.final, plots / "fallback_by_group.png")
+    calibration(result.final, plots / "calibration.png")
 
 
 def _point(trial: TrialResult) -> Point:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+ALL = "all samples"
+"""Stands among the groups for all of them."""
+
 _METHODS = {
     "one_hot": "One-hot",
     "one_hot_dfr": "One-hot + DFR",

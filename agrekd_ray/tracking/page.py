@@ -51,6 +51,15 @@ CAPTIONS = {
     "parameter_effects": "What each parameter of the search does to a trial.",
     "parallel_coordinates": "Every trial as a line through its setting.",
     "trial_history": "The trials in the course of the search.",
+    "agreement_by_group": "How the teachers' vote stands to the biased model, by split and group. "
+    "Only where it contradicts the biased model and is right (blue) can it teach against the bias.",
+    "fallback_by_group": "Share of the training samples on which every weight was 0, so that the "
+    "fallback decided, by epoch and group.",
+    "influence_by_group": "Influence of a teacher by epoch, method and group of the training "
+    "samples: its share in the length of the gradients that the student followed. Below 0 it was "
+    "overruled. The dashed line is an even share.",
+    "calibration": "Accuracy by confidence on the test split, and how many samples are answered so "
+    "confidently, all seeds together. Bars below the diagonal are overconfident.",
     WEIGHTS_PLOT: "Mean weight of a teacher by epoch, method and group of the training samples. "
     "The dashed line is what each would have if all weights were even.",
 }
@@ -221,6 +230,8 @@ def _job_page(folder: Path) -> dict[str, Any]:
         "plots": plots,
         "weights_plot": weights_plot,
         "weights": page_tables.weights(run.outcomes, run.members, label),
+        "influence": page_tables.influence(run.outcomes, run.members, label),
+        "agreement": page_tables.agreement(run.diagnostics),
         "teachers": page_tables.teachers(run.members, run.biased),
         "configuration": [("The job", _yaml(run.job.settings))],
         "versions": run.job.versions,
@@ -277,6 +288,8 @@ def _search_page(folder: Path) -> dict[str, Any]:
         "plots": plots,
         "weights_plot": weights_plot,
         "weights": page_tables.weights(result.final, about.members, name),
+        "influence": page_tables.influence(result.final, about.members, name),
+        "agreement": None,
         "teachers": page_tables.teachers(about.members, None),
         "configuration": [
             ("The search", _yaml(about.settings)),

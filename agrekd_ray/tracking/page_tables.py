@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from statistics import mean
 from typing import Any
 
+from agrekd_ray.core.diagnostics import CASES
 from agrekd_ray.core.selection import RULES
 from agrekd_ray.core.weighting import STRATEGIES
-from agrekd_ray.results import Member, Metrics, Outcome
+from agrekd_ray.results import Diagnostics, Epoch, Member, Metrics, Outcome
 from agrekd_ray.search.results import FAILED, SearchResult, TrialResult
 from agrekd_ray.search.settings import default_strategy
 from agrekd_ray.search.space import STRATEGY, Domain, applied, conditions
-from agrekd_ray.tracking.labels import family
+from agrekd_ray.tracking.labels import ALL, family
 from agrekd_ray.tracking.tables import GROUP, Row
 
 TEST = "test"
@@ -147,9 +148,55 @@ def weights(
     outcomes: Sequence[Outcome], members: Sequence[Member], name: Callable[[str], str]
 ) -> Grid | None:
     """Who taught whom in the last epoch: a line a method and group, means over seeds."""
+    head = "Mean weight of a teacher"
+    return _taught(outcomes, members, name, lambda epoch: epoch.weights, "Who taught whom", head)
+
+
+def influence(
+    outcomes: Sequence[Outcome], members: Sequence[Member], name: Callable[[str], str]
+) -> Grid | None:
+    """Who moved the student in the last epoch: a line a method and group, means over seeds."""
+
+    def shares(epoch: Epoch) -> dict[str, dict[str, float]]:
+        return {ALL: epoch.influence, **epoch.influence_by_group} if epoch.influence else {}
+
+    head = "Influence of a teacher"
+    return _taught(outcomes, members, name, shares, "Who moved the student", head)
+
+
+def agreement(diagnostics: Diagnostics) -> Grid | None:
+    """The teachers' vote against the biased model, a line a split and group."""
+    lines = []
+    for split, found in diagnostics.agreement.items():
+        rows = {ALL: found.overall, **found.groups, **found.overlapping}
+        for group, shares in rows.items():
+            cells = [Cell(percent(getattr(shares, case))) for case in CASES]
+            lines.append(Line([split, group], [Cell(f"{shares.count:,}"), *cells]))
+    head = Head(
+        "The teachers' vote (%)",
+        [
+            ("agrees", "both right"),
+            ("agrees", "both wrong"),
+            ("contradicts", "is right"),
+            ("contradicts", "is wrong"),
+        ],
+    )
+    label = "Agreement of the teachers with the biased model"
+    return Grid(label, ["Split", "Group"], ["Samples"], lines, head) if lines else None
+
+
+def _taught(
+    outcomes: Sequence[Outcome],
+    members: Sequence[Member],
+    name: Callable[[str], str],
+    shares: Callable[[Epoch], dict[str, dict[str, float]]],
+    label: str,
+    head: str,
+) -> Grid | None:
+    """Shares of the teachers in the last epoch, by method and group."""
     found: dict[tuple[str, str], dict[str, list[float]]] = {}
     for outcome in outcomes:
-        for group, by_name in (outcome.history[-1].weights if outcome.history else {}).items():
+        for group, by_name in (shares(outcome.history[-1]) if outcome.history else {}).items():
             mine = found.setdefault((outcome.method, group), {})
             for teacher, weight in by_name.items():
                 mine.setdefault(teacher, []).append(weight)
@@ -168,8 +215,7 @@ def weights(
         Line([name(method), group], [_shaded(weight, largest) for weight in row])
         for (method, group), row in means.items()
     ]
-    head = Head("Mean weight of a teacher", list(columns))
-    return Grid("Who taught whom", ["Method", "Taught group"], [], lines, head)
+    return Grid(label, ["Method", "Taught group"], [], lines, Head(head, list(columns)))
 
 
 def trials(result: SearchResult, paths: Sequence[str]) -> Grid | None:

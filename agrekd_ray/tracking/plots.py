@@ -23,23 +23,23 @@ from matplotlib.ticker import MaxNLocator
 
 from agrekd_ray.results import Epoch, Member, Outcome
 from agrekd_ray.tracking.files import replacing
-from agrekd_ray.tracking.labels import family, is_distilled, label
+from agrekd_ray.tracking.labels import ALL, family, is_distilled, label
 from agrekd_ray.tracking.tables import summary
 
 INK, FAINT = "#222222", "#8a8a8a"
-_REFERENCE, BLUE, ORANGE = "#b3b3b3", "#56b4e9", "#d55e00"
+REFERENCE, BLUE, ORANGE = "#b3b3b3", "#56b4e9", "#d55e00"
 # Okabe and Ito's palette without its yellow, which is too pale for lines on white. The method
 # of the paper has a colour of its own, whichever others a job compares it with.
 _OURS = {"agre_kd": "#d55e00"}
-_LINES = ("#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#222222")
-_DASHES = ("-", "--", ":", "-.")
+LINES = ("#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#222222")
+DASHES = ("-", "--", ":", "-.")
 # From dark to light; one hue a family. Blue against orange survives every colour blindness.
 _SHADES = {
     "dfr": ("#08306b", "#2171b5", "#6baed6", "#9ecae1"),
     "erm": ("#8c2d04", "#d94801", "#fd8d3c", "#fdbe85"),
     "own": ("#252525", "#636363", "#969696", "#bdbdbd"),
 }
-_MOST_LINES, _MOST_GROUPS = 8, 8
+_MOST_LINES, MOST_GROUPS = 8, 8
 
 
 def worst_group_by_method(outcomes: Sequence[Outcome], path: Path) -> bool:
@@ -63,7 +63,7 @@ def worst_group_by_method(outcomes: Sequence[Outcome], path: Path) -> bool:
     for place, row in enumerate(rows):
         worst, accuracy = (100 * row.mean[name] for name in ("worst_group_accuracy", "accuracy"))
         spread = 100 * row.std["worst_group_accuracy"], 100 * row.std["accuracy"]
-        fill = BLUE if is_distilled(row.method) else _REFERENCE
+        fill = BLUE if is_distilled(row.method) else REFERENCE
         axes.barh(place, worst, height=0.62, color=fill, zorder=2)
         whiskers: dict[str, Any] = {"capsize": 2.5, "elinewidth": 1.1, "fmt": "none", "zorder": 4}
         if len(row.seeds) > 1:
@@ -96,7 +96,7 @@ def worst_group_by_method(outcomes: Sequence[Outcome], path: Path) -> bool:
     if any(is_distilled(row.method) for row in rows):
         keys.append(Patch(color=BLUE, label=f"{worst_words}, distilled"))
     if not all(is_distilled(row.method) for row in rows):
-        keys.append(Patch(color=_REFERENCE, label=f"{worst_words}, reference"))
+        keys.append(Patch(color=REFERENCE, label=f"{worst_words}, reference"))
     keys.append(marker("D", ORANGE, 6, "all samples"))
     if several:
         keys.append(marker("o", INK, 4, "one seed"))
@@ -141,7 +141,7 @@ def training_curves(outcomes: Sequence[Outcome], path: Path) -> bool:
     if right.get_ylim()[0] < 0.5 * right.get_ylim()[1] or not _several_epochs(outcomes):
         right.set_ylim(bottom=0)
     for axes in (left, right):
-        _epochs(axes)
+        epoch_axis(axes)
         axes.grid(color="#ececec", lw=0.8)
     headline(figure, "Training by epoch")
     figure.legend(handles=keys, loc="outside lower center", ncols=columns, **LEGEND)
@@ -164,18 +164,52 @@ def weights_by_group(outcomes: Sequence[Outcome], members: Sequence[Member], pat
     Returns:
         Whether there was anything to draw; without it there is no file.
     """
-    weights = {
-        method: _mean_weights(_of(outcomes, method))
+    title = "Who taught whom: mean weight of a teacher, by training group"
+    return _by_group(outcomes, members, path, lambda epoch: epoch.weights, title)
+
+
+def influence_by_group(outcomes: Sequence[Outcome], members: Sequence[Member], path: Path) -> bool:
+    """Draws which teacher moved the student: influence over epochs, a panel a method and group.
+
+    As `weights_by_group`, with all samples in the first column. A teacher below 0 is overruled by
+    the others.
+
+    Args:
+        outcomes: students, finished or under way; those without influence are left out.
+        members: the ensemble; tells debiased teachers from biased ones.
+        path: the PNG, replaced as a whole.
+
+    Returns:
+        Whether there was anything to draw; without it there is no file.
+    """
+
+    def influence(epoch: Epoch) -> dict[str, dict[str, float]]:
+        return {ALL: epoch.influence, **epoch.influence_by_group} if epoch.influence else {}
+
+    title = "Who moved the student: influence of a teacher, by training group"
+    return _by_group(outcomes, members, path, influence, title)
+
+
+def _by_group(
+    outcomes: Sequence[Outcome],
+    members: Sequence[Member],
+    path: Path,
+    shares: Callable[[Epoch], dict[str, dict[str, float]]],
+    title: str,
+) -> bool:
+    """Shares of the teachers by group, which sum to 1: a row a method, a column a group."""
+    means = {
+        method: _mean_shares(_of(outcomes, method), shares)
         for method in dict.fromkeys(o.method for o in outcomes)
     }
-    weights = {method: groups for method, groups in weights.items() if groups}
-    if not weights:
+    means = {method: groups for method, groups in means.items() if groups}
+    if not means:
         return False
-    present = {t for groups in weights.values() for group in groups.values() for t in group}
+    present = {t for groups in means.values() for group in groups.values() for t in group}
     kinds = {member.name: member.kind for member in members if member.name in present}
     kinds |= dict.fromkeys(sorted(present - kinds.keys()), "own")
-    every_group = list(dict.fromkeys(g for groups in weights.values() for g in groups))
-    groups = _least_even(every_group, weights)
+    every_group = list(dict.fromkeys(g for groups in means.values() for g in groups))
+    groups = _least_even(every_group, means)
     wide = max(2.0, min(3.4, 13.0 / len(groups)))
     width = 1.5 + wide * len(groups)
     each = len(kinds) <= _MOST_LINES
@@ -184,9 +218,9 @@ def weights_by_group(outcomes: Sequence[Outcome], members: Sequence[Member], pat
     longest = max(len(str(handle.get_label())) for handle in handles)
     across = max(1, min(len(handles), int(width / (0.55 + 0.075 * longest))))
     below = 0.2 * -(-len(handles) // across)
-    figure = new_figure(width, 1.3 + below + max(1.8, 1.32 * len(weights)))
-    panels = figure.subplots(len(weights), len(groups), sharex=True, sharey=True, squeeze=False)
-    for row, (method, by_group) in enumerate(weights.items()):
+    figure = new_figure(width, 1.3 + below + max(1.8, 1.32 * len(means)))
+    panels = figure.subplots(len(means), len(groups), sharex=True, sharey=True, squeeze=False)
+    for row, (method, by_group) in enumerate(means.items()):
         for column, group in enumerate(groups):
             axes = panels[row][column]
             axes.axhline(1 / len(kinds), color=INK, lw=0.8, ls=(0, (4, 3)), zorder=2)
@@ -195,22 +229,28 @@ def weights_by_group(outcomes: Sequence[Outcome], members: Sequence[Member], pat
             axes.tick_params(labelsize=8)
             if row == 0:
                 axes.set_title(textwrap.fill(group, max(12, int(11 * wide))), size=10)
-            if row == len(weights) - 1:
-                _epochs(axes)
+            if row == len(means) - 1:
+                epoch_axis(axes)
         panels[row][0].set_ylabel(label(method), size=10)
-    panels[0][0].set_ylim(bottom=0)
+    if min(axes.dataLim.y0 for axes in panels.flat) < 0:
+        for axes in panels.flat:
+            axes.axhline(0, color=FAINT, lw=0.8, zorder=1)
+    else:
+        panels[0][0].set_ylim(bottom=0)
     panels[0][0].yaxis.set_major_locator(MaxNLocator(3))
-    title = "Who taught whom: mean weight of a teacher, by training group"
-    if len(groups) < len(every_group):
-        title += f" ({len(groups)} of {len(every_group)} groups)"
+    left_out = len(every_group) - len(groups)
+    if left_out:
+        title += (
+            f" ({len(groups) - (ALL in groups)} of {len(every_group) - (ALL in groups)} groups)"
+        )
     headline(figure, textwrap.fill(title, int(9 * width)))
     figure.legend(handles=handles, loc="outside lower center", ncols=across, **LEGEND)
     save(figure, path)
     return True
 
 
-Weights = dict[str, dict[str, dict[int, float]]]
-"""Mean weight by group, teacher and epoch."""
+Shares = dict[str, dict[str, dict[int, float]]]
+"""Mean share by group, teacher and epoch."""
 
 LEGEND: dict[str, Any] = {
     "frameon": False,
@@ -229,8 +269,8 @@ def method_styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
             styles[method] = {"color": _OURS[method], "linestyle": "-", "lw": 2.6, "zorder": 5}
         else:
             place = others.index(method)
-            color = _LINES[place % len(_LINES)]
-            dash = _DASHES[place // len(_LINES) % len(_DASHES)]
+            color = LINES[place % len(LINES)]
+            dash = DASHES[place // len(LINES) % len(DASHES)]
             styles[method] = {"color": color, "linestyle": dash, "lw": 1.5, "zorder": 3}
     return styles
 
@@ -239,14 +279,16 @@ def _several_epochs(outcomes: Sequence[Outcome]) -> bool:
     return any(len(outcome.history) > 1 for outcome in outcomes)
 
 
-def _mean_weights(outcomes: Sequence[Outcome]) -> Weights:
+def _mean_shares(
+    outcomes: Sequence[Outcome], shares: Callable[[Epoch], dict[str, dict[str, float]]]
+) -> Shares:
     found: dict[str, dict[str, dict[int, list[float]]]] = {}
     for outcome in outcomes:
         for epoch in outcome.history:
-            for group, teachers in epoch.weights.items():
-                for teacher, weight in teachers.items():
+            for group, teachers in shares(epoch).items():
+                for teacher, share in teachers.items():
                     by_epoch = found.setdefault(group, {}).setdefault(teacher, {})
-                    by_epoch.setdefault(epoch.epoch, []).append(weight)
+                    by_epoch.setdefault(epoch.epoch, []).append(share)
     return {
         group: {
             teacher: {epoch: float(np.mean(w)) for epoch, w in sorted(by_epoch.items())}
@@ -256,26 +298,28 @@ def _mean_weights(outcomes: Sequence[Outcome]) -> Weights:
     }
 
 
-def _least_even(groups: list[str], weights: dict[str, Weights]) -> list[str]:
-    if len(groups) <= _MOST_GROUPS:
+def _least_even(groups: list[str], means: dict[str, Shares]) -> list[str]:
+    if len(groups) <= MOST_GROUPS:
         return groups
 
     def unevenness(group: str) -> float:
-        means = [
+        if group == ALL:
+            return math.inf
+        found = [
             [float(np.mean(list(by_epoch.values()))) for by_epoch in by_group[group].values()]
-            for by_group in weights.values()
+            for by_group in means.values()
             if group in by_group
         ]
-        return max(max(values) - min(values) for values in means)
+        return max(max(values) - min(values) for values in found)
 
-    chosen = sorted(groups, key=unevenness, reverse=True)[:_MOST_GROUPS]
+    chosen = sorted(groups, key=unevenness, reverse=True)[:MOST_GROUPS]
     return [group for group in groups if group in chosen]
 
 
 def _teacher_lines(axes: Axes, weights: dict[str, dict[int, float]], kinds: dict[str, str]) -> None:
     for teacher, style in _teacher_styles(kinds).items():
         by_epoch = weights.get(teacher, {})
-        axes.plot(list(by_epoch), list(by_epoch.values()), **_visible(style, len(by_epoch)))
+        axes.plot(list(by_epoch), list(by_epoch.values()), **visible(style, len(by_epoch)))
 
 
 def _family_lines(axes: Axes, weights: dict[str, dict[int, float]], kinds: dict[str, str]) -> None:
@@ -285,7 +329,7 @@ def _family_lines(axes: Axes, weights: dict[str, dict[int, float]], kinds: dict[
         values = [[by_epoch[e] for by_epoch in mine if e in by_epoch] for e in epochs]
         low, high = [min(v) for v in values], [max(v) for v in values]
         axes.fill_between(epochs, low, high, color=color, alpha=0.22, lw=0, zorder=3)
-        style = _visible({"color": color, "lw": 2.0, "zorder": 4}, len(epochs))
+        style = visible({"color": color, "lw": 2.0, "zorder": 4}, len(epochs))
         axes.plot(epochs, [float(np.mean(v)) for v in values], **style)
 
 
@@ -297,7 +341,7 @@ def _teacher_styles(kinds: dict[str, str]) -> dict[str, dict[str, Any]]:
         for place, teacher in enumerate(mine):
             styles[teacher] = {
                 "color": shades[place % len(shades)],
-                "linestyle": _DASHES[place // len(shades) % len(_DASHES)],
+                "linestyle": DASHES[place // len(shades) % len(DASHES)],
                 "lw": 1.8,
                 "zorder": 5 if kind == "dfr" else 4,
             }
@@ -344,15 +388,16 @@ def _band(
     low, high = [min(by_epoch[e]) for e in epochs], [max(by_epoch[e]) for e in epochs]
     axes.fill_between(epochs, low, high, color=style["color"], alpha=0.12, lw=0, zorder=2)
     means = [float(np.mean(by_epoch[e])) for e in epochs]
-    axes.plot(epochs, means, **_visible(style, len(epochs)))
+    axes.plot(epochs, means, **visible(style, len(epochs)))
 
 
-def _visible(style: dict[str, Any], points: int) -> dict[str, Any]:
+def visible(style: dict[str, Any], points: int) -> dict[str, Any]:
     """A line through a single point shows nothing: such a point gets a marker."""
     return style if points != 1 else {**style, "marker": "o", "markersize": 4}
 
 
-def _epochs(axes: Axes) -> None:
+def epoch_axis(axes: Axes) -> None:
+    """Whole epochs below a panel."""
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
 
