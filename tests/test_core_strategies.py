@@ -1,4 +1,4 @@
-"""Each strategy against its own formula."""
+"""Each strategy against its own formula; values worked out elsewhere are in test_core_golden."""
 
 from types import SimpleNamespace
 
@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from agrekd_ray.core.kd import kd_gradient, kd_loss
+from agrekd_ray.core.kd import kd_gradient
 from agrekd_ray.core.weighting import combine, weigh
 
 
@@ -48,44 +48,10 @@ def guided(name, b):
     return combine(name, b.gradients_MBC, b.biased_BC, **given_)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 4.0])
-@pytest.mark.parametrize("seed", range(3))
-def test_agre_kd_is_the_papers_formula_by_autograd(seed, temperature):
-    b = batch(members=4, samples=6, classes=5, seed=seed, temperature=temperature)
-    student_BC = b.student_BC.double().requires_grad_()
-    teachers_MBC, biased_BC = b.teachers_MBC.double(), b.biased_logits_BC.double()
-
-    def gradient_of(loss):
-        return torch.autograd.grad(loss, student_BC, retain_graph=True)[0]
-
-    total = 0.0
-    for i in range(6):
-        towards_biased_C = gradient_of(kd_loss(student_BC, biased_BC, temperature)[i])[i]
-        losses = [kd_loss(student_BC, teacher_BC, temperature)[i] for teacher_BC in teachers_MBC]
-        disagreements = [
-            1 - functional.cosine_similarity(gradient_of(loss)[i], towards_biased_C, dim=0)
-            for loss in losses
-        ]
-        total = total + sum(w * loss for w, loss in zip(disagreements, losses, strict=True)) / sum(
-            disagreements
-        )
-    found = guided("agre_kd", b)
-    torch.testing.assert_close(found.gradient.double(), gradient_of(total), rtol=0, atol=1e-5)
-    torch.testing.assert_close(found.loss.double().sum(), total, rtol=1e-4, atol=1e-4)
-    assert not found.fallback.any()
-
-
 def gradients_of_signs(*signs):
     """[M, 1, 2] gradients for two classes, one teacher each, of different lengths."""
     lengths = [0.1 * (m + 1) for m in range(len(signs))]
     return torch.tensor([[[s * x, -s * x]] for s, x in zip(signs, lengths, strict=True)])
-
-
-def test_agre_kd_with_two_classes_is_a_choice():
-    gradients_MBC = gradients_of_signs(1, -1, 1, -1)
-    for sign, expected in ((1, [0, 0.5, 0, 0.5]), (-1, [0.5, 0, 0.5, 0])):
-        weights_MB = weigh("agre_kd", gradients_MBC, torch.tensor([[sign * 0.3, -sign * 0.3]]))
-        assert weights_MB.flatten().tolist() == expected
 
 
 @settings(deadline=None, max_examples=60)
@@ -183,39 +149,9 @@ def test_ca_mkd_loses_only_what_the_gradients_lost():
     torch.testing.assert_close(weights_M, torch.tensor([1.0, 0.0]), rtol=0, atol=1e-6)
 
 
-def test_ae_kd_mixes_the_batch_averages():
-    b = batch(members=4, samples=8, classes=6)
-    shares_M = weights_of("ae_kd", b, box=1.0)[:, 0].double()
-    mean_MC = b.gradients_MBC.double().mean(1)
-    shortest = (shares_M @ mean_MC).norm()
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(200):
-        other_M = torch.rand(4, generator=generator, dtype=torch.float64) ** 3
-        assert (other_M / other_M.sum() @ mean_MC).norm() >= shortest * (1 - 1e-4)
-    assert shortest < (mean_MC.mean(0)).norm() * 0.99
-    assert weights_of("ae_kd", b, box=0.3).max() <= 0.3 + 1e-6
-
-
 def test_ae_kd_of_rounding_is_uniform():
     noise_MBC = 1e-8 * torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(0))
     assert weigh("ae_kd", noise_MBC).unique().tolist() == [0.25]
-
-
-@pytest.mark.parametrize(
-    ("signs", "expected"),
-    [
-        ((1, 1, -1), [0.5, 0.5, 0]),
-        ((-1, 1, -1), [0.5, 0, 0.5]),
-        ((1, -1), [0.5, 0.5]),
-        ((1, -1, -1, 1), [0.25] * 4),
-        ((1, 1), [0.5, 0.5]),
-        ((1, 0), [1, 0]),
-        ((0, 0), [0.5, 0.5]),
-    ],
-)
-def test_govern_follows_the_majority_of_signs(signs, expected):
-    weights_MB = weigh("govern", gradients_of_signs(*signs))
-    assert weights_MB.flatten().tolist() == expected
 
 
 def test_govern_with_more_classes_drops_who_points_away():
