@@ -23,6 +23,7 @@ from agrekd_ray.study.points import points_of
 from agrekd_ray.study.report import markdown, show
 from agrekd_ray.study.results import PointResult, StudyResult
 from agrekd_ray.study.settings import Published, changes, settings_of
+from agrekd_ray.tracking.page import write_report
 
 METHODS = ["one_hot", "aver", "agre_kd"]
 SWEEP = {"distillation.temperature": [2.0, 4.0]}
@@ -132,6 +133,9 @@ def test_a_point_comes_to_what_its_job_alone_comes_to(
     assert "temperature 2" in text
     assert "AGRE-KD against AVER" in text
     assert "2 draws" in text
+    page = write_report(folder).read_text()
+    for words in ("What AGRE-KD gains", "Draws of data and teachers", "temperature"):
+        assert words in page
     _mlflow_holds_the_study(job.runs, result)
 
 

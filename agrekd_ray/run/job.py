@@ -24,7 +24,7 @@ from agrekd_ray.errors import AgrekdError, RunError
 from agrekd_ray.models import load, read_manifest
 from agrekd_ray.outputs import evaluation_logits
 from agrekd_ray.results import Diagnostics, Member, Metrics, Outcome
-from agrekd_ray.run.display import Display
+from agrekd_ray.run.display import Display, prepare_data
 from agrekd_ray.run.engine import Effort, Engine, Handle, LocalEngine
 from agrekd_ray.run.environment import prepare
 from agrekd_ray.run.folder import RunFolder
@@ -116,6 +116,23 @@ def members(plan: Plan, pool: Pool, dataset: Dataset) -> tuple[list[Member], Mem
     return [member(name) for name in plan.draw.teachers], member(plan.draw.biased)
 
 
+def outcomes_of(folder: RunFolder) -> list[Outcome]:
+    """Every method × seed of a run that is finished, in the order of the job."""
+    found = [
+        read_outcome(folder.students / f"{method}-seed-{seed}")
+        for method in folder.job.methods
+        for seed in folder.job.seeds
+    ]
+    return [outcome for outcome in found if outcome is not None]
+
+
+def package_versions(*others: str) -> dict[str, str]:
+    """Of this package, of Python, and of the packages that results depend on."""
+    packages = ("torch", "ray", "mlflow", "numpy", "scikit-learn", *others)
+    ours = {"agrekd_ray": __version__, "python": platform.python_version()}
+    return ours | {name: version(name) for name in packages}
+
+
 class _Run:
     """The state that the parts of one run share."""
 
@@ -144,6 +161,7 @@ class _Run:
         self.folder.update(status="running", tracking_run=run_id, reason=None)
         try:
             with self.display:
+                prepare_data(self.dataset, self.display)
                 self._work()
                 self._votes()
                 outcomes = self._outcomes()
@@ -185,7 +203,9 @@ class _Run:
         self.display.stage("start", 0, "")
         engine = open_engine(self.job, self.monitor.handle)
         try:
-            have = len({recipe.name for recipe in self.plan.recipes}) - sum(map(len, families))
+            have = len({self.pool.fingerprint(recipe) for recipe in self.plan.recipes}) - sum(
+                map(len, families)
+            )
             if families:
                 if have:
                     self.display.note(f"{have} models of the pool are there already")
@@ -282,13 +302,7 @@ class _Run:
         )
 
     def _outcomes(self) -> list[Outcome]:
-        """Every method × seed of the job, in its order."""
-        found = [
-            read_outcome(self.folder.students / f"{method}-seed-{seed}")
-            for method in self.job.methods
-            for seed in self.job.seeds
-        ]
-        return [outcome for outcome in found if outcome is not None]
+        return outcomes_of(self.folder)
 
     def _members(self) -> tuple[list[Member], Member | None]:
         """The teachers, and the biased model, with their metrics."""
@@ -301,7 +315,6 @@ class _Run:
         path = self.folder.path
         members, biased = self._members()
         diagnostics = self.diagnostics  # before what the teachers cost is told
-        packages = ("torch", "ray", "mlflow", "numpy", "scikit-learn")
         about = {
             "name": self.job.name,
             "folder": str(path),
@@ -310,8 +323,7 @@ class _Run:
             "data": self.dataset.fingerprint,
             "seconds": round(time.monotonic() - self.began, 1),
             "effort": asdict(self.effort) if self.effort else None,
-            "versions": {"agrekd_ray": __version__, "python": platform.python_version()}
-            | {name: version(name) for name in packages},
+            "versions": package_versions(),
             "settings": self.job.model_dump(mode="json"),
         }
         tables.write_csv(outcomes, path / "results.csv")

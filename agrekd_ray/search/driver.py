@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-import platform
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +28,9 @@ from agrekd_ray.models import load
 from agrekd_ray.outputs import evaluation_logits
 from agrekd_ray.results import Outcome
 from agrekd_ray.run.cluster import RayEngine
-from agrekd_ray.run.display import Display
+from agrekd_ray.run.display import Display, prepare_data
 from agrekd_ray.run.engine import Effort
-from agrekd_ray.run.job import PATIENCE_AT_FAILURE, effort_metrics, members
+from agrekd_ray.run.job import PATIENCE_AT_FAILURE, effort_metrics, members, package_versions
 from agrekd_ray.run.monitor import Monitor, flat, show_progress
 from agrekd_ray.run.plan import make_plan
 from agrekd_ray.run.recording import make_and_record
@@ -126,6 +124,7 @@ class _Searching:
 
     def _work(self, run_id: str) -> SearchResult:
         with self.display:
+            prepare_data(self.dataset, self.display)
             self.display.stage("start", 0, "")
             engine = RayEngine(self.job, self._handle)
         try:
@@ -346,7 +345,6 @@ class _Searching:
             why = f"; {failed[0].name} failed: {failed[0].reason}" if failed else ""
             raise RunError(f"no trial of the search has a score{why}.")
         self.runs.chosen(chosen)
-        packages = ("torch", "ray", "mlflow", "numpy", "scikit-learn", "optuna")
         about = {
             "settings": self.search.model_dump(mode="json"),
             "job": self.job.model_dump(mode="json"),
@@ -355,8 +353,7 @@ class _Searching:
             "data": self.dataset.fingerprint,
             "effort": asdict(self.effort),
             "members": [asdict(m) for m in members(self.plan, self.pool, self.dataset)[0]],
-            "versions": {"agrekd_ray": __version__, "python": platform.python_version()}
-            | {name: version(name) for name in packages},
+            "versions": package_versions("optuna"),
         }
         return SearchResult(
             self.search.name,

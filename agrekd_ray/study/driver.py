@@ -24,10 +24,10 @@ from agrekd_ray.config import Job
 from agrekd_ray.data import open_dataset
 from agrekd_ray.errors import AgrekdError, RunError
 from agrekd_ray.events import Event, Failed, StudentEpoch
-from agrekd_ray.run.display import Display
+from agrekd_ray.run.display import Display, prepare_data
 from agrekd_ray.run.environment import prepare
 from agrekd_ray.run.folder import RunFolder
-from agrekd_ray.run.job import open_engine, run_job
+from agrekd_ray.run.job import open_engine, outcomes_of, package_versions, run_job
 from agrekd_ray.run.monitor import flat, show_progress
 from agrekd_ray.run.plan import epochs_of, make_plan
 from agrekd_ray.settings import fingerprint
@@ -119,6 +119,8 @@ class _Study:
         self.folder.update(status="running", tracking_run=run_id, reason=None)
         try:
             with self.display:
+                for _, job in self.points:
+                    prepare_data(open_dataset(job.data), self.display)
                 folders = [self._point_folder(setting, job) for setting, job in self.points]
                 self._train()
                 result = self._finish(folders, run_id)
@@ -190,7 +192,9 @@ class _Study:
         cohorts: dict[str, list[_Cohort]] = {}
         for setting, job in self.points:
             plan = make_plan(job)
-            pool = Pool(job.teachers.store, open_dataset(job.data))
+            dataset = open_dataset(job.data)
+            prepare_data(dataset, self.display)
+            pool = Pool(job.teachers.store, dataset)
             checkpoints = plan.checkpoints(pool) if plan.needs_ensemble else {}
             student = job.student
             alike = cohorts.setdefault(
@@ -246,11 +250,11 @@ class _Study:
         self.display.stage("points", len(folders), "points")
         results = []
         for (setting, _), point in zip(self.points, folders, strict=True):
-            outcomes = run_job(
-                point,
-                Console(quiet=True),
-                {PARENT: run_id, "agrekd.point": setting.label},
-            )
+            if point.state().status == "finished":
+                outcomes = outcomes_of(point)
+            else:
+                tags = {PARENT: run_id, "agrekd.point": setting.label}
+                outcomes = run_job(point, Console(quiet=True), tags)
             results.append(PointResult(setting.label, setting.at, setting.draw, outcomes))
             self.display.advance(setting.label)
         return StudyResult(
@@ -261,6 +265,8 @@ class _Study:
             published=self.job.published,
             points=results,
             seconds=round(time.monotonic() - self.began, 1),
+            settings=self.job.model_dump(mode="json"),
+            versions=package_versions(),
         )
 
     def _publish(self, run_id: str, result: StudyResult) -> None:

@@ -84,6 +84,8 @@ class StudyResult:
         published: results of others.
         points: all that were run.
         seconds: that it took, this time.
+        settings: the resolved job.
+        versions: of packages, by name.
     """
 
     name: str
@@ -93,6 +95,8 @@ class StudyResult:
     published: Published | None
     points: list[PointResult]
     seconds: float = 0.0
+    settings: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
 
     @property
     def draws(self) -> list[int]:
@@ -184,7 +188,37 @@ class StudyResult:
                 for point in self.points
             ],
             "seconds": self.seconds,
+            "settings": self.settings,
+            "versions": self.versions,
         }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> StudyResult:
+        """Back from `to_json`; outcomes come without their histories.
+
+        Raises:
+            KeyError, TypeError, ValueError: the values are damaged.
+        """
+        published = values["published"]
+        return cls(
+            name=values["study"],
+            folder=values["folder"],
+            sweep=values["sweep"],
+            methods=values["methods"],
+            published=Published.model_validate(published) if published else None,
+            points=[
+                PointResult(
+                    point["label"],
+                    point["at"],
+                    point["draw"],
+                    [Outcome.from_json({**o, "history": []}) for o in point["outcomes"]],
+                )
+                for point in values["points"]
+            ],
+            seconds=values["seconds"],
+            settings=values["settings"],
+            versions=values["versions"],
+        )
 
     def _values(self, at: Mapping[str, Any], method: str, metric: str) -> dict[Any, list[float]]:
         """Test figures by draw."""

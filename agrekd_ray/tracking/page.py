@@ -25,7 +25,7 @@ from agrekd_ray.core.selection import RULES
 from agrekd_ray.errors import RunError
 from agrekd_ray.results import Member, Metrics, Outcome
 from agrekd_ray.search.results import DEFAULT, WINNER, TrialResult
-from agrekd_ray.tracking import page_tables
+from agrekd_ray.tracking import page_study, page_tables
 from agrekd_ray.tracking.archive import (
     Effort,
     JobSettings,
@@ -38,7 +38,7 @@ from agrekd_ray.tracking.labels import family, is_distilled, label
 from agrekd_ray.tracking.page_tables import TEST, percent, plain, signed
 from agrekd_ray.tracking.tables import Paired, Row, paired, summary
 
-JOB, SEARCH, REPORT = "job.yaml", "search.yaml", "report.html"
+JOB, SEARCH, POINTS, REPORT = "job.yaml", "search.yaml", "points", "report.html"
 WEIGHTS_PLOT = "weights_by_group"
 CAPTIONS = {
     "worst_group_by_method": "Worst-group accuracy (bars) and accuracy of all samples (diamonds) "
@@ -51,6 +51,8 @@ CAPTIONS = {
     "parameter_effects": "What each parameter of the search does to a trial.",
     "parallel_coordinates": "Every trial as a line through its setting.",
     "trial_history": "The trials in the course of the search.",
+    "gains": "AGRE-KD's worst-group accuracy minus each other method's: means, 95 % bootstrap "
+    "intervals, and what was paired.",
     "agreement_by_group": "How the teachers' vote stands to the biased model, by split and group. "
     "Only where it contradicts the biased model and is right (blue) can it teach against the bias.",
     "fallback_by_group": "Share of the training samples on which every weight was 0, so that the "
@@ -70,7 +72,7 @@ _MOST_NAMES = 12
 
 
 def write_report(folder: Path, output: Path | None = None) -> Path:
-    """Writes the page of a finished job or search.
+    """Writes the page of a finished job, study or search.
 
     Args:
         folder: of the run.
@@ -86,11 +88,14 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
     folder = folder.resolve()
     if (folder / SEARCH).is_file():
         content = _search_page(folder)
+    elif (folder / POINTS).is_dir():
+        content = _study_page(folder)
     elif (folder / JOB).is_file():
         content = _job_page(folder)
     else:
         raise RunError(
-            f"{folder}: no run there. Name the folder of a job or a search, like runs/JOB/latest."
+            f"{folder}: no run there. Name the folder of a job, a study or a search, like "
+            "runs/JOB/latest."
         )
     output = output or folder / REPORT
     if output.is_dir():
@@ -299,6 +304,26 @@ def _search_page(folder: Path) -> dict[str, Any]:
     }
 
 
+def _study_page(folder: Path) -> dict[str, Any]:
+    result = page_study.read_study(folder)
+    plots, _ = _pictures(folder)
+    return {
+        **page_study.content(result, folder),
+        "date": _date(result.folder),
+        "facts": [
+            *(Fact(*fact) for fact in page_study.facts(result, folder)),
+            Fact("Took", _duration(result.seconds)),
+        ],
+        "plots": plots,
+        "weights_plot": None,
+        "weights": None,
+        "influence": None,
+        "agreement": None,
+        "teachers": None,
+        "configuration": [("The study", _yaml(result.settings))],
+    }
+
+
 def _tested(outcomes: Sequence[Outcome]) -> list[Row]:
     return [row for row in summary(outcomes) if row.split == TEST]
 
@@ -449,6 +474,11 @@ def _pictures(folder: Path) -> tuple[list[Picture], Picture | None]:
             ) from None
         words = path.stem.replace("_", " ").replace("-", " ").strip()
         caption = CAPTIONS.get(path.stem, f"{words[:1].upper()}{words[1:]}.")
+        if path.stem.startswith("sweep_"):
+            caption = (
+                f"Test accuracy by {words.removeprefix('sweep ')}: means, whiskers the standard "
+                "deviation over draws and seeds; hollow diamonds are published figures."
+            )
         picture = Picture(caption, f"data:image/png;base64,{data}")
         if path.stem == WEIGHTS_PLOT:
             weights = picture
