@@ -34,6 +34,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+data = typer.Typer(help="A job's data set.", no_args_is_help=True)
+app.add_typer(data, name="data")
 outputs = typer.Typer(help="Recorded outputs of teachers.", no_args_is_help=True)
 app.add_typer(outputs, name="outputs")
 Store = Annotated[Path, typer.Option(help="The folder, a job's outputs.store.")]
@@ -180,6 +182,39 @@ def validate(job: JobFile, overrides: Overrides = None) -> None:
     typer.echo(f"{job}: valid ({len(checked.methods)} methods × {len(checked.seeds)} seeds{study})")
 
 
+@data.command("check")
+def check_data(
+    job: JobFile,
+    overrides: Overrides = None,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="Tables and file names only; open no sample.")
+    ] = False,
+) -> None:
+    """What a job's data are, and whether they are whole; exit code 1 where a sample is broken."""
+    from agrekd_ray.run.data import check_data as checked
+
+    if not checked(job, overrides or [], fast, Console()):
+        raise typer.Exit(FAILED)
+
+
+@data.command("show")
+def show_data(
+    job: JobFile,
+    overrides: Overrides = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The PNG; default: NAME-data.png.")
+    ] = None,
+    examples: Annotated[int, typer.Option(min=1, max=50, help="Of each group.")] = 8,
+    epoch: Annotated[
+        int | None, typer.Option(min=0, help="As the training of this epoch shows them.")
+    ] = None,
+) -> None:
+    """Draw examples of every group, with counts; print excerpts where the data are text."""
+    from agrekd_ray.run.data import show_data as shown
+
+    shown(job, overrides or [], output, examples, epoch, Console())
+
+
 @outputs.command("list")
 def list_outputs(store: Store = STORE) -> None:
     """Whose outputs are recorded, and what they take on disk."""
@@ -214,7 +249,7 @@ def prune_outputs(
 @app.command()
 def bench(
     names: Annotated[
-        list[str] | None, typer.Argument(help="small, latency, resnet, search; all by default.")
+        list[str] | None, typer.Argument(help="small, latency, resnet, data, search; all by default.")
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Epochs that count, of each way.")] = 5,
     quick: Annotated[bool, typer.Option(help="Smaller, without ResNets; two minutes.")] = False,

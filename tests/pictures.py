@@ -119,3 +119,8 @@ def small(name: str, prepared: Path, **settings: Any) -> dict[str, Any]:
     """Settings of a data set of tiny pictures."""
     counts = {} if name == "table" else {"counts": "any"}
     return {"name": name, "size": 8, "resize": 10, "prepared": str(prepared), **counts, **settings}
+
+
+BIRDS = ("landbird on land", "landbird on water", "waterbird on land", "waterbird on water")
+FACES = ("not blond, female", "not blond, male", "blond, female", "blond, male")
+"""Groups, in the order of their numbers."""

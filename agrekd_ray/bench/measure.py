@@ -74,7 +74,7 @@ def measure(config: dict[str, Any]) -> None:
                 source.complete(repeat)
             if repeat:
                 seconds[cell].append(time.perf_counter() - start)
-            memory[cell] = _anonymous_bytes()
+            memory[cell] = anonymous_bytes()
             setting.post(Note(f"{cell.way} {cell.teachers}"))
     figures = {
         "workload": work.name,
@@ -105,7 +105,7 @@ def replay_memory(setting: Setting, teachers: int) -> int:
         trainer.epoch()
         if source is not None:
             source.complete(epoch)
-    return _anonymous_bytes()
+    return anonymous_bytes()
 
 
 class _Room:
@@ -182,7 +182,7 @@ class _Room:
         return None
 
 
-def _anonymous_bytes() -> int:
+def anonymous_bytes() -> int:
     """Memory of this process that is not a mapped file; 0 where the system does not say."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()

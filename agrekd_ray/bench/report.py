@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from agrekd_ray.bench.workloads import SEARCH
+from agrekd_ray.bench.workloads import DATA, SEARCH
 
 
 def search_summary(figures: dict[str, Any]) -> list[dict[str, Any]]:
@@ -55,12 +55,18 @@ def summary(figures: dict[str, Any]) -> list[dict[str, Any]]:
 
 def summaries(figures: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows of a workload's table."""
+    if figures["workload"] == DATA:
+        return data_summary(figures)
     return search_summary(figures) if figures["workload"] == SEARCH else summary(figures)
 
 
 def conclusions(figures: dict[str, Any]) -> dict[str, float]:
     """What the figures come to, by name; ratios of medians."""
     found: dict[str, float] = {}
+    if figures["workload"] == DATA:
+        few, many = (row["anonymous_bytes"] - row["idle_bytes"] for row in figures["cells"])
+        more = figures["cells"][1]["samples"] / figures["cells"][0]["samples"]
+        return {f"memory / memory, {more:.0f} times as many pictures": many / few}
     if figures["workload"] == SEARCH:
         rows = {row["way"]: row["seconds"]["median"] for row in search_summary(figures)}
         return {f"search / plain, {figures['trials']} trials": rows["search"] / rows["plain"]}
@@ -90,6 +96,9 @@ def conclusions(figures: dict[str, Any]) -> dict[str, float]:
 
 def render(figures: dict[str, Any], console: Console) -> None:
     """The table of one workload."""
+    if figures["workload"] == DATA:
+        _render_data(figures, console)
+        return
     if figures["workload"] == SEARCH:
         _render_search(figures, console)
         return
@@ -127,6 +136,62 @@ def render(figures: dict[str, Any], console: Console) -> None:
             f"({figures['record_bytes_computed']} without the file's head)",
             highlight=False,
         )
+
+
+def data_summary(figures: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row a set of pictures: how long opening takes, and pictures a second.
+
+    Args:
+        figures: as `measure_data` returns them.
+    """
+    return [
+        {
+            "samples": cell["samples"],
+            "open_seconds": cell["open_seconds"],
+            "prepared_a_second": cell["samples"] / cell["prepare_seconds"],
+            "read_a_second": _spread([cell["read"] / seconds for seconds in cell["read_seconds"]]),
+            "bytes": cell["bytes"],
+            "anonymous_bytes": cell["anonymous_bytes"],
+            "grown_bytes": cell["anonymous_bytes"] - cell["idle_bytes"],
+        }
+        for cell in figures["cells"]
+    ]
+
+
+def _render_data(figures: dict[str, Any], console: Console) -> None:
+    side = figures["side"]
+    console.print(
+        f"\ndata: JPEGs inside Parquet, {side} × {side} pixels once they are prepared, read in "
+        f"random batches of {figures['batch_size']}; memory is the peak of the process, without "
+        "mapped files",
+        highlight=False,
+        soft_wrap=True,
+    )
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    headers = (
+        "Pictures",
+        "Open, s",
+        "Prepared / s",
+        "Read / s",
+        "Disk, MB",
+        "Memory, MB",
+        "Growth",
+    )
+    for name in headers:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in data_summary(figures):
+        table.add_row(
+            f"{row['samples']:,}",
+            f"{row['open_seconds']:.2f}",
+            f"{row['prepared_a_second']:,.0f}",
+            f"{row['read_a_second']['median']:,.0f}",
+            f"{row['bytes'] / 1e6:.0f}",
+            f"{row['anonymous_bytes'] / 1e6:.0f}",
+            f"{row['grown_bytes'] / 1e6:.0f}",
+        )
+    console.print(table)
+    for name, value in conclusions(figures).items():
+        console.print(f"{name}: {value:.2f}", highlight=False)
 
 
 def _render_search(figures: dict[str, Any], console: Console) -> None:

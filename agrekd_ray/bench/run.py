@@ -17,9 +17,10 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2.api.config import LoggingConfig
 from rich.console import Console
 
+from agrekd_ray.bench.data import measure_data
 from agrekd_ray.bench.measure import Setting, measure, replay_memory
 from agrekd_ray.bench.search import measure_search
-from agrekd_ray.bench.workloads import SEARCH, Workload, workloads
+from agrekd_ray.bench.workloads import DATA, SEARCH, Workload, workloads
 from agrekd_ray.channel import Channel, plain_error
 from agrekd_ray.data import DataSettings
 from agrekd_ray.events import Event, Note
@@ -51,9 +52,13 @@ def run_bench(
     session = RaySession(None, 2)
     try:
         with Display(console) as display:
+            others = {
+                SEARCH: lambda: measure_search(repeats, display),
+                DATA: lambda: measure_data(repeats, quick, display),
+            }
             return [
-                measure_search(repeats, display)
-                if name == SEARCH
+                others[name]()
+                if name in others
                 else _measured(known[name], repeats, session, display)
                 for name in names
             ]

@@ -19,6 +19,8 @@ from agrekd_ray.settings import fingerprint
 
 SEARCH = "search"
 """The workload that compares searches, not steps; see `bench.search`."""
+DATA = "data"
+"""The workload that prepares and reads very many pictures; see `bench.data`."""
 WAYS = ("plain", "naive", "local", "live", "record", "replay")
 """Ways of teaching: labels alone; teachers in this process with autograd, as published code; the
 same in closed form; the fleet; the fleet while it records; records."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -51,6 +51,7 @@ class CelebA(Published):
         name: `celeba`.
     """
 
+    published: ClassVar[Counts] = COUNTS
     name: Literal["celeba"]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -27,6 +27,8 @@ class Published(Pictures):
             a part of them, or a stand-in.
     """
 
+    published: ClassVar[Counts] = {}
+    """Samples by split and group, as far as they are published."""
     path: LocalPath
     counts: Kept = "published"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -38,6 +38,7 @@ class Waterbirds(Published):
         name: `waterbirds`.
     """
 
+    published: ClassVar[Counts] = COUNTS
     name: Literal["waterbirds"]
 
 
