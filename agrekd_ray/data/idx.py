@@ -30,7 +30,8 @@ def find_idx(folder: Path, split: str, what: str) -> Path:
     if not os.path.isdir(folder):  # noqa: PTH112 (Path.is_dir raises where a name is too long)
         raise DataError(
             f"data.path: no folder {folder}. Put the four IDX files of MNIST or Fashion-MNIST "
-            "there (plain or .gz), or set data.path to where they are."
+            "there (plain or .gz), set data.path to where they are, or let "
+            "data.download=mnist or fashion_mnist fetch them."
         )
     names = [name + end for name in _FILES[split, what] for end in ("", ".gz")]
     for name in names:
