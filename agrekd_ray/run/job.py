@@ -42,7 +42,11 @@ PATIENCE_AT_FAILURE = 5.0
 
 
 def run_job(
-    folder: RunFolder, console: Console, tags: Mapping[str, str] | None = None
+    folder: RunFolder,
+    console: Console,
+    tags: Mapping[str, str] | None = None,
+    *,
+    draw: bool = True,
 ) -> list[Outcome]:
     """Do what is left of a job: all of it for a new folder, the rest for one that was stopped.
 
@@ -50,6 +54,7 @@ def run_job(
         folder: of the run.
         console: for progress and the table.
         tags: further tags of its run in MLflow.
+        draw: whether plots are drawn.
 
     Returns:
         The outcomes of every method × seed, in the order of the job.
@@ -59,7 +64,7 @@ def run_job(
         KeyboardInterrupt: it was stopped.
     """
     with folder.claimed():
-        return _Run(folder, console, tags or {}).go()
+        return _Run(folder, console, tags or {}, draw).go()
 
 
 def open_engine(job: Job, handle: Handle) -> Engine:
@@ -136,8 +141,10 @@ def package_versions(*others: str) -> dict[str, str]:
 class _Run:
     """The state that the parts of one run share."""
 
-    def __init__(self, folder: RunFolder, console: Console, tags: Mapping[str, str]) -> None:
-        self.folder, self.console, self.tags = folder, console, tags
+    def __init__(
+        self, folder: RunFolder, console: Console, tags: Mapping[str, str], draw: bool
+    ) -> None:
+        self.folder, self.console, self.tags, self.draws = folder, console, tags, draw
         self.job: Job = folder.job
         self.plan: Plan = make_plan(self.job)
         self.dataset: Dataset = open_dataset(self.job.data)
@@ -328,7 +335,8 @@ class _Run:
         }
         tables.write_csv(outcomes, path / "results.csv")
         tables.write_json(path / "results.json", outcomes, members, biased, about, diagnostics)
-        self._draw(outcomes, members)
+        if self.draws:
+            self._draw(outcomes, members)
 
     def _draw(self, outcomes: list[Outcome], members: list[Member]) -> None:
         folder = self.folder.plots

@@ -3,7 +3,8 @@
 All points with the same data, pool and resources have their teachers made in one go and their
 students trained in one worker group; a student that several points need (a one-hot student at
 every temperature) is trained once. What that leaves in the points' folders is what `run_job` would
-have left there, so that each point ends, resumes and reports like any other job.
+have left there, so that each point ends, resumes and reports like any other job. Its plots alone
+are not drawn: they would take longer than its students. `agrekd resume POINT` draws them.
 """
 
 from __future__ import annotations
@@ -254,7 +255,7 @@ class _Study:
                 outcomes = outcomes_of(point)
             else:
                 tags = {PARENT: run_id, "agrekd.point": setting.label}
-                outcomes = run_job(point, Console(quiet=True), tags)
+                outcomes = run_job(point, Console(quiet=True), tags, draw=False)
             results.append(PointResult(setting.label, setting.at, setting.draw, outcomes))
             self.display.advance(setting.label)
         return StudyResult(
