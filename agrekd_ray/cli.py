@@ -38,6 +38,10 @@ data = typer.Typer(help="A job's data set.", no_args_is_help=True)
 app.add_typer(data, name="data")
 outputs = typer.Typer(help="Recorded outputs of teachers.", no_args_is_help=True)
 app.add_typer(outputs, name="outputs")
+teachers = typer.Typer(
+    help="Teachers: the pool's, and those of other makers.", no_args_is_help=True
+)
+app.add_typer(teachers, name="teachers")
 Store = Annotated[Path, typer.Option(help="The folder, a job's outputs.store.")]
 STORE, RUNS = Path("runs/outputs"), Path("runs")
 
@@ -159,7 +163,7 @@ def report(
     folder: Annotated[Path, typer.Argument(help="Of a job or search, like runs/JOB/latest.")],
     output: Annotated[Path | None, typer.Option(help="The file; default: report.html.")] = None,
 ) -> None:
-    """Write one page about a job or search that can be mailed: all in one HTML file."""
+    """Write one page about a job, study or search that can be mailed: all in one HTML file."""
     from agrekd_ray.tracking.page import write_report
 
     typer.echo(write_report(folder, output))
@@ -180,6 +184,88 @@ def validate(job: JobFile, overrides: Overrides = None) -> None:
     points = len(settings_of(checked.sweep, checked.draws))
     study = f" at {points} points" if points > 1 else ""
     typer.echo(f"{job}: valid ({len(checked.methods)} methods × {len(checked.seeds)} seeds{study})")
+
+
+@teachers.command("import")
+def import_teacher(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="A state dict (safetensors, torch.save), a folder of transformers, or an exported "
+            "program (.pt2).",
+            metavar="FILE",
+        ),
+    ],
+    job: Annotated[Path, typer.Option(help="The job whose data it shall teach on.")],
+    name: Annotated[str, typer.Option(help="Of the checkpoint.")],
+    model: Annotated[str, typer.Option(help="Architecture, like torchvision/resnet50.")] = "",
+    model_args: Annotated[
+        list[str] | None,
+        typer.Option(help="Its arguments, KEY=VALUE; may be given again.", metavar="KEY=VALUE"),
+    ] = None,
+    small_stem: Annotated[bool, typer.Option("--small-stem", help="See models in a job.")] = False,
+    preprocess: Annotated[
+        str | None, typer.Option(help="imagenet, or {size: 224, mean: [...], std: [...]}.")
+    ] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="Names in the order of its logits, with commas between.")
+    ] = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Read a program, which can run code hidden in it.")
+    ] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Turn a model of another maker into a checkpoint that can teach on a job's data."""
+    from agrekd_ray.run.teachers import import_for
+
+    folder = import_for(
+        job,
+        overrides or [],
+        file,
+        name,
+        {
+            "name": model,
+            "args": model_args or [],
+            "small_stem": small_stem,
+            "preprocess": preprocess,
+        },
+        classes.split(",") if classes else None,
+        trust,
+    )
+    typer.echo(f"{folder}\nTo let it teach: ensemble.checkpoints=[{folder}]")
+
+
+@teachers.command("list")
+def list_teachers(job: JobFile, overrides: Overrides = None) -> None:
+    """A job's teachers and those imported: architecture, kind, metrics, where they are."""
+    from agrekd_ray.config import load_job
+    from agrekd_ray.run.teachers import list_teachers as listed
+
+    listed(load_job(job, overrides or []), Console())
+
+
+@teachers.command("evaluate")
+def evaluate_teachers(
+    job: JobFile,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Teachers, all by default; changes to the job.",
+            metavar="[NAME | KEY.PATH=VALUE]...",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Also write a CSV file.")
+    ] = None,
+) -> None:
+    """Accuracy by group of every teacher and of the biased model, on validation and test."""
+    from agrekd_ray.config import load_job
+    from agrekd_ray.run.teachers import evaluate_teachers as evaluated
+
+    given = names or []
+    overrides = [text for text in given if "=" in text]
+    wanted = [text for text in given if "=" not in text]
+    evaluated(load_job(job, overrides), wanted, output, Console())
 
 
 @data.command("check")
@@ -249,7 +335,8 @@ def prune_outputs(
 @app.command()
 def bench(
     names: Annotated[
-        list[str] | None, typer.Argument(help="small, latency, resnet, data, search; all by default.")
+        list[str] | None,
+        typer.Argument(help="small, latency, resnet, data, search; all by default."),
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Epochs that count, of each way.")] = 5,
     quick: Annotated[bool, typer.Option(help="Smaller, without ResNets; two minutes.")] = False,

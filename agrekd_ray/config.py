@@ -19,7 +19,7 @@ from pydantic_core import ErrorDetails
 from yaml import YAMLError
 
 from agrekd_ray.core.weighting import STRATEGIES, SampleWeighting
-from agrekd_ray.data import TRAIN, Dataset, DataSettings, open_dataset
+from agrekd_ray.data import TRAIN, Dataset, DataSettings, open_dataset, tokens_of
 from agrekd_ray.errors import AgrekdError
 from agrekd_ray.guidance.fleet_settings import FleetSettings
 from agrekd_ray.models import check, check_classes, check_name, in_words, read_manifest
@@ -447,11 +447,17 @@ class _Whole:
     def _architectures(self) -> list[Fault]:
         dataset = self._dataset()
         found = []
-        for key in ("teachers.model", "student.model"):
-            model = self._get(key)
+        models = {
+            key: self._get(key)
+            for key in ("teachers.model", "student.model", "ensemble.biased_model")
+        }
+        for number, other in enumerate(self._get("teachers.others") or ()):
+            models[f"teachers.others.{number}"] = other
+        for key, model in models.items():
             if model is not None and dataset is not None:
                 shape, classes = dataset.shape, len(dataset.classes)
-                found += _caught(key, functools.partial(check, model, shape, classes))
+                tokens = tokens_of(dataset)
+                found += _caught(key, functools.partial(check, model, shape, classes, tokens))
             elif model is not None:  # sizes are unknown, but names and arguments are not
                 found += _caught(key, functools.partial(check_name, model))
         return found

@@ -13,6 +13,7 @@ from typing import Annotated
 from pydantic import Field
 
 from agrekd_ray.data.celeba import CelebA, open_celeba
+from agrekd_ray.data.civilcomments import CivilComments, open_civilcomments
 from agrekd_ray.data.colored import ColoredDigits, ColoredIdx, ColoredImages
 from agrekd_ray.data.custom import Custom, open_custom
 from agrekd_ray.data.dataset import (
@@ -28,11 +29,19 @@ from agrekd_ray.data.dataset import (
     Samples,
 )
 from agrekd_ray.data.image_table import ImageTable, open_image_table
+from agrekd_ray.data.text import TextTable, open_text_table, tokens_of
 from agrekd_ray.data.waterbirds import Waterbirds, open_waterbirds
 from agrekd_ray.settings import Settings
 
 DataSettings = Annotated[
-    ColoredDigits | ColoredIdx | Waterbirds | CelebA | ImageTable | Custom,
+    ColoredDigits
+    | ColoredIdx
+    | Waterbirds
+    | CelebA
+    | ImageTable
+    | CivilComments
+    | TextTable
+    | Custom,
     Field(discriminator="name"),
 ]
 DATASETS: dict[type[Settings], Callable[..., Dataset]] = {
@@ -41,6 +50,8 @@ DATASETS: dict[type[Settings], Callable[..., Dataset]] = {
     Waterbirds: open_waterbirds,
     CelebA: open_celeba,
     ImageTable: open_image_table,
+    CivilComments: open_civilcomments,
+    TextTable: open_text_table,
     Custom: open_custom,
 }
 
@@ -76,4 +87,5 @@ __all__ = [
     "Progress",
     "Samples",
     "open_dataset",
+    "tokens_of",
 ]

@@ -108,6 +108,52 @@ class Table:
                 f"{_hint(values[row], meanings)}"
             ) from None
 
+    def require(self, column: str) -> None:
+        """Refuse the table if it has no such column.
+
+        Raises:
+            DataError: names the nearest one.
+        """
+        _require(self.path, column, self.names)
+
+    def passages(self, column: str, rows: range) -> list[str]:
+        """The values of a column in some rows as text, which may be empty.
+
+        Raises:
+            DataError: one is no UTF-8 text.
+        """
+        found, first = [], 0
+        for part, end in zip(self._parts, self._ends, strict=True):
+            inside = range(max(rows.start, first), min(rows.stop, end))
+            values = part.column(column).slice(inside.start - first, len(inside)).to_pylist()
+            for row, value in zip(inside, values, strict=True):
+                try:
+                    found.append(_text(value))
+                except UnicodeDecodeError:
+                    raise DataError(
+                        f"{self.where(row)}: {column} is no UTF-8 text; save the table as UTF-8."
+                    ) from None
+            first = end
+        return found
+
+    def measures(self, column: str, *, empty: float | None = None) -> np.ndarray:
+        """The values of a column as fractions, float64 [N].
+
+        Args:
+            column: of the table.
+            empty: what an empty cell stands for; None refuses one.
+
+        Raises:
+            DataError: a value that is no number, with its row.
+        """
+        found = np.empty(self.rows)
+        for row, text in enumerate(self.passages(column, range(self.rows))):
+            try:
+                found[row] = empty if not text and empty is not None else float(text)
+            except ValueError:
+                raise DataError(f"{self.where(row)}: {column} is {text!r}, no number.") from None
+        return found
+
     def unique(self, column: str) -> list[str]:
         """The values of a column, each of them once in the table.
 

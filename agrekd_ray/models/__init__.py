@@ -4,7 +4,16 @@ To add an architecture of one's own, write a function `(shape, classes, **args) 
 an entry in `BUILDERS`; a whole library of them is a `Family`.
 """
 
-from agrekd_ray.models.builders import BUILDERS, FAMILIES, build, check, check_name, identified
+from agrekd_ray.models.builders import (
+    BUILDERS,
+    FAMILIES,
+    adopt,
+    behind,
+    build,
+    check,
+    check_name,
+    identified,
+)
 from agrekd_ray.models.checkpoint import Manifest, check_classes, load, read_manifest, save
 from agrekd_ray.models.classifier import Classifier
 from agrekd_ray.models.model import Model, Preprocessing, Shape, in_words
@@ -17,6 +26,8 @@ __all__ = [
     "Model",
     "Preprocessing",
     "Shape",
+    "adopt",
+    "behind",
     "build",
     "check",
     "check_classes",

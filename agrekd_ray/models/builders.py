@@ -21,8 +21,11 @@ from agrekd_ray.models.family import Family
 from agrekd_ray.models.from_timm import Timm
 from agrekd_ray.models.from_torchvision import Torchvision
 from agrekd_ray.models.from_transformers import Transformers, vocabulary
-from agrekd_ray.models.model import Model, Shape, in_words, is_file
-from agrekd_ray.models.weights import fit, read_state, sha256
+from agrekd_ray.models.model import PRETRAINED, Model, Preprocessing, Shape, in_words, is_file
+from agrekd_ray.models.weights import State, fit, read_state, sha256
+
+Given = tuple[State, str]
+"""A state dict that is put in, and where it is from."""
 
 BUILDERS: dict[str, Callable[..., Classifier]] = {
     "cnn": cnn,
@@ -54,6 +57,36 @@ def build(model: Model, shape: Shape, classes: int, seed: int | None = None) -> 
             return _build(model.model_copy(update={"weights": None}), shape, classes, initial=False)
         torch.manual_seed(seed)
         return _build(model, shape, classes, initial=True)
+
+
+def adopt(model: Model, shape: Shape, classes: int, state: State | None, source: str) -> Classifier:
+    """Build a model with all its weights, head included.
+
+    Args:
+        model: which one; weights that it names are not looked at.
+        shape: of a sample.
+        classes: C.
+        state: names and tensors that its library's own network takes; None for a folder of
+            transformers, which are in it.
+        source: of the state, for messages.
+
+    Raises:
+        AgrekdError: as `build`; also keys that are missing, unknown or of another shape, and a
+            head of another number of classes.
+    """
+    with torch.random.fork_rng(devices=[]):
+        if state is None:
+            published = model.model_copy(update={"weights": PRETRAINED})
+            return _build(published, shape, classes, initial=True, given=None, whole=True)
+        bare = model.model_copy(update={"weights": None})
+        return _build(bare, shape, classes, initial=False, given=(state, source))
+
+
+def behind(classifier: Classifier, preprocessing: Preprocessing | None) -> Classifier:
+    """The classifier, behind its preprocessing where it has one."""
+    if preprocessing is not None:
+        classifier.backbone = Preprocessed(classifier.backbone, preprocessing)
+    return classifier
 
 
 def check(
@@ -121,7 +154,15 @@ def identified(model: Model) -> Model:
     return model
 
 
-def _build(model: Model, shape: Shape, classes: int, *, initial: bool) -> Classifier:
+def _build(
+    model: Model,
+    shape: Shape,
+    classes: int,
+    *,
+    initial: bool,
+    given: Given | None = None,
+    whole: bool = False,
+) -> Classifier:
     """Fresh weights, or those that the model names; on the meta device files are only compared."""
     inside = shape
     preprocessing = model.preprocessing
@@ -134,31 +175,35 @@ def _build(model: Model, shape: Shape, classes: int, *, initial: bool) -> Classi
             )
         if preprocessing.size is not None:
             inside = (shape[0], preprocessing.size, preprocessing.size)
-    classifier = _classifier(model, inside, classes, initial=initial)
-    if preprocessing is not None:
-        # On the meta device too, the few numbers of the preprocessing are where the weights are.
-        classifier.backbone = Preprocessed(classifier.backbone, preprocessing)
-    return classifier
+    return behind(_classifier(model, inside, classes, initial, given, whole), preprocessing)
 
 
-def _classifier(model: Model, shape: Shape, classes: int, *, initial: bool) -> Classifier:
+def _classifier(
+    model: Model, shape: Shape, classes: int, initial: bool, given: Given | None, whole: bool
+) -> Classifier:
     family = _family(model)
     if family is None:
         classifier = _own(model, shape, classes)
-        _fill(model, classifier, "head")
+        _fill(model, classifier, "head", given)
         return classifier
     if len(shape) == 1 and not isinstance(family, Transformers):
         raise _images_only(model, shape)
     with _known(model):
-        parts = family.parts(model, shape, classes, initial=initial)
-    _fill(model, parts.network, parts.head)
+        if whole and isinstance(family, Transformers):
+            parts = family.whole(model, shape, classes)
+        else:
+            parts = family.parts(model, shape, classes, initial=initial)
+    _fill(model, parts.network, parts.head, given)
     classifier = cut(parts.network, parts.head)
     classifier.backbone = parts.adapt(classifier.backbone)
     return classifier
 
 
-def _fill(model: Model, network: torch.nn.Module, head: str) -> None:
-    if model.weights is not None and is_file(model.weights):
+def _fill(model: Model, network: torch.nn.Module, head: str, given: Given | None) -> None:
+    if given is not None:
+        state, source = given
+        fit(network, state, head, f"{source} in {model.name}", fresh_head=False)
+    elif model.weights is not None and is_file(model.weights):
         path = Path(model.weights)
         device = next(network.parameters()).device.type
         fit(network, read_state(path, device), head, f"{path} in {model.name}", fresh_head=True)

@@ -13,18 +13,20 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from agrekd_ray.errors import AgrekdError, CheckpointError
-from agrekd_ray.models.builders import build, identified
+from agrekd_ray.models.builders import behind, build, identified
 from agrekd_ray.models.classifier import Classifier
 from agrekd_ray.models.model import Model
+from agrekd_ray.models.program import EXPORTED, Program, from_text, to_text
 from agrekd_ray.settings import Count
 
 FORMAT = 1
 WEIGHTS, MANIFEST = "model.safetensors", "manifest.json"
+_PROGRAM = "program"
 _PICKLES = {".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt"}
 
 
@@ -84,16 +86,18 @@ def save(folder: Path, model: Classifier, manifest: Manifest) -> Manifest:
         CheckpointError: the folder cannot be written.
     """
     description = identified(manifest.model)
+    program = next((part for part in model.modules() if isinstance(part, Program)), None)
+    metadata = None if program is None else {_PROGRAM: to_text(program)}
     state = {
         name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
     }
     partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     try:
         partial.mkdir(parents=True)
-        save_file(state, partial / WEIGHTS)
+        save_file(state, partial / WEIGHTS, metadata)
         digests = {
             "weights": _sha256(partial / WEIGHTS),
-            "backbone": _backbone_sha256(description, state),
+            "backbone": _backbone_sha256(description, state, metadata),
         }
         complete = Manifest(**{**vars(manifest), **digests, "model": description})
         (partial / MANIFEST).write_text(json.dumps(complete.to_json(), indent=1) + "\n")
@@ -185,6 +189,8 @@ def load(folder: Path, device: torch.device | str = "cpu") -> tuple[Classifier, 
         )
     try:
         state = load_file(path)
+        if manifest.model.name == EXPORTED:
+            return _exported(path, state, manifest).to(device).eval(), manifest
         model = build(manifest.model, manifest.shape, len(manifest.classes))
         if "head.bias" in state and model.head.bias is None:  # DFR gives every head one
             model.head = nn.Linear(model.head.in_features, model.head.out_features)
@@ -200,15 +206,26 @@ def load(folder: Path, device: torch.device | str = "cpu") -> tuple[Classifier, 
     return model.to(device).eval(), manifest
 
 
+def _exported(path: Path, state: dict[str, Tensor], manifest: Manifest) -> Classifier:
+    with safe_open(path, "pt") as file:
+        text = (file.metadata() or {}).get(_PROGRAM, "")
+    tensors = {name.rpartition(".")[2]: value for name, value in state.items()}
+    classifier = Classifier(from_text(text, tensors), nn.Identity())
+    return behind(classifier, manifest.model.preprocessing)
+
+
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _backbone_sha256(model: Model, state: dict[str, Tensor]) -> str:
+def _backbone_sha256(
+    model: Model, state: dict[str, Tensor], metadata: dict[str, str] | None
+) -> str:
     # The same weights mean something else behind other arguments or another preprocessing.
     architecture = model.model_copy(update={"weights": None})
     digest = hashlib.sha256(architecture.model_dump_json().encode())
+    digest.update(json.dumps(metadata).encode())
     for name in sorted(state):
         if name.startswith("backbone."):
             digest.update(name.encode() + str(state[name].dtype).encode())

@@ -76,7 +76,8 @@ class Transformers:
         config = _config(model)
         args = {k: v for k, v in config.to_diff_dict().items() if k not in _NOT_ARCHITECTURE}
         # What transformers takes for its default today it may not take tomorrow.
-        args.setdefault("pad_token_id", config.pad_token_id)
+        if getattr(config, "pad_token_id", None) is not None:
+            args["pad_token_id"] = config.pad_token_id
         found: dict[str, Any] = {"name": self.prefix + config.model_type, "args": args}
         if model.weights == PRETRAINED:
             found["weights"] = f"{PRETRAINED}:{_content(name, config)}"
@@ -84,6 +85,20 @@ class Transformers:
 
     def parts(self, model: Model, shape: Shape, classes: int, *, initial: bool) -> Parts:
         """See `Family.parts`."""
+        return self._parts(model, shape, classes, initial=initial, whole=False)
+
+    def whole(self, model: Model, shape: Shape, classes: int) -> Parts:
+        """A network with all its published weights, head included.
+
+        Raises:
+            AgrekdError: as `parts`; also where the head is not among them, or of another number of
+                classes.
+        """
+        return self._parts(model, shape, classes, initial=True, whole=True)
+
+    def _parts(
+        self, model: Model, shape: Shape, classes: int, *, initial: bool, whole: bool
+    ) -> Parts:
         library = _library()
         config = _config(model, num_labels=classes)
         text = len(shape) == 1
@@ -102,7 +117,7 @@ class Transformers:
         published = self._published(model)
         try:
             if published and initial:
-                network = _pretrained(makers[type(config)], model, config)
+                network = _pretrained(makers[type(config)], model, config, whole)
             else:
                 network = makers[type(config)]._from_config(config, dtype=torch.float32)
         except (NotImplementedError, AgrekdError):
@@ -199,7 +214,7 @@ def _all_lines(error: Exception) -> str:
 
 
 def _check_text(name: str, config: Any, length: int) -> None:
-    if config.pad_token_id is None:
+    if getattr(config, "pad_token_id", None) is None:
         raise AgrekdError(
             f"{name}: its configuration has no pad_token_id, which tells padding from text; set it "
             "in `args`"
@@ -212,7 +227,7 @@ def _check_text(name: str, config: Any, length: int) -> None:
         )
 
 
-def _pretrained(maker: Any, model: Model, config: Any) -> nn.Module:
+def _pretrained(maker: Any, model: Model, config: Any, whole: bool) -> nn.Module:
     """The network with the weights of a folder or of the hub; the head may stay fresh."""
     name = model.name.removeprefix(TRANSFORMERS)
     try:
@@ -228,6 +243,16 @@ def _pretrained(maker: Any, model: Model, config: Any) -> nn.Module:
     body = f"{network.base_model_prefix}."
     absent = [key for key in found["missing_keys"] if key.startswith(body) and "pooler" not in key]
     shaped = [key for key, *_ in found["mismatched_keys"] if key.startswith(body)]
+    if whole and (heads := {key: wrong for key, wrong, _ in found["mismatched_keys"]}):
+        key, wrong = sorted(heads.items())[0]
+        raise AgrekdError(
+            f"{name}: a head of {wrong[0]} classes ({key}), but {config.num_labels} are wanted."
+        )
+    if whole and found["missing_keys"]:
+        raise AgrekdError(
+            f"{name}: weights without {', '.join(sorted(found['missing_keys'])[:4])}; a model that "
+            "was never trained to classify cannot teach."
+        )
     if absent or shaped:
         raise AgrekdError(
             f"{model.name}: weights of another architecture (without {len(absent)} tensors, "

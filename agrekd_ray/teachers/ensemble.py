@@ -36,6 +36,7 @@ class TeacherSettings(Settings):
 
     Attributes:
         model: architecture.
+        others: further architectures; the pool's models take all of them in turn.
         training: of the ERM models.
         count: ERM models in the pool.
         seed: of the first one; the others follow.
@@ -46,6 +47,7 @@ class TeacherSettings(Settings):
     """
 
     model: Model
+    others: tuple[Model, ...] = ()
     training: Training
     count: Count = 5
     seed: Seed = 0
@@ -53,6 +55,11 @@ class TeacherSettings(Settings):
     store: LocalPath = Path("runs/teachers")
     cpus: Positive = 1
     gpus: NonNegative = 0
+
+    def architecture(self, seed: int) -> Model:
+        """Of the pool's model with this seed."""
+        models = (self.model, *self.others)
+        return models[(seed - self.seed) % len(models)]
 
 
 class EnsembleSettings(Settings):
@@ -64,6 +71,8 @@ class EnsembleSettings(Settings):
         seed: of the draw, of the biased model too.
         checkpoints: folders of further teachers of one's own.
         biased: checkpoint folder of the biased model; null draws one of the pool's ERM models.
+        biased_model: architecture of the biased model, which is then trained like the pool's ERM
+            models (the paper's Table 5); null takes the pool's own.
     """
 
     size: Whole = 5
@@ -71,6 +80,7 @@ class EnsembleSettings(Settings):
     seed: Seed = 0
     checkpoints: tuple[LocalPath, ...] = ()
     biased: LocalPath | None = None
+    biased_model: Model | None = None
 
     @field_validator("debiased")
     @classmethod
@@ -81,6 +91,13 @@ class EnsembleSettings(Settings):
         if debiased != "all" and debiased > size:
             raise ValueError(f"more debiased teachers than teachers (ensemble.size is {size})")
         return debiased
+
+    @field_validator("biased_model")
+    @classmethod
+    def _one_biased_model(cls, model: Model | None, info: ValidationInfo) -> Model | None:
+        if model is not None and info.data.get("biased") is not None:
+            raise ValueError("ensemble.biased names a checkpoint already; leave one of them out")
+        return model
 
     @property
     def debiased_count(self) -> int:
@@ -122,10 +139,15 @@ def draw(ensemble: EnsembleSettings, pool: TeacherSettings) -> Draw:
     seeds = [pool.seed + int(n) for n in rng.permutation(pool.count)[: ensemble.size]]
     biased_seed = pool.seed + int(rng.integers(pool.count))
 
-    def recipe(kind: str, seed: int) -> Recipe:
-        dfr = pool.dfr if kind == "dfr" else None
+    def recipe(kind: str, seed: int, model: Model | None = None) -> Recipe:
         return Recipe.model_validate(
-            {"kind": kind, "model": pool.model, "training": pool.training, "seed": seed, "dfr": dfr}
+            {
+                "kind": kind,
+                "model": model or pool.architecture(seed),
+                "training": pool.training,
+                "seed": seed,
+                "dfr": pool.dfr if kind == "dfr" else None,
+            }
         )
 
     debiased = ensemble.debiased_count
@@ -137,6 +159,11 @@ def draw(ensemble: EnsembleSettings, pool: TeacherSettings) -> Draw:
     if ensemble.biased is not None:
         biased = "own-biased"
         own[biased] = ensemble.biased
+    elif ensemble.biased_model is not None and ensemble.biased_model != pool.architecture(
+        biased_seed
+    ):
+        biased = "erm-biased"  # its seed may be that of a teacher
+        recipes[biased] = recipe("erm", biased_seed, ensemble.biased_model)
     else:
         drawn = recipe("erm", biased_seed)
         biased = drawn.name

@@ -1,0 +1,83 @@
+"""CivilComments: toxic comments, and the identities that they mention (WILDS' edition).
+
+Borkan et al., "Nuanced Metrics for Measuring Unintended Bias with Real Data for Text
+Classification", WWW 2019; splits and groups of Koh et al., "WILDS", ICML 2021.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+
+from agrekd_ray.data.dataset import TEST, TRAIN, Groups
+from agrekd_ray.data.published import require
+from agrekd_ray.data.splits import four_splits
+from agrekd_ray.data.table import Table
+from agrekd_ray.data.text import TextDataset, Texts
+from agrekd_ray.settings import LocalPath
+
+FILE = "all_data_with_identities.csv"
+TEXT, TOXICITY, SPLIT = "comment_text", "toxicity", "split"
+CLASSES, ATTRIBUTES = ("nontoxic", "toxic"), ("no identity", "any identity")
+IDENTITIES = (
+    "male",
+    "female",
+    "LGBTQ",
+    "christian",
+    "muslim",
+    "other_religions",
+    "black",
+    "white",
+)
+THRESHOLD = 0.5
+"""Share of the raters from which on a comment is toxic, or mentions an identity."""
+ORIGIN = (
+    "The file is part of CivilComments in WILDS (Koh et al., ICML 2021), whose package downloads "
+    "it as civilcomments_v1.0."
+)
+
+
+class CivilComments(Texts):
+    """CivilComments as WILDS publishes it.
+
+    Evaluation groups are class x whether any of eight identities is mentioned, four that do not
+    overlap; the sixteen of WILDS, identity x class, which do, are reported beside them.
+
+    Attributes:
+        name: `civilcomments`.
+        path: folder with `all_data_with_identities.csv`.
+    """
+
+    name: Literal["civilcomments"]
+    path: LocalPath
+
+
+def open_civilcomments(settings: CivilComments) -> TextDataset:
+    """The data set in a folder.
+
+    Raises:
+        DataError: the file is missing or damaged, a value that is none, with its row, or no
+            tokenizer.
+    """
+    require(settings.path, {FILE: "comments, toxicity, splits and identities"}, ORIGIN)
+    table = Table(settings.path / FILE, [TOXICITY, SPLIT, *IDENTITIES])
+    labels_N = (table.measures(TOXICITY) >= THRESHOLD).astype(np.int64)
+    mentioned_NI = np.stack(
+        [table.measures(name, empty=0) >= THRESHOLD for name in IDENTITIES], axis=1
+    )
+    any_N = np.asarray(mentioned_NI.any(1), dtype=np.int64)
+    disjoint = Groups.crossed(labels_N, CLASSES, any_N, ATTRIBUTES)
+    groups = replace(
+        disjoint,
+        overlapping_NK=np.concatenate(
+            [mentioned_NI & (labels_N == label)[:, None] for label in range(len(CLASSES))], axis=1
+        ),
+        overlapping=tuple(f"{label}, {name}" for label in CLASSES for name in IDENTITIES),
+    )
+    names = (TRAIN, "val", TEST)
+    split_N = table.numbers(SPLIT, {name: n for n, name in enumerate(names)}, "its splits")
+    three = {name: np.flatnonzero(split_N == number) for number, name in enumerate(names)}
+    splits = four_splits(three, groups.group_N, settings.seed, str(table.path))
+    return TextDataset(settings, table, TEXT, CLASSES, labels_N, groups, splits)

@@ -1,0 +1,267 @@
+"""Texts that are tokenised once, and kept as rows of token ids."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import field_validator
+from torch import Tensor
+
+from agrekd_ray.data.dataset import Groups, Progress, Samples
+from agrekd_ray.data.prepared import BrokenRowsError, Made, PreparedRows, Work, chunks
+from agrekd_ray.data.rows import Columns, TableSettings, open_table, read_rows
+from agrekd_ray.data.table import Table
+from agrekd_ray.errors import DataError
+from agrekd_ray.settings import Count, LocalPath, Seed, Settings, fingerprint
+
+TOKENISING = 1
+"""Version of what tokenising gives; raised when the same text gives other tokens."""
+_EXCERPT = 200
+
+
+class Texts(Settings):
+    """What data sets of texts share.
+
+    Attributes:
+        seed: draws the halves of validation.
+        tokenizer: a folder with a tokenizer of transformers, or a name of the Hugging Face hub.
+        max_length: tokens of every sequence: longer texts are cut, shorter ones padded.
+        prepared: folder of tokenised texts, shared by all jobs.
+    """
+
+    seed: Seed = 0
+    tokenizer: str
+    max_length: Count = 300
+    prepared: LocalPath = Path("runs/prepared")
+
+    @field_validator("tokenizer")
+    @classmethod
+    def _absolute_folder(cls, tokenizer: str) -> str:
+        if not tokenizer.startswith(("/", ".", "~")) and not Path(tokenizer).is_dir():
+            return tokenizer
+        try:
+            return str(Path(tokenizer).expanduser().absolute())
+        except RuntimeError as error:  # ~nobody
+            raise ValueError(f"a folder; {error}") from None
+
+
+class TextDataset:
+    """Texts by id, which is their row (a `Dataset`, `Prepared` and `Excerpted`).
+
+    Args:
+        settings: of the data set.
+        table: that the texts are in.
+        column: that they are in; read when they are tokenised, not before.
+        classes: names of the classes.
+        labels_N: class of every text.
+        groups: of the texts.
+        splits: sorted ids by name.
+
+    Attributes:
+        tokens: how many tokens the tokenizer knows, and the id of its padding.
+
+    Raises:
+        DataError: the column or the tokenizer is missing, or the tokenizer cannot pad.
+    """
+
+    def __init__(
+        self,
+        settings: Texts,
+        table: Table,
+        column: str,
+        classes: tuple[str, ...],
+        labels_N: np.ndarray,
+        groups: Groups,
+        splits: dict[str, np.ndarray],
+    ) -> None:
+        table.require(column)
+        self.settings, self.classes, self.groups, self.splits = settings, classes, groups, splits
+        self.shape: tuple[int, ...] = (settings.max_length,)
+        self.size = table.rows
+        self._path, self._column = table.path, column
+        self._labels_N = torch.from_numpy(np.ascontiguousarray(labels_N, dtype=np.int64))
+        self._tokenizer = _tokenizer(settings.tokenizer)
+        content = _content(self._tokenizer)
+        self.tokens: tuple[int, int] = (len(self._tokenizer), self._tokenizer.pad_token_id)
+        self._how = fingerprint(TOKENISING, content, settings.max_length)
+        self.rows = PreparedRows(
+            settings.prepared,
+            fingerprint(self._how, _stamp(table), column),
+            self.size,
+            self.shape,
+            np.int32,
+        )
+        # There is one view of a text: itself.
+        self.views_fingerprint = hashlib.sha256(b"text").hexdigest()
+        self._fingerprint: str | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """See `Samples.fingerprint`: of the texts, the tokenizer, and of what is said of them."""
+        if self._fingerprint is None:
+            self.prepare()
+            whole = fingerprint(self._how, self.rows.digest(), self.classes)
+            digest = hashlib.sha256(whole.encode())
+            digest.update(self._labels_N.numpy().tobytes())
+            for name, ids in self.splits.items():
+                digest.update(name.encode() + ids.astype(np.int64).tobytes())
+            for kinds_N in (self.groups.attribute_N, self.groups.group_N):
+                digest.update(kinds_N.astype(np.int64).tobytes())
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
+
+    def unprepared(self) -> int:
+        """See `Prepared.unprepared`."""
+        return self.rows.left()
+
+    def prepare(self, progress: Progress = lambda done, total: None) -> None:
+        """See `Prepared.prepare`."""
+        if not self.rows.whole:
+            self.rows.fill(self._work, progress)
+
+    def view(self, epoch: int) -> int:
+        """See `Samples.view`; texts are not augmented."""
+        return 0
+
+    def inputs(self, ids: np.ndarray, epoch: int | None) -> Tensor:
+        """See `Samples.inputs`."""
+        self.prepare()
+        return torch.from_numpy(self.rows.rows()[np.asarray(ids)].astype(np.int64))
+
+    def labels(self, ids: np.ndarray) -> Tensor:
+        """See `Samples.labels`."""
+        return self._labels_N[torch.from_numpy(np.asarray(ids))]
+
+    def excerpt(self, sample: int) -> str:
+        """See `Excerpted.excerpt`."""
+        text = " ".join(self._texts.passages(self._column, range(sample, sample + 1))[0].split())
+        return text if len(text) <= _EXCERPT else f"{text[: _EXCERPT - 1]}…"
+
+    @functools.cached_property
+    def _texts(self) -> Table:
+        return Table(self._path, [self._column])
+
+    def _work(self, numbers: Sequence[int]) -> Iterator[Work]:
+        table, every = Table(self._path, [self._column]), chunks(self.size)
+        one_at_a_time = threading.Lock()  # a tokenizer has threads of its own, and a state
+
+        def make(rows: range) -> Made:
+            try:
+                texts = table.passages(self._column, rows)
+            except DataError as error:
+                raise BrokenRowsError([str(error)]) from None
+            with one_at_a_time:
+                ids = self._tokenizer(
+                    texts,
+                    padding="max_length",
+                    truncation=True,
+                    max_length=self.settings.max_length,
+                    return_attention_mask=False,
+                    return_token_type_ids=False,
+                )["input_ids"]
+            # Lengths keep "a", "bc" apart from "ab", "c".
+            lengths = np.array([len(text) for text in texts], dtype=np.int64)
+            digest = hashlib.sha256(lengths.tobytes() + "".join(texts).encode())
+            return np.array(ids, dtype=np.int32), digest.digest()
+
+        for number in numbers:
+            yield number, functools.partial(make, every[number])
+
+
+def tokens_of(samples: Samples) -> tuple[int, int] | None:
+    """How many tokens a text data set's tokenizer knows, and the id of its padding."""
+    return samples.tokens if isinstance(samples, TextDataset) else None
+
+
+@functools.lru_cache(maxsize=4)
+def _tokenizer(name: str) -> Any:
+    try:
+        import transformers
+    except ImportError:
+        raise DataError(
+            "data.tokenizer: transformers is not installed; pip install 'agrekd_ray[text]'"
+        ) from None
+    transformers.logging.set_verbosity_error()
+    if name.startswith("/") and not Path(name).is_dir():
+        raise DataError(f"data.tokenizer: no folder {name}.")
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            name, use_fast=True, trust_remote_code=False
+        )
+    except Exception as error:  # a hub that is away, or any fault of a tokenizer's files
+        text = " ".join(str(error).split())[:200]
+        raise DataError(
+            f"data.tokenizer: {name} cannot be loaded ({text}). Without a network, name a folder "
+            "with its files (tokenizer.json, tokenizer_config.json), saved by save_pretrained."
+        ) from None
+    if not tokenizer.is_fast:
+        raise DataError(
+            f"data.tokenizer: {name} has no tokenizer.json; save it again with a fast tokenizer."
+        )
+    if tokenizer.pad_token_id is None:
+        raise DataError(
+            f"data.tokenizer: {name} has no padding token; name one in its tokenizer_config.json."
+        )
+    return tokenizer
+
+
+def _content(tokenizer: Any) -> str:
+    """Of all that decides on the tokens, wherever the files lie."""
+    backend = tokenizer.backend_tokenizer
+    backend.no_padding()  # what it did last is part of its text
+    backend.no_truncation()
+    return fingerprint(backend.to_str(), tokenizer.pad_token_id)
+
+
+def _stamp(table: Table) -> str:
+    """Changes when a file is exchanged; computed without reading it."""
+    stats = [(file.name, file.stat()) for file in table.files]
+    return fingerprint(*((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats))
+
+
+class TextColumns(Columns):
+    """Columns of a table of texts.
+
+    Attributes:
+        text: the text.
+    """
+
+    text: str = "text"
+
+
+class TextTable(TableSettings, Texts):
+    """A table of texts of one's own.
+
+    Attributes:
+        name: `text_table`.
+        columns: which column is what.
+    """
+
+    name: Literal["text_table"]
+    columns: TextColumns = TextColumns()
+
+
+def open_text_table(settings: TextTable) -> TextDataset:
+    """The data set of a table of texts.
+
+    Raises:
+        DataError: anything wrong with the table, with the row's number, or with the tokenizer.
+    """
+    table = open_table(settings, settings.columns)
+    rows = read_rows(table, settings, settings.columns)
+    return TextDataset(
+        settings,
+        table,
+        settings.columns.text,
+        rows.classes,
+        rows.labels_N,
+        rows.groups,
+        rows.splits,
+    )
