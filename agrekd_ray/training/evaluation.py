@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -18,6 +19,9 @@ from agrekd_ray.results import Agreement, Bin, Metrics, SplitAgreement
 from agrekd_ray.training.batches import Batch
 from agrekd_ray.training.loop import Taught
 
+_VALUES = 1 << 24
+"""Numbers of a batch's inputs, at most."""
+
 
 @torch.inference_mode()
 def predict(
@@ -26,9 +30,10 @@ def predict(
     ids: np.ndarray,
     *,
     device: torch.device | str = "cpu",
-    batch_size: int = 512,
 ) -> Tensor:
     """Logits of the evaluation view, float32 [N, C] on the CPU. Leaves the model's mode alone."""
+    # Large images in smaller batches, so that their features fit into a graphics card.
+    batch_size = max(1, min(512, _VALUES // math.prod(samples.shape)))
     was_training = model.training
     model.eval()
     logits = [
