@@ -42,7 +42,7 @@ def measure_data(repeats: int, quick: bool, display: Display) -> dict[str, Any]:
     most = 20_000 if quick else 200_000
     sizes = (most // SMALLER, most)
     display.stage(DATA, len(sizes), "sets")
-    task = ray.remote(max_calls=1, num_cpus=0)(_measured)
+    task = ray.remote(max_calls=1, num_cpus=0)(measured)
     cells = []
     for size in sizes:
         with tempfile.TemporaryDirectory(prefix="agrekd-bench-") as folder:
@@ -73,7 +73,7 @@ def write_pictures(path: Path, count: int) -> None:
             writer.write_table(pa.table(columns, schema), row_group_size=ROW_GROUP)
 
 
-def _measured(folder: Path, repeats: int) -> dict[str, Any]:
+def measured(folder: Path, repeats: int) -> dict[str, Any]:
     """Of the set in a folder; runs in a process of its own."""
     began = time.perf_counter()
     with _Peak() as peak:
