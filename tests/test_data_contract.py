@@ -30,7 +30,7 @@ from agrekd_ray.data import (
 from agrekd_ray.data.contract import check_contract
 from agrekd_ray.errors import DataError
 from agrekd_ray.settings import Settings
-from tests import pictures
+from tests import pictures, texts
 from tests.test_data import write_folder
 
 MODULE = """
@@ -79,6 +79,8 @@ EXAMPLES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "waterbirds": waterbirds,
     "celeba": celeba,
     "table": table,
+    "civilcomments": texts.civilcomments,
+    "text_table": texts.text_table,
     "custom": lambda place: custom(place / "own"),
 }
 """Settings of every data set, by name; what they need is written into a folder."""

@@ -22,72 +22,20 @@ from agrekd_ray.data.text import TextTable
 from agrekd_ray.errors import AgrekdError, DataError
 from agrekd_ray.run.folder import RunFolder
 from agrekd_ray.run.job import run_job
+from tests import texts
+from tests.texts import WORDS, comments
 
 from .conftest import TINY, merged
 
-WORDS = [
-    *("you", "people", "are", "so", "kind", "and", "good"),
-    *("thanks", "idiot", "stupid", "hate", "women", "men", "black", "church"),
-]
-HEADER = ["", "id", "comment_text", "toxicity", "split", "created_date", *IDENTITIES, "rating"]
 
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tokenizer of words, as save_pretrained leaves it."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    vocabulary = {word: n for n, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    backend.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    folder = tmp_path_factory.mktemp("tokenizer")
-    PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]"
-    ).save_pretrained(folder)
-    return folder
-
-
-def comments(path: Path, rows: int = 240) -> list[dict[str, Any]]:
-    """Writes a CSV in the layout of WILDS; toxic comments mention identities more often."""
-    rng = np.random.default_rng(0)
-    written = []
-    for number in range(rows):
-        toxic = bool(rng.random() < 0.4)
-        identity = rng.random(len(IDENTITIES)) < (0.25 if toxic else 0.08)
-        words = list(rng.choice(WORDS[:7], 6)) + (["idiot", "hate"] if toxic else ["thanks"])
-        row = {
-            "": number,
-            "id": 10_000 + number,
-            "comment_text": " ".join(words) + ', "quoted"\nand a second line',
-            "toxicity": 0.5 + 0.3 * rng.random() if toxic else 0.49 * rng.random(),
-            "split": ("train", "val", "test")[0 if number < rows // 2 else 1 + number % 2],
-            "created_date": "2017-01-01 00:00:00+00",
-            "rating": "approved",
-        }
-        row |= {name: 0.5 if on else 0.2 for name, on in zip(IDENTITIES, identity, strict=True)}
-        written.append(row)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, HEADER)
-        writer.writeheader()
-        writer.writerows(written)
-    return written
+@pytest.fixture
+def settings(tmp_path: Path) -> CivilComments:
+    return CivilComments.model_validate(texts.civilcomments(tmp_path))
 
 
 @pytest.fixture
-def settings(tmp_path: Path, tokenizer: Path) -> CivilComments:
-    comments(tmp_path / "civil" / FILE)
-    return CivilComments(
-        name="civilcomments",
-        path=tmp_path / "civil",
-        tokenizer=str(tokenizer),
-        max_length=12,
-        prepared=tmp_path / "prepared",
-    )
+def tokenizer(tmp_path: Path) -> Path:
+    return texts.word_tokenizer(tmp_path / "tokenizer")
 
 
 def test_both_group_conventions(settings: CivilComments, tmp_path: Path) -> None:
@@ -128,14 +76,14 @@ def test_texts_are_tokenised_once(settings: CivilComments, tokenizer: Path, tmp_
     assert inputs.shape == (3, 12)
     text = "so kind"
     reference = AutoTokenizer.from_pretrained(tokenizer)
-    texts = [row["comment_text"] for row in comments(tmp_path / "again" / FILE)]
+    written = [row["comment_text"] for row in comments(tmp_path / "again" / FILE)]
     expected = reference(
-        [texts[i] for i in ids], padding="max_length", truncation=True, max_length=12
+        [written[i] for i in ids], padding="max_length", truncation=True, max_length=12
     )["input_ids"]
     assert inputs.tolist() == expected
     assert reference(text)["input_ids"][0] == 2  # the template is the tokenizer's
     assert tokens_of(data) == (len(WORDS) + 4, 0)
-    assert data.excerpt(3) == " ".join(texts[3].split())
+    assert data.excerpt(3) == " ".join(written[3].split())
     again: Any = opened(settings)
     assert again.unprepared() == 0
     assert again.fingerprint == data.fingerprint
@@ -164,7 +112,7 @@ def test_the_fingerprint_is_that_of_the_content(
     assert opened(elsewhere).fingerprint != first
     values = json.loads((tokenizer / "tokenizer.json").read_text())
     values["model"]["vocab"]["more"] = len(WORDS) + 4
-    other = tmp_path / "tokenizer"
+    other = tmp_path / "renamed"
     other.mkdir()
     for file in tokenizer.iterdir():
         (other / file.name).write_bytes(file.read_bytes())
@@ -203,7 +151,7 @@ def test_values_that_are_no_numbers(settings: CivilComments) -> None:
     rows[2]["male"] = ""  # nobody was asked: not mentioned
     rows[4]["toxicity"] = "high"
     with (settings.path / FILE).open("w", newline="") as file:
-        writer = csv.DictWriter(file, HEADER)
+        writer = csv.DictWriter(file, texts.HEADER)
         writer.writeheader()
         writer.writerows(rows)
     with pytest.raises(DataError, match=r"row 5: toxicity is 'high', no number"):
@@ -234,19 +182,8 @@ def test_what_is_missing_is_said(settings: CivilComments, tmp_path: Path, monkey
         opened(settings)
 
 
-def test_a_table_of_texts_of_ones_own(tokenizer: Path, tmp_path: Path) -> None:
-    with (tmp_path / "mails.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["text", "label"])
-        writer.writerows((f"so {WORDS[n % 7]}", ("ham", "spam")[n % 2]) for n in range(60))
-    values = {
-        "name": "text_table",
-        "table": tmp_path / "mails.csv",
-        "tokenizer": tokenizer,
-        "max_length": 6,
-        "prepared": tmp_path / "prepared",
-    }
-    values["tokenizer"] = str(tokenizer)
+def test_a_table_of_texts_of_ones_own(tmp_path: Path) -> None:
+    values = texts.text_table(tmp_path)
     data = open_dataset(TextTable.model_validate(values))
     assert data.classes == ("ham", "spam")
     assert not data.groups.known
