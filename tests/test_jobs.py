@@ -1,0 +1,161 @@
+"""Every job that the project ships: it says how it is started, is valid, and runs on a stand-in."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from rich.console import Console
+
+from agrekd_ray.config import check_job, read_job
+from agrekd_ray.run.folder import RunFolder
+from agrekd_ray.study.driver import run_study
+
+from . import pictures, texts
+from .conftest import merged
+
+ROOT = Path(__file__).parents[1]
+JOBS = sorted((ROOT / "jobs").rglob("*.yaml"))
+PAPER = [path for path in JOBS if path.parent.name == "paper"]
+TINY = {"name": "cnn", "args": {"width": 2}}
+ONCE = {"epochs": 1, "batch_size": 8, "learning_rate": 0.05}
+BERT = {
+    "bert": {
+        "vocab_size": 19,
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "max_position_embeddings": 16,
+    },
+    "distilbert": {
+        "vocab_size": 19,
+        "dim": 16,
+        "n_layers": 1,
+        "n_heads": 2,
+        "hidden_dim": 32,
+        "max_position_embeddings": 16,
+    },
+}
+"""A teacher and a student that read the tiny tokenizer's nineteen words."""
+SWEPT = {
+    "ensemble.size": [2, 3],
+    "student.model": [TINY, {"name": "cnn_deep", "args": {"width": 2}}],
+    "ensemble.biased_model": [TINY, {"name": "cnn_deep", "args": {"width": 2}}],
+}
+"""Small values in place of those that take an ImageNet model, or fifty of them."""
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT / "jobs").with_suffix(""))
+
+
+def idx(folder: Path) -> Path:
+    """Four IDX files of noisy bars: row c + 1 is bright in class c."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 240), ("t10k", 60)):
+        labels = (np.arange(count) % 10).astype(np.uint8)
+        images = rng.integers(0, 60, (count, 12, 12), dtype=np.uint8)
+        images[np.arange(count), labels + 1] = 220
+        for kind, values in (("images-idx3", images), ("labels-idx1", labels)):
+            head = bytes([0, 0, 8, values.ndim])
+            head += b"".join(size.to_bytes(4, "big") for size in values.shape)
+            packed = gzip.compress(head + values.tobytes())
+            (folder / f"{part}-{kind}-ubyte.gz").write_bytes(packed)
+    return folder
+
+
+def stand_in(kind: str, place: Path) -> dict[str, Any]:
+    """Changes to a job that put a small data set in the real layout in place of its own."""
+    if kind == "colored_idx":
+        return {"data.path": str(idx(place)), "data.train": 120, "data.val": 120, "data.test": None}
+    if kind == "civilcomments":
+        return {f"data.{key}": value for key, value in texts.civilcomments(place).items()}
+    write = {
+        "waterbirds": lambda: pictures.waterbirds(place, pictures.spread((8, 8, 3))),
+        "celeba": lambda: pictures.celeba(place, "csv", pictures.spread((8, 8, 3))),
+    }[kind]
+    sizes = {"data.size": 8, "data.resize": 10, "data.counts": "any"}
+    return {"data.path": str(write()), "data.prepared": str(place / "prepared"), **sizes}
+
+
+@pytest.mark.parametrize("path", JOBS, ids=name_of)
+def test_a_job_begins_with_the_command_that_starts_it(path: Path) -> None:
+    command, *_ = path.read_text().splitlines()
+    assert command.startswith(f"# agrekd run {path.relative_to(ROOT)}")
+    assert yaml.safe_load(path.read_text())["name"] == path.stem
+
+
+@pytest.mark.parametrize("path", PAPER, ids=name_of)
+def test_a_table_of_the_paper_is_one_command(path: Path, tmp_path: Path, store: Path) -> None:
+    raw = read_job(path)
+    sweep = (
+        {key: SWEPT.get(key, [values[0], values[-1]]) for key, values in raw["sweep"].items()}
+        if "sweep" in raw
+        else {}
+    )
+    changes: dict[str, Any] = {
+        **stand_in(raw["data"]["name"], tmp_path / "data"),
+        "runs": str(tmp_path / "runs"),
+        "outputs.store": str(tmp_path / "outputs"),
+        "teachers": {
+            "count": 3,
+            "model": TINY,
+            "training": ONCE,
+            "store": str(store),
+            "dfr": {"inverse_penalties": [0.3], "retrainings": 1},
+        },
+        "student": {"model": TINY, "training": ONCE},
+        "ensemble.size": 3,
+        "seeds": [0],
+        "guidance": "local",
+        "fleet": {},
+        "tracking.models": False,
+    }
+    if raw["data"]["name"] == "civilcomments":
+        changes["teachers"]["model"], changes["student"]["model"] = (
+            {"name": f"transformers/{kind}", "args": BERT[kind]} for kind in BERT
+        )
+    if "others" in raw["teachers"]:
+        assert len(raw["teachers"]["others"]) == 2
+        changes["teachers"]["others"] = [{"name": "cnn_deep", "args": {"width": 2}}]
+    if raw["ensemble"].get("debiased", 0) not in (0, "all"):
+        changes["ensemble.debiased"] = 2
+    if "ensemble.debiased" in sweep:
+        sweep["ensemble.debiased"] = [
+            v if v == "all" else min(v, 2) for v in sweep["ensemble.debiased"]
+        ]
+    if sweep:
+        changes["sweep"] = sweep
+    kept = [
+        figures
+        for figures in raw.get("published", {}).get("figures", [])
+        if all(value in sweep.get(key, []) for key, value in figures.get("at", {}).items())
+    ]
+    if kept:
+        changes["published.figures"] = kept
+    job, faults = check_job(merged(raw, changes))
+    assert job is not None, faults
+    screen = tmp_path / "screen.txt"
+    if not job.is_study:
+        from agrekd_ray.run.job import run_job
+
+        with screen.open("w") as file:
+            outcomes = run_job(RunFolder.create(job), Console(file=file, width=160))
+        assert {outcome.method for outcome in outcomes} == set(job.methods)
+        return
+    with screen.open("w") as file:
+        result = run_study(RunFolder.create(job), Console(file=file, width=160))
+    for at in result.places:
+        for method in job.methods:
+            assert result.figure(at, method) is not None, (at, method)
+    text = screen.read_text()
+    for figures in kept:
+        for value in figures["worst_group_accuracy"].values():
+            assert f"[{value:.1f}]" in text
+    assert list((Path(result.folder) / "plots").glob("*.png"))
