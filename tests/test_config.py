@@ -351,7 +351,10 @@ def test_a_checkpoint_must_fit_the_data(raw: dict[str, Any], tmp_path: Path) -> 
     found = faults_of(raw, **{"ensemble.checkpoints": paths, "ensemble.biased": paths[1]})
     assert set(found) == {"ensemble.checkpoints.1", "ensemble.checkpoints.2", "ensemble.biased"}
     assert "cat, dog" in found["ensemble.biased"]
-    assert "(3, 32, 32)" in found["ensemble.checkpoints.2"]
+    assert (
+        "takes images of 3 x 32 x 32, the data are images of 3 x 8 x 8"
+        in found["ensemble.checkpoints.2"]
+    )
     assert faults_of(raw, **{"ensemble.checkpoints": paths[:1]}) == {}
 
 

@@ -32,8 +32,10 @@ def predict(
     device: torch.device | str = "cpu",
 ) -> Tensor:
     """Logits of the evaluation view, float32 [N, C] on the CPU. Leaves the model's mode alone."""
-    # Large images in smaller batches, so that their features fit into a graphics card.
-    batch_size = max(1, min(512, _VALUES // math.prod(samples.shape)))
+    # Large images in smaller batches, so that their features fit into a graphics card; and texts,
+    # whose features are a thousand times larger than their ids.
+    most = 64 if len(samples.shape) == 1 else 512
+    batch_size = max(1, min(most, _VALUES // math.prod(samples.shape)))
     was_training = model.training
     model.eval()
     logits = [
