@@ -1,19 +1,22 @@
-# `make demo`, `make test` and `make chaos` do everything on a machine that has only Python (3.11 or later) and
-# make: create the environment in .venv, install, run.
+# `make demo`, `make test`, `make chaos` and `make paper` do everything on a machine that has only Python (3.11
+# or later) and make: create the environment in .venv, install, run.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test chaos lint install clean
+.PHONY: demo test chaos paper lint install clean
 
 demo: install
 	$(BIN)/agrekd run jobs/colored_digits.yaml
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not chaos"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not chaos and not paper"
 
 chaos: install
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m chaos
+
+paper: install
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m paper
 
 lint: install
 	$(BIN)/ruff check .

@@ -91,6 +91,7 @@ def test_a_job_begins_with_the_command_that_starts_it(path: Path) -> None:
     assert yaml.safe_load(path.read_text())["name"] == path.stem
 
 
+@pytest.mark.paper
 @pytest.mark.parametrize("path", PAPER, ids=name_of)
 def test_a_table_of_the_paper_is_one_command(path: Path, tmp_path: Path, store: Path) -> None:
     raw = read_job(path)

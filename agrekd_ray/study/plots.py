@@ -79,13 +79,14 @@ def _sweep_plot(
             axes.set_ylabel("test accuracy (%)")
             axes.grid(axis="y", color="#e4e4e4", lw=0.8, zorder=0)
             axes.spines[["top", "right"]].set_visible(False)
-            for method in methods:
+            for number, method in enumerate(methods):
                 found = [
                     f
                     for value in result.sweep[key]
                     if (f := result.figure({**rest, key: value}, method)) is not None
                 ]
-                published |= _line(axes, result, key, found, metric, styles[method])
+                aside = (number - (len(methods) - 1) / 2) * 0.006 * _span(result.sweep[key])
+                published |= _line(axes, result, key, found, metric, styles[method], aside)
             low, high = axes.get_ylim()
             axes.set_ylim(max(0.0, low if low > 30 else 0.0), min(100.0, max(high, low + 1)))
             _ticks(axes, result.sweep[key])
@@ -108,12 +109,17 @@ def _line(
     found: Sequence[Figure],
     metric: str,
     style: Mapping[str, Any],
+    aside: float,
 ) -> bool:
-    """One method's line; whether it has published figures."""
+    """One method's line, moved aside so that whiskers do not cover each other.
+
+    Returns:
+        Whether it has published figures.
+    """
     if not found:
         return False
     values = result.sweep[key]
-    xs = [_position(values, f.at[key]) for f in found]
+    xs = [_position(values, f.at[key]) + aside for f in found]
     axes.errorbar(
         xs,
         [100 * f.mean[metric] for f in found],
@@ -150,9 +156,13 @@ def _position(values: Sequence[Any], value: Any) -> float:
     return float(value) if _numbers(values) else float(values.index(value))
 
 
-def _ticks(axes: Axes, values: Sequence[Any]) -> None:
+def _span(values: Sequence[Any]) -> float:
     places = [_position(values, value) for value in values]
-    span = max(places) - min(places) or 1.0
+    return max(places) - min(places) or 1.0
+
+
+def _ticks(axes: Axes, values: Sequence[Any]) -> None:
+    places, span = [_position(values, value) for value in values], _span(values)
     shown = [
         (place, in_words(value).rpartition("/")[2])
         for number, (place, value) in enumerate(zip(places, values, strict=True))
