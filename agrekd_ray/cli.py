@@ -85,8 +85,10 @@ def record(job: JobFile, overrides: Overrides = None) -> None:
     """Record what a job's teachers say, in one pass; its runs then start no teacher."""
     from agrekd_ray.config import load_job
     from agrekd_ray.run.recording import record_job
+    from agrekd_ray.study.points import points_of
 
-    record_job(load_job(job, overrides or []), Console())
+    for _, point in points_of(load_job(job, overrides or [])):
+        record_job(point, Console())
 
 
 @app.command()

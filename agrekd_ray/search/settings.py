@@ -211,6 +211,9 @@ def check_search(raw: dict[str, Any], folder: Path) -> tuple[Planned | None, lis
     job, faults = check_job(base)
     if job is None:
         return None, [_within(fault, search) for fault in faults]
+    if job.is_study:
+        problem = "is a study (sweep, draws, published); a search needs a job without"
+        return None, [Fault("job", str(search.job), problem)]
     planned = Planned(search.model_copy(update={"job": (folder / search.job).resolve()}), base)
     found = [*_paths(planned), *_conditions(planned), *_kinds(planned), *_rule(planned)]
     if not found:
