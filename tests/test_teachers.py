@@ -11,8 +11,17 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from agrekd_ray.data import DFR, SELECT, open_dataset
-from agrekd_ray.models import Classifier, load
-from agrekd_ray.teachers import DfrSettings, EnsembleSettings, Pool, draw, retrain_head, vote
+from agrekd_ray.models import Classifier, Model, load
+from agrekd_ray.settings import Training
+from agrekd_ray.teachers import (
+    DfrSettings,
+    EnsembleSettings,
+    Pool,
+    TeacherSettings,
+    draw,
+    retrain_head,
+    vote,
+)
 from agrekd_ray.teachers.dfr import _balanced, _Logistic
 from agrekd_ray.training import evaluate
 
@@ -173,3 +182,19 @@ def test_a_vote_is_that_of_the_majority(make_job: Any, store: Path) -> None:
     agreed = ballots.mode(0).values
     clear = (ballots == agreed).sum(0) >= 2
     assert torch.equal(predictions[clear], agreed[clear])
+
+
+def test_a_pool_takes_its_architectures_in_turn() -> None:
+    models = [Model(name="cnn", args={"width": n}) for n in (2, 3, 4)]
+    pool = TeacherSettings(
+        model=models[0],
+        others=tuple(models[1:]),
+        training=Training(epochs=1, batch_size=8, learning_rate=0.1),
+        count=7,
+        seed=20,
+    )
+    drawn = draw(EnsembleSettings(size=7, debiased=3), pool)
+    for recipe in drawn.recipes.values():
+        assert recipe.model == models[(recipe.seed - 20) % 3]
+    assert {recipe.model.args["width"] for recipe in drawn.recipes.values()} == {2, 3, 4}
+    assert drawn.recipes[drawn.biased].model == pool.architecture(drawn.recipes[drawn.biased].seed)
