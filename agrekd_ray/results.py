@@ -248,6 +248,31 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Effort:
+    """What the teachers of one process's part of a run cost.
+
+    Attributes:
+        actors: that were started for them.
+        forwards: forward passes of a backbone.
+        recorded: bytes of their records.
+        seconds: that the forward passes took.
+    """
+
+    actors: int = 0
+    forwards: int = 0
+    recorded: int = 0
+    seconds: float = 0.0
+
+    @property
+    def in_words(self) -> str:
+        """For the end of a run."""
+        if not self.forwards:
+            return "no forward pass: all that they say had been recorded before"
+        kept = f", {self.recorded / 1e6:.1f} MB recorded" if self.recorded else ""
+        return f"{self.forwards} forward passes in {max(1, self.actors)} processes{kept}"
+
+
+@dataclass(frozen=True)
 class Member:
     """A model of the ensemble (or the biased model), as reports name it.
 

@@ -10,7 +10,8 @@ from agrekd_ray.channel import Channel
 from agrekd_ray.config import Job
 from agrekd_ray.data import open_dataset
 from agrekd_ray.events import Post
-from agrekd_ray.run.engine import Effort, Handle
+from agrekd_ray.results import Effort
+from agrekd_ray.run.engine import Handle
 from agrekd_ray.run.listener import Listener
 from agrekd_ray.run.session import RaySession
 from agrekd_ray.run.teaching import Teaching

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -14,35 +13,11 @@ from agrekd_ray.data import open_dataset
 from agrekd_ray.errors import RunError
 from agrekd_ray.events import Event, StudentDone, StudentEpoch, TeacherDone, TeacherEpoch
 from agrekd_ray.guidance import LocalTeachers, TeacherHost
+from agrekd_ray.results import Effort
 from agrekd_ray.student import STATE, Assignment, Student, read_outcome
 from agrekd_ray.teachers import Pool, Recipe
 
 Handle = Callable[[Event], None]
-
-
-@dataclass(frozen=True)
-class Effort:
-    """What the teachers of one process's part of a run cost.
-
-    Attributes:
-        actors: that were started for them.
-        forwards: forward passes of a backbone.
-        recorded: bytes of their records.
-        seconds: that the forward passes took.
-    """
-
-    actors: int = 0
-    forwards: int = 0
-    recorded: int = 0
-    seconds: float = 0.0
-
-    @property
-    def in_words(self) -> str:
-        """For the end of a run."""
-        if not self.forwards:
-            return "no forward pass: all that they say had been recorded before"
-        kept = f", {self.recorded / 1e6:.1f} MB recorded" if self.recorded else ""
-        return f"{self.forwards} forward passes in {max(1, self.actors)} processes{kept}"
 
 
 class Engine(Protocol):

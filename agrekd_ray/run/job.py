@@ -23,9 +23,9 @@ from agrekd_ray.data import SELECT, TEST, Dataset, open_dataset
 from agrekd_ray.errors import AgrekdError, RunError
 from agrekd_ray.models import load, read_manifest
 from agrekd_ray.outputs import evaluation_logits
-from agrekd_ray.results import Diagnostics, Member, Metrics, Outcome
+from agrekd_ray.results import Diagnostics, Effort, Member, Metrics, Outcome
 from agrekd_ray.run.display import Display, prepare_data
-from agrekd_ray.run.engine import Effort, Engine, Handle, LocalEngine
+from agrekd_ray.run.engine import Engine, Handle, LocalEngine
 from agrekd_ray.run.environment import prepare
 from agrekd_ray.run.folder import RunFolder
 from agrekd_ray.run.monitor import Monitor, flat

@@ -11,8 +11,9 @@ from agrekd_ray.config import Job
 from agrekd_ray.data import TRAIN, Dataset, open_dataset
 from agrekd_ray.errors import RunError
 from agrekd_ray.outputs import Outputs
+from agrekd_ray.results import Effort
 from agrekd_ray.run.display import Display, prepare_data
-from agrekd_ray.run.engine import Effort, Engine
+from agrekd_ray.run.engine import Engine
 from agrekd_ray.run.environment import prepare
 from agrekd_ray.run.monitor import show_progress
 from agrekd_ray.run.plan import Plan, epochs_of, make_plan

@@ -13,7 +13,7 @@ from agrekd_ray.events import Event, Note, OutputsDone, Post, StudentEpoch
 from agrekd_ray.guidance import Replay, Source
 from agrekd_ray.guidance.fleet import Fleet
 from agrekd_ray.outputs import Outputs
-from agrekd_ray.run.engine import Effort
+from agrekd_ray.results import Effort
 
 
 @dataclass(frozen=True)

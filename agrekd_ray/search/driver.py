@@ -26,10 +26,9 @@ from agrekd_ray.guidance import Replay
 from agrekd_ray.guidance.fleet import Fleet
 from agrekd_ray.models import load
 from agrekd_ray.outputs import evaluation_logits
-from agrekd_ray.results import Outcome
+from agrekd_ray.results import Effort, Outcome
 from agrekd_ray.run.cluster import RayEngine
 from agrekd_ray.run.display import Display, prepare_data
-from agrekd_ray.run.engine import Effort
 from agrekd_ray.run.job import PATIENCE_AT_FAILURE, effort_metrics, members, package_versions
 from agrekd_ray.run.monitor import Monitor, flat, show_progress
 from agrekd_ray.run.plan import make_plan

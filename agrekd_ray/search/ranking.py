@@ -77,7 +77,8 @@ def verdict(final: Sequence[Outcome], select: str) -> str:
     found = paired_difference(by_seed[WINNER], by_seed[DEFAULT])
     if found is None:
         return ""
-    points = f"{signed(found.mean)} points of worst-group accuracy on the test split"
+    worst = final[0].splits["test"].worst.replace(" ", "-")
+    points = f"{signed(found.mean)} points of {worst} accuracy on the test split"
     if found.low is None or found.high is None:
         return f"The winner ({select}) is {points} from the default with one seed: no interval."
     interval = f"95 % interval {signed(found.low)} … {signed(found.high)}"

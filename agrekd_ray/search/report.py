@@ -202,7 +202,8 @@ def _final_table(final: list[Outcome]) -> Table:
     seeds = len({outcome.seed for outcome in final})
     title = f"Trained again, {seeds} fresh seeds, test split in %"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("", "Worst group", "Accuracy", "ECE"):
+    worst = final[0].splits["test"].worst.capitalize()
+    for name in ("", worst, "Accuracy", "ECE"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     for method in (WINNER, DEFAULT):
         tests = [outcome.splits["test"] for outcome in final if outcome.method == method]

@@ -71,7 +71,7 @@ def _sweep_plot(
     published = False
     for row, rest in zip(grid, rests, strict=True):
         for axes, metric, words in (
-            (row[0], WGA, "Worst group"),
+            (row[0], WGA, result.worst.capitalize()),
             (row[1], ACCURACY, "All samples"),
         ):
             place = ", ".join(f"{names[k]} {in_words(v)}" for k, v in rest.items())
@@ -216,7 +216,8 @@ def gains_plot(result: StudyResult, path: Path) -> bool:
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.grid(axis="x", color="#e4e4e4", lw=0.8, zorder=0)
-    axes.set_xlabel("AGRE-KD minus the other method, worst-group test accuracy (points)")
+    worst = result.worst.replace(" ", "-")
+    axes.set_xlabel(f"AGRE-KD minus the other method, {worst} test accuracy (points)")
     unit = "draw" if len(result.draws) > 1 else "seed"
     keys = [
         Line2D([], [], ls="", marker="o", ms=6, color=FAINT, mec=INK, label="mean"),

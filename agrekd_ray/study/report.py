@@ -72,7 +72,8 @@ def show(result: StudyResult, console: Console) -> None:
 def markdown(result: StudyResult) -> str:
     """Tables of worst-group accuracy and accuracy, and the gains, as Markdown."""
     parts = []
-    for metric, words in ((WGA, "Worst-group accuracy"), (ACCURACY, "Accuracy")):
+    worst = f"{result.worst.replace(' ', '-').capitalize()} accuracy"
+    for metric, words in ((WGA, worst), (ACCURACY, "Accuracy")):
         for title, rest in _panels(result):
             parts.append(f"{words}. {title}")
             parts.append(markdown_table(_pivot(result, rest, metric)))
@@ -92,8 +93,8 @@ def _panels(result: StudyResult) -> Iterator[tuple[str, dict[str, Any]]]:
             seen.append(rest)
             words = [f"{names[key]} = {in_words(value)}" for key, value in rest.items()]
             source = f"; in brackets: {result.published.source}" if result.published else ""
-            worst = "" if words else "Worst group. "
-            yield f"{', '.join(words)}{'. ' if words else worst}{heading(result)}{source}", rest
+            place = ", ".join(words) or result.worst.capitalize()
+            yield f"{place}. {heading(result)}{source}", rest
 
 
 def _pivot(result: StudyResult, rest: Mapping[str, Any], metric: str) -> list[Column]:
@@ -102,8 +103,9 @@ def _pivot(result: StudyResult, rest: Mapping[str, Any], metric: str) -> list[Co
     methods = [m for m in result.methods if any(result.figure(at, m) for at in places)]
     last = next(reversed(list(result.sweep)), None)
     columns = [Column("method", "Method", [label(m) for m in methods], words=True)]
+    names = key_names(result.sweep)
     for number, at in enumerate(places):
-        name = f"{key_names(result.sweep)[last]} {in_words(at[last])}" if last else "Worst group"
+        name = f"{names[last]} {in_words(at[last])}" if last else result.worst.capitalize()
         cells = [_cell(result.figure(at, method), metric) for method in methods]
         columns.append(figures(str(number), name, cells))
     return columns
@@ -118,7 +120,7 @@ def _long(result: StudyResult, rest: Mapping[str, Any]) -> list[Column]:
     columns = [
         Column("place", key_names(result.sweep).get(last, ""), shown, words=True),
         Column("method", "Method", [label(f.method) for f in rows], words=True),
-        figures(WGA, "Worst group", [_cell(f, WGA) for f in rows]),
+        figures(WGA, result.worst.capitalize(), [_cell(f, WGA) for f in rows]),
         figures(ACCURACY, "Accuracy", [_cell(f, ACCURACY) for f in rows]),
     ]
     return columns if last else columns[1:]

@@ -103,6 +103,12 @@ class StudyResult:
         """Of data and teachers; empty for a study without."""
         return sorted({point.draw for point in self.points if point.draw is not None})
 
+    @property
+    def worst(self) -> str:
+        """What the worst-group accuracy is of, in words: a group, or a class without groups."""
+        tested = (o.splits["test"] for p in self.points for o in p.outcomes if "test" in o.splits)
+        return next((metrics.worst for metrics in tested), "worst group")
+
     @cached_property
     def places(self) -> list[dict[str, Any]]:
         """Places of the sweep, in its order; each stands for all of its draws."""

@@ -16,26 +16,11 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from agrekd_ray.errors import RunError
-from agrekd_ray.results import Diagnostics, Member, Outcome
+from agrekd_ray.results import Diagnostics, Effort, Member, Outcome
 from agrekd_ray.search.results import SearchResult
 from agrekd_ray.search.space import Domain
 
 RESULTS = "results.json"
-
-
-@dataclass(frozen=True)
-class Effort:
-    """What the teachers cost.
-
-    Attributes:
-        actors: that were started for them.
-        forwards: forward passes of a backbone.
-        recorded: bytes of their records.
-    """
-
-    actors: int = 0
-    forwards: int = 0
-    recorded: int = 0
 
 
 @dataclass(frozen=True)

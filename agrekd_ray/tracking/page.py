@@ -23,11 +23,10 @@ from markupsafe import Markup, escape
 
 from agrekd_ray.core.selection import RULES
 from agrekd_ray.errors import RunError
-from agrekd_ray.results import Member, Metrics, Outcome
+from agrekd_ray.results import Effort, Member, Metrics, Outcome
 from agrekd_ray.search.results import DEFAULT, WINNER, TrialResult
 from agrekd_ray.tracking import page_study, page_tables
 from agrekd_ray.tracking.archive import (
-    Effort,
     JobSettings,
     SearchSettings,
     read_job,

@@ -14,7 +14,7 @@ from agrekd_ray.tracking.archive import RESULTS
 from agrekd_ray.tracking.labels import label
 from agrekd_ray.tracking.page_tables import Cell, Grid, Line, percent, signed
 
-_METRICS = {WGA: "Worst group", "accuracy": "Accuracy"}
+_METRICS = (WGA, "accuracy")
 
 
 def read_study(folder: Path) -> StudyResult:
@@ -50,7 +50,7 @@ def verdict(result: StudyResult) -> str:
     best = max(gains, key=lambda gain: gain.difference.mean)
     worst = min(gains, key=lambda gain: gain.difference.mean)
     ahead = sum(1 for gain in gains if gain.difference.low is not None and gain.difference.low > 0)
-    text = f"{label(OURS)} against {label('aver')}, worst group: {_points(best)}"
+    text = f"{label(OURS)} against {label('aver')}, {result.worst}: {_points(best)}"
     if len(gains) > 1:
         text += f" at best ({result.place_name(best.at)}), {_points(worst)} at worst"
         text += f" ({result.place_name(worst.at)}); the interval is above 0 at {ahead} of"
@@ -89,7 +89,7 @@ def figures(result: StudyResult) -> Grid:
     return Grid(
         heading(result),
         ["Method", *(names[key] for key in result.sweep)],
-        [*_METRICS.values(), "Students"],
+        [result.worst.capitalize(), "Accuracy", "Students"],
         lines,
     )
 
