@@ -12,6 +12,7 @@ import yaml
 
 from agrekd_ray.config import JobError
 from agrekd_ray.core.weighting import STRATEGIES
+from agrekd_ray.search.folder import _resolved
 from agrekd_ray.search.settings import Planned, load_search
 from agrekd_ray.search.space import Domain, Sampler, applied
 
@@ -253,3 +254,20 @@ def test_every_search_that_comes_with_the_package_is_valid() -> None:
         found = load_search(path)
         assert next(iter(found.sampler.random(0)))
         assert path.read_text().startswith(f"# agrekd tune tune_configs/{path.name}")
+
+
+def test_keys_of_the_base_job_can_be_changed_on_the_command_line(tmp_path: Path) -> None:
+    path = write_search(tmp_path)
+    found = load_search(path, ["student.training.epochs=7", "runs=here", "trials=3"])
+    assert found.base.student.training.epochs == 7
+    assert found.base.runs.name == "here"
+    assert found.search.trials == 3
+    with pytest.raises(JobError, match="student.training.epocs"):
+        load_search(path, ["student.training.epocs=7"])
+    with pytest.raises(JobError, match="no valid YAML"):
+        load_search(path, ["student.training.epochs=[7"])
+    resolved = tmp_path / "resolved.yaml"
+    resolved.write_text(yaml.safe_dump(_resolved(found)))
+    again = load_search(resolved, ["student.training.epochs=9"])
+    assert again.base.student.training.epochs == 9
+    assert again.base.runs.name == "here"

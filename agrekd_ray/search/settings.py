@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import Field, ValidationError
 
 from agrekd_ray.config import (
@@ -177,17 +179,40 @@ def load_search(path: Path, overrides: Iterable[str] = ()) -> Planned:
 
     Args:
         path: the YAML file; a run's own `search.yaml` holds its base job too.
-        overrides: `key.path=value` changes to it.
+        overrides: `key.path=value` changes to it, and to its base job (`teachers.store=FOLDER`).
 
     Raises:
         JobError: all faults at once.
     """
-    raw = read_job(path, overrides, what="search")
+    pairs = list(overrides)
+    of_job = [pair for pair in pairs if _is_of_job(pair)]
+    raw = read_job(path, [pair for pair in pairs if pair not in of_job], what="search")
     resolved = "base" in raw
+    changes = {
+        key: _parsed(path, key, value) for key, _, value in (p.partition("=") for p in of_job)
+    }
+    if resolved:
+        raw["base"] = applied(raw["base"], changes)
+    elif changes:
+        raw["changes"] = {**(raw.get("changes") or {}), **changes}
     planned, faults = check_resolved(raw) if resolved else check_search(raw, path.parent)
     if faults or planned is None:
         raise JobError(str(path), faults)
     return planned
+
+
+def _is_of_job(pair: str) -> bool:
+    """Whether an override is of a key that a job has and a search has not."""
+    block = re.split(r"[.=]", pair, maxsplit=1)[0]
+    return "=" in pair and block in Job.model_fields and block not in Search.model_fields
+
+
+def _parsed(path: Path, key: str, value: str) -> Any:
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        problem = f"is no valid YAML ({' '.join(str(error).split())})"
+        raise JobError(str(path), [Fault(key, value, problem)]) from None
 
 
 def check_search(raw: dict[str, Any], folder: Path) -> tuple[Planned | None, list[Fault]]:

@@ -29,10 +29,8 @@ from agrekd_ray.tracking.mlflow_runs import (
     ROLE,
     SEED,
     TRIAL,
-    explained,
-    open_existing,
-    without_password,
 )
+from agrekd_ray.tracking.mlflow_store import explained, open_existing, without_password
 
 STATE, SEARCHED = "agrekd.state", "agrekd.searched"
 DEFAULT_BASELINES = ("default", "aver")

@@ -6,51 +6,46 @@ so other threads of the process may use MLflow for themselves.
 
 from __future__ import annotations
 
-import copy
 import getpass
 import json
-import logging
-import math
-import os
 import re
 import shlex
-import sqlite3
 import sys
 import tempfile
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import torch
-
-from agrekd_ray.errors import TrackingError
-from agrekd_ray.results import Epoch, Metrics, Outcome
-
-# Before MLflow is imported: it reports its use to its makers otherwise.
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-
-import mlflow.pytorch
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.models import Model, ModelSignature
-from mlflow.types import Schema, TensorSpec
 
-# Creating a database announces itself, and alembic tells each of its sixty migrations.
-for _chatty in ("mlflow.store.db.utils", "alembic"):
-    logging.getLogger(_chatty).setLevel(logging.WARNING)
+from agrekd_ray.errors import TrackingError
+from agrekd_ray.results import Epoch, Metrics, Outcome
+from agrekd_ray.tracking.mlflow_export import export
+from agrekd_ray.tracking.mlflow_store import (
+    check_store,
+    explained,
+    is_database,
+    unless_set,
+    without_password,
+)
+from agrekd_ray.tracking.mlflow_values import (
+    as_text,
+    distinct_names,
+    end_times,
+    epoch_metrics,
+    milliseconds,
+    shortened,
+    split_metrics,
+)
 
 FINISHED, FAILED, KILLED = "FINISHED", "FAILED", "KILLED"
 """How a run can end; KILLED is for what was interrupted."""
 
-# Two short attempts instead of eight long ones, which take four minutes: patience is `Outbox`'s.
-_IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "15"}
-# What MLflow calls a server that is not there, a gateway's complaints, and a locked database.
-_TEMPORARY = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"}
 # Ending a run on a server prints two lines of addresses for each run.
 _QUIET = {"MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}
 # An experiment of models rather than of prompts, and what its charts begin with.
@@ -64,9 +59,8 @@ PARENT = "mlflow.parentRunId"
 ROLE, METHOD, SEED = "agrekd.role", "agrekd.method", "agrekd.seed"
 _REASON, CHANGED, _CHECKPOINT = "agrekd.reason", "agrekd.changed_params", "agrekd.checkpoint"
 _TEACHERS, TRIAL = "agrekd.teachers", "agrekd.trial"
-_LONGEST_NAME, _LONGEST_PARAM, _LONGEST_TAG = 250, 6000, 8000
+_LONGEST_PARAM, _LONGEST_TAG = 6000, 8000
 _PARAMS_A_BATCH, _METRICS_A_BATCH = 100, 1000
-_LARGEST_EXAMPLE = 50_000
 _REPORTS = {".png", ".json", ".csv", ".yaml", ".yml", ".md"}
 
 
@@ -94,7 +88,7 @@ class Tracker:
         self._logged: dict[str, dict[int, int]] = {}  # by run: epochs and when they ended
         # Anything: drivers of databases and plug-ins have exceptions of their own.
         with self._explained("open the store", Exception):
-            _check_store(self.uri)
+            check_store(self.uri)
             self._client = MlflowClient(tracking_uri=self.uri)
             location = None if self._served else str(root / "mlartifacts")
             self.experiment_id = self._find_experiment(experiment, location)
@@ -224,12 +218,12 @@ class Tracker:
                 self._logged[run_id] = {metric.step: metric.timestamp for metric in seen}
             known = self._logged[run_id]
             fresh = [epoch for epoch in epochs if epoch.epoch not in known]
-            ends = _ends([epoch.seconds for epoch in fresh], max(known.values(), default=0))
+            ends = end_times([epoch.seconds for epoch in fresh], max(known.values(), default=0))
             batches: list[list[Metric]] = [[]]
             for epoch, end in zip(fresh, ends, strict=True):
                 metrics = [
                     Metric(name, value, end, epoch.epoch)
-                    for name, value in _epoch_metrics(epoch).items()
+                    for name, value in epoch_metrics(epoch).items()
                 ]
                 if len(batches[-1]) + len(metrics) > _METRICS_A_BATCH:
                     batches.append([])
@@ -251,7 +245,7 @@ class Tracker:
             values: dict[str, float] = {}
             for split, metrics in outcome.splits.items():
                 if split != "val" or not outcome.history:
-                    values |= _split_metrics(split, metrics)
+                    values |= split_metrics(split, metrics)
             if outcome.history:
                 values["cost/steps"] = float(sum(epoch.steps for epoch in outcome.history))
             self._log_final(run_id, values)
@@ -264,13 +258,13 @@ class Tracker:
     def log_final(self, run_id: str, values: Mapping[str, float]) -> None:
         """Writes figures that a run has one of, under names that MLflow takes."""
         with self._explained("log results"):
-            names = _distinct(values)
+            names = distinct_names(values)
             self._log_final(run_id, {names[name]: value for name, value in values.items()})
 
     def log_test(self, run_id: str, metrics: Metrics) -> None:
         """Writes test metrics that were measured after a run was over."""
         with self._explained("log test results"):
-            self._log_final(run_id, _split_metrics("test", metrics))
+            self._log_final(run_id, split_metrics("test", metrics))
 
     def end(self, run_id: str, status: str, tags: Mapping[str, str]) -> None:
         """Ends one run, and tags it.
@@ -352,7 +346,7 @@ class Tracker:
             status = LoggedModelStatus.FAILED
             try:
                 with tempfile.TemporaryDirectory(prefix="agrekd-model-") as folder:
-                    _export(model, example, classes, logged, run_id, Path(folder, "model"))
+                    export(model, example, classes, logged, run_id, Path(folder, "model"))
                     self._client.log_model_artifacts(logged.model_id, str(Path(folder, "model")))
                 status = LoggedModelStatus.READY
             finally:
@@ -379,7 +373,7 @@ class Tracker:
             description: Markdown that the run's page begins with; see `tables.markdown`.
         """
         with self._explained("finish the job's run"):
-            names = _distinct(metrics)
+            names = distinct_names(metrics)
             self._log_final(run_id, {names[name]: value for name, value in metrics.items()})
             if description:
                 self._set_tags(run_id, {"mlflow.note.content": description})
@@ -407,7 +401,7 @@ class Tracker:
 
     @property
     def _served(self) -> bool:
-        return not _is_database(self.uri)
+        return not is_database(self.uri)
 
     def _find_experiment(self, name: str, location: str | None) -> str:
         experiment = self._client.get_experiment_by_name(name)
@@ -453,12 +447,14 @@ class Tracker:
             self._client.delete_tag(run.info.run_id, _REASON)
 
     def _end(self, run_id: str, status: str) -> None:
-        with _unless_set(_QUIET):
+        with unless_set(_QUIET):
             self._client.set_terminated(run_id, status)
 
     def _add_params(self, run_id: str, params: Mapping[str, Any], known: Mapping[str, str]) -> None:
-        names = _distinct(params)
-        texts = {names[key]: _cut(_text(value), _LONGEST_PARAM) for key, value in params.items()}
+        names = distinct_names(params)
+        texts = {
+            names[key]: shortened(as_text(value), _LONGEST_PARAM) for key, value in params.items()
+        }
         fresh = [Param(name, text) for name, text in texts.items() if name not in known]
         for start in range(0, len(fresh), _PARAMS_A_BATCH):
             self._client.log_batch(run_id, params=fresh[start : start + _PARAMS_A_BATCH])
@@ -467,8 +463,10 @@ class Tracker:
             self._set_tags(run_id, {CHANGED: json.dumps(changed, ensure_ascii=False)})
 
     def _set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
-        names = _distinct(tags)
-        items = [RunTag(names[key], _cut(str(value), _LONGEST_TAG)) for key, value in tags.items()]
+        names = distinct_names(tags)
+        items = [
+            RunTag(names[key], shortened(str(value), _LONGEST_TAG)) for key, value in tags.items()
+        ]
         for start in range(0, len(items), _PARAMS_A_BATCH):
             self._client.log_batch(run_id, tags=items[start : start + _PARAMS_A_BATCH])
 
@@ -479,7 +477,7 @@ class Tracker:
     def _log_final(self, run_id: str, values: Mapping[str, float]) -> None:
         """At step 0: MLflow compares runs by a metric's only value in bars, not in curves."""
         there = self._client.get_run(run_id).data.metrics
-        now = _milliseconds()
+        now = milliseconds()
         self._log_metrics(
             run_id,
             [Metric(key, v, now, 0) for key, v in values.items() if there.get(key) != v],
@@ -503,251 +501,8 @@ class Tracker:
         return explained(self.uri, doing, *also)
 
 
-def open_existing(uri: str) -> MlflowClient:
-    """A client for reading a store that is there already; nothing is created.
-
-    Args:
-        uri: any MLflow tracking URI.
-
-    Raises:
-        TrackingError: there is no such store, or it cannot be reached.
-    """
-    with explained(uri, "open the store", Exception):
-        _check_scheme(uri)
-        if uri.startswith("sqlite:") and not (path := _sqlite_path(uri)).is_file():
-            raise TrackingError(
-                f"There are no runs: {path} does not exist. Give the folder of the runs, where "
-                "mlflow.db is, or the tracking URI that they were recorded under."
-            )
-        client = MlflowClient(tracking_uri=uri)
-        client.search_experiments(max_results=1)
-    return client
-
-
-@contextmanager
-def explained(uri: str, doing: str, *also: type[Exception]) -> Iterator[None]:
-    """Turns what MLflow raises within the block into one message with advice.
-
-    Args:
-        uri: of the store.
-        doing: what the block does, after "Cannot".
-        also: exceptions to explain beside MLflow's and the system's.
-
-    Raises:
-        TrackingError: in their place; one that is raised within the block stays as it is.
-    """
-    try:
-        with _unless_set(_IMPATIENT):
-            yield
-    except TrackingError:
-        raise
-    except (MlflowException, OSError, *also) as error:
-        words = " ".join(str(error).split()) or type(error).__name__
-        raise TrackingError(
-            without_password(
-                f"Cannot {doing} in MLflow at {uri}: {_cut(words, 400)}\n{_advice(uri, error)}"
-            ),
-            temporary=isinstance(error, OSError)
-            or getattr(error, "error_code", None) in _TEMPORARY,
-        ) from error
-
-
-def _advice(uri: str, error: Exception) -> str:
-    if isinstance(error, ImportError):
-        return "Install the driver that this kind of database needs, or give another URI."
-    if not _is_database(uri):
-        return (
-            f"Check that the server answers (curl {uri.rstrip('/')}/health) and that "
-            "MLFLOW_TRACKING_TOKEN or MLFLOW_TRACKING_USERNAME and _PASSWORD are set where "
-            "it asks for them; without a tracking URI, runs go to a file beside the results."
-        )
-    return (
-        "Check that the place exists, has room and may be written, and that no other "
-        "program holds the database; or give another tracking URI."
-    )
-
-
-def _check_store(uri: str) -> None:
-    """What MLflow would find out late, or after minutes of retries."""
-    _check_scheme(uri)
-    if urlsplit(uri).scheme == "sqlite":
-        path = _sqlite_path(uri)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(path)
-        try:
-            connection.execute("BEGIN IMMEDIATE")
-            connection.execute("PRAGMA schema_version")
-            connection.rollback()
-        finally:
-            connection.close()
-
-
-def _check_scheme(uri: str) -> None:
-    if urlsplit(uri).scheme in ("", "file") and uri != "databricks":
-        raise TrackingError(
-            f"MLflow does not keep runs in plain folders any more: {uri!r} is no tracking URI "
-            "for it. Write sqlite:////absolute/path/mlflow.db, or the address of a server (http://...)."
-        )
-
-
-def _sqlite_path(uri: str) -> Path:
-    return Path(uri.removeprefix("sqlite:///"))
-
-
-@contextmanager
-def _unless_set(wanted: Mapping[str, str]) -> Iterator[None]:
-    """Settings of MLflow that hold within the block, where the user has not set them otherwise."""
-    added = {name: value for name, value in wanted.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)
-
-
-def _export(
-    model: torch.nn.Module,
-    example: np.ndarray,
-    classes: Sequence[str],
-    logged: Any,
-    run_id: str,
-    path: Path,
-) -> None:
-    kind = np.float32 if np.issubdtype(example.dtype, np.floating) else example.dtype
-    # Two rows: torch.export takes a dimension of size one for a constant.
-    rows = np.ascontiguousarray(np.resize(example, (2, *example.shape[1:])), dtype=kind)
-    signature = ModelSignature(
-        Schema([TensorSpec(rows.dtype, (-1, *rows.shape[1:]))]),
-        Schema([TensorSpec(np.dtype(np.float32), (-1, len(classes)))]),
-    )
-    record = Model(
-        artifact_path=logged.artifact_location,
-        model_uuid=logged.model_id,
-        run_id=run_id,
-        model_id=logged.model_id,
-    )
-    plain = copy.deepcopy(model).to("cpu").float().eval().requires_grad_(False)
-    try:
-        mlflow.pytorch.save_model(
-            plain,
-            str(path),
-            mlflow_model=record,
-            signature=signature,
-            # An array is also written as JSON, some twenty bytes a value; a tensor is not.
-            input_example=rows if rows.size <= _LARGEST_EXAMPLE else torch.from_numpy(rows),
-            pip_requirements=[f"mlflow=={mlflow.__version__}", f"torch=={_torch_release()}"],
-            metadata={"classes": list(classes)},
-            serialization_format="pt2",
-        )
-    except (MlflowException, OSError):
-        raise
-    except Exception as error:  # torch.export raises whatever its tracing meets
-        raise TrackingError(
-            f"This {type(model).__name__} cannot be exported for MLflow: "
-            f"{_cut(' '.join(str(error).split()), 400)}\nIts forward pass must be free of "
-            "branches on values; its checkpoint is not concerned."
-        ) from error
-
-
-def _torch_release() -> str:
-    return torch.__version__.split("+")[0]
-
-
-def _epoch_metrics(epoch: Epoch) -> dict[str, float]:
-    # MLflow's comparison page begins with the first metric that a run got.
-    metrics = {
-        **_split_metrics("val", epoch.val),
-        "train/learning_rate": epoch.learning_rate,
-        "train/seconds": epoch.seconds,
-        "train/fallback_share": epoch.fallback_share,
-        **{f"select/{rule}": score for rule, score in epoch.selection.items()},
-    }
-    groups = _distinct(epoch.weights)
-    teachers = _distinct(sorted({t for weights in epoch.weights.values() for t in weights}))
-    for teacher, share in epoch.influence.items():
-        metrics[f"influence/{teachers[teacher]}"] = share
-    for group, share in epoch.fallback_by_group.items():
-        metrics[f"fallback/{groups[group]}"] = share
-    by_group = {"weight": epoch.weights, "influence_by_group": epoch.influence_by_group}
-    for kind, shares in by_group.items():
-        for group, taught in shares.items():
-            for teacher, share in taught.items():
-                metrics[f"{kind}/{groups[group]}/{teachers[teacher]}"] = share
-    # Last, because its presence says that the epoch was written whole.
-    metrics["train/loss"] = epoch.loss
-    return metrics
-
-
-def _split_metrics(split: str, metrics: Metrics) -> dict[str, float]:
-    place, groups = _part(split), _distinct(metrics.groups)
-    worst = {"worst_group_accuracy": metrics.worst_group_accuracy}
-    values = {**worst, **metrics.scalars()}
-    values |= {f"group/{groups[name]}": value for name, value in metrics.groups.items()}
-    further = _distinct(metrics.overlapping)
-    values |= {f"overlapping/{further[name]}": v for name, v in metrics.overlapping.items()}
-    return {f"{place}/{name}": value for name, value in values.items()}
-
-
-def _distinct(names: Iterable[str]) -> dict[str, str]:
-    """Names in MLflow's alphabet, by the names they stand for; no two become one."""
-    taken: dict[str, str] = {}
-    for name in sorted(names):
-        plain = "/".join(_part(part) for part in name.split("/"))[: _LONGEST_NAME - 100]
-        plain = plain.rstrip("/") or "_"
-        candidate, number = plain, 2
-        while candidate in taken.values():
-            candidate, number = f"{plain}-{number}", number + 1
-        taken[name] = candidate
-    return taken
-
-
-def _part(text: str) -> str:
-    """One part of a name: letters, digits, `_ - . :` and spaces; never a step up or nothing."""
-    plain = re.sub(r"[^\w.\- :]", "_", text).strip()
-    return plain if plain.strip(".") else "_"
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    try:
-        return json.dumps(value, ensure_ascii=False, default=str)
-    except (TypeError, ValueError):
-        return str(value)
-
-
-def _cut(text: str, limit: int) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def _ends(seconds: Sequence[float], after: int) -> list[int]:
-    """When epochs ended that took so long each, the last of them now; in milliseconds.
-
-    MLflow orders a curve by time, so none is earlier than the one before it, or than `after`.
-    """
-    now, ends = _milliseconds(), [after]
-    for place in range(len(seconds)):
-        later = int(1000 * math.fsum(seconds[place + 1 :]))
-        ends.append(max(now - later, ends[-1] + 1))
-    return ends[1:]
-
-
-def _milliseconds() -> int:
-    return int(time.time() * 1000)
-
-
 def _user() -> str:
     try:
         return getpass.getuser()
     except (OSError, KeyError, ImportError):  # a container's user may have no name
         return "unknown"
-
-
-def _is_database(uri: str) -> bool:
-    return urlsplit(uri).scheme.split("+")[0] in ("sqlite", "postgresql", "mysql", "mssql")
-
-
-def without_password(uri: str) -> str:
-    """A text with the passwords of its addresses hidden."""
-    return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", uri)

@@ -1,0 +1,140 @@
+"""Reaching an MLflow store: checked early, its complaints one message with advice."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from agrekd_ray.errors import TrackingError
+from agrekd_ray.tracking.mlflow_values import shortened
+
+# Creating a database announces itself, and alembic tells each of its sixty migrations.
+for _chatty in ("mlflow.store.db.utils", "alembic"):
+    logging.getLogger(_chatty).setLevel(logging.WARNING)
+
+# Two short attempts instead of eight long ones, which take four minutes: patience is `Outbox`'s.
+_IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "15"}
+# What MLflow calls a server that is not there, a gateway's complaints, and a locked database.
+_TEMPORARY = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"}
+
+
+def open_existing(uri: str) -> MlflowClient:
+    """A client for reading a store that is there already; nothing is created.
+
+    Args:
+        uri: any MLflow tracking URI.
+
+    Raises:
+        TrackingError: there is no such store, or it cannot be reached.
+    """
+    with explained(uri, "open the store", Exception):
+        _check_scheme(uri)
+        if uri.startswith("sqlite:") and not (path := _sqlite_path(uri)).is_file():
+            raise TrackingError(
+                f"There are no runs: {path} does not exist. Give the folder of the runs, where "
+                "mlflow.db is, or the tracking URI that they were recorded under."
+            )
+        client = MlflowClient(tracking_uri=uri)
+        client.search_experiments(max_results=1)
+    return client
+
+
+@contextmanager
+def explained(uri: str, doing: str, *also: type[Exception]) -> Iterator[None]:
+    """Turns what MLflow raises within the block into one message with advice.
+
+    Args:
+        uri: of the store.
+        doing: what the block does, after "Cannot".
+        also: exceptions to explain beside MLflow's and the system's.
+
+    Raises:
+        TrackingError: in their place; one that is raised within the block stays as it is.
+    """
+    try:
+        with unless_set(_IMPATIENT):
+            yield
+    except TrackingError:
+        raise
+    except (MlflowException, OSError, *also) as error:
+        words = " ".join(str(error).split()) or type(error).__name__
+        raise TrackingError(
+            without_password(
+                f"Cannot {doing} in MLflow at {uri}: {shortened(words, 400)}\n{_advice(uri, error)}"
+            ),
+            temporary=isinstance(error, OSError)
+            or getattr(error, "error_code", None) in _TEMPORARY,
+        ) from error
+
+
+def _advice(uri: str, error: Exception) -> str:
+    if isinstance(error, ImportError):
+        return "Install the driver that this kind of database needs, or give another URI."
+    if not is_database(uri):
+        return (
+            f"Check that the server answers (curl {uri.rstrip('/')}/health) and that "
+            "MLFLOW_TRACKING_TOKEN or MLFLOW_TRACKING_USERNAME and _PASSWORD are set where "
+            "it asks for them; without a tracking URI, runs go to a file beside the results."
+        )
+    return (
+        "Check that the place exists, has room and may be written, and that no other "
+        "program holds the database; or give another tracking URI."
+    )
+
+
+def check_store(uri: str) -> None:
+    """What MLflow would find out late, or after minutes of retries."""
+    _check_scheme(uri)
+    if urlsplit(uri).scheme == "sqlite":
+        path = _sqlite_path(uri)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(path)
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("PRAGMA schema_version")
+            connection.rollback()
+        finally:
+            connection.close()
+
+
+def _check_scheme(uri: str) -> None:
+    if urlsplit(uri).scheme in ("", "file") and uri != "databricks":
+        raise TrackingError(
+            f"MLflow does not keep runs in plain folders any more: {uri!r} is no tracking URI "
+            "for it. Write sqlite:////absolute/path/mlflow.db, or the address of a server (http://...)."
+        )
+
+
+def _sqlite_path(uri: str) -> Path:
+    return Path(uri.removeprefix("sqlite:///"))
+
+
+@contextmanager
+def unless_set(wanted: Mapping[str, str]) -> Iterator[None]:
+    """Settings of MLflow that hold within the block, where the user has not set them otherwise."""
+    added = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+def is_database(uri: str) -> bool:
+    """Whether the store is a database that this process opens itself."""
+    return urlsplit(uri).scheme.split("+")[0] in ("sqlite", "postgresql", "mysql", "mssql")
+
+
+def without_password(uri: str) -> str:
+    """A text with the passwords of its addresses hidden."""
+    return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", uri)
