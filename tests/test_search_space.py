@@ -262,7 +262,7 @@ def test_keys_of_the_base_job_can_be_changed_on_the_command_line(tmp_path: Path)
     assert found.base.student.training.epochs == 7
     assert found.base.runs.name == "here"
     assert found.search.trials == 3
-    with pytest.raises(JobError, match="student.training.epocs"):
+    with pytest.raises(JobError, match="epocs"):
         load_search(path, ["student.training.epocs=7"])
     with pytest.raises(JobError, match="no valid YAML"):
         load_search(path, ["student.training.epochs=[7"])
