@@ -370,8 +370,9 @@ def _main(
 def _resumable(folder: Path, work: object) -> None:
     try:
         work()  # type: ignore[operator]
-    except BaseException:
-        print(f"To go on where it stopped: agrekd resume {folder}", file=sys.stderr)
+    except BaseException as error:
+        stopped = "Interrupted. " if isinstance(error, KeyboardInterrupt) else ""
+        print(f"{stopped}To go on where it stopped: agrekd resume {folder}", file=sys.stderr)
         raise
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from agrekd_ray.data.dataset import Groups, Progress
 from agrekd_ray.data.pictures import DECODING, Source, Where, decoding
 from agrekd_ray.data.prepared import PreparedRows
+from agrekd_ray.data.splits import labelled
 from agrekd_ray.data.views import Views, view
 from agrekd_ray.settings import Count, LocalPath, Seed, Settings, fingerprint
 
@@ -91,21 +92,9 @@ class PictureDataset:
         """See `Samples.fingerprint`: of the files' bytes, and of what is said about them."""
         if self._fingerprint is None:
             self.prepare()
-            digest = hashlib.sha256(
-                fingerprint(
-                    DECODING,
-                    self.rows.digest(),
-                    self.settings.size,
-                    self.settings.resize,
-                    self.classes,
-                ).encode()
-            )
-            digest.update(self._labels_N.numpy().tobytes())
-            for name, ids in self.splits.items():
-                digest.update(name.encode() + ids.astype(np.int64).tobytes())
-            for kinds_N in (self.groups.attribute_N, self.groups.group_N):
-                digest.update(kinds_N.astype(np.int64).tobytes())
-            self._fingerprint = digest.hexdigest()
+            size, resize = self.settings.size, self.settings.resize
+            looks = fingerprint(DECODING, self.rows.digest(), size, resize, self.classes)
+            self._fingerprint = labelled(looks, self._labels_N, self.splits, self.groups)
         return self._fingerprint
 
     def unprepared(self) -> int:

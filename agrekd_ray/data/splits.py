@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
+import hashlib
+from collections.abc import Mapping
 
-from agrekd_ray.data.dataset import DFR, SELECT, TEST, TRAIN
+import numpy as np
+from torch import Tensor
+
+from agrekd_ray.data.dataset import DFR, SELECT, TEST, TRAIN, Groups
 from agrekd_ray.errors import DataError
 
 
@@ -66,3 +70,16 @@ def four_splits(
             )
     dfr, select = halves(three["val"], strata[three["val"]], seed)
     return {TRAIN: three[TRAIN], DFR: dfr, SELECT: select, TEST: three[TEST]}
+
+
+def labelled(
+    inputs: str, labels_N: Tensor, splits: Mapping[str, np.ndarray], groups: Groups
+) -> str:
+    """SHA-256 of a data set, of which `inputs` stands for what its samples are."""
+    digest = hashlib.sha256(inputs.encode())
+    digest.update(labels_N.numpy().tobytes())
+    for name, ids in splits.items():
+        digest.update(name.encode() + ids.astype(np.int64).tobytes())
+    for kinds_N in (groups.attribute_N, groups.group_N):
+        digest.update(kinds_N.astype(np.int64).tobytes())
+    return digest.hexdigest()

@@ -17,6 +17,7 @@ from torch import Tensor
 from agrekd_ray.data.dataset import Groups, Progress, Samples
 from agrekd_ray.data.prepared import BrokenRowsError, Made, PreparedRows, Work, chunks
 from agrekd_ray.data.rows import Columns, TableSettings, open_table, read_rows
+from agrekd_ray.data.splits import labelled
 from agrekd_ray.data.table import Table
 from agrekd_ray.errors import DataError
 from agrekd_ray.settings import Count, LocalPath, Seed, Settings, fingerprint
@@ -108,13 +109,7 @@ class TextDataset:
         if self._fingerprint is None:
             self.prepare()
             whole = fingerprint(self._how, self.rows.digest(), self.classes)
-            digest = hashlib.sha256(whole.encode())
-            digest.update(self._labels_N.numpy().tobytes())
-            for name, ids in self.splits.items():
-                digest.update(name.encode() + ids.astype(np.int64).tobytes())
-            for kinds_N in (self.groups.attribute_N, self.groups.group_N):
-                digest.update(kinds_N.astype(np.int64).tobytes())
-            self._fingerprint = digest.hexdigest()
+            self._fingerprint = labelled(whole, self._labels_N, self.splits, self.groups)
         return self._fingerprint
 
     def unprepared(self) -> int:

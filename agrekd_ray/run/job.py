@@ -25,6 +25,7 @@ from agrekd_ray.models import load, read_manifest
 from agrekd_ray.outputs import evaluation_logits
 from agrekd_ray.results import Diagnostics, Effort, Member, Metrics, Outcome
 from agrekd_ray.run.display import Display, prepare_data
+from agrekd_ray.run.ending import ending
 from agrekd_ray.run.engine import Engine, Handle, LocalEngine
 from agrekd_ray.run.environment import prepare
 from agrekd_ray.run.folder import RunFolder
@@ -36,9 +37,6 @@ from agrekd_ray.tracking import diagnostic_plots, plots, tables
 from agrekd_ray.tracking.mlflow_runs import Tracker
 from agrekd_ray.tracking.outbox import Outbox
 from agrekd_ray.training import agreement, calibration, evaluate, score
-
-PATIENCE_AT_FAILURE = 5.0
-"""Seconds that a run which has failed waits for an MLflow that is away."""
 
 
 def run_job(
@@ -166,25 +164,17 @@ class _Run:
             self.folder.state().tracking_run,
         )
         self.folder.update(status="running", tracking_run=run_id, reason=None)
-        try:
-            with self.display:
-                prepare_data(self.dataset, self.display)
-                self._work()
-                self._votes()
-                outcomes = self._outcomes()
-                for outcome in outcomes:  # of an earlier attempt, too
-                    self.monitor.finished(outcome)
-                self._reports(outcomes)
-                self._publish(run_id, outcomes)
-                unsent = self.outbox.drain()
-        except KeyboardInterrupt:
-            self._end("interrupted", run_id, "stopped by the user", "KILLED")
-            raise
-        except BaseException as error:
-            self._end("failed", run_id, str(error) or type(error).__name__, "FAILED")
-            raise
-        finally:
-            self.outbox.close()
+        say = functools.partial(self.display.note, style="yellow")
+        with ending(self.folder, self.tracker, self.outbox, run_id, say), self.display:
+            prepare_data(self.dataset, self.display)
+            self._work()
+            self._votes()
+            outcomes = self._outcomes()
+            for outcome in outcomes:  # of an earlier attempt, too
+                self.monitor.finished(outcome)
+            self._reports(outcomes)
+            self._publish(run_id, outcomes)
+            unsent = self.outbox.drain()
         self.folder.update(status="finished")
         self._show(outcomes)
         if unsent:
@@ -378,15 +368,6 @@ class _Run:
                 run_id, self.folder.path, "FINISHED", metrics, description
             )
         )
-
-    def _end(self, status: str, run_id: str, reason: str, mlflow_status: str) -> None:
-        """Leave the run in a state that says what happened; nothing here hides the reason."""
-        try:
-            self.folder.update(status=status, reason=reason)
-            self.outbox.put(lambda: self.tracker.fail(run_id, reason, mlflow_status))
-            self.outbox.drain(PATIENCE_AT_FAILURE)
-        except Exception as error:
-            self.display.note(f"could not record that the run ended: {error}", "yellow")
 
     def _effort_metrics(self) -> dict[str, float]:
         """What the teachers cost, for MLflow; in training steps of the students too."""

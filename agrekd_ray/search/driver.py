@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ from agrekd_ray.outputs import evaluation_logits
 from agrekd_ray.results import Effort, Outcome
 from agrekd_ray.run.cluster import RayEngine
 from agrekd_ray.run.display import Display, prepare_data
-from agrekd_ray.run.job import PATIENCE_AT_FAILURE, effort_metrics, members, package_versions
+from agrekd_ray.run.ending import ending
+from agrekd_ray.run.job import effort_metrics, members, package_versions
 from agrekd_ray.run.monitor import Monitor, flat, show_progress
 from agrekd_ray.run.plan import make_plan
 from agrekd_ray.run.recording import make_and_record
@@ -105,21 +107,25 @@ class _Searching:
             role="search",
         )
         self.folder.update(status="running", tracking_run=run_id, reason=None)
-        try:
+        with (
+            ending(self.folder, self.tracker, self.outbox, run_id, self._note),
+            self._flushed(),
+        ):
             done = read_result(self.folder.path)
             result = self._again(run_id, done) if done else self._work(run_id)
             unsent = self.outbox.drain()
-        except KeyboardInterrupt:
-            self._end("interrupted", run_id, "stopped by the user", "KILLED")
-            raise
-        except BaseException as error:
-            self._end("failed", run_id, str(error) or type(error).__name__, "FAILED")
-            raise
-        finally:
-            self.outbox.close()
         self.folder.update(status="finished")
         show(result, self.console, self.tracker.ui_command(), unsent)
         return result
+
+    @contextmanager
+    def _flushed(self) -> Iterator[None]:
+        """Where the block raises, what the trials have still to tell MLflow is not lost."""
+        try:
+            yield
+        except BaseException:
+            self.runs.flush()
+            raise
 
     def _work(self, run_id: str) -> SearchResult:
         with self.display:
@@ -444,16 +450,6 @@ class _Searching:
 
     def _note(self, text: str) -> None:
         self.display.note(text, "yellow")
-
-    def _end(self, status: str, run_id: str, reason: str, mlflow_status: str) -> None:
-        """Leave the search in a state that says what happened; nothing here hides the reason."""
-        try:
-            self.folder.update(status=status, reason=reason)
-            self.runs.flush()
-            self.outbox.put(lambda: self.tracker.fail(run_id, reason, mlflow_status))
-            self.outbox.drain(PATIENCE_AT_FAILURE)
-        except Exception as error:
-            self._note(f"could not record that the search ended: {error}")
 
 
 def _summary(result: SearchResult) -> dict[str, float]:

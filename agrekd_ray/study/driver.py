@@ -9,6 +9,7 @@ are not drawn: they would take longer than its students. `agrekd resume POINT` d
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import time
@@ -26,6 +27,7 @@ from agrekd_ray.data import open_dataset
 from agrekd_ray.errors import AgrekdError, RunError
 from agrekd_ray.events import Event, Failed, StudentEpoch
 from agrekd_ray.run.display import Display, prepare_data
+from agrekd_ray.run.ending import ending
 from agrekd_ray.run.environment import prepare
 from agrekd_ray.run.folder import RunFolder
 from agrekd_ray.run.job import open_engine, outcomes_of, package_versions, run_job
@@ -118,24 +120,16 @@ class _Study:
             role="study",
         )
         self.folder.update(status="running", tracking_run=run_id, reason=None)
-        try:
-            with self.display:
-                for _, job in self.points:
-                    prepare_data(open_dataset(job.data), self.display)
-                folders = [self._point_folder(setting, job) for setting, job in self.points]
-                self._train()
-                result = self._finish(folders, run_id)
-                self.display.stage("report", 0, "")
-                publish_files(result, self.folder.path)
-                self._publish(run_id, result)
-        except KeyboardInterrupt:
-            self._end("interrupted", run_id, "stopped by the user", "KILLED")
-            raise
-        except BaseException as error:
-            self._end("failed", run_id, str(error) or type(error).__name__, "FAILED")
-            raise
-        finally:
-            self.outbox.close()
+        say = functools.partial(self.display.note, style="yellow")
+        with ending(self.folder, self.tracker, self.outbox, run_id, say), self.display:
+            for _, job in self.points:
+                prepare_data(open_dataset(job.data), self.display)
+            folders = [self._point_folder(setting, job) for setting, job in self.points]
+            self._train()
+            result = self._finish(folders, run_id)
+            self.display.stage("report", 0, "")
+            publish_files(result, self.folder.path)
+            self._publish(run_id, result)
         self.folder.update(status="finished")
         show(result, self.console)
         self._where()
@@ -277,14 +271,6 @@ class _Study:
             )
         )
         self.outbox.drain()
-
-    def _end(self, status: str, run_id: str, reason: str, mlflow_status: str) -> None:
-        try:
-            self.folder.update(status=status, reason=reason)
-            self.outbox.put(lambda: self.tracker.fail(run_id, reason, mlflow_status))
-            self.outbox.drain(5.0)
-        except Exception as error:
-            self.display.note(f"could not record that the study ended: {error}", "yellow")
 
     def _where(self) -> None:
         seconds = round(time.monotonic() - self.began)

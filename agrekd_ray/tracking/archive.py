@@ -19,6 +19,7 @@ from agrekd_ray.errors import RunError
 from agrekd_ray.results import Diagnostics, Effort, Member, Outcome
 from agrekd_ray.search.results import SearchResult
 from agrekd_ray.search.space import Domain
+from agrekd_ray.study.results import StudyResult
 
 RESULTS = "results.json"
 
@@ -162,6 +163,15 @@ def read_search(folder: Path) -> SearchArchive:
         RunError: there are none yet, or they are damaged.
     """
     return _read(folder, _search)
+
+
+def read_study(folder: Path) -> StudyResult:
+    """The results of a study; outcomes come without their histories.
+
+    Raises:
+        RunError: there are none yet, or they are damaged.
+    """
+    return _read(folder, StudyResult.from_json)
 
 
 def _read(folder: Path, check: Callable[[Any], Read]) -> Read:

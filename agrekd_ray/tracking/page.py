@@ -31,6 +31,7 @@ from agrekd_ray.tracking.archive import (
     SearchSettings,
     read_job,
     read_search,
+    read_study,
 )
 from agrekd_ray.tracking.files import replacing
 from agrekd_ray.tracking.labels import family, is_distilled, label
@@ -304,7 +305,7 @@ def _search_page(folder: Path) -> dict[str, Any]:
 
 
 def _study_page(folder: Path) -> dict[str, Any]:
-    result = page_study.read_study(folder)
+    result = read_study(folder)
     plots, _ = _pictures(folder)
     return {
         **page_study.content(result, folder),

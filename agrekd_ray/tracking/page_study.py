@@ -2,44 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 from typing import Any
 
-from agrekd_ray.errors import RunError
 from agrekd_ray.study.results import OURS, WGA, Figure, Gain, StudyResult, heading
 from agrekd_ray.study.settings import in_words, key_names
-from agrekd_ray.tracking.archive import RESULTS
 from agrekd_ray.tracking.labels import label
 from agrekd_ray.tracking.page_tables import Cell, Grid, Line, percent, signed
 
 _METRICS = (WGA, "accuracy")
-
-
-def read_study(folder: Path) -> StudyResult:
-    """The results of a study.
-
-    Raises:
-        RunError: there are none yet, or they are damaged.
-    """
-    path = folder / RESULTS
-    try:
-        return StudyResult.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise RunError(
-            f"{folder}: not finished, there is no {RESULTS} yet. Wait for its end; if it was "
-            f"stopped, go on with it: agrekd resume {folder}"
-        ) from None
-    except OSError as error:
-        raise RunError(
-            f"{path}: cannot be read ({error.strerror or error}). Make it readable, then try again."
-        ) from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise RunError(
-            f"{path}: damaged ({type(error).__name__}: {error}). It is written anew by: agrekd "
-            f"resume {folder}"
-        ) from None
 
 
 def verdict(result: StudyResult) -> str:
