@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from rich.console import Console
 
+from agrekd_ray.config import Job
 from agrekd_ray.models import load
+from agrekd_ray.outputs.report import check as check_outputs
+from agrekd_ray.run.folder import RunFolder
+from agrekd_ray.run.job import run_job
+from agrekd_ray.run.recording import record_job
 
 from .conftest import TINY, merged
 from .shared import flat_parameters
@@ -143,27 +150,46 @@ def _mlflow_holds_everything(
     assert np.asarray(logits).shape == (5, 10)
 
 
-def test_recorded_up_front_no_run_starts_a_teacher(tmp_path: Path, store: Path) -> None:
-    """`agrekd record`, twice; then a run with nothing to ask of anybody."""
-    changes = {
+def test_recorded_up_front_no_run_starts_a_teacher(
+    ray_session: Any, tmp_path: Path, make_job: Callable[..., Job]
+) -> None:
+    """Recording, twice; then runs with nothing to ask of anybody."""
+    changes: dict[str, Any] = {
         "methods": ["teacher_vote", "ae_kd", "agre_kd"],
         "data.views": {"flip": True, "count": 2},
         "student.training.epochs": 3,
     }
-    job = write_job(tmp_path, store, **changes)
-    screen = agrekd("record", job)
-    assert "3 teachers, 2 views of 160 samples" in screen
-    assert "Warning" not in screen
-    assert "no forward pass" in agrekd("record", job)
-    assert "all sound" in agrekd("outputs", "verify", "--store", tmp_path / "outputs")
-    screen = agrekd("run", job)
-    assert "recorded" in screen
-    effort = json.loads((tmp_path / "runs/tiny/latest/results.json").read_text())["job"]["effort"]
-    assert (effort["actors"], effort["forwards"]) == (0, 6)  # the vote, on two splits
-    screen = agrekd("run", job, "seeds=[4]", "distillation.temperature=2", "distillation.alpha=0.9")
-    assert "no forward pass: all that they say had been recorded before" in screen
-    effort = json.loads((tmp_path / "runs/tiny/latest/results.json").read_text())["job"]["effort"]
-    assert effort == {"actors": 0, "forwards": 0, "recorded": 0, "seconds": 0.0}
+    with (tmp_path / "screen.txt").open("w+") as file:
+        console = Console(file=file, width=160)
+
+        def screen() -> str:
+            file.flush()
+            text = (tmp_path / "screen.txt").read_text()
+            file.truncate(0)
+            file.seek(0)
+            assert "Warning" not in text
+            return text
+
+        def effort(job: Job) -> dict[str, Any]:
+            folder = RunFolder.create(job)
+            run_job(folder, console)
+            found = json.loads((folder.path / "results.json").read_text())["job"]["effort"]
+            return dict(found)
+
+        job = make_job(**changes)
+        assert record_job(job, console).forwards > 0
+        assert "3 teachers, 2 views of 160 samples" in screen()
+        assert record_job(job, console).forwards == 0
+        assert "no forward pass" in screen()
+        assert check_outputs(job.outputs.store, console)
+        assert "all sound" in screen()
+        first = effort(job)
+        assert (first["actors"], first["forwards"]) == (0, 6)  # the vote, on two splits
+        assert "recorded" in screen()
+        other = {"seeds": [4], "distillation.temperature": 2, "distillation.alpha": 0.9}
+        nothing = {"actors": 0, "forwards": 0, "recorded": 0, "seconds": 0.0}
+        assert effort(make_job(**changes, **other)) == nothing
+        assert "no forward pass: all that they say had been recorded before" in screen()
 
 
 @pytest.mark.chaos
