@@ -223,6 +223,9 @@ def test_a_run_from_start_to_finish_and_a_second_one(
         "worst_group_by_method",
         "training_curves",
         "weights_by_group",
+        "influence_by_group",
+        "agreement_by_group",
+        "calibration",
     }
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in plots)
     assert load_job(latest / "job.yaml") == load_job(job)

@@ -444,6 +444,7 @@ def test_a_teacher_killed_while_it_records_costs_nothing_but_time(
     torch.testing.assert_close(trained(given, data, replay), live, rtol=1e-3, atol=2e-5)
 
 
+@pytest.mark.chaos
 def test_a_released_fleet_is_not_missed(ray_session: Any, make_job: Any, tmp_path: Path) -> None:
     """Two workers, every strategy, augmented: recorded as they train, replayed without an actor."""
     from agrekd_ray.channel import Channel

@@ -55,7 +55,7 @@ def write_job(folder: Path, store: Path, **changes: Any) -> Path:
 
 def agrekd(*words: object, code: int = 0) -> str:
     done = subprocess.run(
-        [*AGREKD, *map(str, words)], capture_output=True, text=True, timeout=300, check=False
+        [*AGREKD, *map(str, words)], capture_output=True, text=True, timeout=900, check=False
     )
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr

@@ -243,6 +243,7 @@ def test_without_records_one_fleet_serves_all_trials(
             assert mine.loss == pytest.approx(theirs.loss, rel=1e-3)
 
 
+@pytest.mark.chaos
 def test_population_based_training_hands_states_on(
     ray_session: Any, tmp_path: Path, store: Path
 ) -> None:

@@ -379,6 +379,7 @@ def test_a_heterogeneous_ensemble_teaches_one_student(make_job: Any, tmp_path: P
         assert all(len(of) == 3 for of in weights.values())
 
 
+@pytest.mark.chaos
 def test_a_heterogeneous_ensemble_teaches_through_the_fleet(
     make_job: Any, tmp_path: Path, ray_session: Any
 ) -> None:

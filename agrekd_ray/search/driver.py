@@ -133,6 +133,7 @@ class _Searching:
             self.display.stage("start", 0, "")
             engine = RayEngine(self.job, self._handle)
         try:
+            self._at_once()  # before anything is trained for trials that have no room
             with self.display:
                 self._teachers(engine)
             with ExitStack() as stack:
