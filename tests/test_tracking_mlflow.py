@@ -347,42 +347,42 @@ def test_a_model_is_logged_once(logged, opened):
     assert opened.log_model(run_id, student, EXAMPLE, CLASSES) == model_id
 
 
-def test_logging_a_model_is_quiet_and_leaves_no_run_open(opened, capfd):
-    run_id = opened.student("aver", 0, {})
+def test_logging_a_model_is_quiet_and_leaves_no_run_open(tracker, capfd):
+    run_id = tracker.student("aver", 0, {})
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
-        opened.log_model(run_id, Net(), EXAMPLE, CLASSES)
+        tracker.log_model(run_id, Net(), EXAMPLE, CLASSES)
     assert [str(warning.message) for warning in caught] == []
     assert capfd.readouterr() == ("", "")
     assert mlflow.active_run() is None
 
 
 @pytest.mark.usefixtures("reader")
-def test_large_and_integer_examples(opened, client):
-    run_id = opened.student("ca_mkd", 0, {})
+def test_large_and_integer_examples(tracker, client):
+    run_id = tracker.student("ca_mkd", 0, {})
     pooled = torch.nn.Sequential(
         torch.nn.Conv2d(3, 2, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
     )
     large = np.zeros((4, 3, 224, 224))
-    model_id = opened.log_model(run_id, pooled, large, ["a", "b"])
+    model_id = tracker.log_model(run_id, pooled, large, ["a", "b"])
     files = client.list_logged_model_artifacts(model_id)
     assert "input_example.json" not in {file.path for file in files}
 
     words = torch.nn.Sequential(
         torch.nn.Embedding(50, 3), torch.nn.Flatten(), torch.nn.Linear(12, 2)
     )
-    run_id = opened.student("govern", 0, {})
-    model_id = opened.log_model(run_id, words, np.zeros((3, 4), dtype=np.int64), ["a", "b"])
+    run_id = tracker.student("govern", 0, {})
+    model_id = tracker.log_model(run_id, words, np.zeros((3, 4), dtype=np.int64), ["a", "b"])
     loaded = mlflow.pyfunc.load_model(f"models:/{model_id}")
     assert loaded.predict(np.ones((5, 4), dtype=np.int64)).shape == (5, 2)
 
 
-def test_a_model_that_cannot_be_exported_is_an_error_and_nothing_more(opened, client):
-    run_id = opened.student("random", 0, {})
+def test_a_model_that_cannot_be_exported_is_an_error_and_nothing_more(tracker, client):
+    run_id = tracker.student("random", 0, {})
     with pytest.raises(TrackingError, match="Branching cannot be exported"):
-        opened.log_model(run_id, Branching(), EXAMPLE, CLASSES)
+        tracker.log_model(run_id, Branching(), EXAMPLE, CLASSES)
     assert client.get_run(run_id).outputs.model_outputs == []
-    assert opened.log_model(run_id, Net(), EXAMPLE, CLASSES)
+    assert tracker.log_model(run_id, Net(), EXAMPLE, CLASSES)
 
 
 def test_a_finished_job_has_its_reports(tracker, client, tmp_path):
