@@ -293,14 +293,16 @@ def known_paths(path: str) -> list[str] | None:
     """None where a job has such a key; otherwise the keys that it has there."""
     *blocks, _last = path.split(".")
     for depth in range(len(blocks) + 1):
-        names = names_at(blocks[:depth])
+        names = names_at(blocks[:depth], Job)
         part = path.split(".")[depth]
         if blocks[:depth] == ["student", "model", "args"]:
             return None  # an architecture's own arguments, which its builder checks
         if part not in names:
             prefix = ".".join(blocks[:depth])
             deeper = [
-                f"{name}.{inner}" for name in names for inner in names_at([*blocks[:depth], name])
+                f"{name}.{inner}"
+                for name in names
+                for inner in names_at([*blocks[:depth], name], Job)
             ]
             everywhere = [*names, *deeper]
             return [f"{prefix}.{name}" if prefix else name for name in everywhere]

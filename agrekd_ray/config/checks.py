@@ -1,0 +1,227 @@
+"""A job checked whole: every key, every value, every file that it names."""
+
+from __future__ import annotations
+
+import functools
+import re
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from agrekd_ray.config.faults import Fault, JobError, faults_of
+from agrekd_ray.config.job import Job
+from agrekd_ray.config.reading import read_job
+from agrekd_ray.data import TRAIN, Dataset, open_dataset, tokens_of
+from agrekd_ray.errors import AgrekdError
+from agrekd_ray.models import check, check_classes, check_name, in_words, read_manifest
+
+
+def load_job(path: Path, overrides: Iterable[str] = ()) -> Job:
+    """Read and check a job whole: every key, every value, every file that it names.
+
+    Raises:
+        JobError: all faults at once.
+    """
+    raw = read_job(path, overrides)
+    job, faults = check_job(raw)
+    if faults or job is None:
+        raise JobError(str(path), faults)
+    return job
+
+
+def check_job(raw: dict[str, Any]) -> tuple[Job | None, list[Fault]]:
+    """All faults of a job's raw values; the job where there is none."""
+    faults: list[Fault] = []
+    job: Job | None = None
+    try:
+        job = Job.model_validate(raw)
+    except ValidationError as error:
+        faults += faults_of(error, Job)
+    faults += _Whole(raw, job, {fault.key for fault in faults}).faults()
+    if job is not None and not faults and job.is_study:
+        from agrekd_ray.study.points import study_faults  # which checks jobs itself
+
+        faults += study_faults(job)
+    return (None if faults else job), faults
+
+
+class _Whole:
+    """Checks that look at several keys, or at files; each runs where what it needs is sound."""
+
+    def __init__(self, raw: dict[str, Any], job: Job | None, bad: set[str]) -> None:
+        self._raw, self._job, self._bad = raw, job, bad
+
+    def _get(self, path: str) -> Any:
+        """The checked value at a dotted path; None where it, or what it is part of, is faulty."""
+        parts = path.split(".")
+        if self._job is not None:
+            return functools.reduce(getattr, parts, self._job)
+        if any(f"{bad}.".startswith(f"{path}.") or path.startswith(f"{bad}.") for bad in self._bad):
+            return None
+        block: Any = Job
+        raw: Any = self._raw
+        for number, part in enumerate(parts):
+            field = block.model_fields[part]
+            if part not in raw:
+                default = field.get_default(call_default_factory=True)
+                return (
+                    None
+                    if field.is_required()
+                    else functools.reduce(getattr, parts[number + 1 :], default)
+                )
+            block, raw = field.annotation, raw[part]
+        checked: Any = Annotated[field.annotation, field]
+        return TypeAdapter(checked).validate_python(raw)
+
+    def faults(self) -> list[Fault]:
+        found: list[Fault] = []
+        for rule in (
+            self._lists,
+            self._sizes,
+            self._files,
+            self._groups,
+            self._own_checkpoints,
+            self._architectures,
+            self._folders,
+        ):
+            found += rule()
+        return found
+
+    def _dataset(self) -> Dataset | None:
+        data = self._get("data")
+        try:
+            return open_dataset(data) if data is not None else None
+        except AgrekdError:
+            return None
+
+    def _lists(self) -> list[Fault]:
+        return [
+            Fault(key, str(list(values)), "names the same thing twice")
+            for key in ("methods", "seeds")
+            if (values := self._get(key)) and len(set(values)) < len(values)
+        ]
+
+    def _sizes(self) -> list[Fault]:
+        found = []
+        size, count = self._get("ensemble.size"), self._get("teachers.count")
+        if size is not None and count is not None and size > count:
+            problem = f"more teachers than the pool has (teachers.count is {count})"
+            found.append(Fault("ensemble.size", str(size), problem))
+        own, methods = self._get("ensemble.checkpoints"), self._get("methods") or ()
+        if size == 0 and own == () and set(methods) - {"one_hot", "one_hot_dfr"}:
+            found.append(Fault("ensemble.size", "0", "there is no teacher; name at least one"))
+        workers, key = self._get("student.workers"), "student.training.batch_size"
+        batch = self._get(key)
+        if workers and batch and batch % workers:
+            problem = f"must be a multiple of student.workers, {workers}"
+            found.append(Fault(key, str(batch), problem))
+        dataset = self._dataset()
+        for key in ("teachers.training.batch_size", "student.training.batch_size"):
+            batch = self._get(key)
+            if dataset and batch and batch > len(dataset.splits[TRAIN]):
+                problem = f"more than the {len(dataset.splits[TRAIN])} training samples"
+                found.append(Fault(key, str(batch), problem))
+        return found
+
+    def _files(self) -> list[Fault]:
+        data = self._get("data")
+        return _caught("data", lambda: open_dataset(data)) if data is not None else []
+
+    def _groups(self) -> list[Fault]:
+        """What needs group labels, where the data have none."""
+        dataset = self._dataset()
+        if dataset is None or dataset.groups.known:
+            return []
+        problem = f"needs group labels, and the data have none{_HOW_TO_LABEL}"
+        found = [
+            Fault(f"methods.{number}", method, problem)
+            for number, method in enumerate(self._get("methods") or ())
+            if method in ("one_hot_dfr", "deep_ensemble_dfr")
+        ]
+        if debiased := self._get("ensemble.debiased"):
+            found.append(Fault("ensemble.debiased", str(debiased), problem))
+        return found
+
+    def _own_checkpoints(self) -> list[Fault]:
+        dataset = self._dataset()
+        named = [
+            (f"ensemble.checkpoints.{number}", path)
+            for number, path in enumerate(self._get("ensemble.checkpoints") or ())
+        ]
+        if (biased := self._get("ensemble.biased")) is not None:
+            named.append(("ensemble.biased", biased))
+        found = []
+        for key, path in named:
+
+            def look(path: Path = path) -> None:
+                manifest = read_manifest(path)
+                if dataset is not None:
+                    check_classes(path, manifest, dataset.classes)
+                    if manifest.shape != dataset.shape:
+                        raise AgrekdError(
+                            f"{path}: takes {in_words(manifest.shape)}, the data are "
+                            f"{in_words(dataset.shape)}"
+                        )
+
+            found += _caught(key, look)
+        return found
+
+    def _architectures(self) -> list[Fault]:
+        dataset = self._dataset()
+        found = []
+        models = {
+            key: self._get(key)
+            for key in ("teachers.model", "student.model", "ensemble.biased_model")
+        }
+        for number, other in enumerate(self._get("teachers.others") or ()):
+            models[f"teachers.others.{number}"] = other
+        for key, model in models.items():
+            if model is not None and dataset is not None:
+                shape, classes = dataset.shape, len(dataset.classes)
+                tokens = tokens_of(dataset)
+                found += _caught(key, functools.partial(check, model, shape, classes, tokens))
+            elif model is not None:  # sizes are unknown, but names and arguments are not
+                found += _caught(key, functools.partial(check_name, model))
+        return found
+
+    def _folders(self) -> list[Fault]:
+        return [
+            Fault(key, str(path), problem)
+            for key in ("runs", "teachers.store", "outputs.store")
+            if (path := self._get(key)) is not None and (problem := _unwritable(path))
+        ]
+
+
+_HOW_TO_LABEL = ": leave it out, or name the columns that hold them (a table's data.columns.groups)"
+
+
+def _caught(key: str, look: Callable[[], object]) -> list[Fault]:
+    try:
+        look()
+    except AgrekdError as error:
+        text = str(error).rstrip(".")
+        named = re.match(r"^((?:data|teachers|student)\.[\w.]+)(?: \+ [\w.]+)?: ", text)
+        if named:
+            return [Fault(named[1], "", text[named.end() :])]
+        return [Fault(key, "", text)]
+    return []
+
+
+def _unwritable(folder: Path) -> str | None:
+    """Why nothing could be written to a folder that may not exist yet; None where it could."""
+    try:
+        if "\0" in str(folder):
+            return "no path has a null character"
+        existing = next(p for p in (folder, *folder.parents) if p.exists())
+    except OSError as error:
+        return f"no folder can have this path ({error.strerror or error})"
+    if not existing.is_dir():
+        return f"{existing} is a file, not a folder"
+    try:  # trying beats asking: rights, read-only and full file systems in one
+        with tempfile.TemporaryDirectory(dir=existing):
+            return None
+    except OSError as error:
+        return f"{existing} cannot be written ({error.strerror or error}); choose another folder"

@@ -1,0 +1,157 @@
+"""The whole vocabulary of a job: its keys, their kinds, defaults and meanings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from agrekd_ray.core.weighting import STRATEGIES, SampleWeighting
+from agrekd_ray.data import DataSettings
+from agrekd_ray.guidance.fleet_settings import FleetSettings
+from agrekd_ray.outputs import OutputSettings
+from agrekd_ray.settings import LocalPath, Positive, Seed, Settings, Share
+from agrekd_ray.student import StudentSettings
+from agrekd_ray.study.settings import Published, Sweep
+from agrekd_ray.teachers import EnsembleSettings, TeacherSettings
+
+BASELINES = ("one_hot", "one_hot_dfr", "deep_ensemble", "deep_ensemble_dfr", "teacher_vote")
+"""Methods without distillation."""
+METHODS = (*BASELINES, *STRATEGIES)
+Method = Literal[METHODS]  # type: ignore[valid-type]
+
+
+class AgreKdOptions(Settings):
+    """Options of `agre_kd`.
+
+    Attributes:
+        normalize: cosine (the paper) or plain dot product (its Table 6).
+        fallback: what a sample gets whose weights are all 0: `uniform` or `skip`.
+    """
+
+    normalize: bool = True
+    fallback: Literal["uniform", "skip"] = "uniform"
+
+
+class AeKdOptions(Settings):
+    """Options of `ae_kd`.
+
+    Attributes:
+        box: largest weight of a teacher; raised to 1/M where that is more.
+    """
+
+    box: Annotated[Positive, Field(le=1)] = 0.6
+
+
+class SampleWeightingSettings(Settings):
+    """Scale every sample by how far the ensemble answers from the biased model.
+
+    Attributes:
+        floor: added to the total variation distance.
+        exponent: that the sum is raised to.
+    """
+
+    floor: Positive = 0.02
+    exponent: Positive = 0.5
+
+    def build(self) -> SampleWeighting:
+        """As `core` takes it."""
+        return SampleWeighting(self.floor, self.exponent)
+
+
+class DistillationSettings(Settings):
+    """How the student is taught.
+
+    Attributes:
+        temperature: tau.
+        alpha: share of distillation in the objective; the rest is cross-entropy with labels.
+        agre_kd: options of that strategy.
+        ae_kd: options of that strategy.
+        sample_weighting: on for every strategy, or null for off.
+    """
+
+    temperature: Positive = 4.0
+    alpha: Share = 1.0
+    agre_kd: AgreKdOptions = AgreKdOptions()
+    ae_kd: AeKdOptions = AeKdOptions()
+    sample_weighting: SampleWeightingSettings | None = None
+
+    def options(self, strategy: str) -> dict[str, Any]:
+        """Options of a strategy, by name."""
+        block = getattr(self, strategy, None)
+        return block.model_dump() if isinstance(block, Settings) else {}
+
+
+class TrackingSettings(Settings):
+    """Where runs are recorded.
+
+    Attributes:
+        uri: of the MLflow store; null is a SQLite file in the runs folder.
+        experiment: name of the experiment; null takes the job's name.
+        models: whether every student is kept there as a model too.
+    """
+
+    uri: str | None = None
+    experiment: str | None = None
+    models: bool = True
+
+
+class RaySettings(Settings):
+    """Which Ray cluster.
+
+    Attributes:
+        address: of a running cluster (`auto`, `ray://...`, `host:port`); null starts one here
+            and ends it with the run.
+    """
+
+    address: str | None = None
+
+
+class Job(Settings):
+    """One job: a pool of teachers, and every method with every seed.
+
+    Attributes:
+        name: of the job; its runs are in `RUNS/NAME/`.
+        data: the data set.
+        teachers: the pool.
+        ensemble: who of the pool teaches.
+        student: the student.
+        distillation: how it is taught.
+        methods: what is compared, in the order of the table.
+        seeds: of the students.
+        sweep: makes the job a study: values by dotted key of the job; every combination is run.
+        draws: of data and teachers, by number; makes the job a study, too. Draw 0 is the job.
+        published: results of others to stand beside one's own.
+        guidance: `auto` (recorded outputs of teachers where they are complete, else the fleet,
+            which records), `live` (the fleet computes every answer, nothing is recorded) or
+            `local` (everything in one process, without Ray and records).
+        fleet: how live teachers are hosted.
+        outputs: where teachers' outputs are recorded.
+        tracking: MLflow.
+        ray: the cluster.
+        runs: folder of all runs.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
+    data: DataSettings
+    teachers: TeacherSettings
+    ensemble: EnsembleSettings = EnsembleSettings()
+    student: StudentSettings
+    distillation: DistillationSettings = DistillationSettings()
+    methods: Annotated[tuple[Method, ...], Field(min_length=1)]
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2)
+    sweep: Sweep = Field(default_factory=dict)
+    draws: tuple[Seed, ...] = ()
+    published: Published | None = None
+    guidance: Literal["auto", "live", "local"] = "auto"
+    fleet: FleetSettings = FleetSettings()
+    outputs: OutputSettings = OutputSettings()
+    tracking: TrackingSettings = TrackingSettings()
+    ray: RaySettings = RaySettings()
+    runs: LocalPath = Path("runs")
+
+    @property
+    def is_study(self) -> bool:
+        """Whether it has several points, or published results to stand beside."""
+        return bool(self.sweep or self.draws or self.published)
