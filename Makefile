@@ -4,6 +4,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
+# Modules are compiled as they are first imported, and kept: installing is faster than with all of them compiled,
+# and Ray's processes, which import the same ones again and again, find them (some machines switch keeping off).
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo test chaos paper lint install clean
 
 demo: install
