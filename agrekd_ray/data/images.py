@@ -10,10 +10,9 @@ import torch
 from pydantic import ValidationInfo, field_validator
 from torch import Tensor
 
-from agrekd_ray.data.dataset import Groups, Progress
+from agrekd_ray.data.dataset import Groups
 from agrekd_ray.data.pictures import DECODING, Source, Where, decoding
-from agrekd_ray.data.prepared import PreparedRows
-from agrekd_ray.data.splits import labelled
+from agrekd_ray.data.prepared import PreparedRows, PreparedSamples
 from agrekd_ray.data.views import Views, view
 from agrekd_ray.settings import Count, LocalPath, Seed, Settings, fingerprint
 
@@ -48,8 +47,8 @@ class Pictures(Settings):
         return resize
 
 
-class PictureDataset:
-    """Pictures by id, which is their row (a `Dataset`, and `Prepared`).
+class PictureDataset(PreparedSamples):
+    """Pictures by id, which is their row (a `Dataset`).
 
     Args:
         settings: of the data set.
@@ -71,40 +70,21 @@ class PictureDataset:
         groups: Groups,
         splits: dict[str, np.ndarray],
     ) -> None:
-        self.settings, self.classes, self.groups, self.splits = settings, classes, groups, splits
-        self.shape: tuple[int, ...] = (3, settings.size, settings.size)
-        self.size = source.count
-        self._labels_N = torch.from_numpy(np.ascontiguousarray(labels_N, dtype=np.int64))
         side = settings.resize
-        self.rows = PreparedRows(
+        rows = PreparedRows(
             settings.prepared,
             fingerprint(DECODING, source.stamp, side),
             source.count,
             (3, side, side),
         )
-        self._work = decoding(source, side, where)
+        work = decoding(source, side, where)
+        how = fingerprint(DECODING, settings.size, side)
+        super().__init__(rows, work, how, classes, labels_N, groups, splits)
+        self.settings = settings
+        self.shape: tuple[int, ...] = (3, settings.size, settings.size)
+        self.size = source.count
         looks = f"{settings.seed} {settings.views.look}"
         self.views_fingerprint = hashlib.sha256(looks.encode()).hexdigest()
-        self._fingerprint: str | None = None
-
-    @property
-    def fingerprint(self) -> str:
-        """See `Samples.fingerprint`: of the files' bytes, and of what is said about them."""
-        if self._fingerprint is None:
-            self.prepare()
-            size, resize = self.settings.size, self.settings.resize
-            looks = fingerprint(DECODING, self.rows.digest(), size, resize, self.classes)
-            self._fingerprint = labelled(looks, self._labels_N, self.splits, self.groups)
-        return self._fingerprint
-
-    def unprepared(self) -> int:
-        """See `Prepared.unprepared`."""
-        return self.rows.left()
-
-    def prepare(self, progress: Progress = lambda done, total: None) -> None:
-        """See `Prepared.prepare`."""
-        if not self.rows.whole:
-            self.rows.fill(self._work, progress)
 
     def view(self, epoch: int) -> int:
         """See `Samples.view`."""
@@ -128,7 +108,3 @@ class PictureDataset:
             samples=self.size,
             size=settings.size,
         )
-
-    def labels(self, ids: np.ndarray) -> Tensor:
-        """See `Samples.labels`."""
-        return self._labels_N[torch.from_numpy(np.asarray(ids))]

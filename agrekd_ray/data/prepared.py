@@ -20,9 +20,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from agrekd_ray.data.dataset import Progress
+from agrekd_ray.data.dataset import Groups, Progress
+from agrekd_ray.data.splits import labelled
 from agrekd_ray.errors import DataError
+from agrekd_ray.settings import fingerprint
 
 CHUNK = 256
 """Rows that are made together; part of what the digest is computed from."""
@@ -231,6 +235,57 @@ class PreparedRows:
         whole = {"digest": hashlib.sha256(digests).hexdigest(), "rows": self._count}
         (self._partial / _WHOLE).write_text(json.dumps(whole))
         os.replace(self._partial, self._whole)
+
+
+class PreparedSamples:
+    """What data sets of prepared rows share; a sample's id is its row (`Prepared`).
+
+    Args:
+        rows: inputs of the samples.
+        work: makes them, as `PreparedRows.fill` wants it.
+        how: changes wherever the same sources give other inputs.
+        classes: names of the classes.
+        labels_N: class of every sample.
+        groups: of the samples.
+        splits: sorted ids by name.
+    """
+
+    def __init__(
+        self,
+        rows: PreparedRows,
+        work: Callable[[Sequence[int]], Iterator[Work]],
+        how: str,
+        classes: tuple[str, ...],
+        labels_N: np.ndarray,
+        groups: Groups,
+        splits: dict[str, np.ndarray],
+    ) -> None:
+        self.rows, self.classes, self.groups, self.splits = rows, classes, groups, splits
+        self._labels_N = torch.from_numpy(np.ascontiguousarray(labels_N, dtype=np.int64))
+        self._work, self._how = work, how
+        self._fingerprint: str | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """See `Samples.fingerprint`: of the sources' content, and of what is said about them."""
+        if self._fingerprint is None:
+            self.prepare()
+            looks = fingerprint(self._how, self.rows.digest(), self.classes)
+            self._fingerprint = labelled(looks, self._labels_N, self.splits, self.groups)
+        return self._fingerprint
+
+    def unprepared(self) -> int:
+        """See `Prepared.unprepared`."""
+        return self.rows.left()
+
+    def prepare(self, progress: Progress = lambda done, total: None) -> None:
+        """See `Prepared.prepare`."""
+        if not self.rows.whole:
+            self.rows.fill(self._work, progress)
+
+    def labels(self, ids: np.ndarray) -> Tensor:
+        """See `Samples.labels`."""
+        return self._labels_N[torch.from_numpy(np.asarray(ids))]
 
 
 def _write(file: int, rows: np.ndarray, chunk: int, row_bytes: int) -> None:

@@ -14,10 +14,16 @@ import torch
 from pydantic import field_validator
 from torch import Tensor
 
-from agrekd_ray.data.dataset import Groups, Progress, Samples
-from agrekd_ray.data.prepared import BrokenRowsError, Made, PreparedRows, Work, chunks
+from agrekd_ray.data.dataset import Groups, Samples
+from agrekd_ray.data.prepared import (
+    BrokenRowsError,
+    Made,
+    PreparedRows,
+    PreparedSamples,
+    Work,
+    chunks,
+)
 from agrekd_ray.data.rows import Columns, TableSettings, open_table, read_rows
-from agrekd_ray.data.splits import labelled
 from agrekd_ray.data.table import Table
 from agrekd_ray.errors import DataError
 from agrekd_ray.settings import Count, LocalPath, Seed, Settings, fingerprint
@@ -53,8 +59,8 @@ class Texts(Settings):
             raise ValueError(f"a folder; {error}") from None
 
 
-class TextDataset:
-    """Texts by id, which is their row (a `Dataset`, `Prepared` and `Excerpted`).
+class TextDataset(PreparedSamples):
+    """Texts by id, which is their row (a `Dataset`, and `Excerpted`).
 
     Args:
         settings: of the data set.
@@ -83,43 +89,23 @@ class TextDataset:
         splits: dict[str, np.ndarray],
     ) -> None:
         table.require(column)
-        self.settings, self.classes, self.groups, self.splits = settings, classes, groups, splits
+        self._path, self._column = table.path, column
+        self._tokenizer = _tokenizer(settings.tokenizer)
+        how = fingerprint(TOKENISING, _content(self._tokenizer), settings.max_length)
+        self.settings = settings
         self.shape: tuple[int, ...] = (settings.max_length,)
         self.size = table.rows
-        self._path, self._column = table.path, column
-        self._labels_N = torch.from_numpy(np.ascontiguousarray(labels_N, dtype=np.int64))
-        self._tokenizer = _tokenizer(settings.tokenizer)
-        content = _content(self._tokenizer)
-        self.tokens: tuple[int, int] = (len(self._tokenizer), self._tokenizer.pad_token_id)
-        self._how = fingerprint(TOKENISING, content, settings.max_length)
-        self.rows = PreparedRows(
+        rows = PreparedRows(
             settings.prepared,
-            fingerprint(self._how, _stamp(table), column),
+            fingerprint(how, _stamp(table), column),
             self.size,
             self.shape,
             np.int32,
         )
+        super().__init__(rows, self._tokenising, how, classes, labels_N, groups, splits)
+        self.tokens: tuple[int, int] = (len(self._tokenizer), self._tokenizer.pad_token_id)
         # There is one view of a text: itself.
         self.views_fingerprint = hashlib.sha256(b"text").hexdigest()
-        self._fingerprint: str | None = None
-
-    @property
-    def fingerprint(self) -> str:
-        """See `Samples.fingerprint`: of the texts, the tokenizer, and of what is said of them."""
-        if self._fingerprint is None:
-            self.prepare()
-            whole = fingerprint(self._how, self.rows.digest(), self.classes)
-            self._fingerprint = labelled(whole, self._labels_N, self.splits, self.groups)
-        return self._fingerprint
-
-    def unprepared(self) -> int:
-        """See `Prepared.unprepared`."""
-        return self.rows.left()
-
-    def prepare(self, progress: Progress = lambda done, total: None) -> None:
-        """See `Prepared.prepare`."""
-        if not self.rows.whole:
-            self.rows.fill(self._work, progress)
 
     def view(self, epoch: int) -> int:
         """See `Samples.view`; texts are not augmented."""
@@ -130,10 +116,6 @@ class TextDataset:
         self.prepare()
         return torch.from_numpy(self.rows.rows()[np.asarray(ids)].astype(np.int64))
 
-    def labels(self, ids: np.ndarray) -> Tensor:
-        """See `Samples.labels`."""
-        return self._labels_N[torch.from_numpy(np.asarray(ids))]
-
     def excerpt(self, sample: int) -> str:
         """See `Excerpted.excerpt`."""
         text = " ".join(self._texts.passages(self._column, range(sample, sample + 1))[0].split())
@@ -143,7 +125,7 @@ class TextDataset:
     def _texts(self) -> Table:
         return Table(self._path, [self._column])
 
-    def _work(self, numbers: Sequence[int]) -> Iterator[Work]:
+    def _tokenising(self, numbers: Sequence[int]) -> Iterator[Work]:
         table, every = Table(self._path, [self._column]), chunks(self.size)
         one_at_a_time = threading.Lock()  # a tokenizer has threads of its own, and a state
 
