@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
 from pathlib import Path
@@ -384,13 +385,22 @@ def main() -> None:
     """Entry point: a person's errors become one message; the exit code says what happened."""
     from agrekd_ray.config import JobError
 
+    screen = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         app()
     except AgrekdError as error:
-        screen = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
         screen.print(f"error: {error}", style="red")
         sys.exit(INVALID if isinstance(error, JobError) else FAILED)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f" {error.filename}" if error.filename else ""
+        screen.print(
+            f"error: the disk is full: cannot write{where}. Free it; what is finished stays.",
+            style="red",
+        )
+        sys.exit(FAILED)
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted")
         sys.exit(INTERRUPTED)

@@ -91,6 +91,12 @@ class Training(Settings):
     autocast: Autocast = "none"
 
 
+NodeResources = dict[str, Positive]
+"""Custom resources of Ray that a process takes, by name."""
+NodeLabels = dict[str, str]
+"""Labels that a node must have, in Ray's notation: `a`, `!a`, `in(a,b)` or `!in(a,b)` by key."""
+
+
 def fingerprint(*parts: Any) -> str:
     """SHA-256, as hexadecimal, of anything made of JSON values, settings and paths.
 

@@ -76,16 +76,47 @@ def make_job(tmp_path: Path, store: Path) -> Callable[..., Job]:
 
 
 @pytest.fixture(scope="session")
-def ray_session() -> Iterator[Any]:
-    """The suite's only Ray session; what is started inside it finds it there."""
+def ray_cluster() -> Iterator[Any]:
+    """The suite's only Ray session; nodes can be added to it, and are lost within seconds."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    health = {
+        "health_check_initial_delay_ms": 0,
+        "health_check_period_ms": 1000,
+        "health_check_timeout_ms": 10_000,
+        "health_check_failure_threshold": 3,
+    }
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 6, "include_dashboard": False, "_system_config": health},
+    )
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="WARNING")
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.fixture
+def ray_session(ray_cluster: Any) -> Any:
+    """Ray, connected; what is started inside it finds it there."""
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=6,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="WARNING",
-    )
-    yield ray
-    ray.shutdown()
+    return ray
+
+
+@pytest.fixture
+def add_node(ray_cluster: Any) -> Iterator[Callable[..., Any]]:
+    """Adds a raylet to the session, for one test: `add_node(num_cpus=1, labels={...})`."""
+    added = []
+
+    def add(**settings: Any) -> Any:
+        node = ray_cluster.add_node(**settings)
+        added.append(node)
+        ray_cluster.wait_for_nodes()
+        return node
+
+    yield add
+    for node in added:
+        if node in ray_cluster.list_all_nodes():
+            ray_cluster.remove_node(node)

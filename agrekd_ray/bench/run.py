@@ -136,7 +136,7 @@ def _fleet(
         workload.fleet.model_copy(update={"cpus": 0.1}),
         channel.post,
         outputs=outputs,
-        workers=len(counts),  # so many students, in turn
+        askers=len(counts),  # so many students, in turn
     )
     try:
         yield fleet

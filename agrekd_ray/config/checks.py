@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import re
 import tempfile
@@ -16,7 +17,9 @@ from agrekd_ray.config.job import Job
 from agrekd_ray.config.reading import read_job
 from agrekd_ray.data import TRAIN, Dataset, open_dataset, tokens_of
 from agrekd_ray.errors import AgrekdError
+from agrekd_ray.guidance.placement import unknown_patterns
 from agrekd_ray.models import check, check_classes, check_name, in_words, read_manifest
+from agrekd_ray.teachers import draw
 
 
 def load_job(path: Path, overrides: Iterable[str] = ()) -> Job:
@@ -85,6 +88,7 @@ class _Whole:
             self._groups,
             self._own_checkpoints,
             self._architectures,
+            self._places,
             self._folders,
         ):
             found += rule()
@@ -185,6 +189,23 @@ class _Whole:
                 found += _caught(key, functools.partial(check, model, shape, classes, tokens))
             elif model is not None:  # sizes are unknown, but names and arguments are not
                 found += _caught(key, functools.partial(check_name, model))
+        return found
+
+    def _places(self) -> list[Fault]:
+        """Places of teachers that the ensemble does not have."""
+        fleet, ensemble, teachers = (self._get(key) for key in ("fleet", "ensemble", "teachers"))
+        if not (fleet and fleet.teachers and ensemble and teachers):
+            return []
+        try:
+            drawn = draw(ensemble, teachers)
+        except AgrekdError:
+            return []  # what is wrong with the ensemble has been said
+        names = sorted({*drawn.teachers, drawn.biased})
+        found = []
+        for pattern in unknown_patterns(fleet, names):
+            near = difflib.get_close_matches(pattern, names, 1)
+            problem = f"no teacher of the ensemble is called so; there are {', '.join(names)}"
+            found.append(Fault(f"fleet.teachers.{pattern}", "", problem, near[0] if near else None))
         return found
 
     def _folders(self) -> list[Fault]:

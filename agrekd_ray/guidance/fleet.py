@@ -9,6 +9,7 @@ import asyncio
 import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,19 +21,32 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from agrekd_ray.channel import plain_error
 from agrekd_ray.data import DataSettings, open_dataset
-from agrekd_ray.errors import DataError
+from agrekd_ray.errors import DataError, RunError
 from agrekd_ray.events import Note, Post
 from agrekd_ray.guidance.fleet_settings import FleetSettings
-from agrekd_ray.guidance.host import TeacherHost
-from agrekd_ray.guidance.lesson import Answer, Question, Replies, weigh_replies
-from agrekd_ray.models import read_manifest
+from agrekd_ray.guidance.home import Home
+from agrekd_ray.guidance.host import WHOLE, Part, TeacherHost
+from agrekd_ray.guidance.lesson import Answer, Question, Replies, View, weigh_replies
+from agrekd_ray.guidance.nodes import cluster_nodes, this_node
+from agrekd_ray.guidance.placement import (
+    Node,
+    Share,
+    Wanted,
+    check_room,
+    cpus_of,
+    place,
+    rounds,
+    shares_of,
+)
 from agrekd_ray.outputs import Outputs, OutputSettings
 
 STALL_SECONDS = 30.0
 STEPS_HELD = 3
 """Steps whose gradients the weighting actor holds at once; a worker asks its part of a step."""
-RECORD_STEP = 1024
+RECORD_STEP = 256
 """Samples that an actor records between two signs of life."""
+JOIN_SECONDS = 10.0
+"""That a record waits for replicas that are not there yet."""
 
 
 class TeacherActor:
@@ -44,19 +58,19 @@ class TeacherActor:
         data: DataSettings,
         fingerprint: str,
         settings: FleetSettings,
+        gpu: bool,
         capacity: int,
         outputs: OutputSettings | None = None,
     ) -> None:
         torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
         samples = open_dataset(data)
-        node = ray.util.get_node_ip_address()
         if samples.fingerprint != fingerprint:
             raise DataError(
-                f"node {node}: the data there differ from the driver's "
+                f"node {this_node()}: the data there differ from the driver's "
                 f"({samples.fingerprint[:12]} instead of {fingerprint[:12]}); copy them again."
             )
         # An actor with no GPU assigned still sees all of them: the device is chosen explicitly.
-        device = "cuda" if settings.gpus and torch.cuda.is_available() else "cpu"
+        device = "cuda" if gpu and torch.cuda.is_available() else "cpu"
         self._host = TeacherHost(
             checkpoints,
             samples,
@@ -71,9 +85,17 @@ class TeacherActor:
         """See `TeacherHost.replies`."""
         return self._host.replies(names, question)
 
-    def complete(self, epoch: int, limit: int | None = None) -> int:
+    def expect(self, names: Sequence[str], views: Sequence[View]) -> None:
+        """See `TeacherHost.expect`."""
+        self._host.expect(names, views)
+
+    def complete(self, epoch: int, limit: int | None = None, part: Part = WHOLE) -> int:
         """See `TeacherHost.complete`."""
-        return self._host.complete(epoch, limit)
+        return self._host.complete(epoch, limit, part)
+
+    def leave(self, epoch: int) -> None:
+        """See `TeacherHost.leave`."""
+        self._host.leave(epoch)
 
     def forwards(self) -> int:
         """Forward passes of a backbone so far."""
@@ -87,37 +109,53 @@ class TeacherActor:
         """Id of the process that the actor lives in now."""
         return os.getpid()
 
+    def node(self) -> str:
+        """Name of the node that the actor lives on now."""
+        return this_node()
+
 
 class WeightingActor:
     """Gathers the replies to a question from all teachers and weighs them. Keeps nothing.
 
     Args:
-        homes: names of the teachers' actors, by teacher.
+        homes: teachers that live together, with the names of the actors that host them.
         room: questions whose gradients are held at once; further ones wait.
+        patience: seconds that a teacher may take to answer; None for any time.
     """
 
-    def __init__(self, homes: Mapping[str, str], room: int) -> None:
+    def __init__(
+        self,
+        homes: Sequence[tuple[tuple[str, ...], tuple[str, ...]]],
+        room: int,
+        patience: float | None,
+    ) -> None:
         torch.set_num_threads(1)  # small tensors: more threads only wait for each other
         # Actors by name: handles among the arguments would not outlive a restart of this actor.
-        actors = {home: ray.get_actor(home) for home in set(homes.values())}
-        self._homes = {name: actors[home] for name, home in homes.items()}
+        self._homes = [
+            Home(teachers, {name: ray.get_actor(name) for name in actors}, patience)
+            for teachers, actors in homes
+        ]
+        self._of = {name: home for home in self._homes for name in home.teachers}
         self._room = asyncio.Semaphore(room)
 
     async def ask(self, question: Question) -> Answer:
         """See `Source.ask`."""
-        wanted: dict[Any, list[str]] = {}
+        wanted: dict[Home, list[str]] = {}
         for name in question.lesson.members:
-            wanted.setdefault(self._homes[name], []).append(name)
+            wanted.setdefault(self._of[name], []).append(name)
         async with self._room:
             told = await asyncio.gather(
-                *(actor.replies.remote(names, question) for actor, names in wanted.items())
+                *(home.replies(names, question) for home, names in wanted.items())
             )
             return weigh_replies(question, told)
 
     async def complete(self, epoch: int) -> None:
         """See `Source.complete`."""
-        actors = set(self._homes.values())
-        await asyncio.gather(*(actor.complete.remote(epoch) for actor in actors))
+        await asyncio.gather(*(home.complete(epoch) for home in self._homes))
+
+    async def awaited(self) -> list[str]:
+        """Who has been asked and has not answered yet, in words."""
+        return [words for home in self._homes for words in home.awaited()]
 
     async def process(self) -> int:
         """Id of the process that the actor lives in now."""
@@ -157,9 +195,18 @@ class FleetSource:
                 return ray.get(reference, timeout=STALL_SECONDS)
             except GetTimeoutError:
                 waited += STALL_SECONDS
-                self.post(Note(f"{what} has waited {waited:.0f} s for its teachers ({whom})"))
+                self.post(Note(f"{what} has waited {waited:.0f} s for {self._awaited(whom)}"))
             except (RayTaskError, RayActorError) as error:
                 raise plain_error(error, "the fleet of teachers") from None
+
+    def _awaited(self, whom: str) -> str:
+        try:
+            names = ray.get(self.actor.awaited.remote(), timeout=5)
+        except GetTimeoutError:
+            return f"the weighting actor, which does not answer (teachers {whom})"
+        except RayActorError:
+            return f"the weighting actor, which is being restarted (teachers {whom})"
+        return "; ".join(names) or f"teachers {whom}"
 
 
 class Fleet:
@@ -171,8 +218,11 @@ class Fleet:
         settings: how teachers are hosted.
         post: tells the driver of stalls.
         outputs: where answers are recorded; None records nothing.
-        workers: of the student, who ask at the same time and need CPUs of their own.
-        cpus_taken: logical CPUs that the student's workers take.
+        askers: students' workers who ask at the same time.
+        students: room that their processes take.
+
+    Raises:
+        RunError: the cluster never has room for it.
     """
 
     def __init__(
@@ -183,41 +233,47 @@ class Fleet:
         post: Post,
         *,
         outputs: OutputSettings | None = None,
-        workers: int = 1,
-        cpus_taken: float = 1,
+        askers: int = 1,
+        students: Sequence[Wanted] = (),
     ) -> None:
-        shares = placement(checkpoints, settings.backbones_per_actor)
-        cpus = settings.cpus
-        if cpus is None:
-            free = ray.cluster_resources().get("CPU", 1) - cpus_taken
-            cpus = max(0.01, min(1.0, 0.9 * free / len(shares)))
+        shares = _placed(checkpoints, settings, post, students)
         fingerprint = open_dataset(data).fingerprint
-        self._post = post
+        self._post, self._patience = post, settings.patience
         fleet = f"fleet-{uuid.uuid4().hex[:8]}"
-        names = [f"{fleet}-teachers-{number}" for number in range(len(shares))]
-        self.actors = [
-            ray.remote(TeacherActor)
-            .options(
-                num_cpus=cpus,
-                num_gpus=settings.gpus,
-                max_restarts=-1,
-                max_task_retries=-1,
-                scheduling_strategy="SPREAD",
-                name=name,
-            )
-            .remote(
-                {name: checkpoints[name].resolve() for name in share},
-                data,
-                fingerprint,
-                settings,
-                (settings.look_ahead + 2) * (workers + 1),
-                outputs,
-            )
-            for name, share in zip(names, shares, strict=True)
-        ]
-        homes = {
-            teacher: name for name, share in zip(names, shares, strict=True) for teacher in share
-        }
+        self._hosts: list[tuple[Share, list[Any]]] = []
+        homes = []
+        for number, share in enumerate(shares):
+            names = [f"{fleet}-teachers-{number}-{n}" for n in range(settings.replicas)]
+            actors = [
+                ray.remote(TeacherActor)
+                .options(
+                    num_cpus=share.wanted.resources["CPU"],
+                    num_gpus=share.wanted.resources["GPU"],
+                    resources={
+                        name: amount
+                        for name, amount in share.wanted.resources.items()
+                        if name not in ("CPU", "GPU")
+                    },
+                    label_selector=dict(share.wanted.labels) or None,
+                    max_restarts=-1,
+                    # Of several with the same teachers, another answers: see `Home`.
+                    max_task_retries=-1 if len(names) == 1 else 0,
+                    scheduling_strategy="SPREAD",
+                    name=name,
+                )
+                .remote(
+                    {name: checkpoints[name].resolve() for name in share.teachers},
+                    data,
+                    fingerprint,
+                    settings,
+                    share.wanted.resources["GPU"] > 0,
+                    (settings.look_ahead + 2) * (askers + 1),
+                    outputs,
+                )
+                for name in names
+            ]
+            self._hosts.append((share, actors))
+            homes.append((share.teachers, tuple(names)))
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self.weighting = (
             ray.remote(WeightingActor)
@@ -228,8 +284,13 @@ class Fleet:
                 max_concurrency=1000,
                 scheduling_strategy=here,
             )
-            .remote(homes, STEPS_HELD * workers)
+            .remote(homes, STEPS_HELD * askers, settings.patience)
         )
+
+    @property
+    def actors(self) -> list[Any]:
+        """Of all teachers, replicas among them."""
+        return [actor for _, actors in self._hosts for actor in actors]
 
     def forwards(self) -> int:
         """Forward passes of a backbone so far, over all actors."""
@@ -240,34 +301,84 @@ class Fleet:
         return self._sum("seconds")
 
     def _sum(self, figure: str) -> float:
-        try:
-            return sum(ray.get([getattr(actor, figure).remote() for actor in self.actors]))
-        except (RayTaskError, RayActorError) as error:
-            raise plain_error(error, "a teacher") from None
+        asked = [getattr(actor, figure).remote() for actor in self.actors]
+        told, _ = ray.wait(asked, num_returns=len(asked), timeout=STALL_SECONDS)
+        total = 0.0
+        for answer in told:
+            with suppress(RayTaskError, RayActorError):  # what a dead one did is lost
+                total += ray.get(answer)
+        return total
 
-    def record(self, view: int, rows: int, step: Callable[[int], None]) -> None:
-        """Record a view whole, all actors at once.
+    def record(self, view: int, rows: int, step: Callable[[float], None]) -> None:
+        """Record a view whole, all actors at once; replicas have a part each.
 
         Args:
             view: its number, which is also an epoch that shows it.
             rows: samples of a view.
-            step: called with the samples that an actor has done since its last sign of life.
+            step: called with the samples that were done since the last call, in the mean over the
+                teachers' homes.
 
         Raises:
             AgrekdError: what a teacher raised.
+            RunError: a teacher is silent for too long.
         """
-        missing = dict.fromkeys(self.actors, rows)
-        under_way = {actor.complete.remote(view, RECORD_STEP): actor for actor in self.actors}
+        parts = {
+            actor: (number, len(actors))
+            for _, actors in self._hosts
+            for number, actor in enumerate(self._ready(actors))
+        }
+        self._complete(view, parts, rows, step)
+        if any(count > 1 for _, count in parts.values()):
+            for _, actors in self._hosts:
+                ray.get([actor.leave.remote(view) for actor in actors if actor in parts])
+            first = {actors[0]: WHOLE for _, actors in self._hosts}
+            self._complete(view, first, rows, lambda done: None)
+
+    def _ready(self, actors: Sequence[Any]) -> list[Any]:
+        """Those of the same teachers that are there, the first in any case."""
+        if len(actors) == 1:
+            return list(actors)
+        first, *others = actors
+        ray.get(first.process.remote())
+        asked = {other.process.remote(): other for other in others}
+        there, _ = ray.wait(list(asked), num_returns=len(asked), timeout=JOIN_SECONDS)
+        return [first, *(asked[answer] for answer in there)]
+
+    def _complete(
+        self, view: int, parts: Mapping[Any, Part], rows: int, step: Callable[[float], None]
+    ) -> None:
+        missing = {actor: rows / count for actor, (_, count) in parts.items()}
+        under_way = {
+            actor.complete.remote(view, RECORD_STEP, part): actor for actor, part in parts.items()
+        }
+        waited = 0.0
         try:
             while under_way:
-                (done,), _ = ray.wait(list(under_way), num_returns=1)
-                actor, left = under_way.pop(done), ray.get(done)
+                done, _ = ray.wait(list(under_way), num_returns=1, timeout=STALL_SECONDS)
+                if not done:
+                    waited += STALL_SECONDS
+                    self._stalled(view, waited, list(under_way.values()))
+                    continue
+                waited = 0.0
+                actor, left = under_way.pop(done[0]), ray.get(done[0])
                 if left:
-                    under_way[actor.complete.remote(view, RECORD_STEP)] = actor
-                step(missing[actor] - left)
+                    again = actor.complete.remote(view, RECORD_STEP, parts[actor])
+                    under_way[again] = actor
+                step((missing[actor] - left) / len(self._hosts))
                 missing[actor] = left
         except (RayTaskError, RayActorError) as error:
             raise plain_error(error, "a teacher") from None
+
+    def _stalled(self, view: int, waited: float, silent: Sequence[Any]) -> None:
+        names = [", ".join(s.teachers) for s, actors in self._hosts if set(actors) & set(silent)]
+        whom = f"teachers {'; '.join(names)}"
+        if self._patience is not None and waited >= self._patience:
+            raise RunError(
+                f"{whom}: silent for {waited:.0f} s while view {view} is recorded. Look at their "
+                "processes and nodes, then start again: what is recorded is kept. A slow teacher "
+                "needs a longer fleet.patience."
+            )
+        self._post(Note(f"the record of view {view} has waited {waited:.0f} s for {whom}"))
 
     def source(self) -> FleetSource:
         """A student's end."""
@@ -279,19 +390,58 @@ class Fleet:
             ray.kill(actor)
 
 
-def placement(checkpoints: Mapping[str, Path], backbones_per_actor: int) -> list[tuple[str, ...]]:
-    """Which teachers live together: all heads of a backbone, and so many backbones an actor.
+def fits(
+    checkpoints: Mapping[str, Path], settings: FleetSettings, students: Sequence[Wanted]
+) -> bool:
+    """Whether the cluster has room for all teachers at once, beside the students."""
+    nodes = cluster_nodes()
+    shares = _shares(checkpoints, settings, nodes, students)
+    return not place([*students, *(share.wanted for share in shares)], nodes).without_room
 
-    Args:
-        checkpoints: folders by teacher's name.
-        backbones_per_actor: at most so many different backbones in one actor.
 
-    Returns:
-        Names by actor; backbones spread evenly over as few actors as possible.
+def turns(checkpoints: Mapping[str, Path], settings: FleetSettings) -> list[dict[str, Path]]:
+    """Teachers that are hosted together, where the cluster has no room for all: turn by turn.
+
+    Raises:
+        RunError: there is a teacher that no node has room for.
     """
-    heads: dict[str, list[str]] = {}
-    for name, folder in checkpoints.items():
-        heads.setdefault(read_manifest(folder).backbone, []).append(name)
-    backbones = list(heads.values())
-    actors = -(-len(backbones) // backbones_per_actor)
-    return [tuple(name for some in backbones[n::actors] for name in some) for n in range(actors)]
+    nodes = cluster_nodes()
+    shares = _shares(checkpoints, settings, nodes, ())
+    return [
+        {name: checkpoints[name] for one in turn for name in shares[one].teachers}
+        for turn in rounds([share.wanted for share in shares], nodes)
+    ]
+
+
+def _placed(
+    checkpoints: Mapping[str, Path],
+    settings: FleetSettings,
+    post: Post,
+    students: Sequence[Wanted],
+) -> list[Share]:
+    """Which teachers live together, on a cluster that has room for them and the students.
+
+    The plan is told where there is more than one node, and what has to wait for others.
+    """
+    nodes = cluster_nodes()
+    shares = _shares(checkpoints, settings, nodes, students)
+    wanted = [share.wanted for share in shares]
+    if waits := check_room(students, wanted, nodes):
+        post(Note(waits))
+    if len(nodes) > 1:
+        everybody = [*students, *(one for one in wanted for _ in range(settings.replicas))]
+        for line in place(everybody, nodes).lines():
+            post(Note(line))
+    return shares
+
+
+def _shares(
+    checkpoints: Mapping[str, Path],
+    settings: FleetSettings,
+    nodes: Sequence[Node],
+    students: Sequence[Wanted],
+) -> list[Share]:
+    actors = len(shares_of(checkpoints, settings)) * settings.replicas
+    there = sum(node.total.get("CPU", 0) for node in nodes)
+    taken = sum(one.resources.get("CPU", 0) for one in students)
+    return shares_of(checkpoints, settings, cpus_of(settings, actors, there, taken))

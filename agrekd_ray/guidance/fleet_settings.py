@@ -2,11 +2,35 @@
 
 from __future__ import annotations
 
+import fnmatch
 from typing import Annotated
 
 from pydantic import Field
 
-from agrekd_ray.settings import Autocast, Count, NonNegative, Positive, Settings, Whole
+from agrekd_ray.settings import (
+    Autocast,
+    Count,
+    NodeLabels,
+    NodeResources,
+    NonNegative,
+    Positive,
+    Settings,
+    Whole,
+)
+
+
+class TeacherPlace(Settings):
+    """Where some teachers are put, where it differs from the others.
+
+    Attributes:
+        gpus: of their actor; null as the fleet.
+        resources: custom resources of their actor.
+        labels: of their node.
+    """
+
+    gpus: NonNegative | None = None
+    resources: NodeResources = Field(default_factory=dict)
+    labels: NodeLabels = Field(default_factory=dict)
 
 
 class FleetSettings(Settings):
@@ -17,15 +41,39 @@ class FleetSettings(Settings):
             millisecond a step, so small teachers share one and large ones have their own.
         concurrent: backbones of one actor that compute at the same time, each in a thread; of use
             where a backbone leaves its device idle.
+        replicas: actors with the same teachers, which take turns; those that find no room join
+            when a node is added.
         cpus: logical CPUs of an actor; null shares what the student's workers leave.
         gpus: of an actor; fractions share a GPU between actors.
+        resources: custom resources of an actor.
+        labels: of the nodes that host teachers.
+        teachers: other places, by teacher's name; `*` and `?` stand for any letters. The first
+            that fits counts.
         autocast: precision of the teachers' forward pass.
         look_ahead: batches that teachers compute while the student trains.
+        patience: seconds that a teacher may take to answer before the run gives it up; null waits
+            for ever.
     """
 
     backbones_per_actor: Count = 1
     concurrent: Count = 1
+    replicas: Annotated[Count, Field(le=64)] = 1
     cpus: Positive | None = None
     gpus: NonNegative = 0
+    resources: NodeResources = Field(default_factory=dict)
+    labels: NodeLabels = Field(default_factory=dict)
+    teachers: dict[str, TeacherPlace] = Field(default_factory=dict)
     autocast: Autocast = "none"
     look_ahead: Annotated[Whole, Field(le=64)] = 2
+    patience: Positive | None = 600
+
+    def of(self, teacher: str) -> TeacherPlace:
+        """Where a teacher is put."""
+        for pattern, own in self.teachers.items():
+            if fnmatch.fnmatchcase(teacher, pattern):
+                return TeacherPlace(
+                    gpus=self.gpus if own.gpus is None else own.gpus,
+                    resources={**self.resources, **own.resources},
+                    labels={**self.labels, **own.labels},
+                )
+        return TeacherPlace(gpus=self.gpus, resources=self.resources, labels=self.labels)

@@ -23,6 +23,9 @@ VIEWS_OPEN = 3
 """Views with unfinished records that a host keeps open: last epoch's, this one's, the next."""
 FILL = 256
 """Samples of a forward pass where a record is filled up."""
+Part = tuple[int, int]
+"""Of the rows of a record: (number, of so many parts)."""
+WHOLE: Part = (0, 1)
 
 
 class TeacherHost:
@@ -109,20 +112,31 @@ class TeacherHost:
             self._kept.move_to_end(answered, last=False)
         return reply(question, names, torch.stack([logits[name] for name in names]), self._samples)
 
-    def complete(self, epoch: int, limit: int | None = None) -> int:
+    def expect(self, names: Sequence[str], views: Sequence[View]) -> None:
+        """Start on views that the named teachers will be asked for."""
+        wanted = self.names if self._outputs else tuple(names)
+        for view in views:
+            self._logits(wanted, view)
+
+    def complete(self, epoch: int, limit: int | None = None, part: Part = WHOLE) -> int:
         """Record what is missing of an epoch's view: the samples that its batches left out.
 
         Args:
             epoch: whose view.
             limit: samples to compute at most; None for all.
+            part: of the rows, where hosts share a record; only who does the whole finishes it.
 
         Returns:
-            Samples that some teacher is still missing.
+            Samples of the part that some teacher is still missing.
 
         Raises:
             RunError: as `replies`.
         """
-        return self._thread.submit(self._fill, epoch, limit).result()
+        return self._thread.submit(self._fill, epoch, limit, part).result()
+
+    def leave(self, epoch: int) -> None:
+        """Leave an epoch's records in the making to another host, with what they hold."""
+        self._thread.submit(self._leave, self._samples.view(epoch)).result()
 
     def _logits(self, names: tuple[str, ...], view: View) -> Future[dict[str, Tensor]]:
         """The teachers' logits of a view: kept, on their way, or started now."""
@@ -185,8 +199,12 @@ class TeacherHost:
             begun[name] = outputs.begin(name, view)
         return begun[name]
 
+    def _leave(self, view: int) -> None:
+        for partial in self._partials.pop(view, {}).values():
+            partial.close()
+
     @torch.inference_mode()
-    def _fill(self, epoch: int, limit: int | None) -> int:
+    def _fill(self, epoch: int, limit: int | None, part: Part) -> int:
         outputs = self._outputs
         if outputs is None:
             return 0
@@ -203,12 +221,13 @@ class TeacherHost:
         for partial in partials.values():
             unknown_N |= ~partial.known_N
         missing = np.flatnonzero(unknown_N)
+        missing = missing[missing % part[1] == part[0]]
         now = missing if limit is None else missing[:limit]
         for start in range(0, len(now), FILL):
             rows = now[start : start + FILL]
             wanted = [name for name, p in partials.items() if not p.known_N[rows].all()]
             self._record(outputs, epoch, rows, self._compute(wanted, epoch, outputs.ids(rows)))
-        if len(now) == len(missing):
+        if len(now) == len(missing) and part == WHOLE:
             for name in partials:
                 self._partials[view].pop(name).finish()
         return len(missing) - len(now)

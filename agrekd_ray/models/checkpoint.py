@@ -106,10 +106,11 @@ def save(folder: Path, model: Classifier, manifest: Manifest) -> Manifest:
         except OSError:
             if not (folder / MANIFEST).is_file():
                 raise
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise CheckpointError(
-            f"{folder}: cannot write the checkpoint ({error.strerror or error}). Free the disk or "
-            "choose another folder."
+            f"{folder}: cannot write the checkpoint ({reason}). Free the disk or choose another "
+            "folder."
         ) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agrekd_ray.config import Job
 from agrekd_ray.data import Samples
 from agrekd_ray.events import Event, Note, OutputsDone, Post, StudentEpoch
 from agrekd_ray.guidance import Replay, Source
-from agrekd_ray.guidance.fleet import Fleet
+from agrekd_ray.guidance.fleet import Fleet, fits, turns
+from agrekd_ray.guidance.placement import Wanted
 from agrekd_ray.outputs import Outputs
 from agrekd_ray.results import Effort
+from agrekd_ray.student import StudentSettings
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,12 @@ class Given:
     def __call__(self, samples: Samples) -> Source:
         """The source, as it is."""
         return self.source
+
+
+def workers_of(student: StudentSettings) -> list[Wanted]:
+    """Room that the workers of a student take."""
+    one = Wanted("student's worker", student.takes, student.labels, "students' workers")
+    return [one] * student.workers
 
 
 class Teaching(AbstractContextManager["Teaching"]):
@@ -64,28 +72,43 @@ class Teaching(AbstractContextManager["Teaching"]):
         if not self._checkpoints:
             return None
         if self._outputs is None:
-            return Given(self._start().source())
-        fleet = self._start().source() if self._missing else None
+            return Given(self._start(self._checkpoints).source())
+        if self._missing and not fits(
+            self._checkpoints, self._job.fleet, workers_of(self._job.student)
+        ):
+            self._post(
+                Note(
+                    "the cluster has no room for all teachers beside the students: they take "
+                    "turns, and what they say is recorded before the first student"
+                )
+            )
+            self.record()
+            self._missing = []
+        fleet = self._start(self._checkpoints).source() if self._missing else None
         return Replay(self._job.outputs, self._checkpoints, self._job.fleet.autocast, fleet)
 
     def record(self) -> None:
-        """Record every view that is missing, in one pass over the fleet.
+        """Record every view that is missing; teachers that do not all find room take turns.
 
         Raises:
-            AgrekdError: what a teacher raised.
+            AgrekdError: what a teacher raised, or that one finds no room at all.
         """
-        views = sorted({view for _, view in self._missing})
-        if not views:
+        missing = {name for name, _ in self._missing}
+        outputs = self._outputs
+        if outputs is None or not missing:
             return
-        fleet = self._start()
-        actors = len(fleet.actors)
-        rows = self._outputs.count if self._outputs else 0
-        for view in views:
+        left = {name: path for name, path in self._checkpoints.items() if name in missing}
+        for teachers in turns(left, self._job.fleet):
+            views = sorted({view for name, view in self._missing if name in teachers})
+            fleet = self._start(teachers, alone=True)
+            share = len(teachers) / len(left)
+            for view in views:
 
-            def step(done: int, view: int = view) -> None:
-                self._post(OutputsDone(view, done / actors))
+                def step(done: float, view: int = view, share: float = share) -> None:
+                    self._post(OutputsDone(view, done * share))
 
-            fleet.record(view, rows, step)
+                fleet.record(view, outputs.count, step)
+            self._release()
 
     def watch(self, event: Event) -> None:
         """Release the teachers as soon as nothing more will be asked of them."""
@@ -102,18 +125,18 @@ class Teaching(AbstractContextManager["Teaching"]):
     def __exit__(self, *failure: object) -> None:
         self._release(count=failure[1] is None)
 
-    def _start(self) -> Fleet:
+    def _start(self, teachers: Mapping[str, Path], *, alone: bool = False) -> Fleet:
         job = self._job
         self._fleet = Fleet(
-            self._checkpoints,
+            teachers,
             job.data,
             job.fleet,
             self._post,
             outputs=job.outputs if self._outputs else None,
-            workers=job.student.workers,
-            cpus_taken=job.student.workers * job.student.cpus,
+            askers=job.student.workers,
+            students=() if alone else workers_of(job.student),
         )
-        self.effort = Effort(actors=len(self._fleet.actors))
+        self.effort = replace(self.effort, actors=self.effort.actors + len(self._fleet.actors))
         return self._fleet
 
     def _release(self, *, count: bool = True) -> None:
@@ -122,7 +145,10 @@ class Teaching(AbstractContextManager["Teaching"]):
             forwards, seconds = (fleet.forwards(), fleet.seconds()) if count else (0, 0.0)
             fleet.close()
             recorded = self._outputs.bytes() if self._outputs else 0
-            self.effort = Effort(self.effort.actors, forwards, recorded, seconds)
+            so_far = self.effort
+            self.effort = Effort(
+                so_far.actors, so_far.forwards + forwards, recorded, so_far.seconds + seconds
+            )
 
     def _say_damaged(self, outputs: Outputs) -> None:
         damaged = [outputs.path(*one) for one in self._missing if outputs.path(*one).exists()]

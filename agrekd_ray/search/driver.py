@@ -35,7 +35,7 @@ from agrekd_ray.run.job import effort_metrics, members, package_versions
 from agrekd_ray.run.monitor import Monitor, flat, show_progress
 from agrekd_ray.run.plan import make_plan
 from agrekd_ray.run.recording import make_and_record
-from agrekd_ray.run.teaching import Given
+from agrekd_ray.run.teaching import Given, workers_of
 from agrekd_ray.search import trainable
 from agrekd_ray.search.board import Board
 from agrekd_ray.search.folder import Journal, SearchFolder
@@ -195,8 +195,8 @@ class _Searching:
                 job.data,
                 job.fleet,
                 engine.post,
-                workers=at_once,
-                cpus_taken=at_once * job.student.cpus,
+                askers=at_once * job.student.workers,
+                students=workers_of(job.student) * at_once,
             )
             stack.callback(fleet.close)
             source = Given(fleet.source())
@@ -263,7 +263,7 @@ class _Searching:
         actor = tune.with_resources(
             tune.with_parameters(TrialActor, shared=shared),
             # Tune knows no trial without resources: of memory there is always this much.
-            {"CPU": student.cpus, "GPU": student.gpus} if alone else {"memory": 2**20},
+            student.takes if alone else {"memory": 2**20},
         )
         path = self.folder.tune / TUNE
         if Tuner.can_restore(str(path)):

@@ -19,7 +19,7 @@ import ray
 import ray.train
 import torch
 import torch.distributed as dist
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.config import LoggingConfig
 from ray.util import get_current_placement_group
@@ -30,7 +30,7 @@ from agrekd_ray.errors import AgrekdError, RunError
 from agrekd_ray.events import GroupPlaced
 from agrekd_ray.results import Epoch, epochs_from_json, mean_epoch
 from agrekd_ray.search.trial import Shared, assignments, opened
-from agrekd_ray.student.group import worker_student
+from agrekd_ray.student.group import scaling, worker_student
 
 POLL_SECONDS = 0.02
 SECONDS_TO_END = 60.0
@@ -156,12 +156,7 @@ class GroupTrial:
         trainer = TorchTrainer(
             _work,
             train_loop_config={"work": self._work},
-            scaling_config=ScalingConfig(
-                num_workers=student.workers,
-                use_gpu=student.gpus > 0,
-                resources_per_worker={"CPU": student.cpus, "GPU": student.gpus},
-                placement_strategy="PACK",
-            ),
+            scaling_config=scaling(student),
             run_config=RunConfig(
                 name="train",
                 storage_path=str(self._folder),

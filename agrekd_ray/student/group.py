@@ -9,6 +9,7 @@ students whose epochs are shorter than that.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -77,12 +78,7 @@ def train_group(work: Schoolwork, settings: StudentSettings) -> None:
     trainer = TorchTrainer(
         _work,
         train_loop_config={"work": work},
-        scaling_config=ScalingConfig(
-            num_workers=settings.workers,
-            use_gpu=settings.gpus > 0,
-            resources_per_worker={"CPU": settings.cpus, "GPU": settings.gpus},
-            placement_strategy="PACK",
-        ),
+        scaling_config=scaling(settings),
         run_config=RunConfig(
             name="train",
             storage_path=str(work.training),
@@ -98,6 +94,17 @@ def train_group(work: Schoolwork, settings: StudentSettings) -> None:
     missing = [a.name for a in work.assignments if read_outcome(work.students / a.name) is None]
     if missing:
         raise RunError(f"{len(missing)} students are not finished, the first is {missing[0]}.")
+
+
+def scaling(settings: StudentSettings) -> ScalingConfig:
+    """Workers of a student, for Ray Train: kept together, where there is room."""
+    return ScalingConfig(
+        num_workers=settings.workers,
+        use_gpu=settings.gpus > 0,
+        resources_per_worker=settings.takes,
+        placement_strategy="PACK",
+        label_selector=dict(settings.labels) or None,
+    )
 
 
 def _work(config: dict[str, Any]) -> None:
@@ -117,7 +124,8 @@ def _work(config: dict[str, Any]) -> None:
         # several must also free those who wait for it, and tell the restarted group to end.
         work.post(Failed(str(error)))
         if context.get_world_size() > 1:
-            given_up.touch()
+            with contextlib.suppress(OSError):  # on a full disk, those who wait time out
+                given_up.touch()
             raise
 
 

@@ -13,6 +13,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from agrekd_ray.data import SELECT, TEST, Dataset
@@ -20,7 +21,16 @@ from agrekd_ray.errors import RunError
 from agrekd_ray.guidance import Distilled, Lesson, Source
 from agrekd_ray.models import Classifier, Manifest, Model, build, identified, save
 from agrekd_ray.results import Epoch, Outcome, epochs_from_json
-from agrekd_ray.settings import Count, NonNegative, Positive, Settings, Training, fingerprint
+from agrekd_ray.settings import (
+    Count,
+    NodeLabels,
+    NodeResources,
+    NonNegative,
+    Positive,
+    Settings,
+    Training,
+    fingerprint,
+)
 from agrekd_ray.teachers import DfrSettings, retrain_head
 from agrekd_ray.training import (
     Labels,
@@ -44,6 +54,8 @@ class StudentSettings(Settings):
         workers: data-parallel Ray Train workers.
         cpus: logical CPUs of a worker.
         gpus: GPUs of a worker.
+        resources: custom resources of a worker, as Ray names them.
+        labels: of the nodes that host workers, in Ray's notation.
     """
 
     model: Model
@@ -51,6 +63,13 @@ class StudentSettings(Settings):
     workers: Count = 1
     cpus: Positive = 1
     gpus: NonNegative = 0
+    resources: NodeResources = Field(default_factory=dict)
+    labels: NodeLabels = Field(default_factory=dict)
+
+    @property
+    def takes(self) -> dict[str, float]:
+        """What a worker takes of its node, by name."""
+        return {"CPU": self.cpus, "GPU": self.gpus, **self.resources}
 
 
 @dataclass(frozen=True)
@@ -175,15 +194,23 @@ class Student:
         return record
 
     def save_state(self, path: Path) -> None:
-        """Write everything that the rest of the training depends on; whole or not at all."""
+        """Write everything that the rest of the training depends on; whole or not at all.
+
+        Raises:
+            RunError: the disk is full or cannot be written.
+        """
         state = {
             "student": self.assignment.name,
             "trainer": self.trainer.state_dict(),
             "history": [asdict(epoch) for epoch in self.history],
         }
         partial = path.with_name(f".{path.name}.partial")
-        torch.save(state, partial)
-        os.replace(partial, path)
+        try:
+            torch.save(state, partial)
+            os.replace(partial, path)
+        except (OSError, RuntimeError) as error:  # torch's own writer raises the latter
+            partial.unlink(missing_ok=True)
+            raise _unwritable(path.parent, "the state of the training", error) from None
 
     def load_state(self, path: Path, *, of_any: bool = False) -> bool:
         """Go on from a state written by `save_state`; False where it is another student's.
@@ -258,11 +285,26 @@ class Student:
 
 
 def write_outcome(folder: Path, outcome: Outcome) -> None:
-    """Write a finished method × seed; whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write a finished method × seed; whole or not at all.
+
+    Raises:
+        RunError: the disk is full or cannot be written.
+    """
     partial = folder / f".{OUTCOME}.partial"
-    partial.write_text(json.dumps(outcome.to_json()))
-    os.replace(partial, folder / OUTCOME)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(outcome.to_json()))
+        os.replace(partial, folder / OUTCOME)
+    except OSError as error:
+        raise _unwritable(folder, "the outcome", error) from None
+
+
+def _unwritable(folder: Path, what: str, error: Exception) -> RunError:
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+    return RunError(
+        f"{folder}: cannot write {what} ({reason}). Free the disk, then `agrekd resume RUN` goes "
+        "on from the last state that was written."
+    )
 
 
 def read_outcome(folder: Path) -> Outcome | None:

@@ -1,0 +1,296 @@
+"""Who of a job finds room where: a plan, worked out before anything starts. No Ray here."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from agrekd_ray.errors import RunError
+from agrekd_ray.guidance.fleet_settings import FleetSettings
+from agrekd_ray.models import read_manifest
+
+_ROUNDING = 1e-6
+"""Ray counts in ten-thousandths."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine of the cluster.
+
+    Attributes:
+        name: its address.
+        total: resources by name (`CPU`, `GPU`, custom ones).
+        free: of them, what nobody holds now.
+        labels: by key.
+    """
+
+    name: str
+    total: Mapping[str, float]
+    free: Mapping[str, float]
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One process that must find room.
+
+    Attributes:
+        what: it is, in words.
+        resources: that it takes, by name.
+        labels: that its node must have: a value, `!value`, `in(a,b)` or `!in(a,b)` by key, as
+            Ray has them.
+        kind: those of one kind are a line of a plan.
+    """
+
+    what: str
+    resources: Mapping[str, float]
+    labels: Mapping[str, str] = field(default_factory=dict)
+    kind: str = "teachers' actors"
+
+    @property
+    def in_words(self) -> str:
+        """What it takes."""
+        amounts = [f"{value:g} {name}" for name, value in self.resources.items() if value]
+        labels = [f"{key}={value}" for key, value in self.labels.items()]
+        return ", ".join(amounts or ["0 CPU"]) + (f" on {' '.join(labels)}" if labels else "")
+
+
+@dataclass(frozen=True)
+class Share:
+    """Teachers that live in one actor, and what it takes.
+
+    Attributes:
+        teachers: their names.
+        wanted: room for one actor of theirs.
+    """
+
+    teachers: tuple[str, ...]
+    wanted: Wanted
+
+
+def shares_of(
+    checkpoints: Mapping[str, Path], settings: FleetSettings, cpus: float | None = None
+) -> list[Share]:
+    """Which teachers live together, and what they take.
+
+    All heads of a backbone live together, and so many backbones an actor as the settings say;
+    backbones spread evenly over as few actors as possible. Only teachers that are placed alike
+    share an actor.
+
+    Args:
+        checkpoints: folders by teacher's name, the biased model among them.
+        settings: of the fleet.
+        cpus: of an actor, where the settings leave it open.
+    """
+    heads: dict[str, list[str]] = {}
+    for name, folder in checkpoints.items():
+        heads.setdefault(read_manifest(folder).backbone, []).append(name)
+    alike: dict[tuple[object, ...], list[list[str]]] = {}
+    for names in heads.values():
+        own = settings.of(names[0])
+        place = (own.gpus, tuple(own.resources.items()), tuple(own.labels.items()))
+        alike.setdefault(place, []).append(names)
+    found = []
+    for backbones in alike.values():
+        actors = -(-len(backbones) // settings.backbones_per_actor)
+        for number in range(actors):
+            names = [name for some in backbones[number::actors] for name in some]
+            own = settings.of(names[0])
+            resources = {"CPU": cpus or 0.0, "GPU": own.gpus or 0.0, **own.resources}
+            wanted = Wanted(f"teachers {', '.join(names)}", resources, own.labels)
+            found.append(Share(tuple(names), wanted))
+    return found
+
+
+def cpus_of(settings: FleetSettings, actors: int, cluster: float, taken: float) -> float:
+    """Logical CPUs of a teacher's actor: as set, or a share of what the students leave.
+
+    Args:
+        settings: of the fleet.
+        actors: that share.
+        cluster: CPUs of all nodes.
+        taken: of them by the students' workers.
+    """
+    if settings.cpus is not None:
+        return settings.cpus
+    return max(0.01, min(1.0, 0.9 * (cluster - taken) / max(actors, 1)))
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A plan: who finds room on which node.
+
+    Attributes:
+        placed: who must find room, with the node's name; None where there is none.
+        nodes: of the cluster.
+        free: whether it is about the room that is free now, not all that there is.
+    """
+
+    placed: tuple[tuple[Wanted, str | None], ...]
+    nodes: tuple[Node, ...]
+
+    @property
+    def without_room(self) -> list[Wanted]:
+        """Who finds none."""
+        return [wanted for wanted, node in self.placed if node is None]
+
+    def lines(self) -> list[str]:
+        """The plan in words: a line a kind of process."""
+        kinds: dict[tuple[str, str], Counter[str | None]] = {}
+        for wanted, node in self.placed:
+            kind = (wanted.kind, wanted.in_words)
+            kinds.setdefault(kind, Counter())[node] += 1
+        found = []
+        for (what, takes), where in kinds.items():
+            places = [
+                f"{node} × {count}" if count > 1 else f"{node}"
+                for node, count in where.items()
+                if node is not None
+            ]
+            if lacking := where.get(None, 0):
+                places.append(f"no room for {lacking}")
+            found.append(f"{what}: {sum(where.values())} × ({takes}) on {', '.join(places)}")
+        return found
+
+
+def place(wanted: Sequence[Wanted], nodes: Sequence[Node], *, free: bool = False) -> Placement:
+    """Work out who finds room where: the largest first, on the emptiest node that has room.
+
+    Args:
+        wanted: who must find room; those of one kind spread over the nodes.
+        nodes: of the cluster.
+        free: count the room that is free now, not all that there is.
+    """
+    left = {node.name: dict(node.free if free else node.total) for node in nodes}
+    guests: Counter[str] = Counter()
+    where: dict[int, str | None] = {}
+    order = sorted(
+        range(len(wanted)),
+        key=lambda one: [-wanted[one].resources.get(name, 0) for name in ("GPU", "CPU")],
+    )
+    for one in order:
+        fitting = [
+            node
+            for node in nodes
+            if matches(node.labels, wanted[one].labels)
+            and _has_room(left[node.name], wanted[one].resources)
+        ]
+        if not fitting:
+            where[one] = None
+            continue
+        chosen = min(fitting, key=lambda node: guests[node.name]).name
+        guests[chosen] += 1
+        for name, amount in wanted[one].resources.items():
+            left[chosen][name] = left[chosen].get(name, 0) - amount
+        where[one] = chosen
+    return Placement(tuple((w, where[n]) for n, w in enumerate(wanted)), tuple(nodes))
+
+
+def check_room(
+    students: Sequence[Wanted], teachers: Sequence[Wanted], nodes: Sequence[Node]
+) -> str:
+    """Refuse what will never find room on these nodes, however long one waits.
+
+    Args:
+        students: workers.
+        teachers: actors that must be there at the same time.
+        nodes: of the cluster.
+
+    Returns:
+        What has to wait for others to leave, in words; empty where nothing has.
+
+    Raises:
+        RunError: says what is wanted and what is there.
+    """
+    everybody = [*students, *teachers]
+    lacking = place(everybody, nodes).without_room
+    if lacking:
+        alone = [w for w in lacking if place([w], nodes).without_room]
+        raise RunError(_never(alone or lacking, len(everybody), nodes, bool(alone)))
+    waiting = place(everybody, nodes, free=True).without_room
+    if not waiting:
+        return ""
+    return (
+        f"{len(waiting)} of {len(everybody)} processes of this job wait for room that others hold "
+        f"now (the first: {waiting[0].what}, {waiting[0].in_words})"
+    )
+
+
+def _never(lacking: Sequence[Wanted], of: int, nodes: Sequence[Node], alone: bool) -> str:
+    first = lacking[0]
+    what = (
+        f"{first.what}: no node has room for it: {first.in_words} wanted"
+        if alone
+        else f"{len(lacking)} of {of} processes find no room beside the others (the first: "
+        f"{first.what}, {first.in_words})"
+    )
+    there = "; ".join(_in_words(node, first) for node in nodes[:8])
+    more = f"; and {len(nodes) - 8} nodes more" if len(nodes) > 8 else ""
+    return (
+        f"{what}; there: {there}{more}. Lower fleet.gpus, fleet.cpus or student.gpus, put more "
+        "teachers in an actor (fleet.backbones_per_actor), record the teachers in turns first "
+        "(`agrekd record`), or add nodes."
+    )
+
+
+def _in_words(node: Node, wanted: Wanted) -> str:
+    names = [name for name, value in wanted.resources.items() if value] or ["CPU"]
+    amounts = ", ".join(f"{node.total.get(name, 0):g} {name}" for name in names)
+    labels = " ".join(f"{key}={node.labels.get(key, '(none)')}" for key in wanted.labels)
+    return f"{node.name} {amounts}" + (f" {labels}" if labels else "")
+
+
+def rounds(wanted: Sequence[Wanted], nodes: Sequence[Node]) -> list[list[int]]:
+    """Who is hosted together, where not all find room at once: in turns, as few as it takes.
+
+    Args:
+        wanted: who must find room, some time.
+        nodes: of the cluster.
+
+    Returns:
+        Indices by turn.
+
+    Raises:
+        RunError: one finds none even alone.
+    """
+    turns: list[list[int]] = []
+    left = list(range(len(wanted)))
+    while left:
+        placed = place([wanted[one] for one in left], nodes).placed
+        turn = [one for one, (_, node) in zip(left, placed, strict=True) if node is not None]
+        if not turn:
+            raise RunError(_never([wanted[left[0]]], len(wanted), nodes, True))
+        turns.append(turn)
+        left = [one for one in left if one not in set(turn)]
+    return turns
+
+
+_CHOICE = re.compile(r"^(!?)(?:in\((.*)\)|(.*))$")
+
+
+def matches(labels: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
+    """Whether a node has labels as wanted, in Ray's notation."""
+    for key, value in wanted.items():
+        found = _CHOICE.match(value)
+        negated, several, single = found.groups() if found else ("", None, value)
+        choices = [c.strip() for c in several.split(",")] if several is not None else [single]
+        if (labels.get(key) in choices) == bool(negated):
+            return False
+    return True
+
+
+def _has_room(left: Mapping[str, float], resources: Mapping[str, float]) -> bool:
+    return all(left.get(name, 0) + _ROUNDING >= amount for name, amount in resources.items())
+
+
+def unknown_patterns(settings: FleetSettings, names: Sequence[str]) -> list[str]:
+    """Patterns of `fleet.teachers` that fit no teacher."""
+    return [
+        pattern
+        for pattern in settings.teachers
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names)
+    ]
