@@ -6,7 +6,7 @@ stopped can be completed by another process from the files alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import mean
 from typing import Any
@@ -65,7 +65,7 @@ class Epoch:
         epoch: number of the epoch, from 0.
         loss: mean objective over the epoch's samples (method, equation 5).
         learning_rate: at the epoch's last step.
-        seconds: wall time of the epoch, evaluation included.
+        seconds: wall time of the epoch's steps.
         val: metrics on the selection half of the validation split.
         weights: mean weight of each teacher by group of the *training* samples,
             `weights[group][teacher]`; empty for students without teachers.
@@ -76,6 +76,9 @@ class Epoch:
         influence_by_group: the same by group of the training samples.
         selection: score by selection rule, for students of a search.
         steps: of training, of all students that the record is the mean of.
+        guidance_seconds: of `seconds`, what it took to be told the gradients: waiting for the
+            teachers, or reading and weighing their records.
+        replayed_steps: steps whose gradients came out of records.
     """
 
     epoch: int
@@ -90,6 +93,8 @@ class Epoch:
     fallback_by_group: dict[str, float] = field(default_factory=dict)
     influence: dict[str, float] = field(default_factory=dict)
     influence_by_group: dict[str, dict[str, float]] = field(default_factory=dict)
+    guidance_seconds: float = 0.0
+    replayed_steps: int = 0
 
 
 def epochs_from_json(values: list[dict[str, Any]]) -> list[Epoch]:
@@ -128,6 +133,8 @@ def mean_epoch(several: Sequence[Epoch]) -> Epoch:
         fallback_by_group=_means([epoch.fallback_by_group for epoch in several]),
         influence=_means([epoch.influence for epoch in several]),
         influence_by_group=_means_by_group([epoch.influence_by_group for epoch in several]),
+        guidance_seconds=sum(epoch.guidance_seconds for epoch in several),
+        replayed_steps=sum(epoch.replayed_steps for epoch in several),
     )
 
 
@@ -248,6 +255,22 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Span:
+    """Something that was done again and again, and the seconds that it took in all."""
+
+    count: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: Span) -> Span:
+        return Span(self.count + other.count, self.seconds + other.seconds)
+
+
+def added(one: Mapping[str, Span], other: Mapping[str, Span]) -> dict[str, Span]:
+    """Spans by name, those of the same name together."""
+    return dict(one) | {name: one.get(name, Span()) + span for name, span in other.items()}
+
+
+@dataclass(frozen=True)
 class Effort:
     """What the teachers of one process's part of a run cost.
 
@@ -256,12 +279,27 @@ class Effort:
         forwards: forward passes of a backbone.
         recorded: bytes of their records.
         seconds: that the forward passes took.
+        retries: questions that were asked again, since an actor had died.
+        spans: where the time went: `forward NAMES` by teachers that share a backbone, `gather`
+            and `weigh` of the weighting actor.
     """
 
     actors: int = 0
     forwards: int = 0
     recorded: int = 0
     seconds: float = 0.0
+    retries: int = 0
+    spans: dict[str, Span] = field(default_factory=dict)
+
+    def __add__(self, other: Effort) -> Effort:
+        return Effort(
+            self.actors + other.actors,
+            self.forwards + other.forwards,
+            max(self.recorded, other.recorded),
+            self.seconds + other.seconds,
+            self.retries + other.retries,
+            added(self.spans, other.spans),
+        )
 
     @property
     def in_words(self) -> str:

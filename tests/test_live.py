@@ -115,9 +115,9 @@ def test_workers_train_what_one_process_trains(
         )
         settings = StudentSettings(model=STUDENT, training=TRAINING, workers=2, cpus=0.5)
         train_group(work, settings)
-        forwards = fleet.forwards()
+        forwards = fleet.effort().forwards
         train_group(work, settings)  # everything is there already
-        assert fleet.forwards() == forwards
+        assert fleet.effort().forwards == forwards
     events = channel.take()
     channel.close()
     assert [e.outcome.method for e in events if isinstance(e, StudentDone)] == [

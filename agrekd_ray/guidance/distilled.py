@@ -18,6 +18,8 @@ from agrekd_ray.training import Batch, Taught
 class LocalTeachers:
     """All teachers in this process: the reference that the fleet is held to (a `Source`)."""
 
+    replayed = 0
+
     def __init__(self, host: TeacherHost) -> None:
         self._host = host
 

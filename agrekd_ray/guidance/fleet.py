@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import ray
 import torch
@@ -39,6 +40,7 @@ from agrekd_ray.guidance.placement import (
     shares_of,
 )
 from agrekd_ray.outputs import Outputs, OutputSettings
+from agrekd_ray.results import Effort, Span, added
 
 STALL_SECONDS = 30.0
 STEPS_HELD = 3
@@ -97,13 +99,10 @@ class TeacherActor:
         """See `TeacherHost.leave`."""
         self._host.leave(epoch)
 
-    def forwards(self) -> int:
-        """Forward passes of a backbone so far."""
-        return self._host.forwards
-
-    def seconds(self) -> float:
-        """That they took."""
-        return self._host.seconds
+    def effort(self) -> Effort:
+        """What the teachers here have cost so far."""
+        host = self._host
+        return Effort(1, host.forwards, seconds=host.seconds, spans=host.spans)
 
     def process(self) -> int:
         """Id of the process that the actor lives in now."""
@@ -137,6 +136,7 @@ class WeightingActor:
         ]
         self._of = {name: home for home in self._homes for name in home.teachers}
         self._room = asyncio.Semaphore(room)
+        self._spans: dict[str, Span] = {}
 
     async def ask(self, question: Question) -> Answer:
         """See `Source.ask`."""
@@ -144,10 +144,16 @@ class WeightingActor:
         for name in question.lesson.members:
             wanted.setdefault(self._of[name], []).append(name)
         async with self._room:
+            asked = time.perf_counter()
             told = await asyncio.gather(
                 *(home.replies(names, question) for home, names in wanted.items())
             )
-            return weigh_replies(question, told)
+            gathered = time.perf_counter()
+            answer = weigh_replies(question, told)
+            weighed = time.perf_counter()
+        spans = {"gather": Span(1, gathered - asked), "weigh": Span(1, weighed - gathered)}
+        self._spans = added(self._spans, spans)
+        return answer
 
     async def complete(self, epoch: int) -> None:
         """See `Source.complete`."""
@@ -156,6 +162,10 @@ class WeightingActor:
     async def awaited(self) -> list[str]:
         """Who has been asked and has not answered yet, in words."""
         return [words for home in self._homes for words in home.awaited()]
+
+    async def effort(self) -> Effort:
+        """Where its time has gone so far, and what had to be asked again."""
+        return Effort(retries=sum(home.retries for home in self._homes), spans=self._spans)
 
     async def process(self) -> int:
         """Id of the process that the actor lives in now."""
@@ -173,6 +183,8 @@ class FleetSource:
 
     actor: Any
     post: Post
+
+    replayed: ClassVar[int] = 0
 
     def ask(self, question: Question) -> Answer:
         """See `Source.ask`.
@@ -292,20 +304,13 @@ class Fleet:
         """Of all teachers, replicas among them."""
         return [actor for _, actors in self._hosts for actor in actors]
 
-    def forwards(self) -> int:
-        """Forward passes of a backbone so far, over all actors."""
-        return int(self._sum("forwards"))
-
-    def seconds(self) -> float:
-        """That they took, over all actors."""
-        return self._sum("seconds")
-
-    def _sum(self, figure: str) -> float:
-        asked = [getattr(actor, figure).remote() for actor in self.actors]
+    def effort(self) -> Effort:
+        """What the teachers have cost so far; what an actor did before it died is lost."""
+        asked = [actor.effort.remote() for actor in (self.weighting, *self.actors)]
         told, _ = ray.wait(asked, num_returns=len(asked), timeout=STALL_SECONDS)
-        total = 0.0
+        total = Effort()
         for answer in told:
-            with suppress(RayTaskError, RayActorError):  # what a dead one did is lost
+            with suppress(RayTaskError, RayActorError):
                 total += ray.get(answer)
         return total
 

@@ -42,6 +42,8 @@ class Home:
         self._nodes: dict[str, str] = {}
         self._looking: set[asyncio.Task[None]] | None = None
         self._changed = asyncio.Event()
+        self.retries = 0
+        """Questions that were asked again, since an actor had died."""
         self._asked: dict[int, tuple[float, str | None]] = {}
         self._numbers = itertools.count()
 
@@ -89,6 +91,7 @@ class Home:
                 try:
                     return await self._actors[mine].replies.remote(names, own)
                 except RayActorError:
+                    self.retries += 1
                     self._leaves(mine)
 
     async def _complete(self, epoch: int) -> None:

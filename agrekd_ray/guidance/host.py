@@ -17,6 +17,7 @@ from agrekd_ray.errors import RunError
 from agrekd_ray.guidance.lesson import Question, Replies, View, reply
 from agrekd_ray.models import check_classes, load
 from agrekd_ray.outputs import Outputs, Partial
+from agrekd_ray.results import Span, added
 from agrekd_ray.settings import Autocast
 
 VIEWS_OPEN = 3
@@ -81,6 +82,8 @@ class TeacherHost:
         """Forward passes of a backbone so far."""
         self.seconds = 0.0
         """That they took."""
+        self.spans: dict[str, Span] = {}
+        """The same by backbone: `forward NAMES` of the teachers that share it."""
         self.computed = 0
         """Samples that a backbone has seen so far, over all passes."""
 
@@ -244,17 +247,26 @@ class TeacherHost:
             heads.setdefault(self._heads[name][0], []).append(name)
 
         @torch.inference_mode()
-        def through(shared: str) -> dict[str, Tensor]:
+        def through(shared: str) -> tuple[dict[str, Tensor], float]:
+            start = time.perf_counter()
             with torch.autocast(
                 self._device.type, dtype=torch.bfloat16, enabled=self._autocast == "bfloat16"
             ):
                 features = self._backbones[shared](inputs)
-                return {name: self._heads[name][1](features).float() for name in heads[shared]}
+                answers = {n: self._heads[n][1](features).float() for n in heads[shared]}
+            return answers, time.perf_counter() - start
 
-        parts = self._computing.map(through, heads) if len(heads) > 1 else map(through, heads)
-        logits = {name: answer.cpu() for part in parts for name, answer in part.items()}
+        passes = self._computing.map(through, heads) if len(heads) > 1 else map(through, heads)
+        done = dict(zip(heads, passes, strict=True))
+        logits = {name: answer.cpu() for part, _ in done.values() for name, answer in part.items()}
         self.forwards += len(heads)
-        self.seconds += time.perf_counter() - began
+        seconds = time.perf_counter() - began
+        self.seconds += seconds
+        for shared, (_, own) in done.items():
+            # A GPU is only told what to do; all that is known is when it had done everything.
+            took = own if self._device.type == "cpu" else seconds / len(heads)
+            hosted = ", ".join(name for name, (where, _) in self._heads.items() if where == shared)
+            self.spans = added(self.spans, {f"forward {hosted}": Span(1, took)})
         self.computed += len(heads) * len(ids)
         for name, answer in logits.items():
             broken = int((~torch.isfinite(answer)).any(1).sum())

@@ -127,6 +127,11 @@ class Answer:
 class Source(Protocol):
     """Where answers come from."""
 
+    @property
+    def replayed(self) -> int:
+        """Answers out of records so far."""
+        ...
+
     def ask(self, question: Question) -> Answer:
         """The ensemble's answer; the same whenever the question is repeated."""
         ...

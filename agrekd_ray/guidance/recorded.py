@@ -30,6 +30,8 @@ class RecordedTeachers:
         self._outputs, self._samples, self._fleet = outputs, samples, fleet
         self._looked: tuple[int, tuple[str, ...]] | None = None
         self._complete = False
+        self.replayed = 0
+        """Answers out of records so far."""
 
     def ask(self, question: Question) -> Answer:
         """See `Source.ask`.
@@ -70,6 +72,7 @@ class RecordedTeachers:
         return self._complete
 
     def _replay(self, question: Question) -> Answer:
+        self.replayed += 1
         view, members = self._samples.view(question.epoch), question.lesson.members
         rows = self._outputs.rows(question.ids)
         classes = len(self._samples.classes)

@@ -112,7 +112,9 @@ class LocalEngine:
                     self._handle(StudentEpoch(assignment.name, epochs, record))
             for outcome in student.finish(students):
                 self._handle(StudentDone(outcome))
-        return Effort(forwards=host.forwards, seconds=host.seconds) if host else Effort()
+        if host is None:
+            return Effort()
+        return Effort(forwards=host.forwards, seconds=host.seconds, spans=host.spans)
 
     def record(self, checkpoints: dict[str, Path], views: Sequence[int]) -> Effort:
         """See `Engine.record`.

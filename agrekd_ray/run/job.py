@@ -36,6 +36,7 @@ from agrekd_ray.teachers import Pool, vote
 from agrekd_ray.tracking import diagnostic_plots, plots, tables
 from agrekd_ray.tracking.mlflow_runs import Tracker
 from agrekd_ray.tracking.outbox import Outbox
+from agrekd_ray.tracking.timing import spent
 from agrekd_ray.training import agreement, calibration, evaluate, score
 
 
@@ -89,7 +90,11 @@ def effort_metrics(effort: Effort | None, outcomes: Sequence[Outcome]) -> dict[s
     """
     if effort is None:
         return {}
-    figures = {f"teachers/{name}": float(value) for name, value in asdict(effort).items()}
+    figures = {
+        f"teachers/{name}": float(value)
+        for name, value in asdict(effort).items()
+        if isinstance(value, int | float)
+    }
     steps = [e.seconds / e.steps for outcome in outcomes for e in outcome.history if e.steps]
     if steps and min(steps) > 0:
         figures["cost/teacher_steps"] = effort.seconds / min(steps)
@@ -383,8 +388,19 @@ class _Run:
         for name, value in (
             ("finished in", f"{seconds // 60}:{seconds % 60:02}"),
             *([("teachers", self.effort.in_words)] if self.effort else []),
+            *_spent_lines(outcomes, self.effort),
             ("results", str(self.folder.path)),
             ("plots", str(self.folder.plots)),
             ("MLflow", self.tracker.ui_command()),
         ):
             console.print(f"{name:<12}{value}", highlight=False, soft_wrap=True)
+
+
+def _spent_lines(outcomes: Sequence[Outcome], effort: Effort | None) -> list[tuple[str, str]]:
+    """Where the time went, a line each; the first has the heading."""
+    lines = spent(outcomes, effort)
+    width = max((len(line.what) for line in lines), default=0)
+    return [
+        ("" if number else "time", f"{line.what:<{width}}  {line.in_words}")
+        for number, line in enumerate(lines)
+    ]

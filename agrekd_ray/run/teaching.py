@@ -136,18 +136,18 @@ class Teaching(AbstractContextManager["Teaching"]):
             askers=job.student.workers,
             students=() if alone else workers_of(job.student),
         )
-        self.effort = replace(self.effort, actors=self.effort.actors + len(self._fleet.actors))
         return self._fleet
 
     def _release(self, *, count: bool = True) -> None:
         fleet, self._fleet = self._fleet, None
         if fleet is not None:
-            forwards, seconds = (fleet.forwards(), fleet.seconds()) if count else (0, 0.0)
+            cost = fleet.effort() if count else Effort()
             fleet.close()
             recorded = self._outputs.bytes() if self._outputs else 0
-            so_far = self.effort
-            self.effort = Effort(
-                so_far.actors, so_far.forwards + forwards, recorded, so_far.seconds + seconds
+            self.effort = replace(
+                self.effort + cost,
+                actors=self.effort.actors + len(fleet.actors),
+                recorded=recorded,
             )
 
     def _say_damaged(self, outputs: Outputs) -> None:

@@ -172,6 +172,7 @@ class Student:
 
     def epoch(self) -> Epoch | None:
         """Train the next epoch, then evaluate; the record is None on all workers but the first."""
+        replayed = self._source.replayed if self._source is not None else 0
         finished = self.trainer.epoch()
         teaching = self._record.close(self._total) if self._record else Teaching()
         if not self._evaluates:
@@ -188,6 +189,8 @@ class Student:
             score(self._dataset, SELECT, probabilities_NC),
             selection=self._judge(probabilities_NC) if self._judge else {},
             steps=self.trainer.plan.steps_per_epoch,
+            guidance_seconds=finished.guidance_seconds,
+            replayed_steps=self._source.replayed - replayed if self._source is not None else 0,
             **vars(teaching),
         )
         self.history.append(record)

@@ -85,12 +85,21 @@ class Observer(Protocol):
 
 @dataclass(frozen=True)
 class Pass:
-    """One finished epoch: its number, mean loss, last learning rate, and seconds."""
+    """One finished epoch.
+
+    Attributes:
+        epoch: its number.
+        loss: mean over its samples.
+        learning_rate: at its last step.
+        seconds: that its steps took.
+        guidance_seconds: of them, what the guidance took.
+    """
 
     epoch: int
     loss: float
     learning_rate: float
     seconds: float
+    guidance_seconds: float = 0.0
 
 
 def _mix(*numbers: int) -> int:
@@ -154,13 +163,16 @@ class Trainer:
         self.schedule = make_schedule(self.optimizer, training, self.plan.steps_per_epoch)
         self.next_epoch = 0
         self._total = total
+        self._guided = 0.0
 
     def step(self, batch: Batch) -> Taught:
         """One step: the student answers, its guidance answers back, the student moves."""
         inputs = self._to_device(self.samples.inputs(batch.ids, batch.epoch))
         with self._autocast():
             logits_BC = self.network(inputs).float()
+        asked = time.perf_counter()
         taught = self.guidance.gradient(batch, logits_BC.detach())
+        self._guided += time.perf_counter() - asked
         logits_BC.backward(gradient=taught.gradient_BC)
         if self.training.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip_norm)
@@ -176,6 +188,7 @@ class Trainer:
             RunError: the loss is no longer finite.
         """
         epoch, start = self.next_epoch, time.perf_counter()
+        self._guided = 0.0
         torch.manual_seed(_mix(self.seed, epoch, self.plan.rank))
         self.network.train()
         loss = torch.zeros(2, device=self.device)
@@ -195,7 +208,7 @@ class Trainer:
                 f"the loss is {summed} in epoch {epoch}: training has diverged. Lower "
                 "training.learning_rate, or set training.clip_norm."
             )
-        return Pass(epoch, summed / count, rate, time.perf_counter() - start)
+        return Pass(epoch, summed / count, rate, time.perf_counter() - start, self._guided)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the rest of the training depends on, as tensors and plain values."""
