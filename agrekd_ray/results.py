@@ -307,7 +307,8 @@ class Effort:
         if not self.forwards:
             return "no forward pass: all that they say had been recorded before"
         kept = f", {self.recorded / 1e6:.1f} MB recorded" if self.recorded else ""
-        return f"{self.forwards} forward passes in {max(1, self.actors)} processes{kept}"
+        several = "processes" if self.actors > 1 else "process"
+        return f"{self.forwards} forward passes in {max(1, self.actors)} {several}{kept}"
 
 
 @dataclass(frozen=True)

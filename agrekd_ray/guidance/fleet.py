@@ -39,6 +39,7 @@ from agrekd_ray.guidance.placement import (
     rounds,
     shares_of,
 )
+from agrekd_ray.meters import TeacherMeter, WeightingMeter
 from agrekd_ray.outputs import Outputs, OutputSettings
 from agrekd_ray.results import Effort, Span, added
 
@@ -47,6 +48,8 @@ STEPS_HELD = 3
 """Steps whose gradients the weighting actor holds at once; a worker asks its part of a step."""
 RECORD_STEP = 256
 """Samples that an actor records between two signs of life."""
+SETTLE_SECONDS = 3.0
+"""Until room that is still taken is somebody else's."""
 JOIN_SECONDS = 10.0
 """That a record waits for replicas that are not there yet."""
 
@@ -82,10 +85,13 @@ class TeacherActor:
             concurrent=settings.concurrent,
             outputs=Outputs(outputs, checkpoints, samples, settings.autocast) if outputs else None,
         )
+        self._meter = TeacherMeter()
 
     def replies(self, names: Sequence[str], question: Question) -> Replies:
         """See `TeacherHost.replies`."""
-        return self._host.replies(names, question)
+        replies = self._host.replies(names, question)
+        self._meter.observe(self._host.spans)
+        return replies
 
     def expect(self, names: Sequence[str], views: Sequence[View]) -> None:
         """See `TeacherHost.expect`."""
@@ -93,7 +99,9 @@ class TeacherActor:
 
     def complete(self, epoch: int, limit: int | None = None, part: Part = WHOLE) -> int:
         """See `TeacherHost.complete`."""
-        return self._host.complete(epoch, limit, part)
+        left = self._host.complete(epoch, limit, part)
+        self._meter.observe(self._host.spans)
+        return left
 
     def leave(self, epoch: int) -> None:
         """See `TeacherHost.leave`."""
@@ -137,9 +145,17 @@ class WeightingActor:
         self._of = {name: home for home in self._homes for name in home.teachers}
         self._room = asyncio.Semaphore(room)
         self._spans: dict[str, Span] = {}
+        self._meter = WeightingMeter()
 
     async def ask(self, question: Question) -> Answer:
         """See `Source.ask`."""
+        self._meter.asked()
+        try:
+            return await self._ask(question)
+        finally:
+            self._meter.answered()
+
+    async def _ask(self, question: Question) -> Answer:
         wanted: dict[Home, list[str]] = {}
         for name in question.lesson.members:
             wanted.setdefault(self._of[name], []).append(name)
@@ -153,6 +169,7 @@ class WeightingActor:
             weighed = time.perf_counter()
         spans = {"gather": Span(1, gathered - asked), "weigh": Span(1, weighed - gathered)}
         self._spans = added(self._spans, spans)
+        self._meter.observe(spans, self._retries)
         return answer
 
     async def complete(self, epoch: int) -> None:
@@ -165,7 +182,11 @@ class WeightingActor:
 
     async def effort(self) -> Effort:
         """Where its time has gone so far, and what had to be asked again."""
-        return Effort(retries=sum(home.retries for home in self._homes), spans=self._spans)
+        return Effort(retries=self._retries, spans=self._spans)
+
+    @property
+    def _retries(self) -> int:
+        return sum(home.retries for home in self._homes)
 
     async def process(self) -> int:
         """Id of the process that the actor lives in now."""
@@ -431,7 +452,12 @@ def _placed(
     nodes = cluster_nodes()
     shares = _shares(checkpoints, settings, nodes, students)
     wanted = [share.wanted for share in shares]
-    if waits := check_room(students, wanted, nodes):
+    # What has just ended, like the tasks that made the teachers, gives its room back in a moment.
+    until = time.monotonic() + SETTLE_SECONDS
+    while (waits := check_room(students, wanted, nodes)) and time.monotonic() < until:
+        time.sleep(0.1)
+        nodes = cluster_nodes()
+    if waits:
         post(Note(waits))
     if len(nodes) > 1:
         everybody = [*students, *(one for one in wanted for _ in range(settings.replicas))]

@@ -31,6 +31,7 @@ from agrekd_ray.data import Dataset, DataSettings, Samples, open_dataset
 from agrekd_ray.errors import AgrekdError, RunError
 from agrekd_ray.events import Failed, Post, StudentDone, StudentEpoch
 from agrekd_ray.guidance import Source
+from agrekd_ray.meters import StudentMeter
 from agrekd_ray.student.student import STATE, Assignment, Student, StudentSettings, read_outcome
 
 GIVEN_UP = "given-up"
@@ -136,9 +137,11 @@ def _train_one(
     state = work.training / STATE
     if state.exists():
         student.load_state(state)
+    meter = StudentMeter(assignment.name)
     while not student.done:
         record = student.epoch()
         if record is not None:
+            meter.observe(record)
             student.save_state(state)
             work.post(StudentEpoch(assignment.name, assignment.training.epochs, record))
     context = ray.train.get_context()
