@@ -307,4 +307,4 @@ def test_a_narrow_screen_gets_a_row_a_place(tmp_path: Path) -> None:
         show(made_up([0, 1]), Console(file=screen, width=30))
     text = (tmp_path / "screen").read_text()
     assert "AGRE-KD" in text
-    assert "Worst group" in text
+    assert "Worst-group accuracy" in text

@@ -54,7 +54,7 @@ def publish_files(result: StudyResult, folder: Path) -> None:
 def show(result: StudyResult, console: Console) -> None:
     """Prints worst-group accuracy by method and place, then what AGRE-KD gains and how surely."""
     console.print()
-    for title, rest in _panels(result):
+    for title, rest in _panels(result, _worst(result)):
         columns = _pivot(result, rest, WGA)
         if sum(column.width + 2 for column in columns) > console.width:
             columns = _long(result, rest)
@@ -72,17 +72,20 @@ def show(result: StudyResult, console: Console) -> None:
 def markdown(result: StudyResult) -> str:
     """Tables of worst-group accuracy and accuracy, and the gains, as Markdown."""
     parts = []
-    worst = f"{result.worst.replace(' ', '-').capitalize()} accuracy"
-    for metric, words in ((WGA, worst), (ACCURACY, "Accuracy")):
-        for title, rest in _panels(result):
-            parts.append(f"{words}. {title}")
+    for metric, words in ((WGA, _worst(result)), (ACCURACY, "Accuracy")):
+        for title, rest in _panels(result, words):
+            parts.append(title)
             parts.append(markdown_table(_pivot(result, rest, metric)))
     for place, lines in _gain_lines(result):
         parts.append("\n".join([*([f"{place}:", ""] if place else []), *(f"- {x}" for x in lines)]))
     return "\n\n".join(parts)
 
 
-def _panels(result: StudyResult) -> Iterator[tuple[str, dict[str, Any]]]:
+def _worst(result: StudyResult) -> str:
+    return f"{result.worst.replace(' ', '-').capitalize()} accuracy"
+
+
+def _panels(result: StudyResult, what: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """A table for each combination of all swept keys but the last: its title, and where it is."""
     names = key_names(result.sweep)
     _, *others = reversed(list(result.sweep) or [""])
@@ -93,8 +96,8 @@ def _panels(result: StudyResult) -> Iterator[tuple[str, dict[str, Any]]]:
             seen.append(rest)
             words = [f"{names[key]} = {in_words(value)}" for key, value in rest.items()]
             source = f"; in brackets: {result.published.source}" if result.published else ""
-            place = ", ".join(words) or result.worst.capitalize()
-            yield f"{place}. {heading(result)}{source}", rest
+            place = f"{', '.join(words)}. " if words else ""
+            yield f"{place}{heading(result, what)}{source}", rest
 
 
 def _pivot(result: StudyResult, rest: Mapping[str, Any], metric: str) -> list[Column]:

@@ -282,14 +282,20 @@ class StudyResult:
         }
 
 
-def heading(result: StudyResult) -> str:
-    """What the figures are, in words."""
+def heading(result: StudyResult, what: str = "Accuracy") -> str:
+    """What the figures are, in words.
+
+    Args:
+        result: of the study.
+        what: metric.
+    """
     counts = {figure.count for figure in result.figures}
     runs = max(counts, default=0)
     draws = f"{len(result.draws)} draws of data and teachers" if len(result.draws) > 1 else ""
     seeds = runs // max(1, len(result.draws))
     over = " × ".join(part for part in (draws, f"{seeds} seeds" if seeds > 1 else "") if part)
-    return f"Test accuracy in %, mean ± sd over {over}" if over else "Test accuracy in %"
+    spread = f", mean ± sd over {over}" if over else ""
+    return f"{what} on the test split in %{spread}"
 
 
 def gain_in_words(result: StudyResult, gain: Gain) -> str:
