@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import ray
 import torch
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from agrekd_ray.channel import plain_error
@@ -229,7 +229,7 @@ class FleetSource:
             except GetTimeoutError:
                 waited += STALL_SECONDS
                 self.post(Note(f"{what} has waited {waited:.0f} s for {self._awaited(whom)}"))
-            except (RayTaskError, RayActorError) as error:
+            except RayError as error:
                 raise plain_error(error, "the fleet of teachers") from None
 
     def _awaited(self, whom: str) -> str:
@@ -331,7 +331,7 @@ class Fleet:
         told, _ = ray.wait(asked, num_returns=len(asked), timeout=STALL_SECONDS)
         total = Effort()
         for answer in told:
-            with suppress(RayTaskError, RayActorError):
+            with suppress(RayError):
                 total += ray.get(answer)
         return total
 
@@ -392,7 +392,7 @@ class Fleet:
                     under_way[again] = actor
                 step((missing[actor] - left) / len(self._hosts))
                 missing[actor] = left
-        except (RayTaskError, RayActorError) as error:
+        except RayError as error:
             raise plain_error(error, "a teacher") from None
 
     def _stalled(self, view: int, waited: float, silent: Sequence[Any]) -> None:

@@ -10,11 +10,18 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
-from ray.exceptions import ActorUnavailableError, RayActorError
+from ray.exceptions import (
+    ActorUnavailableError,
+    NodeDiedError,
+    OutOfMemoryError,
+    RayActorError,
+)
 
 from agrekd_ray.errors import RunError
 from agrekd_ray.guidance.lesson import Question, Replies, View
 
+DIED = (RayActorError, OutOfMemoryError, NodeDiedError)
+"""What a caller sees where an actor, or the node under it, is gone."""
 RETRY_SECONDS = 1.0
 """Between two looks whether an actor that died is back."""
 
@@ -90,7 +97,7 @@ class Home:
             with self._noted(mine):
                 try:
                     return await self._actors[mine].replies.remote(names, own)
-                except RayActorError:
+                except DIED:
                     self.retries += 1
                     self._leaves(mine)
 
@@ -103,12 +110,12 @@ class Home:
         while True:
             owners = await self._present()
             for name in owners:  # so that the first can take over what the others have recorded
-                with suppress(RayActorError):
+                with suppress(*DIED):
                     await self._actors[name].leave.remote(epoch)
             try:
                 await self._actors[owners[0]].complete.remote(epoch)
                 return
-            except RayActorError:
+            except DIED:
                 self._leaves(owners[0])
 
     async def _present(self) -> list[str]:
@@ -141,7 +148,7 @@ class Home:
         while True:
             try:
                 self._nodes[name] = await self._actors[name].node.remote()
-            except ActorUnavailableError:
+            except (ActorUnavailableError, OutOfMemoryError, NodeDiedError):
                 await asyncio.sleep(RETRY_SECONDS)
             except Exception as error:  # it could not start, for instance: it will not come back
                 self._lost[name] = error

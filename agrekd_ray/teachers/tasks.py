@@ -8,7 +8,7 @@ from pathlib import Path
 
 import ray
 import torch
-from ray.exceptions import RayActorError, RayTaskError, WorkerCrashedError
+from ray.exceptions import RayError
 
 from agrekd_ray.channel import plain_error
 from agrekd_ray.data import DataSettings, open_dataset
@@ -54,7 +54,7 @@ def make_all(
         while pending:
             done, pending = ray.wait(pending)
             ray.get(done)
-    except (RayTaskError, RayActorError, WorkerCrashedError) as error:
+    except RayError as error:
         raise plain_error(error, "training a teacher") from None
     finally:
         for reference in pending:

@@ -1,0 +1,208 @@
+"""Faults done for real: full disks, teachers that hang, raylets that vanish and appear."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from agrekd_ray.data import TRAIN
+from agrekd_ray.errors import AgrekdError, RunError
+from agrekd_ray.events import Note
+from agrekd_ray.guidance import Lesson, LocalTeachers, Question, TeacherHost
+from agrekd_ray.models import Model, read_manifest, save
+from agrekd_ray.settings import Training
+from agrekd_ray.student import STATE, Assignment, Student
+
+from .shared import flat_parameters, pool_of, records
+from .test_nodes import fleet_of, in_slots, taught
+
+STUDENT = Model(name="cnn", args={"width": 4})
+TRAINING = Training(epochs=4, batch_size=32, learning_rate=0.05)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Makes file systems of so many bytes."""
+    mounted: list[Path] = []
+
+    def make(size: int) -> Path:
+        place = tmp_path / f"disk-{len(mounted)}"
+        place.mkdir()
+        asked = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
+        if subprocess.run(asked, capture_output=True).returncode:
+            pytest.skip("no right to mount a file system")
+        mounted.append(place)
+        return place
+
+    yield make
+    for place in mounted:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def filled(disk: Path, leave: int = 0) -> Path:
+    """A file that leaves so many bytes of a disk free."""
+    ballast = disk / "ballast"
+    free = shutil.disk_usage(disk).free - leave
+    with ballast.open("wb") as file:
+        file.write(b"x" * max(free, 0))
+    return ballast
+
+
+def given_of(drawn: Any) -> Assignment:
+    """A student of all teachers."""
+    lesson = Lesson("agre_kd", drawn.teachers, drawn.biased, 4.0)
+    return Assignment("agre_kd", 3, STUDENT, TRAINING, lesson)
+
+
+def test_a_full_disk_while_recording_is_one_error_and_loses_nothing(
+    make_job: Any, small_disk: Any
+) -> None:
+    disk = small_disk(1 << 20)
+    job = make_job(**{"outputs.store": str(disk / "outputs")})
+    data, checkpoints, drawn = pool_of(job)
+    given = given_of(drawn)
+    reference = taught(given, data, LocalTeachers(TeacherHost(checkpoints, data)))
+    ballast = filled(disk)
+
+    def record() -> Any:
+        host = TeacherHost(checkpoints, data, outputs=records(job, data, checkpoints))
+        return taught(given, data, LocalTeachers(host))
+
+    with pytest.raises(RunError, match=r"cannot record.*No space left.*agrekd outputs prune"):
+        record()
+    ballast.unlink()
+    torch.testing.assert_close(record(), reference, rtol=1e-3, atol=2e-5)
+    assert records(job, data, checkpoints).missing([0]) == []
+
+
+def test_a_full_disk_while_a_student_is_kept_loses_no_more_than_its_epoch(
+    make_job: Any, small_disk: Any
+) -> None:
+    disk = small_disk(1 << 20)
+    data, checkpoints, drawn = pool_of(make_job())
+    given = given_of(drawn)
+
+    def student() -> Student:
+        return Student(given, data, LocalTeachers(TeacherHost(checkpoints, data)))
+
+    first = student()
+    first.epoch()
+    first.save_state(disk / STATE)
+    ballast = filled(disk, leave=2000)
+    first.epoch()
+    with pytest.raises(RunError, match=r"cannot write the state.*Free the disk.*agrekd resume"):
+        first.save_state(disk / STATE)
+    with pytest.raises(AgrekdError, match=r"cannot write.*Free the disk"):
+        save(disk / "model", first.model, read_manifest(checkpoints[drawn.biased]))
+    ballast.unlink()
+    assert [path.name for path in disk.iterdir()] == [STATE]  # nothing half-written is left
+    again = student()
+    assert again.load_state(disk / STATE)
+    assert again.trainer.next_epoch == 1
+    while not again.done:
+        again.epoch()
+    reference = taught(given, data, LocalTeachers(TeacherHost(checkpoints, data)))
+    torch.testing.assert_close(flat_parameters(again.model), reference)
+
+
+@contextmanager
+def held(process: int) -> Iterator[None]:
+    """Stopped, so that it hangs; goes on afterwards."""
+    os.kill(process, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(process, signal.SIGCONT)
+
+
+def test_a_teacher_that_hangs_is_named_and_in_the_end_given_up(
+    ray_session: Any, make_job: Any, monkeypatch: Any
+) -> None:
+    from agrekd_ray.guidance import fleet as module
+
+    monkeypatch.setattr(module, "STALL_SECONDS", 1.0)
+    job = make_job(fleet={"cpus": 0.1, "patience": 15})
+    data, checkpoints, drawn = pool_of(job)
+    told: list[Any] = []
+    with fleet_of(job, checkpoints, told) as fleet:
+        given = given_of(drawn)
+        assert given.lesson is not None
+        ids = data.splits[TRAIN][:16]
+        asked = Question(given.lesson, 7, 0, ids, torch.zeros(16, 10).numpy())
+        silent = fleet.actors[0]
+        node, *_ = ray_session.get([actor.node.remote() for actor in fleet.actors])
+        fleet.source().ask(asked)
+        with held(ray_session.get(silent.process.remote())):
+            other = Question(given.lesson, 8, 0, data.splits[TRAIN][16:32], asked.logits_BC)
+            with pytest.raises(
+                RunError, match=r"no answer to step 8.*15 s.*fleet\.patience"
+            ) as error:
+                fleet.source().ask(other)
+    assert node in str(error.value)
+    stalls = [note.text for note in told if isinstance(note, Note) and "has waited" in note.text]
+    assert stalls
+    assert all(f"on node {node}" in text for text in stalls)
+    names = [share.teachers for share, actors in fleet._hosts if actors[0] is silent]
+    assert all(name in stalls[0] for name in names[0])
+
+
+@pytest.mark.chaos
+def test_a_teacher_that_hangs_for_a_while_costs_time_and_nothing_else(
+    ray_session: Any, make_job: Any
+) -> None:
+    job = make_job(**{"fleet": {"cpus": 0.1}, "data.views": {"flip": True}})
+    data, checkpoints, drawn = pool_of(job)
+    with fleet_of(job, checkpoints, []) as fleet:
+        process = ray_session.get(fleet.actors[0].process.remote())
+
+        def between(epoch: int) -> None:
+            if epoch == 1:
+                os.kill(process, signal.SIGSTOP)
+                threading.Timer(3, os.kill, (process, signal.SIGCONT)).start()
+
+        live = taught(given_of(drawn), data, fleet.source(), between)
+    reference = taught(given_of(drawn), data, LocalTeachers(TeacherHost(checkpoints, data)))
+    torch.testing.assert_close(live, reference, rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.chaos
+def test_thirty_two_teachers_on_four_raylets_survive_one_that_goes_and_one_that_comes(
+    ray_session: Any, ray_cluster: Any, make_job: Any, add_node: Any
+) -> None:
+    job = make_job(
+        **{
+            "teachers.count": 32,
+            "teachers.training.epochs": 1,
+            "ensemble": {"size": 32, "debiased": 0},
+            "fleet": in_slots(),
+            "data.views": {"flip": True},
+        }
+    )
+    data, checkpoints, drawn = pool_of(job)
+    raylets = [add_node(num_cpus=1, resources={"slot": 11}) for _ in range(4)]
+    with fleet_of(job, checkpoints, []) as fleet:
+        where = set(ray_session.get([actor.node.remote() for actor in fleet.actors]))
+        assert len(fleet.actors) == 32
+        assert len(where) == 4
+
+        def between(epoch: int) -> None:
+            if epoch == 0:
+                ray_cluster.remove_node(raylets[1], allow_graceful=False)
+                add_node(num_cpus=1, resources={"slot": 11})
+
+        live = taught(given_of(drawn), data, fleet.source(), between)
+        after = set(ray_session.get([actor.node.remote() for actor in fleet.actors]))
+        assert len(after - where) == 1
+        assert len(where - after) == 1
+    reference = taught(given_of(drawn), data, LocalTeachers(TeacherHost(checkpoints, data)))
+    torch.testing.assert_close(live, reference, rtol=1e-3, atol=2e-5)
