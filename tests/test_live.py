@@ -109,7 +109,7 @@ def test_workers_train_what_one_process_trains(
     data, checkpoints, drawn = pool_of(job)
     channel = Channel(ray_session.get_runtime_context().get_node_id())
     given = assignments(drawn)
-    with fleet_of(job, checkpoints, backbones_per_actor=3) as fleet:
+    with fleet_of(job, checkpoints, backbones_per_actor=3, weighting_actors=2) as fleet:
         work = Schoolwork(
             given, job.data, Given(fleet.source()), tmp_path / "students", tmp_path, channel.post, 2
         )
@@ -118,6 +118,8 @@ def test_workers_train_what_one_process_trains(
         forwards = fleet.effort().forwards
         train_group(work, settings)  # everything is there already
         assert fleet.effort().forwards == forwards
+        asked = ray_session.get([actor.effort.remote() for actor in fleet.weighting])
+        assert min(effort.spans["gather"].count for effort in asked) > 0  # one a worker
     events = channel.take()
     channel.close()
     assert [e.outcome.method for e in events if isinstance(e, StudentDone)] == [
@@ -149,7 +151,7 @@ def test_a_killed_actor_costs_time_and_nothing_else(
     lesson = Lesson("agre_kd", drawn.teachers, drawn.biased, 4.0)
     given = Assignment("agre_kd", 3, STUDENT, training, lesson)
     with fleet_of(job, checkpoints, backbones_per_actor=2) as fleet:
-        actor = fleet.actors[0] if victim == "teacher" else fleet.weighting
+        actor = fleet.actors[0] if victim == "teacher" else fleet.weighting[0]
         first = ray_session.get(actor.process.remote())
         student = Student(given, data, fleet.source(), look_ahead=2)
         student.epoch()
@@ -254,7 +256,7 @@ def test_a_stall_is_said(ray_session: Any, make_job: Any, monkeypatch: Any) -> N
     monkeypatch.setattr(module, "STALL_SECONDS", 0.05)
     told: list[Any] = []
     with fleet_of(job, checkpoints) as fleet:
-        source = module.FleetSource(fleet.weighting, told.append)
+        source = module.FleetSource(tuple(fleet.weighting), told.append)
         lesson = Lesson("aver", drawn.teachers, drawn.biased, 4.0)
         ids = data.splits[TRAIN][:16]
         source.ask(Question(lesson, 7, 0, ids, torch.zeros(16, 10).numpy()))

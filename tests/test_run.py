@@ -269,7 +269,7 @@ def test_a_folder_that_cannot_be_written_is_one_error(tmp_path: Path, store: Pat
 
 def test_more_workers_than_the_cluster_has_is_one_error(tmp_path: Path, store: Path) -> None:
     job = write_job(tmp_path, store, **{"student.gpus": 1, "methods": ["one_hot"]})
-    assert "GPUs are wanted, the cluster has 0" in agrekd("run", job, code=1)
+    assert "no node has room for it: 1 CPU, 1 GPU wanted" in agrekd("run", job, code=1)
 
 
 def test_a_tracking_server_that_is_away_is_said_at_once(tmp_path: Path, store: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 import ray
 import torch
+import torch.distributed as dist
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -198,11 +199,11 @@ class FleetSource:
     """A student's end of the fleet; may travel to any process (a `Source`).
 
     Attributes:
-        actor: the weighting actor.
+        actors: that weigh; each of a student's workers asks one of them.
         post: tells the driver of a stall.
     """
 
-    actor: Any
+    actors: tuple[Any, ...]
     post: Post
 
     replayed: ClassVar[int] = 0
@@ -215,11 +216,17 @@ class FleetSource:
             AgrekdError: what a teacher raised.
         """
         members = ", ".join(question.lesson.members)
-        return self._wait(self.actor.ask.remote(question), f"step {question.step}", members)
+        return self._wait(self._actor.ask.remote(question), f"step {question.step}", members)
 
     def complete(self, epoch: int) -> None:
         """See `Source.complete`; raises as `ask`."""
-        self._wait(self.actor.complete.remote(epoch), f"the record of epoch {epoch}", "all")
+        self._wait(self._actor.complete.remote(epoch), f"the record of epoch {epoch}", "all")
+
+    @property
+    def _actor(self) -> Any:
+        """This worker's; the first asks for the whole batch, where the weighting needs it."""
+        rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+        return self.actors[rank % len(self.actors)]
 
     def _wait(self, reference: Any, what: str, whom: str) -> Any:
         waited = 0.0
@@ -234,7 +241,7 @@ class FleetSource:
 
     def _awaited(self, whom: str) -> str:
         try:
-            names = ray.get(self.actor.awaited.remote(), timeout=5)
+            names = ray.get(self._actor.awaited.remote(), timeout=5)
         except GetTimeoutError:
             return f"the weighting actor, which does not answer (teachers {whom})"
         except RayActorError:
@@ -308,17 +315,19 @@ class Fleet:
             self._hosts.append((share, actors))
             homes.append((share.teachers, tuple(names)))
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self.weighting = (
+        count = settings.weighting_actors
+        self.weighting = [
             ray.remote(WeightingActor)
             .options(
                 num_cpus=0,
                 max_restarts=-1,
                 max_task_retries=-1,
                 max_concurrency=1000,
-                scheduling_strategy=here,
+                scheduling_strategy="SPREAD" if number else here,
             )
-            .remote(homes, STEPS_HELD * askers, settings.patience)
-        )
+            .remote(homes, STEPS_HELD * -(-askers // count), settings.patience)
+            for number in range(count)
+        ]
 
     @property
     def actors(self) -> list[Any]:
@@ -327,7 +336,7 @@ class Fleet:
 
     def effort(self) -> Effort:
         """What the teachers have cost so far; what an actor did before it died is lost."""
-        asked = [actor.effort.remote() for actor in (self.weighting, *self.actors)]
+        asked = [actor.effort.remote() for actor in (*self.weighting, *self.actors)]
         told, _ = ray.wait(asked, num_returns=len(asked), timeout=STALL_SECONDS)
         total = Effort()
         for answer in told:
@@ -408,11 +417,11 @@ class Fleet:
 
     def source(self) -> FleetSource:
         """A student's end."""
-        return FleetSource(self.weighting, self._post)
+        return FleetSource(tuple(self.weighting), self._post)
 
     def close(self) -> None:
         """End every actor."""
-        for actor in (self.weighting, *self.actors):
+        for actor in (*self.weighting, *self.actors):
             ray.kill(actor)
 
 

@@ -43,6 +43,8 @@ class FleetSettings(Settings):
             where a backbone leaves its device idle.
         replicas: actors with the same teachers, which take turns; those that find no room join
             when a node is added.
+        weighting_actors: that weigh side by side; a student's workers are dealt out among them. Of
+            use where classes × teachers × workers are more than one process can take in.
         cpus: logical CPUs of an actor; null shares what the student's workers leave.
         gpus: of an actor; fractions share a GPU between actors.
         resources: custom resources of an actor.
@@ -58,6 +60,7 @@ class FleetSettings(Settings):
     backbones_per_actor: Count = 1
     concurrent: Count = 1
     replicas: Annotated[Count, Field(le=64)] = 1
+    weighting_actors: Annotated[Count, Field(le=256)] = 1
     cpus: Positive | None = None
     gpus: NonNegative = 0
     resources: NodeResources = Field(default_factory=dict)

@@ -231,9 +231,9 @@ def _never(lacking: Sequence[Wanted], of: int, nodes: Sequence[Node], alone: boo
     there = "; ".join(_in_words(node, first) for node in nodes[:8])
     more = f"; and {len(nodes) - 8} nodes more" if len(nodes) > 8 else ""
     return (
-        f"{what}; there: {there}{more}. Lower fleet.gpus, fleet.cpus or student.gpus, put more "
-        "teachers in an actor (fleet.backbones_per_actor), record the teachers in turns first "
-        "(`agrekd record`), or add nodes."
+        f"{what}; there: {there}{more}. Ask for less (cpus, gpus and workers of "
+        "student, teachers and fleet), put more teachers in an actor "
+        "(fleet.backbones_per_actor), record them in turns first (`agrekd record`), or add nodes."
     )
 
 

@@ -10,11 +10,13 @@ from agrekd_ray.channel import Channel
 from agrekd_ray.config import Job
 from agrekd_ray.data import open_dataset
 from agrekd_ray.events import Post
+from agrekd_ray.guidance.nodes import cluster_nodes
+from agrekd_ray.guidance.placement import Wanted, check_room
 from agrekd_ray.results import Effort
 from agrekd_ray.run.engine import Handle
 from agrekd_ray.run.listener import Listener
 from agrekd_ray.run.session import RaySession
-from agrekd_ray.run.teaching import Teaching
+from agrekd_ray.run.teaching import Teaching, workers_of
 from agrekd_ray.student import Assignment
 from agrekd_ray.student.group import Schoolwork, train_group
 from agrekd_ray.teachers import Recipe
@@ -37,11 +39,12 @@ class RayEngine:
 
     def __init__(self, job: Job, handle: Handle) -> None:
         self._job = job
-        student = job.student
-        taken = student.workers * student.cpus
         self._session = session_of([job])
         try:
-            self._session.check(taken, student.workers * student.gpus, job.teachers.cpus)
+            check_room(workers_of(job.student), [], cluster_nodes())
+            if job.teachers.count:
+                training = {"CPU": job.teachers.cpus, "GPU": job.teachers.gpus}
+                check_room([], [Wanted("the training of a teacher", training)], cluster_nodes())
             self._channel = Channel(self._session.node_id)
             self._handle = handle
         except BaseException:

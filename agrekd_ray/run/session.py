@@ -46,24 +46,6 @@ class RaySession:
             signal.signal(signal.SIGTERM, on_sigterm)  # Ray sets its own, which skips our clean-up
         self.node_id: str = ray.get_runtime_context().get_node_id()
 
-    def check(self, cpus: float, gpus: float, task_cpus: float) -> None:
-        """Refuse a job that the cluster never has room for.
-
-        Raises:
-            RunError: says what is wanted and what is there.
-        """
-        there = ray.cluster_resources()
-        for key, name, wanted in (
-            ("student.workers", "CPU", cpus),
-            ("student.gpus", "GPU", gpus),
-            ("teachers.cpus", "CPU", task_cpus),
-        ):
-            if wanted > there.get(name, 0):
-                self.close()
-                raise RunError(
-                    f"{key}: {wanted:g} {name}s are wanted, the cluster has {there.get(name, 0):g}."
-                )
-
     def close(self) -> None:
         """Leave the cluster; end it where it was started here."""
         if self._owner:
