@@ -14,6 +14,10 @@ from agrekd_ray.errors import RunError
 class RaySession:
     """A connection to a running cluster, or a cluster of this machine that ends with the driver.
 
+    Attributes:
+        node_id: Ray's id of the driver's node.
+        dashboard: its address, `host:port`; empty where there is none, or it is not known.
+
     Args:
         address: of the cluster; None starts one here.
         cpus: logical CPUs that a cluster started here has at least.
@@ -24,6 +28,7 @@ class RaySession:
 
     def __init__(self, address: str | None, cpus: int) -> None:
         self._owner = not ray.is_initialized()
+        self.dashboard = ""
         on_sigterm = signal.getsignal(signal.SIGTERM)
         try:
             if self._owner and address is None:
@@ -35,7 +40,8 @@ class RaySession:
                     logging_level="WARNING",
                 )
             elif self._owner:
-                ray.init(address=address, log_to_driver=False, logging_level="WARNING")
+                joined = ray.init(address=address, log_to_driver=False, logging_level="WARNING")
+                self.dashboard = joined.address_info.get("webui_url") or ""
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise RunError(
                 f"ray.address = {address}: no Ray cluster answers there "
