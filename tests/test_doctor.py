@@ -171,6 +171,10 @@ def test_folders_must_be_the_drivers_and_writable() -> None:
     assert "runs: /shared/runs is not the driver's" in one.problem
     closed = node(folders={"runs": {**FOLDER, "writable": False}, "outputs.store": FOLDER})
     assert "cannot be written" in found_on(closed).problem
+    stale = node(folders={"runs": {"error": "Stale file handle"}, "outputs.store": FOLDER})
+    assert "cannot be reached (Stale file handle)" in found_on(stale).problem
+    full = replace(FACTS, folders={"runs": {**FOLDER, "marked": False}})
+    assert "disk may be full" in only(diagnose(cluster(driver=full), NEEDS, REQUIREMENTS)).problem
     away = replace(FACTS, folders={"runs": {"error": "Stale file handle"}})
     one = only(diagnose(cluster(driver=away), NEEDS, REQUIREMENTS))
     assert (one.node, one.check) == ("driver", "folders")

@@ -204,21 +204,21 @@ def temporary(cluster: Cluster) -> Iterable[Finding]:
 def folders(cluster: Cluster) -> Iterable[Finding]:
     """Folders of the job that a node cannot write, or that are not the driver's."""
     for key, mine in cluster.driver.folders.items():
-        if problem := _unwritable(mine):
+        full = "" if mine.get("marked") else "no file can be made there; its disk may be full"
+        if problem := _unwritable(mine) or full:
             remedy = f"set {key} to a folder that can be written"
             yield Finding(DRIVER, "folders", f"{key}: {problem}", remedy)
             continue
         for node, facts in cluster.answering:
             there = facts.folders[key]
-            if not there.get("marked"):
-                problem = f"{key}: {mine['there']} is not the driver's"
-                remedy = f"mount the same storage there, or set {key} to a folder that is shared"
-            elif problem := _unwritable(there):
-                problem = f"{key}: {problem}"
+            if there.get("marked", "error" in there):
+                problem = _unwritable(there)
                 remedy = "let the user that Ray runs as write there, on every node"
             else:
-                continue
-            yield Finding(node.name, "folders", problem, remedy)
+                problem = f"{mine['there']} is not the driver's"
+                remedy = f"mount the same storage there, or set {key} to a folder that is shared"
+            if problem:
+                yield Finding(node.name, "folders", f"{key}: {problem}", remedy)
 
 
 def disk(driver: Facts, needs: Needs) -> Iterable[Finding]:
