@@ -340,6 +340,13 @@ def test_a_tracking_server_that_is_away_is_a_finding_without_its_password(make_j
     assert _tracking(make_job(**{"tracking.uri": "sqlite:////nowhere/mlflow.db"})) == ""
 
 
+def test_an_address_where_nobody_listens_is_one_error_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    lines = examined(["--address", f"127.0.0.1:{port}"], dict(os.environ), 1)
+    assert lines == []
+
+
 # --- a real cluster of several raylets
 
 RAYLETS = """
@@ -396,6 +403,7 @@ def examined(words: list[str], environment: dict[str, str], code: int) -> list[s
     )
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
+    assert done.stdout or "no Ray cluster answers there" in done.stderr
     return done.stdout.splitlines()
 
 
