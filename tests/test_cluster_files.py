@@ -334,6 +334,7 @@ def test_the_images_instructions_in_a_fresh_environment(tmp_path: Path) -> None:
         if name not in ("PYTHONPATH", "VIRTUAL_ENV")
     } | {"PATH": f"{binaries}:{os.environ['PATH']}"}
     root = tmp_path / "root"
+    root.mkdir()
     copies = copied(root)
     at = root
     command: list[str] = []
