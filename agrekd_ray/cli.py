@@ -189,6 +189,23 @@ def validate(job: JobFile, overrides: Overrides = None) -> None:
     typer.echo(f"{job}: valid ({len(checked.methods)} methods × {len(checked.seeds)} seeds{study})")
 
 
+@app.command()
+def doctor(
+    job: Annotated[
+        Path | None, typer.Argument(help="The job; without one, the cluster alone.", metavar="JOB")
+    ] = None,
+    overrides: Overrides = None,
+    address: Annotated[
+        str | None, typer.Option(help="Of the cluster; default: the job's ray.address, or none.")
+    ] = None,
+) -> None:
+    """Ask every node of a cluster whether a job can run there; exit code 1 where it cannot."""
+    from agrekd_ray.doctor.command import doctor as examined
+
+    if not examined(job, overrides or [], address, Console()):
+        raise typer.Exit(FAILED)
+
+
 @teachers.command("import")
 def import_teacher(
     file: Annotated[

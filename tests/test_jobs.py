@@ -19,7 +19,7 @@ from . import pictures, texts
 from .conftest import merged
 
 ROOT = Path(__file__).parents[1]
-JOBS = sorted((ROOT / "jobs").rglob("*.yaml"))
+JOBS = [path for path in sorted((ROOT / "jobs").rglob("*.yaml")) if path.parent.name != "cluster"]
 PAPER = [path for path in JOBS if path.parent.name == "paper"]
 TINY = {"name": "cnn", "args": {"width": 2}}
 ONCE = {"epochs": 1, "batch_size": 8, "learning_rate": 0.05}
