@@ -31,7 +31,7 @@ def render(
     if found.shortage:
         _say(console, f"no room: {found.shortage}; forecast as if there were", "yellow")
     console.print(_parts(found))
-    table = _table("What", "Forecast", "Unit")
+    table = _table("What", "Forecast", "Unit", right=False)
     for row in _rows(found):
         table.add_row(*row)
     console.print(table)
@@ -47,12 +47,7 @@ def render(
             f"{PARTS[found.single.bottleneck]}.",
         )
     if advice:
-        table = _table("What would help most", "Live step, ms", "Job, h:min:s")
-        for one in advice:
-            step = f"{_ms(found.step.ms)} → {_ms(one.step_ms)}"
-            job = f"{_clock(found.whole.seconds)} → {_clock(one.job_seconds)}"
-            table.add_row(one.change, step, job)
-        console.print(table)
+        console.print(_advice(found, advice))
 
 
 def as_json(
@@ -111,10 +106,21 @@ def _rows(found: Forecast) -> list[tuple[str, str, str]]:
     ]
 
 
-def _table(*names: str) -> Table:
+def _advice(found: Forecast, advice: Sequence[Advice]) -> Table:
+    headers = ("What would help most", "Live step, ms", "Recording, h:min:s", "Job, h:min:s")
+    table, recording = _table(*headers), found.recording
+    now = _clock(recording.seconds) if recording else "-"
+    table.add_row("as it is", _ms(found.step.ms), now, _clock(found.whole.seconds))
+    for one in advice:
+        recorded = "-" if one.recording_seconds is None else _clock(one.recording_seconds)
+        table.add_row(one.change, _ms(one.step_ms), recorded, _clock(one.job_seconds))
+    return table
+
+
+def _table(*names: str, right: bool = True) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for number, name in enumerate(names):
-        table.add_column(name, justify="right" if number == 1 else "left", no_wrap=number > 0)
+        table.add_column(name, justify="right" if right and number else "left", no_wrap=number > 0)
     return table
 
 
