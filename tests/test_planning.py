@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +20,8 @@ from agrekd_ray.core.weighting import STRATEGIES
 from agrekd_ray.guidance import Lesson, Question
 from agrekd_ray.guidance.lesson import reply, weigh_replies
 from agrekd_ray.planning.advice import advise
-from agrekd_ray.planning.forecast import Forecast, forecast
-from agrekd_ray.planning.messages import answer_bytes, question_bytes, replies_bytes
+from agrekd_ray.planning.forecast import COPIES, Forecast, forecast
+from agrekd_ray.planning.messages import FLOAT, answer_bytes, question_bytes, replies_bytes
 from agrekd_ray.planning.placing import place
 from agrekd_ray.planning.settings import Costs, Machines, Times, merged, missing_times
 from agrekd_ray.planning.setup import Setup
@@ -332,6 +335,36 @@ def test_messages_are_as_large_as_the_real_ones(
     ):
         size = len(pickle.dumps(real, protocol=5))
         assert counted == pytest.approx(size, rel=0.005, abs=60)
+
+
+PEAK = """
+import re, torch
+from pathlib import Path
+from agrekd_ray.guidance.lesson import weigh_replies
+from agrekd_ray.planning.measure import question_of, replies_to
+
+def kilobytes(name):
+    return int(re.search(name + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+
+torch.set_num_threads(1)
+small = question_of("agre_kd", 4, 8, 10)
+weigh_replies(small, [replies_to(small, small.lesson.members)])
+question = question_of("agre_kd", 8, 64, 8000)
+told = [replies_to(question, question.lesson.members)]
+Path("/proc/self/clear_refs").write_text("5")
+before = kilobytes("VmRSS")
+weigh_replies(question, told)
+print((kilobytes("VmHWM") - before) * 1024)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
+def test_weighing_takes_at_its_peak_what_is_forecast() -> None:
+    """In a process of its own, whose peak is its own."""
+    ended = subprocess.run(
+        [sys.executable, "-c", PEAK], capture_output=True, text=True, check=True, timeout=300
+    )
+    assert int(ended.stdout) == pytest.approx(COPIES * FLOAT * 8 * 64 * 8000, rel=0.2)
 
 
 def test_what_is_given_is_checked() -> None:

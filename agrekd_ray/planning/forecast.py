@@ -23,8 +23,8 @@ from agrekd_ray.planning.settings import Machines, Times
 from agrekd_ray.planning.setup import Setup
 from agrekd_ray.planning.step import Step, forward_ms, live_step, replay_parts
 
-COPIES = 16
-"""Bytes that weighing takes at its peak for each number of the gradients, over `FLOAT`."""
+COPIES = 10
+"""Times the gradients' own bytes that weighing takes at its peak: 7 to 10, by strategy."""
 INLINE = 100_000
 """Bytes from which Ray puts a message into the object store."""
 
