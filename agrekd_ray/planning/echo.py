@@ -5,10 +5,11 @@ from __future__ import annotations
 import statistics
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import ray
 import torch
 
@@ -16,14 +17,13 @@ from agrekd_ray.core.kd import kd_gradient
 from agrekd_ray.guidance import Question, Replies
 from agrekd_ray.guidance.fleet import WeightingActor
 from agrekd_ray.planning.measure import question_of
-from agrekd_ray.planning.messages import answer_bytes, question_bytes, replies_bytes
 from agrekd_ray.planning.settings import Costs
 
 STRATEGY = "agre_kd"
-ACTORS = 4
+ACTORS, CLASSES = 4, 10
 ASKED = 40
-LARGE = (4, 64, 8000)
-"""Teachers, samples and classes of the messages that show what their bytes cost."""
+LARGE = 4_000_000
+"""Numbers of a message that shows what its bytes cost, float32."""
 
 
 class Echo:
@@ -43,6 +43,10 @@ class Echo:
         gradients_mBC = kd_gradient(student_BC, self._logits[shape], lesson.temperature)
         return Replies(tuple(names), gradients_mBC.numpy())
 
+    def back(self, numbers: np.ndarray) -> np.ndarray:
+        """The same numbers."""
+        return numbers
+
 
 def calling_costs(costs: Costs, samples: int) -> dict[str, float]:
     """What `Costs` needs to know of calls and of the bytes of messages; needs a Ray session.
@@ -55,53 +59,51 @@ def calling_costs(costs: Costs, samples: int) -> dict[str, float]:
         `call_ms`, `actor_ms` and `copy_gb`.
     """
 
-    def rest(seconds: float, actors: int, size: tuple[int, int, int]) -> float:
-        """Milliseconds, without what is computed on the way."""
-        weighed = costs.weigh(STRATEGY, *size)
-        return max(0.0, seconds * 1e3 - weighed - costs.reply(size[0] // actors, *size[1:]))
+    def rest(milliseconds: float, actors: int) -> float:
+        """Without what is computed on the way."""
+        weighed = costs.weigh(STRATEGY, actors, samples, CLASSES)
+        return max(0.0, milliseconds - weighed - costs.reply(1, samples, CLASSES))
 
-    one, four = (1, samples, 10), (ACTORS, samples, 10)
-    with _echoes(1) as weighting:
-        called = rest(_asked(weighting, one, ASKED), 1, one)
-        teachers, asked, classes = LARGE
-        large = rest(_asked(weighting, LARGE, ASKED // 4), 1, LARGE)
-    with _echoes(ACTORS) as weighting:
-        further = rest(_asked(weighting, four, ASKED), ACTORS, four)
-    names = tuple(len(f"teacher-{number}") for number in range(teachers))
-    through = (
-        2 * question_bytes(names, asked, classes, 0)
-        + replies_bytes(names, asked, classes, entropy=False)
-        + answer_bytes(teachers, asked, classes)
-    )
-    copying_ms = max(1e-3, large - called)
+    with _echoes(1) as (weighting, (echo,)):
+        called = rest(_asked(weighting, 1, samples), 1)
+        empty, large = (np.zeros(size, dtype=np.float32) for size in (1, LARGE))
+        small = _median(lambda: ray.get(echo.back.remote(empty)), ASKED)
+        copying = _median(lambda: ray.get(echo.back.remote(large)), ASKED // 4) - small
+    with _echoes(ACTORS) as (weighting, _):
+        further = rest(_asked(weighting, ACTORS, samples), ACTORS)
     return {
         "call_ms": called,
         "actor_ms": max(0.0, further - called) / (ACTORS - 1),
-        "copy_gb": through / (copying_ms * 1e-3) / 1e9,
+        "copy_gb": 2 * large.nbytes / max(1e-3, copying) / 1e6,
     }
 
 
-def _asked(weighting: Any, size: tuple[int, int, int], times: int) -> float:
-    """Median seconds of a question."""
-    question = question_of(STRATEGY, *size)
-    seconds = []
+def _asked(weighting: Any, teachers: int, samples: int) -> float:
+    """Milliseconds of a question."""
+    question = question_of(STRATEGY, teachers, samples, CLASSES)
+    return _median(lambda: ray.get(weighting.ask.remote(question)), ASKED)
+
+
+def _median(work: Callable[[], object], times: int) -> float:
+    """Milliseconds, after a quarter as many that do not count."""
+    walls = []
     for number in range(times + times // 4):
         start = time.perf_counter()
-        ray.get(weighting.ask.remote(question))
+        work()
         if number >= times // 4:
-            seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+            walls.append(1e3 * (time.perf_counter() - start))
+    return statistics.median(walls)
 
 
 @contextmanager
-def _echoes(count: int) -> Iterator[Any]:
-    """A weighting actor with so many actors of one teacher each, or one actor of several."""
+def _echoes(count: int) -> Iterator[tuple[Any, list[Any]]]:
+    """A weighting actor, and so many actors of one teacher each."""
     names = [f"plan-{uuid.uuid4().hex[:8]}-{number}" for number in range(count)]
     echoes = [ray.remote(Echo).options(num_cpus=0, name=name).remote() for name in names]
-    homes = {f"teacher-{number}": names[number % count] for number in range(LARGE[0])}
+    homes = {f"teacher-{number}": name for number, name in enumerate(names)}
     weighting = ray.remote(WeightingActor).options(num_cpus=0).remote(homes, 3)
     try:
-        yield weighting
+        yield weighting, echoes
     finally:
         for actor in (weighting, *echoes):
             ray.kill(actor)

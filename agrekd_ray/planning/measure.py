@@ -13,6 +13,7 @@ import torch
 
 from agrekd_ray.config import Job
 from agrekd_ray.core.kd import kd_gradient
+from agrekd_ray.core.quadratic import shortest_mixture
 from agrekd_ray.data import TRAIN, Dataset
 from agrekd_ray.guidance import Lesson, Question, Replies
 from agrekd_ray.guidance.lesson import weigh_replies
@@ -24,6 +25,8 @@ from agrekd_ray.training import Labels, Trainer
 WARM, COUNTED = 2, 7
 SMALL, LARGE = (8, 64, 10), (8, 64, 2000)
 """Teachers, samples and classes at which weighing is timed."""
+PROGRAMME = 256
+"""Teachers for whom AE-KD's quadratic programme is timed."""
 TEMPERATURE = 4.0
 CPU = torch.device("cpu")
 
@@ -87,11 +90,10 @@ def weighing_costs(strategies: tuple[str, ...]) -> dict[str, Any]:
             "weigh_ns": {name: slope for name, (_, slope) in lines.items()},
         }
         if "ae_kd" in lines:
-            many = 64
-            fixed, slope = lines["ae_kd"]
-            whole = _per_question(_weighing_of("ae_kd", many, 64, 100))
-            more = whole - fixed - slope * 1e-6 * many * 64 * 100
-            found["programme_us"] = max(0.0, 1e3 * more / many**2)
+            vectors_MC = torch.randn(PROGRAMME, 100, dtype=torch.float64)
+            gram_MM = vectors_MC @ vectors_MC.T
+            milliseconds = timed(lambda: shortest_mixture(gram_MM, 0.6))[0]
+            found["programme_us"] = 1e3 * milliseconds / PROGRAMME**2
     return found
 
 
