@@ -28,7 +28,16 @@ from agrekd_ray.planning.setup import Setup
 from agrekd_ray.planning.step import PARTS, PATH, Step, live_step
 
 FREE = Costs(
-    call_ms=0, actor_ms=0, copy_gb=1e9, reply_ms=0, reply_ns=0, weigh_ms=0, seal_gb=1e9, start_s=0
+    call_ms=0,
+    actor_ms=0,
+    host_ms=0,
+    backbone_ms=0,
+    copy_gb=1e9,
+    reply_ms=0,
+    reply_ns=0,
+    weigh_ms=0,
+    seal_gb=1e9,
+    start_s=0,
 ).model_copy(update={"weigh_ns": dict.fromkeys(STRATEGIES, 0.0)})
 """Nothing between student and teachers takes any time."""
 ROOMY = Machines(nodes=1, cpus=4096, memory_gb=1e9, gbit=1e9, latency_us=0, disk_mb=1e12)
@@ -283,7 +292,7 @@ def test_memory_counts_weights_kept_logits_and_held_gradients() -> None:
 
 
 def test_advice_names_what_helps_and_what_it_brings() -> None:
-    times = Times(forward_ms=500, step_ms=5)
+    times = Times(forward_ms=500, step_ms=5, costs=FREE)
     setup = job(8, backbones_per_actor=8, records=False)
     room = ROOMY.model_copy(update={"gpus": 1000})
     found = forecast(setup, room, times)

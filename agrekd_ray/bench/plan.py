@@ -2,7 +2,7 @@
 
 Teachers of a set delay, M = 1 … 32, in fleets of several shapes. What the forecast is made from is
 measured apart from the steps that are forecast: a student's step on labels alone, the reading of a
-batch, weighing, and calls of actors that only answer. The teachers' delay is given.
+batch, weighing, and questions to a fleet of another shape. The teachers' delay is given.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from agrekd_ray.bench.workloads import PLAN, Cell, Workload
 from agrekd_ray.data import TRAIN, open_dataset
 from agrekd_ray.guidance.fleet_settings import FleetSettings
 from agrekd_ray.models import Model
-from agrekd_ray.planning.echo import STRATEGY, calling_costs
+from agrekd_ray.planning.calibration import STRATEGY, Calibration, averaged
 from agrekd_ray.planning.measure import forward_times, reading_ms, weighing_costs
 from agrekd_ray.planning.placing import place
 from agrekd_ray.planning.settings import Costs, Machines, Times
@@ -54,35 +54,43 @@ def measure_plan(quick: bool, measured: Callable[[Workload], dict[str, Any]]) ->
         quick: fewer teachers, shorter epochs.
         measured: measures a workload, as `bench.run` does.
     """
-    fleets = []
-    for delay, hosted, ahead in SHAPES:
-        workload = fleet_workload(delay, hosted, ahead, quick)
-        times = calibrated(workload)
-        figures = measured(workload)
-        step = {
-            (cell["way"], cell["teachers"]): 1e3
-            * statistics.median(cell["seconds"])
-            / figures["steps"]
-            for cell in figures["cells"]
+    with Calibration() as calibration:
+        return {
+            "workload": PLAN,
+            "fleets": [
+                _fleet(fleet_workload(*shape, quick), calibration, measured) for shape in SHAPES
+            ],
         }
-        taken = times.model_copy(update={"step_ms": step["plain", 0]})
-        fleets.append(
-            {
-                "delay_ms": delay,
-                "backbones_per_actor": hosted,
-                "look_ahead": ahead,
-                "times": taken.model_dump(),
-                "cells": [
-                    _compared(workload, cell.teachers, taken, step["live", cell.teachers])
-                    for cell in workload.cells
-                    if cell.way == "live"
-                ],
-            }
-        )
-    return {"workload": PLAN, "fleets": fleets}
 
 
-def calibrated(workload: Workload) -> Times:
+def _fleet(
+    workload: Workload,
+    calibration: Calibration,
+    measured: Callable[[Workload], dict[str, Any]],
+) -> dict[str, Any]:
+    """One shape of fleet; calibrated before and after, so that both see the same machine."""
+    before = calibrated(workload, calibration)
+    figures = measured(workload)
+    around = averaged([before, calibrated(workload, calibration)])
+    step = {
+        (cell["way"], cell["teachers"]): 1e3 * statistics.median(cell["seconds"]) / figures["steps"]
+        for cell in figures["cells"]
+    }
+    times = Times.model_validate({**around, "step_ms": step["plain", 0]})
+    return {
+        "delay_ms": workload.teacher.args["milliseconds"],
+        "backbones_per_actor": workload.fleet.backbones_per_actor,
+        "look_ahead": workload.look_ahead,
+        "times": times.model_dump(),
+        "cells": [
+            _compared(workload, cell.teachers, times, step["live", cell.teachers])
+            for cell in workload.cells
+            if cell.way == "live"
+        ],
+    }
+
+
+def calibrated(workload: Workload, calibration: Calibration) -> dict[str, Any]:
     """What a forecast is made from, but for the student's step; taken here and now."""
     with tempfile.TemporaryDirectory(prefix="agrekd-bench-") as folder:
         dataset = open_dataset(workload.data(Path(folder)))
@@ -90,14 +98,13 @@ def calibrated(workload: Workload) -> Times:
         reading = reading_ms(dataset, ids)
         _, busy = forward_times(workload.teacher, dataset, ids)
     costs = weighing_costs((STRATEGY,))
-    costs |= calling_costs(Costs.model_validate(costs), workload.batch_size)
-    return Times(
-        forward_ms=workload.teacher.args["milliseconds"],
-        step_ms=1,
-        inputs_ms=reading,
-        forward_busy=busy,
-        costs=Costs.model_validate(costs),
-    )
+    costs |= calibration.costs(Costs.model_validate(costs), workload.batch_size)
+    return {
+        "forward_ms": workload.teacher.args["milliseconds"],
+        "forward_busy": busy,
+        "inputs_ms": reading,
+        "costs": costs,
+    }
 
 
 def setup_of(workload: Workload, teachers: int) -> Setup:

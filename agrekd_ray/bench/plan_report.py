@@ -44,6 +44,7 @@ def render_plan(figures: dict[str, Any], console: Console) -> None:
         console.print(
             f"{_name(fleet)}: student {times['step_ms']:.1f} ms, inputs {times['inputs_ms']:.1f}, "
             f"call {costs['call_ms']:.2f}, actor {costs['actor_ms']:.2f}, "
+            f"host {costs['host_ms']:.2f}, backbone {costs['backbone_ms']:.2f}, "
             f"weighing {costs['weigh_ms']:.2f}",
             highlight=False,
             soft_wrap=True,

@@ -96,7 +96,9 @@ def _measured(job: Job, dataset: Dataset | None, setup: Setup, console: Console)
     if dataset is None:
         raise RunError("the job's data are not here, so that nothing can be measured with them.")
     prepare(starts_cluster=True)
-    from agrekd_ray.planning.echo import calling_costs  # imports Ray, which reads the environment
+    from agrekd_ray.planning.calibration import (
+        Calibration,
+    )  # imports Ray, which reads the environment
     from agrekd_ray.planning.measure import model_times, weighing_costs
     from agrekd_ray.run.session import RaySession
 
@@ -109,7 +111,8 @@ def _measured(job: Job, dataset: Dataset | None, setup: Setup, console: Console)
         display.advance("weighing")
         session = RaySession(None, 2)
         try:
-            costs |= calling_costs(Costs.model_validate(costs), setup.part)
+            with Calibration() as calibration:
+                costs |= calibration.costs(Costs.model_validate(costs), setup.part)
         finally:
             session.close()
         display.advance("actors")

@@ -217,10 +217,7 @@ def _memory(setup: Setup, machines: Machines, times: Times, placing: Placing, st
 
 def _recording(setup: Setup, machines: Machines, times: Times, placing: Placing) -> Recording:
     view = setup.view_bytes
-    step = forward_ms(setup, times, placing)
-    if not setup.actor_gpus:
-        busy = times.forward_busy * times.forward_ms * setup.fullest * placing.actors_here
-        step = max(step, (busy + placing.actors_here * times.inputs_ms) / machines.cpus)
+    step = forward_ms(setup, machines, times, placing)
     forward = step / 1e3 * setup.samples / setup.batch
     sealed = view / setup.actors / (times.costs.seal_gb * 1e9)
     forward_seconds = setup.views * (forward + sealed)

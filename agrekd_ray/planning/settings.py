@@ -51,6 +51,8 @@ class Costs(Settings):
     Attributes:
         call_ms: a question to the weighting actor and on to one teachers' actor, and back.
         actor_ms: each further actor that is asked.
+        host_ms: a teachers' process at each batch, besides reading and forward passes.
+        backbone_ms: of its own time, each further backbone in a process.
         copy_gb: GB/s (10⁹ bytes) at which messages go into and out of a process.
         reply_ms: a teachers' actor works out gradients, besides what grows with them.
         reply_ns: for each number of a teacher's gradient.
@@ -64,6 +66,8 @@ class Costs(Settings):
 
     call_ms: NonNegative = 2.0
     actor_ms: NonNegative = 1.0
+    host_ms: NonNegative = 0.5
+    backbone_ms: NonNegative = 0.5
     copy_gb: Positive = 1.0
     reply_ms: NonNegative = 0.2
     reply_ns: NonNegative = 5.0

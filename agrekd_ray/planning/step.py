@@ -2,7 +2,7 @@
 
 The shape of a live step, for W workers that step together:
 
-    path     = student + messages + bytes + weighting + gradients + network
+    path     = student + messages + bytes + weighting + gradients + crowding + network
     teachers = inputs and forward passes of the busiest actor or GPU
     cores    = all work on the fullest node, shared by its cores
 
@@ -13,8 +13,10 @@ the three; without, it takes path + teachers, and no less than cores. Assumed:
   so does a teachers' actor, each while the other is at the next question.
 - A forward pass, and opening its inputs, takes a time that is proportional to its samples.
 - Times do not vary. Where path and teachers are close, a real step takes somewhat longer.
-- An actor's backbones take turns, `concurrent` at a time; actors that share a GPU slow each other
-  down as much as `forward_busy` says. Teachers without a GPU share the cores of their node.
+- An actor's backbones take turns, `concurrent` at a time, in what leaves their device idle; in
+  what keeps it busy (`forward_busy`), all take turns that share it. Actors share a node's cores.
+- With look-ahead, actors start on a coming batch as a question arrives; where a node has fewer
+  cores than actors and one for the path, that holds the answer up by its share of the cores.
 - What goes over the network is sent at the bandwidth of one link, the busiest; it overlaps with
   nothing. Workers' gradients are summed in a ring, after the backward pass.
 - Every message is copied by the weighting actor once, at `copy_gb`; a question is sent to every
@@ -34,6 +36,7 @@ PARTS = {
     "student": "the student's own step",
     "teachers": "the teachers' forward passes",
     "gradients": "the gradients that teachers work out",
+    "crowding": "teachers at their next batch, on the same cores",
     "messages": "the number of actors that are asked",
     "bytes": "the bytes through the weighting actor",
     "weighting": "the weighting actor's computing",
@@ -44,7 +47,7 @@ PARTS = {
     "weighing": "weighing the teachers' gradients in the student's process",
 }
 """What a step or a recording can be held up by, in words."""
-PATH = "student", "gradients", "messages", "bytes", "weighting", "network"
+PATH = "student", "gradients", "crowding", "messages", "bytes", "weighting", "network"
 """Parts of a step that follow one another."""
 
 
@@ -117,12 +120,38 @@ def traffic(setup: Setup) -> Traffic:
     )
 
 
-def forward_ms(setup: Setup, times: Times, placing: Placing) -> float:
-    """Inputs and forward passes of a step on the busiest actor or GPU."""
-    most, turns = setup.fullest, -(-setup.fullest // setup.concurrent)
-    actor = max(turns, times.forward_busy * most) * times.forward_ms
-    device = times.forward_busy * most * placing.actors_per_gpu * times.forward_ms
-    return times.inputs_ms + max(actor, device)
+def forward_ms(setup: Setup, machines: Machines, times: Times, placing: Placing) -> float:
+    """Inputs and forward passes of a step on the busiest actor or GPU.
+
+    What a pass leaves its device idle for, backbones of an actor share as `concurrent` says; what
+    it is busy with, they do in turn. Actors on one node start together and share its cores.
+    """
+    busy = times.forward_busy * times.forward_ms * setup.fullest
+    idle = (1 - times.forward_busy) * times.forward_ms * -(-setup.fullest // setup.concurrent)
+    hosting = _hosting(setup, times)
+    crowd = max(1.0, placing.actors_here / machines.cpus)
+    if setup.actor_gpus:
+        return crowd * hosting + busy * placing.actors_per_gpu + idle
+    return crowd * (hosting + busy) + idle
+
+
+def _hosting(setup: Setup, times: Times) -> float:
+    """Work of a teachers' process for one batch, besides the forward passes."""
+    further = (setup.fullest - 1) * times.costs.backbone_ms
+    return times.inputs_ms + times.costs.host_ms + further
+
+
+def _crowding(setup: Setup, machines: Machines, times: Times, placing: Placing) -> float:
+    """How long an answer is held up by teachers that start on their next batch meanwhile.
+
+    All that run on a node get the same share of its cores; the path is one of them.
+    """
+    if setup.look_ahead == 0:
+        return 0.0
+    work = _hosting(setup, times)
+    if not setup.actor_gpus:
+        work += times.forward_busy * times.forward_ms * setup.fullest
+    return work * max(0.0, (placing.actors_here + 1) / machines.cpus - 1)
 
 
 def live_step(setup: Setup, machines: Machines, times: Times, placing: Placing) -> Step:
@@ -142,8 +171,9 @@ def live_step(setup: Setup, machines: Machines, times: Times, placing: Placing) 
         in_turn = 1.0
     parts = {
         "student": times.step_ms,
-        "teachers": forward_ms(setup, times, placing),
+        "teachers": forward_ms(setup, machines, times, placing),
         "gradients": replying * reply,
+        "crowding": _crowding(setup, machines, times, placing),
         "messages": in_turn * called,
         "bytes": in_turn * copied,
         "weighting": in_turn * weighed,
@@ -248,7 +278,7 @@ def _cores(
     if not setup.actor_gpus:
         threads = max(1, int(setup.actor_cpus or 1))
         forward = times.forward_busy * times.forward_ms * setup.fullest * threads
-    teaching = placing.actors_here * (times.inputs_ms + forward + asked * reply)
+    teaching = placing.actors_here * (_hosting(setup, times) + forward + asked * reply)
     threads = 1 if setup.student_gpus else max(1, int(setup.student_cpus))
     learning = placing.workers_here * times.step_ms * threads
     work = learning + weighting * served * asked / setup.weighting_actors + teaching
