@@ -45,6 +45,12 @@ def _known_strategies(value: Any) -> Any:
 ByStrategy = Annotated[dict[str, NonNegative], BeforeValidator(_known_strategies)]
 
 
+WEIGH_NS = {"aver": 53, "random": 62, "ae_kd": 65, "ca_mkd": 65, "govern": 103, "agre_kd": 116}
+"""Nanoseconds for a number, measured by `measure.weighing_costs` on two busy cores."""
+SLOWEST_NS = max(WEIGH_NS.values())
+"""Of a strategy that was not measured."""
+
+
 class Costs(Settings):
     """What the parts between student and teachers take; the defaults are of two slow cores.
 
@@ -72,7 +78,7 @@ class Costs(Settings):
     reply_ms: NonNegative = 0.2
     reply_ns: NonNegative = 5.0
     weigh_ms: NonNegative = 1.0
-    weigh_ns: ByStrategy = Field(default_factory=dict)
+    weigh_ns: ByStrategy = Field(default_factory=lambda: dict(WEIGH_NS))
     programme_us: NonNegative = 1.0
     seal_gb: Positive = 0.5
     process_mb: NonNegative = 380
@@ -82,15 +88,11 @@ class Costs(Settings):
         """Milliseconds that one question's gradients take to be weighed."""
         numbers = members * samples * classes
         programme = self.programme_us * 1e-3 * members**2 if strategy == "ae_kd" else 0.0
-        return self.weigh_ms + 1e-6 * numbers * self.weigh_ns.get(strategy, WEIGH_NS) + programme
+        return self.weigh_ms + 1e-6 * numbers * self.weigh_ns.get(strategy, SLOWEST_NS) + programme
 
     def reply(self, members: int, samples: int, classes: int) -> float:
         """Milliseconds that an actor's answer to one question takes, its logits being there."""
         return self.reply_ms + 1e-6 * self.reply_ns * members * samples * classes
-
-
-WEIGH_NS = 40.0
-"""Nanoseconds for a number, of a strategy that was not measured."""
 
 
 class Times(Settings):
