@@ -45,7 +45,14 @@ def _known_strategies(value: Any) -> Any:
 ByStrategy = Annotated[dict[str, NonNegative], BeforeValidator(_known_strategies)]
 
 
-WEIGH_NS = {"aver": 53, "random": 62, "ae_kd": 65, "ca_mkd": 65, "govern": 103, "agre_kd": 116}
+WEIGH_NS: dict[str, float] = {
+    "aver": 53,
+    "random": 62,
+    "ae_kd": 65,
+    "ca_mkd": 65,
+    "govern": 103,
+    "agre_kd": 116,
+}
 """Nanoseconds for a number, measured by `measure.weighing_costs` on two busy cores."""
 SLOWEST_NS = max(WEIGH_NS.values())
 """Of a strategy that was not measured."""
