@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import sys
 from pathlib import Path
@@ -353,10 +354,90 @@ def prune_outputs(
 
 
 @app.command()
+def plan(
+    job: JobFile,
+    overrides: Overrides = None,
+    nodes: Annotated[int, typer.Option(help="Machines, all alike.")] = 1,
+    gpus: Annotated[int, typer.Option(help="GPUs of each.")] = 0,
+    cpus: Annotated[
+        int | None, typer.Option(help="Cores of each; default: as many as here.")
+    ] = None,
+    memory_gb: Annotated[float, typer.Option(help="Memory of each, GB.")] = 64,
+    network_gbit: Annotated[float, typer.Option(help="Each one's network link, Gbit/s.")] = 10,
+    latency_us: Annotated[
+        float, typer.Option(help="Of a message from one to another, microseconds.")
+    ] = 100,
+    disk_mb: Annotated[float, typer.Option(help="What the folder of records takes, MB/s.")] = 500,
+    forward_ms: Annotated[
+        float | None,
+        typer.Option(help="One teacher's forward pass over a whole batch, milliseconds."),
+    ] = None,
+    step_ms: Annotated[
+        float | None,
+        typer.Option(help="A student worker's step on its part of a batch, on labels alone, ms."),
+    ] = None,
+    inputs_ms: Annotated[
+        float | None, typer.Option(help="Reading a batch's samples, milliseconds.")
+    ] = None,
+    forward_busy: Annotated[
+        float | None, typer.Option(help="Share of its device that a forward pass takes, 0 to 1.")
+    ] = None,
+    times: Annotated[
+        Path | None, typer.Option(help="YAML with these, and `costs`; options count before it.")
+    ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Take the times here, with the job's own models.")
+    ] = False,
+    classes: Annotated[
+        int | None, typer.Option(min=2, help="C, for data that are not here, or others.")
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Of the training split, likewise.")
+    ] = None,
+    weighting_actors: Annotated[
+        int | None,
+        typer.Option(min=1, help="1 or one a student worker; default: what is worth it."),
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Also write the forecast here.")
+    ] = None,
+) -> None:
+    """What a job would take on other machines, what holds it up, and what would help."""
+    from agrekd_ray.planning.command import plan as planned
+
+    planned(
+        job,
+        overrides or [],
+        Console(),
+        machines={
+            "nodes": nodes,
+            "gpus": gpus,
+            "cpus": os.cpu_count() if cpus is None else cpus,
+            "memory_gb": memory_gb,
+            "gbit": network_gbit,
+            "latency_us": latency_us,
+            "disk_mb": disk_mb,
+        },
+        times={
+            "forward_ms": forward_ms,
+            "step_ms": step_ms,
+            "inputs_ms": inputs_ms,
+            "forward_busy": forward_busy,
+        },
+        times_file=times,
+        measure=measure,
+        classes=classes,
+        samples=samples,
+        weighting_actors=weighting_actors,
+        json_file=json_file,
+    )
+
+
+@app.command()
 def bench(
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="small, latency, resnet, data, search; all by default."),
+        typer.Argument(help="small, latency, resnet, data, plan, search; all by default."),
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Epochs that count, of each way.")] = 5,
     quick: Annotated[bool, typer.Option(help="Smaller, without ResNets; two minutes.")] = False,

@@ -10,11 +10,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from agrekd_ray.bench import report
+from agrekd_ray.bench import plan, report
 from agrekd_ray.bench.naive import NaiveTrainer
 from agrekd_ray.bench.workloads import WAYS, Cell, workloads
 from agrekd_ray.core.kd import kd_loss
 from agrekd_ray.models import Model, build
+from agrekd_ray.planning.settings import Times
 from agrekd_ray.settings import Training
 from agrekd_ray.training import Labels
 
@@ -114,3 +115,68 @@ def test_every_way_is_measured(ray_session: Any, monkeypatch: pytest.MonkeyPatch
     assert figures["record_bytes_computed"] == 40
     found = report.conclusions(figures)
     assert {"replay / plain, 2 teachers", "live / local, 2 teachers"} <= found.keys()
+
+
+PLANNED: dict[str, Any] = {
+    "workload": "plan",
+    "fleets": [
+        {
+            "delay_ms": delay,
+            "backbones_per_actor": 8,
+            "look_ahead": 2,
+            "times": Times(forward_ms=delay, step_ms=5).model_dump(),
+            "cells": [
+                {
+                    "teachers": teachers,
+                    "actors": 1,
+                    "forecast_ms": 50.0,
+                    "measured_ms": 40.0,
+                    "error": error,
+                    "bottleneck": "teachers",
+                }
+                for teachers, error in ((1, 0.25), (2, -0.1))
+            ],
+        }
+        for delay in (5, 50)
+    ],
+}
+
+
+def test_errors_of_a_forecast_are_medians_without_sign() -> None:
+    found = report.conclusions(PLANNED)
+    assert found["median error of the forecast"] == pytest.approx(0.175)
+    assert found["median error, 5 ms, 8 an actor, look-ahead 2"] == pytest.approx(0.175)
+    console = Console(file=StringIO(), width=140)
+    report.render(PLANNED, console)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "+25" in shown
+    assert "-10" in shown
+    assert report.summaries(PLANNED) == PLANNED["fleets"]
+
+
+def test_a_cell_is_planned_as_its_fleet_hosts_it() -> None:
+    """32 teachers, eight an actor at most: fewer are spread over the four actors."""
+    workload = plan.fleet_workload(5, 8, 2, quick=False)
+    shapes = {
+        count: (plan.setup_of(workload, count).actors, plan.setup_of(workload, count).fullest)
+        for count in plan.COUNTS
+    }
+    assert shapes == {1: (1, 1), 2: (2, 1), 4: (4, 1), 8: (4, 2), 16: (4, 4), 32: (4, 8)}
+
+
+def test_forecasts_are_held_against_measurements(
+    ray_session: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One tiny fleet, calibrated and measured with real actors."""
+    from agrekd_ray.bench import run
+
+    monkeypatch.setattr(plan, "SHAPES", ((20, 2, 0),))
+    monkeypatch.setattr(plan, "COUNTS", (1, 4))
+    (figures,) = run.run_bench(["plan"], 1, True, Console(file=StringIO()))
+    (fleet,) = figures["fleets"]
+    assert [cell["teachers"] for cell in fleet["cells"]] == [1, 4]
+    for cell in fleet["cells"]:
+        assert min(cell["forecast_ms"], cell["measured_ms"]) > 20  # no look-ahead hides the delay
+        assert cell["error"] == pytest.approx(cell["forecast_ms"] / cell["measured_ms"] - 1)
+    assert fleet["times"]["step_ms"] != 1
+    assert fleet["times"]["costs"]["call_ms"] > 0

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from agrekd_ray.bench.naive import NaiveTrainer
-from agrekd_ray.bench.workloads import Cell, Workload
+from agrekd_ray.bench.workloads import LOOK_AHEAD, Cell, Workload
 from agrekd_ray.data import TRAIN, Dataset, DataSettings, open_dataset
 from agrekd_ray.events import Note, Post
 from agrekd_ray.guidance import Distilled, Lesson, LocalTeachers, Question, Replay, Source
@@ -25,7 +25,6 @@ from agrekd_ray.settings import Training
 from agrekd_ray.training import Guidance, Labels, Trainer
 
 TEMPERATURE = 4.0
-LOOK_AHEAD = 2
 
 
 @dataclass(frozen=True)
@@ -119,6 +118,8 @@ class _Room:
 
     def threads(self, cell: Cell) -> int:
         """All cores, or what the fleet leaves."""
+        if self._setting.workload.threads is not None:
+            return self._setting.workload.threads
         cores = os.cpu_count() or 1
         return max(1, cores - self._setting.actors) if cell.way in ("live", "record") else cores
 
@@ -140,7 +141,7 @@ class _Room:
         guidance: Guidance = Labels(samples)
         if source is not None:
             guidance = Distilled(self._lesson(names), source, samples)
-        ahead = LOOK_AHEAD if cell.way in ("live", "record") else 0
+        ahead = work.look_ahead if cell.way in ("live", "record") else 0
         return Trainer(model, samples, training, guidance, seed=0, look_ahead=ahead), source
 
     def sizes(self) -> dict[str, Any]:

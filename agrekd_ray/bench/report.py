@@ -10,7 +10,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from agrekd_ray.bench.workloads import DATA, SEARCH
+from agrekd_ray.bench.plan_report import plan_conclusions, render_plan
+from agrekd_ray.bench.workloads import DATA, PLAN, SEARCH
 
 
 def search_summary(figures: dict[str, Any]) -> list[dict[str, Any]]:
@@ -55,6 +56,8 @@ def summary(figures: dict[str, Any]) -> list[dict[str, Any]]:
 
 def summaries(figures: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows of a workload's table."""
+    if figures["workload"] == PLAN:
+        return figures["fleets"]
     if figures["workload"] == DATA:
         return data_summary(figures)
     return search_summary(figures) if figures["workload"] == SEARCH else summary(figures)
@@ -63,6 +66,8 @@ def summaries(figures: dict[str, Any]) -> list[dict[str, Any]]:
 def conclusions(figures: dict[str, Any]) -> dict[str, float]:
     """What the figures come to, by name; ratios of medians."""
     found: dict[str, float] = {}
+    if figures["workload"] == PLAN:
+        return plan_conclusions(figures)
     if figures["workload"] == DATA:
         few, many = (row["anonymous_bytes"] - row["idle_bytes"] for row in figures["cells"])
         more = figures["cells"][1]["samples"] / figures["cells"][0]["samples"]
@@ -101,6 +106,9 @@ def render(figures: dict[str, Any], console: Console) -> None:
         return
     if figures["workload"] == SEARCH:
         _render_search(figures, console)
+        return
+    if figures["workload"] == PLAN:
+        render_plan(figures, console)
         return
     console.print(
         f"\n{figures['workload']}: batches of {figures['batch_size']}, {figures['steps']} steps an "

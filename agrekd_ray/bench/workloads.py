@@ -21,6 +21,9 @@ SEARCH = "search"
 """The workload that compares searches, not steps; see `bench.search`."""
 DATA = "data"
 """The workload that prepares and reads very many pictures; see `bench.data`."""
+PLAN = "plan"
+"""The workload that holds forecasts of `agrekd plan` against measurements; see `bench.plan`."""
+LOOK_AHEAD = 2
 WAYS = ("plain", "naive", "local", "live", "record", "replay")
 """Ways of teaching: labels alone; teachers in this process with autograd, as published code; the
 same in closed form; the fleet; the fleet while it records; records."""
@@ -48,6 +51,8 @@ class Workload:
         cells: what is compared, `plain` first.
         fleet: how teachers are hosted.
         enlarge: factor by which the 8 x 8 digits are enlarged.
+        threads: of the student in every cell; None takes all cores, or what the fleet leaves.
+        look_ahead: batches that a fleet computes ahead.
     """
 
     name: str
@@ -59,6 +64,8 @@ class Workload:
     cells: tuple[Cell, ...]
     fleet: FleetSettings
     enlarge: int = 1
+    threads: int | None = None
+    look_ahead: int = LOOK_AHEAD
 
     @property
     def most(self) -> int:

@@ -1,0 +1,146 @@
+"""The workload `plan`: what `agrekd plan` forecasts for live steps, and what they take.
+
+Teachers of a set delay, M = 1 … 32, in fleets of several shapes. What the forecast is made from is
+measured apart from the steps that are forecast: a student's step on labels alone, the reading of a
+batch, weighing, and questions to a fleet of another shape. The teachers' delay is given.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from agrekd_ray.bench.workloads import PLAN, Cell, Workload
+from agrekd_ray.data import TRAIN, open_dataset
+from agrekd_ray.guidance.fleet_settings import FleetSettings
+from agrekd_ray.models import Model
+from agrekd_ray.planning.calibration import STRATEGY, Calibration, averaged
+from agrekd_ray.planning.measure import forward_times, reading_ms, weighing_costs
+from agrekd_ray.planning.placing import place
+from agrekd_ray.planning.settings import Costs, Machines, Times
+from agrekd_ray.planning.setup import Setup
+from agrekd_ray.planning.step import live_step
+
+SHAPES = ((50, 8, 2), (5, 8, 2), (5, 4, 0))
+"""Fleets: the teachers' delay in ms, backbones of an actor at most, batches of look-ahead."""
+COUNTS = (1, 2, 4, 8, 16, 32)
+
+
+def fleet_workload(delay: int, hosted: int, ahead: int, quick: bool) -> Workload:
+    """The live cells of one shape of fleet, and the student alone."""
+    counts = tuple(count for count in COUNTS if count <= 8 or not quick)
+    return Workload(
+        name=f"plan: {delay} ms, {hosted} an actor, look-ahead {ahead}",
+        student=Model(name="cnn"),
+        teacher=Model(name="delayed", args={"milliseconds": delay}),
+        batch_size=64,
+        steps=10 if quick else 20,
+        backbones=max(counts),
+        cells=(Cell("plain"), *(Cell("live", count) for count in counts)),
+        fleet=FleetSettings(backbones_per_actor=hosted, concurrent=hosted, look_ahead=ahead),
+        threads=1,
+        look_ahead=ahead,
+    )
+
+
+def measure_plan(quick: bool, measured: Callable[[Workload], dict[str, Any]]) -> dict[str, Any]:
+    """Forecast and measure every cell of the grid; needs a Ray session.
+
+    Args:
+        quick: fewer teachers, shorter epochs.
+        measured: measures a workload, as `bench.run` does.
+    """
+    with Calibration() as calibration:
+        return {
+            "workload": PLAN,
+            "fleets": [
+                _fleet(fleet_workload(*shape, quick), calibration, measured) for shape in SHAPES
+            ],
+        }
+
+
+def _fleet(
+    workload: Workload,
+    calibration: Calibration,
+    measured: Callable[[Workload], dict[str, Any]],
+) -> dict[str, Any]:
+    """One shape of fleet; calibrated before and after, so that both see the same machine."""
+    before = calibrated(workload, calibration)
+    figures = measured(workload)
+    around = averaged([before, calibrated(workload, calibration)])
+    step = {
+        (cell["way"], cell["teachers"]): 1e3 * statistics.median(cell["seconds"]) / figures["steps"]
+        for cell in figures["cells"]
+    }
+    times = Times.model_validate({**around, "step_ms": step["plain", 0]})
+    return {
+        "delay_ms": workload.teacher.args["milliseconds"],
+        "backbones_per_actor": workload.fleet.backbones_per_actor,
+        "look_ahead": workload.look_ahead,
+        "times": times.model_dump(),
+        "cells": [
+            _compared(workload, cell.teachers, times, step["live", cell.teachers])
+            for cell in workload.cells
+            if cell.way == "live"
+        ],
+    }
+
+
+def calibrated(workload: Workload, calibration: Calibration) -> dict[str, Any]:
+    """What a forecast is made from, but for the student's step; taken here and now."""
+    with tempfile.TemporaryDirectory(prefix="agrekd-bench-") as folder:
+        dataset = open_dataset(workload.data(Path(folder)))
+        ids = dataset.splits[TRAIN][: workload.batch_size]
+        reading = reading_ms(dataset, ids)
+        _, busy = forward_times(workload.teacher, dataset, ids)
+    costs = weighing_costs((STRATEGY,))
+    costs |= calibration.costs(Costs.model_validate(costs), workload.batch_size)
+    return {
+        "forward_ms": workload.teacher.args["milliseconds"],
+        "forward_busy": busy,
+        "inputs_ms": reading,
+        "costs": costs,
+    }
+
+
+def setup_of(workload: Workload, teachers: int) -> Setup:
+    """A cell as the planner sees it; its teachers are spread over the actors that there are."""
+    actors = -(-workload.most // workload.fleet.backbones_per_actor)
+    return Setup(
+        strategy=STRATEGY,
+        strategies=(STRATEGY,),
+        plain=0,
+        names=tuple(len(f"teacher-{number}") for number in range(teachers)),
+        teachers=teachers,
+        hosted=teachers,
+        backbones=teachers,
+        batch=workload.batch_size,
+        workers=1,
+        classes=10,
+        samples=workload.batch_size * workload.steps,
+        evaluated=0,
+        tested=0,
+        epochs=1,
+        views=1,
+        look_ahead=workload.look_ahead,
+        backbones_per_actor=-(-teachers // min(teachers, actors)),
+        concurrent=workload.fleet.concurrent,
+        records=False,
+    )
+
+
+def _compared(workload: Workload, teachers: int, times: Times, measured: float) -> dict[str, Any]:
+    setup, machines = setup_of(workload, teachers), Machines(cpus=os.cpu_count() or 1)
+    step = live_step(setup, machines, times, place(setup, machines))
+    return {
+        "teachers": teachers,
+        "actors": setup.actors,
+        "forecast_ms": step.ms,
+        "measured_ms": measured,
+        "error": step.ms / measured - 1,
+        "bottleneck": step.bottleneck,
+    }

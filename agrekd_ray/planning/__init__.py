@@ -1,0 +1,1 @@
+"""What a job will take, before anything is bought or started: `agrekd plan`."""

@@ -1,0 +1,388 @@
+"""The planner: limits where the answer is known, directions that must hold, real message sizes."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agrekd_ray.config import JobError
+from agrekd_ray.core.weighting import STRATEGIES
+from agrekd_ray.guidance import Lesson, Question
+from agrekd_ray.guidance.lesson import reply, weigh_replies
+from agrekd_ray.planning.advice import advise
+from agrekd_ray.planning.forecast import COPIES, Forecast, forecast
+from agrekd_ray.planning.messages import FLOAT, answer_bytes, question_bytes, replies_bytes
+from agrekd_ray.planning.placing import place
+from agrekd_ray.planning.settings import Costs, Machines, Times, merged, missing_times
+from agrekd_ray.planning.setup import Setup
+from agrekd_ray.planning.step import PARTS, PATH, Step, live_step
+
+FREE = Costs(
+    call_ms=0,
+    actor_ms=0,
+    host_ms=0,
+    backbone_ms=0,
+    copy_gb=1e9,
+    reply_ms=0,
+    reply_ns=0,
+    weigh_ms=0,
+    seal_gb=1e9,
+    start_s=0,
+).model_copy(update={"weigh_ns": dict.fromkeys(STRATEGIES, 0.0)})
+"""Nothing between student and teachers takes any time."""
+ROOMY = Machines(nodes=1, cpus=4096, memory_gb=1e9, gbit=1e9, latency_us=0, disk_mb=1e12)
+
+
+def job(teachers: int = 8, **changes: Any) -> Setup:
+    """Of teachers on GPUs, each with an actor of its own."""
+    values: dict[str, Any] = {
+        "strategy": "agre_kd",
+        "strategies": ("agre_kd",),
+        "plain": 0,
+        "names": (5,) * teachers,
+        "teachers": teachers,
+        "hosted": teachers,
+        "backbones": teachers,
+        "batch": 64,
+        "workers": 1,
+        "classes": 10,
+        "samples": 6400,
+        "evaluated": 0,
+        "tested": 0,
+        "epochs": 4,
+        "views": 1,
+        "look_ahead": 2,
+        "backbones_per_actor": 1,
+        "actor_gpus": 1,
+        **changes,
+    }
+    return Setup(**values)
+
+
+def step_of(setup: Setup, machines: Machines = ROOMY, times: Times | None = None) -> Step:
+    times = times or Times(forward_ms=20, step_ms=5, costs=FREE)
+    room = machines.model_copy(update={"gpus": 1000})
+    return live_step(setup, room, times, place(setup, room))
+
+
+def whole(setup: Setup, machines: Machines = ROOMY, times: Times | None = None) -> Forecast:
+    times = times or Times(forward_ms=20, step_ms=5)
+    return forecast(setup, machines.model_copy(update={"gpus": 1000}), times)
+
+
+def test_one_teacher_and_nothing_between_takes_the_longer_of_the_two() -> None:
+    assert step_of(job(1)).ms == pytest.approx(20)
+    slow = Times(forward_ms=20, step_ms=50, costs=FREE)
+    assert step_of(job(1), times=slow).ms == pytest.approx(50)
+    assert step_of(job(1)).teacher_idle == pytest.approx(0)
+    assert step_of(job(1), times=slow).teacher_idle == pytest.approx(0.6)
+    assert step_of(job(1)).student_waits == pytest.approx(0.75)
+
+
+def test_without_look_ahead_teachers_and_student_take_turns() -> None:
+    step = step_of(job(1, look_ahead=0))
+    assert step.ms == pytest.approx(25)
+    assert step.teacher_idle == pytest.approx(0.2)
+    assert sum(step.shares.values()) == pytest.approx(1)
+    assert step.shares["teachers"] == pytest.approx(0.8)
+
+
+def test_the_round_trip_adds_to_the_students_step_alone() -> None:
+    """With look-ahead it is hidden behind slow teachers, and seen behind fast ones."""
+    costs = FREE.model_copy(update={"call_ms": 2.0, "actor_ms": 1.0})
+    fast = Times(forward_ms=1, step_ms=5, costs=costs)
+    assert step_of(job(8), times=fast).ms == pytest.approx(5 + 2 + 7)
+    assert step_of(job(8), times=fast).bottleneck == "messages"
+    slow = Times(forward_ms=100, step_ms=5, costs=costs)
+    assert step_of(job(8), times=slow).ms == pytest.approx(100, rel=1e-3)
+    assert step_of(job(8), times=slow).bottleneck == "teachers"
+
+
+def test_a_shared_actor_takes_turns_unless_its_backbones_sleep() -> None:
+    shared = job(8, backbones_per_actor=8)
+    times = Times(forward_ms=20, step_ms=5, costs=FREE)
+    assert step_of(shared, times=times).ms == pytest.approx(160)
+    asleep = times.model_copy(update={"forward_busy": 0})
+    assert step_of(shared, times=asleep).ms == pytest.approx(160)
+    at_once = dataclasses.replace(shared, concurrent=8)
+    assert step_of(at_once, times=asleep).ms == pytest.approx(20)
+    assert step_of(at_once, times=times).ms == pytest.approx(160)
+
+
+def test_teachers_without_a_gpu_share_the_cores() -> None:
+    few = Machines(cpus=4)
+    times = Times(forward_ms=20, step_ms=5, costs=FREE)
+    setup = job(8, actor_gpus=0)
+    step = live_step(setup, few, times, place(setup, few))
+    assert step.ms == pytest.approx((8 * 20 + 5) / 4, rel=1e-3)
+    assert step.bottleneck == "cores"
+    assert step.shares == {"cores": 1.0}
+
+
+def test_a_gpu_is_filled_before_the_next() -> None:
+    placed = place(job(8, actor_gpus=0.25), Machines(nodes=1, gpus=4))
+    assert placed.actors_per_gpu == 4
+    assert placed.shortage is None
+    few = place(job(8, actor_gpus=1), Machines(nodes=1, gpus=4))
+    assert few.actors_per_gpu == 2
+    assert few.shortage == "8 GPUs are wanted, 4 are there"
+    spread = place(job(8, actor_gpus=0.25), Machines(nodes=4, gpus=1))
+    assert (spread.actors_here, spread.actors_per_gpu, spread.far) == (2, 2, 0.75)
+
+
+def test_an_infinite_bandwidth_leaves_what_is_computed() -> None:
+    large = job(50, classes=10_000, batch=256, samples=25_600)
+    machines = Machines(nodes=10, cpus=64, gbit=10, latency_us=0)
+    times = Times(forward_ms=20, step_ms=50, costs=FREE)
+    slow = step_of(large, machines, times)
+    assert slow.bottleneck == "network"
+    # 9 of 10 nodes send their teachers' gradients over one link of 10 Gbit/s
+    sent = 0.9 * 50 * 256 * 10_000 * 4
+    assert slow.parts["network"] == pytest.approx(1e3 * sent / 1.25e9, rel=1e-3)
+    endless = step_of(large, machines.model_copy(update={"gbit": 1e12}), times)
+    assert endless.ms == pytest.approx(50, rel=1e-3)
+    assert endless.bottleneck == "student"
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    teachers=st.integers(1, 1000),
+    workers=st.sampled_from([1, 2, 16, 256]),
+    classes=st.sampled_from([2, 10, 1000, 100_000]),
+    ahead=st.integers(0, 4),
+    nodes=st.integers(1, 64),
+    strategy=st.sampled_from(sorted(STRATEGIES)),
+    forward=st.floats(0, 1e3),
+)
+def test_more_of_anything_never_takes_less(
+    teachers: int,
+    workers: int,
+    classes: int,
+    ahead: int,
+    nodes: int,
+    strategy: str,
+    forward: float,
+) -> None:
+    setup = job(
+        teachers,
+        workers=workers,
+        classes=classes,
+        look_ahead=ahead,
+        strategy=strategy,
+        strategies=(strategy,),
+        batch=512,
+        samples=51_200,
+        student_bytes=10**7,
+    )
+    machines = Machines(nodes=nodes, cpus=32)
+    times = Times(forward_ms=forward, step_ms=5)
+    found = whole(setup, machines, times)
+    step = found.step
+    assert 0 <= step.teacher_idle <= 1
+    assert 0 <= step.student_waits < 1
+    assert sum(step.shares.values()) == pytest.approx(1)
+    assert step.bottleneck in PARTS
+    assert step.ms >= max(step.parts["student"], step.parts["teachers"])
+    assert found.bottleneck in PARTS
+    assert found.whole.seconds > 0
+    one = {"names": (5,) * (teachers + 1), "teachers": teachers + 1, "hosted": teachers + 1}
+    more = (
+        dataclasses.replace(setup, backbones=teachers + 1, **one),  # type: ignore[arg-type]
+        dataclasses.replace(setup, classes=2 * classes),
+    )
+    for other in more:
+        # a node fewer far from the weighting actor may outweigh an actor more
+        assert step_of(other, machines, times).ms >= step_of(setup, machines, times).ms * 0.97
+        assert whole(other, machines, times).memory.weighting_actor > found.memory.weighting_actor
+    if workers > 1:
+        fewer = dataclasses.replace(setup, workers=workers // 2)
+        same_part = dataclasses.replace(fewer, batch=setup.batch // 2)
+        assert step_of(setup, machines, times).ms >= step_of(same_part, machines, times).ms
+
+
+def test_the_bottleneck_moves_where_it_must() -> None:
+    costs = Costs(weigh_ns={"agre_kd": 40.0})
+    times = Times(forward_ms=1, step_ms=5, costs=costs)
+    cases = {
+        "student": (job(1), times.model_copy(update={"step_ms": 50})),
+        "teachers": (job(8), times.model_copy(update={"forward_ms": 500})),
+        "messages": (job(200), times),
+        "weighting": (job(50, classes=1000), times),
+        "bytes": (
+            job(50, classes=1000),
+            times.model_copy(update={"costs": costs.model_copy(update={"copy_gb": 0.01})}),
+        ),
+        "gradients": (
+            job(50, classes=1000, backbones_per_actor=50),
+            times.model_copy(update={"costs": costs.model_copy(update={"reply_ns": 1000.0})}),
+        ),
+    }
+    for name, (setup, given_times) in cases.items():
+        assert step_of(setup, times=given_times).bottleneck == name
+    slow_disk = ROOMY.model_copy(update={"disk_mb": 0.01, "memory_gb": 64})
+    found = whole(job(8, classes=1000), slow_disk, times)
+    assert found.recording is not None
+    assert (found.recording.bottleneck, found.bottleneck) == ("disk", "disk")
+
+
+def test_a_weighting_actor_for_each_worker_is_chosen_where_one_holds_up_the_step() -> None:
+    large = job(50, workers=8, classes=1000, batch=512, samples=51_200)
+    found = whole(large)
+    assert found.setup.weighting_actors == 8
+    assert found.single is not None
+    assert found.single.bottleneck == "weighting"
+    one, several = found.single.parts["weighting"], found.step.parts["weighting"]
+    assert one / several == pytest.approx(8, rel=0.01)
+    assert found.step.ms < found.single.ms / 3
+    batchwise = dataclasses.replace(large, strategy="ae_kd", strategies=("ae_kd",))
+    assert whole(batchwise).setup.weighting_actors == 1
+    weighted = dataclasses.replace(large, sample_weighting=True)
+    assert whole(weighted).setup.weighting_actors == 1
+    slow = Times(forward_ms=1e5, step_ms=5)
+    assert whole(large, times=slow).setup.weighting_actors == 1
+
+
+def test_recording_and_the_whole_job_in_figures() -> None:
+    times = Times(forward_ms=20, step_ms=5, inputs_ms=4, costs=FREE)
+    setup = job(8, strategies=("agre_kd",) * 3, plain=2, views=2, epochs=4)
+    found = whole(setup, times=times)
+    recording = found.recording
+    assert recording is not None
+    assert recording.bytes == 2 * 8 * 6400 * 10 * 4
+    assert recording.peak_bytes == 3 * 8 * 6400 * 10 * 4
+    assert recording.seconds == pytest.approx(2 * 100 * 0.024, rel=1e-3)
+    assert found.whole.live == pytest.approx(2 * 100 * 0.024, rel=1e-3)
+    assert found.whole.replayed == pytest.approx((3 * 4 - 2) * 100 * 0.005, rel=1e-3)
+    assert found.whole.plain == pytest.approx(2 * 4 * 100 * 0.005)
+    assert sum(found.whole.spent.values()) == pytest.approx(found.whole.seconds)
+    live = whole(dataclasses.replace(setup, records=False), times=times)
+    assert live.recording is None
+    assert live.whole.live == pytest.approx(3 * 4 * 100 * 0.024, rel=1e-3)
+    half = whole(dataclasses.replace(setup, number_bytes=2), times=times)
+    assert half.recording is not None
+    assert half.recording.bytes == recording.bytes / 2
+
+
+def test_memory_counts_weights_kept_logits_and_held_gradients() -> None:
+    costs = Costs(process_mb=0)
+    times = Times(forward_ms=20, step_ms=5, costs=costs)
+    setup = job(4, classes=10_000, teacher_bytes=10**8, backbones_per_actor=2)
+    memory = whole(setup, times=times).memory
+    numbers = 64 * 10_000 * 4
+    assert memory.teacher_weights == 2 * 10**8
+    kept = (2 + 2) * 2 * 2 * numbers
+    assert memory.teacher_actor == pytest.approx(2 * 10**8 + kept + numbers + 4 * numbers, rel=0.01)
+    assert memory.weighting_actor > 5 * numbers
+    assert memory.object_store == pytest.approx((1 + 2) * numbers + 4 * numbers + numbers, rel=0.01)
+    assert whole(job(4), times=times).memory.object_store == 0
+    small = ROOMY.model_copy(update={"memory_gb": 0.1})
+    shortage = whole(setup, small, times).shortage
+    assert shortage is not None
+    assert "memory are wanted on the fullest node" in shortage
+
+
+def test_advice_names_what_helps_and_what_it_brings() -> None:
+    times = Times(forward_ms=500, step_ms=5, costs=FREE)
+    setup = job(8, backbones_per_actor=8, records=False)
+    room = ROOMY.model_copy(update={"gpus": 1000})
+    found = forecast(setup, room, times)
+    advice = advise(found, setup, room, times, None)
+    changes = [one.change for one in advice]
+    assert any("guidance=auto" in change for change in changes)
+    assert any("backbones_per_actor=4" in change for change in changes)
+    more = next(one for one in advice if "backbones_per_actor=4" in one.change)
+    assert more.step_ms == pytest.approx(found.step.ms / 2, rel=0.01)
+    assert more.job_seconds < found.whole.seconds
+
+
+@pytest.mark.parametrize("strategy", ["agre_kd", "ca_mkd"])
+@pytest.mark.parametrize(
+    ("teachers", "samples", "classes", "ahead"),
+    [
+        (1, 8, 2, 0),
+        (5, 64, 10, 2),
+        (32, 128, 1000, 4),
+        (300, 16, 10, 2),
+    ],
+)
+def test_messages_are_as_large_as_the_real_ones(
+    strategy: str, teachers: int, samples: int, classes: int, ahead: int
+) -> None:
+    """The real arrays, pickled as messages are."""
+    names = tuple(f"erm-{number}" for number in range(teachers))
+    lesson = Lesson(strategy, names, names[0], 4.0)
+    ids = np.arange(samples)
+    coming = tuple((0, ids + n) for n in range(ahead))
+    logits_BC = np.random.default_rng(0).normal(size=(samples, classes)).astype(np.float32)
+    question = Question(lesson, 3, 0, ids, logits_BC, coming)
+
+    class Labelled:
+        def labels(self, ids: np.ndarray) -> torch.Tensor:
+            return torch.zeros(len(ids), dtype=torch.int64)
+
+    logits_mBC = torch.randn(teachers, samples, classes)
+    told = reply(question, names, logits_mBC, Labelled())  # type: ignore[arg-type]
+    answer = weigh_replies(question, [told])
+    lengths = tuple(map(len, names))
+    for counted, real in (
+        (question_bytes(lengths, samples, classes, ahead), question),
+        (
+            replies_bytes(lengths, samples, classes, entropy=strategy == "ca_mkd"),
+            told,
+        ),
+        (answer_bytes(teachers, samples, classes), answer),
+    ):
+        size = len(pickle.dumps(real, protocol=5))
+        assert counted == pytest.approx(size, rel=0.005, abs=60)
+
+
+PEAK = """
+import re, torch
+from pathlib import Path
+from agrekd_ray.guidance.lesson import weigh_replies
+from agrekd_ray.planning.measure import question_of, replies_to
+
+def kilobytes(name):
+    return int(re.search(name + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+
+torch.set_num_threads(1)
+small = question_of("agre_kd", 4, 8, 10)
+weigh_replies(small, [replies_to(small, small.lesson.members)])
+question = question_of("agre_kd", 8, 64, 8000)
+told = [replies_to(question, question.lesson.members)]
+Path("/proc/self/clear_refs").write_text("5")
+before = kilobytes("VmRSS")
+weigh_replies(question, told)
+print((kilobytes("VmHWM") - before) * 1024)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
+def test_weighing_takes_at_its_peak_what_is_forecast() -> None:
+    """In a process of its own, whose peak is its own."""
+    ended = subprocess.run(
+        [sys.executable, "-c", PEAK], capture_output=True, text=True, check=True, timeout=300
+    )
+    assert int(ended.stdout) == pytest.approx(COPIES * FLOAT * 8 * 64 * 8000, rel=0.2)
+
+
+def test_what_is_given_is_checked() -> None:
+    with pytest.raises(JobError, match=r"forward_ms: is not known(.|\n)*step_ms: is not known"):
+        missing_times("job.yaml", {})
+    missing_times("job.yaml", {"forward_ms": 1, "step_ms": 2})
+    with pytest.raises(ValueError, match="greater than 0"):
+        Times(forward_ms=1, step_ms=0)
+    with pytest.raises(ValueError, match="agre_kdd is no strategy"):
+        Costs.model_validate({"weigh_ns": {"agre_kdd": 3}})
+    assert merged({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}}) == {"a": {"b": 3, "c": 2}}
+    assert set(PATH) < set(PARTS)
