@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field
 from statistics import mean
 from typing import Any
 
+from agrekd_ray.files import checked
+
 
 @dataclass(frozen=True)
 class Metrics:
@@ -98,8 +100,12 @@ class Epoch:
 
 
 def epochs_from_json(values: list[dict[str, Any]]) -> list[Epoch]:
-    """Epochs out of plain JSON values."""
-    return [Epoch(**{**epoch, "val": Metrics(**epoch["val"])}) for epoch in values]
+    """Epochs out of plain JSON values.
+
+    Raises:
+        DamagedError: they are other ones.
+    """
+    return checked(list[Epoch], values)
 
 
 def mean_metrics(several: Sequence[Metrics]) -> Metrics:
@@ -247,11 +253,12 @@ class Outcome:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Outcome:
-        """Back from `to_json`."""
-        history = epochs_from_json(values["history"])
-        splits = {name: Metrics(**metrics) for name, metrics in values["splits"].items()}
-        calibration = [Bin(**found) for found in values.get("calibration", ())]
-        return cls(**values | {"splits": splits, "history": history, "calibration": calibration})
+        """Back from `to_json`.
+
+        Raises:
+            DamagedError: they are other ones.
+        """
+        return checked(cls, values)
 
 
 @dataclass(frozen=True)
@@ -329,6 +336,9 @@ class Member:
 
 
 def member_from_json(values: dict[str, Any]) -> Member:
-    """A member out of plain JSON values."""
-    metrics = {split: Metrics(**figures) for split, figures in values["metrics"].items()}
-    return Member(**{**values, "metrics": metrics})
+    """A member out of plain JSON values.
+
+    Raises:
+        DamagedError: they are other ones.
+    """
+    return checked(Member, values)

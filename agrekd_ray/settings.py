@@ -47,9 +47,11 @@ def _absolute(path: Path) -> Path:
         raise ValueError(f"a folder; {error}") from None
 
 
-Count = Annotated[int, BeforeValidator(_no_bool), Field(ge=1)]
-Whole = Annotated[int, BeforeValidator(_no_bool), Field(ge=0)]
-Seed = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, lt=2**31)]
+MOST_SEEDS = 2**31
+"""A seed is below it."""
+Count = Annotated[int, BeforeValidator(_no_bool), Field(ge=1, lt=2**31)]
+Whole = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, lt=2**31)]
+Seed = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, lt=MOST_SEEDS)]
 Share = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=1)]
 Positive = Annotated[float, BeforeValidator(_no_bool), Field(gt=0)]
 NonNegative = Annotated[float, BeforeValidator(_no_bool), Field(ge=0)]
@@ -79,7 +81,7 @@ class Training(Settings):
         autocast: `bfloat16` runs the forward pass in mixed precision, `none` in float32.
     """
 
-    epochs: Count
+    epochs: Annotated[Count, Field(le=100_000)]
     batch_size: Count
     optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: Positive

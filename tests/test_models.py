@@ -298,12 +298,13 @@ def test_nothing_is_unpickled(
 
 def _change(folder: Path, **changes: Any) -> None:
     values = json.loads((folder / MANIFEST).read_text())
+    del values["sha256"]  # as if it had been made by hand
     (folder / MANIFEST).write_text(json.dumps({**values, **changes}))
 
 
 def _without(folder: Path, key: str) -> None:
     values = json.loads((folder / MANIFEST).read_text())
-    del values[key]
+    del values["sha256"], values[key]
     (folder / MANIFEST).write_text(json.dumps(values))
 
 

@@ -13,12 +13,13 @@ from typing import Annotated, Any
 from pydantic import TypeAdapter, ValidationError
 
 from agrekd_ray.config.faults import Fault, JobError, faults_of
-from agrekd_ray.config.job import Job
+from agrekd_ray.config.job import SEEDS_APART, Job
 from agrekd_ray.config.reading import read_job
 from agrekd_ray.data import TRAIN, Dataset, open_dataset, tokens_of
 from agrekd_ray.errors import AgrekdError
 from agrekd_ray.guidance.placement import unknown_patterns
 from agrekd_ray.models import check, check_classes, check_name, in_words, read_manifest
+from agrekd_ray.settings import MOST_SEEDS
 from agrekd_ray.teachers import draw
 
 
@@ -117,6 +118,7 @@ class _Whole:
         own, methods = self._get("ensemble.checkpoints"), self._get("methods") or ()
         if size == 0 and own == () and set(methods) - {"one_hot", "one_hot_dfr"}:
             found.append(Fault("ensemble.size", "0", "there is no teacher; name at least one"))
+        found += self._seeds()
         workers, key = self._get("student.workers"), "student.training.batch_size"
         batch = self._get(key)
         if workers and batch and batch % workers:
@@ -128,6 +130,23 @@ class _Whole:
             if dataset and batch and batch > len(dataset.splits[TRAIN]):
                 problem = f"more than the {len(dataset.splits[TRAIN])} training samples"
                 found.append(Fault(key, str(batch), problem))
+        return found
+
+    def _seeds(self) -> list[Fault]:
+        """Seeds from which others are counted, beyond what a seed may be."""
+        found = []
+        seed, count = self._get("teachers.seed"), self._get("teachers.count")
+        if seed is not None and count is not None and seed + count > MOST_SEEDS:
+            problem = f"with teachers.count, {count}, goes beyond {MOST_SEEDS - 1}"
+            found.append(Fault("teachers.seed", str(seed), problem))
+        methods, seeds = self._get("methods") or (), self._get("seeds") or ()
+        if any(method.startswith("deep_ensemble") for method in methods):
+            most = MOST_SEEDS // SEEDS_APART - 100
+            found += [
+                Fault(f"seeds.{number}", str(seed), f"deep ensembles take seeds below {most}")
+                for number, seed in enumerate(seeds)
+                if seed >= most
+            ]
         return found
 
     def _files(self) -> list[Fault]:

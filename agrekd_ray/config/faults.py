@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 
 from agrekd_ray.data import DataSettings
 from agrekd_ray.errors import AgrekdError
+from agrekd_ray.passwords import without_password
 from agrekd_ray.settings import A_NUMBER, A_WORD, Settings
 
 
@@ -36,7 +37,7 @@ class Fault:
     def __str__(self) -> str:
         given = f" = {self.value}" if self.value else ""
         hint = f" Did you mean {self.nearest}?" if self.nearest else ""
-        return f"{self.key}{given}: {self.problem}.{hint}"
+        return without_password(f"{self.key}{given}: {self.problem}.{hint}")
 
 
 class JobError(AgrekdError):

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from agrekd_ray.core.weighting import STRATEGIES, SampleWeighting
 from agrekd_ray.data import DataSettings
 from agrekd_ray.guidance.fleet_settings import FleetSettings
 from agrekd_ray.outputs import OutputSettings
+from agrekd_ray.passwords import hidden
 from agrekd_ray.settings import LocalPath, Positive, Seed, Settings, Share
 from agrekd_ray.student import StudentSettings
 from agrekd_ray.study.settings import Published, Sweep
@@ -19,6 +20,8 @@ from agrekd_ray.teachers import EnsembleSettings, TeacherSettings
 BASELINES = ("one_hot", "one_hot_dfr", "deep_ensemble", "deep_ensemble_dfr", "teacher_vote")
 """Methods without distillation."""
 METHODS = (*BASELINES, *STRATEGIES)
+SEEDS_APART = 1000
+"""Members of one seed's deep ensemble have seeds (seed + 1) * SEEDS_APART + 0, 1, 2, ..."""
 Method = Literal[METHODS]  # type: ignore[valid-type]
 
 
@@ -87,12 +90,14 @@ class TrackingSettings(Settings):
     """Where runs are recorded.
 
     Attributes:
-        uri: of the MLflow store; null is a SQLite file in the runs folder.
+        uri: of the MLflow store; null is a SQLite file in the runs folder. A password in it is
+            known to this process alone: `***` stands for it here and in all that is written,
+            and MLFLOW_TRACKING_PASSWORD for `***`.
         experiment: name of the experiment; null takes the job's name.
         models: whether every student is kept there as a model too.
     """
 
-    uri: str | None = None
+    uri: Annotated[str, AfterValidator(hidden)] | None = None
     experiment: str | None = None
     models: bool = True
 

@@ -9,12 +9,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from agrekd_ray.config.faults import Fault, JobError
 
+MOST_VALUES = 1_000_000
+"""In one file, with all that its anchors stand for."""
 _NOT_YAML = (OmegaConfBaseException, YAMLError, ValueError, RecursionError)
 
 
@@ -47,6 +50,8 @@ def read_job(path: Path, overrides: Iterable[str] = (), what: str = "job") -> di
         ) from None
     except UnicodeDecodeError:
         raise JobError(str(path), [Fault(what, "", "is no text file, so no YAML")]) from None
+    except ValueError:
+        raise JobError(str(path), [Fault(what, "", "no path has a null character")]) from None
     pairs = list(overrides)
     wrong = [pair for pair in pairs if not re.match(r"^[A-Za-z_][\w.]*=", pair)]
     if wrong:
@@ -54,6 +59,7 @@ def read_job(path: Path, overrides: Iterable[str] = (), what: str = "job") -> di
             str(path), [Fault(pair, "", "an override is written key.path=value") for pair in wrong]
         )
     try:
+        _check_size(text)
         job = OmegaConf.create(text)
         if not OmegaConf.is_dict(job) or not job:
             raise JobError(str(path), [Fault(what, "", no_mapping)])
@@ -66,6 +72,37 @@ def read_job(path: Path, overrides: Iterable[str] = (), what: str = "job") -> di
     except _NOT_YAML as error:
         problem = f"is no valid YAML ({_one_line(error)})"
         raise JobError(str(path), [Fault(what, "", problem)]) from None
+
+
+def yaml_values(text: str) -> Any:
+    """What a YAML document holds.
+
+    Raises:
+        YAMLError, ValueError, RecursionError: no YAML, or one that would fill the memory.
+    """
+    _check_size(text)
+    return yaml.safe_load(text)
+
+
+def _check_size(text: str) -> None:
+    """Refuse a few lines whose anchors stand for millions of values."""
+    sizes: dict[int, int] = {}
+
+    def size(node: yaml.Node) -> int:
+        if id(node) in sizes:
+            return sizes[id(node)]
+        sizes[id(node)] = MOST_VALUES + 1  # until it is known: within itself, it has no end
+        parts: list[yaml.Node] = []
+        if isinstance(node, yaml.SequenceNode):
+            parts = list(node.value)
+        elif isinstance(node, yaml.MappingNode):
+            parts = [part for pair in node.value for part in pair]
+        sizes[id(node)] = 1 + sum(map(size, parts))
+        return sizes[id(node)]
+
+    document = yaml.compose(text, yaml.SafeLoader)
+    if document is not None and size(document) > MOST_VALUES:
+        raise ValueError(f"more than {MOST_VALUES:,} values, with all that its anchors stand for")
 
 
 def _overridden(job: Any, pairs: Sequence[str]) -> tuple[Any, list[Fault]]:

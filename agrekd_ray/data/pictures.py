@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image
 
 from agrekd_ray.data.prepared import CHUNK, BrokenRowsError, Made, Work, chunks, listed
 from agrekd_ray.errors import DataError
+from agrekd_ray.files import in_a_line
 from agrekd_ray.settings import fingerprint
 
 DECODING = 1
@@ -111,22 +113,36 @@ class ParquetPictures:
             yield number, [functools.partial(_there, cell) for cell in held]
 
     def _cells(self, wanted: set[int]) -> Iterator[bytes | None]:
-        """All cells; those of chunks that are not wanted may come as None, unread."""
-        import pyarrow.parquet as pq
+        """All cells; those of chunks that are not wanted may come as None, unread.
 
+        Raises:
+            DataError: a file is damaged.
+        """
         row = 0
         for path in self._files:
-            # Unbuffered, so that a row group of any size is read page by page.
-            with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
-                for group in range(file.num_row_groups):
-                    rows = file.metadata.row_group(group).num_rows
-                    if not wanted & set(range(row // CHUNK, (row + rows - 1) // CHUNK + 1)):
-                        yield from [None] * rows
-                    else:
-                        for batch in file.iter_batches(32, [group], [self._column]):
-                            for cell in batch.column(0):
-                                yield _bytes_in(cell.as_py())
-                    row += rows
+            try:
+                for cells in self._groups(path, row, wanted):
+                    row += len(cells)
+                    yield from cells
+            except (pa.ArrowException, OSError) as error:
+                raise DataError(
+                    f"{path}: damaged ({in_a_line(error)}); copy or download it again."
+                ) from None
+
+    def _groups(self, path: Path, row: int, wanted: set[int]) -> Iterator[list[bytes | None]]:
+        """The cells of a file that begins with a row of the table, some at a time."""
+        import pyarrow.parquet as pq
+
+        # Unbuffered, so that a row group of any size is read page by page.
+        with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
+            for group in range(file.num_row_groups):
+                rows = file.metadata.row_group(group).num_rows
+                if not wanted & set(range(row // CHUNK, (row + rows - 1) // CHUNK + 1)):
+                    yield [None] * rows
+                else:
+                    for batch in file.iter_batches(32, [group], [self._column]):
+                        yield [_bytes_in(cell.as_py()) for cell in batch.column(0)]
+                row += rows
 
 
 def _bytes_in(cell: object) -> bytes | None:

@@ -17,6 +17,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from torch import Tensor
 from agrekd_ray.data.dataset import Groups, Progress
 from agrekd_ray.data.splits import labelled
 from agrekd_ray.errors import DataError
+from agrekd_ray.files import DamagedError, in_a_line, read_json
 from agrekd_ray.settings import fingerprint
 
 CHUNK = 256
@@ -64,6 +66,14 @@ def listed(faults: Sequence[str]) -> str:
 def chunks(count: int) -> list[range]:
     """Rows by chunk."""
     return [range(first, min(first + CHUNK, count)) for first in range(0, count, CHUNK)]
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """What stands beside a whole set: the digest of all chunks' digests, and how many rows."""
+
+    digest: str
+    rows: int
 
 
 class PreparedRows:
@@ -138,11 +148,14 @@ class PreparedRows:
             DataError: they are not all there.
         """
         try:
-            return str(json.loads((self._whole / _WHOLE).read_text())["digest"])
-        except (OSError, ValueError, KeyError) as error:
+            found = read_json(self._whole / _WHOLE, _Whole)
+            if found.digest != hashlib.sha256((self._whole / _DIGESTS).read_bytes()).hexdigest():
+                raise DamagedError("its digests are others")
+            return found.digest
+        except (OSError, DamagedError) as error:
             raise DataError(
-                f"{self._whole}: not prepared, or damaged ({error}); remove the folder, it is made "
-                "again."
+                f"{self._whole}: not prepared, or damaged ({in_a_line(error)}); remove the folder, "
+                "it is made again."
             ) from None
 
     def fill(
@@ -232,8 +245,8 @@ class PreparedRows:
             os.close(digests_file)
         if faults:
             raise BrokenRowsError(faults)
-        whole = {"digest": hashlib.sha256(digests).hexdigest(), "rows": self._count}
-        (self._partial / _WHOLE).write_text(json.dumps(whole))
+        whole = _Whole(hashlib.sha256(digests).hexdigest(), self._count)
+        (self._partial / _WHOLE).write_text(json.dumps(asdict(whole)))
         os.replace(self._partial, self._whole)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import bisect
 import difflib
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,10 +51,10 @@ class Table:
                 _require(path, name, self.names)
             wanted = [*columns, *(name for name in optional if name in self.names)]
             parts = [_read(file, list(dict.fromkeys(wanted))) for file in self.files]
-        except pa.ArrowInvalid as error:
-            raise _no_table(path, error) from None
         except UnicodeDecodeError:
             raise DataError(f"{path}: its header is no UTF-8 text; save it as UTF-8.") from None
+        except pa.ArrowException as error:
+            raise _no_table(path, error) from None
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from None
         self._ends = list(itertools.accumulate(part.num_rows for part in parts))
@@ -150,6 +151,8 @@ class Table:
         for row, text in enumerate(self.passages(column, range(self.rows))):
             try:
                 found[row] = empty if not text and empty is not None else float(text)
+                if not math.isfinite(found[row]):
+                    raise ValueError
             except ValueError:
                 raise DataError(f"{self.where(row)}: {column} is {text!r}, no number.") from None
         return found
@@ -186,7 +189,7 @@ def column_type(file: Path, column: str) -> pa.DataType | None:
 
     try:
         schema = pq.read_schema(file)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OSError) as error:
         raise _no_table(file, error) from None
     return schema.field(column).type if schema.names.count(column) == 1 else None
 
@@ -265,7 +268,26 @@ def _read(file: Path, columns: list[str]) -> pa.Table:
     for name in columns:
         _require(file, name, there)
     # No data frame's index and no other metadata: only what is asked for.
-    return pq.ParquetFile(file).read(columns=columns)
+    found = pq.ParquetFile(file).read(columns=columns)
+    for name in columns:
+        if not _is_plain(found.schema.field(name).type):
+            kind = found.schema.field(name).type
+            raise DataError(f"{file}: {name} holds {kind}, neither text nor numbers.")
+    return found
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    """Whether the values of a column are text, numbers, truths or missing."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    is_a = pa.types
+    return any(
+        test(kind)
+        for test in (
+            *(is_a.is_string, is_a.is_large_string, is_a.is_binary, is_a.is_large_binary),
+            *(is_a.is_integer, is_a.is_floating, is_a.is_boolean, is_a.is_decimal, is_a.is_null),
+        )
+    )
 
 
 def _read_csv(file: Path, columns: list[str]) -> pa.Table:

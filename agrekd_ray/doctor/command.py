@@ -102,7 +102,8 @@ def _tracking(job: Job | None) -> str:
     """What is wrong with the job's MLflow store; a file that is made by the first run is fine."""
     if job is None or job.tracking.uri is None:
         return ""
-    from agrekd_ray.tracking.mlflow_store import open_existing, unless_set, without_password
+    from agrekd_ray.passwords import without_password
+    from agrekd_ray.tracking.mlflow_store import open_existing, unless_set
 
     uri, told = job.tracking.uri, []
     if uri.startswith("sqlite:") and not Path(uri.removeprefix("sqlite:///")).exists():

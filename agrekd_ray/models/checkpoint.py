@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from agrekd_ray.errors import AgrekdError, CheckpointError
+from agrekd_ray.files import is_file, is_folder
 from agrekd_ray.models.builders import behind, build, identified
 from agrekd_ray.models.classifier import Classifier
 from agrekd_ray.models.model import Model
@@ -26,7 +27,7 @@ from agrekd_ray.settings import Count
 
 FORMAT = 1
 WEIGHTS, MANIFEST = "model.safetensors", "manifest.json"
-_PROGRAM = "program"
+_PROGRAM, _SEAL = "program", "sha256"
 _PICKLES = {".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt"}
 
 
@@ -49,7 +50,7 @@ class Manifest:
         weights: SHA-256 of the weights file.
         backbone: SHA-256 of the backbone, its weights and its preprocessing; models that agree in
             it differ in the head alone.
-        metrics: by split, as plain numbers.
+        metrics: by split, as plain numbers; what reads them checks them.
         made_by: how it was made (kind, seed, settings), for people.
         format: version of this format.
     """
@@ -76,7 +77,8 @@ _READER = TypeAdapter(Manifest)
 def save(folder: Path, model: Classifier, manifest: Manifest) -> Manifest:
     """Write a checkpoint so that it is there whole or not at all.
 
-    Where another process has finished the same folder meanwhile, that one is kept.
+    Where another process has finished the same folder meanwhile, that one is kept; one that is
+    damaged is replaced.
 
     Returns:
         The manifest as written, with the fingerprint of the weights.
@@ -100,12 +102,8 @@ def save(folder: Path, model: Classifier, manifest: Manifest) -> Manifest:
             "backbone": _backbone_sha256(description, state, metadata),
         }
         complete = Manifest(**{**vars(manifest), **digests, "model": description})
-        (partial / MANIFEST).write_text(json.dumps(complete.to_json(), indent=1) + "\n")
-        try:
-            os.replace(partial, folder)  # fails where a finished folder is there already
-        except OSError:
-            if not (folder / MANIFEST).is_file():
-                raise
+        (partial / MANIFEST).write_text(_sealed(complete))
+        _put(partial, folder, manifest.fingerprint)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise CheckpointError(
@@ -124,8 +122,7 @@ def read_manifest(folder: Path) -> Manifest:
         CheckpointError: no checkpoint there, a pickle, or a manifest that is damaged or newer.
     """
     path = folder / MANIFEST
-    is_file = os.path.isfile(folder)  # noqa: PTH113 (Path.is_file raises where a name is too long)
-    if folder.suffix in _PICKLES or (is_file and not folder.suffix == ".json"):
+    if folder.suffix in _PICKLES or (is_file(folder) and not folder.suffix == ".json"):
         raise CheckpointError(
             f"{folder}: not a checkpoint of ours. Pickled files ({', '.join(sorted(_PICKLES))}) "
             f"can run code and are never loaded; a checkpoint is a folder with {WEIGHTS} and "
@@ -135,10 +132,13 @@ def read_manifest(folder: Path) -> Manifest:
         values = json.loads(path.read_text())
         if not isinstance(values, dict):
             raise ValueError("it holds no JSON object")
+        seal = values.pop(_SEAL, None)
         if values.get("format") != FORMAT:
             raise ValueError(f"its format is {values.get('format')!r}, this version reads {FORMAT}")
         if wrong := values.keys() ^ {entry.name for entry in fields(Manifest)}:
             raise ValueError(f"unknown or missing: {', '.join(sorted(wrong))}")
+        if seal is not None and seal != _digest(values):
+            raise ValueError("not as it was written")
         return _READER.validate_python(values)
     except FileNotFoundError:
         raise CheckpointError(
@@ -156,6 +156,36 @@ def read_manifest(folder: Path) -> Manifest:
         raise CheckpointError(
             f"{path}: damaged manifest ({_first_line(error)}). Make the checkpoint again."
         ) from None
+
+
+def _put(partial: Path, folder: Path, fingerprint: str) -> None:
+    """Give a finished checkpoint its name, unless the same is there already."""
+    try:
+        os.replace(partial, folder)  # fails where a finished folder is there already
+    except OSError:
+        if _is_whole(folder, fingerprint):
+            return
+        if not is_folder(folder) or {p.name for p in folder.iterdir()} - {WEIGHTS, MANIFEST}:
+            raise  # it is somebody else's
+        shutil.rmtree(folder)
+        os.replace(partial, folder)
+
+
+def _is_whole(folder: Path, fingerprint: str) -> bool:
+    try:
+        return load(folder)[1].fingerprint == fingerprint
+    except CheckpointError:
+        return False
+
+
+def _sealed(manifest: Manifest) -> str:
+    """A manifest with a digest of itself, so that what is changed by accident is found."""
+    values = json.loads(json.dumps(manifest.to_json()))
+    return json.dumps({**values, _SEAL: _digest(values)}, indent=1) + "\n"
+
+
+def _digest(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def check_classes(folder: Path, manifest: Manifest, classes: tuple[str, ...]) -> None:
@@ -181,7 +211,7 @@ def load(folder: Path, device: torch.device | str = "cpu") -> tuple[Classifier, 
     """
     manifest = read_manifest(folder)
     path = folder / WEIGHTS
-    if not path.is_file():
+    if not is_file(path):
         raise CheckpointError(f"{path}: missing. Make the checkpoint again.")
     if _sha256(path) != manifest.weights:
         raise CheckpointError(
@@ -216,8 +246,12 @@ def _exported(path: Path, state: dict[str, Tensor], manifest: Manifest) -> Class
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    # Not `weights.sha256`, which believes a file that it has read before.
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}).") from None
 
 
 def _backbone_sha256(

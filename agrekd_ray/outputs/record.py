@@ -114,25 +114,27 @@ def write_record(path: Path, key: Key, logits_NC: np.ndarray) -> None:
         partial.unlink(missing_ok=True)
 
 
-def read_record(path: Path, key: Key | str) -> np.ndarray | None:
+def read_record(path: Path, key: Key) -> np.ndarray | None:
     """The logits [N, C] of a record, through a memory map; None where it is missing or damaged.
 
     Args:
         path: of the file.
-        key: that it must have been written under, or that key's digest.
+        key: that it must have been written under.
     """
-    digest = key if isinstance(key, str) else key.digest
     try:
         with pa.memory_map(str(path)) as source:
             batch = pa.ipc.open_file(source).get_batch(0)
         about = {k.decode(): v.decode() for k, v in (batch.schema.metadata or {}).items()}
         column = batch.column(COLUMN)
         flat = column.values.to_numpy(zero_copy_only=True)
-        if about["key"] != digest or len(flat) != len(column) * column.type.list_size:
+        shape = (len(column), column.type.list_size)
+        if about["key"] != key.digest or shape != (key.rows, key.classes):
+            return None  # the same numbers in other rows have the same checksum
+        if len(flat) != key.rows * key.classes or flat.dtype != key.dtype:
             return None
         if hashlib.sha256(flat).hexdigest() != about["sha256"]:
             return None
-        return flat.reshape(len(column), column.type.list_size)
+        return flat.reshape(shape)
     except (OSError, ValueError, KeyError, AttributeError, IndexError):
         return None  # pyarrow's own errors are of these kinds
 

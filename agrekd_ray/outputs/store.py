@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import time
 import uuid
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from agrekd_ray.data import TRAIN, Samples
 from agrekd_ray.errors import RunError
+from agrekd_ray.files import read_json
 from agrekd_ray.models import load, read_manifest
 from agrekd_ray.outputs.partial import Partial
 from agrekd_ray.outputs.record import (
@@ -31,6 +33,8 @@ from agrekd_ray.outputs.record import (
 from agrekd_ray.training import predict
 
 MANIFEST = "key.json"
+_FOLDER = re.compile(r"[0-9a-f]{20}")
+"""Names of the folders that `Key.folder` gives."""
 MAPPED = 4096
 """Records that a process keeps mapped; the kernel allows some 65,000 maps a process."""
 
@@ -219,20 +223,23 @@ def listed(store: Path) -> list[Listed]:
     """
     if not store.is_dir():
         raise RunError(f"{store}: no folder of recorded outputs; name one with --store.")
-    found = [_listed(about.parent) for about in store.glob(f"*/{MANIFEST}")]
+    # Other folders with such a file are somebody else's, and not to be pruned.
+    folders = [about.parent for about in store.glob(f"*/{MANIFEST}")]
+    found = [_listed(folder) for folder in folders if _FOLDER.fullmatch(folder.name)]
     return sorted(found, key=lambda one: -one.used)
 
 
 def _listed(folder: Path) -> Listed:
     about = folder / MANIFEST
     try:
-        key = Key(**json.loads(about.read_text()))
-    except (OSError, ValueError, TypeError):
+        found = read_json(about, Key)
+        key = found if found.folder == folder.name else None  # or it is of others
+    except (OSError, ValueError):
         key = None
     views = tuple(sorted(folder.glob("view-*.arrow")))
     left = tuple(sorted(folder.glob("view-*.partial")))
     size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
-    return Listed(folder, key, views, left, size, about.stat().st_mtime)
+    return Listed(folder, key, views, left, size, about.lstat().st_mtime)
 
 
 def verify(store: Path) -> Iterator[tuple[Path, bool]]:

@@ -104,9 +104,9 @@ class Calibration(AbstractContextManager["Calibration"]):
             source.ask(Question(lesson, self._asked, self._asked, ids, logits_BC.numpy()))
 
         ask()
-        before = self._fleet.seconds()
+        before = self._fleet.effort().seconds
         asked = _mean_ms(ask)
-        computed = 1e3 * (self._fleet.seconds() - before)
+        computed = 1e3 * (self._fleet.effort().seconds - before)
         return asked, computed / (ROUNDS * ASKED * actors)
 
     def __exit__(self, *failure: object) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from agrekd_ray.passwords import without_password
 from agrekd_ray.run.folder import Folder
 from agrekd_ray.tracking.mlflow_runs import FAILED, KILLED, Tracker
 from agrekd_ray.tracking.outbox import Outbox
@@ -42,7 +43,8 @@ def ending(
         end("interrupted", "stopped by the user", KILLED)
         raise
     except BaseException as error:
-        end("failed", str(error) or type(error).__name__, FAILED)
+        reason = without_password(str(error)) or type(error).__name__
+        end("failed", reason, FAILED)
         raise
     finally:
         outbox.close()

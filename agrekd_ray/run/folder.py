@@ -16,7 +16,9 @@ from typing import Any
 import yaml
 
 from agrekd_ray.config import Job, JobError, check_job
+from agrekd_ray.config.reading import yaml_values
 from agrekd_ray.errors import RunError
+from agrekd_ray.files import DamagedError, read_json, real
 
 JOB, STATE = "job.yaml", "state.json"
 
@@ -64,15 +66,22 @@ class Folder:
     def state(self) -> State:
         """Where the run stands."""
         try:
-            return State(**json.loads((self.path / STATE).read_text()))
-        except (OSError, ValueError, TypeError):
+            return read_json(self.path / STATE, State)
+        except (OSError, DamagedError):
             return State()
 
     def write_state(self, state: State) -> None:
-        """Say where the run stands."""
+        """Say where the run stands.
+
+        Raises:
+            RunError: the folder cannot be written.
+        """
         partial = self.path / f".{STATE}"
-        partial.write_text(json.dumps(asdict(state)) + "\n")
-        os.replace(partial, self.path / STATE)
+        try:
+            partial.write_text(json.dumps(asdict(state)) + "\n")
+            os.replace(partial, self.path / STATE)
+        except OSError as error:
+            raise _cannot_write(self.path, error) from None
 
     def update(self, **changes: Any) -> None:
         """Change parts of the state."""
@@ -83,9 +92,13 @@ class Folder:
         """While this process works on the run, no other may.
 
         Raises:
-            RunError: another process is at it.
+            RunError: another process is at it, or the folder cannot be written.
         """
-        with (self.path / ".lock").open("w") as lock:
+        try:
+            lock = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise _cannot_write(self.path, error) from None
+        with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -123,10 +136,7 @@ class RunFolder(Folder):
             if not (path / STATE).is_file():
                 _begin(path, JOB, job.model_dump(mode="json"))
         except OSError as error:
-            raise RunError(
-                f"{path}: cannot write the folder ({error.strerror or error}). Free the disk, "
-                "then go on."
-            ) from None
+            raise _cannot_write(path, error) from None
         return cls(path, job)
 
     @classmethod
@@ -137,11 +147,18 @@ class RunFolder(Folder):
             RunError: there is no run, or its job is damaged.
             JobError: the job is no longer valid, for instance because its data have gone.
         """
-        path = path.resolve()
+        path = real(path)
         job, faults = check_job(read_resolved(path, JOB))
         if faults or job is None:
             raise JobError(str(path / JOB), faults)
         return cls(path, job)
+
+
+def _cannot_write(path: Path, error: OSError) -> RunError:
+    return RunError(
+        f"{path}: cannot write the folder ({error.strerror or error}). Free the disk, or make it "
+        "writable, then go on."
+    )
 
 
 def new_folder(runs: Path, name: str, file: str, content: dict[str, Any]) -> Path:
@@ -185,13 +202,13 @@ def read_resolved(path: Path, file: str) -> dict[str, Any]:
         RunError: there is no run, or the file is damaged.
     """
     try:
-        raw = yaml.safe_load((path / file).read_text())
+        raw = yaml_values((path / file).read_text())
     except OSError as error:
         raise RunError(
             f"{path}: no run there ({error.strerror or error}). Name a run's folder, like "
             "runs/JOB/latest."
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
+    except (yaml.YAMLError, ValueError, RecursionError):
         raw = None
     if not isinstance(raw, dict):
         raise RunError(f"{path / file}: damaged; start the job anew.")

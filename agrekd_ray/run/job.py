@@ -23,7 +23,7 @@ from agrekd_ray.data import SELECT, TEST, Dataset, open_dataset
 from agrekd_ray.errors import AgrekdError, RunError
 from agrekd_ray.models import load, read_manifest
 from agrekd_ray.outputs import evaluation_logits
-from agrekd_ray.results import Diagnostics, Effort, Member, Metrics, Outcome
+from agrekd_ray.results import Diagnostics, Effort, Member, Outcome
 from agrekd_ray.run.display import Display, prepare_data
 from agrekd_ray.run.ending import ending
 from agrekd_ray.run.engine import Engine, Handle, LocalEngine
@@ -32,7 +32,7 @@ from agrekd_ray.run.folder import RunFolder
 from agrekd_ray.run.monitor import Monitor, flat
 from agrekd_ray.run.plan import Plan, epochs_of, make_plan
 from agrekd_ray.student import read_outcome, write_outcome
-from agrekd_ray.teachers import Pool, vote
+from agrekd_ray.teachers import Pool, measured, vote
 from agrekd_ray.tracking import diagnostic_plots, plots, tables
 from agrekd_ray.tracking.mlflow_runs import Tracker
 from agrekd_ray.tracking.outbox import Outbox
@@ -118,7 +118,7 @@ def members(plan: Plan, pool: Pool, dataset: Dataset) -> tuple[list[Member], Mem
             model, _ = load(folder)
             metrics = {split: evaluate(model, dataset, split) for split in (SELECT, TEST)}
         else:
-            metrics = {split: Metrics(**values) for split, values in manifest.metrics.items()}
+            metrics = measured(folder, manifest)
         return Member(name, name.partition("-")[0], manifest.fingerprint, metrics)
 
     return [member(name) for name in plan.draw.teachers], member(plan.draw.biased)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agrekd_ray.config import Job
+from agrekd_ray.config.job import SEEDS_APART
 from agrekd_ray.core.weighting import STRATEGIES
 from agrekd_ray.guidance import Lesson
 from agrekd_ray.student import Assignment
@@ -14,8 +15,6 @@ from agrekd_ray.teachers import Draw, Pool, Recipe, draw
 
 DEEP_ENSEMBLES = {"deep_ensemble": "erm", "deep_ensemble_dfr": "dfr"}
 """Methods that vote among models of the student's size, and the kind of their members."""
-SEEDS_APART = 1000
-"""Members of one seed's deep ensemble have seeds (seed + 1) * SEEDS_APART + 0, 1, 2, ..."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from agrekd_ray.errors import CheckpointError, RunError
 from agrekd_ray.models import Manifest, Model, check_classes, load, read_manifest
 from agrekd_ray.results import Metrics
 from agrekd_ray.run.plan import make_plan
-from agrekd_ray.teachers import Pool
+from agrekd_ray.teachers import Pool, measured
 from agrekd_ray.teachers.imported import IMPORTED, Source, import_teacher
 from agrekd_ray.tracking.files import replacing
 from agrekd_ray.training import evaluate
@@ -180,7 +180,8 @@ def evaluate_teachers(
 def _metrics(one: Known, dataset: Dataset) -> dict[str, Metrics]:
     manifest = one.manifest
     if one.measured and manifest is not None and {SELECT, TEST} <= manifest.metrics.keys():
-        return {split: Metrics(**manifest.metrics[split]) for split in (SELECT, TEST)}
+        found = measured(one.folder, manifest)
+        return {split: found[split] for split in (SELECT, TEST)}
     model, manifest = load(one.folder)
     check_classes(one.folder, manifest, dataset.classes)
     return {split: evaluate(model, dataset, split) for split in (SELECT, TEST)}
@@ -201,8 +202,8 @@ def _role(name: str, teachers: Sequence[str], biased: str) -> str:
 def _about(one: Known) -> tuple[str, ...]:
     if one.manifest is None:
         return (NONE, one.role, "not made yet", "", "")
-    metrics = one.manifest.metrics.get(TEST) if one.measured else None
-    values = (metrics["worst_group_accuracy"], metrics["accuracy"]) if metrics else ()
+    metrics = measured(one.folder, one.manifest).get(TEST) if one.measured else None
+    values = (metrics.worst_group_accuracy, metrics.accuracy) if metrics else ()
     figures = [f"{100 * value:.1f}" for value in values] or [NONE, NONE]
     return (one.manifest.model.name, one.role, *figures, one.manifest.fingerprint[:12])
 

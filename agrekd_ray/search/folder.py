@@ -11,6 +11,7 @@ from typing import Any
 
 from agrekd_ray.config import JobError
 from agrekd_ray.errors import RunError
+from agrekd_ray.files import DamagedError, in_a_line, is_file, read_json, real
 from agrekd_ray.run.folder import Folder, new_folder, read_resolved
 from agrekd_ray.search.results import TrialResult
 from agrekd_ray.search.settings import Planned, check_resolved
@@ -46,7 +47,7 @@ class SearchFolder(Folder):
             RunError: there is no search, or its file is damaged.
             JobError: it is no longer valid, for instance because its data have gone.
         """
-        path = path.resolve()
+        path = real(path)
         planned, faults = check_resolved(read_resolved(path, SEARCH))
         if faults or planned is None:
             raise JobError(str(path / SEARCH), faults)
@@ -73,7 +74,7 @@ class SearchFolder(Folder):
     @classmethod
     def holds(cls, path: Path) -> bool:
         """Whether a folder is that of a search."""
-        return (path / SEARCH).is_file()
+        return is_file(path / SEARCH)
 
     @property
     def trials(self) -> Path:
@@ -102,11 +103,20 @@ class Journal:
 
     Args:
         folder: of the files.
+
+    Raises:
+        RunError: the folder cannot be made, or a file in it is damaged.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(
+                f"{folder}: cannot be made ({error.strerror or error}); remove what is there, or "
+                "free the disk."
+            ) from None
         self._known = dict(self._read())
 
     def __len__(self) -> int:
@@ -156,9 +166,10 @@ def read_trial(folder: Path, trial_id: str) -> TrialResult | None:
     """
     path = folder / f"{trial_id}.json"
     try:
-        values: dict[str, Any] = json.loads(path.read_text())
-        return TrialResult.from_json(values)
+        return read_json(path, TrialResult)
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError) as error:
-        raise RunError(f"{path}: damaged ({error}); remove it, and resume again.") from None
+    except (DamagedError, OSError) as error:
+        raise RunError(
+            f"{path}: damaged ({in_a_line(error)}); remove it, and resume again."
+        ) from None

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from agrekd_ray.core.selection import RULES
 from agrekd_ray.errors import RunError
+from agrekd_ray.files import DamagedError, in_a_line, read_json
 from agrekd_ray.results import Outcome, member_from_json
 from agrekd_ray.search.board import in_words
 from agrekd_ray.search.results import DEFAULT, FAILED, WINNER, SearchResult, TrialResult
@@ -87,12 +88,12 @@ def read_result(folder: Path) -> SearchResult | None:
     """
     path = folder / RESULTS
     try:
-        return SearchResult.from_json(json.loads(path.read_text()))
+        return read_json(path, SearchResult)
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError) as error:
+    except (DamagedError, OSError) as error:
         raise RunError(
-            f"{path}: damaged ({error}); remove it to finish the search again."
+            f"{path}: damaged ({in_a_line(error)}); remove it to finish the search again."
         ) from None
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from agrekd_ray.results import Epoch, Metrics, Outcome, epochs_from_json
+from agrekd_ray.files import checked
+from agrekd_ray.results import Epoch, Metrics, Outcome
 
 WINNER, DEFAULT = "winner", "default"
 """Methods of the students trained after a search: its winner, and the base job's setting."""
@@ -53,9 +54,12 @@ class TrialResult:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> TrialResult:
-        """Back from plain JSON values."""
-        test = Metrics(**values["test"]) if values["test"] else None
-        return cls(**{**values, "history": epochs_from_json(values["history"]), "test": test})
+        """Back from plain JSON values.
+
+        Raises:
+            DamagedError: they are other ones.
+        """
+        return checked(cls, values)
 
 
 @dataclass(frozen=True)
@@ -113,8 +117,9 @@ class SearchResult:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> SearchResult:
-        """Back from `to_json`."""
-        trials = [TrialResult.from_json(trial) for trial in values["trials"]]
-        rules = [RuleReport(**{**r, "needs": tuple(r["needs"])}) for r in values["rules"]]
-        final = [Outcome.from_json(outcome) for outcome in values["final"]]
-        return cls(**{**values, "trials": trials, "rules": rules, "final": final})
+        """Back from `to_json`.
+
+        Raises:
+            DamagedError: they are other ones.
+        """
+        return checked(cls, values)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from agrekd_ray.config import (
     Fault,
@@ -24,6 +24,7 @@ from agrekd_ray.config import (
 from agrekd_ray.core.selection import GROUPS, RULES
 from agrekd_ray.core.weighting import STRATEGIES
 from agrekd_ray.data import open_dataset
+from agrekd_ray.passwords import all_hidden
 from agrekd_ray.search.space import STRATEGY, Domain, Sampler, Setting, applied, conditions
 from agrekd_ray.settings import Count, Positive, Seed, Settings
 
@@ -96,7 +97,7 @@ class Search(Settings):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
     job: Path
-    changes: dict[str, Any] = Field(default_factory=dict)
+    changes: Annotated[dict[str, Any], AfterValidator(all_hidden)] = Field(default_factory=dict)
     space: Annotated[dict[str, Domain], Field(min_length=1)]
     searcher: SearcherSettings = SearcherSettings()
     scheduler: SchedulerSettings = SchedulerSettings()
@@ -191,10 +192,10 @@ def load_search(path: Path, overrides: Iterable[str] = ()) -> Planned:
     changes = {
         key: _parsed(path, key, value) for key, _, value in (p.partition("=") for p in of_job)
     }
-    if resolved:
-        raw["base"] = applied(raw["base"], changes)
-    elif changes:
-        raw["changes"] = {**(raw.get("changes") or {}), **changes}
+    place = "base" if resolved else "changes"
+    before = raw.get(place) or {}
+    if changes and isinstance(before, dict):  # what is none is a fault, below
+        raw[place] = applied(before, changes) if resolved else {**before, **changes}
     planned, faults = check_resolved(raw) if resolved else check_search(raw, path.parent)
     if faults or planned is None:
         raise JobError(str(path), faults)
@@ -252,7 +253,10 @@ def check_resolved(raw: dict[str, Any]) -> tuple[Planned | None, list[Fault]]:
     Args:
         raw: the values.
     """
-    job, faults = check_job(raw.get("base") or {})
+    base = raw.get("base") or {}
+    if not isinstance(base, dict):
+        return None, [Fault("base", "", "must be a mapping (a block of keys)")]
+    job, faults = check_job(base)
     if job is None:
         return None, faults
     try:

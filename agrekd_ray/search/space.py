@@ -27,6 +27,7 @@ Values = Annotated[tuple[Any, ...], Field(min_length=1)]
 Setting = dict[str, Any]
 
 _ABSENT = object()
+MOST_LISTED, LARGEST = 100_000, 1e15
 KINDS = ("uniform", "loguniform", "integer", "choice", "grid")
 
 
@@ -62,12 +63,16 @@ class Domain(Settings):
                 raise ValueError(f"{given[0]} names the same value twice")
             return self
         low, high = self.bounds
+        if max(abs(low), abs(high)) > LARGEST:
+            raise ValueError(f"numbers of at most {LARGEST:g} in size")
         if not low < high:
             raise ValueError(f"an empty range: {low} is not below {high}")
         if given[0] == "loguniform" and low <= 0:
             raise ValueError(f"a logarithmic range must be above 0, not from {low}")
         if given[0] == "integer" and not (float(low).is_integer() and float(high).is_integer()):
             raise ValueError("integer takes two whole numbers")
+        if given[0] == "integer" and high - low >= MOST_LISTED:
+            raise ValueError(f"integer takes a range of at most {MOST_LISTED:,} numbers")
         return self
 
     @property

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from agrekd_ray.data import SELECT, TEST, Dataset
 from agrekd_ray.errors import RunError
+from agrekd_ray.files import DamagedError, checked, in_a_line, read_json
 from agrekd_ray.guidance import Distilled, Lesson, Source
 from agrekd_ray.models import Classifier, Manifest, Model, build, identified, save
-from agrekd_ray.results import Epoch, Outcome, epochs_from_json
+from agrekd_ray.results import Epoch, Outcome
 from agrekd_ray.settings import (
     Count,
     NodeLabels,
@@ -221,18 +222,22 @@ class Student:
         Args:
             path: the state.
             of_any: take another student's too, as population based training does.
+
+        Raises:
+            RunError: it is damaged, or of another model.
         """
         try:
             state = torch.load(path, map_location=self._device, weights_only=True)
         except Exception as error:
-            raise RunError(
-                f"{path}: damaged training state ({type(error).__name__}); delete it to train "
-                "this student from its start."
-            ) from None
-        if state["student"] != self.assignment.name and not of_any:
-            return False
-        self.trainer.load_state_dict(state["trainer"])
-        self.history = epochs_from_json(state["history"])
+            raise _damaged(path, error) from None
+        try:
+            if state["student"] != self.assignment.name and not of_any:
+                return False
+            history = checked(list[Epoch], state["history"])
+            self.trainer.load_state_dict(state["trainer"])
+        except Exception as error:  # torch's parts answer a foreign state with anything
+            raise _damaged(path, error) from None
+        self.history = history
         return True
 
     def finish(self, students: Path) -> list[Outcome]:
@@ -287,6 +292,13 @@ class Student:
         return outcome
 
 
+def _damaged(path: Path, error: Exception) -> RunError:
+    return RunError(
+        f"{path}: damaged training state ({in_a_line(error)}); delete it to train this student "
+        "from its start."
+    )
+
+
 def write_outcome(folder: Path, outcome: Outcome) -> None:
     """Write a finished method × seed; whole or not at all.
 
@@ -311,12 +323,23 @@ def _unwritable(folder: Path, what: str, error: Exception) -> RunError:
 
 
 def read_outcome(folder: Path) -> Outcome | None:
-    """What `write_outcome` wrote; None where it is not there."""
+    """What `write_outcome` wrote; None where it is not there.
+
+    Raises:
+        RunError: it is damaged, or cannot be read.
+    """
+    path = folder / OUTCOME
     try:
-        return Outcome.from_json(json.loads((folder / OUTCOME).read_text()))
+        found = read_json(path, Outcome)
+        if found.name != folder.name:
+            raise DamagedError(f"it is of {found.name}")
+        return found
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError):
+    except DamagedError as error:
+        raise RunError(f"{path}: damaged ({error}); delete the folder to make it again.") from None
+    except OSError as error:
         raise RunError(
-            f"{folder / OUTCOME}: damaged; delete the folder to make it again."
+            f"{path}: cannot be read ({error.strerror or error}); make it readable, or delete the "
+            "folder to make it again."
         ) from None

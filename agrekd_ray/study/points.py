@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import math
 from typing import Any
 
 from agrekd_ray.config import METHODS, Fault, Job, JobError, check_job
 from agrekd_ray.study.settings import FIXED, Setting, changed, changes, in_words, settings_of
+
+MOST_POINTS = 10_000
 
 
 def points_of(job: Job) -> list[tuple[Setting, Job]]:
@@ -58,7 +61,18 @@ def study_faults(job: Job) -> list[Fault]:
                 found.append(
                     Fault(f"{key}.{metric}.{method}", "", problem, near[0] if near else None)
                 )
+    count = math.prod([*map(len, job.sweep.values()), max(1, len(job.draws))])
+    if count > MOST_POINTS:
+        problem = f"{count:,} points; a study has at most {MOST_POINTS:,}"
+        found.append(Fault("sweep", "", problem))
     if found or not (job.sweep or job.draws):
+        return found
+    folders: dict[str, str] = {}
+    for setting in settings_of(job.sweep, job.draws):
+        if (other := folders.setdefault(setting.folder, setting.label)) is not setting.label:
+            problem = f"{other!r} and {setting.label!r} would have the same folder"
+            found.append(Fault("sweep", "", f"{problem}; change one of the values"))
+    if found:
         return found
     said = set()
     for setting, raw in _raw_points(job):

@@ -8,6 +8,7 @@ from functools import cached_property
 from statistics import mean, stdev
 from typing import Any
 
+from agrekd_ray.files import DamagedError, checked
 from agrekd_ray.results import Outcome
 from agrekd_ray.study.settings import Published, in_words, key_names
 from agrekd_ray.tracking.intervals import PairedDifference, paired_difference
@@ -203,28 +204,13 @@ class StudyResult:
         """Back from `to_json`; outcomes come without their histories.
 
         Raises:
-            KeyError, TypeError, ValueError: the values are damaged.
+            DamagedError, KeyError, TypeError: the values are damaged.
         """
-        published = values["published"]
-        return cls(
-            name=values["study"],
-            folder=values["folder"],
-            sweep=values["sweep"],
-            methods=values["methods"],
-            published=Published.model_validate(published) if published else None,
-            points=[
-                PointResult(
-                    point["label"],
-                    point["at"],
-                    point["draw"],
-                    [Outcome.from_json({**o, "history": []}) for o in point["outcomes"]],
-                )
-                for point in values["points"]
-            ],
-            seconds=values["seconds"],
-            settings=values["settings"],
-            versions=values["versions"],
-        )
+        result = checked(cls, {**values, "name": values["study"]})
+        for point in result.points:
+            if point.at.keys() != result.sweep.keys():
+                raise DamagedError(f"{point.label}: not at the keys of the sweep")
+        return result
 
     def _values(self, at: Mapping[str, Any], method: str, metric: str) -> dict[Any, list[float]]:
         """Test figures by draw."""

@@ -185,4 +185,7 @@ def in_words(value: Any) -> str:
         return " ".join([*([str(value["name"])] if "name" in value else []), *parts])
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        short = f"{value:g}"
+        return short if float(short) == value else repr(value)
+    return str(value)

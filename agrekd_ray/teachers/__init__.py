@@ -2,7 +2,7 @@
 
 from agrekd_ray.teachers.dfr import DfrSettings, retrain_head
 from agrekd_ray.teachers.ensemble import Draw, EnsembleSettings, TeacherSettings, draw, vote
-from agrekd_ray.teachers.pool import Pool, Recipe
+from agrekd_ray.teachers.pool import Pool, Recipe, measured
 
 __all__ = [
     "DfrSettings",
@@ -12,6 +12,7 @@ __all__ = [
     "Recipe",
     "TeacherSettings",
     "draw",
+    "measured",
     "retrain_head",
     "vote",
 ]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from pydantic import ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
 from agrekd_ray.core.groups import majority_vote
@@ -49,7 +49,7 @@ class TeacherSettings(Settings):
     model: Model
     others: tuple[Model, ...] = ()
     training: Training
-    count: Count = 5
+    count: Annotated[Count, Field(le=10_000)] = 5
     seed: Seed = 0
     dfr: DfrSettings = DfrSettings()
     store: LocalPath = Path("runs/teachers")

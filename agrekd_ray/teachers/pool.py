@@ -11,7 +11,9 @@ import torch
 
 from agrekd_ray.data import SELECT, TEST, Dataset
 from agrekd_ray.errors import CheckpointError
+from agrekd_ray.files import DamagedError, checked
 from agrekd_ray.models import Classifier, Manifest, Model, build, identified, load, save
+from agrekd_ray.results import Metrics
 from agrekd_ray.settings import Seed, Settings, Training, fingerprint
 from agrekd_ray.teachers.dfr import DfrSettings, retrain_head
 from agrekd_ray.training import Labels, Trainer, evaluate
@@ -47,6 +49,24 @@ class Recipe(Settings):
     def parent(self) -> Recipe:
         """The ERM model that this one comes from (itself, for `erm`)."""
         return self.model_copy(update={"kind": "erm", "dfr": None})
+
+
+def measured(folder: Path, manifest: Manifest) -> dict[str, Metrics]:
+    """What a model's maker measured, by split.
+
+    Args:
+        folder: of the checkpoint.
+        manifest: of it.
+
+    Raises:
+        CheckpointError: these are no metrics.
+    """
+    try:
+        return checked(dict[str, Metrics], manifest.metrics)
+    except DamagedError as error:
+        raise CheckpointError(
+            f"{folder}: damaged manifest (metrics.{error}). Make the checkpoint again."
+        ) from None
 
 
 class Pool:

@@ -13,9 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
-
 from agrekd_ray.errors import RunError
+from agrekd_ray.files import DamagedError, checked
 from agrekd_ray.results import Diagnostics, Effort, Member, Outcome
 from agrekd_ray.search.results import SearchResult
 from agrekd_ray.search.space import Domain
@@ -192,9 +191,8 @@ def _read(folder: Path, check: Callable[[Any], Read]) -> Read:
         raise RunError(
             f"{path}: cannot be read ({error.strerror or error}). Make it readable, then try again."
         ) from None
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    except DamagedError as error:
+        what = str(error)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         what = f"{type(error).__name__}: {error}"
     raise RunError(
@@ -202,15 +200,11 @@ def _read(folder: Path, check: Callable[[Any], Read]) -> Read:
     ) from None
 
 
-def _checked(kind: type[Read], values: Any) -> Read:
-    return TypeAdapter(kind).validate_python(values)
-
-
 def _job(values: Any) -> JobArchive:
     values["outcomes"] = [_outcome(outcome) for outcome in values["outcomes"]]
     values["members"] = [_numbers(member) for member in values["members"]]
     values["biased"] = _numbers(values["biased"]) if values["biased"] else None
-    return _checked(JobArchive, {**values, "settings": values["job"]["settings"]})
+    return checked(JobArchive, {**values, "settings": values["job"]["settings"]})
 
 
 def _search(values: Any) -> SearchArchive:
@@ -218,11 +212,11 @@ def _search(values: Any) -> SearchArchive:
     for trial in values["trials"]:
         trial["history"] = _numbers(trial["history"])
         trial["test"] = _numbers(trial["test"]) if trial["test"] else None
-    result = _checked(SearchResult, values)
+    result = checked(SearchResult, values)
     members = [_numbers(member) for member in result.about.get("members") or ()]
-    about = _checked(SearchAbout, {**result.about, "members": members})
+    about = checked(SearchAbout, {**result.about, "members": members})
     return SearchArchive(
-        result, about, _checked(SearchSettings, about.settings), _checked(JobSettings, about.job)
+        result, about, checked(SearchSettings, about.settings), checked(JobSettings, about.job)
     )
 
 

@@ -19,6 +19,7 @@ from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 
 from agrekd_ray.errors import TrackingError
+from agrekd_ray.passwords import without_password
 from agrekd_ray.tracking.intervals import PairedDifference, paired_difference
 from agrekd_ray.tracking.labels import label
 from agrekd_ray.tracking.metrics import STEPS, TEACHER_STEPS, less_is_better, short_paths
@@ -30,7 +31,7 @@ from agrekd_ray.tracking.mlflow_runs import (
     SEED,
     TRIAL,
 )
-from agrekd_ray.tracking.mlflow_store import explained, open_existing, without_password
+from agrekd_ray.tracking.mlflow_store import explained, open_existing
 
 STATE, SEARCHED = "agrekd.state", "agrekd.searched"
 DEFAULT_BASELINES = ("default", "aver")

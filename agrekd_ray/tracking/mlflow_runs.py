@@ -24,6 +24,7 @@ from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric, Param,
 from mlflow.exceptions import MlflowException
 
 from agrekd_ray.errors import TrackingError
+from agrekd_ray.passwords import hidden, revealed
 from agrekd_ray.results import Epoch, Metrics, Outcome
 from agrekd_ray.tracking.mlflow_export import export
 from agrekd_ray.tracking.mlflow_store import (
@@ -31,7 +32,6 @@ from agrekd_ray.tracking.mlflow_store import (
     explained,
     is_database,
     unless_set,
-    without_password,
 )
 from agrekd_ray.tracking.mlflow_values import (
     as_text,
@@ -68,7 +68,7 @@ class Tracker:
     """The store of one experiment, and the runs of one job in it.
 
     Attributes:
-        uri: the tracking URI in use.
+        uri: the tracking URI in use, without its password.
         experiment_id: MLflow's number of the experiment.
 
     Args:
@@ -83,24 +83,24 @@ class Tracker:
 
     def __init__(self, uri: str | None, experiment: str, root: Path) -> None:
         root = Path(root).absolute()
-        self.uri = uri or f"sqlite:///{root / 'mlflow.db'}"
+        self.uri = hidden(uri) if uri else f"sqlite:///{root / 'mlflow.db'}"
         self._job: str | None = None
         self._logged: dict[str, dict[int, int]] = {}  # by run: epochs and when they ended
         # Anything: drivers of databases and plug-ins have exceptions of their own.
         with self._explained("open the store", Exception):
             check_store(self.uri)
-            self._client = MlflowClient(tracking_uri=self.uri)
+            self._client = MlflowClient(tracking_uri=revealed(self.uri))
             location = None if self._served else str(root / "mlartifacts")
             self.experiment_id = self._find_experiment(experiment, location)
 
     def ui_command(self) -> str:
         """What a person types to see this store; for a server, the address of the experiment."""
         if self._served:
-            address = without_password(self.uri).rstrip("/")
+            address = self.uri.rstrip("/")
             # Without the last part, a browser's first visit shows the pages made for prompts.
             runs = f"experiments/{self.experiment_id}/runs?workflowType=machine_learning"
             return f"{address}/#/{runs}"
-        return f"mlflow ui --backend-store-uri {shlex.quote(without_password(self.uri))}"
+        return f"mlflow ui --backend-store-uri {shlex.quote(self.uri)}"
 
     def start_job(
         self,
@@ -415,7 +415,7 @@ class Tracker:
         if experiment.lifecycle_stage != "active":
             raise TrackingError(
                 f"The MLflow experiment {name!r} was deleted. Choose another name, or take it "
-                f"back: MLFLOW_TRACKING_URI={shlex.quote(without_password(self.uri))} "
+                f"back: MLFLOW_TRACKING_URI={shlex.quote(self.uri)} "
                 f"mlflow experiments restore -x {experiment.experiment_id}"
             )
         return str(experiment.experiment_id)

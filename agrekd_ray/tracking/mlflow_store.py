@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from agrekd_ray.errors import TrackingError
+from agrekd_ray.passwords import revealed, without_password
 from agrekd_ray.tracking.mlflow_values import shortened
 
 # Creating a database announces itself, and alembic tells each of its sixty migrations.
@@ -43,7 +43,7 @@ def open_existing(uri: str) -> MlflowClient:
                 f"There are no runs: {path} does not exist. Give the folder of the runs, where "
                 "mlflow.db is, or the tracking URI that they were recorded under."
             )
-        client = MlflowClient(tracking_uri=uri)
+        client = MlflowClient(tracking_uri=revealed(uri))
         client.search_experiments(max_results=1)
     return client
 
@@ -109,7 +109,8 @@ def check_store(uri: str) -> None:
 def _check_scheme(uri: str) -> None:
     if urlsplit(uri).scheme in ("", "file") and uri != "databricks":
         raise TrackingError(
-            f"MLflow does not keep runs in plain folders any more: {uri!r} is no tracking URI "
+            "MLflow does not keep runs in plain folders any more: "
+            f"{without_password(uri)!r} is no tracking URI "
             "for it. Write sqlite:////absolute/path/mlflow.db, or the address of a server (http://...)."
         )
 
@@ -133,8 +134,3 @@ def unless_set(wanted: Mapping[str, str]) -> Iterator[None]:
 def is_database(uri: str) -> bool:
     """Whether the store is a database that this process opens itself."""
     return urlsplit(uri).scheme.split("+")[0] in ("sqlite", "postgresql", "mysql", "mssql")
-
-
-def without_password(uri: str) -> str:
-    """A text with the passwords of its addresses hidden."""
-    return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", uri)

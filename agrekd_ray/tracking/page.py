@@ -23,6 +23,8 @@ from markupsafe import Markup, escape
 
 from agrekd_ray.core.selection import RULES
 from agrekd_ray.errors import RunError
+from agrekd_ray.files import is_file, is_folder, real
+from agrekd_ray.passwords import without_password
 from agrekd_ray.results import Effort, Member, Metrics, Outcome
 from agrekd_ray.search.results import DEFAULT, WINNER, TrialResult
 from agrekd_ray.tracking import page_study, page_tables
@@ -85,12 +87,12 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
         RunError: there is no run, it is not finished, its results are damaged, or the page cannot
             be written.
     """
-    folder = folder.resolve()
-    if (folder / SEARCH).is_file():
+    folder = real(folder)
+    if is_file(folder / SEARCH):
         content = _search_page(folder)
-    elif (folder / POINTS).is_dir():
+    elif is_folder(folder / POINTS):
         content = _study_page(folder)
-    elif (folder / JOB).is_file():
+    elif is_file(folder / JOB):
         content = _job_page(folder)
     else:
         raise RunError(
@@ -98,7 +100,7 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
             "runs/JOB/latest."
         )
     output = output or folder / REPORT
-    if output.is_dir():
+    if is_folder(output):
         raise RunError(f"{output}: is a folder. Name a file with --output.")
     page = _render(content)
     try:
@@ -510,4 +512,6 @@ def _listed(values: Sequence[Any]) -> str:
 
 
 def _yaml(values: dict[str, Any]) -> str:
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
+    # Earlier versions kept passwords of tracking stores.
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
+    return without_password(text)

@@ -220,7 +220,17 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict()`, with this trainer's learning rate if it is another one."""
+        """Go on from `state_dict()`, with this trainer's learning rate if it is another one.
+
+        Raises:
+            Exception: it is the state of another model or optimiser; torch has many kinds.
+        """
+        done = state["next_epoch"]
+        if type(done) is not int or not done >= 0:
+            raise ValueError(f"next_epoch is {done!r}, no number of an epoch")
+        for name in ("last_epoch", "base_lrs"):
+            if type(state["schedule"][name]) is not type(getattr(self.schedule, name)):
+                raise ValueError(f"schedule.{name} is of another kind")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
