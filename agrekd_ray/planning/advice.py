@@ -84,7 +84,7 @@ def _changes(found: Forecast, setup: Setup, machines: Machines, times: Times) ->
         views = min(setup.views, setup.epochs)
         yield of_job("guidance=auto: record once, then replay", records=True, views=views)
     if found.setup.weighting_actors == 1 and setup.may_shard:
-        change = "a weighting actor for each of the student's workers"
+        change = f"fleet.weighting_actors={setup.workers}: one for each of the student's workers"
         yield change, setup, machines, times, setup.workers
     hosted = setup.backbones_per_actor
     if setup.actors > 1:
