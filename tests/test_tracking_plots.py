@@ -97,6 +97,7 @@ def test_colours_tell_families_apart_and_ours_stays_the_same():
     assert len({(s["color"], s["linestyle"]) for s in styles.values()}) == 8
     alone, among = plots.method_styles(["agre_kd"]), plots.method_styles(["one_hot", *DISTILLED])
     assert alone["agre_kd"] == among["agre_kd"]
+    assert plots.method_styles(["aver"])["aver"] == among["aver"]
     assert len({(s["color"], s["linestyle"]) for s in among.values()}) == 7
 
 

@@ -33,6 +33,11 @@ REFERENCE, BLUE, ORANGE = "#b3b3b3", "#56b4e9", "#d55e00"
 _OURS = {"agre_kd": "#d55e00"}
 LINES = ("#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#222222")
 DASHES = ("-", "--", ":", "-.")
+# By place: colours in turn, then the next dash. Distilled students first, then references.
+_PLACES = (
+    *("aver", "ae_kd", "random", "ca_mkd", "govern", "default"),
+    *("one_hot", "one_hot_dfr", "deep_ensemble", "deep_ensemble_dfr", "teacher_vote", "winner"),
+)
 # From dark to light; one hue a family. Blue against orange survives every colour blindness.
 _SHADES = {
     "dfr": ("#08306b", "#2171b5", "#6baed6", "#9ecae1"),
@@ -261,14 +266,17 @@ LEGEND: dict[str, Any] = {
 
 
 def method_styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Colour, dash and width of each method's line; AGRE-KD's is the same in every picture."""
-    others = [method for method in methods if method not in _OURS]
+    """Colour, dash and width of each method's line; a method that we know looks alike everywhere.
+
+    AGRE-KD's line is thick, those of references are dashed.
+    """
+    places = [*_PLACES, *(m for m in methods if m not in _PLACES and m not in _OURS)]
     styles: dict[str, dict[str, Any]] = {}
     for method in methods:
         if method in _OURS:
             styles[method] = {"color": _OURS[method], "linestyle": "-", "lw": 2.6, "zorder": 5}
         else:
-            place = others.index(method)
+            place = places.index(method)
             color = LINES[place % len(LINES)]
             dash = DASHES[place // len(LINES) % len(DASHES)]
             styles[method] = {"color": color, "linestyle": dash, "lw": 1.5, "zorder": 3}
