@@ -164,6 +164,7 @@ def test_a_cell_is_planned_as_its_fleet_hosts_it() -> None:
     assert shapes == {1: (1, 1), 2: (2, 1), 4: (4, 1), 8: (4, 2), 16: (4, 4), 32: (4, 8)}
 
 
+@pytest.mark.chaos
 def test_forecasts_are_held_against_measurements(
     ray_session: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

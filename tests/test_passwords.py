@@ -214,6 +214,7 @@ def test_the_reason_of_a_failed_run_does_not_tell_it(tmp_path: Path, error: Any)
     assert holders(tmp_path) == []
 
 
+@pytest.mark.chaos
 def test_a_whole_run_on_a_server_leaves_it_nowhere(
     job: Path,
     tmp_path: Path,

@@ -153,6 +153,7 @@ def test_data_that_are_not_here_may_be_given_in_numbers(agrekd: Run, tmp_path: P
     assert found["setup"]["teacher_bytes"] > 90e6
 
 
+@pytest.mark.chaos
 def test_times_are_measured_here(agrekd: Run, job: Path, ray_session: Any) -> None:
     """The job's own models, and real actors."""
     found = planned(agrekd, job, "--measure")
