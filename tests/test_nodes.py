@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -184,7 +183,6 @@ def test_a_replica_on_a_new_node_joins_and_one_on_a_lost_node_is_not_missed(
             if epoch == 2:
                 add_node(num_cpus=1, resources={"slot": 1})
                 ray_session.get([actor.node.remote() for actor in joined])
-                time.sleep(1)  # and the weighting actor sees it
             if epoch == 6:
                 ray_cluster.remove_node(lost, allow_graceful=False)
 
