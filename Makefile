@@ -24,6 +24,7 @@ paper: install
 
 fuzz: install
 	$(BIN)/python -m pytest -n 2 -m fuzz tests/fuzz
+	$(BIN)/python -m pytest -n 2 -m hypothesis --hypothesis-profile=searching
 
 lint: install
 	$(BIN)/ruff check .

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from agrekd_ray.run.folder import RunFolder
     from agrekd_ray.search.folder import SearchFolder
 
-INVALID, FAILED, INTERRUPTED = 2, 1, 130
+FAILED, INTERRUPTED = 1, 130
 JobFile = Annotated[Path, typer.Argument(help="The job, a YAML file.", metavar="JOB")]
 Overrides = Annotated[
     list[str] | None,
@@ -481,15 +481,13 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def main() -> None:
     """Entry point: a person's errors become one message; the exit code says what happened."""
-    from agrekd_ray.config import JobError
-
     screen = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         app()
     except AgrekdError as error:
         screen.print(f"error: {error}", style="red")
-        sys.exit(INVALID if isinstance(error, JobError) else FAILED)
+        sys.exit(error.exit_code)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 
 class AgrekdError(Exception):
-    """Base of every error that the command line prints as one message, without a traceback."""
+    """Base of every error that the command line prints as one message, without a traceback.
+
+    Attributes:
+        exit_code: of the command that it ends.
+    """
+
+    exit_code = 1
 
 
 class DataError(AgrekdError):

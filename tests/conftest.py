@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 
@@ -15,6 +16,12 @@ from agrekd_ray.run.environment import prepare
 
 prepare(starts_cluster=True)
 torch.set_num_threads(1)
+
+# The suite tries the same examples whenever it runs, so that a change is judged by what it changed;
+# `make fuzz` looks for new ones.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("searching", max_examples=1000, deadline=None)
+hypothesis.settings.load_profile("repeatable")
 
 TINY: dict[str, Any] = {
     "name": "tiny",

@@ -346,6 +346,26 @@ def test_plots_are_those_that_show_something(shown, tmp_path):
     assert "trial_history.png" not in {path.name for path in (tmp_path / "jobs").iterdir()}
 
 
+def test_without_groups_the_worst_class_is_compared(tmp_path):
+    tracker = Tracker(None, "plain", tmp_path)
+    job = tracker.start_job("plain", BASE, {})
+    for method, worst in (("aver", 0.3), ("agre_kd", 0.4)):
+        found = replace(metrics(worst), groups_known=False, worst_class_accuracy=worst)
+        run_id = tracker.student(method, 0, {})
+        result = replace(outcome(method, 0, worst), splits={"test": found}, history=[])
+        tracker.finish_student(run_id, result)
+    tracker.finish_job(job, tmp_path, "FINISHED", {})
+    console = Console(file=io.StringIO(), width=160)
+    rows = compare(console, runs=tmp_path, baseline="aver", plots=tmp_path / "plots")
+    screen = console.file.getvalue()
+    assert [row.name for row in rows] == ["AGRE-KD", "AVER"]
+    assert rows[0].mean("test/class/a") == 0.9
+    assert "Worst class" in screen
+    assert "Δ: worst class minus AVER" in screen
+    assert "group" not in screen.partition("written")[0].lower()
+    assert (tmp_path / "plots/worst_against_accuracy.png").exists()
+
+
 def test_reading_takes_a_query_a_page_and_none_a_run(shown, monkeypatch):
     asked: list[str] = []
     search = MlflowClient.search_runs

@@ -63,6 +63,19 @@ def folder(tmp_path: Path) -> Path:
     return write_folder(tmp_path / "idx")
 
 
+def test_the_bundled_digits_are_those_of_scikit_learn(monkeypatch) -> None:
+    from sklearn.datasets import load_digits
+
+    from agrekd_ray.data import digits as module
+
+    wanted = load_digits(return_X_y=True)
+    for place in (module._FILE, Path("moved")):
+        monkeypatch.setattr(module, "_FILE", place)
+        for found, expected in zip(module.bundled_digits(), wanted, strict=True):
+            np.testing.assert_array_equal(found, expected)
+            assert found.dtype == expected.dtype
+
+
 @pytest.fixture(params=["digits", "idx"])
 def make(request: pytest.FixtureRequest, folder: Path) -> Callable[..., ColoredImages]:
     """Every data set, held to the same contract."""

@@ -73,8 +73,7 @@ def same(one: Any, other: Any) -> None:
     torch.testing.assert_close(flat_parameters(one), flat_parameters(other), rtol=1e-3, atol=2e-5)
 
 
-@pytest.mark.parametrize("views", [{}, {"flip": True, "shift": 1}])
-@pytest.mark.parametrize("backbones", [1, 2])
+@pytest.mark.parametrize(("views", "backbones"), [({"flip": True, "shift": 1}, 1), ({}, 2)])
 def test_live_is_local_for_every_strategy(
     ray_session: Any, make_job: Any, views: dict[str, Any], backbones: int
 ) -> None:
@@ -115,9 +114,6 @@ def test_workers_train_what_one_process_trains(
         )
         settings = StudentSettings(model=STUDENT, training=TRAINING, workers=2, cpus=0.5)
         train_group(work, settings)
-        forwards = fleet.effort().forwards
-        train_group(work, settings)  # everything is there already
-        assert fleet.effort().forwards == forwards
         asked = ray_session.get([actor.effort.remote() for actor in fleet.weighting])
         assert min(effort.spans["gather"].count for effort in asked) > 0  # one a worker
     events = channel.take()

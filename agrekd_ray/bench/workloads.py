@@ -12,6 +12,7 @@ import torch
 
 from agrekd_ray.data import Dataset, DataSettings, open_dataset
 from agrekd_ray.data.colored import ColoredDigits, ColoredIdx
+from agrekd_ray.data.digits import bundled_digits
 from agrekd_ray.data.views import Views
 from agrekd_ray.guidance.fleet_settings import FleetSettings
 from agrekd_ray.models import Classifier, Manifest, Model, build, save
@@ -161,9 +162,7 @@ def workloads(quick: bool) -> dict[str, Workload]:
 
 def _write_digits(folder: Path, factor: int) -> None:
     """scikit-learn's digits, enlarged, as a folder of IDX files."""
-    from sklearn.datasets import load_digits
-
-    images, labels = load_digits(return_X_y=True)
+    images, labels = bundled_digits()
     grey = (images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     grey = grey.repeat(factor, 1).repeat(factor, 2)
     folder.mkdir(parents=True, exist_ok=True)

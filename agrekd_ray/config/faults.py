@@ -47,6 +47,8 @@ class JobError(AgrekdError):
         faults: in the order of the job.
     """
 
+    exit_code = 2
+
     def __init__(self, source: str, faults: Sequence[Fault]) -> None:
         self.faults = tuple(faults)
         count = f"{len(faults)} faults" if len(faults) > 1 else "1 fault"

@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from agrekd_ray.data.dataset import DFR, SELECT, TEST, TRAIN, Groups
+from agrekd_ray.data.digits import bundled_digits
 from agrekd_ray.data.download import Fetched, fetch_idx
 from agrekd_ray.data.idx import read_split
 from agrekd_ray.data.views import Views, view
@@ -78,9 +79,7 @@ class ColoredDigits(Colored):
 
     def grey(self) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
         """Images [N, 8, 8] in 0 … 1, labels [N], and the ids of train, val and test."""
-        from sklearn.datasets import load_digits
-
-        images, labels = load_digits(return_X_y=True)
+        images, labels = bundled_digits()
         if self.train + self.val >= len(images):
             raise DataError(
                 f"data.train + data.val: {self.train} + {self.val} leave no test sample; the "

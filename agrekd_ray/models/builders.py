@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import inspect
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from agrekd_ray.models.from_torchvision import Torchvision
 from agrekd_ray.models.from_transformers import Transformers, vocabulary
 from agrekd_ray.models.model import PRETRAINED, Model, Preprocessing, Shape, in_words, is_file
 from agrekd_ray.models.weights import State, fit, read_state, sha256
+
+_FEW_WEIGHTS, _SMALL_SAMPLE = 30_000_000, 3 * 256 * 256
 
 Given = tuple[State, str]
 """A state dict that is put in, and where it is from."""
@@ -106,6 +109,8 @@ def check(
     if tokens is not None:
         _check_tokens(model, tokens)
     built = check_name(model, shape, classes)
+    if _is_small(built, shape):
+        built = build(model, shape, classes)
     device = next(built.parameters()).device
     kind = torch.int64 if len(shape) == 1 else torch.float32
     inputs = torch.ones(2, *shape, dtype=kind).to(device)
@@ -121,6 +126,12 @@ def check(
         raise _cannot_take(model, shape, error) from None
     if logits.shape != (2, classes):
         raise AgrekdError(f"{model.name} gives {tuple(logits.shape)}, not [2, {classes}]")
+
+
+def _is_small(built: Classifier, shape: Shape) -> bool:
+    """Whether a batch through real weights is quicker than what torch loads to do without them."""
+    weights = sum(weight.numel() for weight in built.parameters())
+    return weights <= _FEW_WEIGHTS and math.prod(shape) <= _SMALL_SAMPLE
 
 
 def check_name(model: Model, shape: Shape = (3, 224, 224), classes: int = 10) -> Classifier:

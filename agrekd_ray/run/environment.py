@@ -30,5 +30,7 @@ def prepare(starts_cluster: bool) -> None:
     if starts_cluster:
         # A token is what Ray uses here anyway; naming it spares the user Ray's notice of it.
         wanted["RAY_AUTH_MODE"] = "token"
+        # A process of every worker group that waits for a cloud to take its nodes back: not these.
+        wanted["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
     for name, value in wanted.items():
         os.environ.setdefault(name, value)

@@ -19,7 +19,7 @@ from agrekd_ray.tracking.comparison import (
 )
 from agrekd_ray.tracking.comparison_plots import Point
 from agrekd_ray.tracking.comparison_tables import Layout, render, write_csv, write_markdown
-from agrekd_ray.tracking.metrics import ACCURACY, WORST_GROUP
+from agrekd_ray.tracking.metrics import ACCURACY, WORST_GROUP, worst_metric
 
 
 def compare(
@@ -48,7 +48,8 @@ def compare(
         runs: the folder of the runs.
         baseline: a label, name or method that others are compared with, seed by seed; None for
             `default` or `aver`, where they are there.
-        sort: metric that orders the rows, the best first; None for worst-group accuracy.
+        sort: metric that orders the rows, the best first; None for worst-group accuracy,
+            or worst-class accuracy where the data have no groups.
         metrics: further columns.
         csv: a file to write.
         markdown: a file to write.
@@ -66,9 +67,11 @@ def compare(
         checked_metric(metric, found.metrics)
     # A search measures the test split when it is over.
     split = "val" if f"test/{WORST_GROUP}" not in found.metrics else "test"
+    worst = worst_metric(split, found.metrics)
     layout = Layout(
         split=split,
-        sort=sort or f"{split}/{WORST_GROUP}",
+        worst=worst,
+        sort=sort or worst,
         metrics=tuple(metrics),
         baseline=tuple(baselines(found.rows, baseline)),
         teacher_steps=found.teacher_steps,
@@ -140,7 +143,7 @@ def _drawn(rows: Sequence[Row], layout: Layout, folder: Path) -> list[Path]:
     worst, effects = folder / "worst_against_accuracy.png", folder / "parameter_effects.png"
     parallel = folder / "parallel_coordinates.png"
     drawn = {
-        worst: comparison_plots.worst_against_accuracy(every, worst, layout.split),
+        worst: comparison_plots.worst_against_accuracy(every, worst, layout.worst),
         effects: comparison_plots.parameter_effects(varied, effects, metric),
         parallel: comparison_plots.parallel_coordinates(varied, parallel, metric),
     }

@@ -28,6 +28,7 @@ from matplotlib.transforms import Bbox
 
 from agrekd_ray.tracking.metrics import (
     ACCURACY,
+    WORST_CLASS,
     WORST_GROUP,
     is_share,
     less_is_better,
@@ -88,8 +89,10 @@ class Point:
         return 100 * found if is_share(metric) else found
 
 
-def worst_against_accuracy(points: Sequence[Point], path: Path, split: str = "test") -> bool:
-    """Draws worst-group accuracy against accuracy of all samples; whiskers are the spread.
+def worst_against_accuracy(
+    points: Sequence[Point], path: Path, metric: str = f"test/{WORST_GROUP}"
+) -> bool:
+    """Draws the worst group's accuracy against that of all samples; whiskers are the spread.
 
     The best twelve by worst group have their label beside them, where there is room; what is no
     trial is an orange diamond.
@@ -97,12 +100,13 @@ def worst_against_accuracy(points: Sequence[Point], path: Path, split: str = "te
     Args:
         points: those without both metrics are left out.
         path: the PNG, replaced as a whole.
-        split: whose metrics.
+        metric: whose split is taken for both; of the worst group or the worst class.
 
     Returns:
         Whether there was anything to draw; without it there is no file.
     """
-    x, y = f"{split}/{ACCURACY}", f"{split}/{WORST_GROUP}"
+    split, _, name = metric.partition("/")
+    x, y = f"{split}/{ACCURACY}", metric
     shown = [p for p in points if math.isfinite(p.value(x)) and math.isfinite(p.value(y))]
     if not shown:
         return False
@@ -130,12 +134,13 @@ def worst_against_accuracy(points: Sequence[Point], path: Path, split: str = "te
             lw=0.6 if point.state == _FINISHED else 1.4,
             zorder=4 if trial else 5,
         )
+    words = metric_label(f"test/{name}")
+    what = {"test": "the test split", "val": "the validation split"}.get(split, split)
     axes.set_xlabel("accuracy of all samples (%)")
-    axes.set_ylabel("worst-group accuracy (%)")
+    axes.set_ylabel(f"{words.replace(' ', '-')} accuracy (%)".lower())
     axes.margins(0.12, 0.12)
     _within(axes, (0, 100))
-    what = {"test": "the test split", "val": "the validation split"}.get(split, split)
-    headline(figure, f"Worst group against all samples, {what}")
+    headline(figure, f"{words} against all samples, {what}")
     keys = []
     if any(p.number is not None for p in shown):
         keys.append(_dot(BLUE, INK, "trial"))
@@ -648,8 +653,9 @@ def _unit(metric: str) -> str:
 def _lower(metric: str) -> str:
     words = metric_label(metric)
     split, _, name = metric.partition("/")
-    if name == WORST_GROUP:
-        words = "worst-group accuracy" + ("" if split == "test" else f" ({split})")
+    if name in (WORST_GROUP, WORST_CLASS):
+        worst = metric_label(f"test/{name}").lower().replace(" ", "-")
+        words = f"{worst} accuracy" + ("" if split == "test" else f" ({split})")
     return words if words.isupper() else words[:1].lower() + words[1:]
 
 

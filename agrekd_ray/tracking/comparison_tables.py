@@ -28,7 +28,6 @@ from agrekd_ray.tracking.metrics import (
     ECE,
     MISSING,
     STEPS,
-    WORST_GROUP,
     figure,
     is_share,
     metric_label,
@@ -44,6 +43,8 @@ class Layout:
 
     Attributes:
         split: whose metrics are compared, `test` or `val`.
+        worst: the metric that rows are compared with the baseline by: of the worst group, or of
+            the worst class where the data have no groups.
         sort: the metric that orders the rows.
         metrics: that were asked for, beside the usual ones.
         baseline: rows that the others are compared with; none for no such column.
@@ -51,20 +52,16 @@ class Layout:
     """
 
     split: str
+    worst: str
     sort: str
     metrics: tuple[str, ...]
     baseline: tuple[Row, ...]
     teacher_steps: float | None
 
     @property
-    def worst(self) -> str:
-        """The metric that rows are compared with the baseline by."""
-        return f"{self.split}/{WORST_GROUP}"
-
-    @property
     def shown(self) -> list[str]:
         """Metrics from left to right; the cost has its own place."""
-        usual = [f"{self.split}/{name}" for name in (WORST_GROUP, ACCURACY)]
+        usual = [self.worst, f"{self.split}/{ACCURACY}"]
         every = [*usual, self.sort, *self.metrics, f"{self.split}/{ECE}"]
         return [metric for metric in dict.fromkeys(every) if metric != STEPS]
 
@@ -268,9 +265,10 @@ def _heading(rows: Sequence[Row], layout: Layout) -> str:
 
 def _notes(layout: Layout) -> list[str]:
     notes = []
+    worst = metric_label(f"test/{layout.worst.partition('/')[2]}").lower()
     if layout.baseline:
         notes.append(
-            f"Δ: worst group minus {layout.baseline_name}'s by seed, in points, with a "
+            f"Δ: {worst} minus {layout.baseline_name}'s by seed, in points, with a "
             f"{100 * CONFIDENCE:.0f} % bootstrap interval, which is too narrow for few seeds."
         )
     if layout.teacher_steps is not None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-WORST_GROUP, ACCURACY, ECE = "worst_group_accuracy", "accuracy", "ece"
+WORST_GROUP, WORST_CLASS = "worst_group_accuracy", "worst_class_accuracy"
+ACCURACY, ECE = "accuracy", "ece"
+GROUP, CLASS = "group/", "class/"
+"""What the accuracy of one group, or of one class of data without groups, is under in a split."""
 STEPS, TEACHER_STEPS = "cost/steps", "cost/teacher_steps"
 """Training steps of the student; the teachers' forward passes, expressed in them."""
 MISSING = "–"
@@ -15,7 +18,7 @@ _WORDS = {
     ACCURACY: "Accuracy",
     "weighted_accuracy": "Weighted",
     "balanced_accuracy": "Balanced",
-    "worst_class_accuracy": "Worst class",
+    WORST_CLASS: "Worst class",
     "worst_overlapping_group_accuracy": "Worst overlapping",
     ECE: "ECE",
     "loss": "Loss",
@@ -34,7 +37,7 @@ def metric_label(metric: str) -> str:
     split, _, name = metric.partition("/")
     if not name:
         return metric
-    words = _WORDS.get(name, name.removeprefix("group/").replace("_", " "))
+    words = _WORDS.get(name, name.removeprefix(GROUP).removeprefix(CLASS).replace("_", " "))
     return words if split in ("test", "cost", "train") else f"{words} ({split})"
 
 
@@ -44,9 +47,23 @@ def is_share(metric: str) -> bool:
     return (
         name in _SHARES
         or name.endswith("_accuracy")
-        or name.startswith(("group/", "overlapping/"))
+        or name.startswith((GROUP, CLASS, "overlapping/"))
         or split in ("select", "weight", "influence", "influence_by_group", "fallback", "agreement")
     )
+
+
+def worst_metric(split: str, metrics: Iterable[str]) -> str:
+    """What runs are judged by: their worst group, or worst class where no data have groups.
+
+    Args:
+        split: `test` or `val`.
+        metrics: names of all that the runs have.
+    """
+    names = list(metrics)
+    grouped, classed = (
+        any(name.startswith(f"{split}/{kind}") for name in names) for kind in (GROUP, CLASS)
+    )
+    return f"{split}/{WORST_CLASS if classed and not grouped else WORST_GROUP}"
 
 
 def less_is_better(metric: str) -> bool:

@@ -26,6 +26,7 @@ from mlflow.exceptions import MlflowException
 from agrekd_ray.errors import TrackingError
 from agrekd_ray.passwords import hidden, revealed
 from agrekd_ray.results import Epoch, Metrics, Outcome
+from agrekd_ray.tracking.metrics import CLASS, GROUP
 from agrekd_ray.tracking.mlflow_export import export
 from agrekd_ray.tracking.mlflow_store import (
     check_store,
@@ -488,7 +489,7 @@ class Tracker:
         run_id = run.info.run_id
         metrics = []
         for name in run.data.metrics:
-            if name.startswith("test/") and not name.startswith("test/group/"):
+            if name.startswith("test/") and not name.startswith((f"test/{GROUP}", f"test/{CLASS}")):
                 last = self._client.get_metric_history(run_id, name)[-1]
                 # Equal in all else to the run's own point, so that the run does not get another.
                 metrics.append(

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from agrekd_ray.results import Epoch, Metrics
+from agrekd_ray.tracking.metrics import CLASS, GROUP, WORST_GROUP
 
 _LONGEST_NAME = 250
 
@@ -41,11 +42,15 @@ def epoch_metrics(epoch: Epoch) -> dict[str, float]:
 
 
 def split_metrics(split: str, metrics: Metrics) -> dict[str, float]:
-    """Metrics on a split, by name; the worst group comes first."""
+    """Metrics on a split, by name; the worst group comes first.
+
+    Where the data have no groups, its classes stand in for them, as `<split>/class/<name>`.
+    """
     place, groups = _part(split), distinct_names(metrics.groups)
-    worst = {"worst_group_accuracy": metrics.worst_group_accuracy}
+    worst = {WORST_GROUP: metrics.worst_group_accuracy}
     values = {**worst, **metrics.scalars()}
-    values |= {f"group/{groups[name]}": value for name, value in metrics.groups.items()}
+    part = GROUP if metrics.groups_known else CLASS
+    values |= {f"{part}{groups[name]}": value for name, value in metrics.groups.items()}
     further = distinct_names(metrics.overlapping)
     values |= {f"overlapping/{further[name]}": v for name, v in metrics.overlapping.items()}
     return {f"{place}/{name}": value for name, value in values.items()}

@@ -17,7 +17,8 @@ from agrekd_ray.search.results import FAILED, SearchResult, TrialResult
 from agrekd_ray.search.settings import default_strategy
 from agrekd_ray.search.space import STRATEGY, Domain, applied, conditions
 from agrekd_ray.tracking.labels import ALL, family
-from agrekd_ray.tracking.tables import GROUP, Row
+from agrekd_ray.tracking.metrics import GROUP
+from agrekd_ray.tracking.tables import Row
 
 TEST = "test"
 NOTHING = "–"

@@ -19,10 +19,9 @@ from agrekd_ray.results import Diagnostics, Member, Metrics, Outcome
 from agrekd_ray.tracking.columns import Column, figures, fitting, markdown_table, screen_table
 from agrekd_ray.tracking.files import replacing
 from agrekd_ray.tracking.labels import family, is_distilled, label
+from agrekd_ray.tracking.metrics import GROUP
 
 CSV_HEADER = ("method", "teachers", "seed", "split", "accuracy", "worst_group_accuracy", "groups")
-GROUP = "group/"
-"""Begins the names of accuracies by group in `Row.mean` and `Row.std`."""
 
 _WGA, _WORST_OVERLAPPING = "worst_group_accuracy", "worst_overlapping_group_accuracy"
 
