@@ -344,6 +344,17 @@ def test_a_value_that_is_not_a_number_is_a_dash(job):
     assert (row[2], row[3], row[-2]) == ("–", "26.0", "–")
 
 
+def test_overlapping_groups_have_columns_of_their_own(job):
+    further = {"overlapping": {"male": 0.7, "muslim": 0.25}}
+    both = replace(metrics(0.3), worst_overlapping_group_accuracy=0.25, **further)
+    found = read(job([replace(OUTCOMES[3], splits={"test": both}), *OUTCOMES[6:]]))
+    header = found.tables["Methods on the test split"][0]
+    row = found.row("Methods on the test split", "AVER")
+    assert "Worst overlapping" in header
+    assert row[3] == "25.0"
+    assert row[-2:] == ["70.0", "25.0"]
+
+
 @pytest.mark.parametrize(
     ("worst", "said"),
     [

@@ -7,8 +7,10 @@ from collections.abc import Iterable
 
 WORST_GROUP, WORST_CLASS = "worst_group_accuracy", "worst_class_accuracy"
 ACCURACY, ECE = "accuracy", "ece"
-GROUP, CLASS = "group/", "class/"
-"""What the accuracy of one group, or of one class of data without groups, is under in a split."""
+WORST_OVERLAPPING = "worst_overlapping_group_accuracy"
+GROUP, CLASS, OVERLAPPING = "group/", "class/", "overlapping/"
+"""What the accuracy of one group is under in a split, of one class of data without groups, and of
+one of the groups of which a sample may be in several."""
 STEPS, TEACHER_STEPS = "cost/steps", "cost/teacher_steps"
 """Training steps of the student; the teachers' forward passes, expressed in them."""
 MISSING = "–"
@@ -19,7 +21,7 @@ _WORDS = {
     "weighted_accuracy": "Weighted",
     "balanced_accuracy": "Balanced",
     WORST_CLASS: "Worst class",
-    "worst_overlapping_group_accuracy": "Worst overlapping",
+    WORST_OVERLAPPING: "Worst overlapping",
     ECE: "ECE",
     "loss": "Loss",
     "seconds": "Seconds",
@@ -47,7 +49,7 @@ def is_share(metric: str) -> bool:
     return (
         name in _SHARES
         or name.endswith("_accuracy")
-        or name.startswith((GROUP, CLASS, "overlapping/"))
+        or name.startswith((GROUP, CLASS, OVERLAPPING))
         or split in ("select", "weight", "influence", "influence_by_group", "fallback", "agreement")
     )
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from agrekd_ray.results import Epoch, Metrics
-from agrekd_ray.tracking.metrics import CLASS, GROUP, WORST_GROUP
+from agrekd_ray.tracking.metrics import CLASS, GROUP, OVERLAPPING, WORST_GROUP
 
 _LONGEST_NAME = 250
 
@@ -52,7 +52,7 @@ def split_metrics(split: str, metrics: Metrics) -> dict[str, float]:
     part = GROUP if metrics.groups_known else CLASS
     values |= {f"{part}{groups[name]}": value for name, value in metrics.groups.items()}
     further = distinct_names(metrics.overlapping)
-    values |= {f"overlapping/{further[name]}": v for name, v in metrics.overlapping.items()}
+    values |= {f"{OVERLAPPING}{further[name]}": v for name, v in metrics.overlapping.items()}
     return {f"{place}/{name}": value for name, value in values.items()}
 
 

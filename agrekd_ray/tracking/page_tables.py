@@ -17,20 +17,21 @@ from agrekd_ray.search.results import FAILED, SearchResult, TrialResult
 from agrekd_ray.search.settings import default_strategy
 from agrekd_ray.search.space import STRATEGY, Domain, applied, conditions
 from agrekd_ray.tracking.labels import ALL, family
-from agrekd_ray.tracking.metrics import GROUP
-from agrekd_ray.tracking.tables import Row
+from agrekd_ray.tracking.metrics import GROUP, OVERLAPPING, WORST_OVERLAPPING
+from agrekd_ray.tracking.tables import Row, by_metric
 
 TEST = "test"
 NOTHING = "–"
 METRICS = {
     "worst_group_accuracy": "Worst group",
+    WORST_OVERLAPPING: "Worst overlapping",
     "accuracy": "Accuracy",
     "weighted_accuracy": "Weighted",
     "balanced_accuracy": "Balanced",
     "worst_class_accuracy": "Worst class",
     "ece": "ECE",
 }
-"""Columns of every table of models, by metric."""
+"""Columns of every table of models, by metric; overlapping groups where the data have some."""
 
 _MOST_TEACHERS = 10
 
@@ -112,17 +113,17 @@ def comparison(
     if not rows:
         return None
     several = any(len(row.seeds) > 1 for row, _, _ in rows)
-    groups = _groups(row.mean for row, _, _ in rows)
+    metrics, groups = _columns(row.mean for row, _, _ in rows)
     lines = []
     for row, first, strong in rows:
         spreads = row.std if len(row.seeds) > 1 else {}
         cells = []
-        for metric in (*METRICS, *groups):
+        for metric in (*metrics, *groups):
             spread = spreads.get(metric, math.nan)
             shown = f"± {percent(spread)}" if math.isfinite(spread) else ""
             cells.append(Cell(percent(row.mean.get(metric, math.nan)), shown if several else None))
         lines.append(Line(first, cells, strong))
-    return _models(name, words, lines, groups, rows[0][0].worst)
+    return _models(name, words, lines, metrics, groups, rows[0][0].worst)
 
 
 def by_seed(outcomes: Sequence[Outcome], name: Callable[[str], str]) -> Grid | None:
@@ -336,26 +337,37 @@ def _measured(
     """Models, each measured once."""
     if not models:
         return None
-    found = [
-        metrics.scalars() | {f"{GROUP}{group}": share for group, share in metrics.groups.items()}
-        for _, metrics in models
-    ]
-    groups = _groups(found)
+    found = [by_metric(metrics) for _, metrics in models]
+    columns, groups = _columns(found)
     lines = [
-        Line(first, [Cell(percent(values.get(m, math.nan))) for m in (*METRICS, *groups)])
+        Line(first, [Cell(percent(values.get(m, math.nan))) for m in (*columns, *groups)])
         for (first, _), values in zip(models, found, strict=True)
     ]
-    return _models(name, words, lines, groups, models[0][1].worst)
+    return _models(name, words, lines, columns, groups, models[0][1].worst)
 
 
-def _models(name: str, words: list[str], lines: list[Line], groups: list[str], worst: str) -> Grid:
-    figures = [worst.capitalize(), *list(METRICS.values())[1:]]
-    head = Head("Accuracy by group", [(group.removeprefix(GROUP), "") for group in groups])
-    return Grid(name, words, figures, lines, head if groups else None)
+def _models(
+    name: str,
+    words: list[str],
+    lines: list[Line],
+    metrics: Sequence[str],
+    groups: Sequence[str],
+    worst: str,
+) -> Grid:
+    figures = [worst.capitalize(), *(METRICS[metric] for metric in metrics[1:])]
+    heads = [
+        (group.partition("/")[2], "overlapping" if group.startswith(OVERLAPPING) else "")
+        for group in groups
+    ]
+    return Grid(name, words, figures, lines, Head("Accuracy by group", heads) if groups else None)
 
 
-def _groups(values: Iterable[Mapping[str, float]]) -> list[str]:
-    return list(dict.fromkeys(key for found in values for key in found if key.startswith(GROUP)))
+def _columns(models: Iterable[Mapping[str, float]]) -> tuple[list[str], list[str]]:
+    """Metrics and groups that some model has."""
+    there = dict.fromkeys(key for figures in models for key in figures)
+    groups = [key for key in there if key.startswith((GROUP, OVERLAPPING))]
+    several = any(key.startswith(OVERLAPPING) for key in groups)
+    return [metric for metric in METRICS if metric != WORST_OVERLAPPING or several], groups
 
 
 def _shaded(weight: float, largest: float) -> Cell:

@@ -19,11 +19,11 @@ from agrekd_ray.results import Diagnostics, Member, Metrics, Outcome
 from agrekd_ray.tracking.columns import Column, figures, fitting, markdown_table, screen_table
 from agrekd_ray.tracking.files import replacing
 from agrekd_ray.tracking.labels import family, is_distilled, label
-from agrekd_ray.tracking.metrics import GROUP
+from agrekd_ray.tracking.metrics import GROUP, OVERLAPPING, WORST_OVERLAPPING
 
 CSV_HEADER = ("method", "teachers", "seed", "split", "accuracy", "worst_group_accuracy", "groups")
 
-_WGA, _WORST_OVERLAPPING = "worst_group_accuracy", "worst_overlapping_group_accuracy"
+_WGA = "worst_group_accuracy"
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Row:
         teachers: who taught, in words.
         split: `val` or `test`.
         seeds: of the students, ascending.
-        mean: by metric (`Metrics.scalars`, and `group/<name>`); over the seeds that have it.
+        mean: by metric (`Metrics.scalars`, `group/<name>` and `overlapping/<name>`); over the
+            seeds that have it.
         std: sample standard deviation, by metric; 0 for a single seed.
         worst: what the worst-group accuracy is of, in words: a group, or a class where the data
             have no group labels.
@@ -81,7 +82,7 @@ def summary(outcomes: Sequence[Outcome]) -> list[Row]:
         mine = sorted((o for o in outcomes if o.method == method), key=lambda o: o.seed)
         for split in dict.fromkeys(split for outcome in mine for split in outcome.splits):
             having = [outcome for outcome in mine if split in outcome.splits]
-            values = [_values(outcome.splits[split]) for outcome in having]
+            values = [by_metric(outcome.splits[split]) for outcome in having]
             names = list(dict.fromkeys(name for value in values for name in value))
             found = {name: [v[name] for v in values if name in v] for name in names}
             rows.append(
@@ -242,7 +243,7 @@ def write_csv(
     ):
         writer = csv.writer(file)
         overlapping = any(m.overlapping for o in outcomes for m in o.splits.values())
-        further = (_WORST_OVERLAPPING, "overlapping") if overlapping else ()
+        further = (WORST_OVERLAPPING, "overlapping") if overlapping else ()
         writer.writerow((*(places[0] if places else ()), *CSV_HEADER, *further))
         for place, outcome in zip(places, outcomes, strict=True):
             for split, metrics in outcome.splits.items():
@@ -321,8 +322,8 @@ def _columns(rows: list[Row]) -> list[list[Column]]:
     ]
     if rows[0].worst != "worst class":
         blocks.insert(-1, [column("worst_class_accuracy", "Worst class")])
-    if any(_WORST_OVERLAPPING in row.mean for row in rows):
-        blocks.insert(3, [column(_WORST_OVERLAPPING, "Worst overlapping")])
+    if any(WORST_OVERLAPPING in row.mean for row in rows):
+        blocks.insert(3, [column(WORST_OVERLAPPING, "Worst overlapping")])
     return [block for block in blocks if block]
 
 
@@ -332,7 +333,7 @@ _IMPORTANCE = (
     "accuracy",
     "teachers",
     GROUP,
-    _WORST_OVERLAPPING,
+    WORST_OVERLAPPING,
     "ece",
     "balanced_accuracy",
     "worst_class_accuracy",
@@ -403,9 +404,11 @@ def _compact(shares: dict[str, float]) -> str:
     return json.dumps(rounded, ensure_ascii=False, separators=(",", ":"))
 
 
-def _values(metrics: Metrics) -> dict[str, float]:
+def by_metric(metrics: Metrics) -> dict[str, float]:
+    """All figures of a model on a split, by the names of `Row.mean`."""
     groups = {f"{GROUP}{name}": accuracy for name, accuracy in metrics.groups.items()}
-    return {**metrics.scalars(), **groups}
+    further = {f"{OVERLAPPING}{name}": accuracy for name, accuracy in metrics.overlapping.items()}
+    return {**metrics.scalars(), **groups, **further}
 
 
 def _spread(values: list[float]) -> float:
