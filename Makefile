@@ -1,5 +1,5 @@
-# `make demo`, `make test`, `make chaos`, `make paper` and `make fuzz` do everything on a machine that has only
-# Python (3.11 or later) and make: create the environment in .venv, install, run.
+# `make demo`, `make test`, `make chaos`, `make paper`, `make test-cluster` and `make fuzz` do everything on a
+# machine that has only Python (3.11 or later) and make: create the environment in .venv, install, run.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -8,19 +8,22 @@ BIN := $(VENV)/bin
 # and Ray's processes, which import the same ones again and again, find them (some machines switch keeping off).
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test chaos paper fuzz lint install clean
+.PHONY: demo test chaos paper test-cluster fuzz lint install clean
 
 demo: install
 	$(BIN)/agrekd run jobs/colored_digits.yaml
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not chaos and not paper and not fuzz"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not chaos and not paper and not hosts and not fuzz"
 
 chaos: install
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m chaos
 
 paper: install
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m paper
+
+test-cluster: install
+	$(BIN)/python -m pytest -m hosts tests/test_hosts.py
 
 fuzz: install
 	$(BIN)/python -m pytest -n 2 -m fuzz tests/fuzz

@@ -188,7 +188,7 @@ def test_recorded_up_front_no_run_starts_a_teacher(
         first = effort(job)
         assert (first["actors"], first["forwards"]) == (0, 6)  # the vote, on two splits
         assert "recorded" in screen()
-        other = {"seeds": [4], "distillation.temperature": 2, "guidance": "local"}
+        other = {"seeds": [4], "distillation.temperature": 2, "distillation.alpha": 0.9}
         assert effort(make_job(**changes, **other)) == asdict(Effort())
         assert "no forward pass: all that they say had been recorded before" in screen()
 
