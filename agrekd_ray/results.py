@@ -81,6 +81,8 @@ class Epoch:
         guidance_seconds: of `seconds`, what it took to be told the gradients: waiting for the
             teachers, or reading and weighing their records.
         replayed_steps: steps whose gradients came out of records.
+        lost_steps: by teacher that was lost, steps in which the others taught without it
+            (`fleet.on_teacher_loss: drop`).
     """
 
     epoch: int
@@ -97,6 +99,7 @@ class Epoch:
     influence_by_group: dict[str, dict[str, float]] = field(default_factory=dict)
     guidance_seconds: float = 0.0
     replayed_steps: int = 0
+    lost_steps: dict[str, int] = field(default_factory=dict)
 
 
 def epochs_from_json(values: list[dict[str, Any]]) -> list[Epoch]:
@@ -141,7 +144,13 @@ def mean_epoch(several: Sequence[Epoch]) -> Epoch:
         influence_by_group=_means_by_group([epoch.influence_by_group for epoch in several]),
         guidance_seconds=sum(epoch.guidance_seconds for epoch in several),
         replayed_steps=sum(epoch.replayed_steps for epoch in several),
+        lost_steps=_sums([epoch.lost_steps for epoch in several]),
     )
+
+
+def _sums(several: Sequence[dict[str, int]]) -> dict[str, int]:
+    names = dict.fromkeys(name for values in several for name in values)
+    return {name: sum(values.get(name, 0) for values in several) for name in names}
 
 
 def _means(several: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -153,6 +162,20 @@ def _means(several: Sequence[dict[str, float]]) -> dict[str, float]:
 def _means_by_group(several: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
     groups = dict.fromkeys(group for values in several for group in values)
     return {group: _means([v[group] for v in several if group in v]) for group in groups}
+
+
+def degraded(history: Sequence[Epoch]) -> str:
+    """In words, which teachers were lost in the course of a training, and when."""
+    lost: dict[str, list[Epoch]] = {}
+    for epoch in history:
+        for name in epoch.lost_steps:
+            lost.setdefault(name, []).append(epoch)
+    steps = sum(epoch.steps for epoch in history)
+    return "; ".join(
+        f"without {name} for {sum(epoch.lost_steps[name] for epoch in epochs)} of {steps} steps, "
+        f"from epoch {epochs[0].epoch + 1}"
+        for name, epochs in lost.items()
+    )
 
 
 @dataclass(frozen=True)
@@ -246,6 +269,11 @@ class Outcome:
     def name(self) -> str:
         """`METHOD-seed-SEED`, unique within a job."""
         return f"{self.method}-seed-{self.seed}"
+
+    @property
+    def degraded(self) -> str:
+        """In words, which teachers were lost and when; empty where none was."""
+        return degraded(self.history)
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""

@@ -9,6 +9,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,37 @@ def test_a_teacher_that_hangs_is_named_and_in_the_end_given_up(
     assert all(f"on node {node}" in text for text in stalls)
     names = [share.teachers for share, actors in fleet._hosts if actors[0] is silent]
     assert all(name in stalls[0] for name in names[0])
+
+
+def test_a_teacher_that_is_lost_may_be_dropped(ray_session: Any, make_job: Any) -> None:
+    """The student is that of the others; without its biased model there is none."""
+    changes = {"cpus": 0.1, "patience": 3, "on_teacher_loss": "drop"}
+    job = make_job(**{"fleet": changes, "data.views": {"flip": True}})
+    data, checkpoints, drawn = pool_of(job)
+    lost = next(name for name in drawn.teachers if name.split("-")[1] not in drawn.biased)
+    rest = tuple(name for name in drawn.teachers if name != lost)
+    told: list[Any] = []
+    with fleet_of(job, checkpoints, told) as fleet:
+        of = {name: actor for share, (actor,) in fleet._hosts for name in share.teachers}
+        given = given_of(drawn)
+        with held(ray_session.get(of[lost].process.remote())):
+            student = Student(given, data, fleet.source())
+            student.epoch()
+            assert student.history[0].lost_steps == {lost: student.history[0].steps}
+            while not student.done:
+                student.epoch()
+        with (
+            held(ray_session.get(of[drawn.biased].process.remote())),
+            pytest.raises(RunError, match=rf"{drawn.biased}.*no answer to step 0"),
+        ):
+            Student(given, data, fleet.source()).epoch()
+    assert given.lesson is not None
+    fewer = replace(given, lesson=replace(given.lesson, teachers=rest))
+    reference = taught(fewer, data, LocalTeachers(TeacherHost(checkpoints, data)))
+    torch.testing.assert_close(flat_parameters(student.model), reference, rtol=1e-3, atol=2e-5)
+    (line,) = [note.text for note in told if isinstance(note, Note) and note.text[:4] == "lost"]
+    assert line.startswith(f"lost: {lost}; the others teach on from step 0 (")
+    assert "no answer to step 0 of epoch 0 for 3 s" in line
 
 
 @pytest.mark.chaos

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from agrekd_ray.core.weighting import STRATEGIES, SampleWeighting
 from agrekd_ray.data import TRAIN
 from agrekd_ray.errors import CheckpointError, RunError
 from agrekd_ray.guidance import Distilled, Lesson, LocalTeachers, Question, TeacherHost
+from agrekd_ray.guidance.lesson import weigh_replies
 from agrekd_ray.models import load
 from agrekd_ray.training import Batch, BatchPlan
 
@@ -160,3 +162,34 @@ def test_questions_carry_ids_and_logits_and_no_image(ensemble: Any) -> None:
     batch: Batch = plan.batch(0)
     size = len(pickle.dumps(Question.of(lesson(drawn), batch, batch.ids, torch.zeros(64, 10))))
     assert size < 64 * (10 * 4 + 3 * 8) + 1500
+
+
+@pytest.mark.parametrize("strategy", sorted(STRATEGIES))
+def test_without_a_lost_teacher_the_others_teach_as_if_it_had_never_been(
+    ensemble: Any, strategy: str
+) -> None:
+    data, checkpoints, drawn = ensemble
+    gone, *rest = drawn.teachers
+    host = TeacherHost(checkpoints, data)
+    ids = data.splits[TRAIN][:24]
+    asked = question(drawn, ids, strategy=strategy)
+    fewer = replace(asked, lesson=replace(asked.lesson, teachers=tuple(rest)))
+    others = [name for name in asked.lesson.members if name != gone]
+    answer = weigh_replies(asked, [host.replies(others, asked)], {gone})
+    expected = LocalTeachers(host).ask(fewer)
+    np.testing.assert_array_equal(answer.gradient_BC, expected.gradient_BC)
+    np.testing.assert_array_equal(answer.weights_MB[1:], expected.weights_MB)
+    np.testing.assert_array_equal(answer.pull_MB[1:], expected.pull_MB)
+    assert not answer.weights_MB[0].any()
+    assert not answer.pull_MB[0].any()
+    assert answer.lost_M.tolist() == [True, *([False] * len(rest))]
+    assert not expected.lost_M.any()
+
+
+def test_who_can_be_done_without() -> None:
+    given = Lesson("agre_kd", ("dfr-0", "erm-1"), "erm-2", 4.0)
+    assert given.can_do_without({"dfr-0"})
+    assert not given.can_do_without({"dfr-0", "erm-1"})
+    assert not given.can_do_without({"erm-2"})
+    assert replace(given, strategy="aver").can_do_without({"erm-2"})
+    assert not replace(given, biased="erm-1").can_do_without({"erm-1"})

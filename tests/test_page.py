@@ -385,6 +385,14 @@ def test_remarks_name_what_the_headline_leaves_out():
     assert remarks([student("aver", 0, 0.2), student("one_hot", 0, 0.1)]) == []
 
 
+def test_a_page_says_which_students_lost_teachers(job):
+    whole, lost = (student("agre_kd", seed, 0.4, ("erm-0", "dfr-1")) for seed in (0, 1))
+    last = replace(lost.history[-1], steps=10, lost_steps={"erm-0": 7})
+    page = read(job(outcomes=[whole, replace(lost, history=[last])]))
+    assert "Degraded: AGRE-KD, seed 1: without erm-0 for 7 of 10 steps, from epoch" in page.text
+    assert "seed 0: without" not in page.text
+
+
 def test_plots_are_inline_and_have_captions(job):
     folder = job()
     for name in ("training_curves", "zoo_of-mine", "worst_group_by_method", "weights_by_group"):

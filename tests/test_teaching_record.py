@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from agrekd_ray.results import Epoch, Metrics, epochs_from_json, mean_epoch
+from agrekd_ray.results import Epoch, Metrics, degraded, epochs_from_json, mean_epoch
 from agrekd_ray.training import Teaching, TeachingRecord
 from agrekd_ray.training.loop import Taught
 
@@ -66,8 +68,26 @@ def test_workers_add_up() -> None:
     records = [TeachingRecord(DATA, ("dfr-0", "erm-1")) for _ in STEPS]
     for record, (ids, step) in zip(records, STEPS, strict=True):
         observe(record, ids, step)
-    other = records[1]._sums
-    check(records[0].close(lambda sums: sums + other))
+    check(records[0].close(adding(records[1])))
+
+
+def adding(other: TeachingRecord) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Sums over two workers; the other one's in the order that they are asked for."""
+    parts = iter([other._sums, other._steps])
+    return lambda mine: mine + next(parts)
+
+
+@pytest.mark.parametrize(("first", "second", "steps"), [(2, 2, 2), (2, 1, 2), (1, 0, 1), (0, 0, 0)])
+def test_steps_without_a_lost_teacher_are_counted(first: int, second: int, steps: int) -> None:
+    """One of two workers may miss a teacher a step before the other."""
+    records = []
+    for lost in (first, second):
+        record = TeachingRecord(DATA, ("dfr-0", "erm-1"))
+        for number, (ids, step) in enumerate(STEPS):
+            observe(record, ids, replace(step, lost_M=torch.tensor([False, number < lost])))
+        records.append(record)
+    found = records[0].close(adding(records[1]))
+    assert found.lost_steps == ({"erm-1": steps} if steps else {})
 
 
 def test_a_group_that_nobody_moves_has_no_influence() -> None:
@@ -76,6 +96,20 @@ def test_a_group_that_nobody_moves_has_no_influence() -> None:
     found = record.close(lambda sums: sums)
     assert found.influence == found.influence_by_group == {}
     assert found.fallback_by_group == {"conflicting": 1.0}
+
+
+def test_a_degraded_student_says_what_it_did_without() -> None:
+    def epoch(number: int, lost: dict[str, int]) -> Epoch:
+        return Epoch(number, 1.0, 0.1, 1.0, METRICS, steps=10, lost_steps=lost)
+
+    history = [epoch(0, {}), epoch(1, {"erm-1": 4}), epoch(2, {"erm-1": 10, "dfr-0": 3})]
+    assert degraded(history) == (
+        "without erm-1 for 14 of 30 steps, from epoch 2; without dfr-0 for 3 of 30 steps, "
+        "from epoch 3"
+    )
+    assert degraded(history[:1]) == ""
+    both = mean_epoch([epoch(1, {"erm-1": 4}), epoch(1, {"erm-1": 2, "dfr-0": 1})])
+    assert (both.steps, both.lost_steps) == (20, {"erm-1": 6, "dfr-0": 1})
 
 
 METRICS = Metrics(0.5, 0.5, 0.5, 0.5, 0.5, 0.1, {}, {})

@@ -405,9 +405,14 @@ def test_a_finished_job_has_its_reports(tracker, client, tmp_path):
 
 
 def test_a_degraded_run_is_marked(tracker, client):
-    run_id = tracker.student("agre_kd", 0, {})
-    tracker.set_tags(run_id, {"agrekd.degraded": "erm-3 lost, steps 120-180"})
-    assert client.get_run(run_id).data.tags["agrekd.degraded"].startswith("erm-3")
+    whole, degraded = tracker.student("agre_kd", 0, {}), tracker.student("agre_kd", 1, {})
+    tracker.finish_student(whole, outcome())
+    first, *later = (replace(epoch, steps=10) for epoch in epochs(3))
+    history = [first, *(replace(epoch, lost_steps={"erm-3": 4}) for epoch in later)]
+    tracker.finish_student(degraded, replace(outcome(), seed=1, history=history))
+    assert "agrekd.degraded" not in client.get_run(whole).data.tags
+    tag = client.get_run(degraded).data.tags["agrekd.degraded"]
+    assert tag == "without erm-3 for 8 of 30 steps, from epoch 2"
 
 
 def test_failing_one_student_leaves_the_others(tracker, client):

@@ -51,6 +51,18 @@ def outcome(method: str, seed: int, worst: float | None = None) -> Outcome:
     )
 
 
+def test_students_that_lost_teachers_are_named(job):
+    assert tables.degraded_lines(job) == []
+    whole, hurt = outcome("aver", 0), outcome("aver", 1)
+    (epoch,) = hurt.history
+    hurt = replace(hurt, history=[replace(epoch, steps=9, lost_steps={"erm-0": 2})])
+    (line,) = tables.degraded_lines([whole, hurt])
+    assert line == "AVER, seed 1: without erm-0 for 2 of 9 steps, from epoch 1"
+    console = Console(record=True, width=40)
+    tables.render_degraded([line], console)
+    assert console.export_text() == f"degraded    {line}\n"
+
+
 @pytest.fixture
 def job() -> list[Outcome]:
     return [outcome(method, seed) for method in METHODS for seed in (0, 1, 2)]

@@ -48,14 +48,15 @@ class Distilled:
             distilled = self._ask_whole(batch, logits_BC)
         else:
             distilled = self._ask(batch, batch.ids, logits_BC)
-        gradient_BC, weights_MB, loss_B, fallback_B, pull_MB = distilled
+        gradient_BC, weights_MB, loss_B, fallback_B, pull_MB, lost_M = distilled
         alpha = self._lesson.alpha
         if alpha < 1:
             labels_B = self._samples.labels(batch.ids).to(logits_BC.device)
             gradient_BC = alpha * gradient_BC + (1 - alpha) * label_gradient(logits_BC, labels_B)
             entropy_B = F.cross_entropy(logits_BC, labels_B, reduction="none")
             loss_B = alpha * loss_B + (1 - alpha) * entropy_B
-        return Taught(gradient_BC / len(batch.ids), loss_B, weights_MB, fallback_B, pull_MB)
+        gradient_BC = gradient_BC / len(batch.ids)
+        return Taught(gradient_BC, loss_B, weights_MB, fallback_B, pull_MB, lost_M)
 
     def _ask(self, batch: Batch, ids: np.ndarray, logits_BC: Tensor) -> tuple[Tensor, ...]:
         answer = self._source.ask(Question.of(self._lesson, batch, ids, logits_BC))
@@ -65,6 +66,7 @@ class Distilled:
             answer.loss_B,
             answer.fallback_B,
             answer.pull_MB,
+            answer.lost_M,
         )
         return tuple(torch.from_numpy(np.array(part)).to(logits_BC.device) for part in parts)
 
@@ -72,15 +74,23 @@ class Distilled:
         parts = [torch.empty_like(logits_BC) for _ in range(batch.world)]
         dist.all_gather(parts, logits_BC.contiguous())
         classes, teachers = logits_BC.shape[1], len(self._lesson.teachers)
-        widths = (classes, teachers, teachers, 1, 1)
+        widths = (classes, teachers, teachers, 1, 1, teachers)
         packed = logits_BC.new_empty(len(batch.every), sum(widths))
         if batch.rank == 0:
-            gradient_BC, weights_MB, loss_B, fallback_B, pull_MB = self._ask(
+            gradient_BC, weights_MB, loss_B, fallback_B, pull_MB, lost_M = self._ask(
                 batch, batch.every, torch.cat(parts)
             )
             ends = torch.stack([loss_B, fallback_B.float()], dim=1)
-            packed = torch.cat([gradient_BC, weights_MB.T, pull_MB.T, ends], dim=1)
+            lost_BM = lost_M.float().expand(len(batch.every), -1)
+            packed = torch.cat([gradient_BC, weights_MB.T, pull_MB.T, ends, lost_BM], dim=1)
         dist.broadcast(packed, 0)
         mine = packed[batch.rank * len(batch.ids) : (batch.rank + 1) * len(batch.ids)]
-        gradient_BC, weights_BM, pull_BM, loss_B1, fallback_B1 = mine.split(widths, dim=1)
-        return gradient_BC, weights_BM.T, loss_B1[:, 0], fallback_B1[:, 0] > 0.5, pull_BM.T
+        gradient_BC, weights_BM, pull_BM, loss_B1, fallback_B1, lost_BM = mine.split(widths, dim=1)
+        return (
+            gradient_BC,
+            weights_BM.T,
+            loss_B1[:, 0],
+            fallback_B1[:, 0] > 0.5,
+            pull_BM.T,
+            lost_BM[0] > 0.5,
+        )

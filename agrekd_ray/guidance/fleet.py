@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,7 +26,7 @@ from agrekd_ray.data import DataSettings, open_dataset
 from agrekd_ray.errors import DataError, RunError
 from agrekd_ray.events import Note, Post
 from agrekd_ray.guidance.fleet_settings import FleetSettings
-from agrekd_ray.guidance.home import Home
+from agrekd_ray.guidance.home import LOST, Home
 from agrekd_ray.guidance.host import WHOLE, Part, TeacherHost
 from agrekd_ray.guidance.lesson import Answer, Question, Replies, View, weigh_replies
 from agrekd_ray.guidance.nodes import cluster_nodes, this_node
@@ -123,12 +123,15 @@ class TeacherActor:
 
 
 class WeightingActor:
-    """Gathers the replies to a question from all teachers and weighs them. Keeps nothing.
+    """Gathers the replies to a question from all teachers and weighs them.
+
+    It keeps nothing but which teachers it has lost; restarted, it loses them again.
 
     Args:
         homes: teachers that live together, with the names of the actors that host them.
         room: questions whose gradients are held at once; further ones wait.
         patience: seconds that a teacher may take to answer; None for any time.
+        drop: go on without teachers that are lost.
     """
 
     def __init__(
@@ -136,6 +139,7 @@ class WeightingActor:
         homes: Sequence[tuple[tuple[str, ...], tuple[str, ...]]],
         room: int,
         patience: float | None,
+        drop: bool,
     ) -> None:
         torch.set_num_threads(1)  # small tensors: more threads only wait for each other
         # Actors by name: handles among the arguments would not outlive a restart of this actor.
@@ -145,6 +149,8 @@ class WeightingActor:
         ]
         self._of = {name: home for home in self._homes for name in home.teachers}
         self._room = asyncio.Semaphore(room)
+        self._drop = drop
+        self._lost: dict[Home, str] = {}
         self._spans: dict[str, Span] = {}
         self._meter = WeightingMeter()
 
@@ -163,19 +169,40 @@ class WeightingActor:
         async with self._room:
             asked = time.perf_counter()
             told = await asyncio.gather(
-                *(home.replies(names, question) for home, names in wanted.items())
+                *(self._replies(home, names, question) for home, names in wanted.items())
             )
             gathered = time.perf_counter()
-            answer = weigh_replies(question, told)
+            lost = {name for home in self._lost for name in home.teachers}
+            answer = weigh_replies(question, [some for some in told if some is not None], lost)
             weighed = time.perf_counter()
         spans = {"gather": Span(1, gathered - asked), "weigh": Span(1, weighed - gathered)}
         self._spans = added(self._spans, spans)
         self._meter.observe(spans, self._retries)
         return answer
 
+    async def _replies(
+        self, home: Home, names: Sequence[str], question: Question
+    ) -> Replies | None:
+        """What teachers say; None where they are lost and the others can teach without them."""
+        if home not in self._lost:
+            try:
+                return await home.replies(names, question)
+            except LOST as error:
+                lost = {name for other in (*self._lost, home) for name in other.teachers}
+                if not self._drop or not question.lesson.can_do_without(lost):
+                    raise
+                self._lost[home] = str(plain_error(error, f"teachers {', '.join(home.teachers)}"))
+        return None
+
+    async def lost(self) -> dict[str, str]:
+        """Why teachers are lost, by name."""
+        return {name: why for home, why in self._lost.items() for name in home.teachers}
+
     async def complete(self, epoch: int) -> None:
         """See `Source.complete`."""
-        await asyncio.gather(*(home.complete(epoch) for home in self._homes))
+        await asyncio.gather(
+            *(home.complete(epoch) for home in self._homes if home not in self._lost)
+        )
 
     async def awaited(self) -> list[str]:
         """Who has been asked and has not answered yet, in words."""
@@ -200,11 +227,12 @@ class FleetSource:
 
     Attributes:
         actors: that weigh; each of a student's workers asks one of them.
-        post: tells the driver of a stall.
+        post: tells the driver of a stall, and of a loss.
     """
 
     actors: tuple[Any, ...]
     post: Post
+    _known: set[str] = field(default_factory=set)
 
     replayed: ClassVar[int] = 0
 
@@ -215,12 +243,23 @@ class FleetSource:
             RunError: a teacher or the weighting actor is lost for good.
             AgrekdError: what a teacher raised.
         """
-        members = ", ".join(question.lesson.members)
-        return self._wait(self._actor.ask.remote(question), f"step {question.step}", members)
+        lesson = question.lesson
+        what = f"step {question.step}"
+        answer = self._wait(self._actor.ask.remote(question), what, ", ".join(lesson.members))
+        lost = {name for name, gone in zip(lesson.teachers, answer.lost_M, strict=True) if gone}
+        if lost - self._known:
+            self._tell(lost - self._known, what)
+        return answer
 
     def complete(self, epoch: int) -> None:
         """See `Source.complete`; raises as `ask`."""
         self._wait(self._actor.complete.remote(epoch), f"the record of epoch {epoch}", "all")
+
+    def _tell(self, lost: set[str], what: str) -> None:
+        self._known.update(lost)
+        reasons = self._wait(self._actor.lost.remote(), what, "all")
+        why = " ".join(dict.fromkeys(reasons[name] for name in sorted(lost) if name in reasons))
+        self.post(Note(f"lost: {', '.join(sorted(lost))}; the others teach on from {what} ({why})"))
 
     @property
     def _actor(self) -> Any:
@@ -325,7 +364,12 @@ class Fleet:
                 max_concurrency=1000,
                 scheduling_strategy="SPREAD" if number else here,
             )
-            .remote(homes, STEPS_HELD * -(-askers // count), settings.patience)
+            .remote(
+                homes,
+                STEPS_HELD * -(-askers // count),
+                settings.patience,
+                settings.on_teacher_loss == "drop",
+            )
             for number in range(count)
         ]
 

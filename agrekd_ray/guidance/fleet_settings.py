@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -55,6 +55,9 @@ class FleetSettings(Settings):
         look_ahead: batches that teachers compute while the student trains.
         patience: seconds that a teacher may take to answer before the run gives it up; null waits
             for ever.
+        on_teacher_loss: what happens when teachers are lost for good, silent for longer than
+            `patience` or unable to start again: `error` ends the run, `drop` goes on with the
+            others and marks it as degraded. The biased model cannot be dropped.
     """
 
     backbones_per_actor: Count = 1
@@ -69,6 +72,7 @@ class FleetSettings(Settings):
     autocast: Autocast = "none"
     look_ahead: Annotated[Whole, Field(le=64)] = 2
     patience: Positive | None = 600
+    on_teacher_loss: Literal["error", "drop"] = "error"
 
     def of(self, teacher: str) -> TeacherPlace:
         """Where a teacher is put."""

@@ -22,6 +22,14 @@ from agrekd_ray.guidance.lesson import Question, Replies, View
 
 DIED = (RayActorError, OutOfMemoryError, NodeDiedError)
 """What a caller sees where an actor, or the node under it, is gone."""
+
+
+class SilentError(RunError):
+    """Nobody has answered for longer than the fleet's patience."""
+
+
+LOST = (SilentError, *DIED)
+"""What says that teachers will not answer any more; anything else is what one of them raised."""
 RETRY_SECONDS = 1.0
 """Between two looks whether an actor that died is back."""
 
@@ -58,7 +66,7 @@ class Home:
         """What the named teachers say; see `TeacherHost.replies`.
 
         Raises:
-            RunError: nobody has answered for too long.
+            SilentError: nobody has answered for too long.
             RayError: what an actor raised, or why the last one cannot come back.
         """
         return await self._patient(
@@ -163,7 +171,7 @@ class Home:
             return await asyncio.wait_for(answer, self._patience)
         except TimeoutError:
             where = ", ".join(self._in_words(name) for name in self._actors)
-            raise RunError(
+            raise SilentError(
                 f"{where}: no answer to {what} for {self._patience:g} s. Look at the process and "
                 "its node, then `agrekd resume RUN`; a slow teacher needs a longer fleet.patience."
             ) from None

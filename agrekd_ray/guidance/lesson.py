@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -50,10 +50,20 @@ class Lesson:
     @property
     def members(self) -> tuple[str, ...]:
         """Everybody who must answer: the teachers, and the biased model where it is used."""
-        uses_biased = STRATEGIES[self.strategy].needs_biased or self.sample_weighting is not None
-        if not uses_biased or self.biased in self.teachers:
+        if not self.uses_biased or self.biased in self.teachers:
             return self.teachers
         return (*self.teachers, self.biased)
+
+    @property
+    def uses_biased(self) -> bool:
+        """Whether the weights depend on the biased model."""
+        return STRATEGIES[self.strategy].needs_biased or self.sample_weighting is not None
+
+    def can_do_without(self, lost: Collection[str]) -> bool:
+        """Whether the others can teach: one of them at least, and the biased model if used."""
+        if self.uses_biased and self.biased in lost:
+            return False
+        return any(name not in lost for name in self.teachers)
 
     @property
     def whole_batch(self) -> bool:
@@ -115,13 +125,17 @@ class Replies:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the ensemble says to a question; see `core.weighting.Guided`."""
+    """What the ensemble says to a question; see `core.weighting.Guided`.
+
+    `lost_M` says which teachers are lost and were left out; their weights and pulls are 0.
+    """
 
     gradient_BC: np.ndarray
     weights_MB: np.ndarray
     loss_B: np.ndarray
     fallback_B: np.ndarray
     pull_MB: np.ndarray
+    lost_M: np.ndarray
 
 
 class Source(Protocol):
@@ -162,17 +176,23 @@ def reply(
     return Replies(tuple(names), gradients_mBC.numpy(), entropy_mB)
 
 
-def weigh_replies(question: Question, told: Sequence[Replies]) -> Answer:
+def weigh_replies(
+    question: Question, told: Sequence[Replies], lost: Collection[str] = ()
+) -> Answer:
     """Combine the members' replies as the lesson says.
 
     Args:
         question: what was asked.
-        told: replies that together hold at least the members of `question.lesson`.
+        told: replies that together hold at least the members of `question.lesson`, without those
+            that are lost.
+        lost: teachers that the others teach without.
 
     Raises:
         RunError: the student's logits are no longer finite.
     """
     lesson = question.lesson
+    lost_M = np.array([name in lost for name in lesson.teachers])
+    there = tuple(name for name in lesson.teachers if name not in lost)
     gradients = {
         name: gradient_BC
         for some in told
@@ -188,12 +208,12 @@ def weigh_replies(question: Question, told: Sequence[Replies]) -> Answer:
             if some.cross_entropy_mB is not None
             for name, entropy_B in zip(some.names, some.cross_entropy_mB, strict=True)
         }
-        options["cross_entropy"] = _stacked(entropies, lesson.teachers)
-    biased = _stacked(gradients, (lesson.biased,))[0] if lesson.biased in lesson.members else None
+        options["cross_entropy"] = _stacked(entropies, there)
+    biased = _stacked(gradients, (lesson.biased,))[0] if lesson.uses_biased else None
     try:
         guided = combine(
             lesson.strategy,
-            _stacked(gradients, lesson.teachers),
+            _stacked(gradients, there),
             biased,
             student_logits=torch.from_numpy(np.array(question.logits_BC)),
             temperature=lesson.temperature,
@@ -207,11 +227,21 @@ def weigh_replies(question: Question, told: Sequence[Replies]) -> Answer:
         ) from None
     return Answer(
         guided.gradient.numpy(),
-        guided.weights.numpy(),
+        _spread(guided.weights.numpy(), lost_M),
         guided.loss.numpy(),
         guided.fallback.numpy(),
-        guided.pull.numpy(),
+        _spread(guided.pull.numpy(), lost_M),
+        lost_M,
     )
+
+
+def _spread(there_mB: np.ndarray, lost_M: np.ndarray) -> np.ndarray:
+    """Rows of the teachers that are there, among rows of 0 for those that are lost."""
+    if not lost_M.any():
+        return there_mB
+    all_MB = np.zeros((len(lost_M), there_mB.shape[1]), there_mB.dtype)
+    all_MB[~lost_M] = there_mB
+    return all_MB
 
 
 def _stacked(parts: dict[str, np.ndarray], names: tuple[str, ...]) -> Tensor:

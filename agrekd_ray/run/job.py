@@ -34,7 +34,7 @@ from agrekd_ray.run.plan import Plan, epochs_of, make_plan
 from agrekd_ray.student import read_outcome, write_outcome
 from agrekd_ray.teachers import Pool, measured, vote
 from agrekd_ray.tracking import diagnostic_plots, plots, tables
-from agrekd_ray.tracking.mlflow_runs import Tracker
+from agrekd_ray.tracking.mlflow_runs import DEGRADED, Tracker
 from agrekd_ray.tracking.outbox import Outbox
 from agrekd_ray.tracking.timing import spent
 from agrekd_ray.training import agreement, calibration, evaluate, score
@@ -367,6 +367,9 @@ class _Run:
             **tables.agreement_metrics(self.diagnostics),
             **self._effort_metrics(),
         }
+        if degraded := tables.degraded_lines(outcomes):
+            tags = {DEGRADED: "; ".join(degraded)}
+            self.outbox.put(lambda: self.tracker.set_tags(run_id, tags))
         description = tables.markdown(outcomes, self._members()[0])
         self.outbox.put(
             lambda: self.tracker.finish_job(
@@ -384,6 +387,7 @@ class _Run:
         console.print()
         tables.render(outcomes, members, console)
         console.print()
+        tables.render_degraded(tables.degraded_lines(outcomes), console)
         seconds = round(time.monotonic() - self.began)
         for name, value in (
             ("finished in", f"{seconds // 60}:{seconds % 60:02}"),

@@ -32,6 +32,7 @@ from agrekd_ray.tracking.plots import (
     weights_by_group,
     worst_group_by_method,
 )
+from agrekd_ray.tracking.tables import degraded_lines, render_degraded
 
 RESULTS, TRIALS = "results.json", "trials.csv"
 SHOWN = 8
@@ -133,6 +134,7 @@ def show(result: SearchResult, console: Console, mlflow: str, unsent: int) -> No
     console.print(_rules_table(result))
     if result.final:
         console.print(_final_table(result.final))
+        render_degraded(degraded_lines(result.final, str), console)
     winner = next(trial for trial in result.trials if trial.number == result.winner)
     lines = [
         ("winner", f"{winner.name}, chosen by {result.select}: {in_words(winner.setting)}"),

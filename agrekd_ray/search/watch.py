@@ -13,7 +13,7 @@ from ray.util import remove_placement_group
 from ray.util.placement_group import PlacementGroup
 
 from agrekd_ray.events import GroupPlaced
-from agrekd_ray.results import Epoch, epochs_from_json
+from agrekd_ray.results import Epoch, degraded, epochs_from_json
 from agrekd_ray.run.monitor import student_params
 from agrekd_ray.search.board import Board
 from agrekd_ray.search.folder import Journal
@@ -21,9 +21,9 @@ from agrekd_ray.search.results import FAILED, FINISHED, RUNNING, STOPPED, TrialR
 from agrekd_ray.search.settings import Planned
 from agrekd_ray.search.trainable import setting_of
 from agrekd_ray.search.trial import assignments
+from agrekd_ray.tracking.mlflow_runs import DEGRADED, KILLED, Tracker
 from agrekd_ray.tracking.mlflow_runs import FAILED as RUN_FAILED
 from agrekd_ray.tracking.mlflow_runs import FINISHED as RUN_FINISHED
-from agrekd_ray.tracking.mlflow_runs import KILLED, Tracker
 from agrekd_ray.tracking.outbox import Outbox
 
 SECONDS_BETWEEN_WRITES = 5.0
@@ -89,6 +89,8 @@ class TrialRuns:
         self.flush()
         status = {FINISHED: RUN_FINISHED, FAILED: RUN_FAILED}.get(trial.state, KILLED)
         tags = {STATE: trial.state, **({"agrekd.reason": trial.reason} if trial.reason else {})}
+        if lost := degraded(trial.history):
+            tags[DEGRADED] = lost
         steps = {"cost/steps": float(sum(epoch.steps for epoch in trial.history))}
 
         def write() -> None:

@@ -66,6 +66,9 @@ def show(result: StudyResult, console: Console) -> None:
             console.print(Text(place, style="bold"))
         for line in lines:
             console.print(Text(line))
+    for point in result.points:
+        lost = tables.degraded_lines(point.outcomes)
+        tables.render_degraded([f"{point.label}: {line}" for line in lost], console)
     console.print()
 
 

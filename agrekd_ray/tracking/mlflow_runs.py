@@ -59,6 +59,8 @@ PARENT = "mlflow.parentRunId"
 """Tags by which runs are found again and compared."""
 ROLE, METHOD, SEED = "agrekd.role", "agrekd.method", "agrekd.seed"
 _REASON, CHANGED, _CHECKPOINT = "agrekd.reason", "agrekd.changed_params", "agrekd.checkpoint"
+DEGRADED = "agrekd.degraded"
+"""Tag of runs that lost teachers on the way, with when."""
 _TEACHERS, TRIAL = "agrekd.teachers", "agrekd.trial"
 _LONGEST_PARAM, _LONGEST_TAG = 6000, 8000
 _PARAMS_A_BATCH, _METRICS_A_BATCH = 100, 1000
@@ -253,6 +255,8 @@ class Tracker:
             tags = {_TEACHERS: outcome.teachers}
             if outcome.checkpoint:
                 tags[_CHECKPOINT] = outcome.checkpoint
+            if outcome.degraded:
+                tags[DEGRADED] = outcome.degraded
             self._set_tags(run_id, tags)
             self._end(run_id, FINISHED)
 

@@ -10,7 +10,7 @@ import base64
 import math
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from importlib import resources
@@ -38,7 +38,7 @@ from agrekd_ray.tracking.archive import (
 from agrekd_ray.tracking.files import replacing
 from agrekd_ray.tracking.labels import family, is_distilled, label
 from agrekd_ray.tracking.page_tables import TEST, percent, plain, signed
-from agrekd_ray.tracking.tables import Paired, Row, paired, summary
+from agrekd_ray.tracking.tables import Paired, Row, degraded_lines, paired, summary
 
 JOB, SEARCH, POINTS, REPORT = "job.yaml", "search.yaml", "points", "report.html"
 WEIGHTS_PLOT = "weights_by_group"
@@ -191,6 +191,10 @@ def remarks(outcomes: Sequence[Outcome]) -> list[str]:
     return found
 
 
+def _degraded(outcomes: Sequence[Outcome], name: Callable[[str], str]) -> list[str]:
+    return [f"Degraded: {line}." for line in degraded_lines(outcomes, name)]
+
+
 def _render(content: dict[str, Any]) -> str:
     text = resources.files("agrekd_ray.tracking").joinpath("page.html.j2").read_text("utf-8")
     environment = Environment(
@@ -215,7 +219,7 @@ def _job_page(folder: Path) -> dict[str, Any]:
         "name": run.job.name,
         "date": _date(run.job.folder),
         "headline": headline(run.outcomes),
-        "remarks": remarks(run.outcomes),
+        "remarks": [*remarks(run.outcomes), *_degraded(run.outcomes, label)],
         "facts": [
             *_data_facts(
                 run.settings, run.job.classes, run.job.groups, _test_metrics(run.outcomes)
@@ -262,7 +266,7 @@ def _search_page(folder: Path) -> dict[str, Any]:
         "name": result.name,
         "date": _date(result.folder),
         "headline": result.verdict or _no_verdict(winner),
-        "remarks": [],
+        "remarks": _degraded(result.final, name),
         "facts": [
             Fact("Searcher", _named(settings.searcher)),
             Fact("Scheduler", _named(settings.scheduler)),

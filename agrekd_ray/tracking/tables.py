@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -117,6 +117,22 @@ def summary_metrics(outcomes: Sequence[Outcome]) -> dict[str, float]:
     if difference := paired(outcomes, "agre_kd", "aver"):
         metrics[f"agre_kd_minus_aver/test/{_WGA}"] = difference.mean
     return metrics
+
+
+def degraded_lines(outcomes: Sequence[Outcome], name: Callable[[str], str] = label) -> list[str]:
+    """Which students lost teachers on the way, a line each (`fleet.on_teacher_loss: drop`).
+
+    Args:
+        outcomes: finished students.
+        name: what people call a method.
+    """
+    return [f"{name(o.method)}, seed {o.seed}: {o.degraded}" for o in outcomes if o.degraded]
+
+
+def render_degraded(lines: Sequence[str], console: Console) -> None:
+    """Prints what `degraded_lines` says, if anything."""
+    for line in lines:
+        console.print(Text(f"degraded    {line}", style="yellow"), soft_wrap=True)
 
 
 def agreement_metrics(diagnostics: Diagnostics) -> dict[str, float]:

@@ -160,6 +160,7 @@ class Teaching:
     fallback_by_group: dict[str, float] = field(default_factory=dict)
     influence: dict[str, float] = field(default_factory=dict)
     influence_by_group: dict[str, dict[str, float]] = field(default_factory=dict)
+    lost_steps: dict[str, int] = field(default_factory=dict)
 
 
 class TeachingRecord:
@@ -180,6 +181,8 @@ class TeachingRecord:
         self._teachers = teachers
         # Rows: groups. Columns: weights and pulls of each teacher, samples, those in the 0/0 case.
         self._sums = torch.zeros(len(self._names), 2 * len(teachers) + 2)
+        # Steps that each teacher was lost in, and all steps.
+        self._steps = torch.zeros(len(teachers) + 1)
 
     def observe(self, batch: Batch, taught: Taught) -> None:
         """Add one step."""
@@ -195,6 +198,9 @@ class TeachingRecord:
             dim=1,
         )
         self._sums.index_add_(0, self._group_N[torch.from_numpy(batch.ids)], columns)
+        self._steps[-1] += 1
+        if taught.lost_M is not None:
+            self._steps[:-1] += taught.lost_M.cpu()
 
     def close(self, total: Callable[[Tensor], Tensor]) -> Teaching:
         """What was taught since the last time, over all workers; starts anew.
@@ -202,8 +208,9 @@ class TeachingRecord:
         Args:
             total: sums a tensor over the workers.
         """
-        sums = total(self._sums)
-        self._sums = torch.zeros_like(self._sums)
+        mine = self._steps[-1].clone()
+        sums, steps = total(self._sums), total(self._steps)
+        self._sums, self._steps = torch.zeros_like(self._sums), torch.zeros_like(self._steps)
         M = len(self._teachers)
         weights_GM, pull_GM, seen_G, fallback_G = (
             sums[:, :M],
@@ -222,6 +229,11 @@ class TeachingRecord:
             influence=self._shares(pull_GM.sum(0) / pull_GM.sum()) if moved else {},
             influence_by_group={
                 self._names[g]: self._shares(pull_GM[g] / pull_GM[g].sum()) for g in moved
+            },
+            lost_steps={
+                name: math.ceil(lost)  # of two workers, one may have missed it a step earlier
+                for name, lost in self._shares(steps[:-1] * mine / steps[-1]).items()
+                if lost
             },
         )
 

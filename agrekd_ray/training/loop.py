@@ -38,6 +38,7 @@ class Taught:
         fallback_B: samples whose weights were all zero; None without teachers.
         pull_MB: how far each teacher moves a sample's logits along the teachers' gradient; None
             without teachers.
+        lost_M: teachers that are lost, and that the others taught without; None without teachers.
     """
 
     gradient_BC: Tensor
@@ -45,6 +46,7 @@ class Taught:
     weights_MB: Tensor | None = None
     fallback_B: Tensor | None = None
     pull_MB: Tensor | None = None
+    lost_M: Tensor | None = None
 
 
 class Guidance(Protocol):
