@@ -111,3 +111,19 @@ def test_a_fault_of_ours_is_not_swallowed() -> None:
     outbox.put(broken)
     with pytest.raises(KeyError, match="a bug"):
         outbox.drain()
+
+
+def test_the_time_left_counts_from_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither how long the processes took to start counts, nor what an earlier run had done."""
+    clock = [1000.0]
+    monkeypatch.setattr("agrekd_ray.run.display.time.monotonic", lambda: clock[0])
+    screen = io.StringIO()
+    display = Display(Console(file=screen, width=200))
+    display.stage("students", 100, "epochs", done=40)
+    for now in (1060.0, 1070.0, 1080.0):
+        clock[0] = now
+        display.advance("", 10)
+    _, first, second, third = screen.getvalue().splitlines()
+    assert first.endswith("students 50/100 epochs")
+    assert second.endswith("60/100 epochs · about 00:40 left")
+    assert third.endswith("70/100 epochs · about 00:30 left")

@@ -61,7 +61,14 @@ def _table(found: Sequence[Listed], console: Console) -> None:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name in ("Teacher", "Split", "Views", "Samples", "Type", "Size", "Last used"):
         right = name in ("Views", "Samples", "Size")
-        table.add_column(name, justify="right" if right else "left", no_wrap=True)
+        # On a narrow screen the teacher's name gives way: its first letters tell enough.
+        gives_way = name == "Teacher"
+        table.add_column(
+            name,
+            justify="right" if right else "left",
+            no_wrap=not gives_way,
+            overflow="ellipsis",
+        )
     for one in found:
         key, unfinished = one.key, len(one.unfinished)
         used = datetime.fromtimestamp(one.used, UTC)

@@ -44,7 +44,8 @@ class Display:
             )
         self._task: TaskID | None = None
         self._stage, self._total, self._done, self._unit = "", 0, 0.0, ""
-        self._begin = self._started = self._spoken = time.monotonic()
+        self._begin = self._spoken = time.monotonic()
+        self._first: tuple[float, float] | None = None
 
     def __enter__(self) -> Display:
         if self._bar:
@@ -63,7 +64,7 @@ class Display:
     def stage(self, name: str, total: int, unit: str, done: int = 0) -> None:
         """A new stage of so many steps begins."""
         self._stage, self._total, self._done, self._unit = name, total, done, unit
-        self._started, self._spoken = time.monotonic(), 0.0
+        self._spoken, self._first = 0.0, None
         if self._bar:
             if self._task is not None:
                 self._bar.remove_task(self._task)
@@ -78,6 +79,8 @@ class Display:
             self._bar.update(self._task, advance=steps, description=escape(what))
             return
         now = time.monotonic()
+        if steps and self._first is None:  # before it, processes start: that says nothing
+            self._first = now, self._done
         if now - self._spoken >= SECONDS_BETWEEN_LINES or self._done >= self._total > 0:
             self._spoken = now
             self._console.print(escape(self._line(what, now)), highlight=False, soft_wrap=True)
@@ -89,8 +92,9 @@ class Display:
 
     def _line(self, what: str, now: float) -> str:
         parts = [f"{self._stage:<8} {self._done:.0f}/{self._total} {self._unit}"]
-        if 0 < self._done < self._total:
-            left = (now - self._started) / self._done * (self._total - self._done)
+        if self._first and self._first[1] < self._done < self._total:
+            since, before = self._first
+            left = (now - since) / (self._done - before) * (self._total - self._done)
             parts.append(f"about {clock(left)} left")
         if what:
             parts.append(what)

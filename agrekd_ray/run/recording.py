@@ -61,7 +61,7 @@ def record_job(job: Job, console: Console) -> Effort:
                 engine.close()
     outputs = Outputs(job.outputs, checkpoints, samples, job.fleet.autocast)
     console.print(
-        f"{len(checkpoints)} teachers, {len(views)} views of {outputs.count} samples: "
+        f"{len(checkpoints)} teachers, {len(views)} view{'s' * (len(views) != 1)} of {outputs.count} samples: "
         f"{outputs.bytes() / 1e6:.1f} MB in {job.outputs.store}; {effort.in_words}",
         highlight=False,
         soft_wrap=True,
