@@ -60,8 +60,9 @@ def record_job(job: Job, console: Console) -> Effort:
             finally:
                 engine.close()
     outputs = Outputs(job.outputs, checkpoints, samples, job.fleet.autocast)
+    several = "views" if len(views) > 1 else "view"
     console.print(
-        f"{len(checkpoints)} teachers, {len(views)} view{'s' * (len(views) != 1)} of {outputs.count} samples: "
+        f"{len(checkpoints)} teachers, {len(views)} {several} of {outputs.count} samples: "
         f"{outputs.bytes() / 1e6:.1f} MB in {job.outputs.store}; {effort.in_words}",
         highlight=False,
         soft_wrap=True,
