@@ -171,6 +171,10 @@ def test_folders_must_be_the_drivers_and_writable() -> None:
     assert "runs: /shared/runs is not the driver's" in one.problem
     closed = node(folders={"runs": {**FOLDER, "writable": False}, "outputs.store": FOLDER})
     assert "cannot be written" in found_on(closed).problem
+    own = {"runs": FOLDER, "outputs.store": {**FOLDER, "marked": False}}
+    assert diagnose(cluster(node(folders=own)), NEEDS, REQUIREMENTS) == []
+    own["outputs.store"] = {**FOLDER, "marked": False, "writable": False}
+    assert "outputs.store: " in found_on(node(folders=own)).problem
     stale = node(folders={"runs": {"error": "Stale file handle"}, "outputs.store": FOLDER})
     assert "cannot be reached (Stale file handle)" in found_on(stale).problem
     full = replace(FACTS, folders={"runs": {**FOLDER, "marked": False}})

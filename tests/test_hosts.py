@@ -1,4 +1,7 @@
-"""Hosts of their own: each in a network namespace, with its own address; a link cut and healed."""
+"""Hosts of their own: each with its own address and its own disk, in namespaces.
+
+A link is cut and healed; records travel between disks.
+"""
 
 from __future__ import annotations
 
@@ -42,17 +45,31 @@ GLIMPSE, LOST = 4, 60
 ROLES = {"head": "driver", "one": "teacher", "two": "teacher", "desk": "student"}
 
 
+def call(*words: str) -> str:
+    """What a command prints; it must succeed."""
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{' '.join(words)}: {done.stderr}"
+    return done.stdout
+
+
 def ip(*words: str) -> None:
     """A command of iproute2."""
-    done = subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"ip {' '.join(words)}: {done.stderr}"
+    call("ip", *words)
 
 
 @dataclass(frozen=True)
 class Wire:
-    """Hosts, each a network namespace, on one bridge, which is in a namespace of its own."""
+    """Hosts, each a network namespace, on one bridge, which is in a namespace of its own.
+
+    Attributes:
+        prefix: of the names of the namespaces.
+        spaces: folder of the hosts' mount namespaces.
+        disk: folder that is another disk on every host.
+    """
 
     prefix: str
+    spaces: Path
+    disk: Path
 
     def space(self, host: str) -> str:
         """Name of its namespace."""
@@ -64,7 +81,13 @@ class Wire:
 
     def inside(self, host: str) -> list[str]:
         """What begins a command that runs on the host."""
-        return ["ip", "netns", "exec", self.space(host)]
+        mounts = f"--mount={self.spaces / host}"
+        return ["nsenter", mounts, "ip", "netns", "exec", self.space(host)]
+
+    def on_disk(self, host: str) -> list[str]:
+        """Names of the records on the host's own disk."""
+        found = call(*self.inside(host), "find", str(self.disk), "-name", "view-*.arrow")
+        return sorted(Path(line).name for line in found.splitlines())
 
     def link(self, host: str, state: str) -> None:
         """Cuts the host's link (`down`) or heals it (`up`)."""
@@ -86,6 +109,14 @@ class Wire:
             ip("-n", wire, "link", "set", peer, "master", "bridge", "up")
             ip("-n", space, "addr", "add", f"{self.address(host)}/24", "dev", "eth0")
             ip("-n", space, "link", "set", "eth0", "up")
+        call("mount", "--bind", str(self.spaces), str(self.spaces))
+        undo.callback(call, "umount", str(self.spaces))
+        call("mount", "--make-private", str(self.spaces))
+        for host in ROLES:
+            own = self.spaces / host
+            own.touch()
+            call("unshare", f"--mount={own}", "mount", "-t", "tmpfs", "tmpfs", str(self.disk))
+            undo.callback(call, "umount", str(own))
 
 
 @dataclass(frozen=True)
@@ -152,7 +183,11 @@ class Cluster:
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with ExitStack() as undo:
-        wire = Wire(f"agrekd{os.getpid()}")
+        wire = Wire(
+            f"agrekd{os.getpid()}",
+            tmp_path_factory.mktemp("spaces"),
+            tmp_path_factory.mktemp("disk"),
+        )
         wire.build(undo)
         temporary = Path(tempfile.mkdtemp(prefix="agrekd-", dir="/tmp"))  # sockets: short names
         undo.callback(shutil.rmtree, temporary, ignore_errors=True)
@@ -186,6 +221,43 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, pool: Path) -> dict[st
     return students(folder / "runs/tiny/latest")
 
 
+def placed(cluster: Cluster) -> dict[str, Any]:
+    """Teachers on two hosts, the student on another, the driver on the head's."""
+    return {
+        "ray.address": cluster.address,
+        "fleet.labels": {"role": "teacher"},
+        "fleet.cpus": 0.5,
+        "student.labels": {"role": "student"},
+    }
+
+
+def test_records_travel_between_disks(cluster: Cluster, pool: Path, tmp_path: Path) -> None:
+    """Made on the teachers' hosts, kept on the driver's, replayed on the student's without one."""
+    changes = {"data.views": {"flip": True, "count": 2}, "student.training.epochs": 6}
+    for name in ("alone", "hosts"):
+        (tmp_path / name).mkdir()
+    alone = write_job(tmp_path / "alone", pool, **{**CHANGES, **changes}, guidance="local")
+    agrekd("run", alone)
+    places = {**placed(cluster), "outputs.store": str(cluster.wire.disk)}
+    job = write_job(tmp_path / "hosts", pool, **{**CHANGES, **changes}, **places)
+    with (tmp_path / "screen").open("w") as screen:
+        assert cluster.run(job, screen).wait(600) == 0, (tmp_path / "screen").read_text()
+    shown = (tmp_path / "screen").read_text()
+    assert "the teachers' outputs are recorded; their actors are released" in shown
+    found, expected = (students(tmp_path / n / "runs/tiny/latest") for n in ("hosts", "alone"))
+    assert found.keys() == expected.keys()
+    for name, weights in found.items():
+        torch.testing.assert_close(weights, expected[name], rtol=1e-3, atol=5e-5)
+    results = json.loads((tmp_path / "hosts/runs/tiny/latest/results.json").read_text())
+    (outcome,) = results["outcomes"]
+    replayed = [epoch["replayed_steps"] / epoch["steps"] for epoch in outcome["history"]]
+    assert replayed == [0, 0, 1, 1, 1, 1]
+    made = cluster.wire.on_disk("one") + cluster.wire.on_disk("two")
+    assert made.count("view-00001.arrow") >= 3
+    assert cluster.wire.on_disk("head").count("view-00001.arrow") == made.count("view-00001.arrow")
+    assert cluster.wire.on_disk("desk") == []
+
+
 @pytest.mark.parametrize("seconds", [GLIMPSE, LOST])
 def test_a_link_that_is_cut_and_healed_costs_time_and_nothing_else(
     cluster: Cluster,
@@ -195,14 +267,7 @@ def test_a_link_that_is_cut_and_healed_costs_time_and_nothing_else(
     seconds: int,
 ) -> None:
     """A glimpse is bridged; of a host that is given up, the other takes the teachers over."""
-    places = {
-        "guidance": "live",
-        "ray.address": cluster.address,
-        "fleet.labels": {"role": "teacher"},
-        "fleet.cpus": 0.5,
-        "student.labels": {"role": "student"},
-    }
-    job = write_job(tmp_path, pool, **CHANGES, **places)
+    job = write_job(tmp_path, pool, **CHANGES, **placed(cluster), guidance="live")
     run = tmp_path / "runs/tiny/latest"
     with (tmp_path / "screen").open("w") as screen:
         driver = cluster.run(job, screen)

@@ -20,10 +20,12 @@ import torch
 from agrekd_ray.core.weighting import STRATEGIES
 from agrekd_ray.data import SELECT, TEST, TRAIN
 from agrekd_ray.errors import RunError
-from agrekd_ray.guidance import Lesson, LocalTeachers, RecordedTeachers, TeacherHost
+from agrekd_ray.events import StudentEpoch
+from agrekd_ray.guidance import Lesson, LocalTeachers, RecordedTeachers, Replay, TeacherHost
 from agrekd_ray.models import Model, load
 from agrekd_ray.outputs import (
     Key,
+    OutputSettings,
     Partial,
     evaluation_logits,
     listed,
@@ -477,3 +479,40 @@ def test_a_released_fleet_is_not_missed(ray_session: Any, make_job: Any, tmp_pat
         assert again.source() is not None
         assert again._fleet is None
     assert again.effort.actors == 0
+
+
+def test_without_a_shared_folder_records_go_through_the_object_store(
+    ray_session: Any, make_job: Any, add_node: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver's node, the teachers' and the student's have a disk each; the keeper is killed."""
+    from agrekd_ray.guidance.fleet import Fleet
+    from agrekd_ray.run import teaching as module
+
+    add_node(num_cpus=1)
+    theirs, students = (OutputSettings(store=tmp_path / name) for name in ("theirs", "students"))
+
+    def fleet_with_a_disk_of_its_own(*given: Any, **more: Any) -> Fleet:
+        return Fleet(*given, **{**more, "outputs": theirs})
+
+    monkeypatch.setattr(module, "Fleet", fleet_with_a_disk_of_its_own)
+    job = make_job(**{"data.views": VIEWS, "fleet.cpus": 0.1})
+    data, checkpoints, drawn = pool_of(job)
+    given = lessons(drawn)[0]
+    given = replace(given, training=given.training.model_copy(update={"epochs": 4}))
+    with module.Teaching(job, checkpoints, data, [0, 1], lambda event: None) as teaching:
+        replay = teaching.source()
+        assert isinstance(replay, Replay)
+        student = Student(given, data, replace(replay, settings=students)(data), look_ahead=2)
+        while not student.done:
+            epoch = student.epoch()
+            assert epoch is not None
+            teaching.watch(StudentEpoch(given.name, 4, epoch))
+            if epoch.epoch == 2:
+                assert teaching._fleet is None
+                ray_session.kill(teaching._keeper.actor, no_restart=False)
+    replayed = [epoch.replayed_steps / epoch.steps for epoch in student.history]
+    assert replayed == [0, 0, 1, 1]
+    assert records(job, data, checkpoints).missing([0, 1]) == []
+    assert not list(students.store.rglob("*.arrow"))
+    reference = trained(given, data, LocalTeachers(TeacherHost(checkpoints, data)))
+    torch.testing.assert_close(flat_parameters(student.model), reference, rtol=1e-3, atol=2e-5)

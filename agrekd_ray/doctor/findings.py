@@ -201,8 +201,12 @@ def temporary(cluster: Cluster) -> Iterable[Finding]:
             yield Finding(node.name, "disk", problem, remedy)
 
 
+MAY_DIFFER = {"outputs.store"}
+"""Folders that may be each node's own: records travel through Ray where they are not shared."""
+
+
 def folders(cluster: Cluster) -> Iterable[Finding]:
-    """Folders of the job that a node cannot write, or that are not the driver's."""
+    """Folders of the job that a node cannot write, or that must be the driver's and are not."""
     for key, mine in cluster.driver.folders.items():
         full = "" if mine.get("marked") else "no file can be made there; its disk may be full"
         if problem := _unwritable(mine) or full:
@@ -211,7 +215,7 @@ def folders(cluster: Cluster) -> Iterable[Finding]:
             continue
         for node, facts in cluster.answering:
             there = facts.folders[key]
-            if there.get("marked", "error" in there):
+            if key in MAY_DIFFER or there.get("marked", "error" in there):
                 problem = _unwritable(there)
                 remedy = "let the user that Ray runs as write there, on every node"
             else:

@@ -9,12 +9,13 @@ import asyncio
 import os
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import ray
 import torch
 import torch.distributed as dist
@@ -51,6 +52,8 @@ RECORD_STEP = 256
 """Samples that an actor records between two signs of life."""
 SETTLE_SECONDS = 3.0
 """Until room that is still taken is somebody else's."""
+FETCH_SECONDS = 5.0
+"""That a record may take from the disk of another node; it is asked for again later."""
 JOIN_SECONDS = 10.0
 """That a record waits for replicas that are not there yet."""
 
@@ -107,6 +110,10 @@ class TeacherActor:
     def leave(self, epoch: int) -> None:
         """See `TeacherHost.leave`."""
         self._host.leave(epoch)
+
+    def recorded(self, name: str, view: int) -> np.ndarray | None:
+        """See `TeacherHost.recorded`."""
+        return self._host.recorded(name, view)
 
     def effort(self) -> Effort:
         """What the teachers here have cost so far."""
@@ -412,6 +419,34 @@ class Fleet:
                 ray.get([actor.leave.remote(view) for actor in actors if actor in parts])
             first = {actors[0]: WHOLE for _, actors in self._hosts}
             self._complete(view, first, rows, lambda done: None)
+
+    def recorded(self, names: Collection[str], view: int) -> dict[str, np.ndarray]:
+        """Teachers' records of a view, [N, C], from the disks of the nodes that have made them.
+
+        Args:
+            names: of the teachers.
+            view: number of the view.
+
+        Returns:
+            By name; without those that no actor has, or whose actors do not answer now.
+        """
+        asked = {
+            actor.recorded.remote(name, view): name
+            for share, actors in self._hosts
+            for name in share.teachers
+            if name in names
+            for actor in actors
+        }
+        found: dict[str, np.ndarray] = {}
+        if not asked:
+            return found
+        told, _ = ray.wait(list(asked), num_returns=len(asked), timeout=FETCH_SECONDS)
+        for answer in told:
+            with suppress(RayError):
+                record = ray.get(answer)
+                if record is not None:
+                    found[asked[answer]] = record
+        return found
 
     def _ready(self, actors: Sequence[Any]) -> list[Any]:
         """Those of the same teachers that are there, the first in any case."""

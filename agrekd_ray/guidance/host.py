@@ -137,6 +137,10 @@ class TeacherHost:
         """
         return self._thread.submit(self._fill, epoch, limit, part).result()
 
+    def recorded(self, name: str, view: int) -> np.ndarray | None:
+        """A teacher's record of a view on this node's disk, [N, C]; None where there is none."""
+        return self._outputs.read(name, view) if self._outputs else None
+
     def leave(self, epoch: int) -> None:
         """Leave an epoch's records in the making to another host, with what they hold."""
         self._thread.submit(self._leave, self._samples.view(epoch)).result()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -93,6 +94,20 @@ class RecordedTeachers:
         )
 
 
+class Lender(Protocol):
+    """Opens records that this process's node does not have (`keeper.Keeper`)."""
+
+    def open(
+        self,
+        settings: OutputSettings,
+        checkpoints: Mapping[str, Path],
+        samples: Samples,
+        autocast: str,
+    ) -> Outputs:
+        """As `Outputs(...)` would where they lie on this node."""
+        ...
+
+
 @dataclass(frozen=True)
 class Replay:
     """How any process opens a job's records; may travel, and opens nothing itself.
@@ -102,14 +117,17 @@ class Replay:
         checkpoints: folders of the teachers, by name.
         autocast: precision of the teachers' forward passes.
         fleet: who answers where a record is missing.
+        keeper: who lends the records that this process's node does not have.
     """
 
     settings: OutputSettings
     checkpoints: Mapping[str, Path]
     autocast: str
     fleet: Source | None
+    keeper: Lender | None = None
 
     def __call__(self, samples: Samples) -> Source:
         """A student's source in this process."""
-        outputs = Outputs(self.settings, self.checkpoints, samples, self.autocast)
+        given = (self.settings, self.checkpoints, samples, self.autocast)
+        outputs = self.keeper.open(*given) if self.keeper else Outputs(*given)
         return RecordedTeachers(outputs, samples, self.fleet)

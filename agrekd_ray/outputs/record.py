@@ -30,7 +30,9 @@ class OutputSettings(Settings):
     """Where teachers' outputs are recorded.
 
     Attributes:
-        store: folder of all records, shared by all jobs and reachable from every node.
+        store: folder of all records, shared by all jobs. On a cluster one that all nodes share
+            spares copies; else each has its own, the driver's has all, and students elsewhere read
+            them through Ray's object store.
         dtype: of the recorded logits; `float16` halves the disk and rounds live answers alike.
     """
 

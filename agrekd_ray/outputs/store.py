@@ -111,6 +111,21 @@ class Outputs:
         _describe(path, key)
         return Partial(path, key)
 
+    def write(self, name: str, view: int, logits_NC: np.ndarray) -> None:
+        """Keep a record that another node has made.
+
+        Args:
+            name: of the teacher.
+            view: number of the view.
+            logits_NC: all rows [N, C], in the dtype of the records.
+
+        Raises:
+            RunError: the disk is full or cannot be written.
+        """
+        path, key = self.path(name, view), self.keys[name]
+        _describe(path, key)
+        write_record(path, key, np.ascontiguousarray(logits_NC))
+
     def touch(self) -> None:
         """Note that the records are used today, for `prune`."""
         for key in self.keys.values():

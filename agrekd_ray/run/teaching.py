@@ -9,9 +9,12 @@ from pathlib import Path
 
 from agrekd_ray.config import Job
 from agrekd_ray.data import Samples
+from agrekd_ray.errors import RunError
 from agrekd_ray.events import Event, Note, OutputsDone, Post, StudentEpoch
 from agrekd_ray.guidance import Replay, Source
 from agrekd_ray.guidance.fleet import Fleet, fits, turns
+from agrekd_ray.guidance.keeper import Keeper
+from agrekd_ray.guidance.nodes import cluster_nodes
 from agrekd_ray.guidance.placement import Wanted
 from agrekd_ray.outputs import Outputs
 from agrekd_ray.results import Effort
@@ -33,6 +36,18 @@ def workers_of(student: StudentSettings) -> list[Wanted]:
     """Room that the workers of a student take."""
     one = Wanted("student's worker", student.takes, student.labels, "students' workers")
     return [one] * student.workers
+
+
+def keeper_of(job: Job, checkpoints: Mapping[str, Path]) -> Keeper | None:
+    """Who lends the driver's records to other nodes; None where all there is is this machine.
+
+    Args:
+        job: the job.
+        checkpoints: folders of the teachers and the biased model, by name.
+    """
+    if job.ray.address is None and len(cluster_nodes()) == 1:
+        return None
+    return Keeper.start(job.outputs, checkpoints, job.data, job.fleet.autocast)
 
 
 class Teaching(AbstractContextManager["Teaching"]):
@@ -59,6 +74,7 @@ class Teaching(AbstractContextManager["Teaching"]):
         self._fleet: Fleet | None = None
         self._outputs: Outputs | None = None
         self._missing: list[tuple[str, int]] = []
+        self._keeper: Keeper | None = None
         self.effort = Effort()
         """What the teachers cost so far."""
         if checkpoints and job.guidance == "auto":
@@ -85,7 +101,9 @@ class Teaching(AbstractContextManager["Teaching"]):
             self.record()
             self._missing = []
         fleet = self._start(self._checkpoints).source() if self._missing else None
-        return Replay(self._job.outputs, self._checkpoints, self._job.fleet.autocast, fleet)
+        job = self._job
+        self._keeper = keeper_of(job, self._checkpoints)
+        return Replay(job.outputs, self._checkpoints, job.fleet.autocast, fleet, self._keeper)
 
     def record(self) -> None:
         """Record every view that is missing; teachers that do not all find room take turns.
@@ -108,11 +126,13 @@ class Teaching(AbstractContextManager["Teaching"]):
                     self._post(OutputsDone(view, done * share))
 
                 fleet.record(view, outputs.count, step)
+                self._fetch(view)
             self._release()
 
     def watch(self, event: Event) -> None:
         """Release the teachers as soon as nothing more will be asked of them."""
         if isinstance(event, StudentEpoch) and self._fleet and self._outputs:
+            self._fetch(self._samples.view(event.epoch.epoch))
             self._missing = [
                 (name, view)
                 for name, view in self._missing
@@ -124,6 +144,21 @@ class Teaching(AbstractContextManager["Teaching"]):
 
     def __exit__(self, *failure: object) -> None:
         self._release(count=failure[1] is None)
+        if self._keeper is not None:
+            self._keeper.close()
+
+    def _fetch(self, view: int) -> None:
+        """Take over the records of a view that teachers have on a disk of their own node."""
+        fleet, outputs = self._fleet, self._outputs
+        if fleet is None or outputs is None:
+            return
+        elsewhere = {n for n, v in self._missing if v == view and outputs.read(n, v) is None}
+        if elsewhere:
+            try:
+                for name, record in fleet.recorded(elsewhere, view).items():
+                    outputs.write(name, view, record)
+            except RunError as error:  # the students are taught all the same
+                self._post(Note(str(error)))
 
     def _start(self, teachers: Mapping[str, Path], *, alone: bool = False) -> Fleet:
         job = self._job

@@ -35,7 +35,7 @@ from agrekd_ray.run.job import effort_metrics, members, package_versions
 from agrekd_ray.run.monitor import Monitor, flat, show_progress
 from agrekd_ray.run.plan import make_plan
 from agrekd_ray.run.recording import make_and_record
-from agrekd_ray.run.teaching import Given, workers_of
+from agrekd_ray.run.teaching import Given, keeper_of, workers_of
 from agrekd_ray.search import trainable
 from agrekd_ray.search.board import Board
 from agrekd_ray.search.folder import Journal, SearchFolder
@@ -187,7 +187,10 @@ class _Searching:
         """What trials share. Without records it holds a fleet, which ends with the stack."""
         checkpoints = self.plan.checkpoints(self.pool)
         job, drawn = self.job, self.plan.draw
-        source: Any = Replay(job.outputs, checkpoints, job.fleet.autocast, None)
+        keeper = keeper_of(job, checkpoints) if job.guidance == "auto" else None
+        if keeper is not None:
+            stack.callback(keeper.close)
+        source: Any = Replay(job.outputs, checkpoints, job.fleet.autocast, None, keeper)
         if job.guidance == "live":
             at_once = self._at_once()
             fleet = Fleet(
