@@ -1,14 +1,16 @@
-# `make demo`, `make test`, `make chaos`, `make paper`, `make test-cluster` and `make fuzz` do everything on a
-# machine that has only Python (3.11 or later) and make: create the environment in .venv, install, run.
+# Every target does everything on a machine that has only Python (3.11 or later) and make: creates the environment
+# in .venv, installs, runs.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Of `make endurance`'s soak.
+MINUTES ?= 60
 
 # Modules are compiled as they are first imported, and kept: installing is faster than with all of them compiled,
 # and Ray's processes, which import the same ones again and again, find them (some machines switch keeping off).
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test chaos paper test-cluster fuzz lint install clean
+.PHONY: demo test chaos paper test-cluster fuzz endurance lint install clean
 
 demo: install
 	$(BIN)/agrekd run jobs/colored_digits.yaml
@@ -28,6 +30,10 @@ test-cluster: install
 fuzz: install
 	$(BIN)/python -m pytest -n 2 -m fuzz tests/fuzz
 	$(BIN)/python -m pytest -n 2 -m hypothesis --hypothesis-profile=searching
+
+endurance: install
+	$(BIN)/python -m tests.endurance faults
+	$(BIN)/python -m tests.endurance soak --minutes $(MINUTES)
 
 lint: install
 	$(BIN)/ruff check .

@@ -1,0 +1,1 @@
+"""What takes long: every row of the fault table at random moments, and a soak; `make endurance`."""

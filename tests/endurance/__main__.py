@@ -1,0 +1,43 @@
+"""`python -m tests.endurance faults | soak`: see `make endurance`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import sys
+import tempfile
+from pathlib import Path
+
+from agrekd_ray.run.environment import prepare
+
+
+def main() -> int:
+    """0 where all came out right."""
+    parser = argparse.ArgumentParser(prog="tests.endurance")
+    parser.add_argument("what", choices=["faults", "soak"])
+    parser.add_argument("--tries", type=int, default=3, help="of each row of the fault table")
+    parser.add_argument("--rows", default="", help="only rows whose name has this in it")
+    parser.add_argument("--minutes", type=float, default=60, help="of the soak")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    given = parser.parse_args()
+    prepare(starts_cluster=True)
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
+    with tempfile.TemporaryDirectory(prefix="agrekd-endurance-") as folder:
+        if given.what == "faults":
+            from .faults import ROWS, Trials
+
+            rows = [row for row in ROWS if given.rows in row.name]
+            sound = Trials(Path(folder), console, given.seed).table(rows, given.tries)
+        else:
+            from .soak import soak
+
+            sound = soak(Path(folder), console, given.minutes, given.seed)
+    return 0 if sound else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

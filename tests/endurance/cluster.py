@@ -1,0 +1,208 @@
+"""Raylets on this machine, jobs on them, and the processes that may be struck."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from agrekd_ray.models import load
+
+from ..conftest import TINY, merged
+from ..shared import flat_parameters
+
+AGREKD = [sys.executable, "-m", "agrekd_ray"]
+HEALTH = {
+    "health_check_initial_delay_ms": 0,
+    "health_check_period_ms": 1000,
+    "health_check_timeout_ms": 10_000,
+    "health_check_failure_threshold": 3,
+}
+
+
+def own_processes(name: str = "") -> list[int]:
+    """Ids of the processes of that name that descend from this one; of all without a name."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if (folder / "cmdline").read_text().startswith(name) and _descends(int(folder.name)):
+                found.append(int(folder.name))
+    return found
+
+
+def _descends(process: int) -> bool:
+    parent = process
+    while parent > 1 and parent != os.getpid():
+        stat = Path(f"/proc/{parent}/stat").read_text()
+        if stat.rpartition(") ")[2].startswith("Z"):
+            return False
+        parent = int(stat.rpartition(") ")[2].split()[1])
+    return parent == os.getpid() and process != parent
+
+
+class Raylets:
+    """A cluster of a head, which teaches nobody, and nodes with teachers and students.
+
+    Args:
+        nodes: besides the head.
+    """
+
+    def __init__(self, nodes: int) -> None:
+        from ray.cluster_utils import Cluster
+
+        head = {"num_cpus": 1, "include_dashboard": False, "_system_config": HEALTH}
+        self._cluster = Cluster(initialize_head=True, head_node_args=head)
+        self._nodes = [self._add() for _ in range(nodes)]
+
+    @property
+    def address(self) -> str:
+        """For `ray.address`."""
+        return str(self._cluster.address)
+
+    def _add(self) -> Any:
+        return self._cluster.add_node(num_cpus=3, resources={"seat": 3})
+
+    def kill_node(self) -> None:
+        """SIGKILL of the raylet that hosts most teachers, and a new one in its place."""
+        hosts = {}
+        for node in self._nodes:
+            raylet = node.all_processes["raylet"][0].process.pid
+            hosts[raylet] = node
+        teaching = [_parent(process) for process in own_processes("ray::TeacherActor")]
+        struck = max(hosts, key=teaching.count)
+        node = hosts[struck]
+        self._nodes.remove(node)
+        self._cluster.remove_node(node, allow_graceful=False)
+        self._nodes.append(self._add())
+
+    def close(self) -> None:
+        """Ends it."""
+        self._cluster.shutdown()
+
+
+def _parent(process: int) -> int:
+    with suppress(OSError):
+        return int(Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2].split()[1])
+    return 0
+
+
+@dataclass
+class Run:
+    """A job that runs as a user's process.
+
+    Attributes:
+        folder: of the job, its runs and its records.
+        changes: of the tiny job.
+        pool: where the teachers are.
+        environment: more of it.
+    """
+
+    folder: Path
+    changes: dict[str, Any]
+    pool: Path
+    environment: dict[str, str] = field(default_factory=dict)
+    driver: subprocess.Popen[str] | None = None
+
+    @property
+    def latest(self) -> Path:
+        """The run's folder."""
+        return self.folder / "runs/tiny/latest"
+
+    @property
+    def screen(self) -> str:
+        """What it has printed."""
+        return (self.folder / "screen.txt").read_text()
+
+    def start(self, *words: str) -> None:
+        """`agrekd run` of the job, or another command."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        places = {
+            "runs": self.folder / "runs",
+            "outputs.store": self.folder / "outputs",
+            "teachers.store": self.pool,
+        }
+        values = merged(TINY, {key: str(path) for key, path in places.items()})
+        job = self.folder / "job.yaml"
+        job.write_text(yaml.safe_dump(merged(values, self.changes)))
+        with (self.folder / "screen.txt").open("a") as screen:
+            self.driver = subprocess.Popen(
+                [*AGREKD, *(words or ("run", str(job)))],
+                stdout=screen,
+                stderr=subprocess.STDOUT,
+                text=True,
+                env=os.environ | self.environment,
+            )
+
+    def resume(self) -> None:
+        """`agrekd resume` of it."""
+        self.start("resume", str(self.latest))
+
+    def wait(self, seconds: float = 600) -> int:
+        """Its exit code."""
+        assert self.driver is not None
+        return self.driver.wait(seconds)
+
+    def until_training(self, seconds: float = 300) -> None:
+        """Waits until the first student is under way.
+
+        Raises:
+            RuntimeError: the run ended, or takes too long.
+        """
+        assert self.driver is not None
+        deadline = time.monotonic() + seconds
+        while not (self.latest / "training/state.pt").exists():
+            if self.driver.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"no student is under way:\n{self.screen}")
+            time.sleep(0.02)  # polls for the moment
+
+    def students(self) -> dict[str, torch.Tensor]:
+        """Weights of every student that was trained."""
+        return {
+            folder.name: flat_parameters(load(folder)[0])
+            for folder in sorted((self.latest / "students").iterdir())
+            if (folder / "model.safetensors").exists()
+        }
+
+
+def differ(some: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> str:
+    """In words, how students differ beyond float32's tolerance; empty where they do not."""
+    if some.keys() != others.keys():
+        return f"students {sorted(some)} instead of {sorted(others)}"
+    for name, weights in some.items():
+        if not torch.allclose(weights, others[name], rtol=1e-3, atol=5e-5):
+            return f"{name} by up to {(weights - others[name]).abs().max():.2g}"
+    return ""
+
+
+@contextmanager
+def small_disk(place: Path, size: int) -> Iterator[Path]:
+    """A file system of so many bytes."""
+    place.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)], check=True)
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def strike(name: str, number: int = signal.SIGKILL) -> int:
+    """Sends a signal to one of our processes of that name; its id, or 0 where there is none."""
+    import random
+
+    victims = own_processes(name)
+    if not victims:
+        return 0
+    victim = random.choice(victims)
+    with suppress(ProcessLookupError):
+        os.kill(victim, number)
+    return victim

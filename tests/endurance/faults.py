@@ -1,0 +1,291 @@
+"""Every row of the README's fault table, tried at random moments: what survives, what it costs."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from .cluster import Raylets, Run, differ, own_processes, small_disk, strike
+
+EPOCHS = 150
+JOB: dict[str, Any] = {
+    "methods": ["agre_kd"],
+    "seeds": [0, 1],
+    "data.views": {"flip": True, "shift": 1},
+    "student.training.epochs": EPOCHS,
+}
+"""A new view every epoch: teachers are asked, and recorded, to the end."""
+HANG_SECONDS = 5.0
+DISK = 12 << 20
+ROOM_FOR_ALL = 6 << 30
+"""Bytes above what is in use, at which Ray kills for want of memory."""
+
+
+class MissedError(Exception):
+    """There was nothing to strike any more: the moment was too late."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row.
+
+    Attributes:
+        name: of the fault.
+        strike: does it.
+        remedy: what a user does before `agrekd resume`, where the run ends; None where it goes on.
+        where: number of raylets besides the head, 0 for a session of the run's own.
+        disk: folder of the job that is a small file system.
+        memory: whether Ray's memory monitor gets a threshold that can be reached.
+    """
+
+    name: str
+    strike: Callable[[Run, Raylets | None], None]
+    remedy: Callable[[Run], None] | None = None
+    where: tuple[int, ...] = (0, 2)
+    disk: str = ""
+    memory: bool = False
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """How one went.
+
+    Attributes:
+        wrong: with how it ended; empty if nothing.
+        lost: seconds that it took longer than an undisturbed one.
+    """
+
+    wrong: str
+    lost: float
+
+
+def kills(name: str, number: int = signal.SIGKILL) -> Callable[[Run, Raylets | None], None]:
+    """Strikes one process of that name."""
+
+    def do(run: Run, raylets: Raylets | None) -> None:
+        if not strike(name, number):
+            raise MissedError(name)
+
+    return do
+
+
+def hangs(run: Run, raylets: Raylets | None) -> None:
+    """A teacher's process stands still for a while."""
+    victim = strike("ray::TeacherActor", signal.SIGSTOP)
+    if not victim:
+        raise MissedError("teacher")
+    time.sleep(HANG_SECONDS)
+    with suppress(ProcessLookupError):
+        os.kill(victim, signal.SIGCONT)
+
+
+def node_dies(run: Run, raylets: Raylets | None) -> None:
+    """SIGKILL of the raylet with most teachers; a new node joins."""
+    assert raylets is not None
+    if not own_processes("ray::TeacherActor"):
+        raise MissedError("teacher")
+    raylets.kill_node()
+
+
+def driver_dies(run: Run, raylets: Raylets | None) -> None:
+    """SIGKILL of the driver."""
+    assert run.driver is not None
+    run.driver.kill()
+
+
+def memory_is_short(run: Run, raylets: Raylets | None) -> None:
+    """Something takes so much memory that Ray's monitor kills a process of the run's."""
+    hold = (
+        "import sys, time; block = bytearray(int(sys.argv[1])); print(1, flush=True); time.sleep(2)"
+    )
+    before = set(own_processes("ray::"))
+    free = ROOM_FOR_ALL - sum(map(_resident, own_processes())) + (1 << 30)
+    subprocess.run([sys.executable, "-c", hold, str(free)], check=True)
+    if before <= set(own_processes("ray::")):
+        raise MissedError("nobody was killed")
+
+
+def _resident(process: int) -> int:
+    try:
+        text = Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return 0
+    own = [line.split()[1] for line in text.splitlines() if line.startswith("RssAnon")]
+    return int(own[0]) * 1024 if own else 0
+
+
+def disk_fills(folder: str) -> Callable[[Run, Raylets | None], None]:
+    """The disk of a folder is full from now on."""
+
+    def do(run: Run, raylets: Raylets | None) -> None:
+        place = run.folder / folder
+        with (place / "ballast").open("wb") as file:
+            file.write(b"x" * shutil.disk_usage(place).free)
+
+    return do
+
+
+def disk_is_freed(folder: str) -> Callable[[Run], None]:
+    """Somebody has removed what filled it."""
+    return lambda run: (run.folder / folder / "ballast").unlink()
+
+
+def state_is_cut(run: Run) -> None:
+    """Half of the student's last state is lost; the error names it, and it is removed."""
+    state = run.latest / "training/state.pt"
+    content = state.read_bytes()
+    state.write_bytes(content[: len(content) // 2])
+    run.resume()
+    if run.wait() == 0 or str(state.resolve()) not in run.screen:
+        raise RuntimeError(f"a state cut in half is not named:\n{run.screen}")
+    state.unlink()
+
+
+ROWS = (
+    Row("a teacher's process is killed", kills("ray::TeacherActor")),
+    Row("a teacher hangs for 5 s", hangs),
+    Row("the weighting actor is killed", kills("ray::WeightingActor")),
+    Row("a student's worker is killed", kills("ray::RayTrainWorker")),
+    Row("a node with teachers is killed, another joins", node_dies, where=(2,)),
+    Row("memory runs short, Ray kills", memory_is_short, where=(0,), memory=True),
+    Row("the driver is killed", driver_dies, lambda run: None),
+    Row("the driver is killed, its state cut in half", driver_dies, state_is_cut),
+    Row(
+        "the disk of the records fills",
+        disk_fills("outputs"),
+        disk_is_freed("outputs"),
+        disk="outputs",
+    ),
+    Row("the disk of the run fills", disk_fills("runs"), disk_is_freed("runs"), disk="runs"),
+)
+
+
+class Trials:
+    """Tries rows.
+
+    Args:
+        folder: for everything.
+        console: to print on.
+        seed: of the moments.
+    """
+
+    def __init__(self, folder: Path, console: Console, seed: int) -> None:
+        self._folder, self._console = folder, console
+        self._random = random.Random(seed)
+        random.seed(seed)
+        self._numbers = iter(range(10_000))
+        self._pool = folder / "pool"
+        self._expected = self._alone()
+
+    def _alone(self) -> dict[str, Any]:
+        run = Run(self._folder / "alone", {**JOB, "guidance": "local"}, self._pool)
+        run.start()
+        if run.wait():
+            raise RuntimeError(run.screen)
+        return run.students()
+
+    def table(self, rows: list[Row], tries: int) -> bool:
+        """Tries every row in every place; prints the table; whether all came out right."""
+        table = Table(
+            "Fault", "Raylets", "Tries", "Equal", "Seconds lost, median (range)", box=None
+        )
+        sound = True
+        for nodes in (0, 2):
+            raylets = Raylets(nodes) if nodes else None
+            try:
+                whole = median(self._undisturbed(raylets) for _ in range(3))
+                self._console.print(f"{nodes + 1} raylets: undisturbed {whole:.1f} s")
+                for row in (row for row in rows if nodes in row.where):
+                    found = [self._attempt(row, raylets, whole) for _ in range(tries)]
+                    right = sum(not one.wrong for one in found)
+                    sound = sound and right == tries
+                    lost = sorted(one.lost for one in found)
+                    cost = f"{median(lost):.1f} ({lost[0]:.1f} … {lost[-1]:.1f})"
+                    table.add_row(row.name, str(nodes + 1), str(tries), str(right), cost)
+            finally:
+                if raylets is not None:
+                    raylets.close()
+        self._console.print(table)
+        return sound
+
+    def _run(self, raylets: Raylets | None, row: Row | None = None) -> Run:
+        changes: dict[str, Any] = {**JOB, "fleet.cpus": 0.5}
+        if raylets is not None:
+            changes |= {"ray.address": raylets.address, "fleet.resources": {"seat": 1}}
+        environment = {}
+        if row is not None and row.memory:
+            environment["RAY_memory_usage_threshold"] = f"{_used_share(ROOM_FOR_ALL):.4f}"
+        name = f"run-{next(self._numbers)}"
+        return Run(self._folder / name, changes, self._pool, environment)
+
+    def _undisturbed(self, raylets: Raylets | None) -> float:
+        run = self._run(raylets)
+        began = time.monotonic()
+        run.start()
+        if run.wait() or (wrong := differ(run.students(), self._expected)):
+            raise RuntimeError(f"undisturbed: {wrong}\n{run.screen}")
+        return time.monotonic() - began
+
+    def _attempt(self, row: Row, raylets: Raylets | None, whole: float) -> Attempt:
+        while True:
+            run = self._run(raylets, row)
+            with ExitStack() as stack:
+                if row.disk:
+                    stack.enter_context(small_disk(run.folder / row.disk, DISK))
+                began = time.monotonic()
+                run.start()
+                run.until_training()
+                moment = self._random.uniform(0, 0.7 * (whole - (time.monotonic() - began)))
+                time.sleep(max(moment, 0))
+                try:
+                    if run.driver is None or run.driver.poll() is not None:
+                        raise MissedError("the run was over")
+                    row.strike(run, raylets)
+                except MissedError:
+                    run.wait()
+                    continue
+                wrong = self._finish(row, run)
+                lost = time.monotonic() - began - whole
+                if not wrong:
+                    wrong = differ(run.students(), self._expected)
+            self._console.print(
+                f"{row.name}, after {moment:.1f} s of training: {wrong or 'equal'}, {lost:+.1f} s",
+                style="red" if wrong else "",
+            )
+            if wrong:
+                self._console.print(run.screen)
+            return Attempt(wrong, lost)
+
+    def _finish(self, row: Row, run: Run) -> str:
+        """Waits for the end, through `agrekd resume` where the fault ends the run."""
+        code = run.wait()
+        if row.remedy is not None:
+            if code == 0:
+                return "the run went on"
+            row.remedy(run)
+            run.resume()
+            code = run.wait()
+        if "Traceback" in run.screen:
+            return "a traceback"
+        return f"exit code {code}" if code else ""
+
+
+def _used_share(more: int) -> float:
+    """Share of the machine's memory that is in use, and so many bytes more."""
+    text = Path("/proc/meminfo").read_text()
+    told = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in text.splitlines()}
+    return (told["MemTotal"] - told["MemAvailable"] + more) / told["MemTotal"]
