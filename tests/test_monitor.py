@@ -11,11 +11,11 @@ from mlflow import MlflowClient
 from rich.console import Console
 
 from agrekd_ray.errors import TrackingError
-from agrekd_ray.events import StudentDone, StudentEpoch
+from agrekd_ray.events import OutputsDone, StudentDone, StudentEpoch
 from agrekd_ray.models import Model
 from agrekd_ray.results import Epoch, Metrics, Outcome
-from agrekd_ray.run.display import Display
-from agrekd_ray.run.monitor import Monitor
+from agrekd_ray.run.display import RECORDED, Display
+from agrekd_ray.run.monitor import Monitor, show_progress
 from agrekd_ray.settings import Training
 from agrekd_ray.student import Assignment
 from agrekd_ray.tracking.mlflow_runs import Tracker
@@ -127,3 +127,14 @@ def test_the_time_left_counts_from_the_first_step(monkeypatch: pytest.MonkeyPatc
     assert first.endswith("students 50/100 epochs")
     assert second.endswith("60/100 epochs · about 00:40 left")
     assert third.endswith("70/100 epochs · about 00:30 left")
+
+
+def test_views_that_are_recorded_before_the_students_are_no_epochs_of_theirs() -> None:
+    monitor, outbox, screen = watched(None)
+    monitor.handle(OutputsDone(4, 160))
+    assert "students 0/3 epochs" in screen.getvalue()
+    display = Display(Console(file=screen, width=200))
+    display.stage("outputs", 160, RECORDED)
+    show_progress(display, OutputsDone(4, 160))
+    assert "outputs  160/160 samples · view 4 is recorded" in screen.getvalue()
+    outbox.close()

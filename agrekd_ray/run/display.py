@@ -20,6 +20,8 @@ from rich.progress import (
 from agrekd_ray.data import Dataset, Prepared
 
 SECONDS_BETWEEN_LINES = 5.0
+RECORDED = "samples"
+"""Unit of a stage that records what teachers say."""
 
 
 class Display:
@@ -84,6 +86,11 @@ class Display:
         if now - self._spoken >= SECONDS_BETWEEN_LINES or self._done >= self._total > 0:
             self._spoken = now
             self._console.print(escape(self._line(what, now)), highlight=False, soft_wrap=True)
+
+    @property
+    def unit(self) -> str:
+        """What the present stage counts."""
+        return self._unit
 
     def note(self, text: str, style: str = "") -> None:
         """A line that stays."""

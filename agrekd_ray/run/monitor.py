@@ -17,7 +17,7 @@ from agrekd_ray.events import (
     TeacherEpoch,
 )
 from agrekd_ray.results import Epoch, Outcome
-from agrekd_ray.run.display import Display
+from agrekd_ray.run.display import RECORDED, Display
 from agrekd_ray.student import Assignment
 from agrekd_ray.tracking.mlflow_runs import Tracker
 from agrekd_ray.tracking.outbox import Outbox
@@ -32,7 +32,9 @@ def show_progress(display: Display, event: Event) -> None:
     elif isinstance(event, TeacherDone):
         display.advance(f"{event.name} finished", 0)
     elif isinstance(event, OutputsDone):
-        display.advance(f"view {event.view}", event.samples)
+        # Where the line counts students' epochs, their teachers take turns before the first one.
+        steps = event.samples if display.unit == RECORDED else 0
+        display.advance(f"view {event.view} is recorded", steps)
     elif isinstance(event, Note):
         display.note(event.text, "yellow")
 

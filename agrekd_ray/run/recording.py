@@ -12,7 +12,7 @@ from agrekd_ray.data import TRAIN, Dataset, open_dataset
 from agrekd_ray.errors import RunError
 from agrekd_ray.outputs import Outputs
 from agrekd_ray.results import Effort
-from agrekd_ray.run.display import Display, prepare_data
+from agrekd_ray.run.display import RECORDED, Display, prepare_data
 from agrekd_ray.run.engine import Engine
 from agrekd_ray.run.environment import prepare
 from agrekd_ray.run.monitor import show_progress
@@ -112,7 +112,6 @@ def make_and_record(
     left = Outputs(job.outputs, checkpoints, samples, job.fleet.autocast).missing(views)
     if not record or not left:
         return Effort()
-    display.stage(
-        "outputs", len({view for _, view in left}) * len(samples.splits[TRAIN]), "samples"
-    )
+    rows = len({view for _, view in left}) * len(samples.splits[TRAIN])
+    display.stage("outputs", rows, RECORDED)
     return engine.record(checkpoints, views)

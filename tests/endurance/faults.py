@@ -21,7 +21,7 @@ from rich.table import Table
 
 from .cluster import Raylets, Run, differ, own_processes, small_disk, strike
 
-EPOCHS = 150
+EPOCHS = 60
 JOB: dict[str, Any] = {
     "methods": ["agre_kd"],
     "seeds": [0, 1],
@@ -223,7 +223,7 @@ class Trials:
         return sound
 
     def _run(self, raylets: Raylets | None, row: Row | None = None) -> Run:
-        changes: dict[str, Any] = {**JOB, "fleet.cpus": 0.5}
+        changes: dict[str, Any] = {**JOB, "fleet.cpus": 0.1}
         if raylets is not None:
             changes |= {"ray.address": raylets.address, "fleet.resources": {"seat": 1}}
         environment = {}

@@ -32,7 +32,7 @@ JOB: dict[str, Any] = {
     "methods": ["aver", "agre_kd"],
     "data.views": {"flip": True, "shift": 1, "count": 4},
     "student.training.epochs": 60,
-    "fleet.cpus": 0.5,
+    "fleet.cpus": 0.1,
     "fleet.resources": {"seat": 1},
 }
 SPACE: dict[str, Any] = {
