@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import OutOfMemoryError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from agrekd_ray.errors import AgrekdError, RunError
@@ -37,6 +37,7 @@ class Channel:
             .options(
                 num_cpus=0,
                 max_restarts=-1,
+                max_task_retries=-1,  # an event that comes twice counts once
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
             )
             .remote()
@@ -68,5 +69,7 @@ def plain_error(error: Exception, who: str) -> AgrekdError:
         cause = cause.cause
     if isinstance(cause, AgrekdError):
         return cause
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return RunError(f"{who} failed: {lines[-1].strip() if lines else type(error).__name__}")
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # What was short of memory is told at length, and what to do about it in general.
+    line = lines[0 if isinstance(cause, OutOfMemoryError) else -1] if lines else ""
+    return RunError(f"{who} failed: {line or type(error).__name__}")

@@ -497,6 +497,13 @@ def main() -> None:
             style="red",
         )
         sys.exit(FAILED)
+    except Exception as error:
+        if all(kind.__module__ != "ray.exceptions" for kind in type(error).__mro__):
+            raise  # a fault of ours
+        from agrekd_ray.channel import plain_error
+
+        screen.print(f"error: {plain_error(error, 'Ray')}", style="red")
+        sys.exit(FAILED)
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted")
         sys.exit(INTERRUPTED)

@@ -301,3 +301,23 @@ def test_bench_names_what_it_does_not_know(agrekd: Run, tmp_path: Path) -> None:
     assert "not quick" in agrekd("bench", "resnet", "--quick")[2]
     code, _, err = agrekd("bench", "--json", tmp_path / "no/file.json")
     assert (code, "nothing was measured" in err) == (1, True)
+
+
+def test_a_fault_of_rays_is_one_line_and_one_of_ours_is_not_hidden(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ray.exceptions import OutOfMemoryError
+
+    from agrekd_ray import cli
+
+    def short_of_memory() -> None:
+        raise OutOfMemoryError("6 worker(s) were killed: low on memory\nEviction stats:\n0")
+
+    monkeypatch.setattr(cli, "app", short_of_memory)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "error: Ray failed: 6 worker(s) were killed: low on memory\n"
+    monkeypatch.setattr(cli, "app", lambda: {}["a bug"])
+    with pytest.raises(KeyError, match="a bug"):
+        cli.main()

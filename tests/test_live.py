@@ -161,10 +161,11 @@ def test_a_killed_actor_costs_time_and_nothing_else(
 
 
 @pytest.mark.chaos
+@pytest.mark.parametrize("victim", ["RayTrainWorker", "TrainController"])
 def test_a_killed_worker_goes_on_with_its_epoch(
-    ray_session: Any, make_job: Any, tmp_path: Path
+    ray_session: Any, make_job: Any, tmp_path: Path, victim: str
 ) -> None:
-    """SIGKILL of the Train worker in the middle of its second student."""
+    """SIGKILL of the Train worker, or its controller, in the middle of its second student."""
     from agrekd_ray.channel import Channel
     from agrekd_ray.run.teaching import Given
     from agrekd_ray.student.group import Schoolwork, train_group
@@ -180,7 +181,7 @@ def test_a_killed_worker_goes_on_with_its_epoch(
     def kill() -> None:
         while not (students / given[0].name / "outcome.json").exists():
             time.sleep(0.02)  # polls for the moment
-        killed.extend(own_processes("ray::RayTrainWorker"))
+        killed.extend(own_processes(f"ray::{victim}"))
         os.kill(killed[0], signal.SIGKILL)
 
     killer = threading.Thread(target=kill, daemon=True)

@@ -21,6 +21,7 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
+from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.config import LoggingConfig
@@ -29,14 +30,17 @@ from torch import Tensor
 from agrekd_ray.channel import plain_error
 from agrekd_ray.data import Dataset, DataSettings, Samples, open_dataset
 from agrekd_ray.errors import AgrekdError, RunError
-from agrekd_ray.events import Failed, Post, StudentDone, StudentEpoch
+from agrekd_ray.events import Failed, Note, Post, StudentDone, StudentEpoch
 from agrekd_ray.guidance import Source
+from agrekd_ray.guidance.home import DIED
 from agrekd_ray.meters import StudentMeter
 from agrekd_ray.student.student import STATE, Assignment, Student, StudentSettings, read_outcome
 
 GIVEN_UP = "given-up"
 MAX_FAILURES = 8
 """Restarts of the worker group before a run gives up."""
+MAX_CONTROLLERS = 4
+"""Controllers of Ray Train that may die before a run gives up."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,28 @@ def train_group(work: Schoolwork, settings: StudentSettings) -> None:
     """
     work.training.mkdir(parents=True, exist_ok=True)
     (work.training / GIVEN_UP).unlink(missing_ok=True)
-    trainer = TorchTrainer(
+    what = "training the students"
+    for attempt in range(1, MAX_CONTROLLERS + 1):
+        try:
+            _fit(work, settings)
+        except ray.train.TrainingFailedError as error:
+            failures: Sequence[Any] = list(getattr(error, "worker_failures", {}).values())
+            raise plain_error(failures[0] if failures else error, what) from None
+        except RayError as error:
+            reason = plain_error(error, what)
+            if not isinstance(error, DIED) or attempt == MAX_CONTROLLERS:
+                raise reason from None
+            # Train's controller has died, and its workers with it; nobody else starts it again.
+            work.post(Note(f"{reason} It goes on with the last epoch that was finished."))
+        else:
+            break
+    missing = [a.name for a in work.assignments if read_outcome(work.students / a.name) is None]
+    if missing:
+        raise RunError(f"{len(missing)} students are not finished, the first is {missing[0]}.")
+
+
+def _fit(work: Schoolwork, settings: StudentSettings) -> None:
+    TorchTrainer(
         _work,
         train_loop_config={"work": work},
         scaling_config=scaling(settings),
@@ -86,15 +111,7 @@ def train_group(work: Schoolwork, settings: StudentSettings) -> None:
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
-    )
-    try:
-        trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        failures: Sequence[Any] = list(getattr(error, "worker_failures", {}).values())
-        raise plain_error(failures[0] if failures else error, "training the students") from None
-    missing = [a.name for a in work.assignments if read_outcome(work.students / a.name) is None]
-    if missing:
-        raise RunError(f"{len(missing)} students are not finished, the first is {missing[0]}.")
+    ).fit()
 
 
 def scaling(settings: StudentSettings) -> ScalingConfig:

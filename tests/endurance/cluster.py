@@ -148,9 +148,14 @@ class Run:
         self.start("resume", str(self.latest))
 
     def wait(self, seconds: float = 600) -> int:
-        """Its exit code."""
+        """Its exit code; whatever ends the waiting ends the run too."""
         assert self.driver is not None
-        return self.driver.wait(seconds)
+        try:
+            return self.driver.wait(seconds)
+        except BaseException:
+            self.driver.send_signal(signal.SIGINT)
+            self.driver.wait(60)
+            raise
 
     def until_training(self, seconds: float = 300) -> None:
         """Waits until the first student is under way.

@@ -21,10 +21,10 @@ from rich.table import Table
 
 from .cluster import Raylets, Run, differ, own_processes, small_disk, strike
 
-EPOCHS = 60
+EPOCHS = 120
 JOB: dict[str, Any] = {
     "methods": ["agre_kd"],
-    "seeds": [0, 1],
+    "seeds": [0],
     "data.views": {"flip": True, "shift": 1},
     "student.training.epochs": EPOCHS,
 }
@@ -207,10 +207,13 @@ class Trials:
         for nodes in (0, 2):
             raylets = Raylets(nodes) if nodes else None
             try:
-                whole = median(self._undisturbed(raylets) for _ in range(3))
-                self._console.print(f"{nodes + 1} raylets: undisturbed {whole:.1f} s")
+                undisturbed = [self._undisturbed(raylets) for _ in range(3)]
+                whole, training = (median(part) for part in zip(*undisturbed, strict=True))
+                self._console.print(
+                    f"{nodes + 1} raylets: undisturbed {whole:.1f} s, training {training:.1f} s"
+                )
                 for row in (row for row in rows if nodes in row.where):
-                    found = [self._attempt(row, raylets, whole) for _ in range(tries)]
+                    found = [self._attempt(row, raylets, whole, training) for _ in range(tries)]
                     right = sum(not one.wrong for one in found)
                     sound = sound and right == tries
                     lost = sorted(one.lost for one in found)
@@ -232,15 +235,19 @@ class Trials:
         name = f"run-{next(self._numbers)}"
         return Run(self._folder / name, changes, self._pool, environment)
 
-    def _undisturbed(self, raylets: Raylets | None) -> float:
+    def _undisturbed(self, raylets: Raylets | None) -> tuple[float, float]:
+        """Seconds of the whole run, and of the students' training."""
         run = self._run(raylets)
         began = time.monotonic()
         run.start()
+        run.until_training()
+        training = time.time()
         if run.wait() or (wrong := differ(run.students(), self._expected)):
             raise RuntimeError(f"undisturbed: {wrong}\n{run.screen}")
-        return time.monotonic() - began
+        ended = max(path.stat().st_mtime for path in run.latest.glob("students/*/outcome.json"))
+        return time.monotonic() - began, ended - training
 
-    def _attempt(self, row: Row, raylets: Raylets | None, whole: float) -> Attempt:
+    def _attempt(self, row: Row, raylets: Raylets | None, whole: float, training: float) -> Attempt:
         while True:
             run = self._run(raylets, row)
             with ExitStack() as stack:
@@ -249,8 +256,8 @@ class Trials:
                 began = time.monotonic()
                 run.start()
                 run.until_training()
-                moment = self._random.uniform(0, 0.7 * (whole - (time.monotonic() - began)))
-                time.sleep(max(moment, 0))
+                moment = self._random.uniform(0, 0.9 * training)
+                time.sleep(moment)
                 try:
                     if run.driver is None or run.driver.poll() is not None:
                         raise MissedError("the run was over")
