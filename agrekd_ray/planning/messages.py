@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 FLOAT, ID = 4, 8
-QUESTION, REPLIES, ANSWER = 440, 230, 380
+QUESTION, REPLIES, ANSWER = 440, 230, 410
 """Bytes of a message without its numbers and names."""
 NAME, VIEW = 3, 30
 """Bytes of a name besides its letters, and of a coming batch besides its ids."""
@@ -38,6 +38,6 @@ def replies_bytes(names: Sequence[int], samples: int, classes: int, *, entropy: 
 
 
 def answer_bytes(teachers: int, samples: int, classes: int) -> int:
-    """Of an `Answer`: gradient, loss and fallback by sample, weights and pulls by teacher."""
+    """Of an `Answer`: gradient, loss and fallback by sample, weights, pulls and losses by teacher."""
     by_sample = classes * FLOAT + FLOAT + 1
-    return ANSWER + samples * (by_sample + 2 * teachers * FLOAT)
+    return ANSWER + samples * (by_sample + 2 * teachers * FLOAT) + teachers

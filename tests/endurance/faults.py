@@ -147,6 +147,8 @@ def disk_is_freed(folder: str) -> Callable[[Run], None]:
 def state_is_cut(run: Run) -> None:
     """Half of the student's last state is lost; the error names it, and it is removed."""
     state = run.latest / "training/state.pt"
+    while time.time() - state.stat().st_mtime < 5:
+        time.sleep(0.5)  # the killed driver's workers write until they learn of it
     content = state.read_bytes()
     state.write_bytes(content[: len(content) // 2])
     run.resume()
@@ -162,6 +164,7 @@ ROWS = (
     Row("a student's worker is killed", kills("ray::RayTrainWorker")),
     Row("a node with teachers is killed, another joins", node_dies, where=(2,)),
     Row("memory runs short, Ray kills", memory_is_short, where=(0,), memory=True),
+    Row("Ray Train's controller is killed", kills("ray::TrainController")),
     Row("the driver is killed", driver_dies, lambda run: None),
     Row("the driver is killed, its state cut in half", driver_dies, state_is_cut),
     Row(
