@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import secrets
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -21,6 +22,8 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=60, help="of the soak")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     given = parser.parse_args()
+    for number in (signal.SIGTERM, signal.SIGINT):  # also where they were switched off
+        signal.signal(number, signal.default_int_handler)
     prepare(starts_cluster=True)
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     from rich.console import Console

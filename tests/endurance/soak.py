@@ -124,8 +124,8 @@ def soak(folder: Path, console: Console, minutes: float, seed: int) -> bool:
     """
     import ray
 
-    began = time.monotonic()
     expected = _expected(folder)
+    began = time.monotonic()
     raylets = Raylets(2)
     ray.init(address=raylets.address, log_to_driver=False, logging_level="ERROR")
     striker = Striker(raylets, seed)
@@ -142,8 +142,10 @@ def soak(folder: Path, console: Console, minutes: float, seed: int) -> bool:
                     console.print(wrong[-1], style="red")
             shutil.rmtree(place)
             rounds += 1
-            samples.append(_sample(raylets, (time.monotonic() - began) / 60))
+            samples.append(_sample((time.monotonic() - began) / 60))
             console.print(f"round {rounds}: {samples[-1]}; struck {len(striker.struck)}")
+    except KeyboardInterrupt:
+        console.print("stopped before its time")
     finally:
         striker.close()
         ray.shutdown()
@@ -250,10 +252,9 @@ def _search(
     }
 
 
-def _sample(raylets: Raylets, minute: float) -> Sample:
+def _sample(minute: float) -> Sample:
     """When what has ended has had a moment to go."""
     import ray
-    from ray._private.internal_api import memory_summary
     from ray._private.state import actors
 
     time.sleep(5)
@@ -266,12 +267,8 @@ def _sample(raylets: Raylets, minute: float) -> Sample:
             resident += int(own[0]) / 1024
     groups = [g for g in ray.util.placement_group_table().values() if g["state"] != "REMOVED"]
     alive = [actor for actor in actors().values() if actor["State"] != "DEAD"]
-    summary = memory_summary(raylets.address, stats_only=True)
-    objects = sum(
-        float(line.split("Plasma memory usage")[1].split("MiB")[0])
-        for line in summary.splitlines()
-        if "Plasma memory usage" in line
-    )
+    kind = "object_store_memory"
+    objects = (ray.cluster_resources()[kind] - ray.available_resources()[kind]) / 1e6
     return Sample(minute, len(processes), resident, objects, len(groups), len(alive))
 
 
