@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,6 +195,40 @@ def test_students_with_several_workers_are_stopped_early_and_leave_nothing(
 
 
 @pytest.mark.chaos
+def test_trials_go_where_students_labels_say(
+    ray_session: Any, add_node: Any, tmp_path: Path, store: Path
+) -> None:
+    """Each in a worker group of its own, since Tune places nothing by label."""
+    add_node(num_cpus=1, labels={"zone": "b"})
+    seen: set[str] = set()
+    over = threading.Event()
+
+    def look() -> None:
+        from ray.util import placement_group_table
+
+        while not over.wait(0.1):
+            for group in placement_group_table().values():
+                seen.update(node for node in group["bundles_to_node_id"].values() if node)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    result = search(
+        tmp_path,
+        store,
+        trials=2,
+        concurrency=1,
+        searcher={"name": "random"},
+        changes={"student.labels": {"zone": "b"}, "student.training.epochs": 2},
+    )
+    over.set()
+    looking.join()
+    assert [trial.state for trial in result.trials] == [FINISHED] * 2
+    (zone_b,) = [n["NodeID"] for n in ray_session.nodes() if n["Labels"].get("zone") == "b"]
+    assert seen == {zone_b}
+    assert leftovers(ray_session) == {"actors": [], "groups": []}
+
+
+@pytest.mark.chaos
 def test_a_killed_trial_is_retried_and_a_diverged_one_is_not(
     ray_session: Any, tmp_path: Path, store: Path, make_job: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -325,9 +360,17 @@ def test_a_placement_group_that_a_dead_trial_left_is_given_back(ray_session: Any
     assert leftovers(ray_session)["groups"] == []
 
 
-def test_what_does_not_fit_is_one_error(ray_session: Any, tmp_path: Path, store: Path) -> None:
-    with pytest.raises(RunError, match="do not fit; "):
+def test_what_does_not_fit_is_one_error(
+    ray_session: Any, add_node: Any, tmp_path: Path, store: Path
+) -> None:
+    """More trials than there is room for; a student that all nodes together have room for."""
+    add_node(num_cpus=3, labels={"zone": "b"})
+    with pytest.raises(RunError, match="500 trials at once do not fit; 9 would"):
         search(tmp_path, store, concurrency=500, trials=1)
+    with pytest.raises(RunError, match="do not fit; 3 would"):
+        search(tmp_path, store, concurrency=500, changes={"student.labels": {"zone": "b"}})
+    with pytest.raises(RunError, match="no node has room for it: 8 CPU wanted"):
+        search(tmp_path, store, changes={"student.cpus": 8})
     state = next((tmp_path / "runs/tiny_search").glob("*/state.json")).read_text()
     assert json.loads(state)["status"] == "failed"
 

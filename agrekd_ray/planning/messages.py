@@ -38,6 +38,6 @@ def replies_bytes(names: Sequence[int], samples: int, classes: int, *, entropy: 
 
 
 def answer_bytes(teachers: int, samples: int, classes: int) -> int:
-    """Of an `Answer`: gradient, loss and fallback by sample, weights, pulls and losses by teacher."""
+    """Of an `Answer`: gradient, loss and fallback by sample; weights, pulls, losses by teacher."""
     by_sample = classes * FLOAT + FLOAT + 1
     return ANSWER + samples * (by_sample + 2 * teachers * FLOAT) + teachers

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
 import logging
-import math
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 import torch
 from ray import tune
 from ray.tune import CheckpointConfig, FailureConfig, ResultGrid, RunConfig, TuneConfig, Tuner
@@ -25,6 +24,8 @@ from agrekd_ray.errors import AgrekdError, RunError
 from agrekd_ray.events import Event, GroupPlaced
 from agrekd_ray.guidance import Replay
 from agrekd_ray.guidance.fleet import Fleet
+from agrekd_ray.guidance.nodes import cluster_nodes
+from agrekd_ray.guidance.placement import Wanted, check_room, place
 from agrekd_ray.models import load
 from agrekd_ray.outputs import evaluation_logits
 from agrekd_ray.results import Effort, Outcome
@@ -42,7 +43,14 @@ from agrekd_ray.search.folder import Journal, SearchFolder
 from agrekd_ray.search.ranking import best, rule_reports, verdict
 from agrekd_ray.search.report import publish_files, read_result, show
 from agrekd_ray.search.results import DEFAULT, FAILED, RUNNING, STOPPED, WINNER, SearchResult
-from agrekd_ray.search.trainable import TrialActor, metric, param_space, scheduler, searcher
+from agrekd_ray.search.trainable import (
+    TrialActor,
+    in_group,
+    metric,
+    param_space,
+    scheduler,
+    searcher,
+)
 from agrekd_ray.search.trial import Shared, assignments, last_state, test_metrics
 from agrekd_ray.search.watch import Groups, TrialRuns, Watch
 from agrekd_ray.student import Assignment, read_outcome
@@ -56,6 +64,8 @@ TUNE = "trials"
 RETRIES = 3
 """Of a trial whose process dies."""
 ALIAS = "winner"
+MOST_AT_ONCE = 1000
+"""Trials."""
 
 
 def run_search(folder: SearchFolder, console: Console) -> SearchResult:
@@ -234,25 +244,19 @@ class _Searching:
         Raises:
             RunError: for none, or for fewer than asked for.
         """
-        there, student = ray.cluster_resources(), self.job.student
-        taken = 0.0
-        if self.job.guidance == "live":  # something must be left for the fleet
-            taken = 0.1
-        room = math.inf
-        for name, wanted, used in (("CPU", student.cpus, taken), ("GPU", student.gpus, 0.0)):
-            if wanted:
-                room = min(room, (there.get(name, 0) - used) // (wanted * student.workers))
-        if room < 1:
-            raise RunError(
-                f"a trial wants {student.workers * student.cpus:g} CPUs and "
-                f"{student.workers * student.gpus:g} GPUs; the cluster has "
-                f"{there.get('CPU', 0):g} and {there.get('GPU', 0):g}. Lower student.cpus, "
-                "student.gpus or student.workers under changes."
-            )
+        nodes, student = cluster_nodes(), workers_of(self.job.student)
+        # Beside trials that ask it live, something must be left for the fleet.
+        fleet = [Wanted("a teacher", {"CPU": 0.1})] if self.job.guidance == "live" else []
+        check_room(student, fleet, nodes)
+
+        def too_many(trials: int) -> bool:
+            return bool(place([*fleet, *(student * trials)], nodes).without_room)
+
+        room = 1 + bisect.bisect_left(range(2, MOST_AT_ONCE + 1), True, key=too_many)
         asked = self.search.concurrency
         if asked is not None and asked > room:
-            raise RunError(f"concurrency: {asked} trials at once do not fit; {room:g} would.")
-        return int(asked or room)
+            raise RunError(f"concurrency: {asked} trials at once do not fit; {room} would.")
+        return asked or room
 
     def _trials(self, engine: RayEngine, shared: Shared) -> None:
         """Run the trials that are left."""
@@ -262,7 +266,7 @@ class _Searching:
         board = Board(self.console, self.search.select, total, at_once, deadline)
         watch = Watch(self.planned, self.journal, board, self.runs, self.groups)
         student = self.job.student
-        alone = student.workers == 1  # else a worker group of its own has the resources
+        alone = not in_group(student)  # else a worker group of its own has the resources
         actor = tune.with_resources(
             tune.with_parameters(TrialActor, shared=shared),
             # Tune knows no trial without resources: of memory there is always this much.

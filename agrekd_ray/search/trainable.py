@@ -24,6 +24,7 @@ from agrekd_ray.search.results import FINISHED, TrialResult
 from agrekd_ray.search.settings import Planned
 from agrekd_ray.search.space import Domain, Sampler, Setting, Space
 from agrekd_ray.search.trial import Shared, Trial, last_state, opened, save_state
+from agrekd_ray.student import StudentSettings
 
 SETTING = "setting"
 """Key of Tune's configuration that holds a setting which was drawn up front."""
@@ -33,6 +34,11 @@ HANDED_ON = "state"
 """Folder in a checkpoint that holds a state, for population based training."""
 MOST_TRIALS = 1000
 """Of a random search that only time ends."""
+
+
+def in_group(student: StudentSettings) -> bool:
+    """Whether a trial's student needs a worker group; Tune itself places none by label."""
+    return student.workers > 1 or bool(student.labels)
 
 
 class TrialActor(tune.Trainable):
@@ -55,7 +61,7 @@ class TrialActor(tune.Trainable):
         known = read_trial(shared.trials, self.trial_id)
         self._over = known if known is not None and known.state == FINISHED else None
         job = planned.trial(setting_of(planned, new_config))
-        if job.student.workers > 1:
+        if in_group(job.student):
             self._trial = GroupTrial(job, shared, self.trial_id, shared.groups / self.trial_id)
         else:
             # An actor with no GPU assigned still sees all of them: the device is chosen explicitly.

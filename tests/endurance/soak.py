@@ -45,6 +45,10 @@ SPACE: dict[str, Any] = {
 }
 
 
+TRAINS_OWN = "_AutoscalingCoordinator"
+"""An actor that Ray Train keeps as long as the cluster lasts."""
+
+
 class Striker:
     """Kills somebody now and then, for as long as it is told to.
 
@@ -266,7 +270,11 @@ def _sample(minute: float) -> Sample:
             own = [line.split()[1] for line in text.splitlines() if line.startswith("RssAnon")]
             resident += int(own[0]) / 1024
     groups = [g for g in ray.util.placement_group_table().values() if g["state"] != "REMOVED"]
-    alive = [actor for actor in actors().values() if actor["State"] != "DEAD"]
+    alive = [
+        actor
+        for actor in actors().values()
+        if actor["State"] != "DEAD" and not actor["ActorClassName"].startswith(TRAINS_OWN)
+    ]
     kind = "object_store_memory"
     objects = (ray.cluster_resources()[kind] - ray.available_resources()[kind]) / 1e6
     return Sample(minute, len(processes), resident, objects, len(groups), len(alive))
