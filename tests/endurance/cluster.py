@@ -21,6 +21,7 @@ from agrekd_ray.models import load
 from ..conftest import TINY, merged
 from ..shared import flat_parameters
 
+RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 AGREKD = [sys.executable, "-m", "agrekd_ray"]
 HEALTH = {
     "health_check_initial_delay_ms": 0,
@@ -62,32 +63,51 @@ class Raylets:
 
         head = {"num_cpus": 1, "include_dashboard": False, "_system_config": HEALTH}
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
-        self._nodes = [self._add() for _ in range(nodes)]
+        self._nodes = {self._add() for _ in range(nodes)}
 
     @property
     def address(self) -> str:
         """For `ray.address`."""
         return str(self._cluster.address)
 
-    def _add(self) -> Any:
-        return self._cluster.add_node(num_cpus=3, resources={"seat": 3})
+    def _add(self) -> subprocess.Popen[bytes]:
+        """As a user adds one: `Cluster.add_node` wants the main thread."""
+        own = [f"--address={self.address}", "--num-cpus=3", '--resources={"seat": 3}']
+        return subprocess.Popen(
+            [*RAY, "start", "--block", "--disable-usage-stats", *own],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
 
     def kill_node(self) -> None:
         """SIGKILL of the raylet that hosts most teachers, and a new one in its place."""
-        hosts = {}
-        for node in self._nodes:
-            raylet = node.all_processes["raylet"][0].process.pid
-            hosts[raylet] = node
         teaching = [_parent(process) for process in own_processes("ray::TeacherActor")]
-        struck = max(hosts, key=teaching.count)
-        node = hosts[struck]
-        self._nodes.remove(node)
-        self._cluster.remove_node(node, allow_graceful=False)
-        self._nodes.append(self._add())
+        raylets = {
+            process: node
+            for process in own_processes()
+            for node in self._nodes
+            if _parent(process) == node.pid and "/raylet/raylet" in _command(process)
+        }
+        struck = max(raylets, key=teaching.count)
+        with suppress(ProcessLookupError):
+            os.kill(struck, signal.SIGKILL)
+        raylets[struck].wait(60)  # it ends what the raylet had started
+        self._nodes.remove(raylets[struck])
+        self._nodes.add(self._add())
 
     def close(self) -> None:
         """Ends it."""
+        for node in self._nodes:
+            node.terminate()
+        for node in self._nodes:
+            node.wait(60)
         self._cluster.shutdown()
+
+
+def _command(process: int) -> str:
+    with suppress(OSError):
+        return Path(f"/proc/{process}/cmdline").read_text()
+    return ""
 
 
 def _parent(process: int) -> int:
