@@ -308,3 +308,31 @@ def test_a_narrow_screen_gets_a_row_a_place(tmp_path: Path) -> None:
     text = (tmp_path / "screen").read_text()
     assert "AGRE-KD" in text
     assert "Worst-group accuracy" in text
+
+
+def test_what_is_finished_of_a_stopped_study_can_be_seen(
+    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Stopped in the second draw: the points of the first stand, and the rest follows."""
+    folder = RunFolder.create(study_of(make_job, draws=[0, 1]))
+    train = driver._Study._train_cohort
+
+    def stopped(self: Any, cohort: Any, name: str) -> None:
+        if cohort.job.data.seed:
+            raise KeyboardInterrupt
+        train(self, cohort, name)
+
+    monkeypatch.setattr(driver._Study, "_train_cohort", stopped)
+    with (tmp_path / "screen.txt").open("w") as file, pytest.raises(KeyboardInterrupt):
+        run_study(folder, Console(file=file, width=200))
+    assert f"unfinished: 2 of 4 points; to see them: agrekd report {folder.path}" in (
+        tmp_path / "screen.txt"
+    ).read_text().replace("\n", " ")
+    page = write_report(folder.path).read_text()
+    assert "Unfinished: 2 of 4 points." in page
+    assert (folder.path / "results.md").read_text().count("*Unfinished: 2 of 4 points.*") == 1
+    assert (folder.path / "plots/sweep_temperature.png").exists()
+    monkeypatch.undo()
+    whole = run_study(folder, Console(quiet=True))
+    assert [point.draw for point in whole.points] == [0, 1, 0, 1]
+    assert "Unfinished" not in write_report(folder.path).read_text()

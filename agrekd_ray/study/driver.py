@@ -73,12 +73,14 @@ class _Cohort:
         assignments: of all points, each put into its point's folder.
         checkpoints: folders of everybody who teaches at any point, by name.
         recipes: of every model that the pool must hold.
+        points: their numbers in the study.
     """
 
     job: Job
     assignments: list[Assignment] = field(default_factory=list)
     checkpoints: dict[str, Path] = field(default_factory=dict)
     recipes: list[Recipe] = field(default_factory=list)
+    points: list[int] = field(default_factory=list)
 
     def distinct(self, students: Path) -> list[list[Assignment]]:
         """The assignments, those that come to the same student together, finished ones first."""
@@ -104,6 +106,9 @@ class _Study:
         self.points = points_of(self.job)
         self.display = Display(console)
         self.root = folder.path / POINTS
+        self.folders: list[RunFolder] = []
+        self.results: dict[int, PointResult] = {}
+        """Of the points that are finished, by number."""
         self.failure: str | None = None
         self.began = time.monotonic()
         self.tracker = Tracker(
@@ -124,12 +129,10 @@ class _Study:
         with ending(self.folder, self.tracker, self.outbox, run_id, say), self.display:
             for _, job in self.points:
                 prepare_data(open_dataset(job.data), self.display)
-            folders = [self._point_folder(setting, job) for setting, job in self.points]
-            self._train()
-            result = self._finish(folders, run_id)
-            self.display.stage("report", 0, "")
-            publish_files(result, self.folder.path)
-            self._publish(run_id, result)
+            self.folders = [self._point_folder(setting, job) for setting, job in self.points]
+            self._train(run_id)
+            self._finish(range(len(self.points)), run_id)
+            self._publish(run_id, result := self._result())
         self.folder.update(status="finished")
         show(result, self.console)
         self._where()
@@ -138,8 +141,8 @@ class _Study:
     def _point_folder(self, setting: Setting, job: Job) -> RunFolder:
         return RunFolder.inside(self.root / setting.folder, job)
 
-    def _train(self) -> None:
-        """Everything that needs an engine, cohort by cohort."""
+    def _train(self, run_id: str) -> None:
+        """Everything that needs an engine, cohort by cohort, whose results then stand."""
         cohorts = [c for c in self._cohorts() if self._left(c) or self._pool(c).missing(c.recipes)]
         if not cohorts:
             return
@@ -147,6 +150,7 @@ class _Study:
             for number, cohort in enumerate(cohorts):
                 name = f"{number + 1}/{len(cohorts)}" if len(cohorts) > 1 else ""
                 self._train_cohort(cohort, name)
+                self._finish(cohort.points, run_id)
 
     def _train_cohort(self, cohort: _Cohort, name: str) -> None:
         self.display.stage(f"start {name}".strip(), 0, "")
@@ -185,7 +189,7 @@ class _Study:
 
     def _cohorts(self) -> list[_Cohort]:
         cohorts: dict[str, list[_Cohort]] = {}
-        for setting, job in self.points:
+        for number, (setting, job) in enumerate(self.points):
             plan = make_plan(job)
             dataset = open_dataset(job.data)
             prepare_data(dataset, self.display)
@@ -207,6 +211,7 @@ class _Study:
             cohort.assignments += [replace(a, folder=inside) for a in plan.assignments]
             cohort.checkpoints |= checkpoints
             cohort.recipes += plan.recipes
+            cohort.points.append(number)
         return [cohort for alike in cohorts.values() for cohort in alike]
 
     def _pool(self, cohort: _Cohort) -> Pool:
@@ -240,25 +245,38 @@ class _Study:
         else:
             show_progress(self.display, event)
 
-    def _finish(self, folders: list[RunFolder], run_id: str) -> StudyResult:
-        """Votes, tables and MLflow of every point; then all of them together."""
-        self.display.stage("points", len(folders), "points")
-        results = []
-        for (setting, _), point in zip(self.points, folders, strict=True):
-            if point.state().status == "finished":
+    def _finish(self, numbers: Sequence[int], run_id: str) -> None:
+        """Votes, tables and MLflow of points; then the files of all that are finished so far."""
+        self.display.stage("points", len(numbers), "points")
+        for number in numbers:
+            setting, point = self.points[number][0], self.folders[number]
+            if number in self.results:
+                outcomes = self.results[number].outcomes
+            elif point.state().status == "finished":
                 outcomes = outcomes_of(point)
             else:
                 tags = {PARENT: run_id, "agrekd.point": setting.label}
                 outcomes = run_job(point, Console(quiet=True), tags, draw=False)
-            results.append(PointResult(setting.label, setting.at, setting.draw, outcomes))
+            self.results[number] = PointResult(setting.label, setting.at, setting.draw, outcomes)
             self.display.advance(setting.label)
+        self.display.stage("report", 0, "")
+        publish_files(result := self._result(), self.folder.path)
+        if result.unfinished:
+            self.display.note(f"{result.unfinished}; to see them: agrekd report {self.folder.path}")
+
+    def _result(self) -> StudyResult:
+        points = [result for _, result in sorted(self.results.items())]
         return StudyResult(
             name=self.job.name,
             folder=str(self.folder.path),
-            sweep={key: list(values) for key, values in self.job.sweep.items()},
+            sweep={
+                key: [value for value in values if any(p.at[key] == value for p in points)]
+                for key, values in self.job.sweep.items()
+            },
             methods=list(self.job.methods),
             published=self.job.published,
-            points=results,
+            points=points,
+            planned=len(self.points),
             seconds=round(time.monotonic() - self.began, 1),
             settings=self.job.model_dump(mode="json"),
             versions=package_versions(),

@@ -74,7 +74,7 @@ def show(result: StudyResult, console: Console) -> None:
 
 def markdown(result: StudyResult) -> str:
     """Tables of worst-group accuracy and accuracy, and the gains, as Markdown."""
-    parts = []
+    parts = [f"*{result.unfinished.capitalize()}.*"] if result.unfinished else []
     for metric, words in ((WGA, _worst(result)), (ACCURACY, "Accuracy")):
         for title, rest in _panels(result, words):
             parts.append(title)

@@ -83,7 +83,8 @@ class StudyResult:
         sweep: values by key.
         methods: in the order of the job.
         published: results of others.
-        points: all that were run.
+        points: all that are finished.
+        planned: how many there will be; more while the study is under way, or was stopped.
         seconds: that it took, this time.
         settings: the resolved job.
         versions: of packages, by name.
@@ -95,9 +96,16 @@ class StudyResult:
     methods: list[str]
     published: Published | None
     points: list[PointResult]
+    planned: int = 0
     seconds: float = 0.0
     settings: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def unfinished(self) -> str:
+        """In words, how much of the study is there; empty where all is."""
+        there = len(self.points)
+        return f"unfinished: {there} of {self.planned} points" if there < self.planned else ""
 
     @property
     def draws(self) -> list[int]:
@@ -194,6 +202,7 @@ class StudyResult:
                 }
                 for point in self.points
             ],
+            "planned": self.planned,
             "seconds": self.seconds,
             "settings": self.settings,
             "versions": self.versions,

@@ -16,6 +16,12 @@ _METRICS = (WGA, "accuracy")
 
 def verdict(result: StudyResult) -> str:
     """The study in a sentence: where AGRE-KD gains over AVER, and where it does not."""
+    if result.unfinished:
+        return f"{result.unfinished.capitalize()}. {_verdict(result)}"
+    return _verdict(result)
+
+
+def _verdict(result: StudyResult) -> str:
     gains = [gain for gain in result.gains if gain.against == "aver"]
     if not gains:
         return "The study does not hold AGRE-KD against AVER."
