@@ -190,7 +190,8 @@ def test_a_killed_worker_goes_on_with_its_epoch(
         work = Schoolwork(
             given, job.data, Given(fleet.source()), students, tmp_path, channel.post, 2
         )
-        train_group(work, StudentSettings(model=STUDENT, training=training, cpus=0.5))
+        # So many that the next group finds no room before the first has given back its own.
+        train_group(work, StudentSettings(model=STUDENT, training=training, cpus=4))
     killer.join()
     events = [event for event in channel.take() if isinstance(event, StudentDone)]
     channel.close()

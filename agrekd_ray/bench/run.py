@@ -13,7 +13,6 @@ from typing import Any
 import ray
 import ray.train
 from ray.train import RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
 from ray.train.v2.api.config import LoggingConfig
 from rich.console import Console
 
@@ -30,6 +29,7 @@ from agrekd_ray.outputs import OutputSettings
 from agrekd_ray.run.display import Display
 from agrekd_ray.run.listener import Listener
 from agrekd_ray.run.session import RaySession
+from agrekd_ray.student.room import GroupTrainer
 
 
 def run_bench(
@@ -149,7 +149,7 @@ def _fleet(
 
 
 def _train(setting: Setting, place: Path) -> None:
-    trainer = TorchTrainer(
+    trainer = GroupTrainer(
         measure,
         train_loop_config={"setting": setting},
         scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1}),

@@ -20,9 +20,7 @@ import ray.train
 import torch
 import torch.distributed as dist
 from ray.train import FailureConfig, RunConfig
-from ray.train.torch import TorchTrainer
 from ray.train.v2.api.config import LoggingConfig
-from ray.util import get_current_placement_group
 
 from agrekd_ray.channel import plain_error
 from agrekd_ray.config import Job
@@ -31,6 +29,7 @@ from agrekd_ray.events import GroupPlaced
 from agrekd_ray.results import Epoch, epochs_from_json, mean_epoch
 from agrekd_ray.search.trial import Shared, assignments, opened
 from agrekd_ray.student.group import scaling, worker_student
+from agrekd_ray.student.room import GroupTrainer, held
 
 POLL_SECONDS = 0.02
 SECONDS_TO_END = 60.0
@@ -153,7 +152,7 @@ class GroupTrial:
 
     def _train(self) -> None:
         student = self._job.student
-        trainer = TorchTrainer(
+        trainer = GroupTrainer(
             _work,
             train_loop_config={"work": self._work},
             scaling_config=scaling(student),
@@ -177,9 +176,8 @@ class GroupTrial:
 def _work(config: dict[str, Any]) -> None:
     work: GroupWork = config["work"]
     first = ray.train.get_context().get_world_rank() == 0
-    placed = get_current_placement_group()
-    if first and placed is not None:
-        work.shared.post(GroupPlaced(work.trial_id, placed.id.hex()))
+    if first and (group := held()) is not None:
+        work.shared.post(GroupPlaced(work.trial_id, group))
     dataset, source, judge = opened(work.shared)
     ahead = work.job.fleet.look_ahead
     students = [

@@ -8,9 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 from ray import tune
-from ray._raylet import PlacementGroupID
-from ray.util import remove_placement_group
-from ray.util.placement_group import PlacementGroup
 
 from agrekd_ray.events import GroupPlaced
 from agrekd_ray.results import Epoch, degraded, epochs_from_json
@@ -21,6 +18,7 @@ from agrekd_ray.search.results import FAILED, FINISHED, RUNNING, STOPPED, TrialR
 from agrekd_ray.search.settings import Planned
 from agrekd_ray.search.trainable import setting_of
 from agrekd_ray.search.trial import assignments
+from agrekd_ray.student.room import give_back
 from agrekd_ray.tracking.mlflow_runs import DEGRADED, KILLED, Tracker
 from agrekd_ray.tracking.mlflow_runs import FAILED as RUN_FAILED
 from agrekd_ray.tracking.mlflow_runs import FINISHED as RUN_FINISHED
@@ -127,7 +125,7 @@ class Groups:
         """Give back what a trial, or any, has left behind."""
         for one in [trial_id] if trial_id is not None else list(self._held):
             for name in self._held.pop(one, []):
-                remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(name))))
+                give_back(name)
 
 
 class Watch(tune.Callback):

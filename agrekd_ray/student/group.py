@@ -23,7 +23,6 @@ import torch
 import torch.distributed as dist
 from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
 from ray.train.v2.api.config import LoggingConfig
 from torch import Tensor
 
@@ -34,9 +33,10 @@ from agrekd_ray.events import Failed, Note, Post, StudentDone, StudentEpoch
 from agrekd_ray.guidance import Source
 from agrekd_ray.guidance.home import DIED
 from agrekd_ray.meters import StudentMeter
+from agrekd_ray.student.room import GroupTrainer, give_back, held
 from agrekd_ray.student.student import STATE, Assignment, Student, StudentSettings, read_outcome
 
-GIVEN_UP = "given-up"
+GIVEN_UP, ROOM = "given-up", "placement-group"
 MAX_FAILURES = 8
 """Restarts of the worker group before a run gives up."""
 MAX_CONTROLLERS = 4
@@ -91,7 +91,9 @@ def train_group(work: Schoolwork, settings: StudentSettings) -> None:
             reason = plain_error(error, what)
             if not isinstance(error, DIED) or attempt == MAX_CONTROLLERS:
                 raise reason from None
-            # Train's controller has died, and its workers with it; nobody else starts it again.
+            # Train's controller has died; nobody else starts it again, or ends its workers.
+            with contextlib.suppress(FileNotFoundError):
+                give_back((work.training / ROOM).read_text())
             work.post(Note(f"{reason} It goes on with the last epoch that was finished."))
         else:
             break
@@ -101,7 +103,7 @@ def train_group(work: Schoolwork, settings: StudentSettings) -> None:
 
 
 def _fit(work: Schoolwork, settings: StudentSettings) -> None:
-    TorchTrainer(
+    GroupTrainer(
         _work,
         train_loop_config={"work": work},
         scaling_config=scaling(settings),
@@ -131,6 +133,9 @@ def _work(config: dict[str, Any]) -> None:
     given_up = work.training / GIVEN_UP
     if given_up.exists():
         return
+    if context.get_world_rank() == 0 and (group := held()) is not None:
+        with contextlib.suppress(OSError):  # a full disk is said where it costs something
+            (work.training / ROOM).write_text(group)
     try:
         dataset = open_dataset(work.data)
         source = work.source(dataset) if work.source else None
