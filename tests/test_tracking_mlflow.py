@@ -4,6 +4,9 @@ import json
 import logging
 import math
 import os
+import subprocess
+import sys
+import time
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -124,6 +127,24 @@ def test_a_new_store_is_made_quietly_and_inside_its_folder(tmp_path, capfd, monk
     found = MlflowClient(tracker.uri).get_experiment(tracker.experiment_id)
     assert found.name == "digits"
     assert found.artifact_location == str(tmp_path / "runs" / "mlartifacts")
+
+
+def test_a_store_whose_maker_was_killed_is_made_again(tmp_path):
+    """SIGKILL at some moments of its making; what is there in the end opens."""
+    make = "import sys; from agrekd_ray.tracking.mlflow_runs import Tracker; from pathlib import "
+    make += "Path; Tracker(None, 'made', Path(sys.argv[1]))"
+    for seconds in (0.0, 0.3, 0.8):
+        maker = subprocess.Popen([sys.executable, "-c", make, str(tmp_path)])
+        while not list(tmp_path.glob(".mlflow.db.draft-*")):
+            assert maker.poll() is None
+            time.sleep(0.01)  # polls for the moment
+        time.sleep(seconds)  # the moment itself
+        maker.kill()
+        maker.wait()
+    made = Tracker(None, "made", tmp_path)
+    assert made.start_job("job", {}, {})
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"mlflow.db", ".mlflow.db.lock"}
 
 
 def test_the_command_for_the_interface_is_quoted_and_keeps_secrets(opened, store):

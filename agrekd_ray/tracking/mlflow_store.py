@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import sqlite3
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -97,6 +99,8 @@ def check_store(uri: str) -> None:
     if urlsplit(uri).scheme == "sqlite":
         path = _sqlite_path(uri)
         path.parent.mkdir(parents=True, exist_ok=True)
+        if not _is_there(path):
+            _create(path)
         connection = sqlite3.connect(path)
         try:
             connection.execute("BEGIN IMMEDIATE")
@@ -104,6 +108,26 @@ def check_store(uri: str) -> None:
             connection.rollback()
         finally:
             connection.close()
+
+
+def _is_there(path: Path) -> bool:
+    return path.exists() and path.stat().st_size > 0
+
+
+def _create(path: Path) -> None:
+    """A new database, whole or not at all.
+
+    MLflow makes it in sixty steps, and one that was killed between two of them opens never again.
+    """
+    with path.with_name(f".{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if _is_there(path):  # another process was faster
+            return
+        for left in path.parent.glob(f".{path.name}.draft-*"):
+            left.unlink()
+        draft = path.with_name(f".{path.name}.draft-{uuid.uuid4().hex[:8]}")
+        MlflowClient(tracking_uri=f"sqlite:///{draft}").search_experiments(max_results=1)
+        os.replace(draft, path)
 
 
 def _check_scheme(uri: str) -> None:
