@@ -101,6 +101,7 @@ class Sample:
         minute: since the beginning.
         processes: that descend from this one.
         resident: their memory, MB.
+        largest: who has most of it, and how much.
         objects: bytes in the object stores, MB.
         groups: placement groups that are not removed.
         actors: that are alive.
@@ -109,6 +110,7 @@ class Sample:
     minute: float
     processes: int
     resident: float
+    largest: str
     objects: float
     groups: int
     actors: int
@@ -263,12 +265,14 @@ def _sample(minute: float) -> Sample:
 
     time.sleep(5)
     processes = own_processes()
-    resident = 0.0
+    memory: dict[str, float] = {}
     for process in processes:
         with suppress(OSError, IndexError):
             text = Path(f"/proc/{process}/status").read_text()
-            own = [line.split()[1] for line in text.splitlines() if line.startswith("RssAnon")]
-            resident += int(own[0]) / 1024
+            told = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+            size = int(told["RssAnon"].split()[0]) / 1024
+            memory[told["Name"].strip()] = memory.get(told["Name"].strip(), 0) + size
+    largest = sorted(memory.items(), key=lambda one: -one[1])[:4]
     groups = [g for g in ray.util.placement_group_table().values() if g["state"] != "REMOVED"]
     alive = [
         actor
@@ -277,14 +281,23 @@ def _sample(minute: float) -> Sample:
     ]
     kind = "object_store_memory"
     objects = (ray.cluster_resources()[kind] - ray.available_resources()[kind]) / 1e6
-    return Sample(minute, len(processes), resident, objects, len(groups), len(alive))
+    return Sample(
+        minute,
+        len(processes),
+        sum(memory.values()),
+        ", ".join(f"{name} {size:.0f}" for name, size in largest),
+        objects,
+        len(groups),
+        len(alive),
+    )
 
 
 def _table(samples: list[Sample]) -> Table:
-    table = Table("Minute", "Processes", "Memory, MB", "Objects, MB", "Groups", "Actors", box=None)
+    headings = ("Minute", "Processes", "Memory, MB", "Objects, MB", "Groups", "Actors", "Largest")
+    table = Table(*headings, box=None)
     for one in samples:
         numbers = (one.minute, one.processes, one.resident, one.objects, one.groups, one.actors)
-        table.add_row(*(f"{number:.0f}" for number in numbers))
+        table.add_row(*(f"{number:.0f}" for number in numbers), one.largest)
     return table
 
 
