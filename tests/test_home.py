@@ -39,8 +39,6 @@ class Actor:
         self.silent = False
         self.here = asyncio.Event()
         self.here.set()
-        self.room = asyncio.Event()
-        self.room.set()
         self.broken: Exception | None = None
         self.died = False
         self.replies, self.node = Method(self._replies), Method(self._node)
@@ -56,7 +54,6 @@ class Actor:
         return "10.0.0.7"
 
     async def _replies(self, names: Any, question: Question) -> str:
-        await self.room.wait()
         if self.died:
             raise ActorDiedError()
         if self.silent:
@@ -196,26 +193,5 @@ def test_a_silent_teacher_is_named_with_its_node_and_given_up_after_a_while(repl
         with pytest.raises(RunError, match=r"node 10\.0\.0\.7.*no answer to step 0.*patience"):
             await waiting
         assert home.awaited() == []
-
-    asyncio.run(run())
-
-
-@pytest.mark.parametrize("replicas", [1, 2])
-def test_waiting_for_room_does_not_count_as_silence(replicas: int) -> None:
-    async def run() -> None:
-        actors = {f"actor-{n}": Actor() for n in range(replicas)}
-        for actor in actors.values():
-            actor.here.clear()
-            actor.room.clear()
-        home = home_of(actors, patience=0.05)
-        waiting = asyncio.ensure_future(home.replies(["erm-0"], asked(0)))
-        await asyncio.sleep(0.2)
-        assert not waiting.done()
-        (words,) = home.awaited() or ["(actor actor-0 not placed yet)"]
-        assert "not placed yet" in words
-        for actor in actors.values():
-            actor.room.set()
-            actor.here.set()
-        assert await waiting == "reply 0"
 
     asyncio.run(run())

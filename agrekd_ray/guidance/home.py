@@ -44,8 +44,7 @@ class Home:
     Args:
         teachers: their names.
         actors: handles of `TeacherActor` by name.
-        patience: seconds that they may take to answer, from when one has found room; None for any
-            time.
+        patience: seconds that they may take to answer; None for any time.
     """
 
     def __init__(
@@ -58,7 +57,6 @@ class Home:
         self._nodes: dict[str, str] = {}
         self._looking: set[asyncio.Task[None]] | None = None
         self._changed = asyncio.Event()
-        self._placed = asyncio.Event()
         self.retries = 0
         """Questions that were asked again, since an actor had died."""
         self._asked: dict[int, tuple[float, str | None]] = {}
@@ -167,26 +165,16 @@ class Home:
                 self._there.append(name)
                 break
         self._changed.set()
-        self._placed.set()
 
     async def _patient(self, answer: Awaitable[Replies], what: str) -> Replies:
-        answering, placed = (
-            asyncio.ensure_future(answer),
-            asyncio.ensure_future(self._placed.wait()),
-        )
         try:
-            # Room that others hold is waited for, however long it takes; see `awaited`.
-            await asyncio.wait({answering, placed}, return_when=asyncio.FIRST_COMPLETED)
-            return await asyncio.wait_for(answering, self._patience)
+            return await asyncio.wait_for(answer, self._patience)
         except TimeoutError:
             where = ", ".join(self._in_words(name) for name in self._actors)
             raise SilentError(
                 f"{where}: no answer to {what} for {self._patience:g} s. Look at the process and "
                 "its node, then `agrekd resume RUN`; a slow teacher needs a longer fleet.patience."
             ) from None
-        finally:
-            placed.cancel()
-            answering.cancel()
 
     @contextmanager
     def _noted(self, name: str | None) -> Iterator[None]:
