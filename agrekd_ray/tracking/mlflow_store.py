@@ -119,7 +119,8 @@ def _create(path: Path) -> None:
 
     MLflow makes it in sixty steps, and one that was killed between two of them opens never again.
     """
-    with path.with_name(f".{path.name}.lock").open("w") as lock:
+    mark = path.with_name(f".{path.name}.lock")
+    with mark.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if _is_there(path):  # another process was faster
             return
@@ -128,6 +129,7 @@ def _create(path: Path) -> None:
         draft = path.with_name(f".{path.name}.draft-{uuid.uuid4().hex[:8]}")
         MlflowClient(tracking_uri=f"sqlite:///{draft}").search_experiments(max_results=1)
         os.replace(draft, path)
+        mark.unlink()  # whoever waits for it finds the database
 
 
 def _check_scheme(uri: str) -> None:
