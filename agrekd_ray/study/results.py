@@ -84,10 +84,10 @@ class StudyResult:
         methods: in the order of the job.
         published: results of others.
         points: all that are finished.
-        planned: how many there will be; more while the study is under way, or was stopped.
         seconds: that it took, this time.
         settings: the resolved job.
         versions: of packages, by name.
+        planned: points in all; more than are finished while the study is under way, or was stopped.
     """
 
     name: str
@@ -96,10 +96,10 @@ class StudyResult:
     methods: list[str]
     published: Published | None
     points: list[PointResult]
-    planned: int = 0
     seconds: float = 0.0
     settings: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    planned: int = 0
 
     @property
     def unfinished(self) -> str:
