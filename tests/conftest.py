@@ -45,6 +45,15 @@ TINY: dict[str, Any] = {
 }
 
 
+HEALTH = {
+    "health_check_initial_delay_ms": 0,
+    "health_check_period_ms": 1000,
+    "health_check_timeout_ms": 10_000,
+    "health_check_failure_threshold": 3,
+}
+"""Of Ray's nodes: a lost one is seen within seconds."""
+
+
 @pytest.hookimpl(tryfirst=True)  # before xdist looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where tests run side by side, all that share the Ray session stay in one process."""
@@ -92,15 +101,9 @@ def ray_cluster() -> Iterator[Any]:
     import ray
     from ray.cluster_utils import Cluster
 
-    health = {
-        "health_check_initial_delay_ms": 0,
-        "health_check_period_ms": 1000,
-        "health_check_timeout_ms": 10_000,
-        "health_check_failure_threshold": 3,
-    }
     cluster = Cluster(
         initialize_head=True,
-        head_node_args={"num_cpus": 6, "include_dashboard": False, "_system_config": health},
+        head_node_args={"num_cpus": 6, "include_dashboard": False, "_system_config": HEALTH},
     )
     ray.init(address=cluster.address, log_to_driver=False, logging_level="WARNING")
     yield cluster

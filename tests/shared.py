@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,3 +33,23 @@ def records(job: Job, data: Dataset, checkpoints: dict[str, Path]) -> Outputs:
 def flat_parameters(model: Any) -> torch.Tensor:
     """All weights of a model in one float64 vector."""
     return torch.cat([value.detach().flatten().double() for value in model.state_dict().values()])
+
+
+def own_processes(name: str = "") -> list[int]:
+    """Ids of the processes of that name that descend from this one; of all without a name."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if (folder / "cmdline").read_text().startswith(name) and _descends(int(folder.name)):
+                found.append(int(folder.name))
+    return found
+
+
+def _descends(process: int) -> bool:
+    parent = process
+    while parent > 1 and parent != os.getpid():
+        stat = Path(f"/proc/{parent}/stat").read_text()
+        if stat.rpartition(") ")[2].startswith("Z"):
+            return False
+        parent = int(stat.rpartition(") ")[2].split()[1])
+    return parent == os.getpid() and process != parent

@@ -24,7 +24,7 @@ from agrekd_ray.models import Model, load
 from agrekd_ray.settings import Training
 from agrekd_ray.student import Assignment, Student, StudentSettings, read_outcome
 
-from .shared import flat_parameters, pool_of
+from .shared import flat_parameters, own_processes, pool_of
 
 STUDENT = Model(name="cnn", args={"width": 4})
 TRAINING = Training(epochs=2, batch_size=32, learning_rate=0.05)
@@ -201,24 +201,6 @@ def test_a_killed_worker_goes_on_with_its_epoch(
     for assignment in given:
         local = reference(assignment, data, checkpoints)
         same(load(students / assignment.name)[0], local.model)
-
-
-def own_processes(name: str) -> list[int]:
-    """Ids of this session's processes of that name: those that descend from this one."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if not (folder / "cmdline").read_text().startswith(name):
-                continue
-            parent = int(folder.name)
-            while parent > 1 and parent != os.getpid():
-                stat = Path(f"/proc/{parent}/stat").read_text()
-                parent = int(stat.rpartition(") ")[2].split()[1])
-        except OSError:
-            continue  # it ended meanwhile
-        if parent == os.getpid():
-            found.append(int(folder.name))
-    return found
 
 
 def test_fault_of_a_teacher_is_one_clear_error(

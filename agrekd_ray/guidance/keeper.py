@@ -20,7 +20,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from agrekd_ray.channel import plain_error
-from agrekd_ray.data import DataSettings, Samples, open_dataset
+from agrekd_ray.data import DataSettings, open_dataset
 from agrekd_ray.outputs import Outputs, OutputSettings
 
 VIEWS_KEPT = 4
@@ -118,15 +118,9 @@ class Keeper:
             .remote(settings, folders, data, autocast)
         )
 
-    def open(
-        self,
-        settings: OutputSettings,
-        checkpoints: Mapping[str, Path],
-        samples: Samples,
-        autocast: str,
-    ) -> Outputs:
-        """The records as another process reads them."""
-        return LentOutputs(self.actor, settings, checkpoints, samples, autocast)
+    def __call__(self, *given: Any) -> Outputs:
+        """The records as another process reads them; takes what `Outputs` does."""
+        return LentOutputs(self.actor, *given)
 
     def close(self) -> None:
         """Ends it, and what it lent."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
@@ -94,18 +93,8 @@ class RecordedTeachers:
         )
 
 
-class Lender(Protocol):
-    """Opens records that this process's node does not have (`keeper.Keeper`)."""
-
-    def open(
-        self,
-        settings: OutputSettings,
-        checkpoints: Mapping[str, Path],
-        samples: Samples,
-        autocast: str,
-    ) -> Outputs:
-        """As `Outputs(...)` would where they lie on this node."""
-        ...
+Opening = Callable[[OutputSettings, Mapping[str, Path], Samples, str], Outputs]
+"""Opens records as `Outputs(...)` does where they lie on this node."""
 
 
 @dataclass(frozen=True)
@@ -117,17 +106,16 @@ class Replay:
         checkpoints: folders of the teachers, by name.
         autocast: precision of the teachers' forward passes.
         fleet: who answers where a record is missing.
-        keeper: who lends the records that this process's node does not have.
+        opening: opens the records, where a node may not have them (`keeper.Keeper`).
     """
 
     settings: OutputSettings
     checkpoints: Mapping[str, Path]
     autocast: str
     fleet: Source | None
-    keeper: Lender | None = None
+    opening: Opening = Outputs
 
     def __call__(self, samples: Samples) -> Source:
         """A student's source in this process."""
-        given = (self.settings, self.checkpoints, samples, self.autocast)
-        outputs = self.keeper.open(*given) if self.keeper else Outputs(*given)
+        outputs = self.opening(self.settings, self.checkpoints, samples, self.autocast)
         return RecordedTeachers(outputs, samples, self.fleet)

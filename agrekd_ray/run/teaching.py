@@ -103,7 +103,8 @@ class Teaching(AbstractContextManager["Teaching"]):
         fleet = self._start(self._checkpoints).source() if self._missing else None
         job = self._job
         self._keeper = keeper_of(job, self._checkpoints)
-        return Replay(job.outputs, self._checkpoints, job.fleet.autocast, fleet, self._keeper)
+        opening = self._keeper or Outputs
+        return Replay(job.outputs, self._checkpoints, job.fleet.autocast, fleet, opening)
 
     def record(self) -> None:
         """Record every view that is missing; teachers that do not all find room take turns.

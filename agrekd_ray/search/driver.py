@@ -27,7 +27,7 @@ from agrekd_ray.guidance.fleet import Fleet
 from agrekd_ray.guidance.nodes import cluster_nodes
 from agrekd_ray.guidance.placement import Wanted, check_room, place
 from agrekd_ray.models import load
-from agrekd_ray.outputs import evaluation_logits
+from agrekd_ray.outputs import Outputs, evaluation_logits
 from agrekd_ray.results import Effort, Outcome
 from agrekd_ray.run.cluster import RayEngine
 from agrekd_ray.run.display import Display, prepare_data
@@ -200,7 +200,7 @@ class _Searching:
         keeper = keeper_of(job, checkpoints) if job.guidance == "auto" else None
         if keeper is not None:
             stack.callback(keeper.close)
-        source: Any = Replay(job.outputs, checkpoints, job.fleet.autocast, None, keeper)
+        source: Any = Replay(job.outputs, checkpoints, job.fleet.autocast, None, keeper or Outputs)
         if job.guidance == "live":
             at_once = self._at_once()
             fleet = Fleet(

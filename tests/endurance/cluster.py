@@ -18,37 +18,11 @@ import yaml
 
 from agrekd_ray.models import load
 
-from ..conftest import TINY, merged
-from ..shared import flat_parameters
+from ..conftest import HEALTH, TINY, merged
+from ..shared import flat_parameters, own_processes
 
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 AGREKD = [sys.executable, "-m", "agrekd_ray"]
-HEALTH = {
-    "health_check_initial_delay_ms": 0,
-    "health_check_period_ms": 1000,
-    "health_check_timeout_ms": 10_000,
-    "health_check_failure_threshold": 3,
-}
-
-
-def own_processes(name: str = "") -> list[int]:
-    """Ids of the processes of that name that descend from this one; of all without a name."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            if (folder / "cmdline").read_text().startswith(name) and _descends(int(folder.name)):
-                found.append(int(folder.name))
-    return found
-
-
-def _descends(process: int) -> bool:
-    parent = process
-    while parent > 1 and parent != os.getpid():
-        stat = Path(f"/proc/{parent}/stat").read_text()
-        if stat.rpartition(") ")[2].startswith("Z"):
-            return False
-        parent = int(stat.rpartition(") ")[2].split()[1])
-    return parent == os.getpid() and process != parent
 
 
 class Raylets:

@@ -19,7 +19,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from .cluster import Raylets, Run, differ, own_processes, small_disk, strike
+from ..shared import own_processes
+from .cluster import Raylets, Run, differ, small_disk, strike
 
 EPOCHS = 120
 JOB: dict[str, Any] = {

@@ -16,7 +16,8 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from .cluster import Raylets, Run, differ, own_processes, strike
+from ..shared import own_processes
+from .cluster import Raylets, Run, differ, strike
 
 SECONDS_BETWEEN_STRIKES = 30.0
 VICTIMS = (
