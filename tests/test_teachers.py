@@ -104,6 +104,7 @@ def test_a_finished_teacher_is_never_made_twice(make_job: Any, tmp_path: Path) -
     recipes = list(draw(job.ensemble, job.teachers).recipes.values())
     families = pool.missing(recipes)
     assert sum(map(len, families)) == len(recipes)
+    assert pool.damaged(families) == []
     epochs: list[str] = []
     for family in families:
         pool.make(family, progress=lambda name, epoch, of: epochs.append(name))
@@ -112,9 +113,7 @@ def test_a_finished_teacher_is_never_made_twice(make_job: Any, tmp_path: Path) -
     debiased = next(r for r in recipes if r.kind == "dfr")
     (pool.folder(debiased) / "model.safetensors").write_bytes(b"damaged")
     assert pool.missing(recipes) == [[debiased]]
-    import shutil
-
-    shutil.rmtree(pool.folder(debiased))
+    assert pool.damaged([[debiased]]) == [pool.folder(debiased)]
     pool.make([debiased], progress=lambda *_: pytest.fail("the parent was trained again"))
     assert pool.missing(recipes) == []
 

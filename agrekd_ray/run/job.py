@@ -211,6 +211,8 @@ class _Run:
             if families:
                 if have:
                     self.display.note(f"{have} models of the pool are there already")
+                for folder in self.pool.damaged(families):
+                    self.display.note(f"{folder}: damaged, so it is made again")
                 self.display.stage("teachers", epochs_of(families), "epochs")
                 engine.make_teachers(families)
             if left:

@@ -11,7 +11,7 @@ import torch
 
 from agrekd_ray.data import SELECT, TEST, Dataset
 from agrekd_ray.errors import CheckpointError
-from agrekd_ray.files import DamagedError, checked
+from agrekd_ray.files import DamagedError, checked, is_folder
 from agrekd_ray.models import Classifier, Manifest, Model, build, identified, load, save
 from agrekd_ray.results import Metrics
 from agrekd_ray.settings import Seed, Settings, Training, fingerprint
@@ -113,6 +113,11 @@ class Pool:
         return [
             sorted(family, key=lambda r: r.kind != "erm") for family in families.values() if family
         ]
+
+    def damaged(self, families: Iterable[Sequence[Recipe]]) -> list[Path]:
+        """Folders of missing models that are there all the same: they cannot be used."""
+        folders = (self.folder(recipe) for family in families for recipe in family)
+        return [folder for folder in folders if is_folder(folder)]
 
     def make(
         self,

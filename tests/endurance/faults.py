@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -16,8 +17,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
+
+from agrekd_ray.models import checkpoint
 
 from ..shared import own_processes
 from .cluster import Raylets, Run, differ, small_disk, strike
@@ -51,6 +55,7 @@ class Row:
         where: number of raylets besides the head, 0 for a session of the run's own.
         disk: folder of the job that is a small file system.
         memory: whether Ray's memory monitor gets a threshold that can be reached.
+        pool: whether the teachers are the run's own, since they are damaged.
     """
 
     name: str
@@ -59,6 +64,7 @@ class Row:
     where: tuple[int, ...] = (0, 2)
     disk: str = ""
     memory: bool = False
+    pool: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,10 +108,14 @@ def node_dies(run: Run, raylets: Raylets | None) -> None:
     raylets.kill_node()
 
 
-def driver_dies(run: Run, raylets: Raylets | None) -> None:
-    """SIGKILL of the driver."""
-    assert run.driver is not None
-    run.driver.kill()
+def driver_gets(number: int) -> Callable[[Run, Raylets | None], None]:
+    """A signal for the driver."""
+
+    def do(run: Run, raylets: Raylets | None) -> None:
+        assert run.driver is not None
+        run.driver.send_signal(number)
+
+    return do
 
 
 def memory_is_short(run: Run, raylets: Raylets | None) -> None:
@@ -147,15 +157,72 @@ def disk_is_freed(folder: str) -> Callable[[Run], None]:
 
 def state_is_cut(run: Run) -> None:
     """Half of the student's last state is lost; the error names it, and it is removed."""
+    state = _last_state(run)
+    _cut(state)
+    _refused(run, str(state.resolve()))
+    state.unlink()
+
+
+def record_is_cut(run: Run) -> None:
+    """Half of a record is lost, and so is the student, which would not need it any more."""
+    _last_state(run).unlink()
+    records = [path for path in (run.folder / "outputs").rglob("*.arrow") if path.is_file()]
+    _cut(random.choice(sorted(records)))
+
+
+def teacher_is_cut(run: Run) -> None:
+    """Half of a teacher's weights is lost; it is made again."""
+    _cut(_teacher(run) / checkpoint.WEIGHTS)
+
+
+def teacher_is_nan(run: Run) -> None:
+    """A teacher answers with NaN; the error names it, and the old one is put back."""
+    folder = _teacher(run)
+    model, manifest = checkpoint.load(folder)
+    kept = folder.rename(run.folder / "kept")
+    with torch.no_grad():
+        next(model.head.parameters()).flatten()[0] = float("nan")
+    checkpoint.save(folder, model, manifest)
+    name = "-".join(folder.name.split("-")[:2])
+    _refused(run, f"teacher {name} answers with NaN")
+    shutil.rmtree(folder)
+    kept.rename(folder)
+
+
+def _last_state(run: Run) -> Path:
+    """Of the student under way, once the killed driver's workers have learnt of its end."""
     state = run.latest / "training/state.pt"
     while time.time() - state.stat().st_mtime < 5:
-        time.sleep(0.5)  # the killed driver's workers write until they learn of it
-    content = state.read_bytes()
-    state.write_bytes(content[: len(content) // 2])
+        time.sleep(0.5)  # polls for the moment
+    return state
+
+
+def _teacher(run: Run) -> Path:
+    """One that the run's students have, any."""
+    _last_state(run)
+    keys = [json.loads(key.read_text()) for key in (run.folder / "outputs").glob("*/key.json")]
+    return run.pool / random.choice(sorted({k["teacher"] for k in keys if k["split"] == "train"}))
+
+
+def _cut(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+def _refused(run: Run, named: str) -> None:
+    """`agrekd resume` ends with an error that names something.
+
+    Raises:
+        RuntimeError: it does not.
+    """
+    told = len(run.screen)
     run.resume()
-    if run.wait() == 0 or str(state.resolve()) not in run.screen:
-        raise RuntimeError(f"a state cut in half is not named:\n{run.screen}")
-    state.unlink()
+    if run.wait() == 0 or named not in " ".join(run.screen[told:].split()):
+        raise RuntimeError(f"{named} is not named:\n{run.screen}")
+
+
+def _nothing(run: Run) -> None:
+    """`agrekd resume` is all."""
 
 
 ROWS = (
@@ -166,8 +233,22 @@ ROWS = (
     Row("a node with teachers is killed, another joins", node_dies, where=(2,)),
     Row("memory runs short, Ray kills", memory_is_short, where=(0,), memory=True),
     Row("Ray Train's controller is killed", kills("ray::TrainController")),
-    Row("the driver is killed", driver_dies, lambda run: None),
-    Row("the driver is killed, its state cut in half", driver_dies, state_is_cut),
+    Row("the driver is killed", driver_gets(signal.SIGKILL), _nothing),
+    Row("Ctrl-C", driver_gets(signal.SIGINT), _nothing),
+    Row("the driver is killed, its state cut in half", driver_gets(signal.SIGKILL), state_is_cut),
+    Row("the driver is killed, a record cut in half", driver_gets(signal.SIGKILL), record_is_cut),
+    Row(
+        "the driver is killed, a teacher cut in half",
+        driver_gets(signal.SIGKILL),
+        teacher_is_cut,
+        pool=True,
+    ),
+    Row(
+        "the driver is killed, a teacher turns NaN",
+        driver_gets(signal.SIGKILL),
+        teacher_is_nan,
+        pool=True,
+    ),
     Row(
         "the disk of the records fills",
         disk_fills("outputs"),
@@ -237,7 +318,10 @@ class Trials:
         if row is not None and row.memory:
             environment["RAY_memory_usage_threshold"] = f"{_used_share(ROOM_FOR_ALL):.4f}"
         name = f"run-{next(self._numbers)}"
-        return Run(self._folder / name, changes, self._pool, environment)
+        folder, pool = self._folder / name, self._pool
+        if row is not None and row.pool:
+            pool = Path(shutil.copytree(pool, folder / "pool"))
+        return Run(folder, changes, pool, environment)
 
     def _undisturbed(self, raylets: Raylets | None) -> tuple[float, float]:
         """Seconds of the whole run, and of the students' training."""
