@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,6 @@ from agrekd_ray.config import Job, check_job
 from agrekd_ray.run.environment import prepare
 
 prepare(starts_cluster=True)
-os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # Cluster makes none
 torch.set_num_threads(1)
 
 # The suite tries the same examples whenever it runs, so that a change is judged by what it changed;

@@ -52,6 +52,7 @@ FACTS = Facts(
     folders={"runs": FOLDER, "outputs.store": FOLDER},
     listeners={6379: ["10.0.0.2"], 8265: ["127.0.0.1"]},
     token=True,
+    token_file="",
 )
 NODE = Node("one 0a0a0a", 8, 0, 4 * GB, FACTS, skew=(0.1, 0.01), data=({"fingerprint": "f" * 64},))
 NEEDS = Needs(2 * GB, 20 * GB, 10**6, {"runs": GB, "outputs.store": 3 * GB})
@@ -200,6 +201,26 @@ def test_folders_on_one_disk_share_its_room() -> None:
     )
     assert left(int(3.5 * GB), other=8) == []
     assert left(4 * GB) == []
+
+
+def test_a_token_that_others_can_read_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "auth_token"
+    file.write_text("secret")
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(file))
+    found = []
+    for mode in (0o640, 0o600):
+        file.chmod(mode)
+        facts = Probe().examine({"folders": {}, "ports": []})
+        open_one = replace(FACTS, token_file=facts["token_file"])
+        found.append(diagnose(cluster(replace(NODE, facts=open_one)), NEEDS, REQUIREMENTS))
+    (one,), nothing = found
+    assert (one.check, one.level) == ("token", "warning")
+    assert one.remedy.startswith(f"chmod 600 {file}")
+    assert nothing == []
 
 
 def test_open_ports_without_a_token_are_a_warning_that_explains_tokens() -> None:

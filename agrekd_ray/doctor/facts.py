@@ -26,6 +26,7 @@ class Facts:
         folders: by key of the job; see `Probe`.
         listeners: addresses by port.
         token: whether Ray asks for a token there.
+        token_file: where the token is, if other users can read it; else empty.
     """
 
     host: str
@@ -39,6 +40,7 @@ class Facts:
     folders: Mapping[str, Mapping[str, Any]]
     listeners: Mapping[int, list[str]]
     token: bool
+    token_file: str
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,7 @@ def diagnose(cluster: Cluster, needs: Needs, requirements: Sequence[str]) -> lis
         lambda: data(cluster),
         lambda: clocks(cluster.nodes),
         lambda: ports(cluster),
+        lambda: token_files(cluster),
         lambda: tracking(cluster),
     )
     for check in checks:
@@ -295,6 +296,15 @@ def ports(cluster: Cluster) -> Iterable[Finding]:
                 "--dashboard-host 127.0.0.1",
                 WARNING,
             )
+
+
+def token_files(cluster: Cluster) -> Iterable[Finding]:
+    """Tokens that other users of a machine can read."""
+    for node, facts in cluster.answering:
+        if facts.token_file:
+            problem = f"{facts.token_file} can be read by other users, who can then run anything"
+            remedy = f"chmod 600 {facts.token_file} (Ray makes it so from 2.60.1 on)"
+            yield Finding(node.name, "token", problem, remedy, WARNING)
 
 
 def tracking(cluster: Cluster) -> Iterable[Finding]:

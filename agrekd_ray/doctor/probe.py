@@ -57,6 +57,7 @@ class Probe:
             },
             "listeners": _listeners(asked["ports"]),
             "token": _token(),
+            "token_file": _open_token_file(),
         }
 
     def torch_gpus(self) -> int | str:
@@ -205,6 +206,17 @@ def _token() -> bool:
         return bool(raylet.get_authentication_mode() != raylet.AuthenticationMode.DISABLED)
     except Exception:  # not in every version
         return os.environ.get("RAY_AUTH_MODE", "") not in ("", "disabled")
+
+
+def _open_token_file() -> str:
+    """Ray's file of the token, where it is used and others than its owner can read it."""
+    if "RAY_AUTH_TOKEN" in os.environ or not _token():
+        return ""
+    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray/auth_token")
+    try:
+        return str(file) if file.stat().st_mode & 0o077 else ""
+    except OSError:
+        return ""
 
 
 def _fingerprint(settings: str) -> dict[str, str]:

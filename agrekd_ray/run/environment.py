@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 
 
 def prepare(starts_cluster: bool) -> None:
@@ -28,8 +29,11 @@ def prepare(starts_cluster: bool) -> None:
         "TUNE_GLOBAL_CHECKPOINT_S": "1",
     }
     if starts_cluster:
-        # A token is what Ray uses here anyway; naming it spares the user Ray's notice of it.
+        # A token is what Ray uses here anyway; naming it spares the user Ray's notice of it. It is
+        # this cluster's own: Ray before 2.60.1 writes one that other users can read.
         wanted["RAY_AUTH_MODE"] = "token"
+        if "RAY_AUTH_TOKEN_PATH" not in os.environ:
+            wanted["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
         # A process of every worker group that waits for a cloud to take its nodes back: not these.
         wanted["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
     for name, value in wanted.items():

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
-import secrets
 import signal
 import sys
 import tempfile
@@ -25,7 +23,6 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):  # also where they were switched off
         signal.signal(number, signal.default_int_handler)
     prepare(starts_cluster=True)
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=True)

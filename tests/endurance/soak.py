@@ -24,6 +24,7 @@ VICTIMS = (
     "ray::TeacherActor",
     "ray::WeightingActor",
     "ray::RayTrainWorker",
+    "ray::TrainController",
     "ray::TrialActor",
     "ray::RecordKeeper",
     "node",
