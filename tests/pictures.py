@@ -26,14 +26,20 @@ def spread(per_cell: Sequence[int] = (6, 4, 3)) -> list[Place]:
     return [every[n] for n in np.random.default_rng(0).permutation(len(every))]
 
 
-def picture(number: int, label: int, attribute: int, size: tuple[int, int] = (20, 16)) -> bytes:
-    """A JPEG: the class is where it is bright, the attribute its colour; (width, height)."""
+def picture(
+    number: int,
+    label: int,
+    attribute: int,
+    size: tuple[int, int] = (20, 16),
+    encoding: str = "JPEG",
+) -> bytes:
+    """Its class is where it is bright, its attribute the colour; (width, height)."""
     rng = np.random.default_rng(number)
     pixels = rng.integers(0, 60, (size[1], size[0], 3))
     half = slice(0, size[1] // 2) if label else slice(size[1] // 2, None)
     pixels[half, :, 2 * attribute] += 180
     file = io.BytesIO()
-    Image.fromarray(pixels.astype(np.uint8)).save(file, "JPEG", quality=95)
+    Image.fromarray(pixels.astype(np.uint8)).save(file, encoding, quality=95)
     return file.getvalue()
 
 

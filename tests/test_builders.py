@@ -24,6 +24,7 @@ from agrekd_ray.models import (
     load,
     save,
 )
+from agrekd_ray.models.weights import read_state
 
 IMAGES, TEXT = (3, 16, 16), (12,)
 BERT = {
@@ -343,6 +344,13 @@ def test_weights_that_do_not_fit(
         assert words in str(caught.value)
         assert len(str(caught.value).splitlines()) == 1
     assert "run" not in capsys.readouterr().out.split()
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
+def test_sparse_weights_are_refused(tmp_path: Path) -> None:
+    torch.save({"fc.bias": torch.ones(3).to_sparse()}, tmp_path / "w.pt")
+    with pytest.raises(CheckpointError, match=r"w\.pt: fc\.bias is a sparse tensor"):
+        read_state(tmp_path / "w.pt")
 
 
 @pytest.mark.parametrize("ending", ["pt", "safetensors"])

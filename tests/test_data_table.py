@@ -289,7 +289,8 @@ def test_no_parquet(tmp_path: Path) -> None:
     ("content", "words"),
     [
         (b"", "broken image"),
-        (b"<html>404</html>", "no image that Pillow knows"),
+        (b"<html>404</html>", "it would be JPEG, PNG"),
+        (pictures.picture(0, 0, 0, encoding="TGA"), "it would be JPEG, PNG"),
         (pictures.picture(0, 0, 0)[:300], "broken image"),
     ],
 )

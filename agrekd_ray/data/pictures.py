@@ -21,6 +21,9 @@ from agrekd_ray.settings import fingerprint
 
 DECODING = 1
 """Version of what decoding gives; raised when the same file gives other pixels."""
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
+"""That are decoded. A file chooses its decoder, whatever its name is, so the forty rare ones that
+Pillow knows besides (one runs a program) are left to whoever converts such pictures."""
 Where = Callable[[int], str]
 """A row of a table, in words."""
 
@@ -162,10 +165,10 @@ def decode(content: bytes, side: int) -> np.ndarray:
     The shorter side is resized to `side` (bilinear, antialiased), the longer one is cut.
 
     Raises:
-        OSError: the bytes are no whole picture that Pillow knows.
+        OSError: the bytes are no whole picture in one of `FORMATS`.
     """
     try:
-        with Image.open(io.BytesIO(content)) as opened:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
             if opened.mode == "P":  # with transparency, it cannot become RGB at once
                 image = opened.convert("RGBA").convert("RGB")
             else:
@@ -217,4 +220,6 @@ def decoding(source: Source, side: int, where: Where) -> Callable[[Sequence[int]
 def _reason(error: OSError) -> str:
     """Without the address of a buffer, which says nothing and differs from run to run."""
     text = str(error.strerror or error)
-    return "no image that Pillow knows" if "cannot identify image" in text else text
+    if "cannot identify image" in text:
+        return f"it would be {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+    return text

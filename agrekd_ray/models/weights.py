@@ -75,6 +75,11 @@ def _unwrapped(path: Path, content: Any) -> State:
         if isinstance(content, Mapping)
         else {}
     )
+    # Not every version of torch checks the indices of sparse ones while reading.
+    if sparse := [name for name, value in state.items() if value.layout != torch.strided]:
+        raise CheckpointError(
+            f"{path}: {sparse[0]} is a sparse tensor; save the dense one (to_dense())."
+        )
     if not state:
         raise CheckpointError(
             f"{path}: holds no state dict; it would map names to tensors, alone or under one of "

@@ -142,10 +142,17 @@ class Run:
         self.start("resume", str(self.latest))
 
     def wait(self, seconds: float = 600) -> int:
-        """Its exit code; whatever ends the waiting ends the run too."""
+        """Its exit code."""
+        assert self.driver is not None
+        with self._ended_too():
+            return self.driver.wait(seconds)
+
+    @contextmanager
+    def _ended_too(self) -> Iterator[None]:
+        """What ends the waiting ends the run too."""
         assert self.driver is not None
         try:
-            return self.driver.wait(seconds)
+            yield
         except BaseException:
             self.driver.send_signal(signal.SIGINT)
             self.driver.wait(60)
@@ -159,10 +166,11 @@ class Run:
         """
         assert self.driver is not None
         deadline = time.monotonic() + seconds
-        while not (self.latest / "training/state.pt").exists():
-            if self.driver.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"no student is under way:\n{self.screen}")
-            time.sleep(0.02)  # polls for the moment
+        with self._ended_too():
+            while not (self.latest / "training/state.pt").exists():
+                if self.driver.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(f"no student is under way:\n{self.screen}")
+                time.sleep(0.02)  # polls for the moment
 
     def students(self) -> dict[str, torch.Tensor]:
         """Weights of every student that was trained."""
