@@ -24,6 +24,9 @@ from ..shared import flat_parameters, own_processes
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 AGREKD = [sys.executable, "-m", "agrekd_ray"]
 
+HISTORY = {"task_events_max_num_task_in_gcs": 1000, "maximum_gcs_destroyed_actor_cached_count": 100}
+"""That Ray keeps of what has ended; by default its server grows until it has 100,000 of each."""
+
 
 class Raylets:
     """A cluster of a head, which teaches nobody, and nodes with teachers and students.
@@ -35,7 +38,7 @@ class Raylets:
     def __init__(self, nodes: int) -> None:
         from ray.cluster_utils import Cluster
 
-        head = {"num_cpus": 1, "include_dashboard": False, "_system_config": HEALTH}
+        head = {"num_cpus": 1, "include_dashboard": False, "_system_config": HEALTH | HISTORY}
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self._nodes = {self._add() for _ in range(nodes)}
 
