@@ -194,30 +194,13 @@ def test_a_table_of_texts_of_ones_own(tmp_path: Path) -> None:
 
 # --- a job ---
 
-BERT = {
-    "vocab_size": 19,
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "max_position_embeddings": 16,
-}
-DISTILBERT = {
-    "vocab_size": 19,
-    "dim": 16,
-    "n_layers": 1,
-    "n_heads": 2,
-    "hidden_dim": 32,
-    "max_position_embeddings": 16,
-}
-
 
 @pytest.fixture
 def raw(settings: CivilComments, tmp_path: Path) -> dict[str, Any]:
     """A job's values: tiny BERTs, of which one is debiased, teach a DistilBERT."""
     from transformers import BertConfig
 
-    BertConfig(**BERT).save_pretrained(tmp_path / "bert")
+    BertConfig(**texts.TINY["bert"]).save_pretrained(tmp_path / "bert")
     training = {"epochs": 10, "batch_size": 16, "optimizer": "adamw", "learning_rate": 0.01}
     changes = {
         "teachers.count": 2,
@@ -225,7 +208,7 @@ def raw(settings: CivilComments, tmp_path: Path) -> dict[str, Any]:
         "teachers.training": {**training, "schedule": "linear"},
         "teachers.store": str(tmp_path / "store"),
         "ensemble": {"size": 2, "debiased": 1},
-        "student.model": {"name": "transformers/distilbert", "args": DISTILBERT},
+        "student.model": {"name": "transformers/distilbert", "args": texts.TINY["distilbert"]},
         "student.training": training,
         "methods": ["one_hot", "agre_kd", "teacher_vote"],
         "guidance": "local",

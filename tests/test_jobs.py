@@ -23,25 +23,6 @@ JOBS = [path for path in sorted((ROOT / "jobs").rglob("*.yaml")) if path.parent.
 PAPER = [path for path in JOBS if path.parent.name == "paper"]
 TINY = {"name": "cnn", "args": {"width": 2}}
 ONCE = {"epochs": 1, "batch_size": 8, "learning_rate": 0.05}
-BERT = {
-    "bert": {
-        "vocab_size": 19,
-        "hidden_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 32,
-        "max_position_embeddings": 16,
-    },
-    "distilbert": {
-        "vocab_size": 19,
-        "dim": 16,
-        "n_layers": 1,
-        "n_heads": 2,
-        "hidden_dim": 32,
-        "max_position_embeddings": 16,
-    },
-}
-"""A teacher and a student that read the tiny tokenizer's nineteen words."""
 SWEPT = {
     "ensemble.size": [2, 3],
     "student.model": [TINY, {"name": "cnn_deep", "args": {"width": 2}}],
@@ -120,7 +101,7 @@ def test_a_table_of_the_paper_is_one_command(path: Path, tmp_path: Path, store: 
     }
     if raw["data"]["name"] == "civilcomments":
         changes["teachers"]["model"], changes["student"]["model"] = (
-            {"name": f"transformers/{kind}", "args": BERT[kind]} for kind in BERT
+            {"name": f"transformers/{kind}", "args": args} for kind, args in texts.TINY.items()
         )
     if "others" in raw["teachers"]:
         assert len(raw["teachers"]["others"]) == 2

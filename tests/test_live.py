@@ -24,6 +24,7 @@ from agrekd_ray.models import Model, load
 from agrekd_ray.settings import Training
 from agrekd_ray.student import Assignment, Student, StudentSettings, read_outcome
 
+from . import pictures, texts
 from .shared import flat_parameters, own_processes, pool_of
 
 STUDENT = Model(name="cnn", args={"width": 4})
@@ -94,6 +95,44 @@ def test_live_is_local_for_every_strategy(
                 assert mine.influence == pytest.approx(theirs.influence, abs=1e-4)
                 for group, weights in mine.weights.items():
                     assert weights == pytest.approx(theirs.weights[group], abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["pictures", "texts"])
+def test_prepared_data_are_read_wherever_teachers_are(
+    ray_session: Any, make_job: Any, tmp_path: Path, kind: str
+) -> None:
+    if kind == "pictures":
+        settings = {
+            "name": "waterbirds",
+            "path": str(pictures.waterbirds(tmp_path / "birds", pictures.spread((20, 8, 3)))),
+            "prepared": str(tmp_path / "prepared"),
+            "counts": "any",
+            "size": 8,
+            "resize": 10,
+            "views": {"flip": True, "crop": {}},
+        }
+        teacher, learner = Model(name="cnn_deep", args={"width": 2}), STUDENT
+    else:
+        settings = texts.civilcomments(tmp_path)
+        teacher, learner = (
+            Model(name=f"transformers/{name}", args=args) for name, args in texts.TINY.items()
+        )
+    job = make_job(
+        **{
+            "data": settings,
+            "teachers.model": teacher.model_dump(),
+            "student.model": learner.model_dump(),
+            "teachers.store": str(tmp_path / "pool"),
+        }
+    )
+    data, checkpoints, drawn = pool_of(job)
+    lesson = Lesson("agre_kd", drawn.teachers, drawn.biased, 4.0)
+    given = Assignment("agre_kd", 0, learner, TRAINING, lesson)
+    with fleet_of(job, checkpoints) as fleet:
+        live = Student(given, data, fleet.source(), look_ahead=2)
+        while not live.done:
+            live.epoch()
+    same(live.model, reference(given, data, checkpoints).model)
 
 
 def test_workers_train_what_one_process_trains(

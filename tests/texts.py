@@ -14,6 +14,25 @@ WORDS = [
     *("you", "people", "are", "so", "kind", "and", "good"),
     *("thanks", "idiot", "stupid", "hate", "women", "men", "black", "church"),
 ]
+TINY: dict[str, dict[str, int]] = {
+    "bert": {
+        "vocab_size": 19,
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "max_position_embeddings": 16,
+    },
+    "distilbert": {
+        "vocab_size": 19,
+        "dim": 16,
+        "n_layers": 1,
+        "n_heads": 2,
+        "hidden_dim": 32,
+        "max_position_embeddings": 16,
+    },
+}
+"""A teacher and a student that read the tiny tokenizer's nineteen words."""
 HEADER = ["", "id", "comment_text", "toxicity", "split", "created_date", *IDENTITIES, "rating"]
 
 
