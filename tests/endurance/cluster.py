@@ -41,11 +41,20 @@ class Raylets:
         head = {"num_cpus": 1, "include_dashboard": False, "_system_config": HEALTH | HISTORY}
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self._nodes = {self._add() for _ in range(nodes)}
+        deadline = time.monotonic() + 120
+        while self._alive() < nodes + 1:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{self._alive()} of {nodes + 1} raylets have come up")
+            time.sleep(0.2)  # polls for the moment
 
     @property
     def address(self) -> str:
         """For `ray.address`."""
         return str(self._cluster.address)
+
+    def _alive(self) -> int:
+        table: list[dict[str, Any]] = self._cluster.global_state.node_table()
+        return sum(bool(node["Alive"]) for node in table)
 
     def _add(self) -> subprocess.Popen[bytes]:
         """As a user adds one: `Cluster.add_node` wants the main thread."""
