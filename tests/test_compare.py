@@ -15,12 +15,13 @@ from matplotlib.image import imread
 from mlflow import MlflowClient
 from rich.console import Console
 
+from agrekd_ray.comparison import plots as pictures
+from agrekd_ray.comparison.command import compare
+from agrekd_ray.comparison.plots import Point
+from agrekd_ray.comparison.rows import Child, Row, baselines, difference, rows, settings
+from agrekd_ray.comparison.scales import Scale
 from agrekd_ray.errors import RunError, TrackingError
 from agrekd_ray.results import Epoch, Metrics, Outcome
-from agrekd_ray.tracking import comparison_plots
-from agrekd_ray.tracking.compare import compare
-from agrekd_ray.tracking.comparison import Child, Row, baselines, difference, rows, settings
-from agrekd_ray.tracking.comparison_plots import Point
 from agrekd_ray.tracking.intervals import bootstrap_interval, paired_difference
 from agrekd_ray.tracking.metrics import figure, less_is_better, metric_label
 from agrekd_ray.tracking.mlflow_runs import KILLED, Tracker
@@ -377,10 +378,10 @@ def test_reading_takes_a_query_a_page_and_none_a_run(shown, monkeypatch):
     monkeypatch.setattr(MlflowClient, "search_runs", counted)
     monkeypatch.setattr(MlflowClient, "get_run", None)
     monkeypatch.setattr(MlflowClient, "get_metric_history", None)
-    monkeypatch.setattr("agrekd_ray.tracking.comparison._PAGE", 7)
+    monkeypatch.setattr("agrekd_ray.comparison.store._PAGE", 7)
     small, _ = shown()
     pages = len(asked)
-    monkeypatch.setattr("agrekd_ray.tracking.comparison._PAGE", 1000)
+    monkeypatch.setattr("agrekd_ray.comparison.store._PAGE", 1000)
     asked.clear()
     large, _ = shown()
     assert len(asked) == 2
@@ -503,10 +504,10 @@ def points(count: int, **changes: object) -> list[Point]:
 
 
 DRAWINGS = (
-    comparison_plots.worst_against_accuracy,
-    comparison_plots.parameter_effects,
-    comparison_plots.parallel_coordinates,
-    comparison_plots.trial_history,
+    pictures.worst_against_accuracy,
+    pictures.parameter_effects,
+    pictures.parallel_coordinates,
+    pictures.trial_history,
 )
 
 
@@ -530,16 +531,15 @@ def test_nothing_to_draw_leaves_no_picture(draw, tmp_path):
 
 def test_one_value_only_has_no_effect_to_draw(tmp_path):
     same = points(4, settings={"distillation.temperature": 4})
-    assert not comparison_plots.parameter_effects(same, tmp_path / "plot.png")
-    assert not comparison_plots.parallel_coordinates(same, tmp_path / "plot.png")
+    assert not pictures.parameter_effects(same, tmp_path / "plot.png")
+    assert not pictures.parallel_coordinates(same, tmp_path / "plot.png")
     equal = points(4, metrics={WORST: 0.5, "test/accuracy": 0.5})
     assert all(draw(equal, tmp_path / "plot.png") for draw in DRAWINGS)
 
 
 def test_values_over_more_than_a_decade_have_a_logarithmic_axis():
-    scale = comparison_plots._Scale
-    assert scale([0.001, 0.1]).log
-    assert not scale([1, 2, 10]).log
-    assert not scale([0, 100]).log
-    assert scale([0.001, 0.1]).height(0.01) == pytest.approx(0.5)
-    assert scale(["uniform", None, True, 2]).categories == ["2", "null", "true", "uniform"]
+    assert Scale([0.001, 0.1]).log
+    assert not Scale([1, 2, 10]).log
+    assert not Scale([0, 100]).log
+    assert Scale([0.001, 0.1]).height(0.01) == pytest.approx(0.5)
+    assert Scale(["uniform", None, True, 2]).categories == ["2", "null", "true", "uniform"]

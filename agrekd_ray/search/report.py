@@ -12,19 +12,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from agrekd_ray.core.selection import RULES
-from agrekd_ray.errors import RunError
-from agrekd_ray.files import DamagedError, in_a_line, read_json
-from agrekd_ray.results import Outcome, member_from_json
-from agrekd_ray.search.board import in_words
-from agrekd_ray.search.results import DEFAULT, FAILED, WINNER, SearchResult, TrialResult
-from agrekd_ray.tracking.comparison_plots import (
+from agrekd_ray.comparison.plots import (
     Point,
     parallel_coordinates,
     parameter_effects,
     trial_history,
     worst_against_accuracy,
 )
+from agrekd_ray.core.selection import RULES
+from agrekd_ray.errors import RunError
+from agrekd_ray.files import DamagedError, in_a_line, read_json
+from agrekd_ray.results import Outcome, member_from_json
+from agrekd_ray.search.board import in_words
+from agrekd_ray.search.results import DEFAULT, FAILED, WINNER, SearchResult, TrialResult
 from agrekd_ray.tracking.diagnostic_plots import calibration, fallback_by_group
 from agrekd_ray.tracking.files import replacing
 from agrekd_ray.tracking.plots import (

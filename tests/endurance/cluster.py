@@ -40,12 +40,14 @@ class Raylets:
 
         head = {"num_cpus": 1, "include_dashboard": False, "_system_config": HEALTH | HISTORY}
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
-        self._nodes = {self._add() for _ in range(nodes)}
-        deadline = time.monotonic() + 120
-        while self._alive() < nodes + 1:
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"{self._alive()} of {nodes + 1} raylets have come up")
-            time.sleep(0.2)  # polls for the moment
+        self._nodes: set[subprocess.Popen[bytes]] = set()
+        for number in range(nodes):  # two that start at once on one machine may want the same port
+            self._nodes.add(self._add())
+            deadline = time.monotonic() + 120
+            while self._alive() < number + 2:
+                if time.monotonic() > deadline:
+                    raise RuntimeError(f"raylet {number + 2} of {nodes + 1} has not come up")
+                time.sleep(0.2)  # polls for the moment
 
     @property
     def address(self) -> str:

@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
+from agrekd_ray.comparison.command import compare
 from agrekd_ray.config import Job
 from agrekd_ray.data import SELECT, TEST, TRAIN, Dataset, open_dataset
 from agrekd_ray.errors import CheckpointError
@@ -31,7 +32,6 @@ from agrekd_ray.run.teachers import list_teachers
 from agrekd_ray.settings import Training
 from agrekd_ray.student import Assignment, Student
 from agrekd_ray.teachers import Pool, Recipe
-from agrekd_ray.tracking.compare import compare
 
 from ..conftest import TINY, merged
 from ..test_page import OUTCOMES, metrics

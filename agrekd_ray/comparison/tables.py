@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from agrekd_ray.comparison.rows import Row, difference, settings
 from agrekd_ray.tracking.columns import (
     GAP,
     Column,
@@ -20,7 +21,6 @@ from agrekd_ray.tracking.columns import (
     screen_table,
     write_columns,
 )
-from agrekd_ray.tracking.comparison import Row, difference, settings
 from agrekd_ray.tracking.files import replacing
 from agrekd_ray.tracking.intervals import CONFIDENCE, PairedDifference
 from agrekd_ray.tracking.metrics import (

@@ -7,18 +7,18 @@ from pathlib import Path
 
 from rich.console import Console
 
-from agrekd_ray.errors import RunError
-from agrekd_ray.tracking import comparison_plots
-from agrekd_ray.tracking.comparison import (
+from agrekd_ray.comparison import plots as pictures
+from agrekd_ray.comparison.plots import Point
+from agrekd_ray.comparison.rows import (
     Row,
     baselines,
     checked_metric,
     ordered,
-    read,
     settings,
 )
-from agrekd_ray.tracking.comparison_plots import Point
-from agrekd_ray.tracking.comparison_tables import Layout, render, write_csv, write_markdown
+from agrekd_ray.comparison.store import read
+from agrekd_ray.comparison.tables import Layout, render, write_csv, write_markdown
+from agrekd_ray.errors import RunError
 from agrekd_ray.tracking.metrics import ACCURACY, WORST_GROUP, worst_metric
 
 
@@ -143,14 +143,14 @@ def _drawn(rows: Sequence[Row], layout: Layout, folder: Path) -> list[Path]:
     worst, effects = folder / "worst_against_accuracy.png", folder / "parameter_effects.png"
     parallel = folder / "parallel_coordinates.png"
     drawn = {
-        worst: comparison_plots.worst_against_accuracy(every, worst, layout.worst),
-        effects: comparison_plots.parameter_effects(varied, effects, metric),
-        parallel: comparison_plots.parallel_coordinates(varied, parallel, metric),
+        worst: pictures.worst_against_accuracy(every, worst, layout.worst),
+        effects: pictures.parameter_effects(varied, effects, metric),
+        parallel: pictures.parallel_coordinates(varied, parallel, metric),
     }
     searches = list(dict.fromkeys(row.first.parent for row in trials))
     for search in searches:
         mine = [row for row in trials if row.first.parent == search]
         name = "trial_history" if len(searches) == 1 else f"trial_history_{search[:8]}"
         history = folder / f"{name}.png"
-        drawn[history] = comparison_plots.trial_history(points(mine, wanted), history, metric)
+        drawn[history] = pictures.trial_history(points(mine, wanted), history, metric)
     return [path for path, done in drawn.items() if done]

@@ -6,12 +6,10 @@ alike. Each function writes one PNG, and says whether there was anything to draw
 
 from __future__ import annotations
 
-import json
 import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +18,11 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LinearSegmentedColormap, Normalize
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.text import Annotation, Text
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
-from matplotlib.transforms import Bbox
+from matplotlib.ticker import MaxNLocator
 
+from agrekd_ray.comparison.annotations import place_labels
+from agrekd_ray.comparison.scales import Scale, text_of
 from agrekd_ray.tracking.metrics import (
     ACCURACY,
     WORST_CLASS,
@@ -47,6 +44,8 @@ from agrekd_ray.tracking.plots import (
     save,
 )
 
+_BELOW = -0.16
+"""Height of what does not apply, below an axis from 0 to 1."""
 _FINISHED, _STOPPED, _FAILED = "finished", "stopped early", "failed"
 _MOST_LABELS, _MOST_PANELS, _MOST_AXES = 12, 12, 10
 _DECADE = 10.0
@@ -155,7 +154,7 @@ def worst_against_accuracy(
     others = [p for p in shown if p.number is None]
     best = sorted(shown, key=lambda p: -p.value(y))
     chosen = list({id(p): p for p in (*others[:_MOST_LABELS], *best)}.values())[:_MOST_LABELS]
-    _place_labels(
+    place_labels(
         figure,
         axes,
         [(p.value(x), p.value(y), p.deviation(x), p.deviation(y)) for p in shown],
@@ -201,7 +200,7 @@ def parameter_effects(
             continue
         setting = paths[place]
         having = [point for point in shown if setting in point.settings]
-        scale = _Scale([point.settings[setting] for point in having])
+        scale = Scale([point.settings[setting] for point in having])
         xs = scale.places([point.settings[setting] for point in having])
         if scale.categories:
             xs = _jittered(xs)
@@ -240,7 +239,7 @@ def parallel_coordinates(
     if not paths:
         return False
     names = short_paths(paths)
-    scales = [_Scale([p.settings[s] for p in shown if s in p.settings]) for s in paths]
+    scales = [Scale([p.settings[s] for p in shown if s in p.settings]) for s in paths]
     values = np.array([point.value(metric) for point in shown])
     heights = np.empty((len(shown), len(paths) + 1))
     absent = np.zeros(len(paths), dtype=bool)
@@ -358,105 +357,12 @@ def trial_history(points: Sequence[Point], path: Path, metric: str = f"test/{WOR
     return True
 
 
-_BELOW = -0.16
-"""Height of what does not apply, below an axis from 0 to 1."""
-
-
-class _Scale:
-    """Where the values of one setting lie: on a linear or logarithmic axis, or as categories."""
-
-    def __init__(self, values: Sequence[Any]) -> None:
-        numbers = all(_is_number(value) for value in values)
-        self.categories: list[str] = []
-        if numbers:
-            self.low, self.high = float(min(values)), float(max(values))
-            self.log = self.low > 0 and self.high / self.low > _DECADE
-            # A few values of a grid are ticks themselves.
-            distinct = sorted({float(value) for value in values})
-            self.whole = all(isinstance(value, int) for value in values)
-            self.marked = distinct if len(distinct) <= 4 else []
-        else:
-            self.log, self.marked = False, []
-            self.categories = sorted({_text(value) for value in values}, key=_category_order)
-
-    def places(self, values: Sequence[Any]) -> np.ndarray:
-        """Of values, on a panel's axis."""
-        if self.categories:
-            return np.array([self.categories.index(_text(v)) for v in values], dtype=float)
-        return np.array(values, dtype=float)
-
-    def height(self, value: Any) -> float:
-        """Of a value, on an axis from 0 to 1."""
-        if self.categories:
-            count = len(self.categories)
-            return self.categories.index(_text(value)) / (count - 1) if count > 1 else 0.5
-        if self.low == self.high:
-            return 0.5
-        if self.log:
-            return math.log(value / self.low) / math.log(self.high / self.low)
-        return (value - self.low) / (self.high - self.low)
-
-    def ticks(self) -> list[tuple[float, str]]:
-        """Heights that an axis from 0 to 1 names, and their texts."""
-        if self.categories:
-            return [(self.height(name), _brief(name, 14)) for name in self.categories]
-        if self.marked:
-            found = self.marked
-        elif self.log:
-            found = [self.low, *self._inner(), self.high]
-        else:
-            inner = MaxNLocator(4, integer=self.whole).tick_values(self.low, self.high)
-            found = [self.low, *(v for v in inner if self.low < v < self.high), self.high]
-        ticks = [(self.height(value), f"{value:.3g}") for value in found]
-        # The ends are always named; what would touch them is not.
-        return [
-            tick
-            for place, tick in enumerate(ticks)
-            if self.marked or place in (0, len(ticks) - 1) or 0.1 < tick[0] < 0.9
-        ]
-
-    def _inner(self) -> list[float]:
-        several = LogLocator(subs=(1.0, 3.0)).tick_values(self.low, self.high)
-        return [float(v) for v in several if self.low < v < self.high]
-
-    def dress(self, axes: Axes) -> None:
-        """Gives a panel's horizontal axis its ticks."""
-        if self.categories:
-            count = len(self.categories)
-            longest = max(map(len, self.categories))
-            upright = count * longest > 26
-            axes.set_xticks(
-                range(count),
-                [_brief(name, 16) for name in self.categories],
-                rotation=40 if upright else 0,
-                ha="right" if upright else "center",
-                rotation_mode="anchor",
-            )
-            axes.set_xlim(-0.6, count - 0.4)
-            return
-        if self.log:
-            axes.set_xscale("log")
-        # A few values of a grid may lie so close together that their texts would touch.
-        heights = [self.height(value) for value in self.marked]
-        apart = all(b - a > 0.14 for a, b in pairwise(heights))
-        if self.marked and apart:
-            axes.xaxis.set_major_locator(FixedLocator(self.marked))
-        elif self.log:
-            many = self.high / self.low > _DECADE**2.5
-            axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if many else (1.0, 3.0)))
-        else:
-            axes.xaxis.set_major_locator(MaxNLocator(5, integer=self.whole))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.margins(x=0.08)
-
-
 def _varying(points: Sequence[Point], most: int) -> list[str]:
     """Settings with more than one value; those with the most values where there are too many."""
     values: dict[str, set[str]] = {}
     for point in points:
         for path, value in point.settings.items():
-            values.setdefault(path, set()).add(_text(value))
+            values.setdefault(path, set()).add(text_of(value))
     found = [path for path, several in values.items() if len(several) > 1]
     chosen = sorted(found, key=lambda path: -len(values[path]))[:most]
     return [path for path in found if path in chosen]
@@ -520,90 +426,6 @@ def _best(points: Sequence[Point], metric: str) -> Point:
     return choose(done, key=lambda point: point.value(metric))
 
 
-def _place_labels(
-    figure: Figure,
-    axes: Axes,
-    dots: Sequence[tuple[float, float, float, float]],
-    labels: Sequence[tuple[float, float, str]],
-) -> None:
-    """Puts labels where they cover no point and no other label; drops what finds no place.
-
-    Args:
-        figure: with everything else on it; its layout is final from here on.
-        axes: of the points.
-        dots: x, y and their deviations.
-        labels: x and y of a point, and its text. Whiskers are covered only where there is no other
-            place.
-    """
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # places are in pixels
-    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
-    frame = axes.get_window_extent(renderer)
-
-    def box(x: float, y: float, dx: float, dy: float, around: float) -> Bbox:
-        ends = axes.transData.transform([(x - dx, y - dy), (x + dx, y + dy)])
-        return Bbox(ends).padded(around)
-
-    points = [box(x, y, 0, 0, 6.5) for x, y, _, _ in dots]
-    whiskers = [box(x, y, dx, 0, 1) for x, y, dx, _ in dots]
-    whiskers += [box(x, y, 0, dy, 1) for x, y, _, dy in dots]
-    taken: list[Bbox] = []
-
-    def placed(x: float, y: float, words: str, obstacles: Sequence[Bbox]) -> bool:
-        for dx, dy in _OFFSETS:
-            note = axes.annotate(
-                words,
-                (x, y),
-                (dx, dy),
-                textcoords="offset points",
-                size=8,
-                color=INK,
-                ha="left" if dx > 4 else "right" if dx < -4 else "center",
-                va="bottom" if dy > 4 else "top" if dy < -4 else "center",
-                linespacing=0.95,
-                arrowprops={"arrowstyle": "-", "color": FAINT, "lw": 0.6}
-                if math.hypot(dx, dy) > _NEAR
-                else None,
-                zorder=7,
-            )
-            text = _text_box(note, renderer)
-            inside = frame.x0 <= text.x0 and text.x1 <= frame.x1
-            inside &= frame.y0 <= text.y0 and text.y1 <= frame.y1
-            if inside and not any(text.overlaps(other) for other in (*obstacles, *taken)):
-                taken.append(text)
-                return True
-            note.remove()
-        return False
-
-    for x, y, text in labels:
-        words = textwrap.fill(_brief(text, 68), 26, break_on_hyphens=False)
-        if not placed(x, y, words, [*points, *whiskers]):
-            placed(x, y, words, points)
-
-
-def _text_box(note: Annotation, renderer: Any) -> Bbox:
-    """Of the words alone, without the line that leads to them."""
-    note.update_positions(renderer)
-    return Text.get_window_extent(note, renderer)
-
-
-_NEAR = 13.0
-_OFFSETS = [
-    (math.copysign(distance, dx) * abs(dx), math.copysign(distance, dy) * abs(dy))
-    for distance in (8, 16, 28, 42, 60, 80)
-    for dx, dy in (
-        (1, 0),
-        (-1, 0),
-        (0, 1),
-        (0, -1),
-        (0.8, 0.8),
-        (-0.8, 0.8),
-        (0.8, -0.8),
-        (-0.8, -0.8),
-    )
-]
-
-
 def _panel(axes: Axes) -> Axes:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#ececec", lw=0.8)
@@ -657,29 +479,3 @@ def _lower(metric: str) -> str:
         worst = metric_label(f"test/{name}").lower().replace(" ", "-")
         words = f"{worst} accuracy" + ("" if split == "test" else f" ({split})")
     return words if words.isupper() else words[:1].lower() + words[1:]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-
-
-def _brief(text: str, most: int) -> str:
-    """A text cut in its middle: labels differ at their ends."""
-    if len(text) <= most:
-        return text
-    end = most // 2
-    return f"{text[: most - end - 1]}…{text[-end:]}"
-
-
-def _category_order(text: str) -> tuple[int, float, str]:
-    """Numbers first and by size, then words."""
-    try:
-        return 0, float(text), ""
-    except ValueError:
-        return 1, 0.0, text

@@ -1,0 +1,1 @@
+"""Runs held against each other: out of MLflow, as a table, files and pictures."""
