@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,32 @@ from agrekd_ray.config import Job
 from agrekd_ray.data import Dataset, open_dataset
 from agrekd_ray.outputs import Outputs
 from agrekd_ray.teachers import Draw, Pool, draw
+
+RAY = [sys.executable, "-m", "ray.scripts.scripts"]
+AGREKD = [sys.executable, "-m", "agrekd_ray"]
+"""Commands of this environment."""
+
+
+@contextmanager
+def small_disk(place: Path, size: int) -> Iterator[Path]:
+    """A file system of so many bytes; PermissionError where none may be mounted."""
+    place.mkdir(parents=True, exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        raise PermissionError("no right to mount a file system")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def full(disk: Path, leave: int = 0) -> Path:
+    """A file that leaves so many bytes of a disk free."""
+    ballast = disk / "ballast"
+    free = shutil.disk_usage(disk).free - leave
+    with ballast.open("wb") as file:
+        file.write(b"x" * max(free, 0))
+    return ballast
 
 
 def pool_of(job: Job) -> tuple[Dataset, dict[str, Path], Draw]:

@@ -22,6 +22,7 @@ from jsonschema import Draft202012Validator
 from agrekd_ray import __version__
 
 from .kuberay import MANIFESTS
+from .shared import AGREKD
 
 ROOT = Path(__file__).parents[1]
 CLUSTER = ROOT / "jobs/cluster"
@@ -239,7 +240,7 @@ def test_a_job_names_files_that_the_image_has_and_changes_that_are_valid(
         f"outputs.store={shared}/outputs",
         f"tracking.uri={uri}",
     ]
-    command = [sys.executable, "-m", "agrekd_ray", "validate", *words]
+    command = [*AGREKD, "validate", *words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "valid" in done.stdout

@@ -28,7 +28,7 @@ from agrekd_ray.doctor.report import show
 from agrekd_ray.study.points import points_of
 
 from .conftest import TINY, merged
-from .shared import pool_of, records
+from .shared import AGREKD, pool_of, records
 
 GB = 10**9
 REQUIREMENTS = ["python>=3.11", "ray[train,tune]<3,>=2.51", "numpy<3,>=1.26", "torch<3,>=2.6"]
@@ -422,7 +422,7 @@ def raylets() -> Iterator[tuple[subprocess.Popen[str], str, dict[str, str]]]:
 
 def examined(words: list[str], environment: dict[str, str], code: int) -> list[str]:
     """The lines that `agrekd doctor` prints."""
-    command = [sys.executable, "-m", "agrekd_ray", "doctor", *words]
+    command = [*AGREKD, "doctor", *words]
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=600, check=False
     )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-import shutil
 import signal
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from agrekd_ray.models import Model, read_manifest, save
 from agrekd_ray.settings import Training
 from agrekd_ray.student import STATE, Assignment, Student
 
-from .shared import flat_parameters, pool_of, records
+from .shared import flat_parameters, full, pool_of, records, small_disk
 from .test_nodes import fleet_of, in_slots, taught
 
 STUDENT = Model(name="cnn", args={"width": 4})
@@ -32,31 +31,19 @@ TRAINING = Training(epochs=4, batch_size=32, learning_rate=0.05)
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+def disk_of(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
     """Makes file systems of so many bytes."""
-    mounted: list[Path] = []
+    numbers = itertools.count()
+    with ExitStack() as mounted:
 
-    def make(size: int) -> Path:
-        place = tmp_path / f"disk-{len(mounted)}"
-        place.mkdir()
-        asked = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
-        if subprocess.run(asked, capture_output=True).returncode:
-            pytest.skip("no right to mount a file system")
-        mounted.append(place)
-        return place
+        def make(size: int) -> Path:
+            try:
+                place = tmp_path / f"disk-{next(numbers)}"
+                return mounted.enter_context(small_disk(place, size))
+            except PermissionError as error:
+                pytest.skip(str(error))
 
-    yield make
-    for place in mounted:
-        subprocess.run(["umount", "-l", str(place)], check=True)
-
-
-def filled(disk: Path, leave: int = 0) -> Path:
-    """A file that leaves so many bytes of a disk free."""
-    ballast = disk / "ballast"
-    free = shutil.disk_usage(disk).free - leave
-    with ballast.open("wb") as file:
-        file.write(b"x" * max(free, 0))
-    return ballast
+        yield make
 
 
 def given_of(drawn: Any) -> Assignment:
@@ -66,14 +53,14 @@ def given_of(drawn: Any) -> Assignment:
 
 
 def test_a_full_disk_while_recording_is_one_error_and_loses_nothing(
-    make_job: Any, small_disk: Any
+    make_job: Any, disk_of: Any
 ) -> None:
-    disk = small_disk(1 << 20)
+    disk = disk_of(1 << 20)
     job = make_job(**{"outputs.store": str(disk / "outputs")})
     data, checkpoints, drawn = pool_of(job)
     given = given_of(drawn)
     reference = taught(given, data, LocalTeachers(TeacherHost(checkpoints, data)))
-    ballast = filled(disk)
+    ballast = full(disk)
 
     def record() -> Any:
         host = TeacherHost(checkpoints, data, outputs=records(job, data, checkpoints))
@@ -87,9 +74,9 @@ def test_a_full_disk_while_recording_is_one_error_and_loses_nothing(
 
 
 def test_a_full_disk_while_a_student_is_kept_loses_no_more_than_its_epoch(
-    make_job: Any, small_disk: Any
+    make_job: Any, disk_of: Any
 ) -> None:
-    disk = small_disk(1 << 20)
+    disk = disk_of(1 << 20)
     data, checkpoints, drawn = pool_of(make_job())
     given = given_of(drawn)
 
@@ -99,7 +86,7 @@ def test_a_full_disk_while_a_student_is_kept_loses_no_more_than_its_epoch(
     first = student()
     first.epoch()
     first.save_state(disk / STATE)
-    ballast = filled(disk, leave=2000)
+    ballast = full(disk, leave=2000)
     first.epoch()
     with pytest.raises(RunError, match=r"cannot write the state.*Free the disk.*agrekd resume"):
         first.save_state(disk / STATE)

@@ -10,7 +10,6 @@ import os
 import secrets
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -22,7 +21,8 @@ from typing import IO, Any
 import pytest
 import torch
 
-from .test_run import AGREKD, agrekd, students, write_job
+from .shared import AGREKD, RAY
+from .test_run import agrekd, students, write_job
 
 pytestmark = [
     pytest.mark.hosts,
@@ -32,7 +32,6 @@ pytestmark = [
     ),
 ]
 
-RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 NETWORK = "10.213.77"
 HEALTH = {
     "health_check_initial_delay_ms": 0,

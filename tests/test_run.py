@@ -6,7 +6,6 @@ import csv
 import json
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -28,9 +27,8 @@ from agrekd_ray.run.job import run_job
 from agrekd_ray.run.recording import record_job
 
 from .conftest import TINY, merged
-from .shared import flat_parameters
+from .shared import AGREKD, flat_parameters
 
-AGREKD = [sys.executable, "-m", "agrekd_ray"]
 HEADER = "method,teachers,seed,split,accuracy,worst_group_accuracy,groups"
 EVERYTHING = [
     "one_hot",

@@ -20,13 +20,13 @@ import yaml
 from mlflow import MlflowClient
 
 from .conftest import TINY
+from .shared import RAY
 
 for _part in ("aiohttp_cors", "grpc"):
     pytest.importorskip(_part, reason="needs pip install 'agrekd_ray[cluster]'")
 pytestmark = pytest.mark.chaos
 
 ROOT = Path(__file__).parents[1]
-RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 LONG = "student.training.epochs=400"
 ATTEMPTS = 3
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,10 +18,7 @@ import yaml
 from agrekd_ray.models import load
 
 from ..conftest import HEALTH, TINY, merged
-from ..shared import flat_parameters, own_processes
-
-RAY = [sys.executable, "-m", "ray.scripts.scripts"]
-AGREKD = [sys.executable, "-m", "agrekd_ray"]
+from ..shared import AGREKD, RAY, flat_parameters, own_processes
 
 HISTORY = {"task_events_max_num_task_in_gcs": 1000, "maximum_gcs_destroyed_actor_cached_count": 100}
 """That Ray keeps of what has ended; by default its server grows until it has 100,000 of each."""
@@ -203,17 +199,6 @@ def differ(some: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> st
         if not torch.allclose(weights, others[name], rtol=1e-3, atol=5e-5):
             return f"{name} by up to {(weights - others[name]).abs().max():.2g}"
     return ""
-
-
-@contextmanager
-def small_disk(place: Path, size: int) -> Iterator[Path]:
-    """A file system of so many bytes."""
-    place.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)], check=True)
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 def strike(name: str, number: int = signal.SIGKILL) -> int:

@@ -23,8 +23,8 @@ from rich.table import Table
 
 from agrekd_ray.models import checkpoint
 
-from ..shared import own_processes
-from .cluster import Raylets, Run, differ, small_disk, strike
+from ..shared import full, own_processes, small_disk
+from .cluster import Raylets, Run, differ, strike
 
 EPOCHS = 120
 JOB: dict[str, Any] = {
@@ -143,9 +143,7 @@ def disk_fills(folder: str) -> Callable[[Run, Raylets | None], None]:
     """The disk of a folder is full from now on."""
 
     def do(run: Run, raylets: Raylets | None) -> None:
-        place = run.folder / folder
-        with (place / "ballast").open("wb") as file:
-            file.write(b"x" * shutil.disk_usage(place).free)
+        full(run.folder / folder)
 
     return do
 
