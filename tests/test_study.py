@@ -134,7 +134,7 @@ def test_a_point_comes_to_what_its_job_alone_comes_to(
     assert "AGRE-KD against AVER" in text
     assert "2 draws" in text
     page = write_report(folder).read_text()
-    for words in ("What AGRE-KD gains", "Draws of data and teachers", "temperature"):
+    for words in ("AGRE-KD − AVER", "Draws of data and teachers", "temperature 2"):
         assert words in page
     _mlflow_holds_the_study(job.runs, result)
 

@@ -16,6 +16,7 @@ from agrekd_ray.study.results import (
     OURS,
     WGA,
     Figure,
+    Panel,
     StudyResult,
     gain_in_words,
     heading,
@@ -54,11 +55,11 @@ def publish_files(result: StudyResult, folder: Path) -> None:
 def show(result: StudyResult, console: Console) -> None:
     """Prints worst-group accuracy by method and place, then what AGRE-KD gains and how surely."""
     console.print()
-    for title, rest in _panels(result, _worst(result)):
-        columns = _pivot(result, rest, WGA)
+    for panel in result.panels:
+        columns = _pivot(result, panel, WGA)
         if sum(column.width + 2 for column in columns) > console.width:
-            columns = _long(result, rest)
-        console.print(Text(title))
+            columns = _long(result, panel)
+        console.print(Text(_title(result, panel, _worst(result))))
         console.print(screen_table(columns, None, None))
         console.print()
     for place, lines in _gain_lines(result):
@@ -76,9 +77,9 @@ def markdown(result: StudyResult) -> str:
     """Tables of worst-group accuracy and accuracy, and the gains, as Markdown."""
     parts = [f"*{result.unfinished.capitalize()}.*"] if result.unfinished else []
     for metric, words in ((WGA, _worst(result)), (ACCURACY, "Accuracy")):
-        for title, rest in _panels(result, words):
-            parts.append(title)
-            parts.append(markdown_table(_pivot(result, rest, metric)))
+        for panel in result.panels:
+            parts.append(_title(result, panel, words))
+            parts.append(markdown_table(_pivot(result, panel, metric)))
     for place, lines in _gain_lines(result):
         parts.append("\n".join([*([f"{place}:", ""] if place else []), *(f"- {x}" for x in lines)]))
     return "\n\n".join(parts)
@@ -88,39 +89,26 @@ def _worst(result: StudyResult) -> str:
     return f"{result.worst.replace(' ', '-').capitalize()} accuracy"
 
 
-def _panels(result: StudyResult, what: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """A table for each combination of all swept keys but the last: its title, and where it is."""
-    names = key_names(result.sweep)
-    _, *others = reversed(list(result.sweep) or [""])
-    seen: list[dict[str, Any]] = []
-    for at in result.places:
-        rest = {key: at[key] for key in reversed(others)}
-        if rest not in seen:
-            seen.append(rest)
-            words = [f"{names[key]} = {in_words(value)}" for key, value in rest.items()]
-            source = f"; in brackets: {result.published.source}" if result.published else ""
-            place = f"{', '.join(words)}. " if words else ""
-            yield f"{place}{heading(result, what)}{source}", rest
+def _title(result: StudyResult, panel: Panel, what: str) -> str:
+    source = f"; in brackets: {result.published.source}" if result.published else ""
+    place = f"{panel.where}. " if panel.where else ""
+    return f"{place}{heading(result, what)}{source}"
 
 
-def _pivot(result: StudyResult, rest: Mapping[str, Any], metric: str) -> list[Column]:
+def _pivot(result: StudyResult, panel: Panel, metric: str) -> list[Column]:
     """A row a method, a column a value of the last swept key."""
-    places = [at for at in result.places if all(at[key] == v for key, v in rest.items())]
-    methods = [m for m in result.methods if any(result.figure(at, m) for at in places)]
-    last = next(reversed(list(result.sweep)), None)
-    columns = [Column("method", "Method", [label(m) for m in methods], words=True)]
-    names = key_names(result.sweep)
-    for number, at in enumerate(places):
-        name = f"{names[last]} {in_words(at[last])}" if last else result.worst.capitalize()
-        cells = [_cell(result.figure(at, method), metric) for method in methods]
+    names = panel.columns if result.sweep else [result.worst.capitalize()]
+    columns = [Column("method", "Method", [label(m) for m in panel.methods], words=True)]
+    for number, (at, name) in enumerate(zip(panel.places, names, strict=True)):
+        cells = [_cell(result.figure(at, method), metric) for method in panel.methods]
         columns.append(figures(str(number), name, cells))
     return columns
 
 
-def _long(result: StudyResult, rest: Mapping[str, Any]) -> list[Column]:
+def _long(result: StudyResult, panel: Panel) -> list[Column]:
     """A row a place and method, for narrow screens."""
     last = next(reversed(list(result.sweep)), "")
-    rows = [f for f in result.figures if all(f.at[key] == v for key, v in rest.items())]
+    rows = [f for f in result.figures if f.at in panel.places]
     first = [in_words(f.at[last]) if last else "" for f in rows]
     shown = ["" if n and first[n - 1] == text else text for n, text in enumerate(first)]
     columns = [

@@ -74,6 +74,25 @@ class Gain:
 
 
 @dataclass(frozen=True)
+class Panel:
+    """Places that one table or picture shows.
+
+    Attributes:
+        where: values of the keys that are the same in it, in words; empty where there are none.
+        rest: these values by key.
+        places: its places, in the order of the last swept key.
+        columns: their values of that key, in words; empty without a sweep.
+        methods: that have a figure there.
+    """
+
+    where: str
+    rest: Mapping[str, Any]
+    places: list[dict[str, Any]]
+    columns: list[str]
+    methods: list[str]
+
+
+@dataclass(frozen=True)
 class StudyResult:
     """Everything that reports know about a study.
 
@@ -147,6 +166,24 @@ class StudyResult:
             for method in others
             if (gain := self._gain(at, method)) is not None
         ]
+
+    @cached_property
+    def panels(self) -> list[Panel]:
+        """The places, apart by all swept keys but the last."""
+        names = key_names(self.sweep)
+        *others, last = list(self.sweep) or [""]
+        found: list[Panel] = []
+        for at in self.places:
+            rest = {key: at[key] for key in others}
+            if not any(panel.rest == rest for panel in found):
+                places = [p for p in self.places if all(p[key] == rest[key] for key in rest)]
+                columns = [f"{names[last]} {in_words(p[last])}" if last else "" for p in places]
+                methods = [m for m in self.methods if any(self.figure(p, m) for p in places)]
+                where = ", ".join(
+                    f"{names[key]} = {in_words(value)}" for key, value in rest.items()
+                )
+                found.append(Panel(where, rest, places, columns, methods))
+        return found
 
     def figure(self, at: Mapping[str, Any], method: str) -> Figure | None:
         """The figure of a method at a place."""

@@ -6,12 +6,19 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from agrekd_ray.study.results import OURS, WGA, Figure, Gain, StudyResult, heading
+from agrekd_ray.study.results import (
+    ACCURACY,
+    OURS,
+    WGA,
+    Figure,
+    Gain,
+    Panel,
+    StudyResult,
+    heading,
+)
 from agrekd_ray.study.settings import in_words, key_names
 from agrekd_ray.tracking.labels import label
 from agrekd_ray.tracking.page_tables import Cell, Grid, Line, percent, signed
-
-_METRICS = (WGA, "accuracy")
 
 
 def verdict(result: StudyResult) -> str:
@@ -56,47 +63,35 @@ def facts(result: StudyResult, folder: Path) -> list[tuple[str, str, bool]]:
     ]
 
 
-def figures(result: StudyResult) -> Grid:
-    """Every method at every place."""
-    names = key_names(result.sweep)
-    lines = []
-    for figure in result.figures:
-        words = [label(figure.method), *(in_words(figure.at[key]) for key in result.sweep)]
-        cells = [_cell(figure, metric) for metric in _METRICS]
-        lines.append(Line(words, [*cells, Cell(str(figure.count))], figure.method == OURS))
-    return Grid(
-        heading(result),
-        ["Method", *(names[key] for key in result.sweep)],
-        [result.worst.capitalize(), "Accuracy", "Students"],
-        lines,
-    )
-
-
-def gains(result: StudyResult) -> Grid | None:
-    """What AGRE-KD gains over each other distillation."""
-    if not result.gains:
-        return None
-    names = key_names(result.sweep)
-    unit = "Draws" if len(result.draws) > 1 else "Seeds"
-    lines = []
-    for gain in result.gains:
-        d = gain.difference
-        interval = "–"
-        if d.low is not None and d.high is not None:
-            interval = f"{signed(100 * d.low, 1)} … {signed(100 * d.high, 1)}"
-        lines.append(
+def tables(result: StudyResult, metric: str) -> list[tuple[str, Grid]]:
+    """A title and a table for each panel: methods down, places across, then what AGRE-KD gains."""
+    found = []
+    for panel in result.panels:
+        lines = [
             Line(
-                [label(gain.against), *(in_words(gain.at[key]) for key in result.sweep)],
-                [Cell(signed(100 * d.mean, 1)), Cell(interval), Cell(str(d.seeds))],
-                d.low is not None and d.low > 0,
+                [label(method)],
+                [_cell(result.figure(at, method), metric) for at in panel.places],
+                method == OURS,
             )
-        )
-    return Grid(
-        "AGRE-KD minus other methods",
-        ["Against", *(names[key] for key in result.sweep)],
-        ["Points", "95 % interval", unit],
-        lines,
-    )
+            for method in panel.methods
+        ]
+        if metric == WGA:
+            lines += _gain_lines(result, panel)
+        title = panel.where or heading(result)
+        columns = panel.columns if result.sweep else [result.worst.capitalize()]
+        found.append((panel.where, Grid(title, ["Method"], columns, lines)))
+    return found
+
+
+def _gain_lines(result: StudyResult, panel: Panel) -> list[Line]:
+    """`AGRE-KD − AVER`, with intervals; strong where it is above 0 at every place."""
+    lines = []
+    for other in panel.methods:
+        gains = [result.gain(at, other) for at in panel.places]
+        if any(gains):
+            sure = all(g and g.difference.low is not None and g.difference.low > 0 for g in gains)
+            lines.append(Line([f"{label(OURS)} − {label(other)}"], list(map(_gain, gains)), sure))
+    return lines
 
 
 def content(result: StudyResult, folder: Path) -> dict[str, Any]:
@@ -107,18 +102,31 @@ def content(result: StudyResult, folder: Path) -> dict[str, Any]:
         "headline": verdict(result),
         "remarks": [],
         "over": heading(result),
-        "figures": figures(result),
-        "gains": gains(result),
+        "worst": result.worst,
+        "panels": tables(result, WGA),
+        "accuracies": tables(result, ACCURACY),
         "versions": result.versions,
     }
 
 
-def _cell(figure: Figure, metric: str) -> Cell:
+def _cell(figure: Figure | None, metric: str) -> Cell:
+    if figure is None:
+        return Cell("–")
     text = percent(figure.mean[metric])
     spread = f"± {percent(figure.std[metric])}" if figure.count > 1 else ""
     if metric in figure.published:
         spread = f"{spread} [{figure.published[metric]:.1f}]".strip()
     return Cell(text, spread)
+
+
+def _gain(gain: Gain | None) -> Cell:
+    if gain is None:
+        return Cell("–")
+    d = gain.difference
+    reach = ""
+    if d.low is not None and d.high is not None:
+        reach = f"({signed(100 * d.low, 1)} … {signed(100 * d.high, 1)})"
+    return Cell(signed(100 * d.mean, 1), reach)
 
 
 def _points(gain: Gain) -> str:
