@@ -203,7 +203,7 @@ def _rules_table(result: SearchResult) -> Table:
 
 def _final_table(final: list[Outcome]) -> Table:
     seeds = len({outcome.seed for outcome in final})
-    title = f"Trained again, {seeds} fresh seeds, test split in %"
+    title = f"Trained again, {seeds} fresh seed{'s' * (seeds != 1)}, test split in %"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     worst = final[0].splits["test"].worst.capitalize()
     for name in ("", worst, "Accuracy", "ECE"):
