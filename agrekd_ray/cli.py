@@ -86,8 +86,8 @@ def resume(
 def record(job: JobFile, overrides: Overrides = None) -> None:
     """Record what a job's teachers say, in one pass; its runs then start no teacher."""
     from agrekd_ray.config import load_job
+    from agrekd_ray.config.points import points_of
     from agrekd_ray.run.recording import record_job
-    from agrekd_ray.study.points import points_of
 
     for _, point in points_of(load_job(job, overrides or [])):
         record_job(point, Console())
@@ -168,7 +168,7 @@ def report(
     output: Annotated[Path | None, typer.Option(help="The file; default: report.html.")] = None,
 ) -> None:
     """Write one page about a job, study or search that can be mailed: all in one HTML file."""
-    from agrekd_ray.tracking.page import write_report
+    from agrekd_ray.report.page import write_report
 
     typer.echo(write_report(folder, output))
 
@@ -177,8 +177,8 @@ def report(
 def validate(job: JobFile, overrides: Overrides = None) -> None:
     """Check a job or a search whole, without starting anything: all its faults at once."""
     from agrekd_ray.config import load_job, read_job
+    from agrekd_ray.config.sweep import settings_of
     from agrekd_ray.search.settings import load_search
-    from agrekd_ray.study.settings import settings_of
 
     if "space" in read_job(job, overrides or []):
         search = load_search(job, overrides or []).search

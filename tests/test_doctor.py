@@ -18,6 +18,7 @@ import yaml
 from rich.console import Console
 
 from agrekd_ray.config import Job
+from agrekd_ray.config.points import points_of
 from agrekd_ray.doctor import findings as checks
 from agrekd_ray.doctor.command import _tracking, requirements
 from agrekd_ray.doctor.facts import Cluster, Facts, Node
@@ -25,7 +26,6 @@ from agrekd_ray.doctor.findings import Finding, diagnose
 from agrekd_ray.doctor.needs import PROCESS, Needs, needs_of
 from agrekd_ray.doctor.probe import Probe
 from agrekd_ray.doctor.report import show
-from agrekd_ray.study.points import points_of
 
 from .conftest import TINY, merged
 from .shared import AGREKD, pool_of, records

@@ -22,6 +22,7 @@ from agrekd_ray.errors import CheckpointError, DataError, RunError
 from agrekd_ray.files import DamagedError, checked, read_json
 from agrekd_ray.models import Manifest, Model, build, load, read_manifest, save
 from agrekd_ray.outputs import Key, read_record, write_record
+from agrekd_ray.report.page import write_report
 from agrekd_ray.results import Metrics, Outcome
 from agrekd_ray.run.folder import Folder, RunFolder, State
 from agrekd_ray.run.plan import make_plan
@@ -30,7 +31,6 @@ from agrekd_ray.search.settings import load_search
 from agrekd_ray.search.space import Domain
 from agrekd_ray.student import read_outcome, write_outcome
 from agrekd_ray.teachers import measured
-from agrekd_ray.tracking.page import write_report
 
 from .conftest import TINY, merged
 from .fuzz.stored_files import _student

@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 
 from agrekd_ray.errors import RunError
+from agrekd_ray.report import page
+from agrekd_ray.report.page import headline, remarks, write_report
 from agrekd_ray.results import Agreement, Epoch, Member, Metrics, Outcome
 from agrekd_ray.search.results import RuleReport, SearchResult, TrialResult
-from agrekd_ray.tracking import page, tables
-from agrekd_ray.tracking.page import headline, remarks, write_report
+from agrekd_ray.tracking import tables
 
 PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="

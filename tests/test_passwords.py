@@ -15,18 +15,18 @@ from rich.console import Console
 from agrekd_ray import passwords
 from agrekd_ray.cli import main
 from agrekd_ray.config import JobError, check_job, load_job
+from agrekd_ray.config.points import points_of
 from agrekd_ray.errors import TrackingError
 from agrekd_ray.passwords import hidden, revealed, without_password
+from agrekd_ray.report.page import write_report
 from agrekd_ray.run.ending import ending
 from agrekd_ray.run.folder import Folder, RunFolder
 from agrekd_ray.run.job import run_job
 from agrekd_ray.search.folder import SearchFolder
 from agrekd_ray.search.settings import load_search
-from agrekd_ray.study.points import points_of
 from agrekd_ray.tracking import tables
 from agrekd_ray.tracking.mlflow_runs import Tracker
 from agrekd_ray.tracking.outbox import Outbox
-from agrekd_ray.tracking.page import write_report
 
 from .conftest import TINY, merged
 from .test_page import ABOUT, MEMBERS, OUTCOMES, SETTINGS

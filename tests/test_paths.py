@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from agrekd_ray.config import Job, JobError, check_job
+from agrekd_ray.config.points import points_of
+from agrekd_ray.config.sweep import settings_of
 from agrekd_ray.outputs import Key, listed, prune, write_record
 from agrekd_ray.run.teachers import import_for
 from agrekd_ray.search.settings import Search
-from agrekd_ray.study.points import points_of
-from agrekd_ray.study.settings import settings_of
 from agrekd_ray.tracking.mlflow_runs import Tracker
 
 from .conftest import TINY, merged

@@ -13,17 +13,17 @@ from mlflow import MlflowClient
 from rich.console import Console
 
 from agrekd_ray.config import Job, check_job
+from agrekd_ray.config.points import points_of
+from agrekd_ray.config.sweep import Published, changes, settings_of
+from agrekd_ray.report.page import write_report
 from agrekd_ray.results import Metrics, Outcome
 from agrekd_ray.run.folder import RunFolder
 from agrekd_ray.run.job import run_job
 from agrekd_ray.study import driver
 from agrekd_ray.study.driver import run_study
 from agrekd_ray.study.plots import gains_plot, sweep_plots
-from agrekd_ray.study.points import points_of
 from agrekd_ray.study.report import markdown, show
 from agrekd_ray.study.results import PointResult, StudyResult
-from agrekd_ray.study.settings import Published, changes, settings_of
-from agrekd_ray.tracking.page import write_report
 
 METHODS = ["one_hot", "aver", "agre_kd"]
 SWEEP = {"distillation.temperature": [2.0, 4.0]}

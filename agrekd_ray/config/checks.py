@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from agrekd_ray.config.faults import Fault, JobError, faults_of
 from agrekd_ray.config.job import SEEDS_APART, Job
 from agrekd_ray.config.reading import read_job
+from agrekd_ray.config.study import study_faults
 from agrekd_ray.data import TRAIN, Dataset, open_dataset, tokens_of
 from agrekd_ray.errors import AgrekdError
 from agrekd_ray.guidance.placement import unknown_patterns
@@ -46,9 +47,7 @@ def check_job(raw: dict[str, Any]) -> tuple[Job | None, list[Fault]]:
         faults += faults_of(error, Job)
     faults += _Whole(raw, job, {fault.key for fault in faults}).faults()
     if job is not None and not faults and job.is_study:
-        from agrekd_ray.study.points import study_faults  # which checks jobs itself
-
-        faults += study_faults(job)
+        faults += study_faults(job, check_job)
     return (None if faults else job), faults
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
+from agrekd_ray.config.sweep import Published, Sweep
 from agrekd_ray.core.weighting import STRATEGIES, SampleWeighting
 from agrekd_ray.data import DataSettings
 from agrekd_ray.guidance.fleet_settings import FleetSettings
@@ -14,7 +15,6 @@ from agrekd_ray.outputs import OutputSettings
 from agrekd_ray.passwords import hidden
 from agrekd_ray.settings import LocalPath, Positive, Seed, Settings, Share
 from agrekd_ray.student import StudentSettings
-from agrekd_ray.study.settings import Published, Sweep
 from agrekd_ray.teachers import EnsembleSettings, TeacherSettings
 
 BASELINES = ("one_hot", "one_hot_dfr", "deep_ensemble", "deep_ensemble_dfr", "teacher_vote")

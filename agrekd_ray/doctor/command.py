@@ -11,13 +11,13 @@ from pathlib import Path
 from rich.console import Console
 
 from agrekd_ray.config import Job, load_job
+from agrekd_ray.config.points import points_of
 from agrekd_ray.data import open_dataset
 from agrekd_ray.doctor.findings import ERROR, Finding, diagnose
 from agrekd_ray.doctor.needs import Needs, needs_of
 from agrekd_ray.doctor.report import show
 from agrekd_ray.errors import TrackingError
 from agrekd_ray.run.environment import prepare
-from agrekd_ray.study.points import points_of
 
 TRACKING_SECONDS = 30.0
 

@@ -15,8 +15,8 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field, model_validator
 
+from agrekd_ray.config.sweep import changed
 from agrekd_ray.settings import Settings
-from agrekd_ray.study.settings import changed
 
 STRATEGY = "strategy"
 """The one path that is no key of a job: the weighting, of which a trial has one."""
@@ -208,7 +208,7 @@ class Sampler:
 
 
 def applied(raw: Mapping[str, Any], setting: Mapping[str, Any]) -> dict[str, Any]:
-    """A job's raw values with those of a setting put in; see `study.settings.changed`."""
+    """A job's raw values with those of a setting put in; see `config.sweep.changed`."""
     inside = {
         ("methods" if path == STRATEGY else path): ([value] if path == STRATEGY else value)
         for path, value in setting.items()

@@ -23,6 +23,8 @@ from rich.console import Console
 
 from agrekd_ray import __version__
 from agrekd_ray.config import Job
+from agrekd_ray.config.points import points_of
+from agrekd_ray.config.sweep import Setting
 from agrekd_ray.data import open_dataset
 from agrekd_ray.errors import AgrekdError, RunError
 from agrekd_ray.events import Event, Failed, StudentEpoch
@@ -35,10 +37,8 @@ from agrekd_ray.run.monitor import flat, show_progress
 from agrekd_ray.run.plan import epochs_of, make_plan
 from agrekd_ray.settings import fingerprint
 from agrekd_ray.student import Assignment, read_outcome
-from agrekd_ray.study.points import points_of
-from agrekd_ray.study.report import publish_files, show
+from agrekd_ray.study.report import markdown, publish_files, show
 from agrekd_ray.study.results import PointResult, StudyResult
-from agrekd_ray.study.settings import Setting
 from agrekd_ray.teachers import Pool, Recipe
 from agrekd_ray.tracking.mlflow_runs import PARENT, Tracker
 from agrekd_ray.tracking.outbox import Outbox
@@ -285,7 +285,7 @@ class _Study:
     def _publish(self, run_id: str, result: StudyResult) -> None:
         self.outbox.put(
             lambda: self.tracker.finish_job(
-                run_id, self.folder.path, "FINISHED", result.metrics(), result.markdown()
+                run_id, self.folder.path, "FINISHED", result.metrics(), markdown(result)
             )
         )
         self.outbox.drain()

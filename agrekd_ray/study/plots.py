@@ -9,8 +9,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from agrekd_ray.config.sweep import in_words, key_names
 from agrekd_ray.study.results import ACCURACY, OURS, WGA, Figure, Gain, StudyResult
-from agrekd_ray.study.settings import in_words, key_names
 from agrekd_ray.tracking.labels import label
 from agrekd_ray.tracking.plots import FAINT, INK, LEGEND, headline, method_styles, new_figure, save
 

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from agrekd_ray.config.sweep import in_words, key_names
 from agrekd_ray.study.plots import gains_plot, sweep_plots
 from agrekd_ray.study.results import (
     ACCURACY,
@@ -21,7 +22,6 @@ from agrekd_ray.study.results import (
     gain_in_words,
     heading,
 )
-from agrekd_ray.study.settings import in_words, key_names
 from agrekd_ray.tracking import tables
 from agrekd_ray.tracking.columns import Column, figures, markdown_table, screen_table
 from agrekd_ray.tracking.files import replacing

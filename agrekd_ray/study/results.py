@@ -8,9 +8,9 @@ from functools import cached_property
 from statistics import mean, stdev
 from typing import Any
 
+from agrekd_ray.config.sweep import Published, in_words, key_names
 from agrekd_ray.files import DamagedError, checked
 from agrekd_ray.results import Outcome
-from agrekd_ray.study.settings import Published, in_words, key_names
 from agrekd_ray.tracking.intervals import PairedDifference, paired_difference
 from agrekd_ray.tracking.labels import is_distilled, label
 
@@ -209,12 +209,6 @@ class StudyResult:
             key = f"{self.place_name(gain.at)}/{OURS}_minus_{gain.against}/test/{WGA}"
             values[key] = gain.difference.mean
         return values
-
-    def markdown(self) -> str:
-        """Tables of the figures and of the gains, for pages and for MLflow."""
-        from agrekd_ray.study.report import markdown
-
-        return markdown(self)
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values; shares, and percent where figures are published ones."""

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from random import Random
 
+from agrekd_ray.config.sweep import Published
+from agrekd_ray.report.page import write_report
 from agrekd_ray.study.results import PointResult, StudyResult
-from agrekd_ray.study.settings import Published
 from agrekd_ray.tracking import tables
-from agrekd_ray.tracking.page import write_report
 
 from ..test_page import ABOUT, MEMBERS, OUTCOMES, PIXEL, RESULT, Page
 from .cases import Subject

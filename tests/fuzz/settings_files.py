@@ -14,6 +14,7 @@ import yaml
 from rich.console import Console
 
 from agrekd_ray.config import Job, load_job, read_job
+from agrekd_ray.config.points import points_of
 from agrekd_ray.results import Outcome
 from agrekd_ray.run.folder import Folder, RunFolder, State
 from agrekd_ray.run.job import outcomes_of
@@ -23,7 +24,6 @@ from agrekd_ray.search.report import read_result, write_trials
 from agrekd_ray.search.results import TrialResult
 from agrekd_ray.search.settings import Planned, load_search
 from agrekd_ray.student import read_outcome, write_outcome
-from agrekd_ray.study.points import points_of
 from agrekd_ray.tracking import tables
 
 from ..conftest import TINY, merged

@@ -1,33 +1,21 @@
-"""The points of a study: a job each, checked before anything starts."""
+"""What a study is made of, and what can be wrong with it."""
 
 from __future__ import annotations
 
 import difflib
 import math
+from collections.abc import Callable
 from typing import Any
 
-from agrekd_ray.config import METHODS, Fault, Job, JobError, check_job
-from agrekd_ray.study.settings import FIXED, Setting, changed, changes, in_words, settings_of
+from agrekd_ray.config.faults import Fault
+from agrekd_ray.config.job import METHODS, Job
+from agrekd_ray.config.sweep import FIXED, Setting, changed, changes, in_words, settings_of
 
 MOST_POINTS = 10_000
 
 
-def points_of(job: Job) -> list[tuple[Setting, Job]]:
-    """Every point of a study with the job that it comes down to; one for a job without a sweep.
-
-    Raises:
-        JobError: a point is no valid job.
-    """
-    points = []
-    for setting, raw in _raw_points(job):
-        point, faults = check_job(raw)
-        if faults or point is None:
-            raise JobError(f"{job.name}, {setting.label}", faults)
-        points.append((setting, point))
-    return points
-
-
-def _raw_points(job: Job) -> list[tuple[Setting, dict[str, Any]]]:
+def raw_points(job: Job) -> list[tuple[Setting, dict[str, Any]]]:
+    """Every point of a study with the raw values of its job."""
     whole = job.model_dump(mode="json")
     alone = {key: value for key, value in whole.items() if key not in ("sweep", "draws")}
     return [
@@ -36,8 +24,13 @@ def _raw_points(job: Job) -> list[tuple[Setting, dict[str, Any]]]:
     ]
 
 
-def study_faults(job: Job) -> list[Fault]:
-    """What is wrong with a study whose job is sound by itself."""
+def study_faults(job: Job, check: Callable[[Any], tuple[Job | None, list[Fault]]]) -> list[Fault]:
+    """What is wrong with a study whose job is sound by itself.
+
+    Args:
+        job: of the study.
+        check: `checks.check_job`, for the jobs of its points.
+    """
     found = []
     for key in job.sweep:
         if key.partition(".")[0] in FIXED:
@@ -75,8 +68,8 @@ def study_faults(job: Job) -> list[Fault]:
     if found:
         return found
     said = set()
-    for setting, raw in _raw_points(job):
-        for fault in check_job(raw)[1]:
+    for setting, raw in raw_points(job):
+        for fault in check(raw)[1]:
             swept = next((k for k in job.sweep if f"{fault.key}.".startswith(f"{k}.")), "")
             where = f"sweep.{swept}" if swept else f"sweep ({setting.label}): {fault.key}"
             shown = in_words(setting.at[swept]) if swept else fault.value

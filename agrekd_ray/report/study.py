@@ -6,6 +6,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from agrekd_ray.config.sweep import in_words, key_names
+from agrekd_ray.report.tables import Cell, Grid, Line, percent, signed
 from agrekd_ray.study.results import (
     ACCURACY,
     OURS,
@@ -16,9 +18,7 @@ from agrekd_ray.study.results import (
     StudyResult,
     heading,
 )
-from agrekd_ray.study.settings import in_words, key_names
 from agrekd_ray.tracking.labels import label
-from agrekd_ray.tracking.page_tables import Cell, Grid, Line, percent, signed
 
 
 def verdict(result: StudyResult) -> str:

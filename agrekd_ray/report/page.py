@@ -1,6 +1,6 @@
 """The report of a run as one HTML page that can be mailed: nothing is fetched, no script is needed.
 
-How the page looks and most of its words are in `page.html.j2`, its tables in `page_tables.py`.
+How the page looks and most of its words are in `page.html.j2`, its tables in `tables.py`.
 It is made from the run's folder alone: `results.json` of a job or a search, and the plots there.
 """
 
@@ -25,19 +25,19 @@ from agrekd_ray.core.selection import RULES
 from agrekd_ray.errors import RunError
 from agrekd_ray.files import is_file, is_folder, real
 from agrekd_ray.passwords import without_password
-from agrekd_ray.results import Effort, Member, Metrics, Outcome
-from agrekd_ray.search.results import DEFAULT, WINNER, TrialResult
-from agrekd_ray.tracking import page_study, page_tables
-from agrekd_ray.tracking.archive import (
+from agrekd_ray.report import study, tables
+from agrekd_ray.report.archive import (
     JobSettings,
     SearchSettings,
     read_job,
     read_search,
     read_study,
 )
+from agrekd_ray.report.tables import TEST, percent, plain, signed
+from agrekd_ray.results import Effort, Member, Metrics, Outcome
+from agrekd_ray.search.results import DEFAULT, WINNER, TrialResult
 from agrekd_ray.tracking.files import replacing
 from agrekd_ray.tracking.labels import family, is_distilled, label
-from agrekd_ray.tracking.page_tables import TEST, percent, plain, signed
 from agrekd_ray.tracking.tables import Paired, Row, degraded_lines, paired, summary
 
 JOB, SEARCH, POINTS, REPORT = "job.yaml", "search.yaml", "points", "report.html"
@@ -196,7 +196,7 @@ def _degraded(outcomes: Sequence[Outcome], name: Callable[[str], str]) -> list[s
 
 
 def _render(content: dict[str, Any]) -> str:
-    text = resources.files("agrekd_ray.tracking").joinpath("page.html.j2").read_text("utf-8")
+    text = resources.files("agrekd_ray.report").joinpath("page.html.j2").read_text("utf-8")
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -232,18 +232,18 @@ def _job_page(folder: Path) -> dict[str, Any]:
             Fact("To run it again", f"agrekd run {shlex.quote(str(folder / JOB))}", code=True),
         ],
         "over": _over(rows),
-        "comparison": page_tables.comparison(
+        "comparison": tables.comparison(
             "Methods on the test split",
             [(row, [label(row.method), row.teachers], row is best) for row in rows],
             ["Method", "Teachers"],
         ),
-        "seeds": page_tables.by_seed(run.outcomes, label),
+        "seeds": tables.by_seed(run.outcomes, label),
         "plots": plots,
         "weights_plot": weights_plot,
-        "weights": page_tables.weights(run.outcomes, run.members, label),
-        "influence": page_tables.influence(run.outcomes, run.members, label),
-        "agreement": page_tables.agreement(run.diagnostics),
-        "teachers": page_tables.teachers(run.members, run.biased),
+        "weights": tables.weights(run.outcomes, run.members, label),
+        "influence": tables.influence(run.outcomes, run.members, label),
+        "agreement": tables.agreement(run.diagnostics),
+        "teachers": tables.teachers(run.members, run.biased),
         "configuration": [("The job", _yaml(run.job.settings))],
         "versions": run.job.versions,
     }
@@ -281,27 +281,27 @@ def _search_page(folder: Path) -> dict[str, Any]:
             Fact("Folder", str(folder), code=True),
             Fact("To run it again", f"agrekd tune {shlex.quote(str(folder / SEARCH))}", code=True),
         ],
-        "space": page_tables.space(settings.space),
+        "space": tables.space(settings.space),
         "select": result.select,
         "select_summary": RULES[result.select].summary if result.select in RULES else "",
-        "rules": page_tables.rules(result),
+        "rules": tables.rules(result),
         "winner": winner,
-        "setting": winner and page_tables.setting(winner, about.job, settings.final.default),
+        "setting": winner and tables.setting(winner, about.job, settings.final.default),
         "over": _over(rows),
-        "comparison": page_tables.comparison(
+        "comparison": tables.comparison(
             "Winner and default on the test split",
             [(row, [name(row.method)], row.method == WINNER) for row in rows],
             ["Setting"],
         ),
         "difference": _difference(paired(result.final, WINNER, DEFAULT)),
-        "seeds": page_tables.by_seed(result.final, name),
-        "trials": page_tables.trials(result, list(settings.space)),
+        "seeds": tables.by_seed(result.final, name),
+        "trials": tables.trials(result, list(settings.space)),
         "plots": plots,
         "weights_plot": weights_plot,
-        "weights": page_tables.weights(result.final, about.members, name),
-        "influence": page_tables.influence(result.final, about.members, name),
+        "weights": tables.weights(result.final, about.members, name),
+        "influence": tables.influence(result.final, about.members, name),
         "agreement": None,
-        "teachers": page_tables.teachers(about.members, None),
+        "teachers": tables.teachers(about.members, None),
         "configuration": [
             ("The search", _yaml(about.settings)),
             ("Its base job", _yaml(about.job)),
@@ -314,10 +314,10 @@ def _study_page(folder: Path) -> dict[str, Any]:
     result = read_study(folder)
     plots, _ = _pictures(folder)
     return {
-        **page_study.content(result, folder),
+        **study.content(result, folder),
         "date": _date(result.folder),
         "facts": [
-            *(Fact(*fact) for fact in page_study.facts(result, folder)),
+            *(Fact(*fact) for fact in study.facts(result, folder)),
             Fact("Took", _duration(result.seconds)),
         ],
         "plots": plots,

@@ -1,0 +1,1 @@
+"""`agrekd report`: the page of a job, a study or a search, out of its folder."""
