@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class AgrekdError(Exception):
     """Base of every error that the command line prints as one message, without a traceback.
@@ -35,3 +37,10 @@ class TrackingError(AgrekdError):
     def __init__(self, message: str, *, temporary: bool = False) -> None:
         super().__init__(message)
         self.temporary = temporary
+
+
+def listed(words: Iterable[str | None], most: int = 12) -> str:
+    """Words with commas, the first few of many."""
+    every = [word for word in words if word]
+    more = f", and {len(every) - most} more" if len(every) > most else ""
+    return ", ".join(every[:most]) + more

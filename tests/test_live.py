@@ -135,6 +135,35 @@ def test_prepared_data_are_read_wherever_teachers_are(
     same(live.model, reference(given, data, checkpoints).model)
 
 
+MANY = """
+from agrekd_ray.data.colored import ColoredDigits, ColoredImages
+
+def make(seed):
+    data = ColoredImages(ColoredDigits(name="colored_digits", train=96, val=200, seed=seed))
+    data.classes = tuple(map(str, range(1000)))
+    return data
+"""
+"""Digits among a thousand classes: a question of 32 samples has 128 kB."""
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_large_question_is_one_object_for_all_actors(
+    ray_session: Any, make_job: Any, tmp_path: Path, replicas: int
+) -> None:
+    (tmp_path / "many.py").write_text(MANY)
+    settings = {"name": "custom", "factory": "many:make", "folder": str(tmp_path)}
+    changes = {"data": settings, "teachers.store": str(tmp_path / "pool")}
+    job = make_job(**changes, **{"ensemble.debiased": 0})
+    data, checkpoints, drawn = pool_of(job)
+    lesson = Lesson("agre_kd", drawn.teachers, drawn.biased, 4.0)
+    given = Assignment("agre_kd", 0, STUDENT, TRAINING, lesson)
+    with fleet_of(job, checkpoints, replicas=replicas) as fleet:
+        live = Student(given, data, fleet.source(), look_ahead=2)
+        while not live.done:
+            live.epoch()
+    same(live.model, reference(given, data, checkpoints).model)
+
+
 def test_workers_train_what_one_process_trains(
     ray_session: Any, make_job: Any, tmp_path: Path
 ) -> None:

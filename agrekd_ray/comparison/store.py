@@ -15,8 +15,8 @@ from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 
 from agrekd_ray.comparison.rows import Child, Row, parsed, rows
-from agrekd_ray.comparison.words import listed, near
-from agrekd_ray.errors import TrackingError
+from agrekd_ray.comparison.words import near
+from agrekd_ray.errors import TrackingError, listed
 from agrekd_ray.passwords import without_password
 from agrekd_ray.tracking.metrics import TEACHER_STEPS
 from agrekd_ray.tracking.mlflow_runs import CHANGED, METHOD, PARENT, ROLE, SEED, TRIAL

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from agrekd_ray.errors import listed
+
 
 def near(word: str, known: Iterable[str]) -> str:
     """What was probably meant, or else what there is."""
@@ -14,10 +16,3 @@ def near(word: str, known: Iterable[str]) -> str:
     if found:
         return f" Did you mean {lower[found[0]]}?"
     return f" There are: {listed(known)}." if known else ""
-
-
-def listed(words: Iterable[str | None], most: int = 12) -> str:
-    """Words with commas, the first few of many."""
-    every = [word for word in words if word]
-    more = f", and {len(every) - most} more" if len(every) > most else ""
-    return ", ".join(every[:most]) + more

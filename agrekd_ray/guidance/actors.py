@@ -9,7 +9,9 @@ import asyncio
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import ray
@@ -21,7 +23,7 @@ from agrekd_ray.errors import DataError
 from agrekd_ray.guidance.fleet_settings import FleetSettings
 from agrekd_ray.guidance.home import LOST, Home
 from agrekd_ray.guidance.host import WHOLE, Part, TeacherHost
-from agrekd_ray.guidance.lesson import Answer, Question, Replies, View, weigh_replies
+from agrekd_ray.guidance.lesson import INLINE, Answer, Question, Replies, View, weigh_replies
 from agrekd_ray.guidance.nodes import this_node
 from agrekd_ray.meters import TeacherMeter, WeightingMeter
 from agrekd_ray.outputs import Outputs, OutputSettings
@@ -61,8 +63,12 @@ class TeacherActor:
         )
         self._meter = TeacherMeter()
 
-    def replies(self, names: Sequence[str], question: Question) -> Replies:
-        """See `TeacherHost.replies`."""
+    def replies(
+        self, names: Sequence[str], question: Question, ahead: tuple[View, ...] | None = None
+    ) -> Replies:
+        """See `TeacherHost.replies`; with other coming views than the question's, if given."""
+        if ahead is not None:
+            question = replace(question, ahead=ahead)
         replies = self._host.replies(names, question)
         self._meter.observe(self._host.spans)
         return replies
@@ -145,8 +151,10 @@ class WeightingActor:
             wanted.setdefault(self._of[name], []).append(name)
         async with self._room:
             asked = time.perf_counter()
+            # Many classes: all actors read the same object instead of one of their own each.
+            sent = ray.put(question) if question.logits_BC.nbytes > INLINE else question
             told = await asyncio.gather(
-                *(self._replies(home, names, question) for home, names in wanted.items())
+                *(self._replies(home, names, question, sent) for home, names in wanted.items())
             )
             gathered = time.perf_counter()
             lost = {name for home in self._lost for name in home.teachers}
@@ -158,12 +166,12 @@ class WeightingActor:
         return answer
 
     async def _replies(
-        self, home: Home, names: Sequence[str], question: Question
+        self, home: Home, names: Sequence[str], question: Question, sent: Any
     ) -> Replies | None:
         """What teachers say; None where they are lost and the others can teach without them."""
         if home not in self._lost:
             try:
-                return await home.replies(names, question)
+                return await home.replies(names, question, sent)
             except LOST as error:
                 lost = {name for other in (*self._lost, home) for name in other.teachers}
                 if not self._drop or not question.lesson.can_do_without(lost):

@@ -7,7 +7,6 @@ import itertools
 import time
 from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from typing import Any
 
 from ray.exceptions import (
@@ -62,15 +61,20 @@ class Home:
         self._asked: dict[int, tuple[float, str | None]] = {}
         self._numbers = itertools.count()
 
-    async def replies(self, names: Sequence[str], question: Question) -> Replies:
+    async def replies(self, names: Sequence[str], question: Question, sent: Any) -> Replies:
         """What the named teachers say; see `TeacherHost.replies`.
+
+        Args:
+            names: of the teachers.
+            question: to them.
+            sent: the same, or where it is in the object store, as it goes to the actors.
 
         Raises:
             SilentError: nobody has answered for too long.
             RayError: what an actor raised, or why the last one cannot come back.
         """
         return await self._patient(
-            self._replies(names, question), f"step {question.step} of epoch {question.epoch}"
+            self._replies(names, question, sent), f"step {question.step} of epoch {question.epoch}"
         )
 
     async def complete(self, epoch: int) -> None:
@@ -87,24 +91,24 @@ class Home:
             found[name] = max(found.get(name, 0.0), now - began)
         return [f"{self._in_words(name)}, {waited:.0f} s" for name, waited in found.items()]
 
-    async def _replies(self, names: Sequence[str], question: Question) -> Replies:
+    async def _replies(self, names: Sequence[str], question: Question, sent: Any) -> Replies:
         self._start()
         if len(self._actors) == 1:
             (name,) = self._actors
             with self._noted(name):
-                return await self._actors[name].replies.remote(names, question)
+                return await self._actors[name].replies.remote(names, sent)
         while True:
             owners = await self._present()
             mine = owners[question.step % len(owners)]
             coming: dict[str, list[View]] = {}
             for number, view in enumerate(question.ahead, question.step + 1):
                 coming.setdefault(owners[number % len(owners)], []).append(view)
-            own = replace(question, ahead=tuple(coming.pop(mine, ())))
+            own = tuple(coming.pop(mine, ()))
             for other, views in coming.items():
                 self._actors[other].expect.remote(names, views)
             with self._noted(mine):
                 try:
-                    return await self._actors[mine].replies.remote(names, own)
+                    return await self._actors[mine].replies.remote(names, sent, own)
                 except DIED:
                     self.retries += 1
                     self._leaves(mine)

@@ -76,6 +76,8 @@ class Lesson:
         return STRATEGIES[self.strategy].needs_cross_entropy
 
 
+INLINE = 100_000
+"""Bytes from which Ray puts an argument into the object store, anew for every call that has it."""
 View = tuple[int, np.ndarray]
 """Samples as an epoch shows them: (epoch, ids [B])."""
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from agrekd_ray.guidance.lesson import INLINE
 from agrekd_ray.planning.messages import FLOAT
 from agrekd_ray.planning.placing import Placing, place
 from agrekd_ray.planning.settings import Machines, Times
@@ -25,8 +26,6 @@ from agrekd_ray.planning.step import Step, forward_ms, live_step, replay_parts
 
 COPIES = 10
 """Times the gradients' own bytes that weighing takes at its peak: 7 to 10, by strategy."""
-INLINE = 100_000
-"""Bytes from which Ray puts a message into the object store."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +193,7 @@ def _memory(setup: Setup, machines: Machines, times: Times, placing: Placing, st
     large = [size for size in (sent.question, sent.reply, sent.answer) if size > INLINE]
     stored = 0.0
     if sent.question in large:
-        stored += sent.questions * sent.question * (1 + setup.actors)
+        stored += sent.questions * sent.question * 2  # the worker's, and the one for all actors
     if sent.reply in large:
         stored += sent.questions * sent.replies
     if sent.answer in large:

@@ -20,13 +20,15 @@ the three; without, it takes path + teachers, and no less than cores. Assumed:
 - What goes over the network is sent at the bandwidth of one link, the busiest; it overlaps with
   nothing. Workers' gradients are summed in a ring, after the backward pass.
 - Every message is copied by the weighting actor once, at `copy_gb`; a question is sent to every
-  actor, so it is copied once for each.
+  actor, so it is copied once for each. One above `INLINE` lies in the object store, copied once
+  for all of a node.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from agrekd_ray.guidance.lesson import INLINE
 from agrekd_ray.planning.messages import FLOAT, answer_bytes, question_bytes, replies_bytes
 from agrekd_ray.planning.placing import Placing
 from agrekd_ray.planning.settings import Machines, Times
@@ -70,6 +72,11 @@ class Traffic:
     answer: int
     questions: int
     samples: int
+
+    @property
+    def shared(self) -> bool:
+        """Whether a question is one object that all actors read."""
+        return self.question > INLINE
 
 
 @dataclass(frozen=True)
@@ -158,7 +165,8 @@ def live_step(setup: Setup, machines: Machines, times: Times, placing: Placing) 
     """A step that is taught by the fleet."""
     costs, sent = times.costs, traffic(setup)
     in_turn = sent.questions / setup.weighting_actors
-    through = sent.question * (1 + setup.actors) + sent.replies + sent.answer
+    copies = 1 if sent.shared else setup.actors
+    through = sent.question * (1 + copies) + sent.replies + sent.answer
     copied = 1e3 * through / (costs.copy_gb * 1e9)
     weighed = costs.weigh(setup.strategy, setup.members, sent.samples, setup.classes)
     called = costs.call_ms + (setup.actors - 1) * costs.actor_ms
@@ -240,9 +248,12 @@ def _network(setup: Setup, machines: Machines, placing: Placing, sent: Traffic) 
         mine = float(asked)
         elsewhere = 0.0 if asked == 1 else asked * (1 - placing.workers_here / setup.workers)
     into = mine * sent.replies * far + elsewhere * sent.question
-    out = mine * setup.actors * far * sent.question + elsewhere * sent.answer
-    teaching = placing.actors_here * asked
-    busiest = max(into, out, teaching * sent.reply, teaching * sent.question)
+    copies, taken = setup.actors * far, placing.actors_here
+    if sent.shared:  # each node fetches it once
+        copies, taken = min(copies, machines.nodes - 1), 1
+    out = mine * copies * sent.question + elsewhere * sent.answer
+    replied, told = placing.actors_here * asked * sent.reply, taken * asked * sent.question
+    busiest = max(into, out, replied, told)
     hops = 4 if elsewhere else 2
     return 1e3 * busiest / _rate(machines) + hops * machines.latency_us / 1e3
 

@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from agrekd_ray.data import DFR, SELECT, Dataset
-from agrekd_ray.errors import AgrekdError, DataError
+from agrekd_ray.errors import AgrekdError, DataError, listed
 from agrekd_ray.models import Classifier
 from agrekd_ray.settings import Count, Positive, Settings
 from agrekd_ray.training import predict
@@ -80,7 +80,7 @@ def retrain_head(
     fit, select = (_features(model, dataset, split, device) for split in (DFR, SELECT))
     missing = set(range(len(dataset.classes))) - set(fit.labels_N.tolist())
     if missing:
-        names = ", ".join(dataset.classes[label] for label in sorted(missing))
+        names = listed(dataset.classes[label] for label in sorted(missing))
         raise DataError(
             f"DFR: no sample of class {names} in its half of validation; enlarge data.val."
         )
