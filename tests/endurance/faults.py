@@ -32,6 +32,7 @@ JOB: dict[str, Any] = {
     "seeds": [0],
     "data.views": {"flip": True, "shift": 1},
     "student.training.epochs": EPOCHS,
+    "tracking.models": False,
 }
 """A new view every epoch: teachers are asked, and recorded, to the end."""
 HANG_SECONDS = 5.0
