@@ -189,10 +189,16 @@ def teacher_is_nan(run: Run) -> None:
 
 
 def _last_state(run: Run) -> Path:
-    """Of the student under way, once the killed driver's workers have learnt of its end."""
+    """Of the student under way, once the killed driver's workers have learnt of its end.
+
+    Raises:
+        MissedError: they have finished it meanwhile.
+    """
     state = run.latest / "training/state.pt"
     while time.time() - state.stat().st_mtime < 5:
         time.sleep(0.5)  # polls for the moment
+    if list(run.latest.glob("students/*/outcome.json")):
+        raise MissedError("the student is finished")
     return state
 
 
@@ -349,10 +355,10 @@ class Trials:
                     if run.driver is None or run.driver.poll() is not None:
                         raise MissedError("the run was over")
                     row.strike(run, raylets)
+                    wrong = self._finish(row, run)
                 except MissedError:
                     run.wait()
                     continue
-                wrong = self._finish(row, run)
                 lost = time.monotonic() - began - whole
                 if not wrong:
                     wrong = differ(run.students(), self._expected)
