@@ -53,13 +53,13 @@ class Actor:
             raise ActorUnavailableError("restarting", None)
         return "10.0.0.7"
 
-    async def _replies(self, names: Any, question: Question) -> str:
+    async def _replies(self, names: Any, question: Question, ahead: Any = None) -> str:
         if self.died:
             raise ActorDiedError()
         if self.silent:
             await asyncio.Event().wait()
         self.steps.append(question.step)
-        self.ahead += [view[0] for view in question.ahead]
+        self.ahead += [view[0] for view in (question.ahead if ahead is None else ahead)]
         return f"reply {question.step}"
 
     async def _expect(self, names: Any, views: Any) -> None:

@@ -152,7 +152,7 @@ class WeightingActor:
         async with self._room:
             asked = time.perf_counter()
             # Many classes: all actors read the same object instead of one of their own each.
-            sent = ray.put(question) if question.logits_BC.nbytes > INLINE else question
+            sent = ray.put(question) if question.logits_BC.nbytes > INLINE else None
             told = await asyncio.gather(
                 *(self._replies(home, names, question, sent) for home, names in wanted.items())
             )

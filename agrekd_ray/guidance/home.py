@@ -61,20 +61,21 @@ class Home:
         self._asked: dict[int, tuple[float, str | None]] = {}
         self._numbers = itertools.count()
 
-    async def replies(self, names: Sequence[str], question: Question, sent: Any) -> Replies:
+    async def replies(self, names: Sequence[str], question: Question, sent: Any = None) -> Replies:
         """What the named teachers say; see `TeacherHost.replies`.
 
         Args:
             names: of the teachers.
             question: to them.
-            sent: the same, or where it is in the object store, as it goes to the actors.
+            sent: where it is in the object store; None where it goes along with each call.
 
         Raises:
             SilentError: nobody has answered for too long.
             RayError: what an actor raised, or why the last one cannot come back.
         """
         return await self._patient(
-            self._replies(names, question, sent), f"step {question.step} of epoch {question.epoch}"
+            self._replies(names, question, question if sent is None else sent),
+            f"step {question.step} of epoch {question.epoch}",
         )
 
     async def complete(self, epoch: int) -> None:

@@ -27,9 +27,10 @@ from agrekd_ray.student import read_outcome, write_outcome
 from agrekd_ray.tracking import tables
 
 from ..conftest import TINY, merged
-from ..test_jobs import BERT, JOBS, SWEPT, stand_in
+from ..test_jobs import JOBS, SWEPT, stand_in
 from ..test_page import OUTCOMES, RESULT, TRIALS
 from ..test_search_space import SPACE
+from ..texts import TINY as TEXT_MODELS
 from .cases import Subject
 from .damage import junk
 
@@ -83,7 +84,10 @@ def _make_jobs(*, of_text: bool = False) -> dict[str, Any]:
         places: dict[str, Any] = {**PLACES, **shown.get(kind, {})}
         if kind == "civilcomments":
             for part, network in (("teachers", "bert"), ("student", "distilbert")):
-                places[f"{part}.model"] = {"name": f"transformers/{network}", "args": BERT[network]}
+                places[f"{part}.model"] = {
+                    "name": f"transformers/{network}",
+                    "args": TEXT_MODELS[network],
+                }
         elif path.name not in WHOLE:  # large networks take long to look at
             for part in ("teachers", "student"):
                 places[f"{part}.model"] = TINY["student"]["model"]
