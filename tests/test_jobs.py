@@ -114,11 +114,14 @@ def test_a_table_of_the_paper_is_one_command(path: Path, tmp_path: Path, store: 
         ]
     if sweep:
         changes["sweep"] = sweep
-    kept = [
-        figures
+    published = {
+        str(at): {**figures, "at": at}
         for figures in raw.get("published", {}).get("figures", [])
-        if all(value in sweep.get(key, []) for key, value in figures.get("at", {}).items())
-    ]
+        for at in [
+            {k: sweep[k][min(raw["sweep"][k].index(v), 1)] for k, v in figures["at"].items()}
+        ]
+    }
+    kept = list(published.values())
     if kept:
         changes["published.figures"] = kept
     job, faults = check_job(merged(raw, changes))
