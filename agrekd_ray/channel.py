@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import ray
-from ray.exceptions import OutOfMemoryError, RayTaskError
+from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from agrekd_ray.errors import AgrekdError, RunError
@@ -71,5 +71,10 @@ def plain_error(error: Exception, who: str) -> AgrekdError:
         return cause
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     # What was short of memory is told at length, and what to do about it in general.
-    line = lines[0 if isinstance(cause, OutOfMemoryError) else -1] if lines else ""
-    return RunError(f"{who} failed: {line or type(error).__name__}")
+    short = next((line for line in lines if "low on memory" in line), None)
+    if short is not None:
+        return RunError(
+            f"{who} failed: {short.rstrip('.')}. Run fewer processes at once, or on nodes with "
+            "more memory."
+        )
+    return RunError(f"{who} failed: {lines[-1] if lines else type(error).__name__}")

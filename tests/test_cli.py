@@ -317,7 +317,10 @@ def test_a_fault_of_rays_is_one_line_and_one_of_ours_is_not_hidden(
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 1
-    assert capsys.readouterr().err == "error: Ray failed: 6 worker(s) were killed: low on memory\n"
+    assert capsys.readouterr().err == (
+        "error: Ray failed: 6 worker(s) were killed: low on memory. "
+        "Run fewer processes at once, or on nodes with more memory.\n"
+    )
     monkeypatch.setattr(cli, "app", lambda: {}["a bug"])
     with pytest.raises(KeyError, match="a bug"):
         cli.main()

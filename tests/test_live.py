@@ -169,6 +169,7 @@ def test_workers_train_what_one_process_trains(
 ) -> None:
     """One worker group, every strategy in turn; 2 workers × B/2 = 1 process × B."""
     from agrekd_ray.channel import Channel
+    from agrekd_ray.guidance.nodes import DriverData
     from agrekd_ray.run.teaching import Given
     from agrekd_ray.student.group import Schoolwork, train_group
 
@@ -178,7 +179,13 @@ def test_workers_train_what_one_process_trains(
     given = assignments(drawn)
     with fleet_of(job, checkpoints, backbones_per_actor=3, weighting_actors=2) as fleet:
         work = Schoolwork(
-            given, job.data, Given(fleet.source()), tmp_path / "students", tmp_path, channel.post, 2
+            given,
+            DriverData.of(job.data),
+            Given(fleet.source()),
+            tmp_path / "students",
+            tmp_path,
+            channel.post,
+            2,
         )
         settings = StudentSettings(model=STUDENT, training=TRAINING, workers=2, cpus=0.5)
         train_group(work, settings)
@@ -235,6 +242,7 @@ def test_a_killed_worker_goes_on_with_its_epoch(
 ) -> None:
     """SIGKILL of the Train worker, or its controller, in the middle of its second student."""
     from agrekd_ray.channel import Channel
+    from agrekd_ray.guidance.nodes import DriverData
     from agrekd_ray.run.teaching import Given
     from agrekd_ray.student.group import Schoolwork, train_group
 
@@ -256,7 +264,13 @@ def test_a_killed_worker_goes_on_with_its_epoch(
     killer.start()
     with fleet_of(job, checkpoints, backbones_per_actor=3) as fleet:
         work = Schoolwork(
-            given, job.data, Given(fleet.source()), students, tmp_path, channel.post, 2
+            given,
+            DriverData.of(job.data),
+            Given(fleet.source()),
+            students,
+            tmp_path,
+            channel.post,
+            2,
         )
         # So many that the next group finds no room before the first has given back its own.
         train_group(work, StudentSettings(model=STUDENT, training=training, cpus=4))
@@ -292,9 +306,12 @@ def test_fault_of_a_teacher_is_one_clear_error(
         fleet.source().ask(asked)
     other = make_job(**{"data.seed": 1})
     from agrekd_ray.guidance.actors import TeacherActor
+    from agrekd_ray.guidance.nodes import DriverData
 
     with pytest.raises(DataError, match="data there differ"):
-        TeacherActor(checkpoints, other.data, data.fingerprint, FleetSettings(), False, 4)
+        TeacherActor(
+            checkpoints, DriverData(other.data, data.fingerprint), FleetSettings(), False, 4
+        )
 
 
 def test_a_stall_is_said(ray_session: Any, make_job: Any, monkeypatch: Any) -> None:
@@ -321,13 +338,16 @@ def test_a_worker_group_stops_at_a_fault_that_would_repeat(
 ) -> None:
     from agrekd_ray.channel import Channel
     from agrekd_ray.events import Failed
+    from agrekd_ray.guidance.nodes import DriverData
     from agrekd_ray.student.group import Schoolwork, train_group
 
     job = make_job()
     wild = Training(epochs=1, batch_size=32, learning_rate=1e30)
     channel = Channel(ray_session.get_runtime_context().get_node_id())
     given = (Assignment("one_hot", 0, STUDENT, wild),)
-    work = Schoolwork(given, job.data, None, tmp_path / "students", tmp_path, channel.post, 0)
+    work = Schoolwork(
+        given, DriverData.of(job.data), None, tmp_path / "students", tmp_path, channel.post, 0
+    )
     with pytest.raises(RunError):
         train_group(work, StudentSettings(model=STUDENT, training=wild, workers=workers, cpus=0.5))
     failed = [event for event in channel.take() if isinstance(event, Failed)]

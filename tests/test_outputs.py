@@ -24,10 +24,10 @@ from agrekd_ray.events import StudentEpoch
 from agrekd_ray.guidance import Lesson, LocalTeachers, RecordedTeachers, Replay, TeacherHost
 from agrekd_ray.models import Model, load
 from agrekd_ray.outputs import (
+    Evaluations,
     Key,
     OutputSettings,
     Partial,
-    evaluation_logits,
     listed,
     prune,
     read_record,
@@ -347,23 +347,23 @@ def test_a_record_that_another_job_finished_leaves_nothing_behind(make_job: Any)
     assert [p for p in job.outputs.store.rglob("*") if "partial" in p.name] == []
 
 
-def test_what_teachers_say_to_the_test_split_is_recorded_too(make_job: Any) -> None:
+def test_what_models_say_to_the_test_split_is_recorded_too(make_job: Any) -> None:
     job = make_job()
     data, checkpoints, _ = pool_of(job)
     folder = next(iter(checkpoints.values()))
-    first, new = evaluation_logits(job.outputs.store, folder, data, TEST)
-    assert new
-    again, new = evaluation_logits(job.outputs.store, folder, data, TEST)
-    assert not new
-    torch.testing.assert_close(again, first, rtol=0, atol=0)
-    expected = predict(load(folder)[0], data, data.splits[TEST])
-    torch.testing.assert_close(again, expected, rtol=0, atol=0)
-    _, new = evaluation_logits(job.outputs.store, folder, data, SELECT)
-    assert new  # another split has a record of its own
-    (old, _) = listed(job.outputs.store)
-    os.utime(old.folder / store_module.MANIFEST, (0, 0))
+    kept = Evaluations(job.outputs.store, data)
+    assert kept.read(folder, TEST) is None
+    said = predict(load(folder)[0], data, data.splits[TEST])
+    kept.write(folder, TEST, said)
+    again = kept.read(folder, TEST)
+    assert again is not None
+    torch.testing.assert_close(again, said, rtol=0, atol=0)
+    assert kept.read(folder, SELECT) is None  # another split has a record of its own
+    kept.write(folder, SELECT, said[: len(data.splits[SELECT])])
+    for old in listed(job.outputs.store):
+        os.utime(old.folder / store_module.MANIFEST, (0, 0))
     for split in (SELECT, TEST):
-        evaluation_logits(job.outputs.store, folder, data, split)
+        assert kept.read(folder, split) is not None
     assert prune(job.outputs.store, 30) == []  # used today
 
 
@@ -450,6 +450,7 @@ def test_a_teacher_killed_while_it_records_costs_nothing_but_time(
 def test_a_released_fleet_is_not_missed(ray_session: Any, make_job: Any, tmp_path: Path) -> None:
     """Two workers, every strategy, augmented: recorded as they train, replayed without an actor."""
     from agrekd_ray.channel import Channel
+    from agrekd_ray.guidance.nodes import DriverData
     from agrekd_ray.run.listener import Listener
     from agrekd_ray.run.teaching import Teaching
     from agrekd_ray.student import StudentSettings
@@ -462,9 +463,8 @@ def test_a_released_fleet_is_not_missed(ray_session: Any, make_job: Any, tmp_pat
     channel = Channel(ray_session.get_runtime_context().get_node_id())
     told: list[Any] = []
     with Teaching(job, checkpoints, data, [0, 1], channel.post) as teaching:
-        source = teaching.source()
-
-        work = Schoolwork(given, job.data, source, tmp_path / "s", tmp_path, channel.post, 2)
+        source, shown = teaching.source(), DriverData.of(job.data)
+        work = Schoolwork(given, shown, source, tmp_path / "s", tmp_path, channel.post, 2)
         workers = StudentSettings(model=STUDENT, training=given[0].training, workers=2, cpus=0.5)
         with Listener(channel, [teaching.watch]):
             train_group(work, workers)

@@ -306,6 +306,7 @@ def test_a_worker_group_keeps_step_with_its_trial_and_leaves_nothing(
 ) -> None:
     """Two workers: the same epoch as one; ended after it, as by a scheduler; nothing is held."""
     from agrekd_ray.channel import Channel
+    from agrekd_ray.guidance.nodes import DriverData
     from agrekd_ray.search.nested import GroupTrial
 
     found = planned(tmp_path, changes={"student.training.epochs": 3, "student.cpus": 0.5})
@@ -315,6 +316,7 @@ def test_a_worker_group_keeps_step_with_its_trial_and_leaves_nothing(
     channel = Channel(ray_session.get_runtime_context().get_node_id())
     shared = Shared(
         found,
+        DriverData.of(found.base.data),
         Local(checkpoints),
         answers_N,
         answers_N,

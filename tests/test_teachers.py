@@ -20,7 +20,6 @@ from agrekd_ray.teachers import (
     TeacherSettings,
     draw,
     retrain_head,
-    vote,
 )
 from agrekd_ray.teachers.dfr import _balanced, _Logistic
 from agrekd_ray.training import evaluate
@@ -163,24 +162,6 @@ def test_the_draw_nests_and_holds_its_mixture(make_job: Any) -> None:
     assert len({drawn.biased for drawn in draws}) == 1
     everywhere = {draw(EnsembleSettings(size=5, seed=s), pool).biased for s in range(40)}
     assert len(everywhere) == 7
-
-
-def test_a_vote_is_that_of_the_majority(make_job: Any, store: Path) -> None:
-    job = make_job()
-    data = open_dataset(job.data)
-    pool = Pool(store, data)
-    drawn = draw(job.ensemble, job.teachers)
-    for family in pool.missing(drawn.recipes.values()):
-        pool.make(family)
-    folders = [pool.folder(drawn.recipes[name]) for name in drawn.teachers]
-    probabilities, predictions = vote(folders, data, SELECT)
-    single, own = vote(folders[:1], data, SELECT)
-    assert torch.equal(own, single.argmax(1))
-    assert probabilities.shape == (len(data.splits[SELECT]), 10)
-    ballots = torch.stack([vote([f], data, SELECT)[1] for f in folders])
-    agreed = ballots.mode(0).values
-    clear = (ballots == agreed).sum(0) >= 2
-    assert torch.equal(predictions[clear], agreed[clear])
 
 
 def test_a_pool_takes_its_architectures_in_turn() -> None:

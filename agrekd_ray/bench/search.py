@@ -19,6 +19,7 @@ from agrekd_ray.config import Job
 from agrekd_ray.data import SELECT, open_dataset
 from agrekd_ray.errors import RunError
 from agrekd_ray.guidance import Replay
+from agrekd_ray.guidance.nodes import DriverData
 from agrekd_ray.run.cluster import RayEngine
 from agrekd_ray.run.display import Display
 from agrekd_ray.run.plan import make_plan
@@ -110,7 +111,9 @@ def _shared(job: Job, engine: RayEngine, place: Path) -> Shared:
     answers_N = np.zeros(len(samples.splits[SELECT]), dtype=np.int64)  # scored alike by both
     source = Replay(job.outputs, checkpoints, job.fleet.autocast, None)
     folders = (place / "trials", place / "states", place / "groups")
-    return Shared(planned, source, answers_N, answers_N, engine.post, *folders)
+    return Shared(
+        planned, DriverData.of(job.data), source, answers_N, answers_N, engine.post, *folders
+    )
 
 
 def _seconds(shared: Shared, settings: list[dict[str, Any]], place: Path) -> float:

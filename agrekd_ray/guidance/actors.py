@@ -18,13 +18,11 @@ import ray
 import torch
 
 from agrekd_ray.channel import plain_error
-from agrekd_ray.data import DataSettings, open_dataset
-from agrekd_ray.errors import DataError
 from agrekd_ray.guidance.fleet_settings import FleetSettings
 from agrekd_ray.guidance.home import LOST, Home
 from agrekd_ray.guidance.host import WHOLE, Part, TeacherHost
 from agrekd_ray.guidance.lesson import INLINE, Answer, Question, Replies, View, weigh_replies
-from agrekd_ray.guidance.nodes import this_node
+from agrekd_ray.guidance.nodes import DriverData, this_node
 from agrekd_ray.meters import TeacherMeter, WeightingMeter
 from agrekd_ray.outputs import Outputs, OutputSettings
 from agrekd_ray.results import Effort, Span, added
@@ -36,20 +34,14 @@ class TeacherActor:
     def __init__(
         self,
         checkpoints: Mapping[str, Path],
-        data: DataSettings,
-        fingerprint: str,
+        data: DriverData,
         settings: FleetSettings,
         gpu: bool,
         capacity: int,
         outputs: OutputSettings | None = None,
     ) -> None:
         torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
-        samples = open_dataset(data)
-        if samples.fingerprint != fingerprint:
-            raise DataError(
-                f"node {this_node()}: the data there differ from the driver's "
-                f"({samples.fingerprint[:12]} instead of {fingerprint[:12]}); copy them again."
-            )
+        samples = data.open()
         # An actor with no GPU assigned still sees all of them: the device is chosen explicitly.
         device = "cuda" if gpu and torch.cuda.is_available() else "cpu"
         self._host = TeacherHost(

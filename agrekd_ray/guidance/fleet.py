@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
@@ -17,19 +16,18 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from agrekd_ray.channel import plain_error
-from agrekd_ray.data import DataSettings, open_dataset
+from agrekd_ray.data import DataSettings
 from agrekd_ray.errors import RunError
 from agrekd_ray.events import Note, Post
 from agrekd_ray.guidance.actors import TeacherActor, WeightingActor
 from agrekd_ray.guidance.fleet_settings import FleetSettings
 from agrekd_ray.guidance.host import WHOLE, Part
 from agrekd_ray.guidance.lesson import Answer, Question
-from agrekd_ray.guidance.nodes import cluster_nodes
+from agrekd_ray.guidance.nodes import DriverData, cluster_nodes, look_for_room
 from agrekd_ray.guidance.placement import (
     Node,
     Share,
     Wanted,
-    check_room,
     cpus_of,
     place,
     rounds,
@@ -43,8 +41,6 @@ STEPS_HELD = 3
 """Steps whose gradients the weighting actor holds at once; a worker asks its part of a step."""
 RECORD_STEP = 256
 """Samples that an actor records between two signs of life."""
-SETTLE_SECONDS = 3.0
-"""Until room that is still taken is somebody else's."""
 FETCH_SECONDS = 5.0
 """That a record may take from the disk of another node; it is asked for again later."""
 JOIN_SECONDS = 10.0
@@ -146,7 +142,7 @@ class Fleet:
         students: Sequence[Wanted] = (),
     ) -> None:
         shares = _placed(checkpoints, settings, post, students)
-        fingerprint = open_dataset(data).fingerprint
+        shown = DriverData.of(data)
         self._post, self._patience = post, settings.patience
         fleet = f"fleet-{uuid.uuid4().hex[:8]}"
         self._hosts: list[tuple[Share, list[Any]]] = []
@@ -172,8 +168,7 @@ class Fleet:
                 )
                 .remote(
                     {name: checkpoints[name].resolve() for name in share.teachers},
-                    data,
-                    fingerprint,
+                    shown,
                     settings,
                     share.wanted.resources["GPU"] > 0,
                     (settings.look_ahead + 2) * (askers + 1),
@@ -363,13 +358,7 @@ def _placed(
     nodes = cluster_nodes()
     shares = _shares(checkpoints, settings, nodes, students)
     wanted = [share.wanted for share in shares]
-    # What has just ended, like the tasks that made the teachers, gives its room back in a moment.
-    until = time.monotonic() + SETTLE_SECONDS
-    while (waits := check_room(students, wanted, nodes)) and time.monotonic() < until:
-        time.sleep(0.1)
-        nodes = cluster_nodes()
-    if waits:
-        post(Note(waits))
+    nodes = look_for_room(students, wanted, post)
     if len(nodes) > 1:
         everybody = [*students, *(one for one in wanted for _ in range(settings.replicas))]
         for line in place(everybody, nodes).lines():

@@ -2,12 +2,78 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import ray
 from ray._private.state import available_resources_per_node
 
-from agrekd_ray.guidance.placement import Node
+from agrekd_ray.data import Dataset, DataSettings, open_dataset
+from agrekd_ray.errors import DataError
+from agrekd_ray.events import Note, Post
+from agrekd_ray.guidance.placement import Node, Wanted, check_room
 
 _OURS = ("node:", "object_store_memory", "memory", "accelerator_type:")
+SETTLE_SECONDS = 3.0
+"""Until room that is still taken is somebody else's."""
+
+
+@dataclass(frozen=True)
+class DriverData:
+    """The driver's data set, to be opened on any node; may travel.
+
+    Attributes:
+        settings: of it.
+        fingerprint: of it, on the driver's node.
+    """
+
+    settings: DataSettings
+    fingerprint: str
+
+    @classmethod
+    def of(cls, settings: DataSettings) -> DriverData:
+        """As it is on this node."""
+        return cls(settings, open_dataset(settings).fingerprint)
+
+    def open(self) -> Dataset:
+        """The data set, on the node of this process.
+
+        Raises:
+            DataError: it cannot be opened there, or is another one.
+        """
+        there: Dataset = open_dataset(self.settings)
+        if there.fingerprint != self.fingerprint:
+            raise DataError(
+                f"node {this_node()}: the data there differ from the driver's "
+                f"({there.fingerprint[:12]} instead of {self.fingerprint[:12]}); copy them again."
+            )
+        return there
+
+
+def look_for_room(students: Sequence[Wanted], teachers: Sequence[Wanted], post: Post) -> list[Node]:
+    """Refuse what never finds room on the cluster; say what waits for room that others hold.
+
+    Args:
+        students: workers.
+        teachers: what else must be there at the same time.
+        post: tells the driver.
+
+    Returns:
+        The nodes.
+
+    Raises:
+        RunError: says what is wanted and what is there.
+    """
+    # What has just ended, like the tasks that made the teachers, gives its room back in a moment.
+    until = time.monotonic() + SETTLE_SECONDS
+    nodes = cluster_nodes()
+    while (waits := check_room(students, teachers, nodes)) and time.monotonic() < until:
+        time.sleep(0.1)
+        nodes = cluster_nodes()
+    if waits:
+        post(Note(waits))
+    return nodes
 
 
 def cluster_nodes() -> list[Node]:

@@ -3,21 +3,21 @@
 from agrekd_ray.outputs.partial import Partial
 from agrekd_ray.outputs.record import Key, OutputSettings, read_record, write_record
 from agrekd_ray.outputs.store import (
+    Evaluations,
     Listed,
     Outputs,
-    evaluation_logits,
     listed,
     prune,
     verify,
 )
 
 __all__ = [
+    "Evaluations",
     "Key",
     "Listed",
     "OutputSettings",
     "Outputs",
     "Partial",
-    "evaluation_logits",
     "listed",
     "prune",
     "read_record",

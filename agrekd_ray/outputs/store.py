@@ -21,7 +21,7 @@ from torch import Tensor
 from agrekd_ray.data import TRAIN, Samples
 from agrekd_ray.errors import RunError
 from agrekd_ray.files import read_json
-from agrekd_ray.models import load, read_manifest
+from agrekd_ray.models import read_manifest
 from agrekd_ray.outputs.partial import Partial
 from agrekd_ray.outputs.record import (
     Key,
@@ -30,7 +30,6 @@ from agrekd_ray.outputs.record import (
     read_record,
     write_record,
 )
-from agrekd_ray.training import predict
 
 MANIFEST = "key.json"
 _FOLDER = re.compile(r"[0-9a-f]{20}")
@@ -137,35 +136,48 @@ class Outputs:
         return sum(f.stat().st_size for folder in folders for f in folder.glob("view-*.arrow"))
 
 
-def evaluation_logits(
-    store: Path, folder: Path, samples: Samples, split: str
-) -> tuple[Tensor, bool]:
-    """What a teacher says to a split without augmentation, recorded like everything it says.
+class Evaluations:
+    """What models say to splits without augmentation, recorded like everything they say.
 
     Args:
         store: the folder of all records.
-        folder: the teacher's checkpoint.
         samples: the data set.
-        split: name of the split.
-
-    Returns:
-        Logits [N, C], float32, and whether they had to be computed.
-
-    Raises:
-        CheckpointError: the checkpoint cannot be used.
-        RunError: the disk is full or cannot be written.
     """
-    settings = OutputSettings(store=store, dtype="float32")
-    key = _key(folder, settings, samples, "none", split)
-    path = store / key.folder / _file(0)
-    known = read_record(path, key)
-    if known is not None:
+
+    def __init__(self, store: Path, samples: Samples) -> None:
+        self._settings = OutputSettings(store=store, dtype="float32")
+        self._samples = samples
+
+    def read(self, folder: Path, split: str) -> Tensor | None:
+        """Logits [N, C], float32; None where they are not recorded.
+
+        Args:
+            folder: the model's checkpoint.
+            split: name of the split.
+
+        Raises:
+            CheckpointError: there is no checkpoint.
+        """
+        path, key = self._place(folder, split)
+        known = read_record(path, key)
+        if known is None:
+            return None
         _touch(path.parent)
-        return torch.from_numpy(np.array(known)), False
-    logits_NC = predict(load(folder)[0], samples, samples.splits[split])
-    _describe(path, key)
-    write_record(path, key, logits_NC.contiguous().numpy())
-    return logits_NC, True
+        return torch.from_numpy(np.array(known))
+
+    def write(self, folder: Path, split: str, logits_NC: Tensor) -> None:
+        """Record logits [N, C]; other arguments as `read`.
+
+        Raises:
+            RunError: the disk is full or cannot be written.
+        """
+        path, key = self._place(folder, split)
+        _describe(path, key)
+        write_record(path, key, logits_NC.contiguous().numpy())
+
+    def _place(self, folder: Path, split: str) -> tuple[Path, Key]:
+        key = _key(folder, self._settings, self._samples, "none", split)
+        return self._settings.store / key.folder / _file(0), key
 
 
 def _key(

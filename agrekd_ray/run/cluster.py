@@ -10,7 +10,7 @@ from agrekd_ray.channel import Channel
 from agrekd_ray.config import Job
 from agrekd_ray.data import open_dataset
 from agrekd_ray.events import Post
-from agrekd_ray.guidance.nodes import cluster_nodes
+from agrekd_ray.guidance.nodes import DriverData, cluster_nodes, look_for_room
 from agrekd_ray.guidance.placement import Wanted, check_room
 from agrekd_ray.results import Effort
 from agrekd_ray.run.engine import Handle
@@ -19,8 +19,8 @@ from agrekd_ray.run.session import RaySession
 from agrekd_ray.run.teaching import Teaching, workers_of
 from agrekd_ray.student import Assignment
 from agrekd_ray.student.group import Schoolwork, train_group
-from agrekd_ray.teachers import Recipe
-from agrekd_ray.teachers.tasks import make_all
+from agrekd_ray.teachers import Asked, Recipe, Take
+from agrekd_ray.teachers.tasks import ask_all, make_all
 
 
 def session_of(jobs: Sequence[Job]) -> RaySession:
@@ -43,8 +43,7 @@ class RayEngine:
         try:
             check_room(workers_of(job.student), [], cluster_nodes())
             if job.teachers.count:
-                training = {"CPU": job.teachers.cpus, "GPU": job.teachers.gpus}
-                check_room([], [Wanted("the training of a teacher", training)], cluster_nodes())
+                check_room([], [self._training], cluster_nodes())
             self._channel = Channel(self._session.node_id)
             self._handle = handle
         except BaseException:
@@ -53,16 +52,10 @@ class RayEngine:
 
     def make_teachers(self, families: Sequence[Sequence[Recipe]]) -> None:
         """See `Engine.make_teachers`."""
-        teachers = self._job.teachers
+        job, room, post = self._job, self._training, self._channel.post
         with self.listening():
-            make_all(
-                families,
-                teachers.store,
-                self._job.data,
-                self._channel.post,
-                cpus=teachers.cpus,
-                gpus=teachers.gpus,
-            )
+            look_for_room([], [room], post)
+            make_all(families, job.teachers.store, DriverData.of(job.data), room, post)
 
     def train_students(
         self,
@@ -82,7 +75,7 @@ class RayEngine:
         ):
             work = Schoolwork(
                 assignments,
-                job.data,
+                DriverData.of(job.data),
                 teaching.source(),
                 students,
                 storage,
@@ -91,6 +84,27 @@ class RayEngine:
             )
             train_group(work, job.student)
         return teaching.effort
+
+    def ask(self, asked: Sequence[Asked], take: Take) -> None:
+        """See `Engine.ask`."""
+        rooms = {one: self._asking(one) for one in asked}
+        with self.listening():
+            for room in {room.in_words: room for room in rooms.values()}.values():
+                look_for_room([], [room], self._channel.post)
+            ask_all(rooms, DriverData.of(self._job.data), take)
+
+    @property
+    def _training(self) -> Wanted:
+        """Room that the training of a teacher takes."""
+        teachers = self._job.teachers
+        return Wanted("the training of a teacher", {"CPU": teachers.cpus, "GPU": teachers.gpus})
+
+    def _asking(self, one: Asked) -> Wanted:
+        """Room that a finished model takes to answer: what a teacher has in the fleet."""
+        job, own = self._job, self._job.fleet.of(one.name)
+        cpus = job.teachers.cpus if job.fleet.cpus is None else job.fleet.cpus
+        resources = {"CPU": cpus, "GPU": own.gpus or 0, **own.resources}
+        return Wanted(f"the evaluation of {one.name}", resources, own.labels)
 
     def record(self, checkpoints: dict[str, Path], views: Sequence[int]) -> Effort:
         """See `Engine.record`."""

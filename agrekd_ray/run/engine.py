@@ -15,7 +15,7 @@ from agrekd_ray.events import Event, StudentDone, StudentEpoch, TeacherDone, Tea
 from agrekd_ray.guidance import LocalTeachers, TeacherHost
 from agrekd_ray.results import Effort
 from agrekd_ray.student import STATE, Assignment, Student, read_outcome
-from agrekd_ray.teachers import Pool, Recipe
+from agrekd_ray.teachers import Asked, Pool, Recipe, Take, answers
 
 Handle = Callable[[Event], None]
 
@@ -41,6 +41,15 @@ class Engine(Protocol):
             checkpoints: folders of the teachers and the biased model, by name.
             students: where finished ones are put.
             storage: for checkpoints of the training under way.
+        """
+        ...
+
+    def ask(self, asked: Sequence[Asked], take: Take) -> None:
+        """Ask finished models about splits without augmentation.
+
+        Args:
+            asked: them.
+            take: gets what each says, in the order in which they finish.
         """
         ...
 
@@ -115,6 +124,12 @@ class LocalEngine:
         if host is None:
             return Effort()
         return Effort(forwards=host.forwards, seconds=host.seconds, spans=host.spans)
+
+    def ask(self, asked: Sequence[Asked], take: Take) -> None:
+        """See `Engine.ask`."""
+        dataset = open_dataset(self._job.data)
+        for one in asked:
+            take(one, answers(one, dataset))
 
     def record(self, checkpoints: dict[str, Path], views: Sequence[int]) -> Effort:
         """See `Engine.record`.

@@ -8,22 +8,19 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console
 from torch import Tensor
 
 from agrekd_ray import __version__
 from agrekd_ray.config import Job
-from agrekd_ray.core.groups import majority_vote
 from agrekd_ray.data import SELECT, TEST, Dataset, open_dataset
 from agrekd_ray.errors import AgrekdError, RunError
-from agrekd_ray.models import load, read_manifest
-from agrekd_ray.outputs import evaluation_logits
+from agrekd_ray.models import load
 from agrekd_ray.results import Diagnostics, Effort, Member, Outcome
+from agrekd_ray.run.answers import Answers, members
 from agrekd_ray.run.display import Display, prepare_data
 from agrekd_ray.run.ending import ending
 from agrekd_ray.run.engine import Engine, Handle, LocalEngine
@@ -32,12 +29,12 @@ from agrekd_ray.run.folder import RunFolder
 from agrekd_ray.run.monitor import Monitor, flat
 from agrekd_ray.run.plan import Plan, epochs_of, make_plan
 from agrekd_ray.student import read_outcome, write_outcome
-from agrekd_ray.teachers import Pool, measured, vote
+from agrekd_ray.teachers import Asked, Pool
 from agrekd_ray.tracking import diagnostic_plots, plots, tables
 from agrekd_ray.tracking.mlflow_runs import DEGRADED, Tracker
 from agrekd_ray.tracking.outbox import Outbox
 from agrekd_ray.tracking.timing import spent
-from agrekd_ray.training import agreement, calibration, evaluate, score
+from agrekd_ray.training import agreement, calibration, score
 
 
 def run_job(
@@ -101,29 +98,6 @@ def effort_metrics(effort: Effort | None, outcomes: Sequence[Outcome]) -> dict[s
     return figures
 
 
-def members(plan: Plan, pool: Pool, dataset: Dataset) -> tuple[list[Member], Member]:
-    """The teachers of a plan, and its biased model, with their metrics.
-
-    Args:
-        plan: of a job; its teachers are all made.
-        pool: that has them.
-        dataset: of the job.
-    """
-    checkpoints = plan.checkpoints(pool)
-
-    def member(name: str) -> Member:
-        folder = checkpoints[name]
-        manifest = read_manifest(folder)
-        if name in plan.draw.own:  # what its maker measured was not on these data
-            model, _ = load(folder)
-            metrics = {split: evaluate(model, dataset, split) for split in (SELECT, TEST)}
-        else:
-            metrics = measured(folder, manifest)
-        return Member(name, name.partition("-")[0], manifest.fingerprint, metrics)
-
-    return [member(name) for name in plan.draw.teachers], member(plan.draw.biased)
-
-
 def outcomes_of(folder: RunFolder) -> list[Outcome]:
     """Every method × seed of a run that is finished, in the order of the job."""
     found = [
@@ -152,6 +126,7 @@ class _Run:
         self.plan: Plan = make_plan(self.job)
         self.dataset: Dataset = open_dataset(self.job.data)
         self.pool = Pool(self.job.teachers.store, self.dataset)
+        self.answers = Answers(self.job, self.dataset)
         self.display = Display(console)
         self.tracker = Tracker(
             self.job.tracking.uri, self.job.tracking.experiment or self.job.name, self.job.runs
@@ -200,7 +175,7 @@ class _Run:
             for assignment in self.plan.assignments
             if read_outcome(self.folder.students / assignment.name) is None
         ]
-        if not families and not left:
+        if not families and not left and not self._unanswered():
             return
         self.display.stage("start", 0, "")
         engine = open_engine(self.job, self.monitor.handle)
@@ -215,8 +190,12 @@ class _Run:
                     self.display.note(f"{folder}: damaged, so it is made again")
                 self.display.stage("teachers", epochs_of(families), "epochs")
                 engine.make_teachers(families)
+            took = self._ask(engine)  # of processes that have just trained, for they are warm
             if left:
                 self._train(engine, left)
+            if took:
+                effort = self.effort or Effort()
+                self.effort = replace(effort, forwards=effort.forwards + took)
         finally:
             engine.close()
 
@@ -239,6 +218,20 @@ class _Run:
         if taught:
             self.effort = effort
 
+    def _unanswered(self) -> list[Asked]:
+        return self.answers.missing(self.plan.answering(self.pool))
+
+    def _ask(self, engine: Engine) -> int:
+        """What the votes and the diagnostics need to know of finished models.
+
+        Returns:
+            Forward passes that it took of teachers.
+        """
+        asked = self._unanswered()
+        self.answers.complete(asked, engine, self.display)
+        teachers = {*self.plan.checkpoints(self.pool).values()}
+        return sum(len(one.splits) for one in asked if one.folder in teachers)
+
     def _votes(self) -> None:
         """Outcomes of the ensembles that vote."""
         drawn, checkpoints = self.plan.draw, self.plan.checkpoints(self.pool)
@@ -252,8 +245,7 @@ class _Run:
         for method, seed, teachers, folders in votes:
             place = self.folder.students / f"{method}-seed-{seed}"
             if (outcome := read_outcome(place)) is None:
-                answers = self._recorded_vote if method == "teacher_vote" else self._vote
-                told = {split: answers(folders, split) for split in (SELECT, TEST)}
+                told = {split: self.answers.vote(folders, split) for split in (SELECT, TEST)}
                 splits = {
                     split: score(self.dataset, split, *found) for split, found in told.items()
                 }
@@ -267,31 +259,15 @@ class _Run:
                 write_outcome(place, outcome)
             self.monitor.finished(outcome)
 
-    def _vote(self, folders: list[Path], split: str) -> tuple[Tensor, Tensor]:
-        return vote(folders, self.dataset, split)
-
-    def _recorded_vote(self, folders: list[Path], split: str) -> tuple[Tensor, Tensor]:
-        """The teachers' vote, out of the record of what they say."""
-        if self.job.guidance != "auto":
-            return self._vote(folders, split)
-        told = [
-            evaluation_logits(self.job.outputs.store, folder, self.dataset, split)
-            for folder in folders
-        ]
-        effort = self.effort or Effort()
-        computed = sum(new for _, new in told)
-        self.effort = replace(effort, forwards=effort.forwards + computed)
-        return majority_vote(torch.stack([logits for logits, _ in told]))
-
     @functools.cached_property
     def diagnostics(self) -> Diagnostics:
-        """What is found out about the ensemble; where nobody recorded its answers, they cost."""
+        """What is found out about the ensemble."""
         if not self.plan.needs_ensemble:
             return Diagnostics()
         checkpoints, drawn = self.plan.checkpoints(self.pool), self.plan.draw
 
         def answers(names: Sequence[str], split: str) -> Tensor:
-            return self._recorded_vote([checkpoints[name] for name in names], split)[1]
+            return self.answers.vote([checkpoints[name] for name in names], split)[1]
 
         return Diagnostics(
             {
@@ -312,13 +288,13 @@ class _Run:
         """The teachers, and the biased model, with their metrics."""
         if not self.plan.needs_ensemble:
             return [], None
-        return members(self.plan, self.pool, self.dataset)
+        return members(self.plan, self.pool, self.answers)
 
     def _reports(self, outcomes: list[Outcome]) -> None:
         """results.json, results.csv and the plots."""
         path = self.folder.path
         members, biased = self._members()
-        diagnostics = self.diagnostics  # before what the teachers cost is told
+        diagnostics = self.diagnostics
         about = {
             "name": self.job.name,
             "folder": str(path),

@@ -46,6 +46,16 @@ class Plan:
         made = {name: pool.folder(recipe) for name, recipe in self.draw.recipes.items()}
         return made | self.draw.own
 
+    def answering(self, pool: Pool) -> dict[Path, str]:
+        """Names of everyone whose answers a run's end needs, by folder of the checkpoint."""
+        found: dict[Path, str] = {}
+        for members in self.votes.values():
+            found |= {pool.folder(member): member.name for member in members}
+        if self.needs_ensemble:
+            named = self.checkpoints(pool)
+            found |= {named[name]: name for name in (*self.draw.teachers, self.draw.biased)}
+        return found
+
 
 def make_plan(job: Job) -> Plan:
     """Work out a job; the same job gives the same plan everywhere."""

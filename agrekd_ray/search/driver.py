@@ -12,27 +12,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from ray import tune
 from ray.tune import CheckpointConfig, FailureConfig, ResultGrid, RunConfig, TuneConfig, Tuner
 from rich.console import Console
 
 from agrekd_ray import __version__
-from agrekd_ray.core.groups import majority_vote
 from agrekd_ray.data import SELECT, TEST, open_dataset
 from agrekd_ray.errors import AgrekdError, RunError
 from agrekd_ray.events import Event, GroupPlaced
 from agrekd_ray.guidance import Replay
 from agrekd_ray.guidance.fleet import Fleet
-from agrekd_ray.guidance.nodes import cluster_nodes
+from agrekd_ray.guidance.nodes import DriverData, cluster_nodes
 from agrekd_ray.guidance.placement import Wanted, check_room, place
 from agrekd_ray.models import load
-from agrekd_ray.outputs import Outputs, evaluation_logits
+from agrekd_ray.outputs import Outputs
 from agrekd_ray.results import Effort, Outcome
+from agrekd_ray.run.answers import Answers, members
 from agrekd_ray.run.cluster import RayEngine
 from agrekd_ray.run.display import Display, prepare_data
 from agrekd_ray.run.ending import ending
-from agrekd_ray.run.job import effort_metrics, members, package_versions
+from agrekd_ray.run.job import effort_metrics, package_versions
 from agrekd_ray.run.monitor import Monitor, flat, show_progress
 from agrekd_ray.run.plan import make_plan
 from agrekd_ray.run.recording import make_and_record
@@ -57,7 +56,6 @@ from agrekd_ray.student import Assignment, read_outcome
 from agrekd_ray.teachers import Pool
 from agrekd_ray.tracking.mlflow_runs import Tracker
 from agrekd_ray.tracking.outbox import Outbox
-from agrekd_ray.training import predict
 
 TUNE = "trials"
 """Name of the experiment in Tune's storage."""
@@ -95,6 +93,7 @@ class _Searching:
         self.plan = make_plan(self.planned.default)
         self.dataset = open_dataset(self.job.data)
         self.pool = Pool(self.job.teachers.store, self.dataset)
+        self.answers = Answers(self.job, self.dataset)
         self.display = Display(console)
         self.tracker = Tracker(
             self.job.tracking.uri, self.job.tracking.experiment or self.job.name, self.job.runs
@@ -192,6 +191,11 @@ class _Searching:
             views,
             record=self.job.guidance == "auto",
         )
+        # Before a fleet takes its room. What the user's own teachers can do, only these data tell.
+        splits = (SELECT, TEST) if self.plan.draw.own else (SELECT,)
+        asked = self.answers.missing(self.plan.answering(self.pool), splits)
+        took = self.answers.complete(asked, engine, self.display)
+        self.effort = replace(self.effort, forwards=self.effort.forwards + took)
 
     def _shared(self, engine: RayEngine, stack: ExitStack) -> Shared:
         """What trials share. Without records it holds a fleet, which ends with the stack."""
@@ -213,13 +217,11 @@ class _Searching:
             )
             stack.callback(fleet.close)
             source = Given(fleet.source())
-        answers = {
-            name: self._answers(checkpoints[name]) for name in (*drawn.teachers, drawn.biased)
-        }
-        _, ensemble_N = majority_vote(torch.stack([answers[name] for name in drawn.teachers]))
-        biased_N = answers[drawn.biased].argmax(1)
+        _, ensemble_N = self.answers.vote([checkpoints[name] for name in drawn.teachers], SELECT)
+        biased_N = self.answers.logits(checkpoints[drawn.biased], SELECT).argmax(1)
         return Shared(
             self.planned,
+            DriverData(job.data, self.dataset.fingerprint),
             source,
             ensemble_N.numpy(),
             biased_N.numpy(),
@@ -228,15 +230,6 @@ class _Searching:
             self.folder.states,
             self.folder.path / "groups",
         )
-
-    def _answers(self, checkpoint: Path) -> torch.Tensor:
-        """A teacher's logits [N, C] on the selection split."""
-        if self.job.guidance == "auto":
-            store = self.job.outputs.store
-            logits_NC, computed = evaluation_logits(store, checkpoint, self.dataset, SELECT)
-            self.effort = replace(self.effort, forwards=self.effort.forwards + computed)
-            return logits_NC
-        return predict(load(checkpoint)[0], self.dataset, self.dataset.splits[SELECT])
 
     def _at_once(self) -> int:
         """Trials that the cluster has room for at once.
@@ -365,7 +358,7 @@ class _Searching:
             "groups": list(self.dataset.groups.names),
             "data": self.dataset.fingerprint,
             "effort": asdict(self.effort),
-            "members": [asdict(m) for m in members(self.plan, self.pool, self.dataset)[0]],
+            "members": [asdict(m) for m in members(self.plan, self.pool, self.answers)[0]],
             "versions": package_versions("optuna"),
         }
         return SearchResult(

@@ -7,14 +7,14 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from agrekd_ray.config import Job
-from agrekd_ray.data import SELECT, TEST, Dataset, Samples, open_dataset
+from agrekd_ray.data import SELECT, TEST, Dataset, Samples
 from agrekd_ray.events import Post
 from agrekd_ray.guidance import Source
 from agrekd_ray.models import build
@@ -25,6 +25,9 @@ from agrekd_ray.search.space import Setting
 from agrekd_ray.student import Assignment, Student
 from agrekd_ray.training import Judge, evaluate
 
+if TYPE_CHECKING:
+    from agrekd_ray.guidance.nodes import DriverData  # which imports Ray
+
 
 @dataclass(frozen=True, eq=False)
 class Shared:
@@ -32,6 +35,7 @@ class Shared:
 
     Attributes:
         planned: the search and its base job.
+        data: of the job.
         source: opens in any process where the teachers' answers come from.
         ensemble_N: classes that the teachers vote for, on the selection split.
         biased_N: classes that the biased model names there.
@@ -42,6 +46,7 @@ class Shared:
     """
 
     planned: Planned
+    data: DriverData
     source: Callable[[Samples], Source]
     ensemble_N: np.ndarray
     biased_N: np.ndarray
@@ -172,5 +177,5 @@ def last_state(folder: Path) -> Path | None:
 
 def opened(shared: Shared) -> tuple[Dataset, Source, Judge]:
     """A process's own view of what trials share."""
-    dataset = open_dataset(shared.planned.base.data)
+    dataset = shared.data.open()
     return dataset, shared.source(dataset), shared.judge(dataset)

@@ -27,11 +27,12 @@ from ray.train.v2.api.config import LoggingConfig
 from torch import Tensor
 
 from agrekd_ray.channel import plain_error
-from agrekd_ray.data import Dataset, DataSettings, Samples, open_dataset
+from agrekd_ray.data import Dataset, Samples
 from agrekd_ray.errors import AgrekdError, RunError
 from agrekd_ray.events import Failed, Note, Post, StudentDone, StudentEpoch
 from agrekd_ray.guidance import Source
 from agrekd_ray.guidance.home import DIED
+from agrekd_ray.guidance.nodes import DriverData
 from agrekd_ray.meters import StudentMeter
 from agrekd_ray.student.room import GroupTrainer, give_back, held
 from agrekd_ray.student.student import STATE, Assignment, Student, StudentSettings, read_outcome
@@ -58,7 +59,7 @@ class Schoolwork:
     """
 
     assignments: tuple[Assignment, ...]
-    data: DataSettings
+    data: DriverData
     source: Callable[[Samples], Source] | None
     students: Path
     training: Path
@@ -137,7 +138,7 @@ def _work(config: dict[str, Any]) -> None:
         with contextlib.suppress(OSError):  # a full disk is said where it costs something
             (work.training / ROOM).write_text(group)
     try:
-        dataset = open_dataset(work.data)
+        dataset = work.data.open()
         source = work.source(dataset) if work.source else None
         for assignment in work.assignments:
             if read_outcome(work.students / assignment.name) is None:

@@ -28,6 +28,7 @@ from agrekd_ray.config.sweep import Setting
 from agrekd_ray.data import open_dataset
 from agrekd_ray.errors import AgrekdError, RunError
 from agrekd_ray.events import Event, Failed, StudentEpoch
+from agrekd_ray.run.answers import Answers
 from agrekd_ray.run.display import Display, prepare_data
 from agrekd_ray.run.ending import ending
 from agrekd_ray.run.environment import prepare
@@ -74,6 +75,8 @@ class _Cohort:
         checkpoints: folders of everybody who teaches at any point, by name.
         recipes: of every model that the pool must hold.
         points: their numbers in the study.
+    answering: names of the models whose answers the ends of points need, by checkpoint; none
+        where nothing is recorded: each point asks for itself.
     """
 
     job: Job
@@ -81,6 +84,7 @@ class _Cohort:
     checkpoints: dict[str, Path] = field(default_factory=dict)
     recipes: list[Recipe] = field(default_factory=list)
     points: list[int] = field(default_factory=list)
+    answering: dict[Path, str] = field(default_factory=dict)
 
     def distinct(self, students: Path) -> list[list[Assignment]]:
         """The assignments, those that come to the same student together, finished ones first."""
@@ -131,7 +135,8 @@ class _Study:
                 prepare_data(open_dataset(job.data), self.display)
             self.folders = [self._point_folder(setting, job) for setting, job in self.points]
             self._train(run_id)
-            self._finish(range(len(self.points)), run_id)
+            if left := [n for n in range(len(self.points)) if n not in self.results]:
+                self._finish(left, run_id)
             self._publish(run_id, result := self._result())
         self.folder.update(status="finished")
         show(result, self.console)
@@ -143,7 +148,7 @@ class _Study:
 
     def _train(self, run_id: str) -> None:
         """Everything that needs an engine, cohort by cohort, whose results then stand."""
-        cohorts = [c for c in self._cohorts() if self._left(c) or self._pool(c).missing(c.recipes)]
+        cohorts = [c for c in self._cohorts() if self._incomplete(c)]
         if not cohorts:
             return
         with self._session(cohorts):
@@ -160,6 +165,8 @@ class _Study:
             if families:
                 self.display.stage(f"teachers {name}".strip(), epochs_of(families), "epochs")
                 engine.make_teachers(families)
+            answers = self._answers(cohort)
+            answers.complete(answers.missing(cohort.answering), engine, self.display)
             left = self._left(cohort)
             if left:
                 epochs = sum(a.training.epochs for a in left)
@@ -212,7 +219,18 @@ class _Study:
             cohort.checkpoints |= checkpoints
             cohort.recipes += plan.recipes
             cohort.points.append(number)
+            if job.guidance != "local" and self.folders[number].state().status != "finished":
+                cohort.answering |= plan.answering(pool)
         return [cohort for alike in cohorts.values() for cohort in alike]
+
+    def _incomplete(self, cohort: _Cohort) -> bool:
+        """Whether there is work for an engine."""
+        if self._left(cohort) or self._pool(cohort).missing(cohort.recipes):
+            return True
+        return bool(self._answers(cohort).missing(cohort.answering))
+
+    def _answers(self, cohort: _Cohort) -> Answers:
+        return Answers(cohort.job, open_dataset(cohort.job.data))
 
     def _pool(self, cohort: _Cohort) -> Pool:
         return Pool(cohort.job.teachers.store, open_dataset(cohort.job.data))

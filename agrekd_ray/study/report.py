@@ -54,15 +54,17 @@ def publish_files(result: StudyResult, folder: Path) -> None:
 
 def show(result: StudyResult, console: Console) -> None:
     """Prints worst-group accuracy by method and place, then what AGRE-KD gains and how surely."""
-    console.print()
     for panel in result.panels:
+        console.print()
         columns = _pivot(result, panel, WGA)
         if sum(column.width + 2 for column in columns) > console.width:
             columns = _long(result, panel)
         console.print(Text(_title(result, panel, _worst(result))))
         console.print(screen_table(columns, None, None))
+    gains = list(_gain_lines(result))
+    if gains:
         console.print()
-    for place, lines in _gain_lines(result):
+    for place, lines in gains:
         if place:
             console.print(Text(place, style="bold"))
         for line in lines:

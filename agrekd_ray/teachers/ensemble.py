@@ -8,13 +8,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-import torch
 from pydantic import Field, ValidationInfo, field_validator
-from torch import Tensor
 
-from agrekd_ray.core.groups import majority_vote
 from agrekd_ray.data import Dataset
-from agrekd_ray.models import Model, check_classes, load, read_manifest
+from agrekd_ray.models import Model, check_classes, read_manifest
 from agrekd_ray.settings import (
     Count,
     LocalPath,
@@ -28,7 +25,6 @@ from agrekd_ray.settings import (
 )
 from agrekd_ray.teachers.dfr import DfrSettings
 from agrekd_ray.teachers.pool import Recipe
-from agrekd_ray.training import predict
 
 
 class TeacherSettings(Settings):
@@ -181,10 +177,3 @@ def check_own(checkpoints: Sequence[Path], dataset: Dataset) -> None:
     for folder in checkpoints:
         manifest = read_manifest(folder)
         check_classes(folder, manifest, dataset.classes)
-
-
-def vote(folders: Sequence[Path], dataset: Dataset, split: str) -> tuple[Tensor, Tensor]:
-    """Majority vote of several models on a split: probabilities [N, C] and predictions [N]."""
-    ids = dataset.splits[split]
-    logits = [predict(load(folder)[0], dataset, ids) for folder in folders]
-    return majority_vote(torch.stack(logits))

@@ -1,61 +1,135 @@
-"""The pool's missing models, made side by side as Ray tasks."""
+"""Models of the pool as Ray tasks, side by side: made, and asked when they are finished."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import ray
 import torch
 from ray.exceptions import RayError
 
 from agrekd_ray.channel import plain_error
-from agrekd_ray.data import DataSettings, open_dataset
 from agrekd_ray.events import Post, TeacherDone, TeacherEpoch
+from agrekd_ray.guidance.nodes import DriverData
+from agrekd_ray.guidance.placement import Wanted
+from agrekd_ray.teachers.answers import Asked, Take, answers
 from agrekd_ray.teachers.pool import Pool, Recipe
 
-
-def make_family(
-    family: Sequence[Recipe], store: Path, data: DataSettings, gpus: float, post: Post
-) -> None:
-    """Make one family of models in this process; see `Pool.make`."""
-    torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
-    device = "cuda" if gpus and torch.cuda.is_available() else "cpu"
-
-    def progress(name: str, epoch: int, epochs: int) -> None:
-        post(TeacherEpoch(name, epoch, epochs))
-
-    Pool(store, open_dataset(data)).make(family, device, progress)
-    for recipe in family:
-        post(TeacherDone(recipe.name))
+RETRIES = 3
+"""Of a task whose process dies."""
 
 
 def make_all(
-    families: Sequence[Sequence[Recipe]],
-    store: Path,
-    data: DataSettings,
-    post: Post,
-    *,
-    cpus: float,
-    gpus: float,
+    families: Sequence[Sequence[Recipe]], store: Path, data: DriverData, room: Wanted, post: Post
 ) -> None:
-    """Make all families, as many at a time as the cluster has room for.
+    """Make families of models, as many at a time as the cluster has room for.
 
     A task whose process dies is tried again; what is finished stays in the store.
+
+    Args:
+        families: see `Pool.make`.
+        store: folder of the pool.
+        data: that they are trained on.
+        room: that the training of one takes.
+        post: tells the driver.
 
     Raises:
         AgrekdError: what a task raised.
         RunError: a task's process died over and over.
     """
-    task = ray.remote(make_family).options(num_cpus=cpus, num_gpus=gpus, max_retries=3)
-    pending = [task.remote(family, store, data, gpus, post) for family in families]
+    task = ray.remote(_make).options(**_placed(room))
+    gpu = room.resources.get("GPU", 0) > 0
+    _each(
+        {task.remote(family, store, data, gpu, post): "training a teacher" for family in families},
+        lambda _, done: None,
+    )
+
+
+def ask_all(asked: Mapping[Asked, Wanted], data: DriverData, take: Take) -> None:
+    """Ask finished models, as many at a time as the cluster has room for.
+
+    A task whose process dies is tried again.
+
+    Args:
+        asked: them, and the room that each takes.
+        data: whose splits they are asked about.
+        take: gets what each says, in the order in which they finish.
+
+    Raises:
+        AgrekdError: what a task raised.
+        RunError: a task's process died over and over.
+    """
+    tasks = {
+        ray.remote(_ask)
+        .options(**_placed(room))
+        .remote(
+            Asked(one.name, one.folder.resolve(), one.splits),
+            data,
+            room.resources.get("GPU", 0) > 0,
+        ): one
+        for one, room in asked.items()
+    }
+
+    def done(task: Any, said: dict[str, np.ndarray]) -> None:
+        take(tasks[task], {k: torch.from_numpy(np.array(v)) for k, v in said.items()})
+
+    _each({task: f"evaluating {one.name}" for task, one in tasks.items()}, done)
+
+
+def _make(family: Sequence[Recipe], store: Path, data: DriverData, gpu: bool, post: Post) -> None:
+    """Make one family of models in this process."""
+
+    def progress(name: str, epoch: int, epochs: int) -> None:
+        post(TeacherEpoch(name, epoch, epochs))
+
+    Pool(store, data.open()).make(family, _device(gpu), progress)
+    for recipe in family:
+        post(TeacherDone(recipe.name))
+
+
+def _ask(asked: Asked, data: DriverData, gpu: bool) -> dict[str, np.ndarray]:
+    """Ask one model in this process."""
+    said = answers(asked, data.open(), _device(gpu))
+    return {split: logits_NC.numpy() for split, logits_NC in said.items()}
+
+
+def _device(gpu: bool) -> str:
+    torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+    return "cuda" if gpu and torch.cuda.is_available() else "cpu"
+
+
+def _placed(room: Wanted) -> dict[str, Any]:
+    """Options of a task that takes such room."""
+    resources = dict(room.resources)
+    return {
+        "num_cpus": resources.pop("CPU", 0),
+        "num_gpus": resources.pop("GPU", 0),
+        "resources": resources,
+        "label_selector": dict(room.labels) or None,
+        "max_retries": RETRIES,
+    }
+
+
+def _each(tasks: Mapping[Any, str], done: Callable[[Any, Any], None]) -> None:
+    """Wait for every task; where one fails, the others are stopped.
+
+    Args:
+        tasks: what each does, in words.
+        done: gets a task and what it returned.
+    """
+    pending = list(tasks)
     try:
         while pending:
-            done, pending = ray.wait(pending)
-            ray.get(done)
-    except RayError as error:
-        raise plain_error(error, "training a teacher") from None
+            (finished, *_), pending = ray.wait(pending)
+            try:
+                told = ray.get(finished)
+            except RayError as error:
+                raise plain_error(error, tasks[finished]) from None
+            done(finished, told)
     finally:
-        for reference in pending:
-            ray.cancel(reference, force=True)
+        for task in pending:
+            ray.cancel(task, force=True)

@@ -16,7 +16,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="tests.endurance")
     parser.add_argument("what", choices=["faults", "soak"])
     parser.add_argument("--tries", type=int, default=3, help="of each row of the fault table")
-    parser.add_argument("--rows", default="", help="only rows whose name has this in it")
+    parser.add_argument("--rows", nargs="*", default=[""], help="only rows with this in their name")
+    parser.add_argument("--raylets", type=int, nargs="*", default=[1, 3], help="of the fault table")
     parser.add_argument("--minutes", type=float, default=60, help="of the soak")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     given = parser.parse_args()
@@ -30,8 +31,10 @@ def main() -> int:
         if given.what == "faults":
             from .faults import ROWS, Trials
 
-            rows = [row for row in ROWS if given.rows in row.name]
-            sound = Trials(Path(folder), console, given.seed).table(rows, given.tries)
+            rows = [row for row in ROWS if any(part in row.name for part in given.rows)]
+            sound = Trials(Path(folder), console, given.seed).table(
+                rows, given.tries, given.raylets
+            )
         else:
             from .soak import soak
 

@@ -288,13 +288,13 @@ class Trials:
             raise RuntimeError(run.screen)
         return run.students()
 
-    def table(self, rows: list[Row], tries: int) -> bool:
-        """Tries every row in every place; prints the table; whether all came out right."""
+    def table(self, rows: list[Row], tries: int, places: list[int]) -> bool:
+        """Tries every row on so many raylets; prints the table; whether all came out right."""
         table = Table(
             "Fault", "Raylets", "Tries", "Equal", "Seconds lost, median (range)", box=None
         )
         sound = True
-        for nodes in (0, 2):
+        for nodes in (raylets - 1 for raylets in places):
             raylets = Raylets(nodes) if nodes else None
             try:
                 undisturbed = [self._undisturbed(raylets) for _ in range(3)]
@@ -348,7 +348,11 @@ class Trials:
                     stack.enter_context(small_disk(run.folder / row.disk, DISK))
                 began = time.monotonic()
                 run.start()
-                run.until_training()
+                try:
+                    run.until_training()
+                except RuntimeError as error:
+                    self._console.print(f"{row.name}: {error}", style="red")
+                    return Attempt("no student was under way", 0.0)
                 moment = self._random.uniform(0, 0.9 * training)
                 time.sleep(moment)
                 try:

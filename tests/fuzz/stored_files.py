@@ -26,7 +26,7 @@ from agrekd_ray.models.checkpoint import MANIFEST, WEIGHTS
 from agrekd_ray.models.weights import read_state
 from agrekd_ray.outputs import Outputs, OutputSettings, listed
 from agrekd_ray.outputs.report import check, show
-from agrekd_ray.run.job import members
+from agrekd_ray.run.answers import Answers, members
 from agrekd_ray.run.plan import make_plan
 from agrekd_ray.run.teachers import list_teachers
 from agrekd_ray.settings import Training
@@ -160,7 +160,7 @@ def _use_pool(rng: Random | None, truth: None, target: Path) -> None:
     for recipe in missing:
         _put_teacher(pool, data, recipe)
         assert pool.find(recipe) is not None
-    teachers, biased = members(plan, pool, data)
+    teachers, biased = members(plan, pool, Answers(job, data))
     assert all(isinstance(one.metrics[TEST].accuracy, float) for one in (*teachers, biased))
 
 
