@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -111,6 +112,41 @@ def held(process: int) -> Iterator[None]:
         yield
     finally:
         os.kill(process, signal.SIGCONT)
+
+
+def test_a_teacher_without_room_is_waited_for_beyond_all_patience(
+    ray_session: Any, make_job: Any, add_node: Any, monkeypatch: Any
+) -> None:
+    """Somebody else's actor holds the only slot for a while."""
+    from agrekd_ray.guidance import fleet as module
+
+    monkeypatch.setattr(module, "STALL_SECONDS", 1.0)
+    add_node(num_cpus=1, resources={"slot": 1})
+    job = make_job(fleet=in_slots(backbones_per_actor=8, patience=0.5))
+    data, checkpoints, drawn = pool_of(job)
+
+    class Other:
+        pass
+
+    other = ray_session.remote(Other).options(num_cpus=0, resources={"slot": 1}).remote()
+    ray_session.get(other.__ray_ready__.remote())
+    told: list[Any] = []
+    with fleet_of(job, checkpoints, told) as fleet:
+        given = given_of(drawn)
+        assert given.lesson is not None
+        ids = data.splits[TRAIN][:16]
+        asked = Question(given.lesson, 7, 0, ids, torch.zeros(16, 10).numpy())
+        leaves = threading.Timer(3, lambda: ray_session.kill(other))
+        leaves.start()
+        answer = fleet.source().ask(asked)
+        leaves.join()
+    host = LocalTeachers(TeacherHost(checkpoints, data))
+    np.testing.assert_allclose(
+        answer.gradient_BC, host.ask(asked).gradient_BC, rtol=1e-4, atol=1e-6
+    )
+    texts = [note.text for note in told if isinstance(note, Note)]
+    assert any("wait for room that others hold now" in text for text in texts)
+    assert any("has waited" in text and "waiting for room" in text for text in texts)
 
 
 def test_a_teacher_that_hangs_is_named_and_in_the_end_given_up(

@@ -89,9 +89,13 @@ async def there(home: Home, count: int) -> None:
         await asyncio.sleep(0)
 
 
-def home_of(actors: dict[str, Actor], patience: float | None = None) -> Home:
+def home_of(
+    actors: dict[str, Actor],
+    patience: float | None = None,
+    waits: Callable[[Actor], bool] = lambda actor: False,
+) -> Home:
     """Of one teacher."""
-    return Home(("erm-0",), actors, patience)
+    return Home(("erm-0",), actors, patience, waits)
 
 
 def test_replicas_take_turns_and_each_is_told_of_its_own_coming_views() -> None:
@@ -174,6 +178,23 @@ def test_a_record_is_completed_by_one_after_the_others_left_theirs() -> None:
         actors["a"].died = True
         await home.complete(5)
         assert [actor.completed for actor in actors.values()] == [[4], [5], []]
+
+    asyncio.run(run())
+
+
+def test_patience_does_not_run_while_nobody_has_room() -> None:
+    async def run() -> None:
+        actors = {"a": Actor(), "b": Actor()}
+        for actor in actors.values():
+            actor.silent = True
+        without_room = {*actors.values()}
+        home = home_of(actors, patience=0.02, waits=without_room.__contains__)
+        waiting = asyncio.ensure_future(home.replies(["erm-0"], asked(0)))
+        await asyncio.sleep(0.1)
+        assert not waiting.done()
+        without_room.remove(actors["a"])
+        with pytest.raises(RunError, match="no answer to step 0"):
+            await waiting
 
     asyncio.run(run())
 

@@ -23,7 +23,7 @@ from agrekd_ray.guidance.actors import TeacherActor, WeightingActor
 from agrekd_ray.guidance.fleet_settings import FleetSettings
 from agrekd_ray.guidance.host import WHOLE, Part
 from agrekd_ray.guidance.lesson import Answer, Question
-from agrekd_ray.guidance.nodes import DriverData, cluster_nodes, look_for_room
+from agrekd_ray.guidance.nodes import DriverData, cluster_nodes, look_for_room, waits_for_room
 from agrekd_ray.guidance.placement import (
     Node,
     Share,
@@ -304,7 +304,8 @@ class Fleet:
     def _stalled(self, view: int, waited: float, silent: Sequence[Any]) -> None:
         names = [", ".join(s.teachers) for s, actors in self._hosts if set(actors) & set(silent)]
         whom = f"teachers {'; '.join(names)}"
-        if self._patience is not None and waited >= self._patience:
+        patient = self._patience is None or waited < self._patience
+        if not patient and not any(waits_for_room(actor) for actor in silent):
             raise RunError(
                 f"{whom}: silent for {waited:.0f} s while view {view} is recorded. Look at their "
                 "processes and nodes, then start again: what is recorded is kept. A slow teacher "

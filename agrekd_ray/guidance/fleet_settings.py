@@ -54,7 +54,7 @@ class FleetSettings(Settings):
         autocast: precision of the teachers' forward pass.
         look_ahead: batches that teachers compute while the student trains.
         patience: seconds that a teacher may take to answer before the run gives it up; null waits
-            for ever.
+            for ever. Until it has room on the cluster, it does not run.
         on_teacher_loss: what happens when teachers are lost for good, silent for longer than
             `patience` or unable to start again: `error` ends the run, `drop` goes on with the
             others and marks it as degraded. The biased model cannot be dropped.

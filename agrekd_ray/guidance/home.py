@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Awaitable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -18,6 +18,7 @@ from ray.exceptions import (
 
 from agrekd_ray.errors import RunError
 from agrekd_ray.guidance.lesson import Question, Replies, View
+from agrekd_ray.guidance.nodes import waits_for_room
 
 DIED = (RayActorError, OutOfMemoryError, NodeDiedError)
 """What a caller sees where an actor, or the node under it, is gone."""
@@ -43,14 +44,20 @@ class Home:
     Args:
         teachers: their names.
         actors: handles of `TeacherActor` by name.
-        patience: seconds that they may take to answer; None for any time.
+        patience: seconds that they may take to answer; None for any time. It does not run while
+            none of them has been given room on the cluster.
+        waits: whether an actor waits for its first room.
     """
 
     def __init__(
-        self, teachers: tuple[str, ...], actors: Mapping[str, Any], patience: float | None
+        self,
+        teachers: tuple[str, ...],
+        actors: Mapping[str, Any],
+        patience: float | None,
+        waits: Callable[[Any], bool] = waits_for_room,
     ) -> None:
         self.teachers = teachers
-        self._actors, self._patience = dict(actors), patience
+        self._actors, self._patience, self._waits = dict(actors), patience, waits
         self._there: list[str] = []
         self._lost: dict[str, BaseException] = {}
         self._nodes: dict[str, str] = {}
@@ -172,14 +179,23 @@ class Home:
         self._changed.set()
 
     async def _patient(self, answer: Awaitable[Replies], what: str) -> Replies:
+        task = asyncio.ensure_future(answer)
         try:
-            return await asyncio.wait_for(answer, self._patience)
-        except TimeoutError:
-            where = ", ".join(self._in_words(name) for name in self._actors)
-            raise SilentError(
-                f"{where}: no answer to {what} for {self._patience:g} s. Look at the process and "
-                "its node, then `agrekd resume RUN`; a slow teacher needs a longer fleet.patience."
-            ) from None
+            while not (await asyncio.wait({task}, timeout=self._patience))[0]:
+                if not await asyncio.to_thread(self._without_room):
+                    where = ", ".join(self._in_words(name) for name in self._actors)
+                    raise SilentError(
+                        f"{where}: no answer to {what} for {self._patience:g} s. Look at the "
+                        "process and its node, then `agrekd resume RUN`; a slow teacher needs a "
+                        "longer fleet.patience."
+                    )
+            return task.result()
+        finally:
+            task.cancel()
+            await asyncio.wait({task})  # so that it is awaited no longer
+
+    def _without_room(self) -> bool:
+        return all(self._waits(actor) for actor in self._actors.values())
 
     @contextmanager
     def _noted(self, name: str | None) -> Iterator[None]:
@@ -195,4 +211,4 @@ class Home:
         if name is None:
             return who
         node = self._nodes.get(name)
-        return f"{who} (actor {name} {f'on node {node}' if node else 'not placed yet'})"
+        return f"{who} (actor {name} {f'on node {node}' if node else 'waiting for room'})"

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import ray
-from ray._private.state import available_resources_per_node
+from ray._private.state import actors, available_resources_per_node
 
 from agrekd_ray.data import Dataset, DataSettings, open_dataset
 from agrekd_ray.errors import DataError
@@ -89,6 +90,12 @@ def cluster_nodes() -> list[Node]:
         for node in ray.nodes()
         if node["Alive"]
     ]
+
+
+def waits_for_room(actor: Any) -> bool:
+    """Whether an actor has never had room on any node yet: a process of its own."""
+    about = actors(actor._actor_id.hex())
+    return about.get("State") in ("DEPENDENCIES_UNREADY", "PENDING_CREATION") and not about["Pid"]
 
 
 def this_node() -> str:

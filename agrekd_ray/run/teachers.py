@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
@@ -182,9 +183,10 @@ def _metrics(one: Known, dataset: Dataset) -> dict[str, Metrics]:
     if one.measured and manifest is not None and {SELECT, TEST} <= manifest.metrics.keys():
         found = measured(one.folder, manifest)
         return {split: found[split] for split in (SELECT, TEST)}
-    model, manifest = load(one.folder)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model, manifest = load(one.folder, device)
     check_classes(one.folder, manifest, dataset.classes)
-    return {split: evaluate(model, dataset, split) for split in (SELECT, TEST)}
+    return {split: evaluate(model, dataset, split, device) for split in (SELECT, TEST)}
 
 
 def _manifest(folder: Path) -> Manifest | None:
