@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import threading
@@ -354,3 +355,42 @@ def test_a_worker_group_stops_at_a_fault_that_would_repeat(
     channel.close()
     assert 1 <= len(failed) <= workers  # said once by each, not once a restart
     assert "diverged" in failed[0].text
+
+
+def test_training_goes_on_where_the_controller_itself_gives_up(
+    ray_session: Any, make_job: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """As where Ray, short of memory, has killed an actor of the controller's own."""
+    from ray.exceptions import OutOfMemoryError
+    from ray.train import ControllerError
+
+    from agrekd_ray.channel import Channel
+    from agrekd_ray.guidance.nodes import DriverData
+    from agrekd_ray.student import group as module
+
+    short = ControllerError(OutOfMemoryError("9 worker(s) were killed: low on memory."))
+    faults = [short, short]
+    fit = module._fit
+
+    def fails_at_first(*given: Any) -> None:
+        if faults:
+            raise faults.pop()
+        fit(*given)
+
+    monkeypatch.setattr(module, "_fit", fails_at_first)
+    told: list[Any] = []
+    given = (Assignment("one_hot", 0, STUDENT, TRAINING),)
+    data = DriverData.of(make_job().data)
+    work = module.Schoolwork(given, data, None, tmp_path / "s", tmp_path, told.append, 0)
+    settings = StudentSettings(model=STUDENT, training=TRAINING, cpus=0.5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "MAX_CONTROLLERS", 2)
+        with pytest.raises(RunError, match=r"low on memory\. Run fewer processes"):
+            module.train_group(work, settings)
+    (note,) = told
+    assert note.text.endswith("It goes on with the last epoch that was finished.")
+    faults.append(short)
+    channel = Channel(ray_session.get_runtime_context().get_node_id())
+    module.train_group(dataclasses.replace(work, post=channel.post), settings)
+    channel.close()
+    assert (tmp_path / "s" / given[0].name / "outcome.json").exists()

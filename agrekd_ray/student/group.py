@@ -85,14 +85,14 @@ def train_group(work: Schoolwork, settings: StudentSettings) -> None:
     for attempt in range(1, MAX_CONTROLLERS + 1):
         try:
             _fit(work, settings)
-        except ray.train.TrainingFailedError as error:
+        except (ray.train.TrainingFailedError, RayError) as error:
             failures: Sequence[Any] = list(getattr(error, "worker_failures", {}).values())
-            raise plain_error(failures[0] if failures else error, what) from None
-        except RayError as error:
-            reason = plain_error(error, what)
-            if not isinstance(error, DIED) or attempt == MAX_CONTROLLERS:
+            fault = failures[0] if failures else getattr(error, "controller_failure", error)
+            reason = plain_error(fault, what)
+            if failures or not isinstance(fault, DIED) or attempt == MAX_CONTROLLERS:
                 raise reason from None
-            # Train's controller has died; nobody else starts it again, or ends its workers.
+            # Train's controller has died, or somebody without whom it gives up: where memory is
+            # short, for instance. Nobody else starts it again, or ends its workers.
             with contextlib.suppress(FileNotFoundError):
                 give_back((work.training / ROOM).read_text())
             work.post(Note(f"{reason} It goes on with the last epoch that was finished."))
