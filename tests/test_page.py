@@ -16,7 +16,8 @@ import pytest
 
 from agrekd_ray.errors import RunError
 from agrekd_ray.report import page
-from agrekd_ray.report.page import headline, remarks, write_report
+from agrekd_ray.report.job import headline, remarks
+from agrekd_ray.report.page import write_report
 from agrekd_ray.results import Agreement, Epoch, Member, Metrics, Outcome
 from agrekd_ray.search.results import RuleReport, SearchResult, TrialResult
 from agrekd_ray.tracking import tables

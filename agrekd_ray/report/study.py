@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from agrekd_ray.config.sweep import in_words, key_names
+from agrekd_ray.report.archive import read_study
+from agrekd_ray.report.facts import Fact, as_yaml, date, duration
+from agrekd_ray.report.job import JOB
 from agrekd_ray.report.tables import Cell, Grid, Line, percent, signed
 from agrekd_ray.study.results import (
     ACCURACY,
@@ -43,23 +46,23 @@ def _verdict(result: StudyResult) -> str:
     return f"{text}."
 
 
-def facts(result: StudyResult, folder: Path) -> list[tuple[str, str, bool]]:
-    """What was run: a term, what there is to say of it, and whether that is for a terminal."""
+def _facts(result: StudyResult, folder: Path) -> list[Fact]:
     names = key_names(result.sweep)
     swept = [
-        (f"Sweep: {names[key]}", ", ".join(map(in_words, values)), False)
+        Fact(f"Sweep: {names[key]}", ", ".join(map(in_words, values)))
         for key, values in result.sweep.items()
     ]
     draws = ", ".join(map(str, result.draws)) or "one"
     seeds = sorted({outcome.seed for point in result.points for outcome in point.outcomes})
     return [
         *swept,
-        ("Draws of data and teachers", draws, False),
-        ("Seeds", ", ".join(map(str, seeds)), False),
-        ("Methods", ", ".join(map(label, result.methods)), False),
-        *([("In brackets", result.published.source, False)] if result.published else []),
-        ("Folder", str(folder), True),
-        ("To run it again", f"agrekd run {shlex.quote(str(folder / 'job.yaml'))}", True),
+        Fact("Draws of data and teachers", draws),
+        Fact("Seeds", ", ".join(map(str, seeds))),
+        Fact("Methods", ", ".join(map(label, result.methods))),
+        *([Fact("In brackets", result.published.source)] if result.published else []),
+        Fact("Folder", str(folder), code=True),
+        Fact("To run it again", f"agrekd run {shlex.quote(str(folder / JOB))}", code=True),
+        Fact("Took", duration(result.seconds)),
     ]
 
 
@@ -94,17 +97,25 @@ def _gain_lines(result: StudyResult, panel: Panel) -> list[Line]:
     return lines
 
 
-def content(result: StudyResult, folder: Path) -> dict[str, Any]:
-    """What the template needs besides facts, plots and the date."""
+def content(folder: Path) -> dict[str, Any]:
+    """What the template needs of the study in a folder, besides its plots."""
+    result = read_study(folder)
     return {
         "kind": "study",
         "name": result.name,
+        "date": date(result.folder),
         "headline": verdict(result),
         "remarks": [],
+        "facts": _facts(result, folder),
         "over": heading(result),
         "worst": result.worst,
         "panels": tables(result, WGA),
         "accuracies": tables(result, ACCURACY),
+        "weights": None,
+        "influence": None,
+        "agreement": None,
+        "teachers": None,
+        "configuration": [("The study", as_yaml(result.settings))],
         "versions": result.versions,
     }
 
