@@ -13,7 +13,7 @@ from rich.console import Console
 
 from agrekd_ray.data import SELECT, TEST
 from agrekd_ray.errors import CheckpointError, DataError, RunError
-from agrekd_ray.models import load
+from agrekd_ray.models import load, save
 from agrekd_ray.run.answers import Answers, members
 from agrekd_ray.run.display import Display
 from agrekd_ray.run.engine import LocalEngine
@@ -28,8 +28,8 @@ def silent() -> Display:
     return Display(Console(file=io.StringIO()))
 
 
-def unexpected(event: Any) -> None:
-    raise AssertionError(event)
+def unexpected(*told: Any) -> None:
+    raise AssertionError(told)
 
 
 def test_models_are_asked_once_and_vote(make_job: Any) -> None:
@@ -118,6 +118,13 @@ def test_what_cannot_be_asked_is_one_clear_error(
             ask_all({asked[0]: room}, other, unexpected)
     finally:
         engine.close()
+    mad = tmp_path / "mad"
+    model, manifest = load(checkpoints[drawn.teachers[1]])
+    with torch.no_grad():
+        next(model.head.parameters()).flatten()[0] = float("nan")
+    save(mad, model, manifest)
+    with pytest.raises(RunError, match=r"model dfr-9 answers with NaN.*samples of test.*mad"):
+        LocalEngine(job, unexpected).ask([Asked("dfr-9", mad, (TEST,))], unexpected)
     far = make_job(**{"fleet.resources": {"moon": 1}})
     engine = RayEngine(far, unexpected)
     try:

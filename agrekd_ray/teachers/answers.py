@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from agrekd_ray.data import Samples
+from agrekd_ray.errors import RunError
 from agrekd_ray.models import load
 from agrekd_ray.training import predict
 
@@ -45,9 +46,16 @@ def answers(
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
+        RunError: it answers with NaN or infinite logits.
     """
     model, _ = load(asked.folder, device)
-    return {
-        split: predict(model, samples, samples.splits[split], device=device)
-        for split in asked.splits
-    }
+    found = {}
+    for split in asked.splits:
+        logits_NC = predict(model, samples, samples.splits[split], device=device)
+        if broken := int((~torch.isfinite(logits_NC)).any(1).sum()):
+            raise RunError(
+                f"model {asked.name} answers with NaN or infinite logits ({broken} of "
+                f"{len(logits_NC)} samples of {split}); make it again: {asked.folder}."
+            )
+        found[split] = logits_NC
+    return found

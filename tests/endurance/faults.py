@@ -183,7 +183,7 @@ def teacher_is_nan(run: Run) -> None:
         next(model.head.parameters()).flatten()[0] = float("nan")
     checkpoint.save(folder, model, manifest)
     name = "-".join(folder.name.split("-")[:2])
-    _refused(run, f"teacher {name} answers with NaN")
+    _refused(run, f"{name} answers with NaN")
     shutil.rmtree(folder)
     kept.rename(folder)
 
