@@ -9,6 +9,13 @@ from agrekd_ray.results import Epoch, Outcome
 
 
 @dataclass(frozen=True)
+class Began:
+    """A process has its room on the cluster, and begins."""
+
+    what: str
+
+
+@dataclass(frozen=True)
 class TeacherEpoch:
     """A teacher finished an epoch."""
 
@@ -72,7 +79,8 @@ class Failed:
 
 
 Event = (
-    TeacherEpoch
+    Began
+    | TeacherEpoch
     | TeacherDone
     | StudentEpoch
     | StudentDone

@@ -76,7 +76,7 @@ def test_tasks_answer_as_one_process_does(ray_session: Any, make_job: Any, tmp_p
     models = plan.answering(pool)
     assert own in models
     assert len(models) == len({*plan.checkpoints(pool).values()}) + len(drawn.teachers) + 1
-    answers, engine = Answers(job, data), RayEngine(job, unexpected)
+    answers, engine = Answers(job, data), RayEngine(job, lambda event: None)
     try:
         assert answers.complete(answers.missing(models), engine, silent()) == 2 * len(models)
     finally:
@@ -107,7 +107,7 @@ def test_what_cannot_be_asked_is_one_clear_error(
     _, checkpoints, drawn = pool_of(job)
     broken = Path(shutil.copytree(checkpoints[drawn.teachers[0]], tmp_path / "broken"))
     (broken / "model.safetensors").write_bytes(b"half")
-    engine = RayEngine(job, unexpected)
+    engine = RayEngine(job, lambda event: None)
     asked = [Asked("erm-7", broken, (TEST,))]
     try:
         with pytest.raises(CheckpointError, match=f"{broken}.*weights that the manifest describes"):
@@ -115,7 +115,7 @@ def test_what_cannot_be_asked_is_one_clear_error(
         room = engine._asking(asked[0])
         other = DriverData(job.data, "of another data set")
         with pytest.raises(DataError, match=r"node .*: the data there differ from the driver's"):
-            ask_all({asked[0]: room}, other, unexpected)
+            ask_all({asked[0]: room}, other, unexpected, lambda event: None)
     finally:
         engine.close()
     mad = tmp_path / "mad"
@@ -126,7 +126,7 @@ def test_what_cannot_be_asked_is_one_clear_error(
     with pytest.raises(RunError, match=r"model dfr-9 answers with NaN.*samples of test.*mad"):
         LocalEngine(job, unexpected).ask([Asked("dfr-9", mad, (TEST,))], unexpected)
     far = make_job(**{"fleet.resources": {"moon": 1}})
-    engine = RayEngine(far, unexpected)
+    engine = RayEngine(far, lambda event: None)
     try:
         with pytest.raises(RunError, match=r"the evaluation of erm-7: no node has room.*1 moon"):
             engine.ask(asked, unexpected)

@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 from ray._private.state import actors, available_resources_per_node
+from ray.util import placement_group_table
 
 from agrekd_ray.data import Dataset, DataSettings, open_dataset
 from agrekd_ray.errors import DataError
@@ -90,6 +91,14 @@ def cluster_nodes() -> list[Node]:
         for node in ray.nodes()
         if node["Alive"]
     ]
+
+
+def group_waits() -> bool:
+    """Whether a worker group of this driver's has no room, or has lost it."""
+    job = ray.get_runtime_context().get_job_id()
+    waiting = ("PENDING", "RESCHEDULING")
+    found = placement_group_table().items()
+    return any(group.endswith(job) and about["state"] in waiting for group, about in found)
 
 
 def waits_for_room(actor: Any) -> bool:

@@ -10,13 +10,14 @@ from agrekd_ray.channel import Channel
 from agrekd_ray.config import Job
 from agrekd_ray.data import open_dataset
 from agrekd_ray.events import Post
-from agrekd_ray.guidance.nodes import DriverData, cluster_nodes, look_for_room
+from agrekd_ray.guidance.nodes import DriverData, cluster_nodes, group_waits, look_for_room
 from agrekd_ray.guidance.placement import Wanted, check_room
 from agrekd_ray.results import Effort
 from agrekd_ray.run.engine import Handle
 from agrekd_ray.run.listener import Listener
 from agrekd_ray.run.session import RaySession
 from agrekd_ray.run.teaching import Teaching, workers_of
+from agrekd_ray.run.waiting import First, Waiting
 from agrekd_ray.student import Assignment
 from agrekd_ray.student.group import Schoolwork, train_group
 from agrekd_ray.teachers import Asked, Recipe, Take
@@ -53,7 +54,8 @@ class RayEngine:
     def make_teachers(self, families: Sequence[Sequence[Recipe]]) -> None:
         """See `Engine.make_teachers`."""
         job, room, post = self._job, self._training, self._channel.post
-        with self.listening():
+        first = First()
+        with Waiting([room], post, first.awaited), self.listening(first.watch):
             look_for_room([], [room], post)
             make_all(families, job.teachers.store, DriverData.of(job.data), room, post)
 
@@ -69,29 +71,35 @@ class RayEngine:
         samples = open_dataset(job.data)
         epochs = max((a.training.epochs for a in assignments if a.lesson), default=0)
         views = sorted({samples.view(epoch) for epoch in range(epochs)})
+        post, workers = self._channel.post, workers_of(job.student)
         with (
-            Teaching(job, checkpoints, samples, views, self._channel.post) as teaching,
+            Teaching(job, checkpoints, samples, views, post) as teaching,
             self.listening(teaching.watch),
         ):
+            source = teaching.source()
+            if not teaching.hosts:  # else the fleet has looked, for the students too
+                look_for_room(workers, [], post)
             work = Schoolwork(
                 assignments,
                 DriverData.of(job.data),
-                teaching.source(),
+                source,
                 students,
                 storage,
-                self._channel.post,
+                post,
                 job.fleet.look_ahead,
             )
-            train_group(work, job.student)
+            with Waiting(workers, post, group_waits):
+                train_group(work, job.student)
         return teaching.effort
 
     def ask(self, asked: Sequence[Asked], take: Take) -> None:
         """See `Engine.ask`."""
-        rooms = {one: self._asking(one) for one in asked}
-        with self.listening():
+        rooms, post = {one: self._asking(one) for one in asked}, self._channel.post
+        first, room = First(), next(iter(rooms.values()))
+        with Waiting([room], post, first.awaited), self.listening(first.watch):
             for room in {room.in_words: room for room in rooms.values()}.values():
-                look_for_room([], [room], self._channel.post)
-            ask_all(rooms, DriverData.of(self._job.data), take)
+                look_for_room([], [room], post)
+            ask_all(rooms, DriverData.of(self._job.data), take, post)
 
     @property
     def _training(self) -> Wanted:

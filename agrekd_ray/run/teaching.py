@@ -83,6 +83,11 @@ class Teaching(AbstractContextManager["Teaching"]):
             self._say_damaged(self._outputs)
             self._outputs.touch()
 
+    @property
+    def hosts(self) -> bool:
+        """Whether there is a fleet now."""
+        return self._fleet is not None
+
     def source(self) -> Callable[[Samples], Source] | None:
         """Opens a student's source in any process; the fleet is started where it is needed."""
         if not self._checkpoints:

@@ -13,7 +13,7 @@ import torch
 from ray.exceptions import RayError
 
 from agrekd_ray.channel import plain_error
-from agrekd_ray.events import Post, TeacherDone, TeacherEpoch
+from agrekd_ray.events import Began, Post, TeacherDone, TeacherEpoch
 from agrekd_ray.guidance.nodes import DriverData
 from agrekd_ray.guidance.placement import Wanted
 from agrekd_ray.teachers.answers import Asked, Take, answers
@@ -49,7 +49,7 @@ def make_all(
     )
 
 
-def ask_all(asked: Mapping[Asked, Wanted], data: DriverData, take: Take) -> None:
+def ask_all(asked: Mapping[Asked, Wanted], data: DriverData, take: Take, post: Post) -> None:
     """Ask finished models, as many at a time as the cluster has room for.
 
     A task whose process dies is tried again.
@@ -58,6 +58,7 @@ def ask_all(asked: Mapping[Asked, Wanted], data: DriverData, take: Take) -> None
         asked: them, and the room that each takes.
         data: whose splits they are asked about.
         take: gets what each says, in the order in which they finish.
+        post: tells the driver.
 
     Raises:
         AgrekdError: what a task raised.
@@ -70,6 +71,7 @@ def ask_all(asked: Mapping[Asked, Wanted], data: DriverData, take: Take) -> None
             Asked(one.name, one.folder.resolve(), one.splits),
             data,
             room.resources.get("GPU", 0) > 0,
+            post,
         ): one
         for one, room in asked.items()
     }
@@ -82,6 +84,7 @@ def ask_all(asked: Mapping[Asked, Wanted], data: DriverData, take: Take) -> None
 
 def _make(family: Sequence[Recipe], store: Path, data: DriverData, gpu: bool, post: Post) -> None:
     """Make one family of models in this process."""
+    post(Began(family[0].name))
 
     def progress(name: str, epoch: int, epochs: int) -> None:
         post(TeacherEpoch(name, epoch, epochs))
@@ -91,8 +94,9 @@ def _make(family: Sequence[Recipe], store: Path, data: DriverData, gpu: bool, po
         post(TeacherDone(recipe.name))
 
 
-def _ask(asked: Asked, data: DriverData, gpu: bool) -> dict[str, np.ndarray]:
+def _ask(asked: Asked, data: DriverData, gpu: bool, post: Post) -> dict[str, np.ndarray]:
     """Ask one model in this process."""
+    post(Began(asked.name))
     said = answers(asked, data.open(), _device(gpu))
     return {split: logits_NC.numpy() for split, logits_NC in said.items()}
 

@@ -1,0 +1,66 @@
+"""What a run waits for while something of it has no room on the cluster."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+
+from agrekd_ray.errors import RunError
+from agrekd_ray.events import Began, Event, Note, Post
+from agrekd_ray.guidance.fleet import STALL_SECONDS
+from agrekd_ray.guidance.nodes import cluster_nodes
+from agrekd_ray.guidance.placement import Wanted, check_room
+
+
+class First:
+    """Whether the first of several tasks has room and has begun."""
+
+    def __init__(self) -> None:
+        self._begun = threading.Event()
+
+    def watch(self, event: Event) -> None:
+        """Hears of it."""
+        if isinstance(event, Began):
+            self._begun.set()
+
+    def awaited(self) -> bool:
+        """Not yet."""
+        return not self._begun.is_set()
+
+
+class Waiting(AbstractContextManager["Waiting"]):
+    """While the block runs, says every 30 s what waits for room.
+
+    Args:
+        wanted: what must have room at the same time.
+        post: tells the driver.
+        pending: whether it waits.
+    """
+
+    def __init__(self, wanted: Sequence[Wanted], post: Post, pending: Callable[[], bool]) -> None:
+        self._wanted, self._post, self._pending = wanted, post, pending
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._say, name="waiting", daemon=True)
+
+    def __enter__(self) -> Waiting:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _say(self) -> None:
+        waited = 0.0
+        while not self._over.wait(STALL_SECONDS):
+            if not self._pending():
+                waited = 0.0
+                continue
+            waited += STALL_SECONDS
+            try:
+                waits = check_room(self._wanted, [], cluster_nodes())
+            except RunError as error:  # a node has left, and may come back
+                waits = str(error)
+            if waits:
+                self._post(Note(f"for {waited:.0f} s now, {waits}"))
