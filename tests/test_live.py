@@ -189,7 +189,9 @@ def test_workers_train_what_one_process_trains(
             2,
         )
         settings = StudentSettings(model=STUDENT, training=TRAINING, workers=2, cpus=0.5)
+        on_interrupt = signal.getsignal(signal.SIGINT)
         train_group(work, settings)
+        assert signal.getsignal(signal.SIGINT) is on_interrupt
         asked = ray_session.get([actor.effort.remote() for actor in fleet.weighting])
         assert min(effort.spans["gather"].count for effort in asked) > 0  # one a worker
     events = channel.take()

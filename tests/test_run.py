@@ -229,18 +229,25 @@ def test_a_killed_run_goes_on_to_the_same_students(
     assert state["status"] == "finished"
 
 
-def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, store: Path) -> None:
-    job = write_job(tmp_path, store, **{"student.training.epochs": 5000, "guidance": "local"})
+@pytest.mark.parametrize(
+    ("number", "guidance"), [(signal.SIGTERM, "local"), (signal.SIGINT, "auto")]
+)
+def test_an_interrupted_run_says_how_to_go_on(
+    tmp_path: Path, store: Path, number: int, guidance: str
+) -> None:
+    job = write_job(tmp_path, store, **{"student.training.epochs": 5000, "guidance": guidance})
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # else ignored in background
     driver = subprocess.Popen(
         [*AGREKD, "run", str(job)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
+    signal.signal(signal.SIGINT, before)
     run = tmp_path / "runs/tiny/latest"
     deadline = time.monotonic() + 120
     while not (run / "training/state.pt").exists():
         assert driver.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    driver.send_signal(signal.SIGTERM)
+    driver.send_signal(number)
     screen, _ = driver.communicate(timeout=60)
     assert driver.returncode == 130
     assert f"agrekd resume {run.resolve()}" in screen

@@ -14,15 +14,22 @@ from ray.util.placement_group import PlacementGroup
 
 
 class GroupTrainer(TorchTrainer):  # type: ignore[misc]
-    """Ray Train's trainer without its `PlacementGroupCleaner`; see `give_back`.
+    """Ray Train's trainer without its `PlacementGroupCleaner` and its handler of Ctrl-C.
 
-    That actor outlives driver and controller, to give the room back when the controller has died.
-    It learns so from Ray's State API, and where there is none (no dashboard) it stays for ever.
+    The actor (see `give_back`) outlives driver and controller, to give the room back when the
+    controller has died. It learns so from Ray's State API, and where there is none (no dashboard)
+    it stays for ever.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
         kept = super()._create_default_callbacks()
         return [one for one in kept if type(one).__name__ != "PlacementGroupCleanerCallback"]
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Ctrl-C stays a `KeyboardInterrupt`.
+
+        Ray's handler would ask the controller to abort, also long after it has ended.
+        """
 
 
 def held() -> str | None:

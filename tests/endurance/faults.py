@@ -37,6 +37,7 @@ JOB: dict[str, Any] = {
 """A new view every epoch: teachers are asked, and recorded, to the end."""
 HANG_SECONDS = 5.0
 DISK = 12 << 20
+MOST_MISSED = 10
 ROOM_FOR_ALL = 6 << 30
 """Bytes above what is in use, at which Ray kills for want of memory."""
 
@@ -341,7 +342,7 @@ class Trials:
         return time.monotonic() - began, ended - training
 
     def _attempt(self, row: Row, raylets: Raylets | None, whole: float, training: float) -> Attempt:
-        while True:
+        for _ in range(MOST_MISSED):
             run = self._run(raylets, row)
             with ExitStack() as stack:
                 if row.disk:
@@ -373,13 +374,14 @@ class Trials:
             if wrong:
                 self._console.print(run.screen)
             return Attempt(wrong, lost)
+        return Attempt(f"missed {MOST_MISSED} times", 0.0)
 
     def _finish(self, row: Row, run: Run) -> str:
         """Waits for the end, through `agrekd resume` where the fault ends the run."""
         code = run.wait()
         if row.remedy is not None:
             if code == 0:
-                return "the run went on"
+                raise MissedError("the run had done all that could fail")
             row.remedy(run)
             run.resume()
             code = run.wait()
