@@ -274,6 +274,7 @@ def test_outputs_are_listed_verified_and_pruned(agrekd: Run, tmp_path: Path) -> 
     code, out, _ = agrekd("outputs", "list", "--store", store)
     assert code == 0
     assert "erm-7-abc" in out
+    assert "train 1 × 50" in out
     assert agrekd("outputs", "verify", "--store", store)[:2] == (0, "1 records: all sound\n")
     path.write_bytes(path.read_bytes()[:-100])
     code, out, _ = agrekd("outputs", "verify", "--store", store)

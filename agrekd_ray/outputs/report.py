@@ -13,6 +13,7 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
+from agrekd_ray.data import SELECT, TEST, TRAIN
 from agrekd_ray.outputs.store import Listed, listed, prune, verify
 
 
@@ -58,30 +59,47 @@ def remove(store: Path, days: float, console: Console, *, keep: bool) -> None:
 
 
 def _table(found: Sequence[Listed], console: Console) -> None:
+    """A row a model, the one used last first."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("Teacher", "Split", "Views", "Samples", "Type", "Size", "Last used"):
-        right = name in ("Views", "Samples", "Size")
+    for name in ("Teacher", "Recorded", "Size", "Last used"):
         # On a narrow screen the teacher's name gives way: its first letters tell enough.
         gives_way = name == "Teacher"
         table.add_column(
             name,
-            justify="right" if right else "left",
+            justify="right" if name == "Size" else "left",
             no_wrap=not gives_way,
             overflow="ellipsis",
         )
+    models: dict[tuple[str, ...], list[Listed]] = {}
     for one in found:
-        key, unfinished = one.key, len(one.unfinished)
-        used = datetime.fromtimestamp(one.used, UTC)
+        key = one.key
+        who = (key.teacher, key.weights) if key else ("(damaged)", one.folder.name)
+        models.setdefault(who, []).append(one)
+    for (teacher, _), folders in models.items():
+        used = max(one.used for one in folders)
+        date = datetime.fromtimestamp(used, UTC)
         table.add_row(
-            escape(key.teacher) if key else "(damaged)",
-            key.split if key else "",
-            f"{len(one.views)}{f' + {unfinished} unfinished' if unfinished else ''}",
-            str(key.rows) if key else "",
-            key.dtype if key else "",
-            decimal(one.bytes),
-            f"{used:%Y-%m-%d %H:%M}" if time.time() - one.used >= 60 else "just now",
+            escape(teacher),
+            ", ".join(map(_recorded, sorted(folders, key=_place))),
+            decimal(sum(one.bytes for one in folders)),
+            f"{date:%Y-%m-%d}" if time.time() - used >= 60 else "just now",
         )
     console.print(table)
+
+
+def _place(one: Listed) -> int:
+    order = (TRAIN, SELECT, TEST)
+    return order.index(one.key.split) if one.key and one.key.split in order else len(order)
+
+
+def _recorded(one: Listed) -> str:
+    """`train 10 × 1000`: views and samples of a split; only training has several views."""
+    if one.key is None:
+        return f"{len(one.views)} views"
+    views = f"{len(one.views)} × " if one.key.split == TRAIN else ""
+    small = f" {one.key.dtype}" if one.key.dtype != "float32" else ""
+    unfinished = f" ({len(one.unfinished)} unfinished)" if one.unfinished else ""
+    return f"{one.key.split} {views}{one.key.rows}{small}{unfinished}"
 
 
 def _say(console: Console, text: str, style: str = "") -> None:
