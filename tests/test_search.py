@@ -208,7 +208,9 @@ def test_trials_go_where_students_labels_say(
 
         while not over.wait(0.1):
             for group in placement_group_table().values():
-                seen.update(node for node in group["bundles_to_node_id"].values() if node)
+                # Tune's own group for a trial's shell, of memory alone, may be anywhere.
+                if any("CPU" in bundle for bundle in group["bundles"].values()):
+                    seen.update(node for node in group["bundles_to_node_id"].values() if node)
 
     looking = threading.Thread(target=look)
     looking.start()
