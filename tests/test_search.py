@@ -425,3 +425,47 @@ def _trials(folder: Path) -> list[Any]:
 def test_resume_without_a_run_is_one_error(tmp_path: Path, store: Path) -> None:
     path = write_search(tmp_path)
     assert "no run of this search" in agrekd("tune", path, "--resume", code=1)
+
+
+def test_a_trial_that_takes_over_anothers_state_tells_all_its_epochs(
+    tmp_path: Path, make_job: Any
+) -> None:
+    """As population based training has it do; the other may be several epochs ahead."""
+    from agrekd_ray.guidance.nodes import DriverData
+    from agrekd_ray.search.trainable import SETTING, TrialActor
+
+    class Shell(TrialActor):
+        """Without Tune around it."""
+
+        def __init__(self, name: str) -> None:
+            self.name = name
+            self.setup({SETTING: {"distillation.temperature": 4.0}}, shared)
+
+        @property
+        def trial_id(self) -> str:
+            return self.name
+
+    found = planned(
+        tmp_path,
+        space={"distillation.temperature": {"loguniform": [1, 16]}},
+        scheduler={"name": "pbt"},
+        changes={"student.training.epochs": 5, "methods": ["aver"]},
+    )
+    data, checkpoints, _ = pool_of(make_job())
+    answers_N = data.labels(data.splits[SELECT]).numpy()
+    places = (tmp_path / name for name in ("trials", "states", "groups"))
+    source = Local(checkpoints)
+    shown = DriverData.of(found.base.data)
+    shared = Shared(found, shown, source, answers_N, answers_N, lambda event: None, *places)
+    ahead, behind = Shell("ahead"), Shell("behind")
+
+    def epochs(told: dict[str, Any]) -> list[int]:
+        return [epoch["epoch"] for epoch in json.loads(told["news"])]
+
+    assert [epochs(ahead.step()) for _ in range(3)] == [[0], [1], [2]]
+    assert epochs(behind.step()) == [0]
+    (tmp_path / "checkpoint").mkdir()
+    ahead.save_checkpoint(str(tmp_path / "checkpoint"))
+    behind.load_checkpoint(str(tmp_path / "checkpoint"))
+    assert epochs(behind.step()) == [0, 1, 2, 3]
+    assert epochs(behind.step()) == [4]

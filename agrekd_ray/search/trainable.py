@@ -117,6 +117,7 @@ class TrialActor(tune.Trainable):
         folder = Path(checkpoint)
         if (folder / HANDED_ON).is_dir() and (folder / "trial").read_text() != self.trial_id:
             self._trial.load(folder / HANDED_ON)
+            self._whole = True  # it may be several epochs ahead
 
     def _rules(self) -> list[str]:
         classes = len(self._dataset.classes)
