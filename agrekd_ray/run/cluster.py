@@ -81,7 +81,7 @@ class RayEngine:
                 look_for_room(workers, [], post)
             work = Schoolwork(
                 assignments,
-                DriverData.of(job.data),
+                DriverData(job.data, samples.fingerprint),
                 source,
                 students,
                 storage,
@@ -95,9 +95,10 @@ class RayEngine:
     def ask(self, asked: Sequence[Asked], take: Take) -> None:
         """See `Engine.ask`."""
         rooms, post = {one: self._asking(one) for one in asked}, self._channel.post
-        first, room = First(), next(iter(rooms.values()))
-        with Waiting([room], post, first.awaited), self.listening(first.watch):
-            for room in {room.in_words: room for room in rooms.values()}.values():
+        different = list({room.in_words: room for room in rooms.values()}.values())
+        first = First()
+        with Waiting(different[:1], post, first.awaited), self.listening(first.watch):
+            for room in different:
                 look_for_room([], [room], post)
             ask_all(rooms, DriverData.of(self._job.data), take, post)
 
