@@ -12,8 +12,6 @@ from agrekd_ray.results import Epoch, Outcome
 class Began:
     """A process has its room on the cluster, and begins."""
 
-    what: str
-
 
 @dataclass(frozen=True)
 class TeacherEpoch:

@@ -19,7 +19,8 @@ from agrekd_ray.comparison.words import near
 from agrekd_ray.errors import TrackingError, listed
 from agrekd_ray.passwords import without_password
 from agrekd_ray.tracking.metrics import TEACHER_STEPS
-from agrekd_ray.tracking.mlflow_runs import CHANGED, METHOD, PARENT, ROLE, SEED, TRIAL
+from agrekd_ray.tracking.mlflow_experiment import CHANGED
+from agrekd_ray.tracking.mlflow_runs import METHOD, PARENT, ROLE, SEED, TRIAL
 from agrekd_ray.tracking.mlflow_store import explained, open_existing
 
 STATE, SEARCHED = "agrekd.state", "agrekd.searched"

@@ -84,7 +84,7 @@ def ask_all(asked: Mapping[Asked, Wanted], data: DriverData, take: Take, post: P
 
 def _make(family: Sequence[Recipe], store: Path, data: DriverData, gpu: bool, post: Post) -> None:
     """Make one family of models in this process."""
-    post(Began(family[0].name))
+    post(Began())
 
     def progress(name: str, epoch: int, epochs: int) -> None:
         post(TeacherEpoch(name, epoch, epochs))
@@ -96,7 +96,7 @@ def _make(family: Sequence[Recipe], store: Path, data: DriverData, gpu: bool, po
 
 def _ask(asked: Asked, data: DriverData, gpu: bool, post: Post) -> dict[str, np.ndarray]:
     """Ask one model in this process."""
-    post(Began(asked.name))
+    post(Began())
     said = answers(asked, data.open(), _device(gpu))
     return {split: logits_NC.numpy() for split, logits_NC in said.items()}
 

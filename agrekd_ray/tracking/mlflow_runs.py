@@ -6,73 +6,45 @@ so other threads of the process may use MLflow for themselves.
 
 from __future__ import annotations
 
-import getpass
-import json
 import re
 import shlex
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from mlflow import MlflowClient
-from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric, Param, RunTag
+from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
 from mlflow.exceptions import MlflowException
 
 from agrekd_ray.errors import TrackingError
-from agrekd_ray.passwords import hidden, revealed
 from agrekd_ray.results import Epoch, Metrics, Outcome
 from agrekd_ray.tracking.metrics import CLASS, GROUP
+from agrekd_ray.tracking.mlflow_experiment import METRICS_A_BATCH, REASON, Experiment
 from agrekd_ray.tracking.mlflow_export import export
-from agrekd_ray.tracking.mlflow_store import (
-    check_store,
-    explained,
-    is_database,
-    unless_set,
-)
 from agrekd_ray.tracking.mlflow_values import (
-    as_text,
     distinct_names,
     end_times,
     epoch_metrics,
-    milliseconds,
-    shortened,
     split_metrics,
 )
 
 FINISHED, FAILED, KILLED = "FINISHED", "FAILED", "KILLED"
 """How a run can end; KILLED is for what was interrupted."""
 
-# Ending a run on a server prints two lines of addresses for each run.
-_QUIET = {"MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}
-# An experiment of models rather than of prompts, and what its charts begin with.
-_VIEW = {
-    "mlflow.experimentKind": "custom_model_development",
-    "mlflow.experiment.primaryMetric.name": "test/worst_group_accuracy",
-    "mlflow.experiment.primaryMetric.greaterIsBetter": "True",
-}
 PARENT = "mlflow.parentRunId"
 """Tags by which runs are found again and compared."""
 ROLE, METHOD, SEED = "agrekd.role", "agrekd.method", "agrekd.seed"
-_REASON, CHANGED, _CHECKPOINT = "agrekd.reason", "agrekd.changed_params", "agrekd.checkpoint"
+_CHECKPOINT = "agrekd.checkpoint"
 DEGRADED = "agrekd.degraded"
 """Tag of runs that lost teachers on the way, with when."""
 _TEACHERS, TRIAL = "agrekd.teachers", "agrekd.trial"
-_LONGEST_PARAM, _LONGEST_TAG = 6000, 8000
-_PARAMS_A_BATCH, _METRICS_A_BATCH = 100, 1000
 _REPORTS = {".png", ".json", ".csv", ".yaml", ".yml", ".md"}
 
 
 class Tracker:
     """The store of one experiment, and the runs of one job in it.
-
-    Attributes:
-        uri: the tracking URI in use, without its password.
-        experiment_id: MLflow's number of the experiment.
 
     Args:
         uri: any MLflow tracking URI; None for the file `mlflow.db` in `root`.
@@ -85,23 +57,27 @@ class Tracker:
     """
 
     def __init__(self, uri: str | None, experiment: str, root: Path) -> None:
-        root = Path(root).absolute()
-        self.uri = hidden(uri) if uri else f"sqlite:///{root / 'mlflow.db'}"
+        self._runs = Experiment(uri, experiment, root)
+        self._client = self._runs.client
         self._job: str | None = None
         self._logged: dict[str, dict[int, int]] = {}  # by run: epochs and when they ended
-        # Anything: drivers of databases and plug-ins have exceptions of their own.
-        with self._explained("open the store", Exception):
-            check_store(self.uri)
-            self._client = MlflowClient(tracking_uri=revealed(self.uri))
-            location = None if self._served else str(root / "mlartifacts")
-            self.experiment_id = self._find_experiment(experiment, location)
+
+    @property
+    def uri(self) -> str:
+        """The tracking URI in use, without its password."""
+        return self._runs.uri
+
+    @property
+    def experiment_id(self) -> str:
+        """MLflow's number of the experiment."""
+        return self._runs.id
 
     def ui_command(self) -> str:
         """What a person types to see this store; for a server, the address of the experiment."""
-        if self._served:
+        if self._runs.served:
             address = self.uri.rstrip("/")
             # Without the last part, a browser's first visit shows the pages made for prompts.
-            runs = f"experiments/{self.experiment_id}/runs?workflowType=machine_learning"
+            runs = f"experiments/{self._runs.id}/runs?workflowType=machine_learning"
             return f"{address}/#/{runs}"
         return f"mlflow ui --backend-store-uri {shlex.quote(self.uri)}"
 
@@ -128,17 +104,17 @@ class Tracker:
         Returns:
             The run's id.
         """
-        with self._explained("open the job's run"):
-            run = self._lookup(run_id) if run_id else None
+        with self._runs.explained("open the job's run"):
+            run = self._runs.lookup(run_id) if run_id else None
             if run is None:
-                self._job = self._create(name, {ROLE: role})
+                self._job = self._runs.create(name, {ROLE: role})
                 known = {}
             else:
                 self._job = str(run.info.run_id)
                 known = run.data.params
-                self._reopen(run)
-            self._set_tags(self._job, tags)
-            self._add_params(self._job, params, known)
+                self._runs.reopen(run)
+            self._runs.set_tags(self._job, tags)
+            self._runs.add_params(self._job, params, known)
         return self._job
 
     def student(self, method: str, seed: int, params: Mapping[str, Any]) -> str:
@@ -181,14 +157,14 @@ class Tracker:
         """The child with these marks: found again, or made."""
         if self._job is None:
             raise TrackingError(f"A {role}'s run needs its parent's: call start_job first.")
-        with self._explained(f"open the run of {name}"):
+        with self._runs.explained(f"open the run of {name}"):
             marks = {PARENT: self._job, **marks}
             # Quotes cannot be escaped in MLflow's filter: such a method is compared here.
             asked = {key: value for key, value in marks.items() if "'" not in value}
             found = [
                 run
                 for run in self._client.search_runs(
-                    [self.experiment_id],
+                    [self._runs.id],
                     " and ".join(f"tags.`{key}` = '{value}'" for key, value in asked.items()),
                 )
                 if all(run.data.tags.get(key) == value for key, value in marks.items())
@@ -196,17 +172,17 @@ class Tracker:
             if found:
                 run_id, known = str(found[0].info.run_id), found[0].data.params
                 if found[0].info.status != FINISHED:
-                    self._reopen(found[0])
+                    self._runs.reopen(found[0])
             else:
-                run_id, known = self._create(name, {ROLE: role, **marks}), {}
+                run_id, known = self._runs.create(name, {ROLE: role, **marks}), {}
                 self._logged[run_id] = {}
-            self._add_params(run_id, params, known)
+            self._runs.add_params(run_id, params, known)
         return run_id
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Adds tags to a run, for instance that it is degraded; long values are cut."""
-        with self._explained("tag a run"):
-            self._set_tags(run_id, tags)
+        with self._runs.explained("tag a run"):
+            self._runs.set_tags(run_id, tags)
 
     def log_epochs(self, run_id: str, epochs: Sequence[Epoch]) -> None:
         """Writes finished epochs of one student, step = epoch; those already there are left out.
@@ -215,7 +191,7 @@ class Tracker:
             run_id: of the student.
             epochs: in order.
         """
-        with self._explained("log epochs"):
+        with self._runs.explained("log epochs"):
             if run_id not in self._logged:
                 seen = self._client.get_metric_history(run_id, "train/loss")
                 self._logged[run_id] = {metric.step: metric.timestamp for metric in seen}
@@ -228,12 +204,12 @@ class Tracker:
                     Metric(name, value, end, epoch.epoch)
                     for name, value in epoch_metrics(epoch).items()
                 ]
-                if len(batches[-1]) + len(metrics) > _METRICS_A_BATCH:
+                if len(batches[-1]) + len(metrics) > METRICS_A_BATCH:
                     batches.append([])
                 batches[-1] += metrics
             del self._logged[run_id]  # to be read anew where a batch is not written whole
             for batch in batches:
-                self._log_metrics(run_id, batch)
+                self._runs.log_metrics(run_id, batch)
             self._logged[run_id] = known
             known |= {epoch.epoch: end for epoch, end in zip(fresh, ends, strict=True)}
 
@@ -244,32 +220,32 @@ class Tracker:
             run_id: of the student.
             outcome: its `test` metrics are written, and the others where no epoch wrote them.
         """
-        with self._explained("finish a student"):
+        with self._runs.explained("finish a student"):
             values: dict[str, float] = {}
             for split, metrics in outcome.splits.items():
                 if split != "val" or not outcome.history:
                     values |= split_metrics(split, metrics)
             if outcome.history:
                 values["cost/steps"] = float(sum(epoch.steps for epoch in outcome.history))
-            self._log_final(run_id, values)
+            self._runs.log_final(run_id, values)
             tags = {_TEACHERS: outcome.teachers}
             if outcome.checkpoint:
                 tags[_CHECKPOINT] = outcome.checkpoint
             if outcome.degraded:
                 tags[DEGRADED] = outcome.degraded
-            self._set_tags(run_id, tags)
-            self._end(run_id, FINISHED)
+            self._runs.set_tags(run_id, tags)
+            self._runs.end(run_id, FINISHED)
 
     def log_final(self, run_id: str, values: Mapping[str, float]) -> None:
         """Writes figures that a run has one of, under names that MLflow takes."""
-        with self._explained("log results"):
+        with self._runs.explained("log results"):
             names = distinct_names(values)
-            self._log_final(run_id, {names[name]: value for name, value in values.items()})
+            self._runs.log_final(run_id, {names[name]: value for name, value in values.items()})
 
     def log_test(self, run_id: str, metrics: Metrics) -> None:
         """Writes test metrics that were measured after a run was over."""
-        with self._explained("log test results"):
-            self._log_final(run_id, split_metrics("test", metrics))
+        with self._runs.explained("log test results"):
+            self._runs.log_final(run_id, split_metrics("test", metrics))
 
     def end(self, run_id: str, status: str, tags: Mapping[str, str]) -> None:
         """Ends one run, and tags it.
@@ -279,9 +255,9 @@ class Tracker:
             status: `FINISHED`, `FAILED` or `KILLED`.
             tags: more about how it ended.
         """
-        with self._explained("end a run"):
-            self._set_tags(run_id, tags)
-            self._end(run_id, status)
+        with self._runs.explained("end a run"):
+            self._runs.set_tags(run_id, tags)
+            self._runs.end(run_id, status)
 
     def register(self, model_id: str, run_id: str, name: str, alias: str) -> str:
         """Puts a logged model into the model registry, under an alias that moves to it.
@@ -295,7 +271,7 @@ class Tracker:
         Returns:
             The version's number.
         """
-        with self._explained("register a model"):
+        with self._runs.explained("register a model"):
             try:
                 self._client.create_registered_model(name)
             except MlflowException as error:
@@ -335,7 +311,7 @@ class Tracker:
         Raises:
             TrackingError: also where the model cannot be exported; the run stays as it is.
         """
-        with self._explained("log a model"):
+        with self._runs.explained("log a model"):
             run = self._client.get_run(run_id)
             for output in run.outputs.model_outputs:
                 earlier = self._client.get_logged_model(output.model_id)
@@ -377,16 +353,16 @@ class Tracker:
             metrics: the summary, as `tables.summary_metrics` makes it.
             description: Markdown that the run's page begins with; see `tables.markdown`.
         """
-        with self._explained("finish the job's run"):
+        with self._runs.explained("finish the job's run"):
             names = distinct_names(metrics)
-            self._log_final(run_id, {names[name]: value for name, value in metrics.items()})
+            self._runs.log_final(run_id, {names[name]: value for name, value in metrics.items()})
             if description:
-                self._set_tags(run_id, {"mlflow.note.content": description})
+                self._runs.set_tags(run_id, {"mlflow.note.content": description})
             for place, inside in ((folder, None), (folder / "plots", "plots")):
                 for file in sorted(place.glob("*")):
                     if file.is_file() and file.suffix in _REPORTS and file.name[0] != ".":
                         self._client.log_artifact(run_id, str(file), inside)
-            self._end(run_id, status)
+            self._runs.end(run_id, status)
 
     def fail(self, run_id: str, reason: str, status: str = FAILED) -> None:
         """Ends a run that did not come to its end, and its children that are still running.
@@ -396,97 +372,13 @@ class Tracker:
             reason: for people; becomes the tag `agrekd.reason`.
             status: `FAILED`, or `KILLED` for what was interrupted.
         """
-        with self._explained("end a run"):
+        with self._runs.explained("end a run"):
             running = self._client.search_runs(
-                [self.experiment_id], f"tags.`{PARENT}` = '{run_id}' and status = 'RUNNING'"
+                [self._runs.id], f"tags.`{PARENT}` = '{run_id}' and status = 'RUNNING'"
             )
             for ended in (*(run.info.run_id for run in running), run_id):
-                self._set_tags(ended, {_REASON: reason})
-                self._end(ended, status)
-
-    @property
-    def _served(self) -> bool:
-        return not is_database(self.uri)
-
-    def _find_experiment(self, name: str, location: str | None) -> str:
-        experiment = self._client.get_experiment_by_name(name)
-        if experiment is None:
-            try:
-                return str(self._client.create_experiment(name, location, _VIEW))
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                    raise
-                experiment = self._client.get_experiment_by_name(name)
-        if experiment.lifecycle_stage != "active":
-            raise TrackingError(
-                f"The MLflow experiment {name!r} was deleted. Choose another name, or take it "
-                f"back: MLFLOW_TRACKING_URI={shlex.quote(self.uri)} "
-                f"mlflow experiments restore -x {experiment.experiment_id}"
-            )
-        return str(experiment.experiment_id)
-
-    def _lookup(self, run_id: str) -> Any | None:
-        """The run, or None where this experiment does not have it (any more)."""
-        try:
-            run = self._client.get_run(run_id)
-        except MlflowException as error:
-            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                return None
-            raise
-        here = run.info.experiment_id == self.experiment_id
-        return run if here and run.info.lifecycle_stage == "active" else None
-
-    def _create(self, name: str, tags: Mapping[str, str]) -> str:
-        marks = {
-            "mlflow.user": _user(),
-            "mlflow.source.name": Path(sys.argv[0]).name or "python",
-            "mlflow.source.type": "LOCAL",
-            **tags,
-        }
-        run = self._client.create_run(self.experiment_id, run_name=name, tags=marks)
-        return str(run.info.run_id)
-
-    def _reopen(self, run: Any) -> None:
-        self._client.update_run(run.info.run_id, status="RUNNING")
-        if _REASON in run.data.tags:
-            self._client.delete_tag(run.info.run_id, _REASON)
-
-    def _end(self, run_id: str, status: str) -> None:
-        with unless_set(_QUIET):
-            self._client.set_terminated(run_id, status)
-
-    def _add_params(self, run_id: str, params: Mapping[str, Any], known: Mapping[str, str]) -> None:
-        names = distinct_names(params)
-        texts = {
-            names[key]: shortened(as_text(value), _LONGEST_PARAM) for key, value in params.items()
-        }
-        fresh = [Param(name, text) for name, text in texts.items() if name not in known]
-        for start in range(0, len(fresh), _PARAMS_A_BATCH):
-            self._client.log_batch(run_id, params=fresh[start : start + _PARAMS_A_BATCH])
-        changed = {name: text for name, text in texts.items() if known.get(name, text) != text}
-        if changed:
-            self._set_tags(run_id, {CHANGED: json.dumps(changed, ensure_ascii=False)})
-
-    def _set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
-        names = distinct_names(tags)
-        items = [
-            RunTag(names[key], shortened(str(value), _LONGEST_TAG)) for key, value in tags.items()
-        ]
-        for start in range(0, len(items), _PARAMS_A_BATCH):
-            self._client.log_batch(run_id, tags=items[start : start + _PARAMS_A_BATCH])
-
-    def _log_metrics(self, run_id: str, metrics: Sequence[Metric]) -> None:
-        for start in range(0, len(metrics), _METRICS_A_BATCH):
-            self._client.log_batch(run_id, metrics=metrics[start : start + _METRICS_A_BATCH])
-
-    def _log_final(self, run_id: str, values: Mapping[str, float]) -> None:
-        """At step 0: MLflow compares runs by a metric's only value in bars, not in curves."""
-        there = self._client.get_run(run_id).data.metrics
-        now = milliseconds()
-        self._log_metrics(
-            run_id,
-            [Metric(key, v, now, 0) for key, v in values.items() if there.get(key) != v],
-        )
+                self._runs.set_tags(ended, {REASON: reason})
+                self._runs.end(ended, status)
 
     def _link(self, run: Any, model_id: str) -> None:
         """Shows the model under its run, and the run's test metrics beside the model."""
@@ -500,14 +392,4 @@ class Tracker:
                     Metric(name, last.value, last.timestamp, last.step, model_id=model_id)
                 )
         self._client.log_outputs(run_id, [LoggedModelOutput(model_id, 0)])
-        self._log_metrics(run_id, metrics)
-
-    def _explained(self, doing: str, *also: type[Exception]) -> AbstractContextManager[None]:
-        return explained(self.uri, doing, *also)
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError, ImportError):  # a container's user may have no name
-        return "unknown"
+        self._runs.log_metrics(run_id, metrics)

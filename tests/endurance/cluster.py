@@ -29,13 +29,15 @@ class Raylets:
 
     Args:
         nodes: besides the head.
+        config: of Ray's system, more of it.
     """
 
-    def __init__(self, nodes: int) -> None:
+    def __init__(self, nodes: int, config: dict[str, Any] | None = None) -> None:
         from ray.cluster_utils import Cluster
 
-        head = {"num_cpus": 1, "include_dashboard": False, "_system_config": HEALTH | HISTORY}
-        self._cluster = Cluster(initialize_head=True, head_node_args=head)
+        head = {"num_cpus": 1, "include_dashboard": False}
+        settings = {"_system_config": HEALTH | HISTORY | (config or {})}
+        self._cluster = Cluster(initialize_head=True, head_node_args=head | settings)
         self._nodes: set[subprocess.Popen[bytes]] = set()
         for number in range(nodes):  # two that start at once on one machine may want the same port
             self._nodes.add(self._add())

@@ -10,9 +10,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, nullcontext, suppress
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -39,7 +40,9 @@ HANG_SECONDS = 5.0
 DISK = 12 << 20
 MOST_MISSED = 10
 ROOM_FOR_ALL = 6 << 30
-"""Bytes above what is in use, at which Ray kills for want of memory."""
+"""Bytes above what was in use at the start, at which Ray kills for want of memory."""
+THRESHOLD = "memory_usage_threshold"
+"""Ray's name for that, as a share of the machine's memory."""
 
 
 class MissedError(Exception):
@@ -126,19 +129,11 @@ def memory_is_short(run: Run, raylets: Raylets | None) -> None:
         "import sys, time; block = bytearray(int(sys.argv[1])); print(1, flush=True); time.sleep(2)"
     )
     before = set(own_processes("ray::"))
-    free = ROOM_FOR_ALL - sum(map(_resident, own_processes())) + (1 << 30)
-    subprocess.run([sys.executable, "-c", hold, str(free)], check=True)
+    used, total = _memory()
+    wanted = float(run.environment[f"RAY_{THRESHOLD}"]) * total - used + (1 << 30)
+    subprocess.run([sys.executable, "-c", hold, str(int(wanted))], check=True)
     if before <= set(own_processes("ray::")):
         raise MissedError("nobody was killed")
-
-
-def _resident(process: int) -> int:
-    try:
-        text = Path(f"/proc/{process}/status").read_text()
-    except OSError:
-        return 0
-    own = [line.split()[1] for line in text.splitlines() if line.startswith("RssAnon")]
-    return int(own[0]) * 1024 if own else 0
 
 
 def disk_fills(folder: str) -> Callable[[Run, Raylets | None], None]:
@@ -237,7 +232,7 @@ ROWS = (
     Row("the weighting actor is killed", kills("ray::WeightingActor")),
     Row("a student's worker is killed", kills("ray::RayTrainWorker")),
     Row("a node with teachers is killed, another joins", node_dies, where=(2,)),
-    Row("memory runs short, Ray kills", memory_is_short, where=(0,), memory=True),
+    Row("memory runs short, Ray kills", memory_is_short, memory=True),
     Row("Ray Train's controller is killed", kills("ray::TrainController")),
     Row("the driver is killed", driver_gets(signal.SIGKILL), _nothing),
     Row("Ctrl-C", driver_gets(signal.SIGINT), _nothing),
@@ -281,6 +276,8 @@ class Trials:
         self._numbers = iter(range(10_000))
         self._pool = folder / "pool"
         self._expected = self._alone()
+        used, total = _memory()
+        self._threshold = round((used + ROOM_FOR_ALL) / total, 4)
 
     def _alone(self) -> dict[str, Any]:
         run = Run(self._folder / "alone", {**JOB, "guidance": "local"}, self._pool)
@@ -296,25 +293,28 @@ class Trials:
         )
         sound = True
         for nodes in (raylets - 1 for raylets in places):
-            raylets = Raylets(nodes) if nodes else None
-            try:
-                undisturbed = [self._undisturbed(raylets) for _ in range(3)]
-                whole, training = (median(part) for part in zip(*undisturbed, strict=True))
-                self._console.print(
-                    f"{nodes + 1} raylets: undisturbed {whole:.1f} s, training {training:.1f} s"
-                )
-                for row in (row for row in rows if nodes in row.where):
-                    found = [self._attempt(row, raylets, whole, training) for _ in range(tries)]
-                    right = sum(not one.wrong for one in found)
-                    sound = sound and right == tries
-                    lost = sorted(one.lost for one in found)
-                    cost = f"{median(lost):.1f} ({lost[0]:.1f} … {lost[-1]:.1f})"
-                    table.add_row(row.name, str(nodes + 1), str(tries), str(right), cost)
-            finally:
-                if raylets is not None:
-                    raylets.close()
+            here = sorted((row for row in rows if nodes in row.where), key=lambda row: row.memory)
+            for short, some in groupby(here, key=lambda row: row.memory):
+                config = {THRESHOLD: self._threshold} if short else {}
+                with closing(Raylets(nodes, config)) if nodes else nullcontext() as raylets:
+                    for row, attempts in self._tried(list(some), tries, raylets):
+                        right = sum(not one.wrong for one in attempts)
+                        sound = sound and right == tries
+                        lost = sorted(one.lost for one in attempts)
+                        cost = f"{median(lost):.1f} ({lost[0]:.1f} … {lost[-1]:.1f})"
+                        table.add_row(row.name, str(nodes + 1), str(tries), str(right), cost)
         self._console.print(table)
         return sound
+
+    def _tried(
+        self, rows: list[Row], tries: int, raylets: Raylets | None
+    ) -> Iterator[tuple[Row, list[Attempt]]]:
+        undisturbed = [self._undisturbed(raylets) for _ in range(3)]
+        whole, training = (median(part) for part in zip(*undisturbed, strict=True))
+        place = "a session of its own" if raylets is None else raylets.address
+        self._console.print(f"{place}: undisturbed {whole:.1f} s, training {training:.1f} s")
+        for row in rows:
+            yield row, [self._attempt(row, raylets, whole, training) for _ in range(tries)]
 
     def _run(self, raylets: Raylets | None, row: Row | None = None) -> Run:
         changes: dict[str, Any] = {**JOB, "fleet.cpus": 0.1}
@@ -322,7 +322,7 @@ class Trials:
             changes |= {"ray.address": raylets.address, "fleet.resources": {"seat": 1}}
         environment = {}
         if row is not None and row.memory:
-            environment["RAY_memory_usage_threshold"] = f"{_used_share(ROOM_FOR_ALL):.4f}"
+            environment[f"RAY_{THRESHOLD}"] = str(self._threshold)
         name = f"run-{next(self._numbers)}"
         folder, pool = self._folder / name, self._pool
         if row is not None and row.pool:
@@ -390,8 +390,8 @@ class Trials:
         return f"exit code {code}" if code else ""
 
 
-def _used_share(more: int) -> float:
-    """Share of the machine's memory that is in use, and so many bytes more."""
+def _memory() -> tuple[int, int]:
+    """Bytes of the machine's memory: in use, and all."""
     text = Path("/proc/meminfo").read_text()
     told = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in text.splitlines()}
-    return (told["MemTotal"] - told["MemAvailable"] + more) / told["MemTotal"]
+    return told["MemTotal"] - told["MemAvailable"], told["MemTotal"]
