@@ -199,17 +199,19 @@ def test_trials_go_where_students_labels_say(
     ray_session: Any, add_node: Any, tmp_path: Path, store: Path
 ) -> None:
     """Each in a worker group of its own, since Tune places nothing by label."""
+    from ray.util import placement_group_table
+
     add_node(num_cpus=1, labels={"zone": "b"})
+    earlier = placement_group_table().keys()  # removed ones of the session stay in it
     seen: set[str] = set()
     over = threading.Event()
 
     def look() -> None:
-        from ray.util import placement_group_table
-
         while not over.wait(0.1):
-            for group in placement_group_table().values():
+            for name, group in placement_group_table().items():
                 # Tune's own group for a trial's shell, of memory alone, may be anywhere.
-                if any("CPU" in bundle for bundle in group["bundles"].values()):
+                cpus = any("CPU" in bundle for bundle in group["bundles"].values())
+                if cpus and name not in earlier:
                     seen.update(node for node in group["bundles_to_node_id"].values() if node)
 
     looking = threading.Thread(target=look)
