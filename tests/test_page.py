@@ -422,7 +422,7 @@ def test_a_search_is_on_its_page(search):
         "asha (grace 2, reduction 3)",
         "4 trials",
         "4: 2 finished, 1 failed, 1 stopped early",
-        "0 in each trial; 100, 101 for winner and default",
+        "in each trial 0; for winner and default 100, 101",
         "Test data never selected.",
         "+5.0 points by seed (+5.0 … +5.0, 2 seeds)",
         "loguniform:",

@@ -52,7 +52,7 @@ def content(folder: Path) -> dict[str, Any]:
             Fact("Scheduler", _named(settings.scheduler)),
             Fact("Budget", _budget(settings)),
             Fact("Trials", _states(result.trials)),
-            Fact("Seeds", f"{listed(settings.seeds)} in each trial; {_final_seeds(settings)}"),
+            Fact("Seeds", f"in each trial {listed(settings.seeds)}; {_final_seeds(settings)}"),
             *data_facts(run.job, about.classes, about.groups, measured),
             *teacher_facts(about.members, None),
             *student_facts(run.job),
@@ -117,4 +117,4 @@ def _states(trials: Sequence[TrialResult]) -> str:
 
 def _final_seeds(settings: SearchSettings) -> str:
     seeds = settings.final.seeds
-    return f"{listed(seeds)} for winner and default" if seeds else "none trained after the search"
+    return f"for winner and default {listed(seeds)}" if seeds else "none trained after the search"
