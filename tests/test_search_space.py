@@ -15,6 +15,7 @@ from agrekd_ray.core.weighting import STRATEGIES
 from agrekd_ray.search.folder import _resolved
 from agrekd_ray.search.settings import Planned, load_search
 from agrekd_ray.search.space import Domain, Sampler, applied
+from agrekd_ray.search.trainable import param_space
 
 from .conftest import TINY, merged
 
@@ -86,6 +87,35 @@ def test_a_setting_has_the_paths_whose_conditions_hold() -> None:
         assert ("distillation.sample_weighting.exponent" in setting) == weighted
         assert 1 <= setting["distillation.temperature"] <= 16
         assert setting["student.training.epochs"] in (2, 3, 4)
+
+
+def test_a_search_begins_with_the_base_jobs_own_setting_its_defaults_too(tmp_path: Path) -> None:
+    space = {**SPACE, "student.training.epochs": {"integer": [1, 9]}}
+    found = planned(tmp_path, space=space, searcher={"name": "random"})
+    own = {
+        "strategy": "agre_kd",
+        "distillation.temperature": 4,
+        "distillation.agre_kd.fallback": "uniform",
+        "distillation.sample_weighting": None,
+        "student.training.epochs": found.base.student.training.epochs,
+    }
+    assert found.first == own
+    drawn = param_space(found)["setting"]["grid_search"]
+    assert drawn[0] == own and own not in drawn[1:]
+    assert len(drawn) == 4
+    narrow = {**space, "distillation.temperature": {"uniform": [1, 2]}}
+    assert planned(tmp_path, space=narrow).first is None
+
+
+def test_a_condition_may_name_what_the_job_leaves_to_its_default(tmp_path: Path) -> None:
+    space = {
+        "distillation.temperature": {
+            "choice": [2, 4],
+            "when": {"student.training.optimizer": "sgd"},
+        }
+    }
+    found = planned(tmp_path, space=space)
+    assert "distillation.temperature" in next(found.sampler.random(0))
 
 
 def test_random_settings_follow_from_the_seed_and_spread() -> None:

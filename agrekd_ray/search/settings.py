@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -136,8 +137,13 @@ class Planned:
     @property
     def sampler(self) -> Sampler:
         """Proposes settings."""
-        fixed = {STRATEGY: default_strategy(self.job), **_flat(self.job)}
-        return Sampler(self.search.space, fixed, STRATEGIES)
+        return Sampler(self.search.space, self.own, STRATEGIES)
+
+    @cached_property
+    def own(self) -> dict[str, Any]:
+        """The base job's values by dotted path, also those that it leaves to their defaults."""
+        defaults = _flat(self.base.model_dump(mode="json"))
+        return {STRATEGY: default_strategy(self.job), **defaults, **_flat(self.job)}
 
     @property
     def first(self) -> Setting | None:
@@ -146,8 +152,7 @@ class Planned:
         A search begins with it, so that what it finds is held against it from the start.
         """
         search = self.search
-        values = {STRATEGY: default_strategy(self.job), **_flat(self.job)}
-        setting = self.sampler.setting(lambda path, _: values.get(path))
+        setting = self.sampler.setting(lambda path, _: self.own.get(path))
         inside = all(search.space[path].holds(value) for path, value in setting.items())
         return setting if inside else None
 
@@ -319,7 +324,6 @@ def _conditions(planned: Planned) -> list[Fault]:
     earlier: list[str] = []
     strategies = search.space.get(STRATEGY)
     tried = list(strategies.listed or ()) if strategies else [default_strategy(planned.job)]
-    fixed = _flat(planned.job)
     for path, domain in search.space.items():
         key = f"space.{path}"
         for other, values in conditions(path, domain, STRATEGIES).items():
@@ -346,7 +350,7 @@ def _conditions(planned: Planned) -> list[Fault]:
                             f"never holds; values are {list(there)}",
                         )
                     )
-            elif other != STRATEGY and other not in fixed:
+            elif other not in planned.own:
                 near = difflib.get_close_matches(other, search.space, 1)
                 found.append(
                     Fault(
