@@ -101,7 +101,8 @@ def test_a_search_begins_with_the_base_jobs_own_setting_its_defaults_too(tmp_pat
     }
     assert found.first == own
     drawn = param_space(found)["setting"]["grid_search"]
-    assert drawn[0] == own and own not in drawn[1:]
+    assert drawn[0] == own
+    assert own not in drawn[1:]
     assert len(drawn) == 4
     narrow = {**space, "distillation.temperature": {"uniform": [1, 2]}}
     assert planned(tmp_path, space=narrow).first is None
