@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -120,7 +120,8 @@ def _advice(found: Forecast, advice: Sequence[Advice]) -> Table:
 def _table(*names: str, right: bool = True) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for number, name in enumerate(names):
-        table.add_column(name, justify="right" if right and number else "left", no_wrap=number > 0)
+        justify: Literal["left", "right"] = "right" if right and number else "left"
+        table.add_column(name, justify=justify, no_wrap=number > 0, overflow="fold")
     return table
 
 
