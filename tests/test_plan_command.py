@@ -56,6 +56,14 @@ def test_a_plan_is_shown_and_nothing_is_started(agrekd: Run, job: Path, tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
 
 
+@pytest.mark.parametrize("key", ["fleet.gpus=0.5", "student.gpus=1"])
+def test_gpus_that_no_key_takes_are_spoken_of(agrekd: Run, job: Path, key: str) -> None:
+    unused = "the job takes none of the GPUs"
+    assert unused in agrekd("plan", job, *GIVEN, "--gpus", 2)[1]
+    assert unused not in agrekd("plan", job, key, *GIVEN, "--gpus", 2)[1]
+    assert unused not in agrekd("plan", job, *GIVEN)[1]
+
+
 def test_the_forecast_follows_the_job_and_the_machines(agrekd: Run, job: Path) -> None:
     found = planned(agrekd, job, *GIVEN, "--cpus", 64)
     setup = found["setup"]

@@ -28,6 +28,9 @@ def render(
         f"classes, on {_many(machines.nodes, 'node')} of {_many(machines.cpus, 'core')} and "
         f"{_many(machines.gpus, 'GPU')}",
     )
+    if machines.gpus and not (setup.actor_gpus or setup.student_gpus):
+        idle = "the job takes none of the GPUs: fleet.gpus and student.gpus are 0"
+        _say(console, idle, "yellow")
     if found.shortage:
         _say(console, f"no room: {found.shortage}; forecast as if there were", "yellow")
     console.print(_parts(found))
