@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -40,8 +41,12 @@ def full(disk: Path, leave: int = 0) -> Path:
     """A file that leaves so many bytes of a disk free."""
     ballast = disk / "ballast"
     free = shutil.disk_usage(disk).free - leave
-    with suppress(OSError), ballast.open("wb", buffering=0) as file:
-        file.write(b"x" * max(free, 0))  # others who write meanwhile fill it, too
+    with ballast.open("wb", buffering=0) as file:
+        try:
+            file.write(b"x" * max(free, 0))
+        except OSError as error:  # others who write meanwhile fill it, too
+            if error.errno != errno.ENOSPC:
+                raise
     return ballast
 
 

@@ -124,7 +124,8 @@ def _table(*names: str, right: bool = True) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for number, name in enumerate(names):
         justify: Literal["left", "right"] = "right" if right and number else "left"
-        table.add_column(name, justify=justify, no_wrap=number > 0, overflow="fold")
+        overflow: Literal["ellipsis", "fold"] = "ellipsis" if number else "fold"
+        table.add_column(name, justify=justify, no_wrap=number > 0, overflow=overflow)
     return table
 
 
