@@ -415,6 +415,47 @@ def test_an_override_that_makes_no_sense(
     assert words in str(fault)
 
 
+@pytest.mark.parametrize(
+    ("written", "key", "words"),
+    [
+        ("seeds: [010]", "seeds.0 = 010", "write 10, or '010' in quotes"),
+        ("seeds: [0b11]", "seeds.0 = 0b11", "a decimal number"),
+        ("seeds: [1:30]", "seeds.0 = 1:30", "to the base of 60"),
+        ("data: {classes: [no, 'yes']}", "data.classes.0 = no", "write false, or 'no' in quotes"),
+        ("data: {args: {loud: On}}", "data.args.loud = On", "write true, or 'On' in quotes"),
+        ("fleet: {labels: {off: x}}", "fleet.labels.off = off", "write false"),
+    ],
+)
+def test_what_yaml_reads_in_two_ways_is_refused(
+    raw: dict[str, Any], tmp_path: Path, written: str, key: str, words: str
+) -> None:
+    block, _, value = written.partition(": ")
+    content = yaml.safe_dump({name: raw[name] for name in raw if name != block})
+    for text, overrides in ((f"{content}{written}\n", []), (content, [f"{block}={value}"])):
+        with pytest.raises(JobError) as caught:
+            load(tmp_path, text, *overrides)
+        (fault,) = caught.value.faults
+        assert str(fault).startswith(f"{key}: ")
+        assert words in str(fault)
+
+
+def test_what_yaml_reads_in_one_way_is_taken_as_written(
+    raw: dict[str, Any], tmp_path: Path
+) -> None:
+    job = load(
+        tmp_path,
+        yaml.safe_dump(raw),
+        "name='010'",
+        "seeds=[0, 10, 1_000, 0x10]",
+        "tracking.experiment='no'",
+        "student.training.learning_rate=0.010",
+    )
+    assert job.name == "010"
+    assert job.seeds == (0, 10, 1000, 16)
+    assert job.tracking.experiment == "no"
+    assert job.student.training.learning_rate == 0.01
+
+
 def test_all_overrides_of_wrong_syntax_are_named(raw: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(JobError) as caught:
         load(tmp_path, yaml.safe_dump(raw), "a", "seeds=[0]", "b")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,16 @@ from agrekd_ray.config.faults import Fault, JobError
 MOST_VALUES = 1_000_000
 """In one file, with all that its anchors stand for."""
 _NOT_YAML = (OmegaConfBaseException, YAMLError, ValueError, RecursionError)
+_AMBIGUOUS = {
+    re.compile(
+        r"[-+]?0[bo]?[0-9_]+"
+    ): "octal or binary to some programs, decimal or text to others",
+    re.compile(
+        r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?"
+    ): "a number to the base of 60, or text",
+    re.compile(r"(?i:yes|no|on|off)"): "a truth value to some programs, text to others",
+}
+"""What YAML 1.1 and 1.2 read differently, and as what."""
 
 
 def read_job(path: Path, overrides: Iterable[str] = (), what: str = "job") -> dict[str, Any]:
@@ -30,7 +40,8 @@ def read_job(path: Path, overrides: Iterable[str] = (), what: str = "job") -> di
         what: kind of file, in words.
 
     Raises:
-        JobError: the file is missing or no YAML mapping, or an override has no `=`.
+        JobError: the file is missing or no YAML mapping, an override has no `=`, or a value is one
+            that YAML 1.1 and 1.2 read differently (`010`, `1:30`, `no`).
     """
     no_mapping = f"holds no keys; a {what} is a YAML mapping"
     try:
@@ -59,7 +70,8 @@ def read_job(path: Path, overrides: Iterable[str] = (), what: str = "job") -> di
             str(path), [Fault(pair, "", "an override is written key.path=value") for pair in wrong]
         )
     try:
-        _check_size(text)
+        if faults := ambiguous(text):
+            raise JobError(str(path), faults)
         job = OmegaConf.create(text)
         if not OmegaConf.is_dict(job) or not job:
             raise JobError(str(path), [Fault(what, "", no_mapping)])
@@ -80,12 +92,56 @@ def yaml_values(text: str) -> Any:
     Raises:
         YAMLError, ValueError, RecursionError: no YAML, or one that would fill the memory.
     """
-    _check_size(text)
+    _document(text)
     return yaml.safe_load(text)
 
 
-def _check_size(text: str) -> None:
-    """Refuse a few lines whose anchors stand for millions of values."""
+def ambiguous(text: str, key: str = "") -> list[Fault]:
+    """Values and keys, not in quotes, that YAML 1.1 and 1.2 read differently.
+
+    Args:
+        text: a YAML document.
+        key: that it is the value of.
+
+    Raises:
+        YAMLError, ValueError, RecursionError: no YAML, or one that would fill the memory.
+    """
+    seen: set[int] = set()
+
+    def faults(node: yaml.Node, parts: tuple[str, ...]) -> Iterator[Fault]:
+        if id(node) in seen:  # an anchor's
+            return
+        seen.add(id(node))
+        if isinstance(node, yaml.ScalarNode):
+            for spelling, reading in _AMBIGUOUS.items():
+                if node.style is None and spelling.fullmatch(node.value):
+                    plain = _unambiguous(node.value)
+                    problem = f"{reading}; write {plain}, or '{node.value}' in quotes for text"
+                    yield Fault(".".join(parts), node.value, problem)
+        elif isinstance(node, yaml.SequenceNode):
+            for number, part in enumerate(node.value):
+                yield from faults(part, (*parts, str(number)))
+        elif isinstance(node, yaml.MappingNode):
+            for name, part in node.value:
+                inside = (*parts, str(name.value))
+                yield from faults(name, inside)
+                yield from faults(part, inside)
+
+    document = _document(text)
+    return [] if document is None else list(faults(document, (key,) if key else ()))
+
+
+def _unambiguous(value: str) -> str:
+    """How a number or truth value that was meant is written."""
+    if value.lower() in ("yes", "on"):
+        return "true"
+    if value.lower() in ("no", "off"):
+        return "false"
+    return value.lstrip("+0") or "0" if value.isdecimal() else "a decimal number"
+
+
+def _document(text: str) -> yaml.Node | None:
+    """The nodes of a document; refuses a few lines whose anchors stand for millions of values."""
     sizes: dict[int, int] = {}
 
     def size(node: yaml.Node) -> int:
@@ -103,6 +159,7 @@ def _check_size(text: str) -> None:
     document = yaml.compose(text, yaml.SafeLoader)
     if document is not None and size(document) > MOST_VALUES:
         raise ValueError(f"more than {MOST_VALUES:,} values, with all that its anchors stand for")
+    return document
 
 
 def _overridden(job: Any, pairs: Sequence[str]) -> tuple[Any, list[Fault]]:
@@ -111,6 +168,7 @@ def _overridden(job: Any, pairs: Sequence[str]) -> tuple[Any, list[Fault]]:
     for pair in pairs:
         key, _, value = pair.partition("=")
         try:
+            faults += ambiguous(value, key)
             job = OmegaConf.merge(job, OmegaConf.from_dotlist([pair]))
         except TypeError:  # a key inside a list, like seeds.0
             problem = "reaches into a list; override the list as a whole, key=[a,b]"

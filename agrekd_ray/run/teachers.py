@@ -20,6 +20,7 @@ from rich.text import Text
 from yaml import YAMLError
 
 from agrekd_ray.config import Fault, Job, JobError, faults_of, load_job
+from agrekd_ray.config.reading import ambiguous
 from agrekd_ray.data import SELECT, TEST, Dataset, open_dataset
 from agrekd_ray.errors import CheckpointError, RunError
 from agrekd_ray.models import Manifest, Model, check_classes, load, read_manifest
@@ -115,6 +116,12 @@ def import_for(
         raise JobError("--model-args", [Fault(one, "", "is written KEY=VALUE") for one in wrong])
     pairs = [f"args.{pair}" for pair in model["args"]]
     try:
+        if faults := [
+            fault
+            for key, _, value in (pair.partition("=") for pair in pairs)
+            for fault in ambiguous(value, key)
+        ]:
+            raise JobError("--model-args", faults)
         args = OmegaConf.to_container(OmegaConf.from_dotlist(pairs))
         preprocess = model["preprocess"]
         if preprocess is not None and preprocess.lstrip().startswith("{"):

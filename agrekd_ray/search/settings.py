@@ -22,6 +22,7 @@ from agrekd_ray.config import (
     names_at,
     read_job,
 )
+from agrekd_ray.config.reading import ambiguous
 from agrekd_ray.core.selection import GROUPS, RULES
 from agrekd_ray.core.weighting import STRATEGIES
 from agrekd_ray.data import open_dataset
@@ -215,6 +216,8 @@ def _is_of_job(pair: str) -> bool:
 
 def _parsed(path: Path, key: str, value: str) -> Any:
     try:
+        if faults := ambiguous(value, key):
+            raise JobError(str(path), faults)
         return yaml.safe_load(value)
     except yaml.YAMLError as error:
         problem = f"is no valid YAML ({' '.join(str(error).split())})"

@@ -82,7 +82,8 @@ def retrain_head(
     if missing:
         names = listed(dataset.classes[label] for label in sorted(missing))
         raise DataError(
-            f"DFR: no sample of class {names} in its half of validation; enlarge data.val."
+            f"DFR: no sample of class {names} in its half of validation; the validation split "
+            "needs more of them."
         )
     scaler = StandardScaler().fit(fit.features_ND)
     scaled_ND, select_ND = scaler.transform(fit.features_ND), scaler.transform(select.features_ND)
