@@ -90,6 +90,34 @@ def test_steps_without_a_lost_teacher_are_counted(first: int, second: int, steps
     assert found.lost_steps == ({"erm-1": steps} if steps else {})
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_sums_hold_beyond_what_float32_counts(workers: int) -> None:
+    """More than 2^24 samples of one group: float32 takes no further one."""
+    step = taught([[0.5], [-0.25]], [[0.25], [0.75]], [False])
+    last = taught([[0.5], [-0.25]], [[0.25], [0.75]], [True])
+    records = [TeachingRecord(DATA, ("dfr-0", "erm-1")) for _ in range(workers)]
+    for record in records:
+        observe(record, [2], step)
+        record._sums *= 2**24  # as many such steps
+        observe(record, [2], last)
+    found = records[0].close(adding(records[1]) if workers > 1 else lambda sums: sums)
+    assert found.fallback_by_group == {"conflicting": 1 / (2**24 + 1)}
+    assert found.weights["conflicting"] == {"dfr-0": 0.25, "erm-1": 0.75}
+    assert found.influence == pytest.approx({"dfr-0": 2.0, "erm-1": -1.0}, abs=1e-12)
+
+
+def test_weights_over_a_million_samples_of_a_group_add_up_to_one() -> None:
+    shares_M = torch.tensor([0.1, 0.2, 0.3, 0.15, 0.25])
+    step = taught(*[shares_M[:, None].expand(-1, 512).tolist()] * 2, [False] * 512)
+    record = TeachingRecord(DATA, tuple(f"erm-{n}" for n in range(5)))
+    for _ in range(2344):  # 1.2 million
+        observe(record, [2] * 512, step)
+    found = record.close(lambda sums: sums)
+    for shares in (found.weights["conflicting"], found.influence):
+        assert sum(shares.values()) == pytest.approx(1, abs=1e-7)
+        assert list(shares.values()) == pytest.approx(shares_M.tolist(), abs=1e-7)
+
+
 def test_a_group_that_nobody_moves_has_no_influence() -> None:
     record = TeachingRecord(DATA, ("dfr-0", "erm-1"))
     observe(record, [2], taught([[0.0], [0.0]], [[0.0], [0.0]], [True]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from agrekd_ray.errors import RunError
 from agrekd_ray.models import Model, build
 from agrekd_ray.settings import Training
 from agrekd_ray.student import Assignment, Student
-from agrekd_ray.training import BatchPlan, Labels, Trainer
+from agrekd_ray.training import Batch, BatchPlan, Labels, Taught, Trainer
 from agrekd_ray.training.optimization import make_optimizer, make_schedule
 
 from .shared import flat_parameters as parameters
@@ -163,12 +165,71 @@ def test_training_never_looks_at_groups(make_job: Any) -> None:
     torch.testing.assert_close(trained[0], trained[1], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+def test_a_broken_loss_is_named_by_its_step_long_before_the_epoch_ends(
+    make_job: Any, broken: float
+) -> None:
+    """With one look at the device in `LOOK_EVERY` steps, and none in between."""
+    data = open_dataset(make_job().data)
+    asked: list[int] = []
+
+    class Breaking(Labels):
+        def gradient(self, batch: Batch, logits_BC: torch.Tensor) -> Taught:
+            asked.append(batch.step)
+            taught = super().gradient(batch, logits_BC)
+            return replace(taught, loss_B=taught.loss_B * (broken if batch.step == 72 else 1.0))
+
+    training = Training(epochs=2, batch_size=1, learning_rate=0.001)
+    model = build(Model(name="cnn"), data.shape, 10, seed=0)
+    looks: list[int] = []
+
+    def total(loss_S: torch.Tensor) -> torch.Tensor:
+        looks.append(len(loss_S))
+        return loss_S
+
+    trainer = Trainer(model, data, training, Breaking(data), seed=0, total=total)
+    assert trainer.plan.steps_per_epoch == 160
+    with pytest.raises(RunError, match=rf"loss is {broken} in step 73 of 160 of epoch 1: .*Lower"):
+        trainer.epoch()
+    assert (asked[-1], looks) == (99, [100])
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_the_loss_is_the_mean_over_all_steps_and_workers(make_job: Any, world: int) -> None:
+    """In float64: float32 would not count the losses of 1 after the first of 2^24."""
+    data = open_dataset(make_job().data)
+
+    class Counting(Labels):
+        def gradient(self, batch: Batch, logits_BC: torch.Tensor) -> Taught:
+            taught = super().gradient(batch, logits_BC)
+            return replace(taught, loss_B=torch.full((1,), 1.0 if batch.step else 2.0**24))
+
+    def total(loss_S: torch.Tensor) -> torch.Tensor:
+        assert loss_S.dtype == torch.float64
+        return world * loss_S
+
+    model = build(Model(name="cnn"), data.shape, 10, seed=0)
+    training = Training(epochs=1, batch_size=world, learning_rate=0.001)
+    trainer = Trainer(model, data, training, Counting(data), seed=0, world=world, total=total)
+    steps = trainer.plan.steps_per_epoch
+    assert trainer.epoch().loss == (2**24 + steps - 1) / steps
+
+
 def test_divergence_is_an_error_that_says_what_to_do(make_job: Any) -> None:
     data = open_dataset(make_job().data)
     wild = Training(epochs=1, batch_size=32, learning_rate=1e30)
     model = build(Model(name="cnn"), data.shape, 10, seed=0)
-    with pytest.raises(RunError, match=r"diverged.*learning_rate"):
+    with pytest.raises(RunError, match=r"in step 2 of 5 of epoch 1: .*diverged.*learning_rate"):
         Trainer(model, data, wild, Labels(data), seed=0).epoch()
+
+
+def test_a_last_step_that_diverges_is_an_error_too(make_job: Any) -> None:
+    """No loss tells of it any more, but the student's answers do."""
+    data = open_dataset(make_job().data)
+    wild = Training(epochs=1, batch_size=160, learning_rate=1e30)
+    student = Student(Assignment("one_hot", 0, Model(name="cnn"), wild), data, None)
+    with pytest.raises(RunError, match=r"NaN to \d+ of \d+ samples of val.*diverged"):
+        student.epoch()
 
 
 def test_autocast_trains_close_to_float32(make_job: Any) -> None:

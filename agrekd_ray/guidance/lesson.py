@@ -20,7 +20,7 @@ from agrekd_ray.core.weighting import (
 )
 from agrekd_ray.data import Samples
 from agrekd_ray.errors import RunError
-from agrekd_ray.training import Batch
+from agrekd_ray.training import DIVERGED, Batch
 
 
 @dataclass(frozen=True)
@@ -224,8 +224,8 @@ def weigh_replies(
         )
     except FloatingPointError:  # teachers are checked where they answer
         raise RunError(
-            f"the student's logits are no longer finite in epoch {question.epoch}: training has "
-            "diverged. Lower training.learning_rate, or set training.clip_norm."
+            f"the student's logits are no longer finite in step {question.step + 1} of its "
+            f"training (epoch {question.epoch + 1}): {DIVERGED}"
         ) from None
     return Answer(
         guided.gradient.numpy(),

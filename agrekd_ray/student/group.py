@@ -198,7 +198,7 @@ def worker_student(
 
     def total(tensor: Tensor) -> Tensor:
         if world > 1:
-            summed = tensor.to(device)
+            summed = tensor.to(device, copy=True)
             dist.all_reduce(summed)
             return summed.to(tensor.device)
         return tensor

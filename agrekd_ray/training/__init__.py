@@ -11,9 +11,10 @@ from agrekd_ray.training.evaluation import (
     predict,
     score,
 )
-from agrekd_ray.training.loop import Guidance, Labels, Taught, Trainer
+from agrekd_ray.training.loop import DIVERGED, Guidance, Labels, Taught, Trainer
 
 __all__ = [
+    "DIVERGED",
     "Batch",
     "BatchPlan",
     "Guidance",

@@ -15,9 +15,10 @@ from agrekd_ray.core.diagnostics import CALIBRATION_BINS, agreement_cases, relia
 from agrekd_ray.core.groups import group_metrics
 from agrekd_ray.core.selection import Answers, scores
 from agrekd_ray.data import TRAIN, Dataset, Samples
+from agrekd_ray.errors import RunError
 from agrekd_ray.results import Agreement, Bin, Metrics, SplitAgreement
 from agrekd_ray.training.batches import Batch
-from agrekd_ray.training.loop import Taught
+from agrekd_ray.training.loop import DIVERGED, Taught
 
 _VALUES = 1 << 24
 """Numbers of a batch's inputs, at most."""
@@ -49,7 +50,16 @@ def predict(
 def score(
     dataset: Dataset, split: str, probabilities_NC: Tensor, predictions_N: Tensor | None = None
 ) -> Metrics:
-    """Metrics of predictions for a whole split, in the order of its ids."""
+    """Metrics of predictions for a whole split, in the order of its ids.
+
+    Raises:
+        RunError: a probability is NaN, as after a last step that was too long.
+    """
+    if broken := int(probabilities_NC.isnan().any(1).sum()):
+        raise RunError(
+            f"the model answers with NaN to {broken} of {len(probabilities_NC)} samples of "
+            f"{split}. Where it was trained here, {DIVERGED}"
+        )
     ids = dataset.splits[split]
     groups = dataset.groups
     overlapping_NK = groups.overlapping_NK
@@ -180,9 +190,11 @@ class TeachingRecord:
         self._names = dataset.groups.names
         self._teachers = teachers
         # Rows: groups. Columns: weights and pulls of each teacher, samples, those in the 0/0 case.
-        self._sums = torch.zeros(len(self._names), 2 * len(teachers) + 2)
+        # float32 does not count beyond 2^24 samples, and adds weights up long before with errors.
+        shape = (len(self._names), 2 * len(teachers) + 2)
+        self._sums = torch.zeros(shape, dtype=torch.float64)
         # Steps that each teacher was lost in, and all steps.
-        self._steps = torch.zeros(len(teachers) + 1)
+        self._steps = torch.zeros(len(teachers) + 1, dtype=torch.float64)
 
     def observe(self, batch: Batch, taught: Taught) -> None:
         """Add one step."""
@@ -192,8 +204,8 @@ class TeachingRecord:
             [
                 taught.weights_MB.cpu().T,
                 taught.pull_MB.cpu().T,
-                torch.ones(len(batch.ids), 1),
-                taught.fallback_B.cpu().float()[:, None],
+                torch.ones(len(batch.ids), 1, dtype=torch.float64),
+                taught.fallback_B.cpu()[:, None],
             ],
             dim=1,
         )
@@ -208,9 +220,9 @@ class TeachingRecord:
         Args:
             total: sums a tensor over the workers.
         """
-        mine = self._steps[-1].clone()
+        mine = float(self._steps[-1])
         sums, steps = total(self._sums), total(self._steps)
-        self._sums, self._steps = torch.zeros_like(self._sums), torch.zeros_like(self._steps)
+        self._sums, self._steps = torch.zeros_like(sums), torch.zeros_like(steps)
         M = len(self._teachers)
         weights_GM, pull_GM, seen_G, fallback_G = (
             sums[:, :M],

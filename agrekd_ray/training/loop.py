@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -104,6 +104,12 @@ class Pass:
     guidance_seconds: float = 0.0
 
 
+DIVERGED = "training has diverged. Lower training.learning_rate, or set training.clip_norm."
+"""What to do about a loss or answers that are no longer finite."""
+LOOK_EVERY = 100
+"""Steps between two looks at the loss: each waits for the device."""
+
+
 def _mix(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
@@ -187,30 +193,47 @@ class Trainer:
         """All steps of the next epoch.
 
         Raises:
-            RunError: the loss is no longer finite.
+            RunError: the loss is no longer finite; of all workers alike.
         """
         epoch, start = self.next_epoch, time.perf_counter()
         self._guided = 0.0
         torch.manual_seed(_mix(self.seed, epoch, self.plan.rank))
         self.network.train()
-        loss = torch.zeros(2, device=self.device)
-        first = epoch * self.plan.steps_per_epoch
-        rate: float = 0.0
-        for number in range(first, first + self.plan.steps_per_epoch):
-            batch = self.plan.batch(number)
+        loss_S: list[Tensor] = []  # sums over a batch, on the device until they are looked at
+        summed, rate, steps = 0.0, 0.0, self.plan.steps_per_epoch
+        for step in range(steps):
+            batch = self.plan.batch(epoch * steps + step)
             rate = float(self.schedule.get_last_lr()[0])
             taught = self.step(batch)
-            loss += torch.stack([taught.loss_B.sum(), loss.new_tensor(len(taught.loss_B))])
+            loss_S.append(taught.loss_B.sum(dtype=torch.float64))
             if self.observer is not None:
                 self.observer.observe(batch, taught)
+            if len(loss_S) == LOOK_EVERY or step + 1 == steps:
+                summed += self._looked_at(loss_S, epoch, step + 1 - len(loss_S))
+                loss_S.clear()
         self.next_epoch += 1
-        summed, count = self._total(loss).tolist()
-        if not math.isfinite(summed):
-            raise RunError(
-                f"the loss is {summed} in epoch {epoch}: training has diverged. Lower "
-                "training.learning_rate, or set training.clip_norm."
-            )
-        return Pass(epoch, summed / count, rate, time.perf_counter() - start, self._guided)
+        mean = summed / (steps * self.training.batch_size)
+        return Pass(epoch, mean, rate, time.perf_counter() - start, self._guided)
+
+    def _looked_at(self, loss_S: Sequence[Tensor], epoch: int, first: int) -> float:
+        """The sum of the losses of some steps, over all workers.
+
+        Args:
+            loss_S: sums over this worker's part of each batch.
+            epoch: whose steps they are.
+            first: number of the first of them in the epoch.
+
+        Raises:
+            RunError: one is not finite; names the first.
+        """
+        losses: list[float] = self._total(torch.stack(list(loss_S))).tolist()
+        for step, loss in enumerate(losses, first):
+            if not math.isfinite(loss):
+                raise RunError(
+                    f"the loss is {loss} in step {step + 1} of {self.plan.steps_per_epoch} of "
+                    f"epoch {epoch + 1}: {DIVERGED}"
+                )
+        return math.fsum(losses)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the rest of the training depends on, as tensors and plain values."""
