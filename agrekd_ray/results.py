@@ -6,12 +6,40 @@ stopped can be completed by another process from the files alone.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import mean
 from typing import Any
 
 from agrekd_ray.files import checked
+
+Coverage = dict[str, tuple[int, int]]
+"""How many have a sample, and how many there are: `groups`, `classes`, `overlapping groups`."""
+_MEASURED_OVER = {
+    "worst_group_accuracy": "groups",
+    "weighted_accuracy": "groups",
+    "balanced_accuracy": "classes",
+    "worst_class_accuracy": "classes",
+    "worst_overlapping_group_accuracy": "overlapping groups",
+}
+
+
+def part_measured(coverage: Coverage, metric: str) -> str:
+    """`2 of 4 groups`: what a metric is over; empty where that is all there are, or unknown."""
+    kind = _MEASURED_OVER.get(metric, "")
+    if kind == "groups" and kind not in coverage:  # the classes stand in for them
+        kind = "classes"
+    some, every = coverage.get(kind, (0, 0))
+    return f"{some} of {every} {kind}" if some < every else ""
+
+
+def over(words: str, part: str) -> str:
+    """`worst of 2 of 4 groups`, `Balanced over 1 of 2 classes`; the words alone without a part."""
+    if not part:
+        return words
+    told, worst = re.subn(r"(?i)\b(worst)[ -](group|class|overlapping)", rf"\1 of {part}", words)
+    return told if worst else f"{words} over {part}"
 
 
 @dataclass(frozen=True)
@@ -31,6 +59,9 @@ class Metrics:
         groups_known: false where the data have no group labels, and the groups are the classes.
         overlapping: accuracy by name of further groups, of which a sample may be in several.
         worst_overlapping_group_accuracy: smallest of these; None where there are none.
+        coverage: of the `groups` (where the data have any), the `classes` and the `overlapping
+            groups`, how many have a sample, and how many there are; empty where an earlier version
+            measured. Those without a sample are left out of every smallest and mean accuracy.
     """
 
     accuracy: float
@@ -44,6 +75,7 @@ class Metrics:
     groups_known: bool = True
     overlapping: dict[str, float] = field(default_factory=dict)
     worst_overlapping_group_accuracy: float | None = None
+    coverage: Coverage = field(default_factory=dict)
 
     def scalars(self) -> dict[str, float]:
         """The metrics that are one number each and are there, by name."""
@@ -55,8 +87,9 @@ class Metrics:
 
     @property
     def worst(self) -> str:
-        """What `worst_group_accuracy` is of, in words."""
-        return "worst group" if self.groups_known else "worst class"
+        """What `worst_group_accuracy` is of, in words: `worst group`, `worst of 2 of 4 groups`."""
+        words = "worst group" if self.groups_known else "worst class"
+        return over(words, part_measured(self.coverage, "worst_group_accuracy"))
 
 
 @dataclass(frozen=True)
@@ -123,6 +156,7 @@ def mean_metrics(several: Sequence[Metrics]) -> Metrics:
         counts=first.counts,
         groups_known=first.groups_known,
         overlapping=overlapping,
+        coverage=first.coverage,
     )
 
 

@@ -20,11 +20,13 @@ from agrekd_ray.comparison.command import compare
 from agrekd_ray.comparison.plots import Point
 from agrekd_ray.comparison.rows import Child, Row, baselines, difference, rows, settings
 from agrekd_ray.comparison.scales import Scale
+from agrekd_ray.comparison.tables import Layout, markdown
 from agrekd_ray.errors import RunError, TrackingError
 from agrekd_ray.results import Epoch, Metrics, Outcome
 from agrekd_ray.tracking.intervals import bootstrap_interval, paired_difference
 from agrekd_ray.tracking.metrics import figure, less_is_better, metric_label
 from agrekd_ray.tracking.mlflow_runs import KILLED, Tracker
+from agrekd_ray.tracking.mlflow_values import split_metrics
 
 WORST = "test/worst_group_accuracy"
 AGRE, AVER = {0: 0.30, 1: 0.34, 2: 0.35}, {0: 0.20, 1: 0.21, 2: 0.22}
@@ -405,6 +407,41 @@ def test_a_seed_that_was_trained_again_counts_once():
     assert row.seeds == [0, 1]
     assert row.mean(WORST) == pytest.approx(0.45)
     assert row.spread(WORST) == pytest.approx(stdev([0.3, 0.6]))
+
+
+def laid_out(found: list[Row]) -> str:
+    return markdown(found, Layout("test", WORST, WORST, (), (), None))
+
+
+def test_a_part_of_the_groups_is_named_in_the_header_or_where_rows_differ_in_the_cell():
+    def measured(method: str, some: int, every: int) -> Child:
+        coverage = {"groups": (some, every), "classes": (2, 2)}
+        values = split_metrics("test", replace(metrics(0.25), coverage=coverage))
+        return child(method, run_id=method, metrics=values)
+
+    alike = rows([measured("aver", 2, 4), measured("agre_kd", 2, 4)])
+    assert "| Worst of 2 of 4 groups |" in laid_out(alike)
+    mixed = rows([measured("aver", 2, 4), measured("agre_kd", 4, 4)])
+    assert "| Worst group |" in laid_out(mixed)
+    assert "| 25.0 over 2 of 4 groups |" in laid_out(mixed)
+    assert "| 25.0 |" in laid_out(mixed)
+    assert "over" not in laid_out(rows([measured("aver", 4, 4), child("agre_kd")]))
+
+
+def test_the_store_keeps_over_how_much_a_run_is_measured(tmp_path):
+    tracker = Tracker(None, "some", tmp_path)
+    job = tracker.start_job("some", BASE, {})
+    coverage = {"groups": (2, 4), "classes": (1, 2)}
+    test = replace(metrics(0.5), coverage=coverage)
+    result = replace(outcome("aver", 0, 0.5), splits={"test": test}, history=[])
+    tracker.finish_student(tracker.student("aver", 0, {}), result)
+    tracker.finish_job(job, tmp_path, "FINISHED", {})
+    console = Console(file=io.StringIO(), width=160)
+    compare(console, runs=tmp_path, csv=tmp_path / "runs.csv", metrics=["test/balanced_accuracy"])
+    assert "Worst of 2 of 4 groups" in console.file.getvalue()
+    assert "Balanced over 1 of 2 classes" in console.file.getvalue()
+    (line,) = csv.DictReader((tmp_path / "runs.csv").open(newline=""))
+    assert line[f"{WORST}/measured_over"] == "2 of 4 groups"
 
 
 def test_winners_of_two_searches_stay_apart_and_say_where_they_are_from():

@@ -171,8 +171,28 @@ def test_overlapping_groups_are_reported_besides() -> None:
     assert found["overlapping"] == {"a": pytest.approx(2 / 3), "b": 0.0}
     assert found["worst_overlapping_group_accuracy"] == 0.0
     assert found["groups"] == {"all": 0.5}
+    assert found["coverage"]["overlapping groups"] == (2, 3)
     assert "overlapping" not in group_metrics(*given)
     assert "overlapping" not in group_metrics(*given, torch.zeros(4, 1).bool(), ["nobody"])
     for wrong in (member_NK[:3], member_NK.long()):
         with pytest.raises(ValueError, match="overlapping_NK"):
             group_metrics(*given, wrong, ["a", "b", "nobody"])
+
+
+@pytest.mark.parametrize(
+    ("labels", "groups", "coverage"),
+    [
+        ((0, 1), (0, 3), {"groups": (2, 4), "classes": (2, 2)}),  # groups missing, no class
+        ((1, 1), (2, 3), {"groups": (2, 4), "classes": (1, 2)}),  # a class and all its groups
+        ((0, 0), (0, 0), {"groups": (1, 4), "classes": (1, 2)}),
+    ],
+)
+def test_a_metric_says_how_many_groups_and_classes_it_is_over(labels, groups, coverage):
+    found = example(
+        probabilities_NC=certain(*labels),
+        labels_N=torch.tensor(labels),
+        groups_N=torch.tensor(groups),
+    )
+    assert found["coverage"] == coverage
+    assert found["worst_group_accuracy"] == 1.0
+    assert example()["coverage"] == {"groups": (4, 4), "classes": (2, 2)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, replace
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from agrekd_ray.data import Groups
-from agrekd_ray.results import Agreement, Bin, Outcome
+from agrekd_ray.results import Agreement, Bin, Outcome, mean_metrics, over, part_measured
 from agrekd_ray.training import agreement, calibration, score
 
 LABELS = torch.tensor([0, 1, 1, 0, 1, 0])
@@ -71,3 +72,63 @@ def test_an_outcome_keeps_its_bins_and_does_without_them() -> None:
     assert Outcome.from_json(outcome.to_json()) == outcome
     old = {name: value for name, value in asdict(outcome).items() if name != "calibration"}
     assert Outcome.from_json(old).calibration == []
+
+
+def test_the_worst_of_some_groups_is_told_from_the_worst_of_all() -> None:
+    """Of three groups, one has no test sample; of two, both have."""
+    probabilities_NC = torch.tensor([[0.8, 0.2]] * 5)
+    found = score(DATA, "test", probabilities_NC)
+    assert found.worst == "worst of 2 of 3 groups"
+    assert part_measured(found.coverage, "weighted_accuracy") == "2 of 3 groups"
+    assert part_measured(found.coverage, "balanced_accuracy") == ""
+    assert part_measured(found.coverage, "accuracy") == ""
+    whole: Any = SimpleNamespace(
+        **{**vars(DATA), "groups": replace(GROUPS, names=GROUPS.names[:2])}
+    )
+    assert score(whole, "test", probabilities_NC).worst == "worst group"
+    assert mean_metrics([found, found]).worst == found.worst
+
+
+def test_without_groups_it_is_the_worst_of_some_classes() -> None:
+    labels_N = np.array([0, 2, 2, 0, 2, 0])
+    data: Any = SimpleNamespace(
+        splits=DATA.splits,
+        groups=Groups.unknown(labels_N, ("a", "b", "c")),
+        labels=lambda ids: torch.from_numpy(labels_N[ids]),
+    )
+    found = score(data, "test", torch.tensor([[0.5, 0.2, 0.3]] * 5))
+    assert found.coverage == {"classes": (2, 3)}
+    assert found.worst == "worst of 2 of 3 classes"
+    assert part_measured(found.coverage, "weighted_accuracy") == "2 of 3 classes"
+
+
+def test_overlapping_groups_without_a_sample_are_counted_too() -> None:
+    member_NK = np.array([[1, 0], [0, 0], [1, 0], [0, 0], [0, 0], [1, 1]], dtype=bool)
+    groups = replace(GROUPS, overlapping_NK=member_NK, overlapping=("some", "none here"))
+    data: Any = SimpleNamespace(**{**vars(DATA), "groups": groups})
+    found = score(data, "test", torch.tensor([[0.8, 0.2]] * 5))
+    part = part_measured(found.coverage, "worst_overlapping_group_accuracy")
+    assert over("Worst overlapping", part) == "Worst of 1 of 2 overlapping groups"
+
+
+def test_metrics_of_an_earlier_version_say_nothing_of_their_coverage() -> None:
+    outcome = Outcome("aver", 0, "5", {"test": score(DATA, "test", torch.tensor([[0.8, 0.2]] * 5))})
+    values = json.loads(json.dumps(outcome.to_json()))
+    assert Outcome.from_json(values) == outcome
+    del values["splits"]["test"]["coverage"]
+    assert Outcome.from_json(values).splits["test"].worst == "worst group"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("Worst group", "Worst of 1 of 2 groups"),
+        ("worst-group", "worst of 1 of 2 groups"),
+        ("Worst group (val)", "Worst of 1 of 2 groups (val)"),
+        ("Balanced", "Balanced over 1 of 2 groups"),
+        ("39.0 ± 2.4", "39.0 ± 2.4 over 1 of 2 groups"),
+    ],
+)
+def test_words_with_the_part_that_they_are_over(words: str, told: str) -> None:
+    assert over(words, "1 of 2 groups") == told
+    assert over(words, "") == words

@@ -357,6 +357,52 @@ def test_overlapping_groups_have_columns_of_their_own(job):
     assert row[-2:] == ["70.0", "25.0"]
 
 
+COVERAGE = {"groups": (2, 4), "classes": (9, 10)}
+
+
+def over_some(found: Metrics) -> Metrics:
+    return replace(found, coverage=COVERAGE)
+
+
+def test_figures_over_some_groups_say_so(job):
+    some = [replace(o, splits={s: over_some(m) for s, m in o.splits.items()}) for o in OUTCOMES]
+    members = [replace(m, metrics={"test": over_some(m.metrics["test"])}) for m in MEMBERS]
+    found = read(job(some, members))
+    assert "on the worst of 2 of 4 groups, +21.0 points" in found.headline
+    for name in (
+        "Methods on the test split",
+        "Every student on the test split",
+        "Teachers on the test split",
+    ):
+        (header, *_) = found.tables[name]
+        assert {
+            "Worst of 2 of 4 groups",
+            "Weighted over 2 of 4 groups",
+            "Balanced over 9 of 10 classes",
+            "Worst of 9 of 10 classes",
+        } <= set(header)
+    assert "Worst group" in read(job()).tables["Methods on the test split"][0]
+
+
+def test_a_search_says_over_what_it_selected(search):
+    def some(trial: TrialResult) -> TrialResult:
+        history = [replace(e, val=over_some(e.val)) for e in trial.history]
+        return replace(trial, history=history, test=trial.test and over_some(trial.test))
+
+    final = [replace(o, splits={s: over_some(m) for s, m in o.splits.items()}) for o in FINAL]
+    trials = [some(trial) for trial in TRIALS]
+    result = replace(RESULT, trials=trials, final=final, select="worst_group")
+    assert result.selected_on == "worst_group over 2 of 4 groups"
+    assert replace(result, select="worst_class").selected_on == "worst_class over 9 of 10 classes"
+    assert replace(result, select="accuracy").selected_on == "accuracy"
+    assert replace(RESULT, select="worst_group").selected_on == "worst_group"
+    found = read(search(result))
+    assert "The rule worst_group over 2 of 4 groups chose" in " ".join(found.text.split())
+    assert "Test worst of 2 of 4 groups" in found.tables["Trials"][0]
+    assert "Its test worst of 2 of 4 groups" in found.tables["Selection rules"][0]
+    assert "Worst of 2 of 4 groups" in found.tables["Winner and default on the test split"][0]
+
+
 @pytest.mark.parametrize(
     ("worst", "said"),
     [

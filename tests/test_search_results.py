@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 from dataclasses import replace
@@ -14,6 +15,7 @@ from agrekd_ray.results import Epoch, Metrics, Outcome
 from agrekd_ray.search.board import Board
 from agrekd_ray.search.folder import Journal
 from agrekd_ray.search.ranking import best, rule_reports, verdict
+from agrekd_ray.search.report import write_trials
 from agrekd_ray.search.results import (
     DEFAULT,
     FAILED,
@@ -146,3 +148,25 @@ def test_without_a_terminal_there_are_quiet_lines() -> None:
         board.show([over], over)
     assert "trials   1/1" in screen.getvalue()
     assert "trial-000 finished, worst_group 40.0" in screen.getvalue()
+
+
+def test_a_verdict_over_some_groups_says_so() -> None:
+    final = [*students(WINNER, 0.5, 0.6), *students(DEFAULT, 0.4, 0.45)]
+    some = [
+        replace(o, splits={s: replace(m, coverage={"groups": (2, 4)}) for s, m in o.splits.items()})
+        for o in final
+    ]
+    text = verdict(some, "worst_group over 2 of 4 groups")
+    assert "points of accuracy of the worst of 2 of 4 groups on the test split" in text
+    assert "chosen by worst_group over 2 of 4 groups" in text
+    assert "points of worst-group accuracy" in verdict(final, "worst_group")
+
+
+def test_the_trials_file_says_over_what_they_are_measured(tmp_path: Path) -> None:
+    some = trial(0, 0.4)
+    some = replace(some, test=replace(metrics(0.4), coverage={"groups": (2, 4)}))
+    write_trials(tmp_path / "trials.csv", [some, trial(1, 0.5)])
+    rows = list(csv.DictReader((tmp_path / "trials.csv").open(newline="")))
+    assert [row["test/measured_over"] for row in rows] == ["2 of 4 groups", ""]
+    write_trials(tmp_path / "trials.csv", [trial(1, 0.5)])
+    assert "measured_over" not in (tmp_path / "trials.csv").read_text()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -336,3 +337,31 @@ def test_what_is_finished_of_a_stopped_study_can_be_seen(
     whole = run_study(folder, Console(quiet=True))
     assert [point.draw for point in whole.points] == [0, 1, 0, 1]
     assert "Unfinished" not in write_report(folder.path).read_text()
+
+
+def over_some(result: StudyResult, places: int) -> StudyResult:
+    """A study whose first places are measured on some of the groups."""
+
+    def some(outcome: Outcome) -> Outcome:
+        test = replace(outcome.splits["test"], coverage={"groups": (1, 2), "classes": (3, 3)})
+        return replace(outcome, splits={"test": test})
+
+    points = [
+        replace(point, outcomes=[some(o) if number < places else o for o in point.outcomes])
+        for number, point in enumerate(result.points)
+    ]
+    return replace(result, points=points)
+
+
+def test_a_study_over_some_groups_says_so_in_its_title_or_where_places_differ_in_the_cell() -> None:
+    everywhere = over_some(made_up([None]), 2)
+    assert everywhere.worst == "worst of 1 of 2 groups"
+    assert "Accuracy of the worst of 1 of 2 groups on the test split" in markdown(everywhere)
+    assert "over 1 of 2 groups" not in markdown(everywhere)
+    partly = over_some(made_up([None]), 1)
+    assert partly.worst == "worst group"
+    lines = markdown(partly).split("Accuracy on the test")[0].splitlines()
+    (ours,) = [line for line in lines if line.startswith("| AGRE-KD")]
+    assert [cell.count("over 1 of 2 groups") for cell in ours.split("|")[2:4]] == [1, 0]
+    assert "over" not in markdown(made_up([None])).replace("sd over", "")
+    assert StudyResult.from_json(json.loads(json.dumps(partly.to_json()))).figures == partly.figures

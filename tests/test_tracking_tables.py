@@ -23,6 +23,7 @@ from agrekd_ray.tracking import tables
 from agrekd_ray.tracking.labels import is_distilled, label
 
 METHODS = ("one_hot", "one_hot_dfr", "teacher_vote", "aver", "ae_kd", "agre_kd")
+WHOLE = {"groups": (2, 2), "classes": (10, 10)}
 WORST = dict(zip(METHODS, (0.20, 0.27, 0.40, 0.19, 0.21, 0.30), strict=True))
 
 
@@ -284,3 +285,52 @@ def test_overlapping_groups_have_columns_where_there_are_any(tmp_path, job):
     assert json.loads(row["overlapping"]) == {"a": 0.5, "b": 0.25}
     assert "Worst overlapping" in printed(some, [], 200)
     assert Outcome.from_json(json.loads(json.dumps(some[0].to_json()))) == some[0]
+
+
+def over_some(found: Metrics) -> Metrics:
+    coverage = {"groups": (2, 4), "classes": (1, 2), "overlapping groups": (3, 5)}
+    return replace(found, coverage=coverage, worst_overlapping_group_accuracy=0.3)
+
+
+def test_what_is_over_some_groups_says_so_beside_the_figure(job, ensemble, tmp_path):
+    some = [
+        replace(o, splits={**o.splits, "test": over_some(o.splits["test"])})
+        for o in job[3:]  # those before were measured by an earlier version
+    ]
+    some = [*job[:3], *some]
+    text = printed(some, ensemble, 250)
+    for words in (
+        "Worst of 2 of 4 groups ",
+        "Balanced over 1 of 2 classes ",
+        "Worst of 1 of 2 classes ",
+        "Worst of 3 of 5 overlapping groups ",
+        "Teachers' worst of 2 of 4 groups:",
+        "AGRE-KD against AVER, worst of 2 of 4 groups by seed",
+    ):
+        assert words in text
+    assert "Worst of 2 of 4 groups" in printed(some, ensemble, 80)
+    assert "| Worst of 2 of 4 groups |" in tables.markdown(some, ensemble)
+    metrics = tables.summary_metrics(some)
+    assert (metrics["test/groups_with_samples"], metrics["test/groups_in_all"]) == (2, 4)
+    assert metrics["test/overlapping_groups_in_all"] == 5
+    tables.write_csv(some, tmp_path / "results.csv")
+    with (tmp_path / "results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    told = "2 of 4 groups, 1 of 2 classes, 3 of 5 overlapping groups"
+    assert {(row["split"], row["measured_over"]) for row in rows} == {
+        ("val", ""),
+        ("test", ""),  # nobody knows
+        ("test", told),
+    }
+
+
+def test_nothing_is_said_where_all_groups_have_samples(job, ensemble, tmp_path):
+    whole = [
+        replace(o, splits={s: replace(m, coverage=WHOLE) for s, m in o.splits.items()}) for o in job
+    ]
+    assert printed(whole, ensemble, 200) == printed(job, ensemble, 200)
+    assert tables.markdown(whole, ensemble) == tables.markdown(job, ensemble)
+    assert tables.summary_metrics(whole) == tables.summary_metrics(job)
+    for name, outcomes in (("whole", whole), ("old", job)):
+        tables.write_csv(outcomes, tmp_path / name)
+    assert (tmp_path / "whole").read_text() == (tmp_path / "old").read_text()

@@ -11,9 +11,10 @@ from typing import Any
 
 from agrekd_ray.comparison.words import near
 from agrekd_ray.errors import TrackingError
+from agrekd_ray.results import part_measured
 from agrekd_ray.tracking.intervals import PairedDifference, paired_difference
 from agrekd_ray.tracking.labels import label
-from agrekd_ray.tracking.metrics import STEPS, less_is_better, short_paths
+from agrekd_ray.tracking.metrics import STEPS, coverage_in, less_is_better, short_paths
 
 DEFAULT_BASELINES = ("default", "aver")
 """Methods that others are compared with where nobody says which; of two, the first."""
@@ -125,6 +126,11 @@ class Row:
         """Mean over the seeds that have the metric; None without any."""
         values = self.values(metric)
         return mean(values.values()) if values else None
+
+    def part(self, metric: str) -> str:
+        """`2 of 4 groups`: what a metric is measured over, where the others have no sample."""
+        split, _, name = metric.partition("/")
+        return part_measured(coverage_in(split, self.first.metrics), name)
 
     def spread(self, metric: str) -> float | None:
         """Sample standard deviation over seeds; None for one seed, and for a trial's mean."""

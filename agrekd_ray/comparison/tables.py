@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from agrekd_ray.comparison.rows import Row, difference, settings
+from agrekd_ray.results import over
 from agrekd_ray.tracking.columns import (
     GAP,
     Column,
@@ -129,8 +130,8 @@ def write_csv(rows: Sequence[Row], layout: Layout, path: Path) -> None:
     """Writes a row for each row, metrics as MLflow has them (shares, not percent).
 
     A metric has three columns: its mean, `<metric>/sd` and `<metric>/seeds`, which counts the
-    seeds that have it. Whatever varies between rows has a column under its dotted path, and
-    `runs` holds the ids.
+    seeds that have it; and `<metric>/measured_over` where groups or classes have no sample.
+    Whatever varies between rows has a column under its dotted path, and `runs` holds the ids.
 
     Args:
         rows: in order.
@@ -198,7 +199,15 @@ def _metric(rows: Sequence[Row], metric: str, header: str, spread: bool = True) 
     texts = [
         figure(metric, mean) + tail.ljust(width) for mean, tail in zip(means, right, strict=True)
     ]
+    parts = [row.part(metric) for row in rows]
     data: dict[str, list[Any]] = {metric: [_rounded(value) for value in means]}
+    if any(parts):
+        data[f"{metric}/measured_over"] = parts
+    if len(set(parts)) == 1:
+        header = over(header, parts[0])
+    else:
+        told = [over(text, part) for text, part in zip(texts, parts, strict=True)]
+        texts = [text.ljust(max(map(len, told))) for text in told]
     if spread:
         data[f"{metric}/sd"] = [_rounded(value) for value in spreads]
         data[f"{metric}/seeds"] = [_counted(row, metric) for row in rows]

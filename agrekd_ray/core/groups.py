@@ -26,7 +26,8 @@ def group_metrics(
 ) -> dict[str, Any]:
     """How well predictions do, overall, by group and by class, and how well calibrated they are.
 
-    Groups and classes without a sample are left out of every minimum and mean.
+    Groups and classes without a sample are left out of every minimum and mean; `coverage` says how
+    many there were to leave out.
 
     Args:
         probabilities_NC: [N, C], rows of sum 1.
@@ -44,9 +45,10 @@ def group_metrics(
         Shares in [0, 1] by name: `accuracy`, `worst_group_accuracy`, `weighted_accuracy` (mean of
         the groups, weighted by their training shares), `balanced_accuracy` (mean of the classes),
         `worst_class_accuracy`, `ece` (expected calibration error, 15 equal-width bins of the
-        largest probability, Guo et al. 2017); then `groups` (accuracy by name) and `counts`; where
-        there are overlapping groups with a sample, also `overlapping` (accuracy by name) and
-        `worst_overlapping_group_accuracy`.
+        largest probability, Guo et al. 2017); then `groups` (accuracy by name), `counts`, and
+        `coverage`: of the `groups`, the `classes` and the `overlapping groups`, how many have a
+        sample, and how many there are; where there are overlapping groups with a sample, also
+        `overlapping` (accuracy by name) and `worst_overlapping_group_accuracy`.
 
     Raises:
         ValueError: for no samples, NaN, rows that are not probabilities, shapes that differ,
@@ -78,9 +80,12 @@ def group_metrics(
     weights_G = present_shares_G / present_shares_G.sum()
     present = present_G.nonzero().flatten().tolist()
     classes_C = accuracy_C[count_C > 0]
+    coverage = {"groups": (len(present), G), "classes": (len(classes_C), C)}
     further: dict[str, Any] = {}
     if overlapping_NK is not None:
         further = _overlapping(overlapping_NK, overlapping_names, correct_N)
+        some = further.get("overlapping", {})
+        coverage["overlapping groups"] = (len(some), len(overlapping_names))
     return {
         "accuracy": float(correct_N.mean()),
         "worst_group_accuracy": float(accuracy_G[present_G].min()),
@@ -90,6 +95,7 @@ def group_metrics(
         "ece": _calibration_error(confidence_N, correct_N),
         "groups": {group_names[g]: float(accuracy_G[g]) for g in present},
         "counts": {group_names[g]: int(count_G[g]) for g in present},
+        "coverage": coverage,
         **further,
     }
 

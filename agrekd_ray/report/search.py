@@ -47,6 +47,7 @@ def content(folder: Path) -> dict[str, Any]:
         "date": date(result.folder),
         "headline": result.verdict or _no_verdict(winner),
         "remarks": degraded(result.final, name),
+        "worst": result.worst,
         "facts": [
             Fact("Searcher", _named(settings.searcher)),
             Fact("Scheduler", _named(settings.scheduler)),
@@ -63,6 +64,7 @@ def content(folder: Path) -> dict[str, Any]:
         ],
         "space": tables.space(settings.space),
         "select": result.select,
+        "selected_on": result.selected_on,
         "select_summary": RULES[result.select].summary if result.select in RULES else "",
         "rules": tables.rules(result),
         "winner": winner,

@@ -11,6 +11,7 @@ from agrekd_ray.report.archive import read_study
 from agrekd_ray.report.facts import Fact, as_yaml, date, duration
 from agrekd_ray.report.job import JOB
 from agrekd_ray.report.tables import Cell, Grid, Line, percent, signed
+from agrekd_ray.results import over
 from agrekd_ray.study.results import (
     ACCURACY,
     OURS,
@@ -73,7 +74,7 @@ def tables(result: StudyResult, metric: str) -> list[tuple[str, Grid]]:
         lines = [
             Line(
                 [label(method)],
-                [_cell(result.figure(at, method), metric) for at in panel.places],
+                [_cell(result, result.figure(at, method), metric) for at in panel.places],
                 method == OURS,
             )
             for method in panel.methods
@@ -120,14 +121,14 @@ def content(folder: Path) -> dict[str, Any]:
     }
 
 
-def _cell(figure: Figure | None, metric: str) -> Cell:
+def _cell(result: StudyResult, figure: Figure | None, metric: str) -> Cell:
     if figure is None:
         return Cell("–")
     text = percent(figure.mean[metric])
     spread = f"± {percent(figure.std[metric])}" if figure.count > 1 else ""
     if metric in figure.published:
         spread = f"{spread} [{figure.published[metric]:.1f}]".strip()
-    return Cell(text, spread)
+    return Cell(over(text, result.part(figure, metric)), spread)
 
 
 def _gain(gain: Gain | None) -> Cell:

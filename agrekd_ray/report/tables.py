@@ -12,7 +12,15 @@ from typing import Any
 from agrekd_ray.core.diagnostics import CASES
 from agrekd_ray.core.selection import RULES
 from agrekd_ray.core.weighting import STRATEGIES
-from agrekd_ray.results import Diagnostics, Epoch, Member, Metrics, Outcome
+from agrekd_ray.results import (
+    Diagnostics,
+    Epoch,
+    Member,
+    Metrics,
+    Outcome,
+    over,
+    part_measured,
+)
 from agrekd_ray.search.results import FAILED, SearchResult, TrialResult
 from agrekd_ray.search.settings import default_strategy
 from agrekd_ray.search.space import STRATEGY, Domain, applied, conditions
@@ -123,7 +131,8 @@ def comparison(
             shown = f"± {percent(spread)}" if math.isfinite(spread) else ""
             cells.append(Cell(percent(row.mean.get(metric, math.nan)), shown if several else None))
         lines.append(Line(first, cells, strong))
-    return _models(name, words, lines, metrics, groups, rows[0][0].worst)
+    covered = max((row for row, _, _ in rows), key=lambda row: len(row.coverage))
+    return _models(name, words, lines, metrics, groups, covered)
 
 
 def by_seed(outcomes: Sequence[Outcome], name: Callable[[str], str]) -> Grid | None:
@@ -245,7 +254,8 @@ def trials(result: SearchResult, paths: Sequence[str]) -> Grid | None:
         strong = trial.number == result.winner
         lines.append(Line([str(trial.number), *values, trial.state], cells, strong, note))
     words = ["Trial", *_short(paths), "State"]
-    figures = ["Epochs", f"Score, {result.select}", "Test worst group", "Seconds"]
+    score_header, test_header = f"Score, {result.selected_on}", f"Test {result.worst}"
+    figures = ["Epochs", score_header, test_header, "Seconds"]
     return Grid("Trials", words, figures, lines) if lines else None
 
 
@@ -265,7 +275,7 @@ def rules(result: SearchResult) -> Grid | None:
         )
         for rule in result.rules
     ]
-    figures = ["Rank correlation", "Over trials", "Chooses trial", "Its test worst group"]
+    figures = ["Rank correlation", "Over trials", "Chooses trial", f"Its test {result.worst}"]
     return Grid("Selection rules", ["Rule", "Needs"], figures, lines) if lines else None
 
 
@@ -343,7 +353,8 @@ def _measured(
         Line(first, [Cell(percent(values.get(m, math.nan))) for m in (*columns, *groups)])
         for (first, _), values in zip(models, found, strict=True)
     ]
-    return _models(name, words, lines, columns, groups, models[0][1].worst)
+    first = max((metrics for _, metrics in models), key=lambda metrics: len(metrics.coverage))
+    return _models(name, words, lines, columns, groups, first)
 
 
 def _models(
@@ -352,9 +363,10 @@ def _models(
     lines: list[Line],
     metrics: Sequence[str],
     groups: Sequence[str],
-    worst: str,
+    measured: Row | Metrics,
 ) -> Grid:
-    figures = [worst.capitalize(), *(METRICS[metric] for metric in metrics[1:])]
+    known = METRICS if measured.groups_known else METRICS | {metrics[0]: "Worst class"}
+    figures = [over(known[m], part_measured(measured.coverage, m)) for m in metrics]
     heads = [
         (group.partition("/")[2], "overlapping" if group.startswith(OVERLAPPING) else "")
         for group in groups

@@ -145,7 +145,9 @@ def list_teachers(job: Job, console: Console) -> None:
     for one in found:
         table.add_row(*map(Text, (one.name, one.kind, *_about(one))))
     console.print(table)
-    console.print("worst, mean: accuracy on test in %, of the worst group and over all samples")
+    tested = (_tested(one) for one in found)
+    worst = next((metrics.worst for metrics in tested if metrics), "worst group")
+    console.print(f"worst, mean: accuracy on test in %, of the {worst} and over all samples")
     for one in found:
         console.print(f"{one.name:<14}{one.folder}", highlight=False, soft_wrap=True)
 
@@ -208,10 +210,17 @@ def _role(name: str, teachers: Sequence[str], biased: str) -> str:
     return ", ".join(roles)
 
 
+def _tested(one: Known) -> Metrics | None:
+    """What a teacher of the job's pool came to on the test split."""
+    if one.manifest is None or not one.measured:
+        return None
+    return measured(one.folder, one.manifest).get(TEST)
+
+
 def _about(one: Known) -> tuple[str, ...]:
     if one.manifest is None:
         return (NONE, one.role, "not made yet", "", "")
-    metrics = measured(one.folder, one.manifest).get(TEST) if one.measured else None
+    metrics = _tested(one)
     values = (metrics.worst_group_accuracy, metrics.accuracy) if metrics else ()
     figures = [f"{100 * value:.1f}" for value in values] or [NONE, NONE]
     return (one.manifest.model.name, one.role, *figures, one.manifest.fingerprint[:12])

@@ -56,6 +56,7 @@ from agrekd_ray.student import Assignment, read_outcome
 from agrekd_ray.teachers import Pool
 from agrekd_ray.tracking.mlflow_runs import Tracker
 from agrekd_ray.tracking.outbox import Outbox
+from agrekd_ray.tracking.tables import summary_metrics
 
 TUNE = "trials"
 """Name of the experiment in Tune's storage."""
@@ -157,7 +158,7 @@ class _Searching:
         result = replace(
             result,
             final=final,
-            verdict=verdict(final, self.search.select),
+            verdict=verdict(final, result.selected_on),
             about={**result.about, "seconds": round(time.monotonic() - self.began, 1)},
         )
         publish_files(self.folder.path, result)
@@ -455,12 +456,8 @@ class _Searching:
 
 def _summary(result: SearchResult) -> dict[str, float]:
     """A search in MLflow's figures."""
-    figures = {"trials": float(len(result.trials))}
+    figures = {"trials": float(len(result.trials))} | summary_metrics(result.final)
     for rule in result.rules:
         if rule.correlation is not None:
             figures[f"rank_correlation/{rule.rule}"] = rule.correlation
-    for method in (WINNER, DEFAULT):
-        mine = [o.splits["test"].worst_group_accuracy for o in result.final if o.method == method]
-        if mine:
-            figures[f"{method}/test/worst_group_accuracy/mean"] = float(np.mean(mine))
     return figures

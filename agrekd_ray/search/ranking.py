@@ -10,6 +10,7 @@ from agrekd_ray.core.selection import RULES
 from agrekd_ray.results import Outcome
 from agrekd_ray.search.results import DEFAULT, FAILED, WINNER, RuleReport, TrialResult
 from agrekd_ray.tracking.intervals import paired_difference
+from agrekd_ray.tracking.labels import accuracy_of
 
 FEWEST = 3
 """Trials without which a rank correlation says nothing."""
@@ -68,7 +69,7 @@ def verdict(final: Sequence[Outcome], select: str) -> str:
 
     Args:
         final: students of both, with the same seeds.
-        select: name of the rule that chose the winner.
+        select: the rule that chose the winner; see `SearchResult.selected_on`.
     """
     by_seed = {
         method: {o.seed: o.splits["test"].worst_group_accuracy for o in final if o.method == method}
@@ -77,8 +78,8 @@ def verdict(final: Sequence[Outcome], select: str) -> str:
     found = paired_difference(by_seed[WINNER], by_seed[DEFAULT])
     if found is None:
         return ""
-    worst = final[0].splits["test"].worst.replace(" ", "-")
-    points = f"{signed(found.mean)} points of {worst} accuracy on the test split"
+    worst = accuracy_of(final[0].splits["test"].worst)
+    points = f"{signed(found.mean)} points of {worst} on the test split"
     if found.low is None or found.high is None:
         return f"The winner ({select}) is {points} from the default with one seed: no interval."
     interval = f"95 % interval {signed(found.low)} … {signed(found.high)}"

@@ -32,7 +32,7 @@ from agrekd_ray.tracking.plots import (
     weights_by_group,
     worst_group_by_method,
 )
-from agrekd_ray.tracking.tables import degraded_lines, render_degraded
+from agrekd_ray.tracking.tables import degraded_lines, measured_over, render_degraded
 
 RESULTS, TRIALS = "results.json", "trials.csv"
 SHOWN = 8
@@ -107,16 +107,18 @@ def write_trials(path: Path, trials: list[TrialResult]) -> None:
     """
     paths = list(dict.fromkeys(path for trial in trials for path in trial.setting))
     tests = ("worst_group_accuracy", "accuracy")
+    partial = any(trial.test and measured_over(trial.test) for trial in trials)
     with replacing(path) as draft, draft.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         head = ["trial", *paths, "state", "epochs", "seconds"]
         head += [f"select/{rule}" for rule in RULES] + [f"test/{name}" for name in tests]
-        writer.writerow([*head, "reason"])
+        writer.writerow([*head, *["test/measured_over"] * partial, "reason"])
         for trial in trials:
             row = [trial.name, *(_cell(trial, path) for path in paths), trial.state]
             row += [str(len(trial.history)), f"{trial.seconds:.2f}"]
             row += [_number(trial.score(rule)) for rule in RULES]
             row += [_number(getattr(trial.test, name) if trial.test else None) for name in tests]
+            row += [measured_over(trial.test) if trial.test else ""] * partial
             writer.writerow([*row, trial.reason or ""])
 
 
@@ -137,7 +139,7 @@ def show(result: SearchResult, console: Console, mlflow: str, unsent: int) -> No
         render_degraded(degraded_lines(result.final, str), console)
     winner = next(trial for trial in result.trials if trial.number == result.winner)
     lines = [
-        ("winner", f"{winner.name}, chosen by {result.select}: {in_words(winner.setting)}"),
+        ("winner", f"{winner.name}, chosen by {result.selected_on}: {in_words(winner.setting)}"),
         ("verdict", result.verdict),
         ("teachers", _effort(result)),
         ("results", result.folder),
@@ -186,6 +188,7 @@ def _trials_table(result: SearchResult) -> Table:
 def _rules_table(result: SearchResult) -> Table:
     trials = max((rule.trials for rule in result.rules), default=0)
     title = f"Rules: their choices, and rank correlation with test WGA over {trials} trials"
+    title += f"; WGA: {result.worst}" if result.worst != "worst group" else ""
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for name in ("Rule", "Needs", "Correlation", "Its choice", "Test WGA"):
         left = name in ("Rule", "Needs", "Its choice")

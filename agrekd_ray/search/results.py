@@ -5,11 +5,12 @@ As `agrekd_ray.results`, they turn into JSON and back without loss.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from agrekd_ray.files import checked
-from agrekd_ray.results import Epoch, Metrics, Outcome
+from agrekd_ray.results import Epoch, Metrics, Outcome, part_measured
 
 WINNER, DEFAULT = "winner", "default"
 """Methods of the students trained after a search: its winner, and the base job's setting."""
@@ -62,6 +63,18 @@ class TrialResult:
         return checked(cls, values)
 
 
+def selected_on(trials: Sequence[TrialResult], rule: str) -> str:
+    """A selection rule, with the part of the groups or classes that it had samples of.
+
+    Args:
+        trials: of a search, which all answer to the same samples.
+        rule: its name.
+    """
+    measured = next((trial.history[-1].val.coverage for trial in trials if trial.history), {})
+    part = part_measured(measured, f"{rule}_accuracy")
+    return f"{rule} over {part}" if part else rule
+
+
 @dataclass(frozen=True)
 class RuleReport:
     """How well a selection rule would have served.
@@ -110,6 +123,18 @@ class SearchResult:
     final: list[Outcome] = field(default_factory=list)
     verdict: str = ""
     about: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def selected_on(self) -> str:
+        """The rule that chose, with what it looked at: `worst_group over 2 of 4 groups`."""
+        return selected_on(self.trials, self.select)
+
+    @property
+    def worst(self) -> str:
+        """What the worst-group accuracy on the test split is of; see `Metrics.worst`."""
+        tested = [outcome.splits["test"] for outcome in self.final]
+        tested += [trial.test for trial in self.trials if trial.test]
+        return tested[0].worst if tested else "worst group"
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""

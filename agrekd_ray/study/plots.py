@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from agrekd_ray.config.sweep import in_words, key_names
 from agrekd_ray.study.results import ACCURACY, OURS, WGA, Figure, Gain, StudyResult
-from agrekd_ray.tracking.labels import label
+from agrekd_ray.tracking.labels import accuracy_of, label
 from agrekd_ray.tracking.plots import FAINT, INK, LEGEND, headline, method_styles, new_figure, save
 
 _AXES = {
@@ -216,8 +216,8 @@ def gains_plot(result: StudyResult, path: Path) -> bool:
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.grid(axis="x", color="#e4e4e4", lw=0.8, zorder=0)
-    worst = result.worst.replace(" ", "-")
-    axes.set_xlabel(f"AGRE-KD minus the other method, {worst} test accuracy (points)")
+    worst = accuracy_of(result.worst)
+    axes.set_xlabel(f"AGRE-KD minus the other method, {worst} on test (points)")
     unit = "draw" if len(result.draws) > 1 else "seed"
     keys = [
         Line2D([], [], ls="", marker="o", ms=6, color=FAINT, mec=INK, label="mean"),

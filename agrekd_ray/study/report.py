@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from agrekd_ray.config.sweep import in_words, key_names
+from agrekd_ray.results import over
 from agrekd_ray.study.plots import gains_plot, sweep_plots
 from agrekd_ray.study.results import (
     ACCURACY,
@@ -25,7 +26,7 @@ from agrekd_ray.study.results import (
 from agrekd_ray.tracking import tables
 from agrekd_ray.tracking.columns import Column, figures, markdown_table, screen_table
 from agrekd_ray.tracking.files import replacing
-from agrekd_ray.tracking.labels import label
+from agrekd_ray.tracking.labels import accuracy_of, label
 
 
 def publish_files(result: StudyResult, folder: Path) -> None:
@@ -88,7 +89,7 @@ def markdown(result: StudyResult) -> str:
 
 
 def _worst(result: StudyResult) -> str:
-    return f"{result.worst.replace(' ', '-').capitalize()} accuracy"
+    return accuracy_of(result.worst).capitalize()
 
 
 def _title(result: StudyResult, panel: Panel, what: str) -> str:
@@ -102,7 +103,7 @@ def _pivot(result: StudyResult, panel: Panel, metric: str) -> list[Column]:
     names = panel.columns if result.sweep else [result.worst.capitalize()]
     columns = [Column("method", "Method", [label(m) for m in panel.methods], words=True)]
     for number, (at, name) in enumerate(zip(panel.places, names, strict=True)):
-        cells = [_cell(result.figure(at, method), metric) for method in panel.methods]
+        cells = [_cell(result, result.figure(at, method), metric) for method in panel.methods]
         columns.append(figures(str(number), name, cells))
     return columns
 
@@ -116,13 +117,13 @@ def _long(result: StudyResult, panel: Panel) -> list[Column]:
     columns = [
         Column("place", key_names(result.sweep).get(last, ""), shown, words=True),
         Column("method", "Method", [label(f.method) for f in rows], words=True),
-        figures(WGA, result.worst.capitalize(), [_cell(f, WGA) for f in rows]),
-        figures(ACCURACY, "Accuracy", [_cell(f, ACCURACY) for f in rows]),
+        figures(WGA, result.worst.capitalize(), [_cell(result, f, WGA) for f in rows]),
+        figures(ACCURACY, "Accuracy", [_cell(result, f, ACCURACY) for f in rows]),
     ]
     return columns if last else columns[1:]
 
 
-def _cell(figure: Figure | None, metric: str) -> str:
+def _cell(result: StudyResult, figure: Figure | None, metric: str) -> str:
     """`39.0 ± 2.4 [86.2]`, the last of it the published figure."""
     if figure is None:
         return "–"
@@ -131,7 +132,7 @@ def _cell(figure: Figure | None, metric: str) -> str:
         text += f" ± {100 * figure.std[metric]:.1f}"
     if metric in figure.published:
         text += f" [{figure.published[metric]:.1f}]"
-    return text
+    return over(text, result.part(figure, metric))
 
 
 def _gain_lines(result: StudyResult) -> Iterator[tuple[str, Sequence[str]]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from agrekd_ray.config.sweep import Published, in_words, key_names
 from agrekd_ray.files import DamagedError, checked
-from agrekd_ray.results import Outcome
+from agrekd_ray.results import Metrics, Outcome, part_measured
 from agrekd_ray.tracking.intervals import PairedDifference, paired_difference
 from agrekd_ray.tracking.labels import is_distilled, label
 
@@ -46,6 +46,7 @@ class Figure:
         std: sample standard deviation over all draws and seeds; 0 for a single one.
         count: draws × seeds.
         published: by metric, in percent; where there is none, it is missing.
+        measured_over: `2 of 4 groups`, where the others have no sample; else empty.
     """
 
     at: dict[str, Any]
@@ -54,6 +55,7 @@ class Figure:
     std: dict[str, float]
     count: int
     published: dict[str, float] = field(default_factory=dict)
+    measured_over: str = ""
 
 
 @dataclass(frozen=True)
@@ -133,9 +135,20 @@ class StudyResult:
 
     @property
     def worst(self) -> str:
-        """What the worst-group accuracy is of, in words: a group, or a class without groups."""
-        tested = (o.splits["test"] for p in self.points for o in p.outcomes if "test" in o.splits)
-        return next((metrics.worst for metrics in tested), "worst group")
+        """What the worst-group accuracy is of, in words; see `Metrics.worst`.
+
+        Where that differs from place to place, `part` says it of each figure.
+        """
+        tested = [o.splits["test"] for p in self.points for o in p.outcomes if "test" in o.splits]
+        words = {metrics.worst for metrics in tested}
+        if len(words) == 1:
+            return words.pop()
+        return "worst class" if tested and not tested[0].groups_known else "worst group"
+
+    def part(self, figure: Figure, metric: str) -> str:
+        """What a figure is measured over, where that is not all, and not so everywhere."""
+        everywhere = len({other.measured_over for other in self.figures}) == 1
+        return "" if everywhere or metric != WGA else figure.measured_over
 
     @cached_property
     def places(self) -> list[dict[str, Any]]:
@@ -252,6 +265,16 @@ class StudyResult:
                 raise DamagedError(f"{point.label}: not at the keys of the sweep")
         return result
 
+    def _tested(self, at: Mapping[str, Any], method: str) -> list[Metrics]:
+        """Metrics on the test split of every draw and seed."""
+        return [
+            outcome.splits["test"]
+            for point in self.points
+            if point.at == at
+            for outcome in point.outcomes
+            if outcome.method == method and "test" in outcome.splits
+        ]
+
     def _values(self, at: Mapping[str, Any], method: str, metric: str) -> dict[Any, list[float]]:
         """Test figures by draw."""
         values: dict[Any, list[float]] = {}
@@ -283,6 +306,7 @@ class StudyResult:
             {metric: stdev(values) if len(values) > 1 else 0.0 for metric, values in found.items()},
             len(found[WGA]),
             published,
+            max((part_measured(m.coverage, WGA) for m in self._tested(at, method)), key=len),
         )
 
     def _gain(self, at: dict[str, Any], against: str) -> Gain | None:

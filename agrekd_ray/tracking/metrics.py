@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+
+from agrekd_ray.results import Coverage
 
 WORST_GROUP, WORST_CLASS = "worst_group_accuracy", "worst_class_accuracy"
 ACCURACY, ECE = "accuracy", "ece"
@@ -11,6 +13,9 @@ WORST_OVERLAPPING = "worst_overlapping_group_accuracy"
 GROUP, CLASS, OVERLAPPING = "group/", "class/", "overlapping/"
 """What the accuracy of one group is under in a split, of one class of data without groups, and of
 one of the groups of which a sample may be in several."""
+WITH_SAMPLES, IN_ALL = "with_samples", "in_all"
+"""Ends of the metrics of a split that say over how many groups, classes and overlapping groups it
+is measured: `test/groups_with_samples` of `test/groups_in_all`; there where some have none."""
 STEPS, TEACHER_STEPS = "cost/steps", "cost/teacher_steps"
 """Training steps of the student; the teachers' forward passes, expressed in them."""
 MISSING = "–"
@@ -41,6 +46,22 @@ def metric_label(metric: str) -> str:
         return metric
     words = _WORDS.get(name, name.removeprefix(GROUP).removeprefix(CLASS).replace("_", " "))
     return words if split in ("test", "cost", "train") else f"{words} ({split})"
+
+
+def coverage_in(split: str, metrics: Mapping[str, float]) -> Coverage:
+    """What the metrics of a run say of how much of a split they are measured over.
+
+    Args:
+        split: `test` or `val`.
+        metrics: last values by name.
+    """
+    found: Coverage = {}
+    for kind in ("groups", "classes", "overlapping groups"):
+        name = f"{split}/{kind.replace(' ', '_')}"
+        some, every = (metrics.get(f"{name}_{end}") for end in (WITH_SAMPLES, IN_ALL))
+        if some is not None and every is not None:
+            found[kind] = (round(some), round(every))
+    return found
 
 
 def is_share(metric: str) -> bool:

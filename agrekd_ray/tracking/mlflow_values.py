@@ -9,8 +9,15 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from agrekd_ray.results import Epoch, Metrics
-from agrekd_ray.tracking.metrics import CLASS, GROUP, OVERLAPPING, WORST_GROUP
+from agrekd_ray.results import Coverage, Epoch, Metrics
+from agrekd_ray.tracking.metrics import (
+    CLASS,
+    GROUP,
+    IN_ALL,
+    OVERLAPPING,
+    WITH_SAMPLES,
+    WORST_GROUP,
+)
 
 _LONGEST_NAME = 250
 
@@ -53,7 +60,23 @@ def split_metrics(split: str, metrics: Metrics) -> dict[str, float]:
     values |= {f"{part}{groups[name]}": value for name, value in metrics.groups.items()}
     further = distinct_names(metrics.overlapping)
     values |= {f"{OVERLAPPING}{further[name]}": v for name, v in metrics.overlapping.items()}
+    values |= coverage_metrics(metrics.coverage)
     return {f"{place}/{name}": value for name, value in values.items()}
+
+
+def coverage_metrics(coverage: Coverage) -> dict[str, float]:
+    """How many groups and classes have a sample, and how many there are; where all have, nothing.
+
+    Returns:
+        `groups_with_samples`, `groups_in_all` and so on, of every kind.
+    """
+    if all(some == every for some, every in coverage.values()):
+        return {}
+    return {
+        f"{kind.replace(' ', '_')}_{name}": float(count)
+        for kind, counts in coverage.items()
+        for name, count in zip((WITH_SAMPLES, IN_ALL), counts, strict=True)
+    }
 
 
 def distinct_names(names: Iterable[str]) -> dict[str, str]:

@@ -23,7 +23,7 @@ from matplotlib.ticker import MaxNLocator
 
 from agrekd_ray.results import Epoch, Member, Outcome
 from agrekd_ray.tracking.files import replacing
-from agrekd_ray.tracking.labels import ALL, family, is_distilled, label
+from agrekd_ray.tracking.labels import ALL, accuracy_of, family, is_distilled, label
 from agrekd_ray.tracking.tables import summary
 
 INK, FAINT = "#222222", "#8a8a8a"
@@ -84,7 +84,7 @@ def worst_group_by_method(outcomes: Sequence[Outcome], path: Path) -> bool:
             f"{worst:.1f}", (101, place), ha="left", va="center", size=9, annotation_clip=False
         )
     axes.annotate(
-        worst_words.replace(" ", "\n"),
+        textwrap.fill(worst_words, 9),
         (101, -0.75),
         ha="left",
         va="bottom",
@@ -106,7 +106,7 @@ def worst_group_by_method(outcomes: Sequence[Outcome], path: Path) -> bool:
     if several:
         keys.append(marker("o", INK, 4, "one seed"))
         keys.append(Line2D([], [], color=INK, lw=1.1, label="± sd"))
-    headline(figure, f"{worst_words.capitalize().replace(' ', '-')} accuracy by method")
+    headline(figure, f"{accuracy_of(worst_words).capitalize()} by method")
     figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), **LEGEND)
     save(figure, path)
     return True
@@ -139,7 +139,7 @@ def training_curves(outcomes: Sequence[Outcome], path: Path) -> bool:
         _band(right, histories, lambda epoch: epoch.loss, style)
         keys.append(Line2D([], [], label=label(method), **style))
     left.set_title(f"{worst.capitalize()}, validation", size=10, loc="left")
-    left.set_ylabel(f"{worst.replace(' ', '-')} accuracy (%)")
+    left.set_ylabel(f"{accuracy_of(worst)} (%)")
     left.set_ylim(bottom=0)
     right.set_title("Training loss, each method's own objective", size=10, loc="left")
     right.set_ylabel("mean loss per sample")

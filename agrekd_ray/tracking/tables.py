@@ -6,7 +6,7 @@ import csv
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -15,11 +15,20 @@ from rich.console import Console
 from rich.text import Text
 
 from agrekd_ray.core.diagnostics import CASES
-from agrekd_ray.results import Diagnostics, Member, Metrics, Outcome
+from agrekd_ray.results import (
+    Coverage,
+    Diagnostics,
+    Member,
+    Metrics,
+    Outcome,
+    over,
+    part_measured,
+)
 from agrekd_ray.tracking.columns import Column, figures, fitting, markdown_table, screen_table
 from agrekd_ray.tracking.files import replacing
 from agrekd_ray.tracking.labels import family, is_distilled, label
 from agrekd_ray.tracking.metrics import GROUP, OVERLAPPING, WORST_OVERLAPPING
+from agrekd_ray.tracking.mlflow_values import coverage_metrics
 
 CSV_HEADER = ("method", "teachers", "seed", "split", "accuracy", "worst_group_accuracy", "groups")
 
@@ -38,8 +47,9 @@ class Row:
         mean: by metric (`Metrics.scalars`, `group/<name>` and `overlapping/<name>`); over the
             seeds that have it.
         std: sample standard deviation, by metric; 0 for a single seed.
-        worst: what the worst-group accuracy is of, in words: a group, or a class where the data
-            have no group labels.
+        worst: what the worst-group accuracy is of, in words; see `Metrics.worst`.
+        groups_known: false where the data have no group labels.
+        coverage: of the split; see `Metrics`.
     """
 
     method: str
@@ -49,6 +59,12 @@ class Row:
     mean: dict[str, float]
     std: dict[str, float]
     worst: str = "worst group"
+    groups_known: bool = True
+    coverage: Coverage = field(default_factory=dict)
+
+    def header(self, metric: str, words: str) -> str:
+        """What a column of a metric is called: with the part that it is measured over."""
+        return over(words, part_measured(self.coverage, metric))
 
 
 @dataclass(frozen=True)
@@ -85,6 +101,8 @@ def summary(outcomes: Sequence[Outcome]) -> list[Row]:
             values = [by_metric(outcome.splits[split]) for outcome in having]
             names = list(dict.fromkeys(name for value in values for name in value))
             found = {name: [v[name] for v in values if name in v] for name in names}
+            # Of students of an earlier version nobody knows, but all have the same samples.
+            first = max((o.splits[split] for o in having), key=lambda m: len(m.coverage))
             rows.append(
                 Row(
                     method=method,
@@ -93,7 +111,9 @@ def summary(outcomes: Sequence[Outcome]) -> list[Row]:
                     seeds=[outcome.seed for outcome in having],
                     mean={name: mean(found[name]) for name in names},
                     std={name: _spread(found[name]) for name in names},
-                    worst=having[0].splits[split].worst,
+                    worst=first.worst,
+                    groups_known=first.groups_known,
+                    coverage=first.coverage,
                 )
             )
     return rows
@@ -106,12 +126,14 @@ def summary_metrics(outcomes: Sequence[Outcome]) -> dict[str, float]:
         outcomes: finished students.
 
     Returns:
-        Mean and standard deviation of the worst-group accuracy on the test split, and
-        `agre_kd_minus_aver/test/worst_group_accuracy` where both methods share a seed.
+        Mean and standard deviation of the worst-group accuracy on the test split,
+        `agre_kd_minus_aver/test/worst_group_accuracy` where both methods share a seed, and where
+        groups or classes have no sample, how many have (`test/groups_with_samples`, ...).
     """
     metrics: dict[str, float] = {}
     for row in summary(outcomes):
         if row.split == "test":
+            metrics |= {f"test/{k}": v for k, v in coverage_metrics(row.coverage).items()}
             metrics[f"{row.method}/test/{_WGA}/mean"] = row.mean[_WGA]
             metrics[f"{row.method}/test/{_WGA}/std"] = row.std[_WGA]
     if difference := paired(outcomes, "agre_kd", "aver"):
@@ -242,7 +264,8 @@ def write_csv(
     """Writes a row for each method, seed and split; accuracies are shares.
 
     The column `groups` holds the accuracy by evaluation group, as compact JSON; where the data
-    have overlapping groups, two columns more hold the smallest of theirs, and all of them.
+    have overlapping groups, two columns more hold the smallest of theirs, and all of them; where
+    groups or classes have no sample in a split, a column `measured_over` says how many have.
 
     Args:
         outcomes: finished students.
@@ -259,7 +282,8 @@ def write_csv(
     ):
         writer = csv.writer(file)
         overlapping = any(m.overlapping for o in outcomes for m in o.splits.values())
-        further = (WORST_OVERLAPPING, "overlapping") if overlapping else ()
+        partial = any(measured_over(m) for o in outcomes for m in o.splits.values())
+        further = (WORST_OVERLAPPING, "overlapping") * overlapping + ("measured_over",) * partial
         writer.writerow((*(places[0] if places else ()), *CSV_HEADER, *further))
         for place, outcome in zip(places, outcomes, strict=True):
             for split, metrics in outcome.splits.items():
@@ -274,6 +298,7 @@ def write_csv(
                         round(metrics.worst_group_accuracy, 6),
                         _compact(metrics.groups),
                         *(_overlapping(metrics) if overlapping else ()),
+                        *([measured_over(metrics)] if partial else ()),
                     )
                 )
 
@@ -322,7 +347,10 @@ def _columns(rows: list[Row]) -> list[list[Column]]:
     """Columns from left to right, in blocks that are shown together or not at all."""
 
     def column(name: str, header: str) -> Column:
-        return figures(name, header, [_percent(row, name, several) for row in rows])
+        told = first.header(name, header)
+        return figures(name, told, [_percent(row, name, several) for row in rows])
+
+    first = max(rows, key=lambda row: len(row.coverage))
 
     several = any(len(row.seeds) > 1 for row in rows)
 
@@ -330,13 +358,13 @@ def _columns(rows: list[Row]) -> list[list[Column]]:
     blocks = [
         [Column("method", "Method", [label(row.method) for row in rows], words=True)],
         [Column("teachers", "Teachers", [row.teachers for row in rows], words=True)],
-        [column(_WGA, rows[0].worst.capitalize())],
+        [column(_WGA, "Worst group" if first.groups_known else "Worst class")],
         [column("accuracy", "Accuracy")],
         [column(name, name.removeprefix(GROUP)) for name in groups],
         [column("balanced_accuracy", "Balanced")],
         [column("ece", "ECE")],
     ]
-    if rows[0].worst != "worst class":
+    if first.groups_known:
         blocks.insert(-1, [column("worst_class_accuracy", "Worst class")])
     if any(WORST_OVERLAPPING in row.mean for row in rows):
         blocks.insert(3, [column(WORST_OVERLAPPING, "Worst overlapping")])
@@ -382,7 +410,8 @@ def _heading(rows: list[Row]) -> str:
 
 def _below(outcomes: Sequence[Outcome], members: Sequence[Member], split: str) -> list[str]:
     lines = []
-    worst = next(o.splits[split].worst for o in outcomes if split in o.splits)
+    measured = [outcome.splits[split] for outcome in outcomes if split in outcome.splits]
+    worst = max(measured, key=lambda metrics: len(metrics.coverage)).worst
     if teachers := _teachers(members, split):
         lines.append(f"Teachers' {worst}: {teachers}")
     if difference := paired(outcomes, "agre_kd", "aver", split):
@@ -413,6 +442,12 @@ def _teachers(members: Sequence[Member], split: str) -> str:
 def _overlapping(metrics: Metrics) -> tuple[float | str, str]:
     worst = metrics.worst_overlapping_group_accuracy
     return "" if worst is None else round(worst, 6), _compact(metrics.overlapping)
+
+
+def measured_over(metrics: Metrics) -> str:
+    """`2 of 4 groups, 1 of 2 classes`; empty where all have samples."""
+    counts = metrics.coverage.items()
+    return ", ".join(f"{some} of {all_} {kind}" for kind, (some, all_) in counts if some < all_)
 
 
 def _compact(shares: dict[str, float]) -> str:

@@ -63,19 +63,19 @@ def score(
     ids = dataset.splits[split]
     groups = dataset.groups
     overlapping_NK = groups.overlapping_NK
-    return Metrics(
-        groups_known=groups.known,
-        **group_metrics(
-            probabilities_NC,
-            dataset.labels(ids),
-            torch.from_numpy(groups.group_N[ids]),
-            groups.names,
-            groups.shares(dataset.splits[TRAIN]),
-            predictions_N,
-            None if overlapping_NK is None else torch.from_numpy(overlapping_NK[ids]),
-            groups.overlapping,
-        ),
+    figures = group_metrics(
+        probabilities_NC,
+        dataset.labels(ids),
+        torch.from_numpy(groups.group_N[ids]),
+        groups.names,
+        groups.shares(dataset.splits[TRAIN]),
+        predictions_N,
+        None if overlapping_NK is None else torch.from_numpy(overlapping_NK[ids]),
+        groups.overlapping,
     )
+    if not groups.known:
+        del figures["coverage"]["groups"]
+    return Metrics(groups_known=groups.known, **figures)
 
 
 def calibration(
