@@ -11,10 +11,10 @@ from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from agrekd_ray import __version__
 from agrekd_ray.errors import AgrekdError
+from agrekd_ray.terminal import in_utf8, prepare_streams, screen
 
 if TYPE_CHECKING:
     from agrekd_ray.run.folder import RunFolder
@@ -61,11 +61,11 @@ def _run(folder: RunFolder) -> None:
     if folder.job.is_study:
         from agrekd_ray.study.driver import run_study
 
-        _resumable(folder.path, lambda: run_study(folder, Console()))
+        _resumable(folder.path, lambda: run_study(folder, screen()))
         return
     from agrekd_ray.run.job import run_job
 
-    _resumable(folder.path, lambda: run_job(folder, Console()))
+    _resumable(folder.path, lambda: run_job(folder, screen()))
 
 
 @app.command()
@@ -90,7 +90,7 @@ def record(job: JobFile, overrides: Overrides = None) -> None:
     from agrekd_ray.run.recording import record_job
 
     for _, point in points_of(load_job(job, overrides or [])):
-        record_job(point, Console())
+        record_job(point, screen())
 
 
 @app.command()
@@ -115,7 +115,7 @@ def _search(folder: SearchFolder) -> None:
     prepare(starts_cluster=folder.planned.base.ray.address is None)
     from agrekd_ray.search.driver import run_search  # imports Ray, which reads the environment
 
-    _resumable(folder.path, lambda: run_search(folder, Console()))
+    _resumable(folder.path, lambda: run_search(folder, screen()))
 
 
 @app.command()
@@ -147,7 +147,7 @@ def compare(
     from agrekd_ray.comparison.command import compare as compared
 
     compared(
-        Console(),
+        screen(),
         ids=ids or [],
         experiments=experiment or [],
         filter=filter,
@@ -170,7 +170,7 @@ def report(
     """Write one page about a job, study or search that can be mailed: all in one HTML file."""
     from agrekd_ray.report.page import write_report
 
-    typer.echo(write_report(folder, output))
+    print(write_report(folder, output))
 
 
 @app.command()
@@ -182,12 +182,12 @@ def validate(job: JobFile, overrides: Overrides = None) -> None:
 
     if "space" in read_job(job, overrides or []):
         search = load_search(job, overrides or []).search
-        typer.echo(f"{job}: valid ({search.searcher.name} search over {len(search.space)} keys)")
+        print(f"{job}: valid ({search.searcher.name} search over {len(search.space)} keys)")
         return
     checked = load_job(job, overrides or [])
     points = len(settings_of(checked.sweep, checked.draws))
     study = f" at {points} points" if points > 1 else ""
-    typer.echo(f"{job}: valid ({len(checked.methods)} methods × {len(checked.seeds)} seeds{study})")
+    print(f"{job}: valid ({len(checked.methods)} methods × {len(checked.seeds)} seeds{study})")
 
 
 @app.command()
@@ -203,7 +203,7 @@ def doctor(
     """Ask every node of a cluster whether a job can run there; exit code 1 where it cannot."""
     from agrekd_ray.doctor.command import doctor as examined
 
-    if not examined(job, overrides or [], address, Console()):
+    if not examined(job, overrides or [], address, screen()):
         raise typer.Exit(FAILED)
 
 
@@ -253,7 +253,7 @@ def import_teacher(
         classes.split(",") if classes else None,
         trust,
     )
-    typer.echo(f"{folder}\nTo let it teach: ensemble.checkpoints=[{folder}]")
+    print(f"{folder}\nTo let it teach: ensemble.checkpoints=[{folder}]")
 
 
 @teachers.command("list")
@@ -262,7 +262,7 @@ def list_teachers(job: JobFile, overrides: Overrides = None) -> None:
     from agrekd_ray.config import load_job
     from agrekd_ray.run.teachers import list_teachers as listed
 
-    listed(load_job(job, overrides or []), Console())
+    listed(load_job(job, overrides or []), screen())
 
 
 @teachers.command("evaluate")
@@ -286,7 +286,7 @@ def evaluate_teachers(
     given = names or []
     overrides = [text for text in given if "=" in text]
     wanted = [text for text in given if "=" not in text]
-    evaluated(load_job(job, overrides), wanted, output, Console())
+    evaluated(load_job(job, overrides), wanted, output, screen())
 
 
 @data.command("check")
@@ -300,7 +300,7 @@ def check_data(
     """What a job's data are, and whether they are whole; exit code 1 where a sample is broken."""
     from agrekd_ray.run.data import check_data as checked
 
-    if not checked(job, overrides or [], fast, Console()):
+    if not checked(job, overrides or [], fast, screen()):
         raise typer.Exit(FAILED)
 
 
@@ -319,7 +319,7 @@ def show_data(
     """Draw examples of every group, with counts; print excerpts where the data are text."""
     from agrekd_ray.run.data import show_data as shown
 
-    shown(job, overrides or [], output, examples, epoch, Console())
+    shown(job, overrides or [], output, examples, epoch, screen())
 
 
 @outputs.command("list")
@@ -327,7 +327,7 @@ def list_outputs(store: Store = STORE) -> None:
     """Whose outputs are recorded, and what they take on disk."""
     from agrekd_ray.outputs.report import show
 
-    show(store, Console())
+    show(store, screen())
 
 
 @outputs.command("verify")
@@ -335,7 +335,7 @@ def verify_outputs(store: Store = STORE) -> None:
     """Read every record and compare its checksum; exit code 1 where one is damaged."""
     from agrekd_ray.outputs.report import check
 
-    if not check(store, Console()):
+    if not check(store, screen()):
         raise typer.Exit(FAILED)
 
 
@@ -350,7 +350,7 @@ def prune_outputs(
     """Remove records that have long not been used; a run that needs them makes them again."""
     from agrekd_ray.outputs.report import remove
 
-    remove(store, days, Console(), keep=dry_run)
+    remove(store, days, screen(), keep=dry_run)
 
 
 @app.command()
@@ -408,7 +408,7 @@ def plan(
     planned(
         job,
         overrides or [],
-        Console(),
+        screen(),
         machines={
             "nodes": nodes,
             "gpus": gpus,
@@ -448,12 +448,12 @@ def bench(
     """What distillation costs, in training steps of the student alone."""
     from agrekd_ray.bench.command import bench as measured
 
-    measured(names or [], repeats, quick, json_file, Console())
+    measured(names or [], repeats, quick, json_file, screen())
 
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"agrekd {__version__}")
+        print(f"agrekd {__version__}")
         raise typer.Exit
 
 
@@ -481,18 +481,20 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def main() -> None:
     """Entry point: a person's errors become one message; the exit code says what happened."""
-    screen = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    in_utf8()
+    prepare_streams()
+    errors = screen(stderr=True, soft_wrap=True)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         app()
     except AgrekdError as error:
-        screen.print(f"error: {error}", style="red")
+        errors.print(f"error: {error}", style="red")
         sys.exit(error.exit_code)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         where = f" {error.filename}" if error.filename else ""
-        screen.print(
+        errors.print(
             f"error: the disk is full: cannot write{where}. Free it; what is finished stays.",
             style="red",
         )
@@ -502,8 +504,8 @@ def main() -> None:
             raise  # a fault of ours
         from agrekd_ray.channel import plain_error
 
-        screen.print(f"error: {plain_error(error, 'Ray')}", style="red")
+        errors.print(f"error: {plain_error(error, 'Ray')}", style="red")
         sys.exit(FAILED)
     except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted")
+        errors.print("interrupted")
         sys.exit(INTERRUPTED)

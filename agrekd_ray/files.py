@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import functools
 import json
 import os
@@ -18,6 +19,25 @@ class DamagedError(ValueError):
     """A file is there, but does not hold what it should; says what is wrong, in one line."""
 
 
+def read_text(path: Path) -> str:
+    """A text file, which is UTF-8 whatever the locale, with or without a mark that says so.
+
+    Raises:
+        DamagedError: it has another encoding.
+        OSError: it cannot be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        if error.object[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            raise DamagedError("is UTF-16; save it as UTF-8") from None
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise DamagedError(f"is not UTF-8 in line {line}; save it as UTF-8") from None
+    if "\0" in text:
+        raise DamagedError("holds null characters, as UTF-16 does; save it as UTF-8")
+    return text
+
+
 def read_json(path: Path, kind: type[Read]) -> Read:
     """A JSON file as a value of a kind; text, numbers and lists in it are of the kinds it names.
 
@@ -30,7 +50,7 @@ def read_json(path: Path, kind: type[Read]) -> Read:
         OSError: it cannot be read.
     """
     try:
-        return checked(kind, json.loads(path.read_text(encoding="utf-8")))
+        return checked(kind, json.loads(read_text(path)))
     except DamagedError:
         raise
     except (ValueError, RecursionError) as error:  # no text, no JSON, nested without end

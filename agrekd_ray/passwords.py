@@ -7,6 +7,7 @@ import re
 from typing import Any
 from urllib.parse import quote
 
+from agrekd_ray.addresses import is_database
 from agrekd_ray.errors import TrackingError
 
 MASK = "***"
@@ -21,6 +22,7 @@ _PLACES = (
         rf"\1{MASK}",
     ),
 )
+_MASKED = re.compile(rf"[:=]{re.escape(MASK)}")
 _KNOWN: dict[str, str] = {}
 
 
@@ -33,10 +35,23 @@ def without_password(text: str) -> str:
 
 def hidden(address: str) -> str:
     """The address with its password masked; as it was, `revealed` gives it back."""
-    masked = without_password(address)
+    masked = without_password(_by_sqlalchemy(address))
     if masked != address:
         _KNOWN[masked] = address
     return masked
+
+
+def _by_sqlalchemy(address: str) -> str:
+    """A database's address without its password, which may have any sign."""
+    if not is_database(address) or "@" not in address:
+        return address
+    from sqlalchemy.engine import make_url  # a moment to import
+
+    try:
+        url = make_url(address)
+    except ValueError:  # it is none, and refused elsewhere
+        return address
+    return address if url.password is None else url.render_as_string()
 
 
 def all_hidden(values: Any) -> Any:
@@ -58,7 +73,7 @@ def revealed(address: str) -> str:
     Raises:
         TrackingError: it is not there either.
     """
-    if MASK not in address or address in _KNOWN:
+    if not _MASKED.search(address) or address in _KNOWN:
         return _KNOWN.get(address, address)
     password = os.environ.get(VARIABLE)
     if not password:

@@ -40,11 +40,20 @@ def _null_is_none(value: Any) -> Any:
     return "none" if value is None else value
 
 
-def _absolute(path: Path) -> Path:
+def absolute(path: Path) -> Path:
+    """The path from the root on, `~` being the home.
+
+    Raises:
+        ValueError: there is no such home, or no file that holds the path could be read again.
+    """
     try:
-        return path.expanduser().absolute()
+        path = path.expanduser().absolute()
+        str(path).encode()
     except RuntimeError as error:  # ~nobody
         raise ValueError(f"a folder; {error}") from None
+    except UnicodeEncodeError:  # bytes of another encoding
+        raise ValueError("a path in UTF-8; rename the folder or file") from None
+    return path
 
 
 MOST_SEEDS = 2**31
@@ -56,7 +65,7 @@ Share = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=1)]
 Positive = Annotated[float, BeforeValidator(_no_bool), Field(gt=0)]
 NonNegative = Annotated[float, BeforeValidator(_no_bool), Field(ge=0)]
 Autocast = Annotated[Literal["none", "bfloat16"], BeforeValidator(_null_is_none)]
-LocalPath = Annotated[Path, AfterValidator(_absolute)]
+LocalPath = Annotated[Path, AfterValidator(absolute)]
 A_NUMBER, A_WORD = "a number", "a word"
 """How pydantic names the choices of `WholeOrAll` in a path; no key has a space."""
 WholeOrAll = Annotated[

@@ -482,9 +482,9 @@ def test_all_overrides_of_wrong_syntax_are_named(raw: dict[str, Any], tmp_path: 
         ("a: ${a}", "no valid YAML"),
         ("~: 1\n", "no valid YAML"),
         ("[1]: 2\n", "no valid YAML"),
-        (b"name: a\0b", "no valid YAML"),
-        (bytes(range(256)), "no text file"),
-        ("name: ä".encode("utf-16"), "no text file"),
+        (b"name: a\0b", "null characters"),
+        (bytes(range(256)), "not UTF-8"),
+        ("name: ä".encode("utf-16"), "is UTF-16"),
     ],
     ids=lambda value: repr(value)[:30],
 )

@@ -52,4 +52,4 @@ def bench(
             {**one, "summary": summaries(one), "conclusions": conclusions(one)} for one in figures
         ]
         report = {"machine": machine, "versions": versions, "workloads": content}
-        json_file.write_text(json.dumps(report, indent=1) + "\n")
+        json_file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

@@ -86,7 +86,7 @@ def measure(config: dict[str, Any]) -> None:
         "teacher_ms": work.teacher.args.get("milliseconds", 0),
         **room.sizes(),
     }
-    setting.result.write_text(json.dumps(figures))
+    setting.result.write_text(json.dumps(figures), encoding="utf-8")
 
 
 def replay_memory(setting: Setting, teachers: int) -> int:
@@ -186,7 +186,7 @@ class _Room:
 def anonymous_bytes() -> int:
     """Memory of this process that is not a mapped file; 0 where the system does not say."""
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     except OSError:
         return 0
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon")), 0)

@@ -22,7 +22,7 @@ def plan_conclusions(figures: dict[str, Any]) -> dict[str, float]:
 
 def render_plan(figures: dict[str, Any], console: Console) -> None:
     """A row a cell: forecast, measurement, error."""
-    console.print("\nplan: live steps, forecast and measured", highlight=False)
+    console.print("\nplan: live steps, forecast and measured")
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name in ("Fleet", "Teachers", "Actors", "Forecast, ms", "Measured, ms", "Error, %"):
         table.add_column(name, justify="left" if name == "Fleet" else "right", no_wrap=True)
@@ -46,11 +46,10 @@ def render_plan(figures: dict[str, Any], console: Console) -> None:
             f"call {costs['call_ms']:.2f}, actor {costs['actor_ms']:.2f}, "
             f"host {costs['host_ms']:.2f}, backbone {costs['backbone_ms']:.2f}, "
             f"weighing {costs['weigh_ms']:.2f}",
-            highlight=False,
             soft_wrap=True,
         )
     for name, value in plan_conclusions(figures).items():
-        console.print(f"{name}: {value:.3f}", highlight=False)
+        console.print(f"{name}: {value:.3f}")
 
 
 def _name(fleet: dict[str, Any]) -> str:

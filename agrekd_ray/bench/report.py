@@ -113,7 +113,6 @@ def render(figures: dict[str, Any], console: Console) -> None:
     console.print(
         f"\n{figures['workload']}: batches of {figures['batch_size']}, {figures['steps']} steps an "
         f"epoch, median (smallest … largest) of {len(figures['cells'][0]['seconds'])} epochs",
-        highlight=False,
     )
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name in ("Way", "Teachers", "ms a step", "× plain", "Memory, MB"):
@@ -128,21 +127,19 @@ def render(figures: dict[str, Any], console: Console) -> None:
         )
     console.print(table)
     for name, value in conclusions(figures).items():
-        console.print(f"{name}: {value:.3f}", highlight=False)
+        console.print(f"{name}: {value:.3f}")
     if memory := figures.get("replay_memory"):
         words = ", ".join(f"{size / 1e6:.0f} MB at {m} teachers" for m, size in memory)
-        console.print(f"memory of a process that only replays: {words}", highlight=False)
+        console.print(f"memory of a process that only replays: {words}")
     if "question_bytes" in figures:
         console.print(
             f"bytes of a step: {figures['question_bytes']} a process asked (ids, look-ahead, "
             f"student's logits), {figures['reply_bytes']} a teacher (its gradient)",
-            highlight=False,
         )
     if "record_bytes" in figures:
         console.print(
             f"bytes on disk for a sample, view and teacher: {figures['record_bytes']:.1f} "
             f"({figures['record_bytes_computed']} without the file's head)",
-            highlight=False,
         )
 
 
@@ -172,7 +169,6 @@ def _render_data(figures: dict[str, Any], console: Console) -> None:
         f"\ndata: JPEGs inside Parquet, {side} × {side} pixels once they are prepared, read in "
         f"random batches of {figures['batch_size']}; memory is the peak of the process, without "
         "mapped files",
-        highlight=False,
         soft_wrap=True,
     )
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
@@ -199,7 +195,7 @@ def _render_data(figures: dict[str, Any], console: Console) -> None:
         )
     console.print(table)
     for name, value in conclusions(figures).items():
-        console.print(f"{name}: {value:.2f}", highlight=False)
+        console.print(f"{name}: {value:.2f}")
 
 
 def _render_search(figures: dict[str, Any], console: Console) -> None:
@@ -207,7 +203,6 @@ def _render_search(figures: dict[str, Any], console: Console) -> None:
         f"\nsearch: {figures['trials']} trials of {figures['epochs']} epochs, none stopped early, "
         f"{figures['teachers']} recorded teachers, median (smallest … largest) of "
         f"{len(figures['cells'][0]['seconds'])} searches",
-        highlight=False,
     )
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name in ("Way", "seconds", "× plain"):

@@ -108,7 +108,7 @@ def _measured(
             memory = _replay_memory(setting)
         finally:
             channel.close()
-        return {**json.loads(setting.result.read_text()), "replay_memory": memory}
+        return {**json.loads(setting.result.read_text(encoding="utf-8")), "replay_memory": memory}
 
 
 def _replay_memory(setting: Setting) -> list[tuple[int, int]]:

@@ -28,6 +28,7 @@ from agrekd_ray.search.settings import Planned, Search
 from agrekd_ray.search.trainable import SETTING, TrialActor
 from agrekd_ray.search.trial import Shared
 from agrekd_ray.teachers import Pool
+from agrekd_ray.terminal import screen
 
 TRIALS, EPOCHS, TEACHERS = 16, 10, 10
 WAYS: dict[str, list[dict[str, Any]]] = {
@@ -138,4 +139,4 @@ def _seconds(shared: Shared, settings: list[dict[str, Any]], place: Path) -> flo
 
 
 def _silent() -> Console:
-    return Console(file=io.StringIO())
+    return screen(file=io.StringIO())

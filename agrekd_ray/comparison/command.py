@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from agrekd_ray.addresses import sqlite_address
 from agrekd_ray.comparison import plots as pictures
 from agrekd_ray.comparison.plots import Point
 from agrekd_ray.comparison.rows import (
@@ -20,6 +21,7 @@ from agrekd_ray.comparison.store import read
 from agrekd_ray.comparison.tables import Layout, render, write_csv, write_markdown
 from agrekd_ray.errors import RunError
 from agrekd_ray.tracking.metrics import ACCURACY, WORST_GROUP, worst_metric
+from agrekd_ray.tracking.mlflow_store import checked_address
 
 
 def compare(
@@ -62,7 +64,8 @@ def compare(
         TrackingError: there is no store, or nothing in it that was asked for.
         RunError: a file cannot be written.
     """
-    found = read(uri or f"sqlite:///{runs.absolute() / 'mlflow.db'}", ids, experiments, filter)
+    place = checked_address(uri) if uri else sqlite_address(runs.absolute() / "mlflow.db")
+    found = read(place, ids, experiments, filter)
     for metric in (*metrics, *([sort] if sort else [])):
         checked_metric(metric, found.metrics)
     # A search measures the test split when it is over.
@@ -88,7 +91,7 @@ def compare(
     if written:
         console.print()
         for path in written:
-            console.print(f"written  {path}", highlight=False, markup=False, soft_wrap=True)
+            console.print(f"written  {path}", soft_wrap=True)
     return rows
 
 

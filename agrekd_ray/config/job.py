@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
+from agrekd_ray.addresses import store_address
 from agrekd_ray.config.sweep import Published, Sweep
 from agrekd_ray.core.weighting import STRATEGIES, SampleWeighting
 from agrekd_ray.data import DataSettings
@@ -90,14 +91,15 @@ class TrackingSettings(Settings):
     """Where runs are recorded.
 
     Attributes:
-        uri: of the MLflow store; null is a SQLite file in the runs folder. A password in it is
+        uri: of the MLflow store; null is a SQLite file in the runs folder. The path of a SQLite
+            file becomes absolute, like every path of a job. A password in it is
             known to this process alone: `***` stands for it here and in all that is written,
             and MLFLOW_TRACKING_PASSWORD for `***`.
         experiment: name of the experiment; null takes the job's name.
         models: whether every student is kept there as a model too.
     """
 
-    uri: Annotated[str, AfterValidator(hidden)] | None = None
+    uri: Annotated[str, AfterValidator(store_address), AfterValidator(hidden)] | None = None
     experiment: str | None = None
     models: bool = True
 

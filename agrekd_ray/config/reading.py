@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from agrekd_ray.config.faults import Fault, JobError
+from agrekd_ray.files import DamagedError, read_text
 
 MOST_VALUES = 1_000_000
 """In one file, with all that its anchors stand for."""
@@ -45,7 +46,7 @@ def read_job(path: Path, overrides: Iterable[str] = (), what: str = "job") -> di
     """
     no_mapping = f"holds no keys; a {what} is a YAML mapping"
     try:
-        text = path.read_text()
+        text = read_text(path)
     except OSError as error:
         near = [*difflib.get_close_matches(path.name, _neighbours(path), 1), None][0]
         raise JobError(
@@ -59,8 +60,8 @@ def read_job(path: Path, overrides: Iterable[str] = (), what: str = "job") -> di
                 )
             ],
         ) from None
-    except UnicodeDecodeError:
-        raise JobError(str(path), [Fault(what, "", "is no text file, so no YAML")]) from None
+    except DamagedError as error:
+        raise JobError(str(path), [Fault(what, "", str(error))]) from None
     except ValueError:
         raise JobError(str(path), [Fault(what, "", "no path has a null character")]) from None
     pairs = list(overrides)

@@ -194,7 +194,7 @@ def _metadata(path: Path) -> _Faces:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text("utf-8").splitlines()
+        return path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError:
         raise DataError(f"{path}: no UTF-8 text; copy or download it again.") from None
     except OSError as error:

@@ -191,7 +191,7 @@ class PreparedRows:
     @contextmanager
     def _claimed(self) -> Iterator[None]:
         self._folder.mkdir(parents=True, exist_ok=True)
-        with self._lock.open("w") as file:
+        with self._lock.open("w", encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
@@ -246,7 +246,7 @@ class PreparedRows:
         if faults:
             raise BrokenRowsError(faults)
         whole = _Whole(hashlib.sha256(digests).hexdigest(), self._count)
-        (self._partial / _WHOLE).write_text(json.dumps(asdict(whole)))
+        (self._partial / _WHOLE).write_text(json.dumps(asdict(whole)), encoding="utf-8")
         os.replace(self._partial, self._whole)
 
 

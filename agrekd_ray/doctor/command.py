@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from agrekd_ray.addresses import sqlite_file
 from agrekd_ray.config import Job, load_job
 from agrekd_ray.config.points import points_of
 from agrekd_ray.data import open_dataset
@@ -106,7 +107,7 @@ def _tracking(job: Job | None) -> str:
     from agrekd_ray.tracking.mlflow_store import open_existing, unless_set
 
     uri, told = job.tracking.uri, []
-    if uri.startswith("sqlite:") and not Path(uri.removeprefix("sqlite:///")).exists():
+    if (path := sqlite_file(uri)) is not None and not path.exists():
         return ""
 
     def look() -> None:

@@ -69,7 +69,8 @@ class Probe:
             [sys.executable, "-c", _COUNT_GPUS],
             env=environment,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             check=False,
         )
         if done.returncode:
@@ -129,7 +130,7 @@ def _accelerators() -> bool:
 def _memory_free() -> int | None:
     """Bytes that a program can have: of the machine, or of the container where that is less."""
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         found = {name: int(rest.split()[0]) for name, rest in (line.split(":") for line in lines)}
         free = found["MemAvailable"] * 1024
     except (OSError, ValueError, KeyError):
@@ -140,9 +141,13 @@ def _memory_free() -> int | None:
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
     ):
         try:  # without a limit the file says "max", or a number beyond any machine
-            most = int((group / limit).read_text())
-            cached = dict(line.split() for line in (group / table).read_text().splitlines())
-            taken = int((group / used).read_text()) - int(cached.get("inactive_file", 0))
+            most = int((group / limit).read_text(encoding="utf-8"))
+            cached = dict(
+                line.split() for line in (group / table).read_text(encoding="utf-8").splitlines()
+            )
+            taken = int((group / used).read_text(encoding="utf-8")) - int(
+                cached.get("inactive_file", 0)
+            )
         except (OSError, ValueError):
             continue
         free = min(free, max(most - taken, 0))
@@ -179,7 +184,7 @@ def _listeners(ports: Sequence[int]) -> dict[int, list[str]]:
     found: dict[int, list[str]] = {port: [] for port in ports}
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         try:
-            lines = Path(table).read_text().splitlines()[1:]
+            lines = Path(table).read_text(encoding="utf-8").splitlines()[1:]
         except OSError:
             continue
         for line in lines:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.filesize import decimal
-from rich.markup import escape
 from rich.table import Table
 
 from agrekd_ray.doctor.facts import Cluster, Node
@@ -59,9 +58,9 @@ def _table(findings: Sequence[Finding]) -> Table:
     for finding in findings:
         cells = (finding.node, finding.check, finding.problem, finding.remedy)
         style = "red" if finding.level == ERROR else "yellow"
-        table.add_row(*map(escape, cells), style=style)
+        table.add_row(*cells, style=style)
     return table
 
 
 def _say(console: Console, text: str, style: str = "") -> None:
-    console.print(escape(text), style=style, highlight=False, soft_wrap=True)
+    console.print(text, style=style, soft_wrap=True)

@@ -102,7 +102,7 @@ def save(folder: Path, model: Classifier, manifest: Manifest) -> Manifest:
             "backbone": _backbone_sha256(description, state, metadata),
         }
         complete = Manifest(**{**vars(manifest), **digests, "model": description})
-        (partial / MANIFEST).write_text(_sealed(complete))
+        (partial / MANIFEST).write_text(_sealed(complete), encoding="utf-8")
         _put(partial, folder, manifest.fingerprint)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -129,7 +129,7 @@ def read_manifest(folder: Path) -> Manifest:
             f"{MANIFEST}."
         )
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(values, dict):
             raise ValueError("it holds no JSON object")
         seal = values.pop(_SEAL, None)

@@ -10,7 +10,6 @@ from pathlib import Path
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.filesize import decimal
-from rich.markup import escape
 from rich.table import Table
 
 from agrekd_ray.data import SELECT, TEST, TRAIN
@@ -79,7 +78,7 @@ def _table(found: Sequence[Listed], console: Console) -> None:
         used = max(one.used for one in folders)
         date = datetime.fromtimestamp(used, UTC)
         table.add_row(
-            escape(teacher),
+            teacher,
             ", ".join(map(_recorded, sorted(folders, key=_place))),
             decimal(sum(one.bytes for one in folders)),
             f"{date:%Y-%m-%d}" if time.time() - used >= 60 else "just now",
@@ -103,4 +102,4 @@ def _recorded(one: Listed) -> str:
 
 
 def _say(console: Console, text: str, style: str = "") -> None:
-    console.print(escape(text), style=style, highlight=False, soft_wrap=True)
+    console.print(text, style=style, soft_wrap=True)

@@ -215,7 +215,7 @@ def _describe(path: Path, key: Key) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not about.exists():
             partial = about.with_name(f".{MANIFEST}.{uuid.uuid4().hex[:8]}")
-            partial.write_text(json.dumps(asdict(key), indent=1) + "\n")
+            partial.write_text(json.dumps(asdict(key), indent=1) + "\n", encoding="utf-8")
             os.replace(partial, about)
     except OSError as error:
         raise cannot_write(path, error) from None

@@ -86,7 +86,7 @@ def plan(
     if json_file is not None:
         content = as_json(job.name, found, advice, there, taken)
         try:
-            json_file.write_text(json.dumps(content, indent=1) + "\n")
+            json_file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         except OSError as error:
             raise RunError(f"{json_file}: cannot be written ({error.strerror}).") from None
 

@@ -143,4 +143,4 @@ def _clock(seconds: float) -> str:
 
 
 def _say(console: Console, text: str, style: str = "") -> None:
-    console.print(text, style=style, highlight=False, soft_wrap=True, markup=False)
+    console.print(text, style=style, soft_wrap=True)

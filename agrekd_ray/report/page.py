@@ -109,7 +109,7 @@ class Picture:
 
 
 def _render(content: dict[str, Any]) -> str:
-    text = resources.files("agrekd_ray.report").joinpath("page.html.j2").read_text("utf-8")
+    text = resources.files("agrekd_ray.report").joinpath("page.html.j2").read_text(encoding="utf-8")
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

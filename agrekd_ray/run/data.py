@@ -80,11 +80,11 @@ def check_data(path: Path, overrides: Iterable[str], fast: bool, console: Consol
             with Display(console) as display:
                 prepare_data(dataset, display)
         except BrokenRowsError as error:
-            console.print(f"{len(error.faults):,} broken samples", style="red", highlight=False)
+            console.print(f"{len(error.faults):,} broken samples", style="red")
             for fault in error.faults[:MOST_BROKEN]:
                 console.print(Text(f"  - {fault}"), soft_wrap=True)
             if len(error.faults) > MOST_BROKEN:
-                console.print(f"  and {len(error.faults) - MOST_BROKEN:,} more", highlight=False)
+                console.print(f"  and {len(error.faults) - MOST_BROKEN:,} more")
             return False
     _print({"samples": f"{dataset.size:,}, all sound", "fingerprint": dataset.fingerprint}, console)
     return True
@@ -129,7 +129,7 @@ def show_data(
     )
     target = output or Path(f"{settings.name}-data.png")
     draw(sheet, target)
-    console.print(str(target), highlight=False, soft_wrap=True)
+    console.print(str(target), soft_wrap=True)
 
 
 def _facts(settings: Any, dataset: Dataset) -> dict[str, str]:

@@ -6,7 +6,6 @@ import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -36,12 +35,12 @@ class Display:
         self._bar: Progress | None = None
         if console.is_terminal:
             self._bar = Progress(
-                TextColumn("[bold]{task.fields[stage]:<8}"),
+                TextColumn("{task.fields[stage]:<8}", style="bold", markup=False),
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 console=console,
             )
         self._task: TaskID | None = None
@@ -78,14 +77,14 @@ class Display:
         """So many steps more are done; `what` says which was the last."""
         self._done += steps
         if self._bar and self._task is not None:
-            self._bar.update(self._task, advance=steps, description=escape(what))
+            self._bar.update(self._task, advance=steps, description=what)
             return
         now = time.monotonic()
         if steps and self._first is None:  # before it, processes start: that says nothing
             self._first = now, self._done
         if now - self._spoken >= SECONDS_BETWEEN_LINES or self._done >= self._total > 0:
             self._spoken = now
-            self._console.print(escape(self._line(what, now)), highlight=False, soft_wrap=True)
+            self._console.print(self._line(what, now), soft_wrap=True)
 
     @property
     def unit(self) -> str:
@@ -95,7 +94,7 @@ class Display:
     def note(self, text: str, style: str = "") -> None:
         """A line that stays."""
         console = self._bar.console if self._bar else self._console
-        console.print(escape(text), style=style, highlight=False, soft_wrap=True)
+        console.print(text, style=style, soft_wrap=True)
 
     def _line(self, what: str, now: float) -> str:
         parts = [f"{self._stage:<8} {self._done:.0f}/{self._total} {self._unit}"]

@@ -18,7 +18,7 @@ import yaml
 from agrekd_ray.config import Job, JobError, check_job
 from agrekd_ray.config.reading import yaml_values
 from agrekd_ray.errors import RunError
-from agrekd_ray.files import DamagedError, read_json, real
+from agrekd_ray.files import DamagedError, read_json, read_text, real
 
 JOB, STATE = "job.yaml", "state.json"
 
@@ -78,7 +78,7 @@ class Folder:
         """
         partial = self.path / f".{STATE}"
         try:
-            partial.write_text(json.dumps(asdict(state)) + "\n")
+            partial.write_text(json.dumps(asdict(state)) + "\n", encoding="utf-8")
             os.replace(partial, self.path / STATE)
         except OSError as error:
             raise _cannot_write(self.path, error) from None
@@ -95,7 +95,7 @@ class Folder:
             RunError: another process is at it, or the folder cannot be written.
         """
         try:
-            lock = (self.path / ".lock").open("w")
+            lock = (self.path / ".lock").open("w", encoding="utf-8")
         except OSError as error:
             raise _cannot_write(self.path, error) from None
         with lock:
@@ -191,7 +191,7 @@ def new_folder(runs: Path, name: str, file: str, content: dict[str, Any]) -> Pat
 def _begin(path: Path, file: str, content: dict[str, Any]) -> None:
     path.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(content, sort_keys=False)
-    (path / file).write_text(f"# agrekd resume {path}\n{text}")
+    (path / file).write_text(f"# agrekd resume {path}\n{text}", encoding="utf-8")
     Folder(path).write_state(State())
 
 
@@ -202,7 +202,7 @@ def read_resolved(path: Path, file: str) -> dict[str, Any]:
         RunError: there is no run, or the file is damaged.
     """
     try:
-        raw = yaml_values((path / file).read_text())
+        raw = yaml_values(read_text(path / file))
     except OSError as error:
         raise RunError(
             f"{path}: no run there ({error.strerror or error}). Name a run's folder, like "

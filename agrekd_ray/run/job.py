@@ -162,7 +162,6 @@ class _Run:
                 f"MLflow did not get everything: when it answers again, agrekd resume "
                 f"{self.folder.path}",
                 style="yellow",
-                highlight=False,
                 soft_wrap=True,
             )
         return outcomes
@@ -375,7 +374,7 @@ class _Run:
             ("plots", str(self.folder.plots)),
             ("MLflow", self.tracker.ui_command()),
         ):
-            console.print(f"{name:<12}{value}", highlight=False, soft_wrap=True)
+            console.print(f"{name:<12}{value}", soft_wrap=True)
 
 
 def _spent_lines(outcomes: Sequence[Outcome], effort: Effort | None) -> list[tuple[str, str]]:

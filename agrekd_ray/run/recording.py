@@ -64,7 +64,6 @@ def record_job(job: Job, console: Console) -> Effort:
     console.print(
         f"{len(checkpoints)} teachers, {len(views)} {several} of {outputs.count} samples: "
         f"{outputs.bytes() / 1e6:.1f} MB in {job.outputs.store}; {effort.in_words}",
-        highlight=False,
         soft_wrap=True,
     )
     return effort

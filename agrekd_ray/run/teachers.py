@@ -149,7 +149,7 @@ def list_teachers(job: Job, console: Console) -> None:
     worst = next((metrics.worst for metrics in tested if metrics), "worst group")
     console.print(f"worst, mean: accuracy on test in %, of the {worst} and over all samples")
     for one in found:
-        console.print(f"{one.name:<14}{one.folder}", highlight=False, soft_wrap=True)
+        console.print(f"{one.name:<14}{one.folder}", soft_wrap=True)
 
 
 def evaluate_teachers(
@@ -184,7 +184,7 @@ def evaluate_teachers(
         console.print(_by_group(split, figures, dataset.groups.names))
     if output is not None:
         _write(output, measured)
-        console.print(f"written: {output}", highlight=False, soft_wrap=True)
+        console.print(f"written: {output}", soft_wrap=True)
 
 
 def _metrics(one: Known, dataset: Dataset) -> dict[str, Metrics]:

@@ -76,7 +76,7 @@ class Board:
             return
         if now - self._spoken >= SECONDS_BETWEEN_LINES or last:
             self._spoken = now
-            self._console.print(Text(self._line(ended, now)), soft_wrap=True, highlight=False)
+            self._console.print(Text(self._line(ended, now)), soft_wrap=True)
 
     def note(self, text: str, style: str = "yellow") -> None:
         """A line that stays."""

@@ -130,7 +130,7 @@ class Journal:
         """Write a trial; whole or not at all."""
         self._known[trial_id] = result
         partial = self._folder / f".{trial_id}.partial"
-        partial.write_text(json.dumps(asdict(result)))
+        partial.write_text(json.dumps(asdict(result)), encoding="utf-8")
         os.replace(partial, self._folder / f"{trial_id}.json")
 
     def number(self, wanted: int) -> int:

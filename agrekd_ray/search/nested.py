@@ -134,13 +134,17 @@ class GroupTrial:
     def save(self, folder: Path) -> None:
         """See `Trial.save`."""
         shutil.copytree(self._states, folder, dirs_exist_ok=True)
-        (folder / "history.json").write_text(json.dumps([asdict(epoch) for epoch in self.history]))
+        (folder / "history.json").write_text(
+            json.dumps([asdict(epoch) for epoch in self.history]), encoding="utf-8"
+        )
 
     def load(self, folder: Path) -> None:
         """See `Trial.load`."""
         for state in folder.glob("*.pt"):
             shutil.copy(state, self._states / state.name)
-        self.history = epochs_from_json(json.loads((folder / "history.json").read_text()))
+        self.history = epochs_from_json(
+            json.loads((folder / "history.json").read_text(encoding="utf-8"))
+        )
 
     def close(self) -> None:
         """End the group, and wait until it has given back what it held."""

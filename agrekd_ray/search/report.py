@@ -50,7 +50,7 @@ def publish_files(folder: Path, result: SearchResult) -> None:
         OSError: where they cannot be written.
     """
     with replacing(folder / RESULTS) as draft:
-        draft.write_text(json.dumps(result.to_json(), default=str) + "\n")
+        draft.write_text(json.dumps(result.to_json(), default=str) + "\n", encoding="utf-8")
     write_trials(folder / TRIALS, result.trials)
     plots = folder / "plots"
     trials = [_point(trial) for trial in result.trials]

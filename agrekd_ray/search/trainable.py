@@ -109,13 +109,15 @@ class TrialActor(tune.Trainable):
             if self._shared.planned.search.scheduler.name == "pbt":
                 (folder / HANDED_ON).mkdir()
                 self._trial.save(folder / HANDED_ON)
-        (folder / "trial").write_text(self.trial_id)
+        (folder / "trial").write_text(self.trial_id, encoding="utf-8")
 
     def load_checkpoint(self, checkpoint: str) -> None:
         """See `tune.Trainable.load_checkpoint`: of another trial, for pbt; else it is there."""
         assert self._trial is not None
         folder = Path(checkpoint)
-        if (folder / HANDED_ON).is_dir() and (folder / "trial").read_text() != self.trial_id:
+        if (folder / HANDED_ON).is_dir() and (folder / "trial").read_text(
+            encoding="utf-8"
+        ) != self.trial_id:
             self._trial.load(folder / HANDED_ON)
             self._whole = True  # it may be several epochs ahead
 

@@ -94,7 +94,7 @@ def train_group(work: Schoolwork, settings: StudentSettings) -> None:
             # Train's controller has died, or somebody without whom it gives up: where memory is
             # short, for instance. Nobody else starts it again, or ends its workers.
             with contextlib.suppress(FileNotFoundError):
-                give_back((work.training / ROOM).read_text())
+                give_back((work.training / ROOM).read_text(encoding="utf-8"))
             work.post(Note(f"{reason} It goes on with the last epoch that was finished."))
         else:
             break
@@ -136,7 +136,7 @@ def _work(config: dict[str, Any]) -> None:
         return
     if context.get_world_rank() == 0 and (group := held()) is not None:
         with contextlib.suppress(OSError):  # a full disk is said where it costs something
-            (work.training / ROOM).write_text(group)
+            (work.training / ROOM).write_text(group, encoding="utf-8")
     try:
         dataset = work.data.open()
         source = work.source(dataset) if work.source else None

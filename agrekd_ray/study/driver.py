@@ -41,6 +41,7 @@ from agrekd_ray.student import Assignment, read_outcome
 from agrekd_ray.study.report import markdown, publish_files, show
 from agrekd_ray.study.results import PointResult, StudyResult
 from agrekd_ray.teachers import Pool, Recipe
+from agrekd_ray.terminal import screen
 from agrekd_ray.tracking.mlflow_runs import PARENT, Tracker
 from agrekd_ray.tracking.outbox import Outbox
 
@@ -274,7 +275,7 @@ class _Study:
                 outcomes = outcomes_of(point)
             else:
                 tags = {PARENT: run_id, "agrekd.point": setting.label}
-                outcomes = run_job(point, Console(quiet=True), tags, draw=False)
+                outcomes = run_job(point, screen(quiet=True), tags, draw=False)
             self.results[number] = PointResult(setting.label, setting.at, setting.draw, outcomes)
             self.display.advance(setting.label)
         self.display.stage("report", 0, "")
@@ -316,7 +317,7 @@ class _Study:
             ("plots", str(self.folder.plots)),
             ("MLflow", self.tracker.ui_command()),
         ):
-            self.console.print(f"{name:<12}{value}", highlight=False, soft_wrap=True)
+            self.console.print(f"{name:<12}{value}", soft_wrap=True)
 
 
 def _agree(some: dict[str, Path], others: dict[str, Path]) -> bool:

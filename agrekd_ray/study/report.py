@@ -44,9 +44,11 @@ def publish_files(result: StudyResult, folder: Path) -> None:
         outcomes += point.outcomes
     tables.write_csv(outcomes, folder / "results.csv", where)
     with replacing(folder / "results.json") as draft:
-        draft.write_text(json.dumps(result.to_json(), ensure_ascii=False, indent=1) + "\n")
+        draft.write_text(
+            json.dumps(result.to_json(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
+        )
     with replacing(folder / "results.md") as draft:
-        draft.write_text(f"# {result.name}\n\n{markdown(result)}\n")
+        draft.write_text(f"# {result.name}\n\n{markdown(result)}\n", encoding="utf-8")
     plots = folder / "plots"
     plots.mkdir(exist_ok=True)
     sweep_plots(result, plots)

@@ -15,9 +15,10 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
+from agrekd_ray.addresses import is_database, sqlite_address
 from agrekd_ray.errors import TrackingError
 from agrekd_ray.passwords import hidden, revealed
-from agrekd_ray.tracking.mlflow_store import check_store, explained, is_database, unless_set
+from agrekd_ray.tracking.mlflow_store import check_store, checked_address, explained, unless_set
 from agrekd_ray.tracking.mlflow_values import as_text, distinct_names, milliseconds, shortened
 
 REASON, CHANGED = "agrekd.reason", "agrekd.changed_params"
@@ -59,12 +60,12 @@ class Experiment:
 
     def __init__(self, uri: str | None, name: str, root: Path) -> None:
         root = Path(root).absolute()
-        self.uri = hidden(uri) if uri else f"sqlite:///{root / 'mlflow.db'}"
+        self.uri = hidden(checked_address(uri)) if uri else sqlite_address(root / "mlflow.db")
         # Anything: drivers of databases and plug-ins have exceptions of their own.
         with self.explained("open the store", Exception):
             check_store(self.uri)
             self.client = MlflowClient(tracking_uri=revealed(self.uri))
-            location = None if self.served else str(root / "mlartifacts")
+            location = None if self.served else _location(root / "mlartifacts")
             self.id = self._find(name, location)
 
     def lookup(self, run_id: str) -> Any | None:
@@ -168,3 +169,9 @@ def _user() -> str:
         return getpass.getuser()
     except (OSError, KeyError, ImportError):  # a container's user may have no name
         return "unknown"
+
+
+def _location(folder: Path) -> str:
+    """As MLflow, which reads it as a URI, finds it: with its odd signs quoted."""
+    uri = folder.as_uri()
+    return str(folder) if uri == f"file://{folder}" else uri

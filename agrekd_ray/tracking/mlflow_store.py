@@ -10,11 +10,11 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from agrekd_ray.addresses import is_database, sqlite_address, sqlite_file, store_address
 from agrekd_ray.errors import TrackingError
 from agrekd_ray.passwords import revealed, without_password
 from agrekd_ray.tracking.mlflow_values import shortened
@@ -29,6 +29,18 @@ _IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEO
 _TEMPORARY = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"}
 
 
+def checked_address(uri: str) -> str:
+    """The address as `store_address` gives it.
+
+    Raises:
+        TrackingError: MLflow can keep no runs there.
+    """
+    try:
+        return store_address(uri)
+    except ValueError as error:
+        raise TrackingError(without_password(f"{uri!r} is {error}.")) from None
+
+
 def open_existing(uri: str) -> MlflowClient:
     """A client for reading a store that is there already; nothing is created.
 
@@ -39,8 +51,7 @@ def open_existing(uri: str) -> MlflowClient:
         TrackingError: there is no such store, or it cannot be reached.
     """
     with explained(uri, "open the store", Exception):
-        _check_scheme(uri)
-        if uri.startswith("sqlite:") and not (path := _sqlite_path(uri)).is_file():
+        if (path := sqlite_file(uri)) is not None and not path.is_file():
             raise TrackingError(
                 f"There are no runs: {path} does not exist. Give the folder of the runs, where "
                 "mlflow.db is, or the tracking URI that they were recorded under."
@@ -95,9 +106,7 @@ def _advice(uri: str, error: Exception) -> str:
 
 def check_store(uri: str) -> None:
     """What MLflow would find out late, or after minutes of retries."""
-    _check_scheme(uri)
-    if urlsplit(uri).scheme == "sqlite":
-        path = _sqlite_path(uri)
+    if (path := sqlite_file(uri)) is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not _is_there(path):
             _create(path)
@@ -120,29 +129,16 @@ def _create(path: Path) -> None:
     MLflow makes it in sixty steps, and one that was killed between two of them opens never again.
     """
     mark = path.with_name(f".{path.name}.lock")
-    with mark.open("w") as lock:
+    with mark.open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if _is_there(path):  # another process was faster
             return
         for left in path.parent.glob(f".{path.name}.draft-*"):
             left.unlink()
         draft = path.with_name(f".{path.name}.draft-{uuid.uuid4().hex[:8]}")
-        MlflowClient(tracking_uri=f"sqlite:///{draft}").search_experiments(max_results=1)
+        MlflowClient(tracking_uri=sqlite_address(draft)).search_experiments(max_results=1)
         os.replace(draft, path)
         mark.unlink()  # whoever waits for it finds the database
-
-
-def _check_scheme(uri: str) -> None:
-    if urlsplit(uri).scheme in ("", "file") and uri != "databricks":
-        raise TrackingError(
-            "MLflow does not keep runs in plain folders any more: "
-            f"{without_password(uri)!r} is no tracking URI "
-            "for it. Write sqlite:////absolute/path/mlflow.db, or the address of a server (http://...)."
-        )
-
-
-def _sqlite_path(uri: str) -> Path:
-    return Path(uri.removeprefix("sqlite:///"))
 
 
 @contextmanager
@@ -155,8 +151,3 @@ def unless_set(wanted: Mapping[str, str]) -> Iterator[None]:
     finally:
         for name in added:
             os.environ.pop(name, None)
-
-
-def is_database(uri: str) -> bool:
-    """Whether the store is a database that this process opens itself."""
-    return urlsplit(uri).scheme.split("+")[0] in ("sqlite", "postgresql", "mysql", "mssql")
