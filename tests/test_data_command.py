@@ -50,8 +50,9 @@ def waterbirds(place: Path, **settings: Any) -> dict[str, Any]:
     return pictures.small("waterbirds", place / "prepared", path=str(folder), **settings)
 
 
-def groupless(place: Path, **settings: Any) -> dict[str, Any]:
+def groupless(place: Path, split: str = "split", **settings: Any) -> dict[str, Any]:
     path = pictures.table(place / "own") / "table.csv"
+    path.write_text(path.read_text().replace("label,split", f"label,{split}", 1))
     return pictures.small("table", place / "prepared", table=str(path), **settings)
 
 
@@ -71,6 +72,26 @@ def test_check_says_what_the_data_are_and_prepares_them(tmp_path: Path, agrekd: 
     _, data = command.read_data(job, [])
     assert data.fingerprint in out
     assert "52 of 52 samples" in agrekd("data", "check", job)[1]
+
+
+@pytest.mark.parametrize(
+    ("column", "said"),
+    [
+        ("split", "column 'split': train 24, val_dfr 8, val 8, test 12"),
+        ("Split", "column 'Split': train 24, val_dfr 8, val 8, test 12"),
+        ("which", "drawn by lot, stratified by group: train 36, val_dfr 4, val 4, test 8"),
+    ],
+)
+def test_check_says_what_the_splits_are_from(
+    tmp_path: Path,
+    agrekd: Run,  # noqa: F811
+    column: str,
+    said: str,
+) -> None:
+    job = write_job(tmp_path, groupless(tmp_path, column))
+    code, out, _ = agrekd("data", "check", job, "--fast")
+    assert code == 0
+    assert f"splits       {said}" in out
 
 
 def test_check_lists_ten_broken_pictures_and_counts_them(tmp_path: Path, agrekd: Run) -> None:  # noqa: F811
@@ -93,7 +114,7 @@ def test_check_does_not_mind_what_else_is_wrong_with_a_job(tmp_path: Path, agrek
     assert "no group labels: the classes stand for groups" in out
     code, _, err = agrekd("data", "check", job, "data.columns.label=lable")
     assert code == 2
-    assert "no column lable" in err
+    assert "no column 'lable'" in err
     assert "no_such_method" not in err
 
 
@@ -191,9 +212,11 @@ def test_celeba_runs_in_every_layout(tmp_path: Path, agrekd: Run, layout: str) -
 
 
 def test_data_without_groups_run_from_a_table_to_a_report(tmp_path: Path, agrekd: Run) -> None:  # noqa: F811
-    job = write_job(tmp_path, groupless(tmp_path))
+    job = write_job(tmp_path, groupless(tmp_path, "which"))
     code, out, _ = agrekd("run", job)
     assert code == 0
+    drawn = "drawn by lot, stratified by group: train 36, val_dfr 4, val 4, test 8"
+    assert f"splits: {drawn}" in out
     assert "val worst class" in out
     assert "Worst class" in out
     assert "orst group" not in out
@@ -207,6 +230,7 @@ def test_data_without_groups_run_from_a_table_to_a_report(tmp_path: Path, agrekd
     code, out, _ = agrekd("report", folder)
     assert code == 0
     page = (folder / "report.html").read_text()
+    assert drawn in page
     assert re.search(r"<th[^>]*>\s*Worst class", page)
     assert not re.search(r"<th[^>]*>\s*Worst group", page)
 

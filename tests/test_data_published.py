@@ -127,7 +127,7 @@ BIRD_FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no table": (lambda f: (f / "metadata.csv").unlink(), "Sagawa et al., ICLR 2020"),
     "no column": (
         lambda f: change(f / "metadata.csv", ",place,", ",places,"),
-        "no column place; there are img_id.*Did you mean places",
+        "no column 'place'; there are 'img_id.*Did you mean 'places'",
     ),
     "another class": (
         lambda f: (f / "metadata.csv").write_text(
@@ -215,7 +215,7 @@ FACE_FAULTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "twice": (
         "csv",
         lambda f: change(f / "list_attr_celeba.csv", "000002.jpg", "000001.jpg"),
-        "row 2: image_id 000001.jpg is in list_attr_celeba.csv, row 1 already",
+        "row 2: image_id '000001.jpg' is in list_attr_celeba.csv, row 1 already",
     ),
 }
 

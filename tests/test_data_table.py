@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from agrekd_ray.data import DFR, SELECT, TEST, TRAIN
 from agrekd_ray.data.image_table import ImageTable, open_image_table
 from agrekd_ray.data.images import PictureDataset
+from agrekd_ray.data.names import quoted
 from agrekd_ray.data.table import Table
 from agrekd_ray.errors import DataError
 from tests import pictures
@@ -180,27 +182,27 @@ MISTAKES: dict[str, tuple[Spoil, dict[str, Any], str]] = {
     "unknown split": (
         _line(4, "3.jpg,cat,vall"),
         {},
-        r"row 4: split is 'vall', none of the splits.*\(train, val, test\)\. Did you mean val\?",
+        r"row 4: split is 'vall', none of .*\('train', 'val', 'test'\)\. Did you mean 'val'\?",
     ),
     "label outside": (
         _line(5, "4.jpg,dgo,train"),
         {"classes": ["cat", "dog"]},
-        r"row 5: label is 'dgo', none of the classes.*Did you mean dog\?",
+        r"row 5: label is 'dgo', none of the classes.*Did you mean 'dog'\?",
     ),
     "number outside": (
         lambda path: path.write_text(path.read_text().replace("cat", "0").replace("dog", "2")),
         {"classes": ["cat", "dog"]},
-        r"label is '2', none of the classes that data.classes names \(0, 1\)",
+        r"label is '2', none of the classes that data.classes names \('0', '1'\)",
     ),
     "duplicate path": (
         _line(6, "1.jpg,cat,train"),
         {},
-        r"row 6: path 1.jpg is in table.csv, row 2 already",
+        r"row 6: path '1.jpg' is in table.csv, row 2 already",
     ),
     "duplicate path, spelt differently": (
         _line(6, "./1.jpg,cat,train"),
         {},
-        r"row 6: ./1.jpg is the file of table.csv, row 2 already",
+        r"row 6: './1.jpg' is the file of table.csv, row 2 already",
     ),
     "non-UTF-8": (
         _bytes(7, b"\xff\xfe.jpg,cat,train"),
@@ -214,11 +216,15 @@ MISTAKES: dict[str, tuple[Spoil, dict[str, Any], str]] = {
     "missing column": (
         _line(0, "path,lable,split"),
         {},
-        r"no column label; there are path, lable, split\. Did you mean lable\?",
+        r"no column 'label'; there are 'path', 'lable', 'split'\. Did you mean 'lable'\?",
     ),
-    "missing group column": (lambda path: None, {"columns": {"groups": ["sky"]}}, "no column sky"),
-    "missing split column": (lambda path: None, {"columns": {"split": "part"}}, "no column part"),
-    "column twice": (_line(0, "path,label,label"), {}, "2 columns are called label"),
+    "missing group column": (
+        lambda path: None,
+        {"columns": {"groups": ["sky"]}},
+        "no column 'sky'",
+    ),
+    "missing split column": (lambda path: None, {"columns": {"split": "part"}}, "no column 'part'"),
+    "column twice": (_line(0, "path,label,label"), {}, "2 columns are called 'label'"),
     "empty split": (
         lambda path: path.write_text(path.read_text().replace(",test", ",train")),
         {},
@@ -239,7 +245,7 @@ MISTAKES: dict[str, tuple[Spoil, dict[str, Any], str]] = {
     "class without training": (
         lambda path: path.write_text(path.read_text().replace(",dog,train", ",cat,train")),
         {},
-        "no training sample of class dog",
+        "no training sample of class 'dog'",
     ),
     "no rows": (
         lambda path: path.write_text("path,label,split\n"),
@@ -256,6 +262,36 @@ MISTAKES: dict[str, tuple[Spoil, dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.parametrize(
+    ("told", "there"),
+    [
+        ("caf\u00e9.jpg", "cafe\u0301.jpg"),
+        ("A/1.jpg", "a/1.jpg"),
+        ("1\xa02.jpg", "1 2.jpg"),
+        ("1.jpg ", "1.jpg"),
+        ("f\u00fcr/1.jpg", "fu\u0308r/1.jpg"),
+    ],
+)
+def test_a_file_whose_path_looks_the_same_is_named(csv: Path, told: str, there: str) -> None:
+    target = csv.parent / there
+    target.parent.mkdir(exist_ok=True)
+    (csv.parent / "7.jpg").rename(target)
+    if there != "1.jpg":
+        csv.write_text(csv.read_text().replace("7.jpg,", f"{told},", 1))
+        words = f"row 8: no file {quoted(str(csv.parent / told))}, but {quoted(str(target))}."
+    else:  # which another row has already
+        csv.write_text(csv.read_text().replace("\n7.jpg,", f"\n{told},", 1))
+        words = "row 8: path is '1.jpg ', and '1.jpg' in table.csv, row 2: they differ only in"
+    with pytest.raises(DataError, match=re.escape(words)):
+        opened(csv)
+
+
+def test_paths_that_differ_in_case_are_two_files(csv: Path) -> None:
+    (csv.parent / "7.jpg").rename(csv.parent / "1.JPG")
+    csv.write_text(csv.read_text().replace("\n7.jpg,", "\n1.JPG,", 1))
+    assert opened(csv).size == 52
+
+
 @pytest.mark.parametrize("how", MISTAKES)
 def test_a_mistake_is_one_clear_error(csv: Path, how: str) -> None:
     spoil, settings, words = MISTAKES[how]
@@ -268,7 +304,7 @@ def test_a_mistake_is_one_clear_error(csv: Path, how: str) -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("tabel.csv", "no such table; did you mean table.csv"),
+        ("tabel.csv", "no such table; did you mean 'table.csv'"),
         ("x" * 300, "no such table"),
         ("0.jpg", "a table is a .csv or a .parquet file"),
         ("", "holds no .parquet file"),

@@ -129,9 +129,9 @@ def _replace(text: str, old: str, new: str) -> str:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda t: _replace(t, "toxicity", "toxic"), "no column toxicity"),
-        (lambda t: _replace(t, "comment_text", "comment"), "no column comment_text"),
-        (lambda t: _replace(t, "LGBTQ", "lgbt"), "no column LGBTQ"),
+        (lambda t: _replace(t, "toxicity", "toxic"), "no column 'toxicity'"),
+        (lambda t: _replace(t, "comment_text", "comment"), "no column 'comment_text'"),
+        (lambda t: _replace(t, "LGBTQ", "lgbt"), "no column 'LGBTQ'"),
         (lambda t: _replace(t, ",val,", ",valid,"), "split is 'valid'"),
         (lambda t: _replace(t, ",train,", ",,"), "row 1: split is empty"),
         (lambda t: "".join(t.splitlines(keepends=True)[:1]), "no row besides the header"),
@@ -188,7 +188,7 @@ def test_a_table_of_texts_of_ones_own(tmp_path: Path) -> None:
     assert data.classes == ("ham", "spam")
     assert not data.groups.known
     assert data.inputs(np.array([0]), None).shape == (1, 6)
-    with pytest.raises(DataError, match=r"no column body"):
+    with pytest.raises(DataError, match=r"no column 'body'"):
         open_dataset(TextTable.model_validate({**values, "columns": {"text": "body"}}))
 
 

@@ -18,6 +18,7 @@ from agrekd_ray.data.colored import ColoredDigits, ColoredIdx, ColoredImages
 from agrekd_ray.data.custom import Custom, open_custom
 from agrekd_ray.data.dataset import (
     DFR,
+    DRAWN,
     SELECT,
     TEST,
     TRAIN,
@@ -27,6 +28,8 @@ from agrekd_ray.data.dataset import (
     Prepared,
     Progress,
     Samples,
+    Sourced,
+    splits_in_words,
 )
 from agrekd_ray.data.image_table import ImageTable, open_image_table
 from agrekd_ray.data.text import TextTable, open_text_table, tokens_of
@@ -76,6 +79,7 @@ def _opened(kind: type[Settings], values: str) -> Dataset:
 __all__ = [
     "DATASETS",
     "DFR",
+    "DRAWN",
     "SELECT",
     "TEST",
     "TRAIN",
@@ -86,6 +90,8 @@ __all__ = [
     "Prepared",
     "Progress",
     "Samples",
+    "Sourced",
     "open_dataset",
+    "splits_in_words",
     "tokens_of",
 ]

@@ -13,6 +13,9 @@ from torch import Tensor
 TRAIN, DFR, SELECT, TEST = "train", "val_dfr", "val", "test"
 """Names of the splits. Validation has two halves: `val_dfr` retrains last layers, `val` selects."""
 
+DRAWN = "drawn by lot, stratified by group"
+"""What says the splits of a data set that comes without them."""
+
 
 class Samples(Protocol):
     """All that training may see of a data set: no groups.
@@ -141,6 +144,25 @@ class Prepared(Protocol):
             DataError: a sample is broken, or the copy cannot be written.
         """
         ...
+
+
+@runtime_checkable
+class Sourced(Protocol):
+    """A data set that knows what says its splits.
+
+    Attributes:
+        splits_from: in words; `DRAWN` where they were drawn.
+    """
+
+    splits_from: str
+
+
+def splits_in_words(samples: Samples) -> str:
+    """What says the splits, and their sizes; empty where the data set does not know."""
+    if not isinstance(samples, Sourced):
+        return ""
+    sizes = ", ".join(f"{name} {len(ids):,}" for name, ids in samples.splits.items())
+    return f"{samples.splits_from}: {sizes}"
 
 
 @runtime_checkable

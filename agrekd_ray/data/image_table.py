@@ -8,6 +8,7 @@ from typing import Literal
 import pyarrow as pa
 
 from agrekd_ray.data.images import PictureDataset, Pictures
+from agrekd_ray.data.names import file_alike, quoted
 from agrekd_ray.data.pictures import FolderPictures, ParquetPictures, Source
 from agrekd_ray.data.rows import Columns, TableSettings, open_table, read_rows
 from agrekd_ray.data.table import Table, column_type, table_files
@@ -56,7 +57,14 @@ def open_image_table(settings: ImageTable) -> PictureDataset:
         source = _files_of(table, settings)
     rows = read_rows(table, settings, columns)
     return PictureDataset(
-        settings, source, table.where, rows.classes, rows.labels_N, rows.groups, rows.splits
+        settings,
+        source,
+        table.where,
+        rows.classes,
+        rows.labels_N,
+        rows.groups,
+        rows.splits,
+        rows.splits_from,
     )
 
 
@@ -67,14 +75,17 @@ def _is_picture(kind: pa.DataType) -> bool:
 
 
 def _files_of(table: Table, settings: ImageTable) -> FolderPictures:
-    folder = settings.images or table.path.parent
+    own = table.path if table.path.is_dir() else table.path.parent
+    folder = settings.images or own
     if not folder.is_dir():
-        raise DataError(f"data.images: no folder {folder}.")
+        near = file_alike(folder)
+        hint = f", but {quoted(str(near))}" if near else ""
+        raise DataError(f"data.images: no folder {quoted(str(folder))}{hint}.")
     paths = table.unique(settings.columns.image)
     plain: dict[str, int] = {}
     for row, path in enumerate(paths):  # a/../b.png and b.png are one file
         if (first := plain.setdefault(os.path.normpath(path), row)) != row:
             raise DataError(
-                f"{table.where(row)}: {path} is the file of {table.where(first)} already."
+                f"{table.where(row)}: {quoted(path)} is the file of {table.where(first)} already."
             )
     return FolderPictures(folder, paths, table.where)

@@ -58,6 +58,7 @@ class PictureDataset(PreparedSamples):
         labels_N: class of every picture.
         groups: of the pictures.
         splits: sorted ids by name.
+        splits_from: see `Sourced.splits_from`.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class PictureDataset(PreparedSamples):
         labels_N: np.ndarray,
         groups: Groups,
         splits: dict[str, np.ndarray],
+        splits_from: str = "the makers' split",
     ) -> None:
         side = settings.resize
         rows = PreparedRows(
@@ -79,7 +81,7 @@ class PictureDataset(PreparedSamples):
         )
         work = decoding(source, side, where)
         how = fingerprint(DECODING, settings.size, side)
-        super().__init__(rows, work, how, classes, labels_N, groups, splits)
+        super().__init__(rows, work, how, classes, labels_N, groups, splits, splits_from)
         self.settings = settings
         self.shape: tuple[int, ...] = (3, settings.size, settings.size)
         self.size = source.count

@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from agrekd_ray.data.prepared import CHUNK, BrokenRowsError, Made, Work, chunks, listed
+from agrekd_ray.data.names import file_alike, quoted
+from agrekd_ray.data.prepared import CHUNK, SHOWN, BrokenRowsError, Made, Work, chunks, listed
 from agrekd_ray.errors import DataError
 from agrekd_ray.files import in_a_line
 from agrekd_ray.settings import fingerprint
@@ -63,13 +64,16 @@ class FolderPictures:
     def __init__(self, folder: Path, paths: Sequence[str], where: Where) -> None:
         self.count = len(paths)
         self._paths = [os.path.join(folder, path) for path in paths]  # noqa: PTH118 (200,000 of them)
-        stamps, missing = hashlib.sha256(), []
+        stamps = hashlib.sha256()
+        missing: list[str] = []
         for row, path in enumerate(self._paths):
             try:
                 found = os.stat(path)  # noqa: PTH116
                 stamps.update(f"{paths[row]}\0{found.st_size}\0{found.st_mtime_ns}\n".encode())
             except (OSError, ValueError):
-                missing.append(f"{where(row)}: no file {path}")
+                near = file_alike(Path(path)) if len(missing) < SHOWN else None
+                hint = f", but {quoted(str(near), len(path) + 9)}" if near else ""
+                missing.append(f"{where(row)}: no file {quoted(path, len(path))}{hint}")
         if missing:
             raise DataError(listed(missing) + ".")
         self.stamp = stamps.hexdigest()

@@ -34,7 +34,8 @@ CHUNK = 256
 """Rows that are made together; part of what the digest is computed from."""
 _ROWS, _DIGESTS, _WHOLE = "rows", "digests", "whole.json"
 _DIGEST = hashlib.sha256().digest_size
-_SHOWN = 10
+SHOWN = 10
+"""Faults that are shown of many."""
 
 
 class BrokenRowsError(DataError):
@@ -57,10 +58,10 @@ Work = tuple[int, Callable[[], Made]]
 
 def listed(faults: Sequence[str]) -> str:
     """The first ten faults, and how many there are."""
-    shown = "; ".join(faults[:_SHOWN])
-    if len(faults) <= _SHOWN:
+    shown = "; ".join(faults[:SHOWN])
+    if len(faults) <= SHOWN:
         return shown
-    return f"{shown}; and {len(faults) - _SHOWN:,} more ({len(faults):,} in all)"
+    return f"{shown}; and {len(faults) - SHOWN:,} more ({len(faults):,} in all)"
 
 
 def chunks(count: int) -> list[range]:
@@ -261,6 +262,7 @@ class PreparedSamples:
         labels_N: class of every sample.
         groups: of the samples.
         splits: sorted ids by name.
+        splits_from: see `Sourced.splits_from`.
     """
 
     def __init__(
@@ -272,7 +274,9 @@ class PreparedSamples:
         labels_N: np.ndarray,
         groups: Groups,
         splits: dict[str, np.ndarray],
+        splits_from: str,
     ) -> None:
+        self.splits_from = splits_from
         self.rows, self.classes, self.groups, self.splits = rows, classes, groups, splits
         self._labels_N = torch.from_numpy(np.ascontiguousarray(labels_N, dtype=np.int64))
         self._work, self._how = work, how

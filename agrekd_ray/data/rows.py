@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -9,14 +10,21 @@ from typing import Annotated
 import numpy as np
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
-from agrekd_ray.data.dataset import TEST, TRAIN, Groups
-from agrekd_ray.data.splits import by_shares, four_splits
+from agrekd_ray.data.dataset import DRAWN, TRAIN, Groups
+from agrekd_ray.data.names import canonical, folded, in_order, is_number, listed, quoted
+from agrekd_ray.data.splits import USUAL, by_shares, four_splits, split_of_file
 from agrekd_ray.data.table import Table
 from agrekd_ray.errors import DataError
 from agrekd_ray.settings import LocalPath, Seed, Settings, Share
 
 SPLIT = "split"
 """The column with the split where the settings name none, and the table has one."""
+_NEAR_SPLIT = re.compile(
+    r"(.*[\W_])?(split|partition)s?([\W_].*)?|(data)?(splits?|partitions?|folds?|subsets?|sets?)"
+    r"|phase|usage|is[\W_]?(train|val|test)|train[\W_]?(val[\W_]?)?test"
+)
+"""Names of columns that are likely to hold the split, folded."""
+_YOURS = "Name yours in data.columns."
 
 
 class Columns(Settings):
@@ -25,8 +33,8 @@ class Columns(Settings):
     Attributes:
         label: the class, by name or number.
         groups: spurious attributes; what counts is their combination. None: no group labels.
-        split: `train`, `val` or `test`; null takes the column `split` where there is one, and
-            otherwise draws splits by `shares`.
+        split: `train`, `val` or `test`; null takes the column `split`, or the only one with a name
+            like it, or the names of the files, and otherwise draws splits.
     """
 
     label: str = "label"
@@ -38,9 +46,9 @@ class SplitNames(Settings):
     """How the table calls the splits.
 
     Attributes:
-        train: the training split.
-        val: the validation split.
-        test: the test split.
+        train: the training split; `train` is any usual name of it (`Train`, `training`).
+        val: the validation split; `val` is any usual one (`valid`, `validation`, `dev`).
+        test: the test split; `test` is any usual one (`Test`, `testing`).
     """
 
     train: str = "train"
@@ -50,8 +58,8 @@ class SplitNames(Settings):
     @field_validator("test")
     @classmethod
     def _three_names(cls, test: str, info: ValidationInfo) -> str:
-        others = [info.data.get("train"), info.data.get("val")]
-        if test in others or others[0] == others[1]:
+        others = [canonical(info.data.get(name, name)) for name in ("train", "val")]
+        if canonical(test) in others or others[0] == others[1]:
             raise ValueError("two splits cannot have the same name")
         return test
 
@@ -78,6 +86,8 @@ class SplitShares(Settings):
 def _at_least_two(classes: tuple[str, ...] | None) -> tuple[str, ...] | None:
     if classes is not None and (len(classes) < 2 or len(set(classes)) < len(classes)):
         raise ValueError("two different classes at least, none of them twice")
+    if classes is not None and len(set(map(canonical, classes))) < len(classes):
+        raise ValueError("two of them are one number or truth value in a table")
     return classes
 
 
@@ -85,18 +95,19 @@ class TableSettings(Settings):
     """A table of samples.
 
     Attributes:
-        table: a CSV or Parquet file, or a folder of Parquet files.
+        table: a CSV or Parquet file, or a folder of them, whose names may say the split.
         classes: names of the classes in the order of their numbers; labels are these names, or
             numbers from 0. Null takes what the table says, sorted.
         splits: how the table calls the splits.
-        shares: of splits that are drawn, stratified by group, where the table has no split.
+        shares: of splits that are drawn, stratified by group. Null draws only where the table has
+            no split, and then 0.7 and 0.15.
         seed: draws them, the halves of validation, and the views.
     """
 
     table: LocalPath
     classes: Annotated[tuple[str, ...] | None, AfterValidator(_at_least_two)] = None
     splits: SplitNames = SplitNames()
-    shares: SplitShares = SplitShares()
+    shares: SplitShares | None = None
     seed: Seed = 0
 
 
@@ -109,14 +120,21 @@ class Rows:
         labels_N: class of every row.
         groups: class x combination of the group columns, or unknown.
         splits: sorted rows by name of the split.
-        drawn: whether the splits were drawn, for the table has none.
+        splits_from: what says the splits, in words; `DRAWN` where they were drawn.
     """
 
     classes: tuple[str, ...]
     labels_N: np.ndarray
     groups: Groups
     splits: dict[str, np.ndarray]
-    drawn: bool
+    splits_from: str
+
+
+class _SplitColumns:
+    """Names of columns that may hold the split; an exact one is asked for by name."""
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and bool(_NEAR_SPLIT.fullmatch(folded(name)))
 
 
 def open_table(settings: TableSettings, columns: Columns, *further: str) -> Table:
@@ -128,15 +146,16 @@ def open_table(settings: TableSettings, columns: Columns, *further: str) -> Tabl
     needed = [columns.label, *columns.groups, *further]
     if columns.split is not None:
         needed.append(columns.split)
-    return Table(settings.table, needed, [SPLIT])
+    return Table(settings.table, needed, _SplitColumns(), _YOURS)
 
 
 def read_rows(table: Table, settings: TableSettings, columns: Columns) -> Rows:
     """Class, group and split of every row.
 
     Raises:
-        DataError: a value that is none of those allowed, or missing, with its row; a split without
-            a sample; fewer than two classes.
+        DataError: a value that is none of those allowed, or missing, with its row; two that differ
+            in what nobody sees; a split without a sample; fewer than two classes; something that
+            may be the split, and cannot be read as it.
     """
     classes, labels_N = _labels(table, settings, columns.label)
     if columns.groups:
@@ -144,60 +163,175 @@ def read_rows(table: Table, settings: TableSettings, columns: Columns) -> Rows:
         groups = Groups.crossed(labels_N, classes, attribute_N, attributes)
     else:
         groups = Groups.unknown(labels_N, classes)
-    split = columns.split or (SPLIT if SPLIT in table.names else None)
-    if split is None:
-        shares = settings.shares
+    if len(set(groups.names)) < len(groups.names):
+        raise DataError(f"{table.path}: two groups have the same name; rename a class or value.")
+    splits_from, split_N = _split(table, settings, columns)
+    if split_N is None:
+        shares = settings.shares or SplitShares()
         three = by_shares(groups.group_N, shares.train, shares.val, settings.seed)
     else:
-        names = settings.splits
-        meanings = {names.train: 0, names.val: 1, names.test: 2}
-        split_N = table.numbers(split, meanings, "the splits that data.splits names")
-        three = {
-            name: np.flatnonzero(split_N == number)
-            for number, name in enumerate((TRAIN, "val", TEST))
-        }
+        three = {name: np.flatnonzero(split_N == number) for number, name in enumerate(USUAL)}
     splits = four_splits(three, groups.group_N, settings.seed, str(table.path))
     _all_taught(table.path, classes, labels_N[splits[TRAIN]])
-    return Rows(classes, labels_N, groups, splits, split is None)
+    return Rows(classes, labels_N, groups, splits, splits_from)
+
+
+def _split(
+    table: Table, settings: TableSettings, columns: Columns
+) -> tuple[str, np.ndarray | None]:
+    """What says the splits, and the number of every row's; None where they are to be drawn."""
+    if settings.shares is not None:
+        if columns.split is not None:
+            raise DataError(
+                f"data.shares: splits are drawn, or taken from the column {quoted(columns.split)}; "
+                "leave out data.shares or data.columns.split."
+            )
+        return DRAWN, None
+    if columns.split is not None:
+        return _by_column(table, settings, columns.split)
+    near = [
+        name
+        for name in table.names
+        if name in _SplitColumns() and name not in (columns.label, *columns.groups)
+    ]
+    if SPLIT in near:
+        near = [SPLIT]
+    found, refused = [], []
+    for name in near:
+        try:
+            found.append(_by_column(table, settings, name))
+        except DataError as error:
+            refused.append((name, error))
+    choose = "name the right one in data.columns.split, or set data.shares to draw splits"
+    if len(found) > 1:
+        told = " and ".join(source for source, _ in found)
+        raise DataError(f"{table.path}: the split may be the {told}; {choose}.")
+    if refused and not found:
+        name, reason = refused[0]
+        if name == SPLIT:
+            raise reason
+        raise DataError(
+            f"{table.path}: the column {quoted(name)} may be the split, but {reason} If it is not, "
+            "name the right one in data.columns.split, or set data.shares to draw splits."
+        )
+    by_file_N = _by_file(table, bool(found))
+    if by_file_N is None:
+        return found[0] if found else (DRAWN, None)
+    if not found:
+        return "names of the files", by_file_N
+    source, split_N = found[0]
+    if differing := np.flatnonzero(split_N != by_file_N).tolist():
+        row, names = differing[0], list(USUAL)
+        raise DataError(
+            f"{table.where(row)}: is {names[split_N[row]]} by the {source} and "
+            f"{names[by_file_N[row]]} by the file's name; data.columns.split=NAME takes the column."
+        )
+    return source, split_N
+
+
+def _by_column(table: Table, settings: TableSettings, column: str) -> tuple[str, np.ndarray]:
+    """That the column says the splits, and the number of every row's."""
+    given = settings.splits.model_dump()
+    meanings = {name: number for number, name in enumerate(given.values())}
+    told = {canonical(name) for name in given.values()}
+    found = table.values(column, told)
+    by_split: dict[int, tuple[str, int]] = {}
+    for name, row in zip(found.names, found.first, strict=True):
+        for place, (split, usual) in enumerate(USUAL.items()):
+            if given[split] == split and folded(name) in usual and name not in told:
+                meanings[name] = place
+        if (number := meanings.get(name)) is None:
+            continue
+        other, first = by_split.setdefault(number, (name, row))
+        if other != name:
+            raise DataError(
+                f"{table.where(row)}: {column} is {quoted(name)}, and {quoted(other)} in "
+                f"{table.where(first)}, usual names of one split; say in data.splits which it is."
+            )
+    numbers_N = table.numbers(
+        column,
+        meanings,
+        "the splits that data.splits names",
+        "Set data.splits to what the table calls train, val and test.",
+    )
+    return f"column {quoted(column)}", numbers_N
+
+
+def _by_file(table: Table, has_column: bool) -> np.ndarray | None:
+    """The number of every row's split by the names of the files, where these name several."""
+    named = {file: split_of_file(file) for file in table.files}
+    if len(set(named.values()) - {None}) > 1:
+        for file, split in named.items():
+            if split is None and not has_column:
+                other = next(file for file in named if named[file])
+                raise DataError(
+                    f"{file}: its name says no split, and that of {quoted(other.name)} does; take "
+                    "it out of the folder, or set data.shares to draw splits from all."
+                )
+        if None in named.values():
+            return None
+        numbers = [list(USUAL).index(split) for split in named.values() if split]
+        return np.repeat(numbers, table.counts)
+    if table.path in named and named[table.path] and not has_column:
+        beside = [
+            file
+            for file in sorted(table.path.parent.iterdir())
+            if file.suffix == table.path.suffix
+            and split_of_file(file) not in (None, named[table.path])
+        ]
+        if beside:
+            raise DataError(
+                f"{table.path}: is the {named[table.path]} split by its name, and beside it is "
+                f"{quoted(beside[0].name)}; give the folder as data.table to take them all, or set "
+                "data.shares to draw splits from this file."
+            )
+    return None
 
 
 def _labels(
     table: Table, settings: TableSettings, column: str
 ) -> tuple[tuple[str, ...], np.ndarray]:
-    values = table.text(column)
-    distinct = set(values)
     if settings.classes is not None:
         classes = settings.classes
         meanings = {name: number for number, name in enumerate(classes)}
-        if not distinct & set(classes) and all(value.isdecimal() for value in distinct):
+        found = set(table.values(column, set(map(canonical, classes))).names)
+        if not found & set(map(canonical, classes)) and all(name.isdecimal() for name in found):
             meanings = {str(number): number for number in range(len(classes))}
         return classes, table.numbers(column, meanings, "the classes that data.classes names")
-    whole = all(value.removeprefix("-").isdecimal() for value in distinct)
-    classes = tuple(sorted(distinct, key=int) if whole else sorted(distinct))
+    values = table.values(column, remedy="Two classes that differ so are named in data.classes.")
+    classes = in_order(values.names)
     if len(classes) < 2:
         raise DataError(
-            f"{table.path}: {column} is {classes[0]!r} in every row; two classes at least."
+            f"{table.path}: {column} is {quoted(classes[0])} in every row; two classes at least."
         )
     meanings = {name: number for number, name in enumerate(classes)}
-    return classes, np.array([meanings[value] for value in values], dtype=np.int64)
+    return classes, np.array([meanings[name] for name in values.names])[values.number_N]
 
 
 def _attribute(table: Table, columns: tuple[str, ...]) -> tuple[tuple[str, ...], np.ndarray]:
     """Combinations that occur, by name, and which one every row has."""
-    values = []
-    for column in columns:
-        text = table.text(column)
+    found = [table.values(column) for column in columns]
+    words = []
+    for column, values in zip(columns, found, strict=True):
         # A number says nothing without its column.
-        bare = any(value.removeprefix("-").isdecimal() for value in set(text))
-        values.append([f"{column}={value}" if bare else value for value in text])
-    combined = [", ".join(row) for row in zip(*values, strict=True)]
-    names = tuple(sorted(set(combined)))
-    numbers = {name: number for number, name in enumerate(names)}
-    return names, np.array([numbers[name] for name in combined], dtype=np.int64)
+        bare = any(map(is_number, values.names))
+        words.append([f"{column}={name}" if bare else name for name in values.names])
+    combined_N = np.zeros_like(found[0].number_N)
+    parts: list[list[str]] = [[]]
+    for names, values in zip(words, found, strict=True):
+        both_N = combined_N * len(names) + values.number_N
+        occurring, combined_N = np.unique(both_N, return_inverse=True)
+        pairs = (divmod(number, len(names)) for number in occurring.tolist())
+        parts = [[*parts[before], names[number]] for before, number in pairs]
+    joined = [", ".join(part) for part in parts]
+    if len(set(joined)) < len(joined):  # a value has a comma
+        joined = [listed(part, len(part)) for part in parts]
+    order = sorted(range(len(joined)), key=joined.__getitem__)
+    return tuple(joined[number] for number in order), np.argsort(order)[combined_N]
 
 
 def _all_taught(path: Path, classes: tuple[str, ...], labels_N: np.ndarray) -> None:
     missing = set(range(len(classes))) - set(labels_N.tolist())
     if missing:
-        names = ", ".join(classes[number] for number in sorted(missing))
+        names = listed(classes[number] for number in sorted(missing))
         raise DataError(f"{path}: no training sample of class {names}.")

@@ -3,13 +3,37 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
 from agrekd_ray.data.dataset import DFR, SELECT, TEST, TRAIN, Groups
+from agrekd_ray.data.names import folded
 from agrekd_ray.errors import DataError
+
+USUAL = {
+    TRAIN: ("train", "training"),
+    "val": ("val", "valid", "validation", "dev", "development"),
+    TEST: ("test", "testing"),
+}
+"""What the three splits are usually called, whatever the case."""
+
+
+def split_named(text: str) -> str | None:
+    """The split that goes by this name: `train`, `val`, `test`; None where none does."""
+    return next((split for split, names in USUAL.items() if folded(text) in names), None)
+
+
+def split_of_file(file: Path) -> str | None:
+    """The one split that a word of a file's name says, or its folder's: `train-00000-of-00001`."""
+    words = [*re.split(r"[^a-z]+", folded(file.stem)), file.parent.name]
+    named = {split for word in words[:-1] if (split := split_named(word))}
+    if not named:
+        return split_named(words[-1])
+    return named.pop() if len(named) == 1 else None
 
 
 def halves(ids: np.ndarray, strata: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,63 +1,104 @@
 """A table of samples, CSV or Parquet: its columns, and what is wrong with them by row.
 
-Rows are counted as a reader counts them: row 1 is the first one after the header.
+Rows are counted as a reader counts them: row 1 is the first one after the header. The same values
+are the same names in every format and dialect, see `names.canonical`.
 """
 
 from __future__ import annotations
 
 import bisect
-import difflib
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from agrekd_ray.data.names import (
+    canonical,
+    folded,
+    has_blank_end,
+    listed,
+    nearest,
+    quoted,
+    visible,
+)
+from agrekd_ray.data.splits import split_named, split_of_file
 from agrekd_ray.errors import DataError
 
 CSV_BLOCK = 1 << 24
 """Bytes that are read at a time; no row may be longer."""
+DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+"""Between the values of a text table, in words; the first that gives the columns is taken."""
+TEXT, PARQUET = (".csv", ".tsv"), ".parquet"
+_MISSING = ("nan", "NaN", "NAN", "NaT", "<NA>")
+"""How programs write a missing value where they write text."""
+
+
+@dataclass(frozen=True)
+class Names:
+    """A column of names: classes, groups or splits.
+
+    Attributes:
+        names: the different ones, in the order in which they come.
+        first: row of each one's first.
+        number_N: which one every row has.
+    """
+
+    names: tuple[str, ...]
+    first: tuple[int, ...]
+    number_N: np.ndarray
 
 
 class Table:
     """The columns of a table that are asked for, as text.
 
     Args:
-        path: a CSV file (`.csv`), a Parquet file (`.parquet`), or a folder of Parquet files, which
-            are read in the order of their names.
+        path: a text table (`.csv`, `.tsv`), a Parquet file (`.parquet`), or a folder, see
+            `table_files`.
         columns: that must be there.
         optional: that are read where they are there.
+        remedy: what to do about a missing column, a sentence.
 
     Attributes:
         path: as given.
         files: what it is made of.
         names: of all columns of the table.
+        counts: rows of every file.
         rows: their number.
 
     Raises:
         DataError: the table is missing, damaged, empty or of another kind, a column is missing, or
-            a row is not as wide as the header.
+            differs from another in what nobody sees, or a row is not as wide as the header.
     """
 
-    def __init__(self, path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> None:
-        self.path = path
-        self.files = _files(path)
+    def __init__(
+        self,
+        path: Path,
+        columns: Sequence[str],
+        optional: Container[str] = (),
+        remedy: str = "",
+    ) -> None:
+        self.path, self._remedy = path, remedy
+        self.files = table_files(path)
         try:
-            self.names = _names(self.files[0])
+            self.names, _ = _header(self.files[0], columns)
             for name in columns:
-                _require(path, name, self.names)
-            wanted = [*columns, *(name for name in optional if name in self.names)]
-            parts = [_read(file, list(dict.fromkeys(wanted))) for file in self.files]
+                _require(path, name, self.names, remedy)
+            further = [name for name in self.names if name in optional]
+            wanted = list(dict.fromkeys([*columns, *further]))
+            parts = [_read(file, wanted) for file in self.files]
         except UnicodeDecodeError:
             raise DataError(f"{path}: its header is no UTF-8 text; save it as UTF-8.") from None
         except pa.ArrowException as error:
             raise _no_table(path, error) from None
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from None
-        self._ends = list(itertools.accumulate(part.num_rows for part in parts))
+        self.counts = [part.num_rows for part in parts]
+        self._ends = list(itertools.accumulate(self.counts))
         self.rows = self._ends[-1]
         if not self.rows:
             raise DataError(f"{path}: holds no row besides the header.")
@@ -67,7 +108,9 @@ class Table:
         """A row, counted from 0, as a reader finds it: `birds.csv, row 17`."""
         part = bisect.bisect_right(self._ends, row)
         first = self._ends[part - 1] if part else 0
-        return f"{self.files[part].name}, row {row - first + 1}"
+        file = self.files[part]
+        name = file.relative_to(self.path) if file != self.path else file.name
+        return f"{name}, row {row - first + 1}"
 
     def text(self, column: str) -> list[str]:
         """The values of a column as text, one a row.
@@ -75,39 +118,75 @@ class Table:
         Raises:
             DataError: one is missing, or no UTF-8 text.
         """
-        found: list[str] = []
-        for value in self._values(column):
-            try:
-                text = _text(value)
-            except UnicodeDecodeError:
-                raise DataError(
-                    f"{self.where(len(found))}: {column} is no UTF-8 text; save the table as UTF-8."
-                ) from None
-            if not text:
-                raise DataError(f"{self.where(len(found))}: {column} is empty.")
-            found.append(text)
+        found = self.passages(column, range(self.rows))
+        if "" in found:
+            raise DataError(f"{self.where(found.index(''))}: {column} is empty.")
         return found
 
-    def numbers(self, column: str, meanings: Mapping[str, int], what: str) -> np.ndarray:
+    def values(self, column: str, given: Collection[str] = (), remedy: str = "") -> Names:
+        """The values of a column as names, which are the same in every format.
+
+        Args:
+            column: of the table.
+            given: names that somebody has spelt out, and that may look alike.
+            remedy: what else can be done about names that look alike, a sentence.
+
+        Raises:
+            DataError: a value is missing or no UTF-8 text, has a blank at an end, is one number in
+                two spellings, or differs from another in case or in what nobody sees.
+        """
+        spellings, number_N = self._coded(column)
+        _, firsts = np.unique(number_N, return_index=True)
+        first = firsts.tolist()
+        names = [canonical(spelling) for spelling in spellings]
+        by_name: dict[str, int] = {}
+        by_look: dict[str, int] = {}
+        for number, (spelling, name) in enumerate(zip(spellings, names, strict=True)):
+            here = f"{self.where(first[number])}: {column} is"
+            if not spelling:
+                raise DataError(f"{here} empty.")
+            if spelling in _MISSING and name not in given:
+                raise DataError(f"{here} {quoted(spelling)}, which stands for a missing value.")
+            other = by_name.setdefault(name, number)
+            if other == number:
+                other = by_look.setdefault(folded(name), number)
+                if name in given and names[other] in given:
+                    continue
+            if other != number:
+                raise DataError(
+                    f"{here} {quoted(spelling)}, and {quoted(spellings[other])} in "
+                    f"{self.where(first[other])}: {_difference(name, names[other])}."
+                    f"{remedy and f' {remedy}'}"
+                )
+            if has_blank_end(spelling) and name not in given:
+                raise DataError(f"{here} {quoted(spelling)}, with a blank at an end; remove it.")
+        return Names(tuple(names), tuple(first), number_N)
+
+    def numbers(
+        self, column: str, meanings: Mapping[str, int], what: str, remedy: str = ""
+    ) -> np.ndarray:
         """The values of a column as numbers, int64 [N].
 
         Args:
             column: of the table.
             meanings: number of every value that is allowed.
             what: the values are, in words, for the fault.
+            remedy: what else can be done about another value, a sentence.
 
         Raises:
             DataError: another value; names the row, and the nearest one.
         """
-        values = self.text(column)
-        try:
-            return np.array([meanings[value] for value in values], dtype=np.int64)
-        except KeyError:
-            row = next(row for row, value in enumerate(values) if value not in meanings)
-            raise DataError(
-                f"{self.where(row)}: {column} is {values[row]!r}, {_not_one_of(meanings, what)}"
-                f"{_hint(values[row], meanings)}"
-            ) from None
+        known = {canonical(name): number for name, number in meanings.items()}
+        found = self.values(column, known)
+        for name, row in zip(found.names, found.first, strict=True):
+            if name not in known:
+                near = nearest(name, meanings)
+                hint = f" Did you mean {quoted(near)}?" if near else ""
+                raise DataError(
+                    f"{self.where(row)}: {column} is {quoted(name)}, none of {what} "
+                    f"({listed(meanings)}).{hint}{remedy and f' {remedy}'}"
+                )
+        return np.array([known[name] for name in found.names], dtype=np.int64)[found.number_N]
 
     def require(self, column: str) -> None:
         """Refuse the table if it has no such column.
@@ -115,7 +194,7 @@ class Table:
         Raises:
             DataError: names the nearest one.
         """
-        _require(self.path, column, self.names)
+        _require(self.path, column, self.names, self._remedy)
 
     def passages(self, column: str, rows: range) -> list[str]:
         """The values of a column in some rows as text, which may be empty.
@@ -131,9 +210,7 @@ class Table:
                 try:
                     found.append(_text(value))
                 except UnicodeDecodeError:
-                    raise DataError(
-                        f"{self.where(row)}: {column} is no UTF-8 text; save the table as UTF-8."
-                    ) from None
+                    raise self._no_text(row, column) from None
             first = end
         return found
 
@@ -154,27 +231,63 @@ class Table:
                 if not math.isfinite(found[row]):
                     raise ValueError
             except ValueError:
-                raise DataError(f"{self.where(row)}: {column} is {text!r}, no number.") from None
+                raise DataError(
+                    f"{self.where(row)}: {column} is {quoted(text)}, no number."
+                ) from None
         return found
 
     def unique(self, column: str) -> list[str]:
         """The values of a column, each of them once in the table.
 
         Raises:
-            DataError: a value comes twice; names both rows.
+            DataError: a value comes twice, or two differ in what nobody sees; names both rows.
         """
         values = self.text(column)
-        seen: dict[str, int] = {}
+        rows: dict[str, int] = {}
         for row, value in enumerate(values):
-            if value in seen:
+            if (other := rows.setdefault(value, row)) != row:
                 raise DataError(
-                    f"{self.where(row)}: {column} {value} is in {self.where(seen[value])} already."
+                    f"{self.where(row)}: {column} {quoted(value)} is in {self.where(other)} "
+                    "already."
                 )
-            seen[value] = row
+        for value, row in list(rows.items()):
+            if (look := visible(value)) != value and (other := rows.setdefault(look, row)) != row:
+                raise DataError(
+                    f"{self.where(row)}: {column} is {quoted(value)}, and "
+                    f"{quoted(values[other])} in {self.where(other)}: "
+                    f"{_difference(value, values[other])}."
+                )
         return values
 
-    def _values(self, column: str) -> list[Any]:
-        return [value for part in self._parts for value in part.column(column).to_pylist()]
+    def _coded(self, column: str) -> tuple[list[str], np.ndarray]:
+        """The different spellings of a column, and which one every row has, int64 [N].
+
+        Raises:
+            DataError: one is no UTF-8 text.
+        """
+        import pyarrow.compute as pc
+
+        spellings: dict[str, int] = {}
+        parts, before = [], 0
+        for part in self._parts:
+            cells = part.column(column)
+            if pa.types.is_dictionary(cells.type):
+                cells = cells.cast(cells.type.value_type)
+            if pa.types.is_float16(cells.type):
+                cells = cells.cast(pa.float32())
+            coded = pc.dictionary_encode(cells.combine_chunks(), null_encoding="encode")
+            indices_N = coded.indices.to_numpy()
+            numbers = []
+            for index, text in enumerate(_spelt(coded.dictionary)):
+                if text is None:
+                    raise self._no_text(before + int((indices_N == index).argmax()), column)
+                numbers.append(spellings.setdefault(text, len(spellings)))
+            parts.append(np.array(numbers, dtype=np.int64)[indices_N])
+            before += part.num_rows
+        return list(spellings), np.concatenate(parts)
+
+    def _no_text(self, row: int, column: str) -> DataError:
+        return DataError(f"{self.where(row)}: {column} is no UTF-8 text; save the table as UTF-8.")
 
 
 def column_type(file: Path, column: str) -> pa.DataType | None:
@@ -183,7 +296,7 @@ def column_type(file: Path, column: str) -> pa.DataType | None:
     Raises:
         DataError: the file is damaged.
     """
-    if file.suffix.lower() == ".csv":
+    if file.suffix.lower() in TEXT:
         return None
     import pyarrow.parquet as pq
 
@@ -197,31 +310,62 @@ def column_type(file: Path, column: str) -> pa.DataType | None:
 def table_files(path: Path) -> list[Path]:
     """The files of a table.
 
+    Of a folder these are its Parquet files, else its text tables; else those in its folders that
+    are called like splits (`train/`, `validation/`, `test/`), all in the order of their names.
+
     Raises:
-        DataError: there are none, or they are no CSV or Parquet files.
+        DataError: there are none, of two kinds, or they are no CSV or Parquet files.
     """
-    return _files(path)
-
-
-def _files(path: Path) -> list[Path]:
     try:
         if path.is_dir():
-            found = sorted(path.glob("*.parquet"))
-            if not found:
-                raise DataError(f"{path}: the folder holds no .parquet file.")
-            return found
+            return _in_folder(path)
         there = path.is_file()
     except OSError:  # a name that is too long
         there = False
     if not there:
-        near = difflib.get_close_matches(path.name, _neighbours(path.parent), 1)
+        near = nearest(path.name, _neighbours(path.parent))
         raise DataError(
-            f"{path}: no such table{f'; did you mean {near[0]}?' if near else '.'} Give a CSV or "
-            "Parquet file, or a folder of Parquet files."
+            f"{path}: no such table{f'; did you mean {quoted(near)}?' if near else '.'} Give a CSV "
+            "or Parquet file, or a folder of them."
         )
-    if path.suffix.lower() not in (".csv", ".parquet"):
-        raise DataError(f"{path}: a table is a .csv or a .parquet file.")
+    if path.suffix.lower() not in (*TEXT, PARQUET):
+        raise DataError(f"{path}: a table is a .csv or a .parquet file, or a .tsv.")
     return [path]
+
+
+def _in_folder(path: Path) -> list[Path]:
+    folders = [entry for entry in path.iterdir() if entry.is_dir()]
+    parts = [entry for entry in folders if split_named(entry.name)]
+    columnar, text = _tables([path], (PARQUET,)), _tables([path], TEXT)
+    named = [file for file in text if split_of_file(file)]
+    found = {
+        "Parquet files": columnar,
+        # Other text tables may be about the samples; these are samples.
+        "text tables": text if named and not columnar else named,
+        "Parquet files by split": _tables(parts, (PARQUET,)),
+        "text tables by split": _tables(parts, TEXT),
+    }
+    kinds = [kind for kind, files in found.items() if files]
+    if not kinds:
+        tables = sorted(entry.name for entry in folders if _tables([entry], (PARQUET,)))
+        hint = f" There are some in {listed(tables)}." if tables else ""
+        raise DataError(
+            f"{path}: the folder holds no .parquet file, nor text tables that are called like "
+            f"splits.{hint}"
+        )
+    if len(kinds) > 1:
+        told = " and ".join(f"{kind} ({quoted(found[kind][0].name)})" for kind in kinds)
+        raise DataError(f"{path}: the folder holds {told}; keep one kind, or name the table.")
+    return found[kinds[0]]
+
+
+def _tables(folders: Sequence[Path], kinds: Sequence[str]) -> list[Path]:
+    return sorted(
+        file
+        for folder in folders
+        for file in folder.iterdir()
+        if file.suffix.lower() in kinds and file.is_file()
+    )
 
 
 def _neighbours(folder: Path) -> list[str]:
@@ -231,48 +375,89 @@ def _neighbours(folder: Path) -> list[str]:
         return []
 
 
-def _require(path: Path, name: str, names: Sequence[str]) -> None:
+def _require(path: Path, name: str, names: Sequence[str], remedy: str = "") -> None:
     if name not in names:
+        near = nearest(name, names)
+        hint = f" Did you mean {quoted(near)}?" if near else ""
+        if len(names) == 1 and path.suffix.lower() in TEXT:
+            hint = f" Between values are {' or '.join(DELIMITERS.values())}; write the table so."
         raise DataError(
-            f"{path}: no column {name}; there are {', '.join(names)}.{_hint(name, names)}"
+            f"{path}: no column {quoted(name)}; there are {listed(names, 24)}.{hint}"
+            f"{remedy and f' {remedy}'}"
         )
     if names.count(name) > 1:
-        raise DataError(f"{path}: {names.count(name)} columns are called {name}; rename one.")
+        raise DataError(
+            f"{path}: {names.count(name)} columns are called {quoted(name)}; rename one."
+        )
+    for other in names:
+        if other != name and folded(other) == folded(name):
+            raise DataError(
+                f"{path}: columns {quoted(name)} and {quoted(other)}: {_difference(name, other)}."
+            )
 
 
-def _names(file: Path) -> list[str]:
-    if file.suffix.lower() == ".csv":
-        import pyarrow.csv as pc
+def _difference(name: str, other: str) -> str:
+    """How two names that look alike differ, and what to do."""
+    if canonical(name) == canonical(other):
+        return "one number or truth value in two spellings; write it the same everywhere"
+    how = "case" if visible(name) != visible(other) else "what nobody sees"
+    return f"they differ only in {how}; write them the same, or rename one"
 
-        with pc.open_csv(
-            file,
-            read_options=pc.ReadOptions(use_threads=False, block_size=CSV_BLOCK),
-            # What is wrong with rows comes later, with their numbers.
-            parse_options=pc.ParseOptions(
-                newlines_in_values=True, invalid_row_handler=lambda row: "skip"
-            ),
-            convert_options=pc.ConvertOptions(check_utf8=False),
-        ) as reader:
-            return list(reader.schema.names)
-    import pyarrow.parquet as pq
 
-    return list(pq.read_schema(file).names)
+def _header(file: Path, columns: Sequence[str]) -> tuple[list[str], str]:
+    """The names of a file's columns, and what is between them in a text table."""
+    if file.suffix.lower() == PARQUET:
+        import pyarrow.parquet as pq
+
+        return list(pq.read_schema(file).names), ""
+    with file.open("rb") as opened:
+        if opened.read(2) in (b"\xff\xfe", b"\xfe\xff"):
+            raise DataError(f"{file}: is UTF-16 text; save it as UTF-8.")
+    found: dict[str, list[str]] = {}
+    for delimiter in DELIMITERS:
+        try:
+            found[delimiter] = _text_names(file, delimiter)
+        except pa.ArrowException:
+            if delimiter == ",":
+                raise
+            continue
+        if set(columns) <= set(found[delimiter]):
+            return found[delimiter], delimiter
+    most = max(found, key=lambda delimiter: len(found[delimiter]))
+    return found[most], most
+
+
+def _text_names(file: Path, delimiter: str) -> list[str]:
+    import pyarrow.csv as pc
+
+    with pc.open_csv(
+        file,
+        read_options=pc.ReadOptions(use_threads=False, block_size=CSV_BLOCK),
+        # What is wrong with rows comes later, with their numbers.
+        parse_options=pc.ParseOptions(
+            delimiter=delimiter, newlines_in_values=True, invalid_row_handler=lambda row: "skip"
+        ),
+        convert_options=pc.ConvertOptions(check_utf8=False),
+    ) as reader:
+        return list(reader.schema.names)
 
 
 def _read(file: Path, columns: list[str]) -> pa.Table:
-    if file.suffix.lower() == ".csv":
-        return _read_csv(file, columns)
+    names, delimiter = _header(file, columns)
+    for name in columns:
+        _require(file, name, names)
+    if delimiter:
+        return _read_text(file, columns, delimiter)
     import pyarrow.parquet as pq
 
-    there = list(pq.read_schema(file).names)
-    for name in columns:
-        _require(file, name, there)
     # No data frame's index and no other metadata: only what is asked for.
     found = pq.ParquetFile(file).read(columns=columns)
     for name in columns:
         if not _is_plain(found.schema.field(name).type):
             kind = found.schema.field(name).type
-            raise DataError(f"{file}: {name} holds {kind}, neither text nor numbers.")
+            raise DataError(
+                f"{file}: {name} holds {kind}, neither text nor numbers; save it as text."
+            )
     return found
 
 
@@ -284,13 +469,14 @@ def _is_plain(kind: pa.DataType) -> bool:
     return any(
         test(kind)
         for test in (
-            *(is_a.is_string, is_a.is_large_string, is_a.is_binary, is_a.is_large_binary),
+            *(is_a.is_string, is_a.is_large_string, is_a.is_string_view),
+            *(is_a.is_binary, is_a.is_large_binary, is_a.is_binary_view),
             *(is_a.is_integer, is_a.is_floating, is_a.is_boolean, is_a.is_decimal, is_a.is_null),
         )
     )
 
 
-def _read_csv(file: Path, columns: list[str]) -> pa.Table:
+def _read_text(file: Path, columns: list[str], delimiter: str) -> pa.Table:
     import pyarrow.csv as pc
 
     wrong: list[Any] = []
@@ -302,7 +488,9 @@ def _read_csv(file: Path, columns: list[str]) -> pa.Table:
     found = pc.read_csv(
         file,
         read_options=pc.ReadOptions(use_threads=False, block_size=CSV_BLOCK),
-        parse_options=pc.ParseOptions(newlines_in_values=True, invalid_row_handler=keep),
+        parse_options=pc.ParseOptions(
+            delimiter=delimiter, newlines_in_values=True, invalid_row_handler=keep
+        ),
         convert_options=pc.ConvertOptions(
             check_utf8=False,  # cell by cell, for the row's number
             column_types={name: pa.binary() for name in columns},
@@ -314,33 +502,37 @@ def _read_csv(file: Path, columns: list[str]) -> pa.Table:
         row = wrong[0]
         raise DataError(
             f"{file.name}, row {row.number - 1}: {row.actual_columns} values, but the header names "
-            f"{row.expected_columns}; values with commas or quotes need quotes around them."
+            f"{row.expected_columns}; values with {DELIMITERS[delimiter]} or quotes need quotes "
+            "around them."
         )
     return found
 
 
 def _text(value: Any) -> str:
-    """A cell as text: whole numbers without a point, missing ones empty."""
+    """A cell as text; one that is not typed as text is spelt as `names.canonical` spells it."""
     if isinstance(value, bytes):
         return value.decode("utf-8")
     if value is None or value != value:
         return ""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value)
+    return value if isinstance(value, str) else canonical(str(value))
 
 
-def _not_one_of(meanings: Mapping[str, int], what: str) -> str:
-    names = list(meanings)
-    shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
-    return f"none of {what} ({shown})."
-
-
-def _hint(value: str, names: Mapping[str, int] | Sequence[str]) -> str:
-    near = difflib.get_close_matches(value, list(names), 1, 0.5)
-    return f" Did you mean {near[0]}?" if near else ""
+def _spelt(values: pa.Array) -> list[str | None]:
+    """Values as text, zero without a sign; None for what is no UTF-8."""
+    # A float32 has fewer digits than what Python makes of it.
+    plain = (
+        list(values.to_numpy(zero_copy_only=False))
+        if pa.types.is_float32(values.type)
+        else values.to_pylist()
+    )
+    found: list[str | None] = []
+    for value in plain:
+        try:
+            text = _text(value)
+            found.append(text.removeprefix("-") if canonical(text) == "0" else text)
+        except UnicodeDecodeError:
+            found.append(None)
+    return found
 
 
 def _no_table(path: Path, error: Exception) -> DataError:

@@ -70,6 +70,7 @@ class TextDataset(PreparedSamples):
         labels_N: class of every text.
         groups: of the texts.
         splits: sorted ids by name.
+        splits_from: see `Sourced.splits_from`.
 
     Attributes:
         tokens: how many tokens the tokenizer knows, and the id of its padding.
@@ -87,6 +88,7 @@ class TextDataset(PreparedSamples):
         labels_N: np.ndarray,
         groups: Groups,
         splits: dict[str, np.ndarray],
+        splits_from: str = "the makers' split",
     ) -> None:
         table.require(column)
         self._path, self._column = table.path, column
@@ -102,7 +104,9 @@ class TextDataset(PreparedSamples):
             self.shape,
             np.int32,
         )
-        super().__init__(rows, self._tokenising, how, classes, labels_N, groups, splits)
+        super().__init__(
+            rows, self._tokenising, how, classes, labels_N, groups, splits, splits_from
+        )
         self.tokens: tuple[int, int] = (len(self._tokenizer), self._tokenizer.pad_token_id)
         # There is one view of a text: itself.
         self.views_fingerprint = hashlib.sha256(b"text").hexdigest()
@@ -241,4 +245,5 @@ def open_text_table(settings: TextTable) -> TextDataset:
         rows.labels_N,
         rows.groups,
         rows.splits,
+        rows.splits_from,
     )

@@ -44,6 +44,7 @@ class JobAbout:
         groups: names of the evaluation groups.
         versions: of packages, by name.
         settings: the resolved job.
+        splits: what says them, and their sizes.
         seconds: that it took.
         effort: what the teachers cost, where there were any.
     """
@@ -54,6 +55,7 @@ class JobAbout:
     groups: list[str]
     versions: dict[str, str]
     settings: dict[str, Any]
+    splits: str = ""
     seconds: float = math.nan
     effort: Effort | None = None
 
@@ -111,6 +113,7 @@ class SearchAbout:
         versions: of packages, by name.
         classes: their names.
         groups: names of the evaluation groups.
+        splits: what says them, and their sizes.
         seconds: that it took.
         effort: what the teachers cost.
         members: the ensemble.
@@ -121,6 +124,7 @@ class SearchAbout:
     versions: dict[str, str]
     classes: list[str]
     groups: list[str]
+    splits: str = ""
     seconds: float = math.nan
     effort: Effort | None = None
     members: list[Member] = field(default_factory=list)

@@ -39,9 +39,10 @@ def data_facts(
     job: JobSettings,
     classes: Sequence[str],
     groups: Sequence[str],
+    splits: str,
     tested: Sequence[Metrics],
 ) -> list[Fact]:
-    """Data, classes and groups, these with samples of test."""
+    """Data, classes, groups with samples of test, and splits where the data know of them."""
     counts = tested[0].counts if tested else {}
     told = [f"{name} ({counts[name]:,})" if name in counts else name for name in groups]
     details = [
@@ -53,7 +54,13 @@ def data_facts(
         Fact("Data", f"{job.data.get('name', '')}: {', '.join(details)}"),
         Fact("Classes", f"{len(classes)}: {listed(classes)}"),
         Fact("Groups (test samples)" if counts else "Groups", listed(told)),
+        *split_facts(splits),
     ]
+
+
+def split_facts(splits: str) -> list[Fact]:
+    """What says the splits, and their sizes."""
+    return [Fact("Splits", splits)] if splits else []
 
 
 def teacher_facts(members: Sequence[Member], biased: Member | None) -> list[Fact]:

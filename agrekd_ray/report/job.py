@@ -97,7 +97,13 @@ def content(folder: Path) -> dict[str, Any]:
         "headline": headline(run.outcomes),
         "remarks": [*remarks(run.outcomes), *degraded(run.outcomes, label)],
         "facts": [
-            *data_facts(run.settings, run.job.classes, run.job.groups, test_metrics(run.outcomes)),
+            *data_facts(
+                run.settings,
+                run.job.classes,
+                run.job.groups,
+                run.job.splits,
+                test_metrics(run.outcomes),
+            ),
             *teacher_facts(run.members, run.biased),
             *student_facts(run.settings),
             Fact("Seeds", listed(run.settings.seeds)),

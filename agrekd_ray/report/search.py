@@ -54,7 +54,7 @@ def content(folder: Path) -> dict[str, Any]:
             Fact("Budget", _budget(settings)),
             Fact("Trials", _states(result.trials)),
             Fact("Seeds", f"in each trial {listed(settings.seeds)}; {_final_seeds(settings)}"),
-            *data_facts(run.job, about.classes, about.groups, measured),
+            *data_facts(run.job, about.classes, about.groups, about.splits, measured),
             *teacher_facts(about.members, None),
             *student_facts(run.job),
             *cost_facts(about.seconds, about.effort),

@@ -8,7 +8,7 @@ from typing import Any
 
 from agrekd_ray.config.sweep import in_words, key_names
 from agrekd_ray.report.archive import read_study
-from agrekd_ray.report.facts import Fact, as_yaml, date, duration
+from agrekd_ray.report.facts import Fact, as_yaml, date, duration, split_facts
 from agrekd_ray.report.job import JOB
 from agrekd_ray.report.tables import Cell, Grid, Line, percent, signed
 from agrekd_ray.results import over
@@ -58,6 +58,7 @@ def _facts(result: StudyResult, folder: Path) -> list[Fact]:
     return [
         *swept,
         Fact("Draws of data and teachers", draws),
+        *split_facts(result.splits),
         Fact("Seeds", ", ".join(map(str, seeds))),
         Fact("Methods", ", ".join(map(label, result.methods))),
         *([Fact("In brackets", result.published.source)] if result.published else []),

@@ -24,6 +24,7 @@ from agrekd_ray.data import (
     Excerpted,
     Prepared,
     open_dataset,
+    splits_in_words,
 )
 from agrekd_ray.data.prepared import BrokenRowsError
 from agrekd_ray.data.published import Published, count
@@ -140,6 +141,8 @@ def _facts(settings: Any, dataset: Dataset) -> dict[str, str]:
         "inputs": _shape(dataset),
         "groups": _groups(dataset),
     }
+    if told := splits_in_words(dataset):
+        facts["splits"] = told
     if dataset.groups.overlapping:
         facts["besides"] = f"overlapping: {_listed(dataset.groups.overlapping)}"
     rows = getattr(dataset, "rows", None)

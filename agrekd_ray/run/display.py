@@ -16,7 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from agrekd_ray.data import Dataset, Prepared
+from agrekd_ray.data import DRAWN, Dataset, Prepared, Sourced, splits_in_words
 
 SECONDS_BETWEEN_LINES = 5.0
 RECORDED = "samples"
@@ -124,6 +124,12 @@ def prepare_data(dataset: Dataset, display: Display) -> None:
         shown = done
 
     dataset.prepare(progress)
+
+
+def note_drawn_splits(dataset: Dataset, display: Display) -> None:
+    """Say it where the splits were drawn, with their sizes; nobody asked for that."""
+    if isinstance(dataset, Sourced) and dataset.splits_from == DRAWN:
+        display.note(f"splits: {splits_in_words(dataset)}", "yellow")
 
 
 def clock(seconds: float) -> str:

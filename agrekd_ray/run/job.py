@@ -16,12 +16,12 @@ from torch import Tensor
 
 from agrekd_ray import __version__
 from agrekd_ray.config import Job
-from agrekd_ray.data import SELECT, TEST, Dataset, open_dataset
+from agrekd_ray.data import SELECT, TEST, Dataset, open_dataset, splits_in_words
 from agrekd_ray.errors import AgrekdError, RunError
 from agrekd_ray.models import load
 from agrekd_ray.results import Diagnostics, Effort, Member, Outcome
 from agrekd_ray.run.answers import Answers, members
-from agrekd_ray.run.display import Display, prepare_data
+from agrekd_ray.run.display import Display, note_drawn_splits, prepare_data
 from agrekd_ray.run.ending import ending
 from agrekd_ray.run.engine import Engine, Handle, LocalEngine
 from agrekd_ray.run.environment import prepare
@@ -146,6 +146,7 @@ class _Run:
         self.folder.update(status="running", tracking_run=run_id, reason=None)
         say = functools.partial(self.display.note, style="yellow")
         with ending(self.folder, self.tracker, self.outbox, run_id, say), self.display:
+            note_drawn_splits(self.dataset, self.display)
             prepare_data(self.dataset, self.display)
             self._work()
             self._votes()
@@ -299,6 +300,7 @@ class _Run:
             "folder": str(path),
             "classes": self.dataset.classes,
             "groups": self.dataset.groups.names,
+            "splits": splits_in_words(self.dataset),
             "data": self.dataset.fingerprint,
             "seconds": round(time.monotonic() - self.began, 1),
             "effort": asdict(self.effort) if self.effort else None,

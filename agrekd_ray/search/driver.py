@@ -17,7 +17,7 @@ from ray.tune import CheckpointConfig, FailureConfig, ResultGrid, RunConfig, Tun
 from rich.console import Console
 
 from agrekd_ray import __version__
-from agrekd_ray.data import SELECT, TEST, open_dataset
+from agrekd_ray.data import SELECT, TEST, open_dataset, splits_in_words
 from agrekd_ray.errors import AgrekdError, RunError
 from agrekd_ray.events import Event, GroupPlaced
 from agrekd_ray.guidance import Replay
@@ -29,7 +29,7 @@ from agrekd_ray.outputs import Outputs
 from agrekd_ray.results import Effort, Outcome
 from agrekd_ray.run.answers import Answers, members
 from agrekd_ray.run.cluster import RayEngine
-from agrekd_ray.run.display import Display, prepare_data
+from agrekd_ray.run.display import Display, note_drawn_splits, prepare_data
 from agrekd_ray.run.ending import ending
 from agrekd_ray.run.job import effort_metrics, package_versions
 from agrekd_ray.run.monitor import Monitor, flat, show_progress
@@ -139,6 +139,7 @@ class _Searching:
 
     def _work(self, run_id: str) -> SearchResult:
         with self.display:
+            note_drawn_splits(self.dataset, self.display)
             prepare_data(self.dataset, self.display)
             self.display.stage("start", 0, "")
             engine = RayEngine(self.job, self._handle)
@@ -357,6 +358,7 @@ class _Searching:
             "job": self.job.model_dump(mode="json"),
             "classes": list(self.dataset.classes),
             "groups": list(self.dataset.groups.names),
+            "splits": splits_in_words(self.dataset),
             "data": self.dataset.fingerprint,
             "effort": asdict(self.effort),
             "members": [asdict(m) for m in members(self.plan, self.pool, self.answers)[0]],

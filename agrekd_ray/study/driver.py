@@ -25,11 +25,11 @@ from agrekd_ray import __version__
 from agrekd_ray.config import Job
 from agrekd_ray.config.points import points_of
 from agrekd_ray.config.sweep import Setting
-from agrekd_ray.data import open_dataset
+from agrekd_ray.data import open_dataset, splits_in_words
 from agrekd_ray.errors import AgrekdError, RunError
 from agrekd_ray.events import Event, Failed, StudentEpoch
 from agrekd_ray.run.answers import Answers
-from agrekd_ray.run.display import Display, prepare_data
+from agrekd_ray.run.display import Display, note_drawn_splits, prepare_data
 from agrekd_ray.run.ending import ending
 from agrekd_ray.run.environment import prepare
 from agrekd_ray.run.folder import RunFolder
@@ -120,6 +120,7 @@ class _Study:
             self.job.tracking.uri, self.job.tracking.experiment or self.job.name, self.job.runs
         )
         self.outbox = Outbox(lambda text: self.display.note(text, "yellow"))
+        self.splits: list[str] = []
 
     def go(self) -> StudyResult:
         run_id = self.tracker.start_job(
@@ -133,7 +134,11 @@ class _Study:
         say = functools.partial(self.display.note, style="yellow")
         with ending(self.folder, self.tracker, self.outbox, run_id, say), self.display:
             for _, job in self.points:
-                prepare_data(open_dataset(job.data), self.display)
+                dataset = open_dataset(job.data)
+                if (splits := splits_in_words(dataset)) not in self.splits:
+                    self.splits.append(splits)
+                    note_drawn_splits(dataset, self.display)
+                prepare_data(dataset, self.display)
             self.folders = [self._point_folder(setting, job) for setting, job in self.points]
             self._train(run_id)
             if left := [n for n in range(len(self.points)) if n not in self.results]:
@@ -299,6 +304,7 @@ class _Study:
             seconds=round(time.monotonic() - self.began, 1),
             settings=self.job.model_dump(mode="json"),
             versions=package_versions(),
+            splits="; ".join(filter(None, self.splits)),
         )
 
     def _publish(self, run_id: str, result: StudyResult) -> None:

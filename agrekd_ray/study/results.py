@@ -108,6 +108,7 @@ class StudyResult:
         seconds: that it took, this time.
         settings: the resolved job.
         versions: of packages, by name.
+        splits: of the data, in words.
         planned: points in all; more than are finished while the study is under way, or was stopped.
     """
 
@@ -120,6 +121,7 @@ class StudyResult:
     seconds: float = 0.0
     settings: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    splits: str = ""
     planned: int = 0
 
     @property
@@ -246,6 +248,7 @@ class StudyResult:
                 }
                 for point in self.points
             ],
+            "splits": self.splits,
             "planned": self.planned,
             "seconds": self.seconds,
             "settings": self.settings,
