@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import functools
 import json
 import os
+import stat
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
+from agrekd_ray.errors import RunError
+
 Read = TypeVar("Read")
+_NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR)
+"""What the system says of a path that leads to no file."""
 
 
 class DamagedError(ValueError):
@@ -78,14 +84,53 @@ def in_a_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
+def unreadable(error: Exception) -> bool:
+    """Whether a file may be there and whole all the same: a disk or permissions are in the way.
+
+    Such a file is never taken for a missing or damaged one, which would be made again.
+    """
+    if not isinstance(error, OSError) or error.errno is None:
+        return False  # it is about what the file holds
+    return error.errno not in _NO_FILE
+
+
+def cannot_read(path: Path, error: Exception) -> RunError:
+    """The error of a file that is `unreadable`."""
+    reason = getattr(error, "strerror", None) or error
+    return RunError(
+        f"{path}: cannot be read ({reason}). Mend the disk, the mount or the permissions, then "
+        "try again; it is not taken for missing."
+    )
+
+
+def exists(path: Path) -> bool:
+    """Whether there is something; False too where nothing can have this path.
+
+    Raises:
+        RunError: the system cannot say; so for `is_file` and `is_folder`.
+    """
+    return _mode(path) is not None
+
+
 def is_file(path: Path) -> bool:
-    """Whether there is such a file; False too where no file can have this path."""
-    return os.path.isfile(path)  # noqa: PTH113 (Path.is_file raises where a name is too long)
+    """Whether there is such a file."""
+    return stat.S_ISREG(_mode(path) or 0)
 
 
 def is_folder(path: Path) -> bool:
-    """Whether there is such a folder; False too where no folder can have this path."""
-    return os.path.isdir(path)  # noqa: PTH112 (as above)
+    """Whether there is such a folder."""
+    return stat.S_ISDIR(_mode(path) or 0)
+
+
+def _mode(path: Path) -> int | None:
+    try:
+        return path.stat().st_mode
+    except ValueError:  # a null character
+        return None
+    except OSError as error:
+        if unreadable(error):
+            raise cannot_read(path, error) from None
+        return None
 
 
 def real(path: Path) -> Path:

@@ -27,7 +27,7 @@ from torch import Tensor
 from agrekd_ray.data.dataset import Groups, Progress
 from agrekd_ray.data.splits import labelled
 from agrekd_ray.errors import DataError
-from agrekd_ray.files import DamagedError, in_a_line, read_json
+from agrekd_ray.files import DamagedError, cannot_read, in_a_line, is_file, read_json, unreadable
 from agrekd_ray.settings import fingerprint
 
 CHUNK = 256
@@ -115,12 +115,16 @@ class PreparedRows:
 
     @property
     def whole(self) -> bool:
-        """Whether all rows are there."""
+        """Whether all rows are there.
+
+        Raises:
+            RunError: the system cannot say.
+        """
         try:
-            return (self._whole / _WHOLE).is_file() and (
-                self._whole / _ROWS
-            ).stat().st_size == self.bytes
-        except OSError:
+            return (
+                is_file(self._whole / _WHOLE) and (self._whole / _ROWS).stat().st_size == self.bytes
+            )
+        except FileNotFoundError:
             return False
 
     def left(self) -> int:
@@ -154,6 +158,8 @@ class PreparedRows:
                 raise DamagedError("its digests are others")
             return found.digest
         except (OSError, DamagedError) as error:
+            if unreadable(error):
+                raise cannot_read(self._whole, error) from None
             raise DataError(
                 f"{self._whole}: not prepared, or damaged ({in_a_line(error)}); remove the folder, "
                 "it is made again."
@@ -202,7 +208,7 @@ class PreparedRows:
         try:
             found = (self._partial / _DIGESTS).read_bytes()
             rows = (self._partial / _ROWS).stat().st_size
-        except OSError:
+        except FileNotFoundError:
             return every
         return bytearray(found) if (len(found), rows) == (len(every), self.bytes) else every
 

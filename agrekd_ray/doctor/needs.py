@@ -11,6 +11,7 @@ import numpy as np
 
 from agrekd_ray.config import Job
 from agrekd_ray.data import TRAIN, Dataset, open_dataset
+from agrekd_ray.files import exists, is_file
 from agrekd_ray.models import Model, check_name, read_manifest
 from agrekd_ray.models.checkpoint import WEIGHTS
 from agrekd_ray.outputs import Outputs
@@ -100,7 +101,7 @@ class _Sizes:
             (folder, view): len(samples.splits[TRAIN]) * row
             for name, folder in self._ensemble.items()
             for view in self._views
-            if name not in made or not outputs.path(name, view).exists()
+            if name not in made or not exists(outputs.path(name, view))
         }
 
     def actors(self) -> list[int]:
@@ -153,4 +154,4 @@ class _Sizes:
 
 
 def _is_made(folder: Path) -> bool:
-    return (folder / WEIGHTS).is_file()
+    return is_file(folder / WEIGHTS)

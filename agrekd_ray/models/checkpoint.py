@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from agrekd_ray.errors import AgrekdError, CheckpointError
-from agrekd_ray.files import is_file, is_folder
+from agrekd_ray.files import cannot_read, is_file, is_folder, unreadable
 from agrekd_ray.models.builders import behind, build, identified
 from agrekd_ray.models.classifier import Classifier
 from agrekd_ray.models.model import Model
@@ -120,6 +120,7 @@ def read_manifest(folder: Path) -> Manifest:
 
     Raises:
         CheckpointError: no checkpoint there, a pickle, or a manifest that is damaged or newer.
+        RunError: the system cannot read it.
     """
     path = folder / MANIFEST
     if folder.suffix in _PICKLES or (is_file(folder) and not folder.suffix == ".json"):
@@ -145,7 +146,7 @@ def read_manifest(folder: Path) -> Manifest:
             f"{folder}: no checkpoint there; it would be a folder with {WEIGHTS} and {MANIFEST}."
         ) from None
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}).") from None
+        raise _unreadable(path, error) from None
     except ValidationError as error:
         first = error.errors()[0]
         raise CheckpointError(
@@ -251,7 +252,14 @@ def _sha256(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}).") from None
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: OSError) -> AgrekdError:
+    """A checkpoint that only cannot be read now is no damaged one, which would be made again."""
+    if unreadable(error):
+        return cannot_read(path, error)
+    return CheckpointError(f"{path}: cannot be read ({error.strerror or error}).")
 
 
 def _backbone_sha256(

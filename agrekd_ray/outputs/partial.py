@@ -113,15 +113,18 @@ class Partial:
         """A partial that a dead writer left, now this one's; None where it is not to be had."""
         try:
             descriptor = os.open(path, os.O_RDWR)
-        except OSError:  # it was finished meanwhile
+        except FileNotFoundError:  # it was finished meanwhile
             return None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if self._is_whole(descriptor, self._size):
                 return path, descriptor
             path.unlink(missing_ok=True)  # cut short, so nobody knows which row is which
-        except OSError:
+        except BlockingIOError:  # another writer is at it
             pass
+        except OSError:
+            os.close(descriptor)
+            raise
         os.close(descriptor)
         return None
 

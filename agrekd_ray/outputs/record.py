@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from agrekd_ray.data import TRAIN
 from agrekd_ray.errors import RunError
+from agrekd_ray.files import cannot_read, unreadable
 from agrekd_ray.settings import LocalPath, Settings, fingerprint
 
 FORMAT = 1
@@ -122,6 +123,9 @@ def read_record(path: Path, key: Key) -> np.ndarray | None:
     Args:
         path: of the file.
         key: that it must have been written under.
+
+    Raises:
+        RunError: a file may be there, but the system cannot read it.
     """
     try:
         with pa.memory_map(str(path)) as source:
@@ -137,7 +141,9 @@ def read_record(path: Path, key: Key) -> np.ndarray | None:
         if hashlib.sha256(flat).hexdigest() != about["sha256"]:
             return None
         return flat.reshape(shape)
-    except (OSError, ValueError, KeyError, AttributeError, IndexError):
+    except (OSError, ValueError, KeyError, AttributeError, IndexError) as error:
+        if unreadable(error):
+            raise cannot_read(path, error) from None
         return None  # pyarrow's own errors are of these kinds
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from agrekd_ray.data import TRAIN, Samples
 from agrekd_ray.errors import RunError
-from agrekd_ray.files import read_json
+from agrekd_ray.files import cannot_read, exists, is_folder, read_json, unreadable
 from agrekd_ray.models import read_manifest
 from agrekd_ray.outputs.partial import Partial
 from agrekd_ray.outputs.record import (
@@ -213,7 +213,7 @@ def _describe(path: Path, key: Key) -> None:
     about = path.with_name(MANIFEST)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not about.exists():
+        if not exists(about):
             partial = about.with_name(f".{MANIFEST}.{uuid.uuid4().hex[:8]}")
             partial.write_text(json.dumps(asdict(key), indent=1) + "\n", encoding="utf-8")
             os.replace(partial, about)
@@ -248,11 +248,14 @@ def listed(store: Path) -> list[Listed]:
     Raises:
         RunError: there is no such folder.
     """
-    if not store.is_dir():
+    if not is_folder(store):
         raise RunError(f"{store}: no folder of recorded outputs; name one with --store.")
-    # Other folders with such a file are somebody else's, and not to be pruned.
-    folders = [about.parent for about in store.glob(f"*/{MANIFEST}")]
-    found = [_listed(folder) for folder in folders if _FOLDER.fullmatch(folder.name)]
+    try:
+        # Other folders with such a file are somebody else's, and not to be pruned.
+        folders = [path for path in store.iterdir() if _FOLDER.fullmatch(path.name)]
+        found = [_listed(folder) for folder in folders if exists(folder / MANIFEST)]
+    except OSError as error:
+        raise cannot_read(Path(error.filename or store), error) from None
     return sorted(found, key=lambda one: -one.used)
 
 
@@ -261,7 +264,9 @@ def _listed(folder: Path) -> Listed:
     try:
         found = read_json(about, Key)
         key = found if found.folder == folder.name else None  # or it is of others
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        if unreadable(error):
+            raise cannot_read(about, error) from None
         key = None
     views = tuple(sorted(folder.glob("view-*.arrow")))
     left = tuple(sorted(folder.glob("view-*.partial")))

@@ -12,6 +12,7 @@ from agrekd_ray.config import Job
 from agrekd_ray.data import open_dataset
 from agrekd_ray.errors import RunError
 from agrekd_ray.events import Event, StudentDone, StudentEpoch, TeacherDone, TeacherEpoch
+from agrekd_ray.files import exists
 from agrekd_ray.guidance import LocalTeachers, TeacherHost
 from agrekd_ray.results import Effort
 from agrekd_ray.student import STATE, Assignment, Student, read_outcome
@@ -111,7 +112,7 @@ class LocalEngine:
             if read_outcome(students / assignment.name) is not None:
                 continue
             student = Student(assignment, dataset, source)
-            if (storage / STATE).exists():
+            if exists(storage / STATE):
                 student.load_state(storage / STATE)
             while not student.done:
                 record = student.epoch()

@@ -18,7 +18,15 @@ import yaml
 from agrekd_ray.config import Job, JobError, check_job
 from agrekd_ray.config.reading import yaml_values
 from agrekd_ray.errors import RunError
-from agrekd_ray.files import DamagedError, read_json, read_text, real
+from agrekd_ray.files import (
+    DamagedError,
+    cannot_read,
+    is_file,
+    read_json,
+    read_text,
+    real,
+    unreadable,
+)
 
 JOB, STATE = "job.yaml", "state.json"
 
@@ -64,10 +72,16 @@ class Folder:
         return self.path / "plots"
 
     def state(self) -> State:
-        """Where the run stands."""
+        """Where the run stands.
+
+        Raises:
+            RunError: the system cannot read it.
+        """
         try:
             return read_json(self.path / STATE, State)
-        except (OSError, DamagedError):
+        except (OSError, DamagedError) as error:
+            if unreadable(error):
+                raise cannot_read(self.path / STATE, error) from None
             return State()
 
     def write_state(self, state: State) -> None:
@@ -133,7 +147,7 @@ class RunFolder(Folder):
             RunError: it cannot be written.
         """
         try:
-            if not (path / STATE).is_file():
+            if not is_file(path / STATE):
                 _begin(path, JOB, job.model_dump(mode="json"))
         except OSError as error:
             raise _cannot_write(path, error) from None

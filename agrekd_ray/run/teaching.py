@@ -11,6 +11,7 @@ from agrekd_ray.config import Job
 from agrekd_ray.data import Samples
 from agrekd_ray.errors import RunError
 from agrekd_ray.events import Event, Note, OutputsDone, Post, StudentEpoch
+from agrekd_ray.files import exists
 from agrekd_ray.guidance import Replay, Source
 from agrekd_ray.guidance.fleet import Fleet, fits, turns
 from agrekd_ray.guidance.keeper import Keeper
@@ -192,7 +193,7 @@ class Teaching(AbstractContextManager["Teaching"]):
             )
 
     def _say_damaged(self, outputs: Outputs) -> None:
-        damaged = [outputs.path(*one) for one in self._missing if outputs.path(*one).exists()]
+        damaged = [outputs.path(*one) for one in self._missing if exists(outputs.path(*one))]
         if damaged:
             self._post(
                 Note(

@@ -11,7 +11,15 @@ from typing import Any
 
 from agrekd_ray.config import JobError
 from agrekd_ray.errors import RunError
-from agrekd_ray.files import DamagedError, in_a_line, is_file, read_json, real
+from agrekd_ray.files import (
+    DamagedError,
+    cannot_read,
+    in_a_line,
+    is_file,
+    read_json,
+    real,
+    unreadable,
+)
 from agrekd_ray.run.folder import Folder, new_folder, read_resolved
 from agrekd_ray.search.results import TrialResult
 from agrekd_ray.search.settings import Planned, check_resolved
@@ -170,6 +178,8 @@ def read_trial(folder: Path, trial_id: str) -> TrialResult | None:
     except FileNotFoundError:
         return None
     except (DamagedError, OSError) as error:
+        if unreadable(error):
+            raise cannot_read(path, error) from None
         raise RunError(
             f"{path}: damaged ({in_a_line(error)}); remove it, and resume again."
         ) from None

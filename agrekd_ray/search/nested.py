@@ -26,6 +26,7 @@ from agrekd_ray.channel import plain_error
 from agrekd_ray.config import Job
 from agrekd_ray.errors import AgrekdError, RunError
 from agrekd_ray.events import GroupPlaced
+from agrekd_ray.files import exists
 from agrekd_ray.results import Epoch, epochs_from_json, mean_epoch
 from agrekd_ray.search.trial import Shared, assignments, opened
 from agrekd_ray.student.group import scaling, worker_student
@@ -189,7 +190,7 @@ def _work(config: dict[str, Any]) -> None:
     ]
     for student in students:
         state = work.states / f"{student.assignment.seed}.pt"
-        if state.exists():
+        if exists(state):
             student.load_state(state, of_any=True)
     while _goes_on(work.baton, students[0].trainer.next_epoch, first):
         try:

@@ -21,7 +21,7 @@ from agrekd_ray.comparison.plots import (
 )
 from agrekd_ray.core.selection import RULES
 from agrekd_ray.errors import RunError
-from agrekd_ray.files import DamagedError, in_a_line, read_json
+from agrekd_ray.files import DamagedError, cannot_read, in_a_line, read_json, unreadable
 from agrekd_ray.results import Outcome, member_from_json
 from agrekd_ray.search.board import in_words
 from agrekd_ray.search.results import DEFAULT, FAILED, WINNER, SearchResult, TrialResult
@@ -93,6 +93,8 @@ def read_result(folder: Path) -> SearchResult | None:
     except FileNotFoundError:
         return None
     except (DamagedError, OSError) as error:
+        if unreadable(error):
+            raise cannot_read(path, error) from None
         raise RunError(
             f"{path}: damaged ({in_a_line(error)}); remove it to finish the search again."
         ) from None

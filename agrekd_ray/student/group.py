@@ -30,6 +30,7 @@ from agrekd_ray.channel import plain_error
 from agrekd_ray.data import Dataset, Samples
 from agrekd_ray.errors import AgrekdError, RunError
 from agrekd_ray.events import Failed, Note, Post, StudentDone, StudentEpoch
+from agrekd_ray.files import exists
 from agrekd_ray.guidance import Source
 from agrekd_ray.guidance.home import DIED
 from agrekd_ray.guidance.nodes import DriverData
@@ -158,7 +159,7 @@ def _train_one(
 ) -> None:
     student = worker_student(assignment, dataset, source, work.look_ahead)
     state = work.training / STATE
-    if state.exists():
+    if exists(state):
         student.load_state(state)
     meter = StudentMeter(assignment.name)
     while not student.done:
