@@ -17,6 +17,7 @@ from agrekd_ray.errors import AgrekdError
 from agrekd_ray.terminal import in_utf8, prepare_streams, screen
 
 if TYPE_CHECKING:
+    from agrekd_ray.config import Job
     from agrekd_ray.run.folder import RunFolder
     from agrekd_ray.search.folder import SearchFolder
 
@@ -181,13 +182,23 @@ def validate(job: JobFile, overrides: Overrides = None) -> None:
     from agrekd_ray.search.settings import load_search
 
     if "space" in read_job(job, overrides or []):
-        search = load_search(job, overrides or []).search
+        planned = load_search(job, overrides or [])
+        search = planned.search
         print(f"{job}: valid ({search.searcher.name} search over {len(search.space)} keys)")
+        _remark(planned.base)
         return
     checked = load_job(job, overrides or [])
     points = len(settings_of(checked.sweep, checked.draws))
     study = f" at {points} points" if points > 1 else ""
     print(f"{job}: valid ({len(checked.methods)} methods × {len(checked.seeds)} seeds{study})")
+    _remark(checked)
+
+
+def _remark(job: Job) -> None:
+    from agrekd_ray.config.points import remarks_of
+
+    for remark in remarks_of(job):
+        print(f"  data: {remark}")
 
 
 @app.command()

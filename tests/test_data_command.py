@@ -14,10 +14,12 @@ import yaml
 from PIL import Image
 from rich.console import Console
 
+from agrekd_ray.config import load_job
 from agrekd_ray.data import SELECT, TEST, open_dataset
 from agrekd_ray.data.colored import ColoredDigits
 from agrekd_ray.run import data as command
 from agrekd_ray.run.contact_sheet import CELL, GAP, HEAD, WORDS, Sheet, draw
+from agrekd_ray.run.folder import RunFolder
 from tests import pictures
 from tests.conftest import TINY, merged
 from tests.test_cli import Run, agrekd  # noqa: F401 (a fixture)
@@ -92,6 +94,33 @@ def test_check_says_what_the_splits_are_from(
     code, out, _ = agrekd("data", "check", job, "--fast")
     assert code == 0
     assert f"splits       {said}" in out
+
+
+def test_check_says_what_was_changed_of_the_pictures_and_once_it_is_known_validate_too(
+    tmp_path: Path,
+    agrekd: Run,  # noqa: F811
+) -> None:
+    job = write_job(tmp_path, groupless(tmp_path))
+    for number in range(3):
+        Image.new("RGBA", (20, 20), (200, 0, 0, 99)).save(tmp_path / "own" / f"{number}.jpg", "PNG")
+    assert "composed" not in agrekd("validate", job)[1]
+    said = "3 with transparency, composed on white"
+    for verb in (("data", "check"), ("data", "check"), ("validate",)):
+        code, out, _ = agrekd(*verb, job)
+        assert code == 0
+        assert said in out
+    assert said in agrekd("run", job, "methods=[one_hot]", "seeds=[0]")[1]
+
+
+def test_a_run_of_an_earlier_version_goes_on_with_the_pictures_that_it_began_with(
+    tmp_path: Path,
+) -> None:
+    job = load_job(write_job(tmp_path, groupless(tmp_path)))
+    folder = RunFolder.create(job)
+    assert RunFolder.open(folder.path).job.data.decoding == 2
+    file = folder.path / "job.yaml"
+    file.write_text(file.read_text().replace("  decoding: 2\n", ""))
+    assert RunFolder.open(folder.path).job.data.decoding == 1
 
 
 def test_check_lists_ten_broken_pictures_and_counts_them(tmp_path: Path, agrekd: Run) -> None:  # noqa: F811

@@ -35,7 +35,11 @@ def work(
             raise BrokenRowsError(spoilt[number])
         first = number * CHUNK
         values = np.arange(first, min(first + CHUNK, COUNT), dtype=np.int32)
-        return np.broadcast_to(values[:, None, None], (len(values), 2, 3)), bytes([number + 1] * 32)
+        return (
+            np.broadcast_to(values[:, None, None], (len(values), 2, 3)),
+            bytes([number + 1] * 32),
+            (),
+        )
 
     def chunks(numbers: Sequence[int]) -> Iterator[Work]:
         for number in numbers:
@@ -119,7 +123,7 @@ def test_only_few_chunks_are_in_memory_at_a_time(tmp_path: Path) -> None:
             assert len(begun) - len(finished) <= (os.cpu_count() or 1) + 2
             yield (
                 number,
-                lambda: (finished.append(0), (np.zeros((CHUNK, 2, 3)), bytes([1] * 32)))[1],
+                lambda: (finished.append(0), (np.zeros((CHUNK, 2, 3)), bytes([1] * 32), ()))[1],
             )
 
     rows(tmp_path, 40 * CHUNK).fill(chunks)

@@ -284,7 +284,7 @@ def test_a_measure_is_a_number(tmp_path: Path, text: str) -> None:
 )
 def test_the_digest_of_prepared_rows(tmp_path: Path, text: str) -> None:
     rows = PreparedRows(tmp_path, "a" * 64, 4, (2,))
-    rows.fill(lambda numbers: iter([(0, lambda: (np.zeros((4, 2)), b"x" * 32))]))
+    rows.fill(lambda numbers: iter([(0, lambda: (np.zeros((4, 2)), b"x" * 32, ()))]))
     assert len(rows.digest()) == 64
     (rows.place / "whole.json").write_text(text)
     with pytest.raises(DataError, match=r"damaged .* remove the folder"):

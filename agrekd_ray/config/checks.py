@@ -13,11 +13,11 @@ from typing import Annotated, Any
 from pydantic import TypeAdapter, ValidationError
 
 from agrekd_ray.config.faults import Fault, JobError, faults_of
-from agrekd_ray.config.job import SEEDS_APART, Job
+from agrekd_ray.config.job import DFR_METHODS, SEEDS_APART, Job
 from agrekd_ray.config.reading import read_job
 from agrekd_ray.config.study import study_faults
-from agrekd_ray.data import TRAIN, Dataset, open_dataset, tokens_of
-from agrekd_ray.errors import AgrekdError
+from agrekd_ray.data import DFR, TRAIN, Dataset, classes_missing, open_dataset, tokens_of
+from agrekd_ray.errors import AgrekdError, listed
 from agrekd_ray.guidance.placement import unknown_patterns
 from agrekd_ray.models import check, check_classes, check_name, in_words, read_manifest
 from agrekd_ray.settings import MOST_SEEDS
@@ -86,6 +86,7 @@ class _Whole:
             self._sizes,
             self._files,
             self._groups,
+            self._halves,
             self._own_checkpoints,
             self._architectures,
             self._places,
@@ -157,11 +158,31 @@ class _Whole:
         dataset = self._dataset()
         if dataset is None or dataset.groups.known:
             return []
-        problem = f"needs group labels, and the data have none{_HOW_TO_LABEL}"
+        return self._retraining(f"needs group labels, and the data have none{_HOW_TO_LABEL}")
+
+    def _halves(self) -> list[Fault]:
+        """Last layers that cannot be retrained: a class has no sample to do it on."""
+        dataset = self._dataset()
+        if dataset is None or not dataset.groups.known:
+            return []
+        missing = classes_missing(dataset, DFR)
+        if not missing:
+            return []
+        names = listed(repr(name) for name in missing)
+        remedy = "give the validation split two samples of every class at least"
+        if hasattr(self._get("data"), "val"):
+            remedy = "enlarge data.val"
+        return self._retraining(
+            f"retrains last layers on a half of validation ({DFR}), where there is no sample of "
+            f"class {names}; leave it out, or {remedy}"
+        )
+
+    def _retraining(self, problem: str) -> list[Fault]:
+        """A fault of everything that retrains last layers (DFR)."""
         found = [
             Fault(f"methods.{number}", method, problem)
             for number, method in enumerate(self._get("methods") or ())
-            if method in ("one_hot_dfr", "deep_ensemble_dfr")
+            if method in DFR_METHODS
         ]
         if debiased := self._get("ensemble.debiased"):
             found.append(Fault("ensemble.debiased", str(debiased), problem))

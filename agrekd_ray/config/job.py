@@ -20,6 +20,8 @@ from agrekd_ray.teachers import EnsembleSettings, TeacherSettings
 
 BASELINES = ("one_hot", "one_hot_dfr", "deep_ensemble", "deep_ensemble_dfr", "teacher_vote")
 """Methods without distillation."""
+DFR_METHODS = ("one_hot_dfr", "deep_ensemble_dfr")
+"""Methods that retrain last layers."""
 METHODS = (*BASELINES, *STRATEGIES)
 SEEDS_APART = 1000
 """Members of one seed's deep ensemble have seeds (seed + 1) * SEEDS_APART + 0, 1, 2, ..."""
@@ -157,6 +159,11 @@ class Job(Settings):
     tracking: TrackingSettings = TrackingSettings()
     ray: RaySettings = RaySettings()
     runs: LocalPath = Path("runs")
+
+    @property
+    def retrains(self) -> bool:
+        """Whether last layers are retrained (DFR)."""
+        return bool(self.ensemble.debiased or set(DFR_METHODS) & set(self.methods))
 
     @property
     def is_study(self) -> bool:

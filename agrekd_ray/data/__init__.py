@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any, get_args
 
 from pydantic import Field
 
@@ -27,11 +27,14 @@ from agrekd_ray.data.dataset import (
     Groups,
     Prepared,
     Progress,
+    Remarked,
     Samples,
     Sourced,
     splits_in_words,
 )
+from agrekd_ray.data.gaps import classes_missing, dfr_groups, remarks_on
 from agrekd_ray.data.image_table import ImageTable, open_image_table
+from agrekd_ray.data.images import Pictures
 from agrekd_ray.data.text import TextTable, open_text_table, tokens_of
 from agrekd_ray.data.waterbirds import Waterbirds, open_waterbirds
 from agrekd_ray.settings import Settings
@@ -57,6 +60,17 @@ DATASETS: dict[type[Settings], Callable[..., Dataset]] = {
     TextTable: open_text_table,
     Custom: open_custom,
 }
+
+
+def of_earlier_version(values: Any) -> None:
+    """Add to the values of a resolved data set what was not a key yet when it was resolved."""
+    names = [
+        get_args(kind.model_fields["name"].annotation)[0]
+        for kind in DATASETS
+        if issubclass(kind, Pictures)
+    ]
+    if isinstance(values, dict) and values.get("name") in names:
+        values.setdefault("decoding", 1)
 
 
 def open_dataset(settings: Settings) -> Dataset:
@@ -89,9 +103,14 @@ __all__ = [
     "Groups",
     "Prepared",
     "Progress",
+    "Remarked",
     "Samples",
     "Sourced",
+    "classes_missing",
+    "dfr_groups",
+    "of_earlier_version",
     "open_dataset",
+    "remarks_on",
     "splits_in_words",
     "tokens_of",
 ]

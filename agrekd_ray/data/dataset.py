@@ -172,3 +172,12 @@ class Excerpted(Protocol):
     def excerpt(self, sample: int) -> str:
         """A sample in a line of text."""
         ...
+
+
+@runtime_checkable
+class Remarked(Protocol):
+    """A data set that has something to say of its samples once they are prepared."""
+
+    def remarks(self) -> list[str]:
+        """What holds for some samples, a line each, with their number."""
+        ...

@@ -11,7 +11,8 @@ from pydantic import ValidationInfo, field_validator
 from torch import Tensor
 
 from agrekd_ray.data.dataset import Groups
-from agrekd_ray.data.pictures import DECODING, Source, Where, decoding
+from agrekd_ray.data.decode import CHANGED, REMARKS, Decoding, remarks_of
+from agrekd_ray.data.pictures import Source, Where, decoding
 from agrekd_ray.data.prepared import PreparedRows, PreparedSamples
 from agrekd_ray.data.views import Views, view
 from agrekd_ray.settings import Count, LocalPath, Seed, Settings, fingerprint
@@ -29,6 +30,9 @@ class Pictures(Settings):
         size: height and width that models see, in pixels.
         resize: height and width that are kept.
         views: augmentation of the training samples.
+        decoding: 2 shows a picture as a viewer does: turned as its orientation says, on white
+            where it is transparent, more than 8 bits scaled. 1 is what earlier versions did, which
+            was none of that; pictures without any of that are the same, and so are their teachers.
         prepared: folder of decoded pictures, shared by all jobs.
     """
 
@@ -36,6 +40,7 @@ class Pictures(Settings):
     size: Count = 224
     resize: Count = 256
     views: Views = Views()
+    decoding: Decoding = 2
     prepared: LocalPath = Path("runs/prepared")
 
     @field_validator("resize")
@@ -75,18 +80,29 @@ class PictureDataset(PreparedSamples):
         side = settings.resize
         rows = PreparedRows(
             settings.prepared,
-            fingerprint(DECODING, source.stamp, side),
+            fingerprint(settings.decoding, source.stamp, side),
             source.count,
             (3, side, side),
+            remarks=remarks_of(settings.decoding),
         )
-        work = decoding(source, side, where)
-        how = fingerprint(DECODING, settings.size, side)
-        super().__init__(rows, work, how, classes, labels_N, groups, splits, splits_from)
+        work = decoding(source, side, settings.decoding, where)
+        super().__init__(rows, work, self._looks, classes, labels_N, groups, splits, splits_from)
         self.settings = settings
         self.shape: tuple[int, ...] = (3, settings.size, settings.size)
         self.size = source.count
         looks = f"{settings.seed} {settings.views.look}"
         self.views_fingerprint = hashlib.sha256(looks.encode()).hexdigest()
+
+    def remarks(self) -> list[str]:
+        """See `Remarked.remarks`."""
+        counts = self.rows.remarks()
+        return [f"{count:,} {REMARKS[name]}" for name, count in counts.items() if count]
+
+    def _looks(self) -> str:
+        counts = self.rows.remarks()
+        # Pictures that the versions decode alike are the same pictures.
+        version = self.settings.decoding if any(counts.get(name) for name in CHANGED) else 1
+        return fingerprint(version, self.settings.size, self.settings.resize)
 
     def view(self, epoch: int) -> int:
         """See `Samples.view`."""

@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import io
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 
+from agrekd_ray.data.decode import FORMATS, Decoding, UnfitError, decode, remarks_of
 from agrekd_ray.data.names import file_alike, quoted
 from agrekd_ray.data.prepared import CHUNK, SHOWN, BrokenRowsError, Made, Work, chunks, listed
 from agrekd_ray.errors import DataError
 from agrekd_ray.files import in_a_line
 from agrekd_ray.settings import fingerprint
 
-DECODING = 1
-"""Version of what decoding gives; raised when the same file gives other pixels."""
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
-"""That are decoded. A file chooses its decoder, whatever its name is, so the forty rare ones that
-Pillow knows besides (one runs a program) are left to whoever converts such pictures."""
 Where = Callable[[int], str]
 """A row of a table, in words."""
 
@@ -163,56 +158,35 @@ def _there(cell: bytes | None) -> bytes:
     return cell
 
 
-def decode(content: bytes, side: int) -> np.ndarray:
-    """An encoded picture as the square in its middle, uint8 RGB [3, side, side].
-
-    The shorter side is resized to `side` (bilinear, antialiased), the longer one is cut.
-
-    Raises:
-        OSError: the bytes are no whole picture in one of `FORMATS`.
-    """
-    try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
-            if opened.mode == "P":  # with transparency, it cannot become RGB at once
-                image = opened.convert("RGBA").convert("RGB")
-            else:
-                image = opened.convert("RGB")
-    except OSError:
-        raise
-    except Exception as error:  # decoders answer damaged files with anything
-        raise OSError(str(error) or type(error).__name__) from None
-    width, height = image.size
-    factor = side / min(width, height)
-    size = max(side, round(width * factor)), max(side, round(height * factor))
-    if size != image.size:
-        image = image.resize(size, Image.Resampling.BILINEAR)
-    left, top = (size[0] - side) // 2, (size[1] - side) // 2
-    square = image.crop((left, top, left + side, top + side))
-    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
-
-
-def decoding(source: Source, side: int, where: Where) -> Callable[[Sequence[int]], Iterator[Work]]:
-    """Work for `PreparedRows.fill` that decodes pictures.
+def decoding(
+    source: Source, side: int, version: Decoding, where: Where
+) -> Callable[[Sequence[int]], Iterator[Work]]:
+    """Work for `PreparedRows.fill` that decodes pictures, and counts `REMARKS` of them.
 
     Args:
         source: of the pictures.
         side: of the squares that they become.
+        version: of what decoding gives.
         where: of a picture's row, for faults.
     """
+    names = remarks_of(version)
 
     def make(number: int, readers: Sequence[Callable[[], bytes]]) -> Made:
         digest = hashlib.sha256()
         pictures, faults = [], []
+        counted: Counter[str] = Counter()
         for place, read in enumerate(readers):
             try:
                 content = read()
                 digest.update(len(content).to_bytes(8) + content)
-                pictures.append(decode(content, side))
+                square, remarks = decode(content, side, version)
+                pictures.append(square)
+                counted.update(remarks)
             except OSError as error:
-                faults.append(f"{where(number * CHUNK + place)}: broken image ({_reason(error)})")
+                faults.append(f"{where(number * CHUNK + place)}: {_fault(error)}")
         if faults:
             raise BrokenRowsError(faults)
-        return np.stack(pictures), digest.digest()
+        return np.stack(pictures), digest.digest(), tuple(counted[name] for name in names)
 
     def work(numbers: Sequence[int]) -> Iterator[Work]:
         for number, readers in source.read(numbers):
@@ -221,9 +195,11 @@ def decoding(source: Source, side: int, where: Where) -> Callable[[Sequence[int]
     return work
 
 
-def _reason(error: OSError) -> str:
+def _fault(error: OSError) -> str:
     """Without the address of a buffer, which says nothing and differs from run to run."""
     text = str(error.strerror or error)
+    if isinstance(error, UnfitError):
+        return f"a picture of {text}"
     if "cannot identify image" in text:
-        return f"it would be {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
-    return text
+        text = f"it would be {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+    return f"broken image ({text})"

@@ -50,8 +50,8 @@ class BrokenRowsError(DataError):
         self.faults = tuple(faults)
 
 
-Made = tuple[np.ndarray, bytes]
-"""The rows of a chunk, and a digest of what they were made of."""
+Made = tuple[np.ndarray, bytes, tuple[int, ...]]
+"""The rows of a chunk, a digest of what they were made of, and how many there is each remark on."""
 Work = tuple[int, Callable[[], Made]]
 """Number of a chunk, and what makes it: called in a thread, it may raise `BrokenRowsError`."""
 
@@ -86,6 +86,7 @@ class PreparedRows:
         count: number of rows.
         shape: of a row.
         dtype: of its values.
+        remarks: names of what is counted while the rows are made.
     """
 
     def __init__(
@@ -95,9 +96,12 @@ class PreparedRows:
         count: int,
         shape: tuple[int, ...],
         dtype: type[np.generic] = np.uint8,
+        remarks: Sequence[str] = (),
     ) -> None:
         self._folder, self._count, self._dtype = folder, count, np.dtype(dtype)
-        self._shape = shape
+        self._shape, self._remarks = shape, tuple(remarks)
+        # Of a chunk; a digest of zeros where it is still to be made.
+        self._record = np.dtype([("digest", "u1", (_DIGEST,)), ("counts", "<u4", (len(remarks),))])
         self._whole = folder / key[:24]
         self._partial = folder / f"{key[:24]}.partial"
         self._lock = folder / f"{key[:24]}.lock"
@@ -154,7 +158,7 @@ class PreparedRows:
         """
         try:
             found = read_json(self._whole / _WHOLE, _Whole)
-            if found.digest != hashlib.sha256((self._whole / _DIGESTS).read_bytes()).hexdigest():
+            if found.digest != self._digest(self._read_records(self._whole)):
                 raise DamagedError("its digests are others")
             return found.digest
         except (OSError, DamagedError) as error:
@@ -164,6 +168,16 @@ class PreparedRows:
                 f"{self._whole}: not prepared, or damaged ({in_a_line(error)}); remove the folder, "
                 "it is made again."
             ) from None
+
+    def remarks(self) -> dict[str, int]:
+        """On how many rows there is each remark, by name.
+
+        Raises:
+            DataError: they are not all there.
+        """
+        self.digest()  # which finds damage
+        counts = self._read_records(self._whole)["counts"].sum(0, dtype=np.int64)
+        return dict(zip(self._remarks, counts.tolist(), strict=True))
 
     def fill(
         self,
@@ -202,49 +216,60 @@ class PreparedRows:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
-    def _done(self) -> bytearray:
-        """A digest a chunk; zeros where it is still to be made."""
-        every = bytearray(len(chunks(self._count)) * _DIGEST)
-        try:
-            found = (self._partial / _DIGESTS).read_bytes()
-            rows = (self._partial / _ROWS).stat().st_size
-        except FileNotFoundError:
-            return every
-        return bytearray(found) if (len(found), rows) == (len(every), self.bytes) else every
+    def _read_records(self, folder: Path) -> np.ndarray:
+        """What is known of every chunk.
 
-    def _missing(self, done: bytearray) -> list[range]:
+        Raises:
+            DamagedError: it is of other rows.
+            OSError: it cannot be read.
+        """
+        content = (folder / _DIGESTS).read_bytes()
+        if len(content) != len(chunks(self._count)) * self._record.itemsize:
+            raise DamagedError("its digests are of other rows")
+        return np.frombuffer(content, self._record)
+
+    def _digest(self, records: np.ndarray) -> str:
+        return hashlib.sha256(records["digest"].tobytes()).hexdigest()
+
+    def _done(self) -> np.ndarray:
+        """What is known of every chunk, whether it is made or not."""
+        try:
+            rows = (self._partial / _ROWS).stat().st_size
+            if rows == self.bytes:
+                return self._read_records(self._partial).copy()
+        except (FileNotFoundError, DamagedError):
+            pass
+        return np.zeros(len(chunks(self._count)), self._record)
+
+    def _missing(self, records: np.ndarray) -> list[range]:
         every = chunks(self._count)
-        none = bytes(_DIGEST)
-        return [
-            rows
-            for number, rows in enumerate(every)
-            if done[number * _DIGEST : (number + 1) * _DIGEST] == none
-        ]
+        return [every[number] for number in np.flatnonzero(~records["digest"].any(1))]
 
     def _fill(self, work: Callable[[Sequence[int]], Iterator[Work]], progress: Progress) -> None:
         shutil.rmtree(self._whole, ignore_errors=True)  # damaged, or it would be whole
         self._partial.mkdir(exist_ok=True)
-        digests = self._done()
-        missing = [rows.start // CHUNK for rows in self._missing(digests)]
-        done = self._count - sum(map(len, self._missing(digests)))
+        records = self._done()
+        missing = [rows.start // CHUNK for rows in self._missing(records)]
+        done = self._count - sum(map(len, self._missing(records)))
         faults: list[str] = []
         progress(done, self._count)
         rows_file = os.open(self._partial / _ROWS, os.O_RDWR | os.O_CREAT, 0o644)
         digests_file = os.open(self._partial / _DIGESTS, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             os.ftruncate(rows_file, self.bytes)
-            os.pwrite(digests_file, digests, 0)
+            os.pwrite(digests_file, records.tobytes(), 0)
             for number, made in _in_threads(work(missing)):
                 try:
-                    rows, digest = made.result()
+                    rows, digest, counts = made.result()
                 except BrokenRowsError as error:
                     faults += error.faults
                     continue
                 _write(rows_file, np.ascontiguousarray(rows, self._dtype), number, self._row_bytes)
                 # The rows reach the disk before the word that they are there.
                 os.fdatasync(rows_file)
-                os.pwrite(digests_file, digest, number * _DIGEST)
-                digests[number * _DIGEST : (number + 1) * _DIGEST] = digest
+                records[number] = np.frombuffer(digest, np.uint8), counts
+                record = records[number].tobytes()
+                os.pwrite(digests_file, record, number * self._record.itemsize)
                 done += len(rows)
                 progress(done, self._count)
         finally:
@@ -252,7 +277,7 @@ class PreparedRows:
             os.close(digests_file)
         if faults:
             raise BrokenRowsError(faults)
-        whole = _Whole(hashlib.sha256(digests).hexdigest(), self._count)
+        whole = _Whole(self._digest(records), self._count)
         (self._partial / _WHOLE).write_text(json.dumps(asdict(whole)), encoding="utf-8")
         os.replace(self._partial, self._whole)
 
@@ -263,7 +288,7 @@ class PreparedSamples:
     Args:
         rows: inputs of the samples.
         work: makes them, as `PreparedRows.fill` wants it.
-        how: changes wherever the same sources give other inputs.
+        how: changes wherever the same sources give other inputs; asked for when all are prepared.
         classes: names of the classes.
         labels_N: class of every sample.
         groups: of the samples.
@@ -275,7 +300,7 @@ class PreparedSamples:
         self,
         rows: PreparedRows,
         work: Callable[[Sequence[int]], Iterator[Work]],
-        how: str,
+        how: Callable[[], str],
         classes: tuple[str, ...],
         labels_N: np.ndarray,
         groups: Groups,
@@ -293,7 +318,7 @@ class PreparedSamples:
         """See `Samples.fingerprint`: of the sources' content, and of what is said about them."""
         if self._fingerprint is None:
             self.prepare()
-            looks = fingerprint(self._how, self.rows.digest(), self.classes)
+            looks = fingerprint(self._how(), self.rows.digest(), self.classes)
             self._fingerprint = labelled(looks, self._labels_N, self.splits, self.groups)
         return self._fingerprint
 

@@ -105,7 +105,7 @@ class TextDataset(PreparedSamples):
             np.int32,
         )
         super().__init__(
-            rows, self._tokenising, how, classes, labels_N, groups, splits, splits_from
+            rows, self._tokenising, lambda: how, classes, labels_N, groups, splits, splits_from
         )
         self.tokens: tuple[int, int] = (len(self._tokenizer), self._tokenizer.pad_token_id)
         # There is one view of a text: itself.
@@ -150,7 +150,7 @@ class TextDataset(PreparedSamples):
             # Lengths keep "a", "bc" apart from "ab", "c".
             lengths = np.array([len(text) for text in texts], dtype=np.int64)
             digest = hashlib.sha256(lengths.tobytes() + "".join(texts).encode())
-            return np.array(ids, dtype=np.int32), digest.digest()
+            return np.array(ids, dtype=np.int32), digest.digest(), ()
 
         for number in numbers:
             yield number, functools.partial(make, every[number])

@@ -24,6 +24,7 @@ from agrekd_ray.data import (
     Excerpted,
     Prepared,
     open_dataset,
+    remarks_on,
     splits_in_words,
 )
 from agrekd_ray.data.prepared import BrokenRowsError
@@ -76,6 +77,7 @@ def check_data(path: Path, overrides: Iterable[str], fast: bool, console: Consol
     if isinstance(dataset, Prepared):
         if fast:
             _print({"samples": "not read (--fast)"}, console)
+            _remark(dataset, console)
             return True
         try:
             with Display(console) as display:
@@ -87,7 +89,9 @@ def check_data(path: Path, overrides: Iterable[str], fast: bool, console: Consol
             if len(error.faults) > MOST_BROKEN:
                 console.print(f"  and {len(error.faults) - MOST_BROKEN:,} more")
             return False
-    _print({"samples": f"{dataset.size:,}, all sound", "fingerprint": dataset.fingerprint}, console)
+    _print({"samples": f"{dataset.size:,}, all sound"}, console)
+    _remark(dataset, console)
+    _print({"fingerprint": dataset.fingerprint}, console)
     return True
 
 
@@ -214,6 +218,11 @@ def _counts(settings: Any, dataset: Dataset) -> Table:
 def _print(facts: dict[str, str], console: Console) -> None:
     for name, value in facts.items():
         console.print(Text(f"{name:<13}{value}"), soft_wrap=True)
+
+
+def _remark(dataset: Dataset, console: Console) -> None:
+    for remark in remarks_on(dataset, dfr=True):
+        console.print(Text(f"{'':<13}{remark}", style="yellow"), soft_wrap=True)
 
 
 def _examples(dataset: Dataset, group: int, wanted: int) -> np.ndarray:

@@ -16,7 +16,14 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from agrekd_ray.data import DRAWN, Dataset, Prepared, Sourced, splits_in_words
+from agrekd_ray.data import (
+    DRAWN,
+    Dataset,
+    Prepared,
+    Sourced,
+    remarks_on,
+    splits_in_words,
+)
 
 SECONDS_BETWEEN_LINES = 5.0
 RECORDED = "samples"
@@ -47,6 +54,7 @@ class Display:
         self._stage, self._total, self._done, self._unit = "", 0, 0.0, ""
         self._begin = self._spoken = time.monotonic()
         self._first: tuple[float, float] | None = None
+        self._remarked: set[str] = set()
 
     def __enter__(self) -> Display:
         if self._bar:
@@ -96,6 +104,12 @@ class Display:
         console = self._bar.console if self._bar else self._console
         console.print(text, style=style, soft_wrap=True)
 
+    def remark(self, text: str) -> None:
+        """A line that stays, however often it is said."""
+        if text not in self._remarked:
+            self._remarked.add(text)
+            self.note(text, "yellow")
+
     def _line(self, what: str, now: float) -> str:
         parts = [f"{self._stage:<8} {self._done:.0f}/{self._total} {self._unit}"]
         if self._first and self._first[1] < self._done < self._total:
@@ -129,7 +143,24 @@ def prepare_data(dataset: Dataset, display: Display) -> None:
 def note_drawn_splits(dataset: Dataset, display: Display) -> None:
     """Say it where the splits were drawn, with their sizes; nobody asked for that."""
     if isinstance(dataset, Sourced) and dataset.splits_from == DRAWN:
-        display.note(f"splits: {splits_in_words(dataset)}", "yellow")
+        display.remark(f"splits: {splits_in_words(dataset)}")
+
+
+def ready_data(dataset: Dataset, display: Display, *, dfr: bool) -> None:
+    """Prepare the data of a run, and say what is of note of them.
+
+    Args:
+        dataset: of the run.
+        display: to say it on.
+        dfr: whether last layers will be retrained.
+
+    Raises:
+        DataError: see `prepare_data`.
+    """
+    note_drawn_splits(dataset, display)
+    prepare_data(dataset, display)
+    for remark in remarks_on(dataset, dfr=dfr):
+        display.remark(f"data: {remark}")
 
 
 def clock(seconds: float) -> str:

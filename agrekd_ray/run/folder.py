@@ -17,6 +17,7 @@ import yaml
 
 from agrekd_ray.config import Job, JobError, check_job
 from agrekd_ray.config.reading import yaml_values
+from agrekd_ray.data import of_earlier_version
 from agrekd_ray.errors import RunError
 from agrekd_ray.files import (
     DamagedError,
@@ -226,4 +227,6 @@ def read_resolved(path: Path, file: str) -> dict[str, Any]:
         raw = None
     if not isinstance(raw, dict):
         raise RunError(f"{path / file}: damaged; start the job anew.")
+    for job in (raw, raw.get("base")):  # of a run; of a search
+        of_earlier_version(job.get("data") if isinstance(job, dict) else None)
     return raw

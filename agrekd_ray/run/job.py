@@ -21,7 +21,7 @@ from agrekd_ray.errors import AgrekdError, RunError
 from agrekd_ray.models import load
 from agrekd_ray.results import Diagnostics, Effort, Member, Outcome
 from agrekd_ray.run.answers import Answers, members
-from agrekd_ray.run.display import Display, note_drawn_splits, prepare_data
+from agrekd_ray.run.display import Display, ready_data
 from agrekd_ray.run.ending import ending
 from agrekd_ray.run.engine import Engine, Handle, LocalEngine
 from agrekd_ray.run.environment import prepare
@@ -146,8 +146,7 @@ class _Run:
         self.folder.update(status="running", tracking_run=run_id, reason=None)
         say = functools.partial(self.display.note, style="yellow")
         with ending(self.folder, self.tracker, self.outbox, run_id, say), self.display:
-            note_drawn_splits(self.dataset, self.display)
-            prepare_data(self.dataset, self.display)
+            ready_data(self.dataset, self.display, dfr=self.job.retrains)
             self._work()
             self._votes()
             outcomes = self._outcomes()

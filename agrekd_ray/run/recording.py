@@ -12,7 +12,7 @@ from agrekd_ray.data import TRAIN, Dataset, open_dataset
 from agrekd_ray.errors import RunError
 from agrekd_ray.outputs import Outputs
 from agrekd_ray.results import Effort
-from agrekd_ray.run.display import RECORDED, Display, prepare_data
+from agrekd_ray.run.display import RECORDED, Display, ready_data
 from agrekd_ray.run.engine import Engine
 from agrekd_ray.run.environment import prepare
 from agrekd_ray.run.monitor import show_progress
@@ -43,7 +43,7 @@ def record_job(job: Job, console: Console) -> Effort:
     if job.guidance != "auto":
         raise RunError(f"guidance: {job.guidance} keeps no records; set guidance=auto.")
     with Display(console) as display:
-        prepare_data(samples, display)
+        ready_data(samples, display, dfr=job.retrains)
     pool = Pool(job.teachers.store, samples)
     views = sorted({samples.view(epoch) for epoch in range(job.student.training.epochs)})
     checkpoints = plan.checkpoints(pool)

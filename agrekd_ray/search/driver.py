@@ -29,7 +29,7 @@ from agrekd_ray.outputs import Outputs
 from agrekd_ray.results import Effort, Outcome
 from agrekd_ray.run.answers import Answers, members
 from agrekd_ray.run.cluster import RayEngine
-from agrekd_ray.run.display import Display, note_drawn_splits, prepare_data
+from agrekd_ray.run.display import Display, ready_data
 from agrekd_ray.run.ending import ending
 from agrekd_ray.run.job import effort_metrics, package_versions
 from agrekd_ray.run.monitor import Monitor, flat, show_progress
@@ -139,8 +139,7 @@ class _Searching:
 
     def _work(self, run_id: str) -> SearchResult:
         with self.display:
-            note_drawn_splits(self.dataset, self.display)
-            prepare_data(self.dataset, self.display)
+            ready_data(self.dataset, self.display, dfr=self.job.retrains)
             self.display.stage("start", 0, "")
             engine = RayEngine(self.job, self._handle)
         try:

@@ -29,7 +29,7 @@ from agrekd_ray.data import open_dataset, splits_in_words
 from agrekd_ray.errors import AgrekdError, RunError
 from agrekd_ray.events import Event, Failed, StudentEpoch
 from agrekd_ray.run.answers import Answers
-from agrekd_ray.run.display import Display, note_drawn_splits, prepare_data
+from agrekd_ray.run.display import Display, prepare_data, ready_data
 from agrekd_ray.run.ending import ending
 from agrekd_ray.run.environment import prepare
 from agrekd_ray.run.folder import RunFolder
@@ -137,8 +137,7 @@ class _Study:
                 dataset = open_dataset(job.data)
                 if (splits := splits_in_words(dataset)) not in self.splits:
                     self.splits.append(splits)
-                    note_drawn_splits(dataset, self.display)
-                prepare_data(dataset, self.display)
+                ready_data(dataset, self.display, dfr=job.retrains)
             self.folders = [self._point_folder(setting, job) for setting, job in self.points]
             self._train(run_id)
             if left := [n for n in range(len(self.points)) if n not in self.results]:

@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from agrekd_ray.data import DFR, SELECT, Dataset
+from agrekd_ray.data import DFR, SELECT, Dataset, classes_missing, dfr_groups
 from agrekd_ray.errors import AgrekdError, DataError, listed
 from agrekd_ray.models import Classifier
 from agrekd_ray.settings import Count, Positive, Settings
@@ -77,14 +77,12 @@ def retrain_head(
         )
     from sklearn.preprocessing import StandardScaler  # two seconds that few processes need
 
-    fit, select = (_features(model, dataset, split, device) for split in (DFR, SELECT))
-    missing = set(range(len(dataset.classes))) - set(fit.labels_N.tolist())
-    if missing:
-        names = listed(dataset.classes[label] for label in sorted(missing))
+    if missing := classes_missing(dataset, DFR):
         raise DataError(
-            f"DFR: no sample of class {names} in its half of validation; the validation split "
-            "needs more of them."
+            f"DFR: no sample of class {listed(repr(name) for name in missing)} in its half of "
+            f"validation ({DFR}); give validation two samples of every class at least."
         )
+    fit, select = (_features(model, dataset, split, device) for split in (DFR, SELECT))
     scaler = StandardScaler().fit(fit.features_ND)
     scaled_ND, select_ND = scaler.transform(fit.features_ND), scaler.transform(select.features_ND)
 
@@ -112,14 +110,12 @@ def _features(
     model: Classifier, dataset: Dataset, split: str, device: torch.device | str
 ) -> Features:
     ids = dataset.splits[split]
-    labels_N = dataset.labels(ids).numpy()
-    groups = dataset.groups
     features_ND: Tensor = predict(model.backbone, dataset, ids, device=device)
     return Features(
         features_ND.double().numpy(),
-        labels_N,
-        labels_N * len(groups.attributes) + groups.attribute_N[ids],
-        groups.group_N[ids],
+        dataset.labels(ids).numpy(),
+        dfr_groups(dataset, split)[0],
+        dataset.groups.group_N[ids],
     )
 
 
