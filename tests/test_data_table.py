@@ -347,6 +347,81 @@ def test_a_broken_image_inside_parquet_has_its_row(tmp_path: Path) -> None:
         data.prepare()
 
 
+def cells(folder: Path, kept: Callable[[int], tuple[bool, str | None]], **options: Any) -> Path:
+    """Cells as Hugging Face writes them: whether the picture is inside, and the path."""
+    places = pictures.spread()
+    pictures.table(folder)
+    images = []
+    for number, place in enumerate(places):
+        inside, path = kept(number)
+        content = pictures.picture(number, *place[:2]) if inside else None
+        images.append({"bytes": content, "path": path} if inside or path else None)
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    columns = {
+        "image": pa.array(images, kind),
+        "label": [("cat", "dog")[label] for label, _, _ in places],
+        "split": [pictures.SPLITS[split] for _, _, split in places],
+    }
+    path = folder / "t.parquet"
+    pq.write_table(pa.table(columns), path, row_group_size=10, **options)
+    return path
+
+
+IN_CELLS: dict[str, Callable[[Path, int], tuple[bool, str | None]]] = {
+    "relative": lambda folder, number: (False, f"{number}.jpg"),
+    "absolute": lambda folder, number: (False, str(folder / f"{number}.jpg")),
+    "some inside": lambda folder, number: (number % 3 > 0, f"{number}.jpg"),
+    "the first group inside": lambda folder, number: (number < 10, f"{number}.jpg"),
+    "inside, with paths of another machine": lambda folder, number: (True, f"/there/{number}.jpg"),
+    "inside, without paths": lambda folder, number: (True, None),
+}
+
+
+@pytest.mark.parametrize("statistics", [True, False])
+@pytest.mark.parametrize("how", IN_CELLS)
+def test_cells_that_name_a_file_are_that_file(tmp_path: Path, how: str, statistics: bool) -> None:
+    folder = tmp_path / "own"
+    table = cells(folder, lambda n: IN_CELLS[how](folder, n), write_statistics=statistics)
+    data, files = opened(table, columns={"image": "image"}), opened(folder / "table.csv")
+    ids = np.arange(data.size)
+    assert torch.equal(data.inputs(ids, None), files.inputs(ids, None))
+    assert data.fingerprint == files.fingerprint
+
+
+def test_paths_in_cells_are_relative_to_the_folder_of_pictures(tmp_path: Path) -> None:
+    folder = tmp_path / "own"
+    table = cells(folder, lambda n: (False, f"{n}.jpg"))
+    table = table.rename(tmp_path / "t.parquet")
+    with pytest.raises(DataError, match=r"t.parquet, row 1: no file .*and 42 more \(52 in all"):
+        opened(table, columns={"image": "image"})
+    data = opened(table, columns={"image": "image"}, images=folder)
+    data.prepare()
+    place = data.rows.place
+    (folder / "7.jpg").write_bytes(pictures.picture(99, 0, 0))
+    assert opened(table, columns={"image": "image"}, images=folder).rows.place != place
+
+
+def test_what_is_wrong_with_a_cell_that_names_a_file_has_its_row(tmp_path: Path) -> None:
+    twice = cells(tmp_path / "a", lambda n: (False, f"{n % 51}.jpg"))
+    with pytest.raises(DataError, match=r"row 52: '0.jpg' is the file of t.parquet, row 1 already"):
+        opened(twice, columns={"image": "image"})
+    table = cells(tmp_path / "own", lambda n: (n % 2 > 0, f"{n}.jpg"))
+    assert opened(table, columns={"image": "image"}).size == 52
+    (tmp_path / "own" / "8.jpg").unlink()
+    with pytest.raises(DataError, match=r"t.parquet, row 9: no file .*8.jpg'\.$"):
+        opened(table, columns={"image": "image"})
+    nothing = cells(tmp_path / "b", lambda n: (n != 6, None))
+    with pytest.raises(DataError, match=r"row 7: broken image \(the cell is empty"):
+        opened(nothing, columns={"image": "image"}).prepare()
+
+
+@pytest.mark.parametrize("content", [b"pics/0.png", b"version https://git-lfs.github.com/spec/v1"])
+def test_text_where_a_picture_should_be_is_quoted(csv: Path, content: bytes) -> None:
+    (csv.parent / "3.jpg").write_bytes(content)
+    with pytest.raises(DataError, match=rf"row 4: .*begins with the text '{content.decode()}'"):
+        opened(csv).prepare()
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16"])
 def test_pictures_of_every_kind_become_rgb(csv: Path, mode: str) -> None:
     from PIL import Image

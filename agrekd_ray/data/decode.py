@@ -98,7 +98,9 @@ def decode(content: bytes, side: int, version: Decoding = 2) -> tuple[np.ndarray
             ) from None
         if content.startswith(b"\xff\xd8\xff"):
             raise UnfitError("a damaged JPEG, or one of other than 8 bits") from None
-        raise
+        text = content[:60].decode("ascii", "replace")
+        found = f", and begins with the text {text!r}" if text.isprintable() and text else ""
+        raise OSError(f"it would be {', '.join(FORMATS[:-1])} or {FORMATS[-1]}{found}") from None
     except OSError:
         raise
     except Exception as error:  # decoders answer damaged files with anything

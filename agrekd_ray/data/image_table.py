@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
@@ -11,7 +11,7 @@ from agrekd_ray.data.images import PictureDataset, Pictures
 from agrekd_ray.data.names import file_alike, quoted
 from agrekd_ray.data.pictures import FolderPictures, ParquetPictures, Source
 from agrekd_ray.data.rows import Columns, TableSettings, open_table, read_rows
-from agrekd_ray.data.table import Table, column_type, table_files
+from agrekd_ray.data.table import column_type, table_files
 from agrekd_ray.errors import DataError
 from agrekd_ray.settings import LocalPath
 
@@ -21,7 +21,7 @@ class ImageColumns(Columns):
 
     Attributes:
         image: path of the picture in the folder; in Parquet also the picture itself, as bytes or as
-            `{bytes, path}`, the way Hugging Face writes it.
+            `{bytes, path}`, the way Hugging Face writes it: without bytes, the path counts.
     """
 
     image: str = "path"
@@ -51,10 +51,10 @@ def open_image_table(settings: ImageTable) -> PictureDataset:
     kind = column_type(files[0], columns.image)
     if kind is not None and _is_picture(kind):
         table = open_table(settings, columns)
-        source: Source = ParquetPictures(files, columns.image)
+        source: Source = ParquetPictures(files, columns.image, _folder(settings), table.where)
     else:
         table = open_table(settings, columns, columns.image)
-        source = _files_of(table, settings)
+        source = FolderPictures(_folder(settings), table.unique(columns.image), table.where)
     rows = read_rows(table, settings, columns)
     return PictureDataset(
         settings,
@@ -74,18 +74,12 @@ def _is_picture(kind: pa.DataType) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
-def _files_of(table: Table, settings: ImageTable) -> FolderPictures:
-    own = table.path if table.path.is_dir() else table.path.parent
-    folder = settings.images or own
+def _folder(settings: ImageTable) -> Path:
+    """That the table's paths are relative to."""
+    table = settings.table
+    folder = settings.images or (table if table.is_dir() else table.parent)
     if not folder.is_dir():
         near = file_alike(folder)
         hint = f", but {quoted(str(near))}" if near else ""
         raise DataError(f"data.images: no folder {quoted(str(folder))}{hint}.")
-    paths = table.unique(settings.columns.image)
-    plain: dict[str, int] = {}
-    for row, path in enumerate(paths):  # a/../b.png and b.png are one file
-        if (first := plain.setdefault(os.path.normpath(path), row)) != row:
-            raise DataError(
-                f"{table.where(row)}: {quoted(path)} is the file of {table.where(first)} already."
-            )
-    return FolderPictures(folder, paths, table.where)
+    return folder

@@ -7,13 +7,14 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 
-from agrekd_ray.data.decode import FORMATS, Decoding, UnfitError, decode, remarks_of
+from agrekd_ray.data.decode import Decoding, UnfitError, decode, remarks_of
 from agrekd_ray.data.names import file_alike, quoted
 from agrekd_ray.data.prepared import CHUNK, SHOWN, BrokenRowsError, Made, Work, chunks, listed
 from agrekd_ray.errors import DataError
@@ -53,11 +54,18 @@ class FolderPictures:
         where: of a picture's row, for faults.
 
     Raises:
-        DataError: files are missing; names the first ten rows, and how many there are.
+        DataError: files are missing; names the first ten rows, and how many there are. A file is
+            that of two rows.
     """
 
     def __init__(self, folder: Path, paths: Sequence[str], where: Where) -> None:
         self.count = len(paths)
+        plain: dict[str, int] = {}
+        for row, path in enumerate(paths):  # a/../b.png and b.png are one file
+            if (first := plain.setdefault(os.path.normpath(path), row)) != row:
+                raise DataError(
+                    f"{where(row)}: {quoted(path)} is the file of {where(first)} already."
+                )
         self._paths = [os.path.join(folder, path) for path in paths]  # noqa: PTH118 (200,000 of them)
         stamps = hashlib.sha256()
         missing: list[str] = []
@@ -78,41 +86,59 @@ class FolderPictures:
         every = chunks(self.count)
         for number in numbers:
             rows = every[number]
-            yield number, [Path(self._paths[row]).read_bytes for row in rows]
+            yield number, [self.reader(row) for row in rows]
+
+    def reader(self, row: int) -> Callable[[], bytes]:
+        """What gives the bytes of one picture."""
+        return Path(self._paths[row]).read_bytes
 
 
 class ParquetPictures:
     """Pictures that are bytes in a column of Parquet files, or `{bytes, path}` as Hugging Face has.
 
+    Where a cell has a path and no bytes, the picture is that file.
+
     Args:
         files: in order.
         column: with the pictures.
+        folder: that the paths are relative to.
+        where: of a picture's row, for faults.
+
+    Raises:
+        DataError: see `FolderPictures`, for the files that cells name; or a file is damaged.
     """
 
-    def __init__(self, files: Sequence[Path], column: str) -> None:
-        import pyarrow.parquet as pq
-
-        self._files, self._column = files, column
-        self._counts = [pq.read_metadata(file).num_rows for file in files]
-        self.count = sum(self._counts)
+    def __init__(self, files: Sequence[Path], column: str, folder: Path, where: Where) -> None:
+        self._files, self._column, self.count = files, column, 0
+        named: dict[int, str] = {}
+        for path in files:
+            with _damage_told(path), _opened(path) as file:
+                named.update(_named(file, column, self.count))
+                self.count += file.metadata.num_rows
         found = [file.stat() for file in files]
         self.stamp = fingerprint(
             [[f.name, s.st_size, s.st_mtime_ns] for f, s in zip(files, found, strict=True)], column
         )
+        rows = list(named)
+        self._readers = {}
+        if named:
+            pictures = FolderPictures(folder, list(named.values()), lambda n: where(rows[n]))
+            self._readers = {row: pictures.reader(number) for number, row in enumerate(rows)}
+            self.stamp = fingerprint(self.stamp, pictures.stamp)
 
     def read(self, numbers: Sequence[int]) -> Iterator[tuple[int, list[Callable[[], bytes]]]]:
         """See `Source.read`."""
         wanted = set(numbers)
-        held: list[bytes | None] = []
+        held: list[Callable[[], bytes]] = []
         number = 0
-        for cell in self._cells(wanted):
-            held.append(cell)
+        for row, cell in enumerate(self._cells(wanted)):
+            held.append(self._readers.get(row) or functools.partial(_there, cell))
             if len(held) == CHUNK:
                 if number in wanted:
-                    yield number, [functools.partial(_there, cell) for cell in held]
+                    yield number, held
                 held, number = [], number + 1
         if held and number in wanted:
-            yield number, [functools.partial(_there, cell) for cell in held]
+            yield number, held
 
     def _cells(self, wanted: set[int]) -> Iterator[bytes | None]:
         """All cells; those of chunks that are not wanted may come as None, unread.
@@ -122,21 +148,14 @@ class ParquetPictures:
         """
         row = 0
         for path in self._files:
-            try:
+            with _damage_told(path):
                 for cells in self._groups(path, row, wanted):
                     row += len(cells)
                     yield from cells
-            except (pa.ArrowException, OSError) as error:
-                raise DataError(
-                    f"{path}: damaged ({in_a_line(error)}); copy or download it again."
-                ) from None
 
     def _groups(self, path: Path, row: int, wanted: set[int]) -> Iterator[list[bytes | None]]:
         """The cells of a file that begins with a row of the table, some at a time."""
-        import pyarrow.parquet as pq
-
-        # Unbuffered, so that a row group of any size is read page by page.
-        with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
+        with _opened(path) as file:
             for group in range(file.num_row_groups):
                 rows = file.metadata.row_group(group).num_rows
                 if not wanted & set(range(row // CHUNK, (row + rows - 1) // CHUNK + 1)):
@@ -145,6 +164,45 @@ class ParquetPictures:
                     for batch in file.iter_batches(32, [group], [self._column]):
                         yield [_bytes_in(cell.as_py()) for cell in batch.column(0)]
                 row += rows
+
+
+def _opened(path: Path) -> Any:
+    import pyarrow.parquet as pq
+
+    # Unbuffered, so that a row group of any size is read page by page.
+    return pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
+
+
+@contextmanager
+def _damage_told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            f"{path}: damaged ({in_a_line(error)}); copy or download it again."
+        ) from None
+
+
+def _named(file: Any, column: str, row: int) -> Iterator[tuple[int, str]]:
+    """Rows whose cell has no picture, but the path of one; the file begins with `row`."""
+    for number in range(file.num_row_groups):
+        group = file.metadata.row_group(number)
+        leaves = {leaf.path_in_schema: leaf for leaf in map(group.column, range(group.num_columns))}
+        content = leaves.get(f"{column}.bytes")
+        if content is None or f"{column}.path" not in leaves:
+            return
+        known = content.statistics
+        if known is None or not known.has_null_count or known.null_count:
+            inside = row
+            for batch in file.iter_batches(32, [number], [column]):
+                cells = batch.column(0)
+                fields = dict(zip(cells.type.names, cells.flatten(), strict=True))
+                absent, paths = fields["bytes"].is_null().to_pylist(), fields["path"].to_pylist()
+                for place, path in enumerate(paths):
+                    if absent[place] and isinstance(path, str) and path:
+                        yield inside + place, path
+                inside += len(paths)
+        row += group.num_rows
 
 
 def _bytes_in(cell: object) -> bytes | None:
@@ -200,6 +258,4 @@ def _fault(error: OSError) -> str:
     text = str(error.strerror or error)
     if isinstance(error, UnfitError):
         return f"a picture of {text}"
-    if "cannot identify image" in text:
-        text = f"it would be {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
     return f"broken image ({text})"
