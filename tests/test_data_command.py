@@ -299,3 +299,7 @@ def test_a_search_by_worst_group_is_refused_without_them(tmp_path: Path, agrekd:
     assert code == 2
     assert "select = worst_group: needs group labels" in err
     assert agrekd("validate", path, "select=worst_class")[0] == 0
+    code, _, err = agrekd("validate", path, "select=worst_class", "data.size=010")
+    assert code == 2
+    assert "data.size = 010" in err
+    assert "write 10" in err

@@ -428,7 +428,7 @@ def test_files_of_unclear_splits_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"holds Parquet files .* and text tables"):
         read(folder)
     two = in_files(tmp_path / "two", {"train": "train.parquet", "test": "test.parquet"})
-    with pytest.raises(DataError, match=r"the val split is empty"):
+    with pytest.raises(DataError, match=r"the val split is empty; .*set data.shares"):
         read(two)
 
 

@@ -474,7 +474,9 @@ def test_import_list_and_evaluate(
     ("words", "said"),
     [
         (["--model", "cnn", "--model-args", "width"], "width"),
+        (["--model", "cnn", "--model-args", "width=010"], "args.width = 010"),
         (["--model", "cnn", "--preprocess", "imagnet"], "preprocess"),
+        (["--model", "cnn", "--preprocess", "{mean: [010]}"], "preprocess.mean.0 = 010"),
         (["--model", "cnn", "--preprocess", "{size: [}"], "no valid YAML"),
         (["--model", "cnn", "--name", "../up"], "letters, digits"),
         (["--model", "cnn"], "no such file of weights"),

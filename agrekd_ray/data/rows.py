@@ -171,7 +171,8 @@ def read_rows(table: Table, settings: TableSettings, columns: Columns) -> Rows:
         three = by_shares(groups.group_N, shares.train, shares.val, settings.seed)
     else:
         three = {name: np.flatnonzero(split_N == number) for number, name in enumerate(USUAL)}
-    splits = four_splits(three, groups.group_N, settings.seed, str(table.path))
+    remedy = "" if split_N is None else "To draw splits from all samples, set data.shares."
+    splits = four_splits(three, groups.group_N, settings.seed, str(table.path), remedy)
     _all_taught(table.path, classes, labels_N[splits[TRAIN]])
     return Rows(classes, labels_N, groups, splits, splits_from)
 

@@ -72,7 +72,7 @@ def by_shares(strata: np.ndarray, train: float, val: float, seed: int) -> dict[s
 
 
 def four_splits(
-    three: dict[str, np.ndarray], strata: np.ndarray, seed: int, source: str
+    three: dict[str, np.ndarray], strata: np.ndarray, seed: int, source: str, remedy: str = ""
 ) -> dict[str, np.ndarray]:
     """The splits of a data set out of `train`, `val` and `test`: validation in two halves.
 
@@ -81,6 +81,7 @@ def four_splits(
         strata: evaluation group of every sample, [N].
         seed: of the data.
         source: of the samples, in words.
+        remedy: what to do about a split without samples, a sentence.
 
     Raises:
         DataError: a split is empty, or validation too small to be cut.
@@ -91,6 +92,7 @@ def four_splits(
             raise DataError(
                 f"{source}: the {name} split "
                 f"{f'needs {least}' if least else 'is empty; every split needs samples'}."
+                f"{remedy and f' {remedy}'}"
             )
     dfr, select = halves(three["val"], strata[three["val"]], seed)
     return {TRAIN: three[TRAIN], DFR: dfr, SELECT: select, TEST: three[TEST]}

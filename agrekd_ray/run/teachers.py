@@ -115,16 +115,15 @@ def import_for(
     if wrong := [pair for pair in model["args"] if "=" not in pair]:
         raise JobError("--model-args", [Fault(one, "", "is written KEY=VALUE") for one in wrong])
     pairs = [f"args.{pair}" for pair in model["args"]]
+    preprocess = model["preprocess"]
+    is_block = preprocess is not None and preprocess.lstrip().startswith("{")
     try:
-        if faults := [
-            fault
-            for key, _, value in (pair.partition("=") for pair in pairs)
-            for fault in ambiguous(value, key)
-        ]:
-            raise JobError("--model-args", faults)
+        told = [*pairs, *([f"preprocess={preprocess}"] if is_block else [])]
+        parts = [pair.partition("=") for pair in told]
+        if faults := [fault for key, _, value in parts for fault in ambiguous(value, key)]:
+            raise JobError("--model", faults)
         args = OmegaConf.to_container(OmegaConf.from_dotlist(pairs))
-        preprocess = model["preprocess"]
-        if preprocess is not None and preprocess.lstrip().startswith("{"):
+        if is_block:
             preprocess = OmegaConf.to_container(OmegaConf.create(preprocess))
         values = {**model, "args": {}, **args, "preprocess": preprocess}  # type: ignore[dict-item]
         described = Model.model_validate(values)
