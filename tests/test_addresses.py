@@ -178,3 +178,21 @@ def test_a_password_may_have_blanks(monkeypatch: pytest.MonkeyPatch) -> None:
     address: Any = "postgresql://ann:a b c@host/db?x=1"
     assert hidden(address) == "postgresql://ann:***@host/db?x=1"
     assert revealed(hidden(address)) == address
+
+
+@pytest.mark.parametrize("values", [["one", "two"], ["~/one"], ["./one", "/tmp/two"]])
+def test_a_path_in_a_sweep_is_absolute(values: list[str], here: Path) -> None:
+    job, faults = check_job({**TINY, "sweep": {"teachers.store": values}})
+    assert job is None
+    relative = [value for value in values if not value.startswith("/")]
+    assert [fault.key for fault in faults] == ["sweep.teachers.store"] * len(relative)
+    assert all(f"({v} is {here}/" in str(f) for v, f in zip(relative, faults, strict=True))
+
+
+def test_other_words_and_absolute_paths_are_swept(here: Path) -> None:
+    sweep = {
+        "teachers.store": [str(here / "one"), str(here / "two")],
+        "student.model.name": ["cnn", "cnn_deep"],
+        "distillation.temperature": ["2", 4],
+    }
+    assert check_job({**TINY, "sweep": sweep})[1] == []

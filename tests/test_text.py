@@ -10,22 +10,35 @@ import locale
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from rich.box import SIMPLE_HEAD
 from rich.progress import track
 from rich.table import Table
 
 import agrekd_ray
 from agrekd_ray import terminal
+from agrekd_ray.comparison.plots import (
+    Point,
+    parallel_coordinates,
+    parameter_effects,
+    worst_against_accuracy,
+)
 from agrekd_ray.files import DamagedError, read_text
 from agrekd_ray.run.display import Display
 from agrekd_ray.settings import absolute
 from agrekd_ray.terminal import in_utf8, prepare_streams, screen
+from agrekd_ray.tracking.columns import Column, markdown_table
+from agrekd_ray.tracking.plots import new_figure, save
+
+from .conftest import TINY, merged
 
 SOURCES = sorted(Path(agrekd_ray.__file__).parent.rglob("*.py"))
 ODD = r"lr:x:1 :cat: [red]a[/red] [/] [bold]x \[b] [link=x] {b} %s $\tau_0^2$"
@@ -227,3 +240,73 @@ def test_the_progress_line_shows_names_as_they_are(is_terminal: bool) -> None:
         display.advance(ODD, 2)
         display.note(ODD, style="yellow")
     assert console.file.getvalue().count(ODD) >= 2  # type: ignore[attr-defined]
+
+
+def test_a_name_with_dollars_is_no_formula(tmp_path: Path) -> None:
+    name = r"$\frac{ a_b^2$"  # as a formula it is an error
+    figure = new_figure(6, 4)
+    axes = figure.subplots()
+    axes.plot([1, 10, 1000], [1, 2, 3], label=name)
+    axes.set_xscale("log")
+    axes.set_yticks([1, 2], [name, name])
+    axes.set_title(name)
+    figure.legend()
+    save(figure, tmp_path / "some.png")
+    powers = [tick.label1 for tick in axes.xaxis.get_major_ticks()]
+    assert all(label.get_parse_math() for label in powers if label.get_text())
+    scores = {"test/worst_group_accuracy": 0.3, "test/accuracy": 0.5}
+    points = [Point(name, number, {name: number}, scores) for number in range(3)]
+    assert worst_against_accuracy(points, tmp_path / "worst.png")
+    assert parameter_effects(points, tmp_path / "effects.png")
+    assert parallel_coordinates(points, tmp_path / "parallel.png")
+
+
+def test_a_cell_in_markdown_means_nothing_but_itself() -> None:
+    cells = [r"a|b\c", "`x` *y* <b>", "[x](y)", "two\nlines", "_all_ val_loss", "+1 [-2, 3]", "$x$"]
+    shown = [
+        r"a\|b\\c", r"\`x\` \*y\* \<b>",
+        r"[x\](y)", "two lines", r"\_all\_ val_loss", "+1 [-2, 3]", r"\$x\$",
+    ]  # fmt: skip
+    table = markdown_table([Column("name", "a|b", cells, words=True)]).splitlines()
+    assert table == [r"| a\|b |", "| :--- |", *(f"| {cell} |" for cell in shown)]
+
+
+def test_a_run_where_nothing_is_ascii_but_the_terminal(tmp_path: Path) -> None:
+    """And whose store's address is relative: it is resumed from another folder."""
+    place, elsewhere = tmp_path / "lr:x:1 what? [red] Vögel 100%", tmp_path / "elsewhere"
+    place.mkdir()
+    elsewhere.mkdir()
+    changes = {
+        "data.train": 128,
+        "data.val": 160,
+        "teachers.count": 2,
+        "teachers.training.epochs": 1,
+        "ensemble": {"size": 2, "debiased": 0},
+        "student.training.epochs": 1,
+        "guidance": "local",
+        "tracking": {"uri": "sqlite:///rel.db?timeout=30"},
+    }
+    job = "# Vögel\n" + yaml.safe_dump(merged(TINY, changes))
+    (place / "tiny.yaml").write_text(job, encoding="utf-8-sig")
+
+    def agrekd(where: Path, *words: object) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "agrekd_ray", *map(str, words)],
+            cwd=where,
+            env={**os.environ, "PYTHONIOENCODING": "ascii"},
+            capture_output=True,
+            check=True,
+        )
+        return done.stdout.decode("ascii")
+
+    shown = str(place).encode("ascii", "backslashreplace").decode()
+    assert f"results     {shown}/runs/tiny/" in agrekd(place, "run", "tiny.yaml")
+    (folder,) = (path for path in (place / "runs/tiny").iterdir() if not path.is_symlink())
+    with closing(sqlite3.connect(place / "rel.db")) as store:
+        before = store.execute("select run_uuid from runs").fetchall()
+        assert len(before) == 2
+        agrekd(elsewhere, "resume", folder)
+        assert store.execute("select run_uuid from runs").fetchall() == before
+    assert list(elsewhere.iterdir()) == []
+    assert {path.name for path in tmp_path.iterdir()} == {place.name, elsewhere.name}
+    assert {path.name for path in place.iterdir()} == {"tiny.yaml", "runs", "rel.db"}

@@ -13,7 +13,7 @@ from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
 
 from agrekd_ray.comparison.scales import brief
-from agrekd_ray.tracking.plots import FAINT, INK
+from agrekd_ray.tracking.plots import FAINT, INK, as_written
 
 _NEAR = 13.0
 _OFFSETS = [
@@ -47,6 +47,7 @@ def place_labels(
         labels: x and y of a point, and its text. Whiskers are covered only where there is no other
             place.
     """
+    as_written(figure)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # places are in pixels
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
@@ -73,6 +74,7 @@ def place_labels(
                 ha="left" if dx > 4 else "right" if dx < -4 else "center",
                 va="bottom" if dy > 4 else "top" if dy < -4 else "center",
                 linespacing=0.95,
+                parse_math=False,
                 arrowprops={"arrowstyle": "-", "color": FAINT, "lw": 0.6}
                 if math.hypot(dx, dy) > _NEAR
                 else None,

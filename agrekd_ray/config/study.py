@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from agrekd_ray.config.faults import Fault
@@ -69,7 +70,8 @@ def study_faults(job: Job, check: Callable[[Any], tuple[Job | None, list[Fault]]
         return found
     said = set()
     for setting, raw in raw_points(job):
-        for fault in check(raw)[1]:
+        point, faults = check(raw)
+        for fault in [*faults, *(_moving(setting, point) if point is not None else ())]:
             swept = next((k for k in job.sweep if f"{fault.key}.".startswith(f"{k}.")), "")
             where = f"sweep.{swept}" if swept else f"sweep ({setting.label}): {fault.key}"
             shown = in_words(setting.at[swept]) if swept else fault.value
@@ -77,3 +79,29 @@ def study_faults(job: Job, check: Callable[[Any], tuple[Job | None, list[Fault]]
                 said.add((where, shown, fault.problem))
                 found.append(Fault(where, shown, fault.problem, fault.nearest))
     return found
+
+
+def _moving(setting: Setting, point: Job) -> list[Fault]:
+    """Relative paths: `resume`, in another folder, would take them for other points."""
+    read = point.model_dump(mode="json")
+    found = []
+    for key, value in setting.at.items():
+        for given, absolute in _texts(
+            value, functools.reduce(lambda v, k: v[k], key.split("."), read)
+        ):
+            if given != absolute and "/" in absolute:
+                problem = f"in a sweep, a path must be absolute ({given} is {absolute} from here)"
+                found.append(Fault(key, "", problem))
+    return found
+
+
+def _texts(given: Any, read: Any) -> Iterator[tuple[str, str]]:
+    """Every text of a value as it is given, and as it is read."""
+    if isinstance(given, str) and isinstance(read, str):
+        yield given, read
+    elif isinstance(given, Mapping) and isinstance(read, Mapping):
+        for key in given.keys() & read.keys():
+            yield from _texts(given[key], read[key])
+    elif isinstance(given, list | tuple) and isinstance(read, list | tuple):
+        for one, other in zip(given, read, strict=False):
+            yield from _texts(one, other)

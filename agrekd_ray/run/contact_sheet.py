@@ -62,9 +62,9 @@ def draw(sheet: Sheet, path: Path) -> None:
     axes.set_axis_off()
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)
-    axes.text(12, 14, sheet.title, size=12, weight="bold", color=INK, va="top")
+    axes.text(12, 14, sheet.title, size=12, weight="bold", color=INK, va="top", parse_math=False)
     more = f"; the first {shown} of {len(sheet.names)}" if shown < len(sheet.names) else ""
-    axes.text(12, 38, sheet.note + more, size=9, color=FAINT, va="top")
+    axes.text(12, 38, sheet.note + more, size=9, color=FAINT, va="top", parse_math=False)
     canvas = np.ones((shown * row, columns * row, 3), dtype=np.float32)
     for place in range(shown):
         for column, picture in enumerate(sheet.pictures[place]):

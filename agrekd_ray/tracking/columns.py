@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,8 @@ from rich.text import Text
 
 from agrekd_ray.tracking.files import replacing
 
+# A bracket makes a link with the one that follows, an underscore emphasis at a word's edge.
+_MARKDOWN = re.compile(r"[\\`*|<$]|\](?=[(\[])|(?<![^\W_])_|_(?![^\W_])")
 GAP = 2
 """Characters between two columns on the screen."""
 
@@ -109,9 +112,12 @@ def markdown_table(columns: Sequence[Column]) -> str:
         [":---" if column.words else "---:" for column in columns],
         *([column.cells[index] for column in columns] for index in range(len(columns[0].cells))),
     ]
-    return "\n".join(
-        f"| {' | '.join(t.strip().replace('|', '/') for t in line)} |" for line in lines
-    )
+    return "\n".join(f"| {' | '.join(map(_in_markdown, line))} |" for line in lines)
+
+
+def _in_markdown(text: str) -> str:
+    """A cell whose signs mean nothing but themselves."""
+    return _MARKDOWN.sub(r"\\\g<0>", " ".join(text.strip().splitlines()))
 
 
 def write_columns(columns: Sequence[Column], path: Path) -> None:

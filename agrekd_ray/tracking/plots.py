@@ -19,6 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
 from agrekd_ray.results import Epoch, Member, Outcome
@@ -439,7 +440,15 @@ def headline(figure: Figure, text: str) -> None:
     figure.suptitle(text, size=12, weight="bold", x=0.01, ha="left")
 
 
+def as_written(figure: Figure) -> None:
+    """Names with dollars are no formulas; call it before the figure is drawn."""
+    for text in figure.findobj(Text):
+        if "$" in text.get_text() and r"\mathdefault" not in text.get_text():  # a tick's power
+            text.set_parse_math(False)
+
+
 def save(figure: Figure, path: Path) -> None:
     """Writes the figure as a PNG, which is replaced as a whole."""
+    as_written(figure)
     with replacing(path) as draft:
         figure.savefig(draft, format="png")
