@@ -51,7 +51,7 @@ def store_address(text: str) -> str:
     known = sorted({*DATABASES, *_SERVERS, *_plugins()})
     if scheme not in known:
         near = difflib.get_close_matches(scheme.lower(), known, 1)
-        hint = f"; did you mean {near[0]}{text[len(scheme) :]}?" if near else _hint(text)
+        hint = f"; perhaps {near[0]}{text[len(scheme) :]} is meant" if near else _hint(text)
         raise ValueError(
             f"no tracking URI: MLflow knows no {scheme!r}, only {', '.join(known)}{hint}"
         )
@@ -91,7 +91,7 @@ def _scheme(text: str) -> str:
 
 def _hint(text: str) -> str:
     """For who leaves `http://` out."""
-    return f"; did you mean http://{text}?" if re.match(r"[\w.-]+:\d+(/|$)", text) else ""
+    return f"; perhaps http://{text} is meant" if re.match(r"[\w.-]+:\d+(/|$)", text) else ""
 
 
 def _plugins() -> set[str]:
