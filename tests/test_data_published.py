@@ -190,17 +190,17 @@ FACE_FAULTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "no attribute": (
         "txt",
         lambda f: change(f / "list_attr_celeba.txt", "Male", "Mail"),
-        "no attribute Male",
+        "no column 'Male'; there are .* Did you mean 'Mail'",
     ),
     "another partition": (
         "txt",
         lambda f: change(f / "list_eval_partition.txt", "000002.jpg", "900002.jpg"),
-        "row 2: 000002.jpg is not in list_eval_partition.txt",
+        "row 2: '000002.jpg' is not in list_eval_partition.txt",
     ),
     "a fourth split": (
         "txt",
         lambda f: (f / "list_eval_partition.txt").write_text("000001.jpg 3\n"),
-        "list_eval_partition.txt, row 1: no name followed by 0, 1 or 2",
+        "list_eval_partition.txt, row 1: partition is '3', none of train, val and test",
     ),
     "no text": (
         "txt",
@@ -236,3 +236,135 @@ def test_pictures_one_folder_deeper_are_found(tmp_path: Path) -> None:
     (folder / "img_align_celeba").mkdir()
     (folder / "deeper").rename(folder / "img_align_celeba" / "img_align_celeba")
     assert faces(folder).fingerprint == before
+
+
+LISTS = {
+    "txt": ("list_attr_celeba.txt", "list_eval_partition.txt", " "),
+    "csv": ("list_attr_celeba.csv", "list_eval_partition.csv", ","),
+    "dfr": ("celeba_metadata.csv", "celeba_metadata.csv", ","),
+    "subpop": ("metadata_celeba.csv", "metadata_celeba.csv", ","),
+}
+"""The files that say the attributes and the partition, and what is between their values."""
+
+
+@pytest.mark.parametrize("layout", LISTS)
+def test_a_picture_that_is_named_twice_is_refused_in_every_layout(
+    tmp_path: Path, layout: str
+) -> None:
+    for number, name in enumerate(LISTS[layout][:2]):
+        folder = pictures.celeba(tmp_path / str(number), layout)
+        change(folder / name, "000007.jpg", "000004.jpg")
+        with pytest.raises(DataError, match=rf"{name}, row 7: .*'000004.jpg' is in {name}, row 4"):
+            faces(folder)
+
+
+@pytest.mark.parametrize("layout", LISTS)
+@pytest.mark.parametrize("zero", ["0", "-1"])
+def test_no_is_0_or_minus_1_in_every_layout_but_not_both(
+    tmp_path: Path, layout: str, zero: str
+) -> None:
+    """Both come up where two lists were put together; nobody can tell what they mean."""
+    folder = pictures.celeba(tmp_path / "c", layout)
+    wanted = faces(folder).groups.group_N.tolist()
+    path, between = folder / LISTS[layout][0], LISTS[layout][2]
+    lines = [
+        line.split(None if between == " " else between) for line in path.read_text().splitlines()
+    ]
+    header = lines[1] if layout == "txt" else lines[0]
+    first = 2 if layout == "txt" else 1
+    shift = int(layout == "txt")  # the header does not name the pictures' column
+    columns = [
+        header.index(name) + shift
+        for name in ({"Blond_Hair", "Male", "y", "place", "a"} & set(header))
+    ]
+    rows = lines[first:]
+    for row in rows:
+        for column in columns:
+            row[column] = "1" if row[column] == "1" else zero
+
+    def write() -> None:
+        path.write_text("\n".join(between.join(line) for line in lines[:first] + rows) + "\n")
+
+    write()
+    assert faces(folder).groups.group_N.tolist() == wanted
+    row = next(number for number, cells in enumerate(rows) if cells[columns[0]] == zero)
+    rows[row][columns[0]] = "-1" if zero == "0" else "0"
+    write()
+    with pytest.raises(DataError, match=rf"{path.name}, row \d+: \w+ is '-1', none of"):
+        faces(folder)
+
+
+@pytest.mark.parametrize("layout", LISTS)
+@pytest.mark.parametrize("value", ["3", "-1", "x", ""])
+def test_another_split_is_refused_in_every_layout(tmp_path: Path, layout: str, value: str) -> None:
+    folder = pictures.celeba(tmp_path / "c", layout)
+    _, name, between = LISTS[layout]
+    lines = (folder / name).read_text().splitlines()
+    cells = lines[5].split(between)
+    cells[lines[0].split(between).index("split") if layout in ("dfr", "subpop") else 1] = value
+    lines[5] = between.join(cells)
+    (folder / name).write_text("\n".join(lines) + "\n")
+    row = 6 if layout == "txt" else 5
+    words = "partition|split" if value or layout != "txt" else "1 values, not 2"
+    with pytest.raises(DataError, match=rf"{name}, row {row}: ({words})"):
+        faces(folder)
+
+
+@pytest.mark.parametrize("layout", ["txt", "csv"])
+def test_the_two_lists_have_the_same_pictures(tmp_path: Path, layout: str) -> None:
+    folder = pictures.celeba(tmp_path / "c", layout)
+    attributes, partition, between = LISTS[layout]
+    with (folder / partition).open("a") as file:
+        file.write(f"000999.jpg{between}0\n")
+    with pytest.raises(
+        DataError, match=rf"{partition}, row 53: '000999.jpg' is not in {attributes}"
+    ):
+        faces(folder, counts="published")
+    assert faces(folder).size == 52  # a part of the data
+    change(folder / partition, "000003.jpg", "900003.jpg")
+    with pytest.raises(
+        DataError, match=rf"{attributes}, row 3: '000003.jpg' is not in {partition}"
+    ):
+        faces(folder)
+
+
+def test_blank_lines_and_marks_are_no_rows(tmp_path: Path) -> None:
+    folder = pictures.celeba(tmp_path / "c", "txt")
+    wanted = faces(folder).fingerprint
+    for name in LISTS["txt"][:2]:
+        text = (folder / name).read_text()
+        (folder / name).write_text("\ufeff" + text.replace("\n", "\r\n") + "\r\n  \r\n")
+    assert faces(folder).fingerprint == wanted
+    assert faces(folder).splits_from == "the makers' split, in list_eval_partition.txt"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("000.Bird/Bird_0003.jpg", "001.Bird/../000.Bird/Bird_0000.jpg", "row 4: .* row 1 already"),
+        ("000.Bird/Bird_0003.jpg", "000.Bird/Bird_0000.jpg", "row 4: .* row 1 already"),
+        (",0,/o/", ",2,/o/", "place is '2', none of land and water"),
+        (",0,/o/", ",,/o/", "place is empty"),
+        (",0,/o/", ",0.5,/o/", "place is '0.5', none of"),
+    ],
+)
+def test_what_else_can_be_wrong_with_waterbirds(
+    tmp_path: Path, old: str, new: str, words: str
+) -> None:
+    folder = pictures.waterbirds(tmp_path / "w")
+    change(folder / "metadata.csv", old, new)
+    with pytest.raises(DataError, match=rf"metadata.csv, {words}" if "row" in words else words):
+        birds(folder)
+
+
+def test_numbers_of_splits_may_have_a_point(tmp_path: Path) -> None:
+    """As pandas writes whole numbers of a column in which one was missing."""
+    folder = pictures.waterbirds(tmp_path / "w")
+    wanted = birds(folder).fingerprint
+    lines = (folder / "metadata.csv").read_text().splitlines()
+    rows = [line.split(",") for line in lines]
+    split = rows[0].index("split")
+    for row in rows[1:]:
+        row[split] += ".0"
+    (folder / "metadata.csv").write_text("\n".join(map(",".join, rows)) + "\n")
+    assert birds(folder).fingerprint == wanted

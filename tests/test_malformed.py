@@ -271,12 +271,14 @@ def test_a_column_that_is_neither_text_nor_numbers(tmp_path: Path) -> None:
         Table(path, ["label"])
 
 
-@pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e999"])
-def test_a_measure_is_a_number(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "table.csv"
-    path.write_text(f"toxicity\n0.5\n{text}\n")
-    with pytest.raises(DataError, match=r"row 2: toxicity is .* no number"):
-        Table(path, ["toxicity"]).measures("toxicity")
+@pytest.mark.parametrize(
+    "text", ["nan", "inf", "-inf", "1e999", "-0.1", "1.5", "1_0", "0,5", "٣", "0x1", "true", " 1"]
+)
+def test_a_share_is_a_number_from_0_to_1(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "table.tsv"
+    path.write_text(f"toxicity\tother\n0.5\t\n{text}\t\n")
+    with pytest.raises(DataError, match=r"row 2: toxicity is .* no number from 0 to 1"):
+        Table(path, ["toxicity"]).shares("toxicity")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,16 @@ from agrekd_ray.config.faults import Fault, JobError, faults_of
 from agrekd_ray.config.job import DFR_METHODS, SEEDS_APART, Job
 from agrekd_ray.config.reading import read_job
 from agrekd_ray.config.study import study_faults
-from agrekd_ray.data import DFR, TRAIN, Dataset, classes_missing, open_dataset, tokens_of
+from agrekd_ray.data import (
+    DFR,
+    DRAWN,
+    TRAIN,
+    Dataset,
+    Sourced,
+    classes_missing,
+    open_dataset,
+    tokens_of,
+)
 from agrekd_ray.errors import AgrekdError, listed
 from agrekd_ray.guidance.placement import unknown_patterns
 from agrekd_ray.models import check, check_classes, check_name, in_words, read_manifest
@@ -172,6 +181,8 @@ class _Whole:
         remedy = "give the validation split two samples of every class at least"
         if hasattr(self._get("data"), "val"):
             remedy = "enlarge data.val"
+        elif isinstance(dataset, Sourced) and dataset.splits_from == DRAWN:
+            remedy = "enlarge data.shares.val"
         return self._retraining(
             f"retrains last layers on a half of validation ({DFR}), where there is no sample of "
             f"class {names}; leave it out, or {remedy}"

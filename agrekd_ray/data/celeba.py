@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
 
-from agrekd_ray.data.dataset import TEST, TRAIN, Groups
+from agrekd_ray.data.dataset import TRAIN, Groups
 from agrekd_ray.data.images import PictureDataset
-from agrekd_ray.data.pictures import FolderPictures, Where
+from agrekd_ray.data.names import quoted
+from agrekd_ray.data.pictures import FolderPictures
 from agrekd_ray.data.published import Counts, Published, check_counts, require
 from agrekd_ray.data.splits import four_splits
 from agrekd_ray.data.table import Table
 from agrekd_ray.data.waterbirds import three_splits
 from agrekd_ray.errors import DataError
+from agrekd_ray.files import is_file
 
 CLASSES, SEXES = ("not blond", "blond"), ("female", "male")
 LABEL, ATTRIBUTE = "Blond_Hair", "Male"
@@ -35,7 +37,8 @@ ORIGIN = (
     "ICCV 2015; Multimedia Laboratory, The Chinese University of Hong Kong): take the aligned and "
     "cropped pictures, the attributes and the evaluation partition."
 )
-_SIGNS, _BITS = {"-1": 0, "1": 1}, {"0": 0, "1": 1}
+PICTURE, PARTITION = "image_id", "partition"
+"""Columns of the makers' lists as CSV."""
 
 
 class CelebA(Published):
@@ -57,14 +60,23 @@ class CelebA(Published):
 
 @dataclass(frozen=True)
 class _Faces:
-    """What a layout says of every picture."""
+    """What a layout says of every picture.
 
-    source: Path
+    Attributes:
+        table: a row a picture.
+        names: of the pictures' files.
+        labels_N: whether hair is blond.
+        male_N: whether the picture is of a man.
+        three: rows by split.
+        splits_from: the file that says it.
+    """
+
+    table: Table
     names: list[str]
     labels_N: np.ndarray
     male_N: np.ndarray
     three: dict[str, np.ndarray]
-    where: Where
+    splits_from: str
 
 
 def open_celeba(settings: CelebA) -> PictureDataset:
@@ -75,104 +87,104 @@ def open_celeba(settings: CelebA) -> PictureDataset:
             published.
     """
     folder = settings.path
-    faces = _layout(folder)
+    faces = _layout(settings)
     require(folder, {PICTURES: "the folder of the aligned pictures"}, ORIGIN)
     groups = Groups.crossed(faces.labels_N, CLASSES, faces.male_N, SEXES)
-    check_counts(faces.source, settings.counts, COUNTS, groups, faces.three)
+    check_counts(faces.table.path, settings.counts, COUNTS, groups, faces.three)
     pictures = folder / PICTURES
     if (pictures / PICTURES).is_dir():  # as some archives unpack
         pictures /= PICTURES
     return PictureDataset(
         settings,
-        FolderPictures(pictures, faces.names, faces.where),
-        faces.where,
+        FolderPictures(pictures, faces.names, faces.table.where),
+        faces.table.where,
         CLASSES,
         faces.labels_N,
         groups,
-        four_splits(faces.three, groups.group_N, settings.seed, str(faces.source)),
+        four_splits(faces.three, groups.group_N, settings.seed, str(faces.table.path)),
+        f"the makers' split, in {faces.splits_from}",
     )
 
 
-def _layout(folder: Path) -> _Faces:
+def _layout(settings: CelebA) -> _Faces:
     """What the first layout that is there says."""
-    layouts: dict[str, Callable[[Path], _Faces]] = {
-        "list_attr_celeba.txt": _original,
-        "list_attr_celeba.csv": _tables,
-        "celeba_metadata.csv": _metadata,
-        "metadata_celeba.csv": _metadata,
-        "metadata.csv": _metadata,
-    }
-    for name, read in layouts.items():
-        try:
-            there = (folder / name).is_file()
-        except OSError:
-            there = False
-        if there:
-            return read(folder / name)
+    folder = settings.path
+    for name in ("list_attr_celeba.txt", "list_attr_celeba.csv"):
+        if is_file(folder / name):
+            return _attributes(folder / name, settings.counts == "any")
+    for name in ("celeba_metadata.csv", "metadata_celeba.csv", "metadata.csv"):
+        if is_file(folder / name):
+            return _metadata(folder / name)
     require(folder, {"list_attr_celeba.txt": "or list_attr_celeba.csv, or a metadata.csv"}, ORIGIN)
     raise DataError(f"{folder / 'list_attr_celeba.txt'}: is no file.")
 
 
-def _original(attributes: Path) -> _Faces:
-    partition = attributes.with_name("list_eval_partition.txt")
-    require(attributes.parent, {partition.name: "the evaluation partition"}, ORIGIN)
-    lines = _lines(attributes)
-    header = lines[1].split() if len(lines) > 1 else []
-    for name in (LABEL, ATTRIBUTE):
-        if name not in header:
-            raise DataError(f"{attributes}: no attribute {name} in the second line.")
-    names: list[str] = []
-    values: list[list[int]] = []
-    columns = [header.index(name) + 1 for name in (LABEL, ATTRIBUTE)]
-    for number, line in enumerate(lines[2:], 1):
-        cells = line.split()
-        if len(cells) != len(header) + 1 or any(cells[c] not in _SIGNS for c in columns):
-            raise DataError(
-                f"{attributes.name}, row {number}: {len(cells)} values; a name and "
-                f"{len(header)} times 1 or -1 were expected."
-            )
-        names.append(cells[0])
-        values.append([_SIGNS[cells[c]] for c in columns])
-    if not lines[0].strip().isdecimal() or int(lines[0]) != len(names):
+def _attributes(path: Path, partly: bool) -> _Faces:
+    """What the makers' two files say, as text or as CSV.
+
+    Args:
+        path: of the attributes.
+        partly: whether the partition may have pictures that have no attributes.
+    """
+    parts = path.with_name(f"list_eval_partition{path.suffix}")
+    require(path.parent, {parts.name: "the evaluation partition"}, ORIGIN)
+    faces, split = [PICTURE, LABEL, ATTRIBUTE], [PICTURE, PARTITION]
+    if path.suffix == ".txt":
+        table = _attribute_text(path, faces)
+        partition = Table.of_cells(parts, split, _cells(parts), split)
+    else:
+        table, partition = Table(path, faces), Table(parts, split)
+    names, listed = table.unique(PICTURE), partition.unique(PICTURE)
+    three = three_splits(partition, PARTITION)
+    rows = {name: row for row, name in enumerate(names)}
+    known = set(listed)
+    for name, row in rows.items():
+        if name not in known:
+            raise _strangers(table.where(row), name, parts)
+    if not partly:
+        for row, name in enumerate(listed):
+            if name not in rows:
+                raise _strangers(partition.where(row), name, path)
+    return _Faces(
+        table,
+        names,
+        _yes_or_no(table, LABEL, CLASSES),
+        _yes_or_no(table, ATTRIBUTE, SEXES),
+        {
+            split: np.sort([rows[listed[row]] for row in ids if listed[row] in rows]).astype(int)
+            for split, ids in three.items()
+        },
+        parts.name,
+    )
+
+
+def _strangers(where: str, name: str, other: Path) -> DataError:
+    return DataError(
+        f"{where}: {quoted(name)} is not in {other.name}; the files do not belong together."
+    )
+
+
+def _yes_or_no(table: Table, column: str, meanings: tuple[str, str]) -> np.ndarray:
+    """1 and 0 of a column that has 1 and -1, as the makers write it, or 1 and 0."""
+    zero = "0" if "0" in table.values(column).names else "-1"
+    return table.numbers(column, {zero: 0, "1": 1}, " and ".join(meanings))
+
+
+def _attribute_text(path: Path, columns: Sequence[str]) -> Table:
+    """The makers' list: how many pictures, the attributes' names, then a line a picture."""
+    lines = _cells(path)
+    count, header = [*lines, [], []][:2]
+    rows = lines[2:]
+    if count != [str(len(rows))]:
         raise DataError(
-            f"{attributes}: the first line says {lines[0].strip()!r} pictures, {len(names):,} rows "
+            f"{path}: the first line says {quoted(' '.join(count))} pictures, {len(rows):,} rows "
             "follow; copy or download it again."
         )
-    parts: dict[str, str] = {}
-    for number, line in enumerate(_lines(partition), 1):
-        cells = line.split()
-        if len(cells) != 2 or cells[1] not in ("0", "1", "2"):
-            raise DataError(f"{partition.name}, row {number}: no name followed by 0, 1 or 2.")
-        parts[cells[0]] = cells[1]
-    labels_N, male_N = np.array(values, dtype=np.int64).reshape(-1, 2).T
-    three = _joined(names, parts, attributes, partition)
-    return _Faces(
-        attributes, names, labels_N, male_N, three, lambda row: f"{attributes.name}, row {row + 1}"
-    )
-
-
-def _tables(attributes: Path) -> _Faces:
-    partition = attributes.with_name("list_eval_partition.csv")
-    require(attributes.parent, {partition.name: "the evaluation partition"}, ORIGIN)
-    table, other = (
-        Table(attributes, ["image_id", LABEL, ATTRIBUTE]),
-        Table(partition, ["image_id", "partition"]),
-    )
-    names = table.unique("image_id")
-    split_N = other.numbers("partition", {"0": 0, "1": 1, "2": 2}, "train, val and test")
-    parts = dict(zip(other.unique("image_id"), map(str, split_N.tolist()), strict=True))
-    return _Faces(
-        attributes,
-        names,
-        table.numbers(LABEL, _SIGNS | _BITS, "no and yes"),
-        table.numbers(ATTRIBUTE, _SIGNS | _BITS, "no and yes"),
-        _joined(names, parts, attributes, partition),
-        table.where,
-    )
+    return Table.of_cells(path, [PICTURE, *header], rows, columns)
 
 
 def _metadata(path: Path) -> _Faces:
-    spellings = (("img_filename", "filename", "image_id"), ("place", "a"))
+    spellings = (("img_filename", "filename", PICTURE), ("place", "a"))
     table = Table(path, ["y", "split"], [name for names in spellings for name in names])
     found = []
     for names in spellings:
@@ -183,35 +195,21 @@ def _metadata(path: Path) -> _Faces:
             )
         found.append(there[0])
     return _Faces(
-        path,
+        table,
         table.unique(found[0]),
-        table.numbers("y", _BITS, "not blond and blond"),
-        table.numbers(found[1], _BITS, "female and male"),
+        _yes_or_no(table, "y", CLASSES),
+        _yes_or_no(table, found[1], SEXES),
         three_splits(table, "split"),
-        table.where,
+        path.name,
     )
 
 
-def _lines(path: Path) -> list[str]:
+def _cells(path: Path) -> list[list[str]]:
+    """The words of every line that has any."""
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise DataError(f"{path}: no UTF-8 text; copy or download it again.") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from None
-
-
-def _joined(
-    names: list[str], parts: dict[str, str], attributes: Path, partition: Path
-) -> dict[str, np.ndarray]:
-    """Rows by split; every picture must be in the partition."""
-    for row, name in enumerate(names):
-        if name not in parts:
-            raise DataError(
-                f"{attributes.name}, row {row + 1}: {name} is not in {partition.name}; the files "
-                "do not belong together."
-            )
-    split_N = np.array([int(parts[name]) for name in names], dtype=np.int64)
-    return {
-        name: np.flatnonzero(split_N == number) for number, name in enumerate((TRAIN, "val", TEST))
-    }
+    return [cells for line in lines if (cells := line.split())]

@@ -63,9 +63,9 @@ def open_civilcomments(settings: CivilComments) -> TextDataset:
     """
     require(settings.path, {FILE: "comments, toxicity, splits and identities"}, ORIGIN)
     table = Table(settings.path / FILE, [TOXICITY, SPLIT, *IDENTITIES])
-    labels_N = (table.measures(TOXICITY) >= THRESHOLD).astype(np.int64)
+    labels_N = (table.shares(TOXICITY) >= THRESHOLD).astype(np.int64)
     mentioned_NI = np.stack(
-        [table.measures(name, empty=0) >= THRESHOLD for name in IDENTITIES], axis=1
+        [table.shares(name, empty=0) >= THRESHOLD for name in IDENTITIES], axis=1
     )
     any_N = np.asarray(mentioned_NI.any(1), dtype=np.int64)
     disjoint = Groups.crossed(labels_N, CLASSES, any_N, ATTRIBUTES)

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from agrekd_ray.data.names import (
+    NUMBER,
     canonical,
     folded,
     has_blank_end,
@@ -97,11 +98,41 @@ class Table:
             raise _no_table(path, error) from None
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from None
+        self._hold(parts)
+
+    @classmethod
+    def of_cells(
+        cls, path: Path, names: Sequence[str], rows: Sequence[Sequence[str]], columns: Sequence[str]
+    ) -> Table:
+        """A table whose cells somebody else has read.
+
+        Args:
+            path: of the file that they are from.
+            names: of all columns.
+            rows: a cell a column.
+            columns: that must be there.
+
+        Raises:
+            DataError: see `Table`.
+        """
+        table = cls.__new__(cls)
+        table.path, table.files, table.names, table._remedy = path, [path], list(names), ""
+        for name in columns:
+            _require(path, name, table.names)
+        for row, cells in enumerate(rows, 1):
+            if len(cells) != len(names):
+                raise DataError(f"{path.name}, row {row}: {len(cells)} values, not {len(names)}.")
+        places = [table.names.index(name) for name in columns]
+        held = {names[place]: pa.array([cells[place] for cells in rows]) for place in places}
+        table._hold([pa.table(held)])
+        return table
+
+    def _hold(self, parts: list[pa.Table]) -> None:
         self.counts = [part.num_rows for part in parts]
         self._ends = list(itertools.accumulate(self.counts))
         self.rows = self._ends[-1]
         if not self.rows:
-            raise DataError(f"{path}: holds no row besides the header.")
+            raise DataError(f"{self.path}: holds no row besides the header.")
         self._parts = parts
 
     def where(self, row: int) -> str:
@@ -214,26 +245,26 @@ class Table:
             first = end
         return found
 
-    def measures(self, column: str, *, empty: float | None = None) -> np.ndarray:
-        """The values of a column as fractions, float64 [N].
+    def shares(self, column: str, *, empty: float | None = None) -> np.ndarray:
+        """The values of a column as shares, from 0 to 1, float64 [N].
 
         Args:
             column: of the table.
             empty: what an empty cell stands for; None refuses one.
 
         Raises:
-            DataError: a value that is no number, with its row.
+            DataError: a value that is no such number, with its row.
         """
         found = np.empty(self.rows)
         for row, text in enumerate(self.passages(column, range(self.rows))):
-            try:
-                found[row] = empty if not text and empty is not None else float(text)
-                if not math.isfinite(found[row]):
-                    raise ValueError
-            except ValueError:
+            if not text and empty is not None:
+                found[row] = empty
+                continue
+            found[row] = float(text) if NUMBER.fullmatch(text) else math.nan
+            if not 0 <= found[row] <= 1:
                 raise DataError(
-                    f"{self.where(row)}: {column} is {quoted(text)}, no number."
-                ) from None
+                    f"{self.where(row)}: {column} is {quoted(text)}, no number from 0 to 1."
+                )
         return found
 
     def unique(self, column: str) -> list[str]:
