@@ -32,6 +32,16 @@ def table(place: Path, places: Any = NO_SECOND_CLASS) -> dict[str, Any]:
     return pictures.small("table", place / "prepared", table=str(path), columns=columns)
 
 
+def drawn(place: Path) -> dict[str, Any]:
+    """The second class has two samples, of which none is drawn for validation."""
+    folder = pictures.table(place / "own", [(n >= 30, n % 2, 0) for n in range(32)], groups=True)
+    path = folder / "table.csv"
+    rows = [line.split(",") for line in path.read_text().splitlines()]
+    path.write_text("\n".join(",".join([name, label, sky]) for name, label, _, sky in rows) + "\n")
+    columns = {"groups": ["sky"]}
+    return pictures.small("table", place / "prepared", table=str(path), columns=columns)
+
+
 def waterbirds(place: Path) -> dict[str, Any]:
     folder = pictures.waterbirds(place / "w", NO_SECOND_CLASS)
     return pictures.small("waterbirds", place / "p", path=str(folder))
@@ -86,6 +96,7 @@ def custom(place: Path) -> dict[str, Any]:
 
 MADE: dict[str, tuple[Callable[[Path], dict[str, Any]], str, str]] = {
     "table": (table, "'dog'", "give the validation split two samples of every class"),
+    "splits drawn": (drawn, "'dog'", "enlarge data.shares.val"),
     "waterbirds": (waterbirds, "'waterbird'", "give the validation split"),
     "celeba": (celeba, "'blond'", "give the validation split"),
     "text_table": (mails, "'spam'", "give the validation split"),
