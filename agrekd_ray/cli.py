@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from agrekd_ray import __version__
 from agrekd_ray.errors import AgrekdError
+from agrekd_ray.stops import interrupt_on_stops
+from agrekd_ray.streams import outlive_readers, say_when_lost
 from agrekd_ray.terminal import in_utf8, prepare_streams, screen
 
 if TYPE_CHECKING:
@@ -478,6 +478,7 @@ def _main(
 
 
 def _resumable(folder: Path, work: object) -> None:
+    say_when_lost(f"It goes on: {folder}")
     try:
         work()  # type: ignore[operator]
     except BaseException as error:
@@ -486,16 +487,13 @@ def _resumable(folder: Path, work: object) -> None:
         raise
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
 def main() -> None:
     """Entry point: a person's errors become one message; the exit code says what happened."""
     in_utf8()
+    outlive_readers()
     prepare_streams()
     errors = screen(stderr=True, soft_wrap=True)
-    signal.signal(signal.SIGTERM, _interrupt)
+    interrupt_on_stops()
     try:
         app()
     except AgrekdError as error:

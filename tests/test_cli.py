@@ -19,6 +19,7 @@ from agrekd_ray import __version__
 from agrekd_ray.cli import main
 from agrekd_ray.config import load_job
 from agrekd_ray.models import Manifest, Model, build, save
+from agrekd_ray.stops import STOPS
 
 from .conftest import TINY, merged
 
@@ -28,7 +29,7 @@ Run = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def agrekd(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     """Runs a command line: exit code, standard output, standard error."""
-    before = signal.getsignal(signal.SIGTERM)
+    before = {name: signal.getsignal(signal.Signals[name]) for name in STOPS}
 
     def run(*words: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["agrekd", *map(str, words)])
@@ -40,7 +41,8 @@ def agrekd(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
         return int(ended.value.code or 0), out, err
 
     yield run
-    signal.signal(signal.SIGTERM, before)
+    for name, handler in before.items():
+        signal.signal(signal.Signals[name], handler)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from agrekd_ray.passwords import without_password
 from agrekd_ray.run.folder import Folder
+from agrekd_ray.stops import stopped_by
 from agrekd_ray.tracking.mlflow_runs import FAILED, KILLED, Tracker
 from agrekd_ray.tracking.outbox import Outbox
 
@@ -40,7 +41,7 @@ def ending(
     try:
         yield
     except KeyboardInterrupt:
-        end("interrupted", "stopped by the user", KILLED)
+        end("interrupted", f"stopped by {stopped_by()}", KILLED)
         raise
     except BaseException as error:
         reason = without_password(str(error)) or type(error).__name__

@@ -1,0 +1,185 @@
+"""Ways in which a run is stopped, or loses whoever reads its output."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from agrekd_ray.stops import STOPS
+
+from .shared import AGREKD
+from .test_run import write_job
+
+WAITS = """
+import sys, threading
+from agrekd_ray import cli
+def app():
+    print("up", flush=True)
+    threading.Event().wait()
+cli.app = app
+cli.main()
+"""
+SENDS_HANGUP = 'import os, signal; os.kill(os.getpid(), signal.SIGHUP); print("still here")'
+
+
+def waiting(*before: str, **settings: Any) -> subprocess.Popen[str]:
+    """A process of the command line that is up, and waits."""
+    process = subprocess.Popen(
+        [*before, sys.executable, "-c", WAITS],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **settings,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "up\n"
+    return process
+
+
+@pytest.mark.parametrize("name", STOPS)
+def test_every_signal_that_would_end_it_is_an_interruption(name: str) -> None:
+    process = waiting()
+    process.send_signal(signal.Signals[name])
+    _, err = process.communicate()
+    assert (process.returncode, err) == (130, "interrupted\n")
+
+
+def test_what_was_ignored_before_stays_ignored() -> None:
+    process = waiting("nohup")
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate()
+    assert (process.returncode, err.splitlines()[-1]) == (130, "interrupted")
+    done = subprocess.run(
+        ["nohup", sys.executable, "-c", WAITS.replace("threading.Event().wait()", SENDS_HANGUP)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "up\nstill here\n")
+
+
+def relatives(mark: str) -> list[int]:
+    """Processes that were started by one with this mark in its environment."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if mark.encode() in (folder / "environ").read_bytes():
+                found.append(int(folder.name))
+    return found
+
+
+@pytest.mark.parametrize("guidance", ["local", "auto"])
+def test_a_run_whose_terminal_is_closed_is_interrupted_and_leaves_nothing_behind(
+    tmp_path: Path, store: Path, guidance: str
+) -> None:
+    job = write_job(tmp_path, store, **{"student.training.epochs": 5000, "guidance": guidance})
+    mark = f"AGREKD_TEST={uuid.uuid4().hex}"
+    driver = subprocess.Popen(
+        [*AGREKD, "run", str(job)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, **dict([mark.split("=")])},
+    )
+    run = tmp_path / "runs/tiny/latest"
+    while not (run / "training/state.pt").exists() and not list(run.glob("training/*/checkpoint*")):
+        assert driver.poll() is None, driver.communicate()[0]
+        time.sleep(0.05)  # polls for the moment
+    for _ in range(2):  # once by the shell, once by the kernel
+        driver.send_signal(signal.SIGHUP)
+    screen, _ = driver.communicate()
+    assert driver.returncode == 130, screen
+    assert f"Interrupted. To go on where it stopped: agrekd resume {run.resolve()}" in screen
+    assert "Traceback" not in screen
+    state = json.loads((run / "state.json").read_text())
+    assert (state["status"], state["reason"]) == ("interrupted", "stopped by SIGHUP")
+    client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
+    assert client.get_run(state["tracking_run"]).info.status == "KILLED"
+    while relatives(mark):
+        time.sleep(0.1)  # what ends takes its time
+
+
+def reader_ends(command: list[str]) -> tuple[int, str]:
+    """`command | head -1`."""
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=0
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    err = process.stderr.read()
+    return process.wait(), err
+
+
+def terminal_goes(command: list[str]) -> tuple[int, str]:
+    """Standard output and error to a terminal that is closed, which has sent no signal."""
+    master, terminal = pty.openpty()
+    process = subprocess.Popen(command, stdout=terminal, stderr=terminal, start_new_session=True)
+    os.close(terminal)
+    os.read(master, 1)
+    os.close(master)
+    return process.wait(), ""
+
+
+def redirected(how: str) -> Callable[[list[str]], tuple[int, str]]:
+    """As a shell does it."""
+
+    def run(command: list[str]) -> tuple[int, str]:
+        done = subprocess.run(
+            ["sh", "-c", f'exec "$@" {how}', "sh", *command],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+        return done.returncode, done.stderr
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("loses", "said"),
+    [
+        (reader_ends, "The standard output is lost (Broken pipe). It goes on: "),
+        (terminal_goes, ""),
+        (redirected(">&-"), ""),
+        (redirected(">&- 2>&- <&-"), ""),
+        (redirected(">/dev/full"), "The standard output is lost (No space left on device). It"),
+        (redirected(">/dev/full 2>&1"), ""),
+    ],
+)
+def test_a_run_without_a_reader_goes_on(
+    tmp_path: Path,
+    store: Path,
+    loses: Callable[[list[str]], tuple[int, str]],
+    said: str,
+) -> None:
+    job = write_job(tmp_path, store, guidance="local", methods=["one_hot"])
+    code, err = loses([*AGREKD, "run", str(job)])
+    assert (code, err[: len(said)]) == (0, said), err
+    assert len(err.splitlines()) == bool(said), err
+    state = json.loads((tmp_path / "runs/tiny/latest/state.json").read_text())
+    assert state["status"] == "finished"
+    assert state["reason"] is None
+
+
+def test_a_short_command_whose_reader_has_enough_says_nothing(tmp_path: Path, store: Path) -> None:
+    job = write_job(tmp_path, store)
+    assert reader_ends([*AGREKD, "validate", str(job)]) == (0, "")
+    code, err = redirected(">/dev/full")([*AGREKD, "validate", str(job)])
+    assert err == "The standard output is lost (No space left on device).\n"
+    assert code == 0
