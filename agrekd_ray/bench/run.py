@@ -50,9 +50,9 @@ def run_bench(
         AgrekdError: a part of it failed.
     """
     known = workloads(quick)
-    session = RaySession(None, 2)
-    try:
-        with Display(console) as display:
+    with Display(console) as display:
+        session = RaySession(None, 2, display.note)
+        try:
             others = {
                 SEARCH: lambda: measure_search(repeats, display),
                 DATA: lambda: measure_data(repeats, quick, display),
@@ -66,8 +66,8 @@ def run_bench(
                 else _measured(known[name], repeats, session, display)
                 for name in names
             ]
-    finally:
-        session.close()
+        finally:
+            session.close()
 
 
 def _measured(

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from agrekd_ray.addresses import store_address
+from agrekd_ray.cluster_address import cluster_address
 from agrekd_ray.config.sweep import Published, Sweep
 from agrekd_ray.core.weighting import STRATEGIES, SampleWeighting
 from agrekd_ray.data import DataSettings
@@ -106,15 +107,19 @@ class TrackingSettings(Settings):
     models: bool = True
 
 
+def _joined(address: str | None) -> str | None:
+    return None if address is None else cluster_address(address)
+
+
 class RaySettings(Settings):
     """Which Ray cluster.
 
     Attributes:
-        address: of a running cluster (`auto`, `ray://...`, `host:port`); null starts one here
-            and ends it with the run.
+        address: of a running cluster (`auto`, `host:port`, `[IPv6]:port`, `ray://host:port`); null
+            starts one here and ends it with the run.
     """
 
-    address: str | None = None
+    address: Annotated[str | None, AfterValidator(_joined)] = None
 
 
 class Job(Settings):

@@ -11,13 +11,14 @@ from pathlib import Path
 from rich.console import Console
 
 from agrekd_ray.addresses import sqlite_file
+from agrekd_ray.cluster_address import cluster_address
 from agrekd_ray.config import Job, load_job
 from agrekd_ray.config.points import points_of
 from agrekd_ray.data import open_dataset
 from agrekd_ray.doctor.findings import ERROR, Finding, diagnose
 from agrekd_ray.doctor.needs import Needs, needs_of
 from agrekd_ray.doctor.report import show
-from agrekd_ray.errors import TrackingError
+from agrekd_ray.errors import RunError, TrackingError
 from agrekd_ray.run.environment import prepare
 
 TRACKING_SECONDS = 30.0
@@ -63,13 +64,18 @@ def examine(
     Raises:
         RunError: no cluster answers at the address.
     """
-    where = address or (job.ray.address if job is not None else None)
+    where = job.ray.address if job is not None else None
+    if address is not None:
+        try:
+            where = cluster_address(address)
+        except ValueError as error:
+            raise RunError(f"--address = {address}: {error}.") from None
     prepare(starts_cluster=where is None)
     from agrekd_ray.doctor.ask import ask_all  # imports Ray, which reads the environment
     from agrekd_ray.run.session import RaySession
 
     data = {point.data.model_dump_json(): open_dataset(point.data).fingerprint for point in points}
-    session = RaySession(where, 1)
+    session = RaySession(where, 1, lambda text: console.print(text, style="yellow", soft_wrap=True))
     try:
         cluster = ask_all(session, _folders(job), list(data), list(data.values()))
     finally:

@@ -109,7 +109,7 @@ def _measured(job: Job, dataset: Dataset | None, setup: Setup, console: Console)
         display.advance("models")
         costs = weighing_costs(tuple(dict.fromkeys(("agre_kd", *setup.strategies))))
         display.advance("weighing")
-        session = RaySession(None, 2)
+        session = RaySession(None, 2, display.note)
         try:
             with Calibration() as calibration:
                 costs |= calibration.costs(Costs.model_validate(costs), setup.part)

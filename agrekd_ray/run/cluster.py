@@ -9,7 +9,7 @@ from pathlib import Path
 from agrekd_ray.channel import Channel
 from agrekd_ray.config import Job
 from agrekd_ray.data import open_dataset
-from agrekd_ray.events import Post
+from agrekd_ray.events import Note, Post
 from agrekd_ray.guidance.nodes import DriverData, cluster_nodes, group_waits, look_for_room
 from agrekd_ray.guidance.placement import Wanted, check_room
 from agrekd_ray.results import Effort
@@ -24,10 +24,15 @@ from agrekd_ray.teachers import Asked, Recipe, Take
 from agrekd_ray.teachers.tasks import ask_all, make_all
 
 
-def session_of(jobs: Sequence[Job]) -> RaySession:
-    """A session that has room for the students of any of these jobs, which share a cluster."""
+def session_of(jobs: Sequence[Job], handle: Handle) -> RaySession:
+    """A session that has room for the students of any of these jobs, which share a cluster.
+
+    Args:
+        jobs: them.
+        handle: gets what is to be said of it.
+    """
     taken = max(job.student.workers * job.student.cpus for job in jobs)
-    return RaySession(jobs[0].ray.address, math.ceil(taken) + 1)
+    return RaySession(jobs[0].ray.address, math.ceil(taken) + 1, lambda text: handle(Note(text)))
 
 
 class RayEngine:
@@ -40,7 +45,7 @@ class RayEngine:
 
     def __init__(self, job: Job, handle: Handle) -> None:
         self._job = job
-        self._session = session_of([job])
+        self._session = session_of([job], handle)
         try:
             check_room(workers_of(job.student), [], cluster_nodes())
             if job.teachers.count:

@@ -249,7 +249,7 @@ class _Study:
         prepare(starts_cluster=self.job.ray.address is None)
         from agrekd_ray.run.cluster import session_of  # imports Ray, which reads the environment
 
-        session = session_of([cohort.job for cohort in cohorts])
+        session = session_of([cohort.job for cohort in cohorts], self._handle)
         try:
             yield
         finally:
