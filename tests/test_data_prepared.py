@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -102,6 +103,24 @@ def test_a_damaged_set_is_made_again(tmp_path: Path) -> None:
     other.fill(work(made))
     assert len(made) == 4
     check(other)
+
+
+@pytest.mark.parametrize("name", ["rows", "digests", "whole.json"])
+def test_what_is_no_file_any_more_is_made_again_or_one_error(tmp_path: Path, name: str) -> None:
+    one = rows(tmp_path)
+    one.fill(work([]))
+    for kind in ("link to itself", "folder"):
+        file = one.place / name
+        file.unlink()
+        file.symlink_to(name) if kind == "link to itself" else file.mkdir()
+        other = rows(tmp_path)
+        if name == "digests":
+            with pytest.raises(DataError, match="damaged"):
+                other.digest()
+            shutil.rmtree(one.place)
+        other.fill(work([]))
+        assert other.digest() == rows(tmp_path).digest()
+        check(other)
 
 
 def test_a_partial_of_another_size_is_not_believed(tmp_path: Path) -> None:

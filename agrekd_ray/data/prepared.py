@@ -124,12 +124,7 @@ class PreparedRows:
         Raises:
             RunError: the system cannot say.
         """
-        try:
-            return (
-                is_file(self._whole / _WHOLE) and (self._whole / _ROWS).stat().st_size == self.bytes
-            )
-        except FileNotFoundError:
-            return False
+        return is_file(self._whole / _WHOLE) and _size(self._whole / _ROWS) == self.bytes
 
     def left(self) -> int:
         """Rows that are still to be made."""
@@ -232,13 +227,17 @@ class PreparedRows:
         return hashlib.sha256(records["digest"].tobytes()).hexdigest()
 
     def _done(self) -> np.ndarray:
-        """What is known of every chunk, whether it is made or not."""
+        """What is known of every chunk, whether it is made or not.
+
+        Raises:
+            RunError: the system cannot say.
+        """
         try:
-            rows = (self._partial / _ROWS).stat().st_size
-            if rows == self.bytes:
+            if _size(self._partial / _ROWS) == self.bytes:
                 return self._read_records(self._partial).copy()
-        except (FileNotFoundError, DamagedError):
-            pass
+        except (OSError, DamagedError) as error:
+            if unreadable(error):
+                raise cannot_read(self._partial, error) from None
         return np.zeros(len(chunks(self._count)), self._record)
 
     def _missing(self, records: np.ndarray) -> list[range]:
@@ -334,6 +333,20 @@ class PreparedSamples:
     def labels(self, ids: np.ndarray) -> Tensor:
         """See `Samples.labels`."""
         return self._labels_N[torch.from_numpy(np.asarray(ids))]
+
+
+def _size(path: Path) -> int | None:
+    """Bytes of a file; None where it is missing.
+
+    Raises:
+        RunError: the system cannot say.
+    """
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        if unreadable(error):
+            raise cannot_read(path, error) from None
+        return None
 
 
 def _write(file: int, rows: np.ndarray, chunk: int, row_bytes: int) -> None:
