@@ -298,6 +298,22 @@ def test_an_alpha_channel_that_hides_nothing_is_no_remark(kind: str) -> None:
     assert (shown == np.asarray(image.convert("RGB")).transpose(2, 0, 1)).all()
 
 
+@pytest.mark.parametrize(
+    ("mode", "kind"),
+    [("CMYK", "JPEG"), ("CMYK", "TIFF"), ("LAB", "TIFF"), ("YCbCr", "TIFF"), ("1", "TIFF")],
+)
+def test_other_colours_become_rgb_in_both_versions(mode: str, kind: str) -> None:
+    image = Image.new(mode, (SIDE, SIDE))
+    image.paste(tuple(range(40, 40 + 30 * len(image.getbands()), 30)), (0, 0, 8, 8))  # type: ignore[arg-type]
+    content = saved(image, kind)
+    shown, remarks = decode(content, SIDE)
+    with Image.open(io.BytesIO(content)) as stored_so:
+        wanted = np.asarray(stored_so.convert("RGB")).transpose(2, 0, 1)
+    assert remarks == set()
+    assert (shown == wanted).all()
+    assert (decode(content, SIDE, 1)[0] == wanted).all()
+
+
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
 def test_of_several_frames_the_first_is_taken(kind: str) -> None:
     frames = [Image.new("RGB", (SIDE, SIDE), colour) for colour in ("red", "blue", "lime")]

@@ -13,6 +13,7 @@ import torch
 from pydantic import TypeAdapter
 
 from agrekd_ray.config import check_job
+from agrekd_ray.config.points import remarks_of
 from agrekd_ray.data import DFR, SELECT, TEST, TRAIN, DataSettings, Groups, open_dataset, remarks_on
 from agrekd_ray.errors import DataError
 from agrekd_ray.models import Model, build
@@ -179,6 +180,15 @@ def test_what_dfr_balances_is_class_and_attribute_where_groups_are_others() -> N
     (groups,) = [line for line in said if "val_dfr" in line]
     assert groups.startswith("no sample of groups '0, bias-conflicting', '1, bias-conflicting', ")
     assert groups.endswith("and 4 more in val_dfr (10 of 20 groups)")
+
+
+def test_what_some_points_of_a_study_lack_is_said_once() -> None:
+    raw = merged(TINY, {"ensemble.debiased": 0, "data.val": 200, "data.train": 200})
+    job, faults = check_job(
+        {**raw, "sweep": {"data.aligned": [0.9, 1.0], "distillation.temperature": [1, 4]}}
+    )
+    assert job is not None, faults
+    assert remarks_of(job) == ["no sample of group 'bias-conflicting' in train (1 of 2 groups)"]
 
 
 @pytest.mark.parametrize("job", ["colored_digits", "whole"])

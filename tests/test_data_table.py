@@ -436,6 +436,8 @@ def test_pictures_of_every_kind_become_rgb(csv: Path, mode: str) -> None:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
+        ({"decoding": 3}, "less than or equal to 2"),
+        ({"decoding": True}, "a number, not true"),
         ({"size": 11}, "smaller than what models see"),
         ({"classes": ["cat"]}, "two different classes"),
         ({"classes": ["cat", "cat"]}, "two different classes"),

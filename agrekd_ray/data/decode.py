@@ -6,14 +6,17 @@ import io
 import struct
 import warnings
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.ExifTags import Base
 from PIL.ImageFile import ImageFile
+from pydantic import Field
 
-Decoding = Literal[1, 2]
+from agrekd_ray.settings import Count
+
+Decoding = Annotated[Count, Field(le=2)]
 """Version of what decoding gives; another one wherever the same file gives other pixels.
 
 1 takes the stored pixels as they are: neither orientation nor transparency counts, and what has
