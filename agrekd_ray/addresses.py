@@ -155,8 +155,7 @@ def _check_sqlite(url: URL) -> None:
     name, query = url.database or "", url.query
     if name in ("", ":memory:", "file::memory:") or "memory" in query.get("mode", ""):
         raise ValueError(
-            "a database in memory is seen by one process alone, and gone with it; name a file, "
-            f"{_EXAMPLE}"
+            f"no tracking URI: one process alone sees a database in memory; name a file, {_EXAMPLE}"
         )
     in_uri = str(query.get("uri", "")).lower() in ("true", "1", "yes", "on", "y", "t")
     if name.startswith("file:") != in_uri:
