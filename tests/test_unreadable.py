@@ -101,7 +101,7 @@ def test_a_teacher(make_job: Any, fail: Fail, file: str) -> None:
 def test_prepared_rows(tmp_path: Path, fail: Fail, monkeypatch: pytest.MonkeyPatch) -> None:
     def work(numbers: Any) -> Any:
         for number in numbers:
-            yield number, lambda: (np.ones((4, 3), np.uint8), bytes(range(32)))
+            yield number, lambda: (np.ones((4, 3), np.uint8), bytes(range(32)), ())
 
     rows = PreparedRows(tmp_path, "key", 4, (3,))
     rows.fill(work)
