@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from agrekd_ray.results import Epoch, Outcome
+from agrekd_ray.results import Effort, Epoch, Outcome
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,13 @@ class OutputsDone:
 
 
 @dataclass(frozen=True)
+class TeachersCost:
+    """What the teachers that are at work have cost until now."""
+
+    effort: Effort
+
+
+@dataclass(frozen=True)
 class GroupPlaced:
     """A trial's worker group holds a placement group, named by its id in hexadecimal."""
 
@@ -83,6 +90,7 @@ Event = (
     | StudentEpoch
     | StudentDone
     | OutputsDone
+    | TeachersCost
     | GroupPlaced
     | Note
     | Failed

@@ -6,6 +6,7 @@ stopped can be completed by another process from the files alone.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -378,6 +379,32 @@ class Effort:
         kept = f", {self.recorded / 1e6:.1f} MB recorded" if self.recorded else ""
         several = "processes" if self.actors > 1 else "process"
         return f"{self.forwards} forward passes in {max(1, self.actors)} {several}{kept}"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run took, over all attempts at it.
+
+    Attributes:
+        seconds: that they took together; NaN where it is not known.
+        effort: what the teachers cost; None where nobody was taught.
+        attempts: processes that worked on it; more than one where it was stopped and resumed.
+    """
+
+    seconds: float = math.nan
+    effort: Effort | None = None
+    attempts: int = 1
+
+    @property
+    def in_words(self) -> str:
+        """`3:07`, `3:07, in 2 attempts`."""
+        seconds = round(self.seconds)
+        return f"{seconds // 60}:{seconds % 60:02}{self.several}"
+
+    @property
+    def several(self) -> str:
+        """`, in 2 attempts`; empty for one."""
+        return f", in {self.attempts} attempts" if self.attempts > 1 else ""
 
 
 @dataclass(frozen=True)

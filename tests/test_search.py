@@ -381,6 +381,9 @@ def test_what_does_not_fit_is_one_error(
     assert json.loads(state)["status"] == "failed"
 
 
+REPORTS = ("results.json", "trials.csv", "attempts.json")
+
+
 @pytest.mark.chaos
 def test_a_killed_search_goes_on(tmp_path: Path, store: Path) -> None:
     """SIGKILL of the driver in the middle; no finished trial again, as many trials in the end."""
@@ -410,9 +413,15 @@ def test_a_killed_search_goes_on(tmp_path: Path, store: Path) -> None:
     for number, trial in before.items():
         assert after[number].history == trial.history
         assert after[number].seconds == trial.seconds
-    results = (latest / "results.json").read_bytes()
+    about = json.loads((latest / "results.json").read_text())["about"]
+    first, second = json.loads((latest / "attempts.json").read_text())
+    assert about["attempts"] == 2
+    assert about["seconds"] > first["seconds"]
+    assert second["seconds"] > 0
+    before_again = {name: (latest / name).read_bytes() for name in REPORTS}
+    (latest / "trials.csv").unlink()
     assert "winner" in agrekd("resume", latest)  # nothing is left: MLflow gets what it missed
-    assert (latest / "results.json").read_bytes() == results
+    assert {name: (latest / name).read_bytes() for name in REPORTS} == before_again
     for trial in after.values():  # what Optuna proposed keeps to the conditions
         assert ("distillation.ae_kd.box" in trial.setting) == (trial.setting["strategy"] == "ae_kd")
         weighted = trial.setting["distillation.sample_weighting"] == {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from agrekd_ray.report.page import write_report
 from agrekd_ray.results import Metrics, Outcome
 from agrekd_ray.run.folder import RunFolder
 from agrekd_ray.run.job import run_job
+from agrekd_ray.run.plan import make_plan
+from agrekd_ray.settings import Settings
 from agrekd_ray.study import driver
 from agrekd_ray.study.driver import run_study
 from agrekd_ray.study.plots import gains_plot, sweep_plots
@@ -214,11 +216,124 @@ def test_an_interrupted_study_goes_on_where_it_was(
         "agre_kd-seed-0 0",
         "agre_kd-seed-0 1",
     ]
+    _attempts_add_up_and_nothing_changes_any_more(folder, result)
     undisturbed = run_study(RunFolder.create(job), Console(quiet=True))
+    assert result.effort is not None
+    assert undisturbed.effort is not None
+    assert undisturbed.attempts == 1
+    # What was asked for the student that was stopped in mid-training is asked again, no more.
+    assert result.effort.forwards >= undisturbed.effort.forwards > 0
     assert [p.outcomes for p in result.points] != []
     for mine, theirs in zip(result.points, undisturbed.points, strict=True):
         for one, other in zip(mine.outcomes, theirs.outcomes, strict=True):
             assert one.splits == other.splits
+
+
+def _attempts_add_up_and_nothing_changes_any_more(folder: RunFolder, result: StudyResult) -> None:
+    first, second = json.loads((folder.path / "attempts.json").read_text())
+    assert result.attempts == 2
+    assert result.effort is not None
+    assert result.effort.forwards == first["effort"]["forwards"] + second["effort"]["forwards"]
+    assert "in 2 attempts" in write_report(folder.path).read_text()
+    reports = ("results.json", "results.csv", "results.md", "attempts.json")
+    before = {name: (folder.path / name).read_bytes() for name in reports}
+    (folder.path / "results.md").unlink()
+    again = run_study(RunFolder.open(folder.path), Console(quiet=True))
+    assert again.cost == result.cost
+    assert {name: (folder.path / name).read_bytes() for name in reports} == before
+
+
+CARRIED = ("student.model", "student.training", "ensemble", "distillation", "methods", "seeds")
+POOL = tuple(f"teachers.{name}" for name in ("model", "others", "training", "count", "seed", "dfr"))
+REPORTED = ("name", "sweep", "draws", "published", "tracking", "runs")
+"""Blocks of a job that points of one cohort may differ in: the rest places their students."""
+
+
+def settings_within(block: Settings, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting of a job by its path, with its value."""
+    for name in type(block).model_fields:
+        value, place = getattr(block, name), f"{path}{name}"
+        if isinstance(value, Settings) and place not in (*CARRIED, *POOL, *REPORTED):
+            yield from settings_within(value, f"{place}.")
+        else:
+            yield place, value
+
+
+def replaced(block: Settings, path: str, value: Any) -> Any:
+    """A copy of a block with another value, unchecked."""
+    name, _, rest = path.partition(".")
+    inner = replaced(getattr(block, name), rest, value) if rest else value
+    return block.model_copy(update={name: inner})
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer")
+def test_whatever_places_a_student_parts_the_points(make_job: Callable[..., Job]) -> None:
+    """Every setting that no point brings along in its assignments, recipes and reports."""
+    job = make_job()
+    paths = dict(settings_within(job))
+    placing = [path for path in paths if path not in (*CARRIED, *POOL, *REPORTED)]
+    student = {f"student.{path}" for path in ("workers", "cpus", "gpus", "resources", "labels")}
+    others = {"teachers.gpus", "fleet.teachers", "fleet.look_ahead", "outputs.store", "guidance"}
+    assert student | others <= set(placing)
+    for path in placing:
+        assert driver.placement(replaced(job, path, "other")) != driver.placement(job), path
+    for path in (*CARRIED, *POOL, *REPORTED):
+        assert path in paths, path
+        assert driver.placement(replaced(job, path, "other")) == driver.placement(job), path
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"student.model.args.width": 8},
+        {"student.training.epochs": 3},
+        {"distillation.temperature": 2},
+        {"distillation.sample_weighting": {}},
+        {"ensemble.debiased": 0},
+        {"ensemble.seed": 1},
+        {"seeds": [1]},
+        {"methods": ["agre_kd"]},
+        {"teachers.model.args.width": 8},
+        {"teachers.training.epochs": 3},
+        {"teachers.seed": 100},
+        {"teachers.dfr.retrainings": 3},
+    ],
+)
+def test_what_does_not_part_points_is_in_what_they_bring_along(
+    make_job: Callable[..., Job], change: dict[str, Any]
+) -> None:
+    plain, other = make_plan(make_job()), make_plan(make_job(**change))
+    brought = [(plan.assignments, plan.recipes) for plan in (plain, other)]
+    assert brought[0] != brought[1]
+    assert driver.placement(make_job()) == driver.placement(make_job(**change))
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("student.resources", [{}, {"fast": 1}]),
+        ("student.labels", [{"zone": "a"}, {"zone": "b"}]),
+        ("student.cpus", [1, 2]),
+        ("teachers.cpus", [1, 2]),
+        ("fleet.look_ahead", [1, 2]),
+        ("fleet.cpus", [1, 2]),
+    ],
+)
+def test_points_that_sweep_a_placement_train_apart_each_with_its_own(
+    make_job: Callable[..., Job], key: str, values: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = study_of(make_job, methods=["one_hot"], sweep={key: values})
+    opened: list[Job] = []
+    start = driver.open_engine
+
+    def watched(given: Job, handle: Any) -> Any:
+        opened.append(given)
+        return start(given, handle)
+
+    monkeypatch.setattr(driver, "open_engine", watched)
+    run_study(RunFolder.create(job), Console(quiet=True))
+    block, _, name = key.partition(".")
+    assert [getattr(getattr(given, block), name) for given in opened] == values
 
 
 def test_on_ray_one_session_and_one_fleet_serve_all_points(

@@ -18,6 +18,7 @@ import ray
 import torch
 
 from agrekd_ray.channel import plain_error
+from agrekd_ray.devices import device_for
 from agrekd_ray.guidance.fleet_settings import FleetSettings
 from agrekd_ray.guidance.home import LOST, Home
 from agrekd_ray.guidance.host import WHOLE, Part, TeacherHost
@@ -42,8 +43,7 @@ class TeacherActor:
     ) -> None:
         torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
         samples = data.open()
-        # An actor with no GPU assigned still sees all of them: the device is chosen explicitly.
-        device = "cuda" if gpu and torch.cuda.is_available() else "cpu"
+        device = device_for(float(gpu))
         self._host = TeacherHost(
             checkpoints,
             samples,

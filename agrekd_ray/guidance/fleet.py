@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -203,15 +203,19 @@ class Fleet:
         """Of all teachers, replicas among them."""
         return [actor for _, actors in self._hosts for actor in actors]
 
-    def effort(self) -> Effort:
-        """What the teachers have cost so far; what an actor did before it died is lost."""
+    def effort(self, patience: float = STALL_SECONDS) -> Effort:
+        """What the teachers have cost so far; what an actor did before it died is lost.
+
+        Args:
+            patience: seconds that they have to answer.
+        """
         asked = [actor.effort.remote() for actor in (*self.weighting, *self.actors)]
-        told, _ = ray.wait(asked, num_returns=len(asked), timeout=STALL_SECONDS)
+        told, _ = ray.wait(asked, num_returns=len(asked), timeout=patience)
         total = Effort()
         for answer in told:
             with suppress(RayError):
                 total += ray.get(answer)
-        return total
+        return replace(total, actors=len(self.actors))
 
     def record(self, view: int, rows: int, step: Callable[[float], None]) -> None:
         """Record a view whole, all actors at once; replicas have a part each.

@@ -15,6 +15,7 @@ from agrekd_ray.config import Job
 from agrekd_ray.core.kd import kd_gradient
 from agrekd_ray.core.quadratic import shortest_mixture
 from agrekd_ray.data import TRAIN, Dataset
+from agrekd_ray.devices import device_for
 from agrekd_ray.guidance import Lesson, Question, Replies
 from agrekd_ray.guidance.lesson import weigh_replies
 from agrekd_ray.models import Model, build
@@ -51,7 +52,7 @@ def model_times(job: Job, dataset: Dataset, setup: Setup) -> dict[str, float]:
     ]
     with _threads(max(1, int(student.cpus))):
         step_ms = student_step(
-            student.model, dataset, student.training, setup.part, _device(student.gpus)
+            student.model, dataset, student.training, setup.part, _device(student.takes["GPU"])
         )
     return {
         "forward_ms": statistics.mean(wall for wall, _ in each),
@@ -199,7 +200,7 @@ def _reply_of(teachers: int, samples: int, classes: int) -> Callable[[], object]
 
 
 def _device(gpus: float) -> torch.device:
-    return torch.device("cuda" if gpus and torch.cuda.is_available() else "cpu")
+    return torch.device(device_for(gpus))
 
 
 def _wait(device: torch.device | None) -> None:

@@ -245,7 +245,7 @@ def _setup(
         student_bytes=_size(job.student.model, shape, classes),
         teacher_bytes=max([*sizes, *_own_sizes(plan)]),
         student_cpus=job.student.cpus,
-        student_gpus=job.student.gpus,
+        student_gpus=job.student.takes["GPU"],
         actor_cpus=job.fleet.cpus,
         actor_gpus=job.fleet.gpus,
     )

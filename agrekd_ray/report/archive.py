@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from agrekd_ray.errors import RunError
 from agrekd_ray.files import DamagedError, checked
-from agrekd_ray.results import Diagnostics, Effort, Member, Outcome
+from agrekd_ray.results import Cost, Diagnostics, Effort, Member, Outcome
 from agrekd_ray.search.results import SearchResult
 from agrekd_ray.search.space import Domain
 from agrekd_ray.study.results import StudyResult
@@ -47,6 +47,7 @@ class JobAbout:
         splits: what says them, and their sizes.
         seconds: that it took.
         effort: what the teachers cost, where there were any.
+        attempts: in which it was run.
     """
 
     name: str
@@ -58,6 +59,12 @@ class JobAbout:
     splits: str = ""
     seconds: float = math.nan
     effort: Effort | None = None
+    attempts: int = 1
+
+    @property
+    def cost(self) -> Cost:
+        """What it took."""
+        return Cost(self.seconds, self.effort, self.attempts)
 
 
 @dataclass(frozen=True)
@@ -116,6 +123,7 @@ class SearchAbout:
         splits: what says them, and their sizes.
         seconds: that it took.
         effort: what the teachers cost.
+        attempts: in which it was run.
         members: the ensemble.
     """
 
@@ -127,7 +135,13 @@ class SearchAbout:
     splits: str = ""
     seconds: float = math.nan
     effort: Effort | None = None
+    attempts: int = 1
     members: list[Member] = field(default_factory=list)
+
+    @property
+    def cost(self) -> Cost:
+        """What it took."""
+        return Cost(self.seconds, self.effort, self.attempts)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import yaml
 from agrekd_ray.passwords import without_password
 from agrekd_ray.report.archive import JobSettings
 from agrekd_ray.report.tables import plain
-from agrekd_ray.results import Effort, Member, Metrics
+from agrekd_ray.results import Cost, Member, Metrics
 from agrekd_ray.tracking.labels import family
 
 _MOST_NAMES = 12
@@ -89,9 +89,10 @@ def student_facts(job: JobSettings) -> list[Fact]:
     return [Fact("Student", ", ".join(parts))]
 
 
-def cost_facts(seconds: float, effort: Effort | None) -> list[Fact]:
+def cost_facts(cost: Cost) -> list[Fact]:
     """Time, and what the teachers took."""
-    facts = [Fact("Took", duration(seconds))] if math.isfinite(seconds) else []
+    seconds, effort = cost.seconds, cost.effort
+    facts = [Fact("Took", duration(seconds) + cost.several)] if math.isfinite(seconds) else []
     if effort:
         kept = f", {effort.recorded / 1e6:,.1f} MB recorded" if effort.recorded else ""
         told = (

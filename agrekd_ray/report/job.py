@@ -107,7 +107,7 @@ def content(folder: Path) -> dict[str, Any]:
             *teacher_facts(run.members, run.biased),
             *student_facts(run.settings),
             Fact("Seeds", listed(run.settings.seeds)),
-            *cost_facts(run.job.seconds, run.job.effort),
+            *cost_facts(run.job.cost),
             Fact("Folder", str(folder), code=True),
             Fact("To run it again", f"agrekd run {shlex.quote(str(folder / JOB))}", code=True),
         ],

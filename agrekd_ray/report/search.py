@@ -57,7 +57,7 @@ def content(folder: Path) -> dict[str, Any]:
             *data_facts(run.job, about.classes, about.groups, about.splits, measured),
             *teacher_facts(about.members, None),
             *student_facts(run.job),
-            *cost_facts(about.seconds, about.effort),
+            *cost_facts(about.cost),
             Fact("Base job", settings.job, code=True),
             Fact("Folder", str(folder), code=True),
             Fact("To run it again", f"agrekd tune {shlex.quote(str(folder / SEARCH))}", code=True),

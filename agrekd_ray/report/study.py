@@ -8,7 +8,7 @@ from typing import Any
 
 from agrekd_ray.config.sweep import in_words, key_names
 from agrekd_ray.report.archive import read_study
-from agrekd_ray.report.facts import Fact, as_yaml, date, duration, split_facts
+from agrekd_ray.report.facts import Fact, as_yaml, cost_facts, date, split_facts
 from agrekd_ray.report.job import JOB
 from agrekd_ray.report.tables import Cell, Grid, Line, percent, signed
 from agrekd_ray.results import over
@@ -64,7 +64,7 @@ def _facts(result: StudyResult, folder: Path) -> list[Fact]:
         *([Fact("In brackets", result.published.source)] if result.published else []),
         Fact("Folder", str(folder), code=True),
         Fact("To run it again", f"agrekd run {shlex.quote(str(folder / JOB))}", code=True),
-        Fact("Took", duration(result.seconds)),
+        *cost_facts(result.cost),
     ]
 
 

@@ -125,7 +125,7 @@ class RayEngine:
         samples, post = open_dataset(self._job.data), self._channel.post
         with (
             Teaching(self._job, checkpoints, samples, views, post) as teaching,
-            self.listening(),
+            self.listening(teaching.watch),
         ):
             teaching.record()
         return teaching.effort

@@ -10,8 +10,17 @@ import torch
 
 from agrekd_ray.config import Job
 from agrekd_ray.data import open_dataset
+from agrekd_ray.devices import device_for
 from agrekd_ray.errors import RunError
-from agrekd_ray.events import Event, StudentDone, StudentEpoch, TeacherDone, TeacherEpoch
+from agrekd_ray.events import (
+    Event,
+    Note,
+    StudentDone,
+    StudentEpoch,
+    TeacherDone,
+    TeacherEpoch,
+    TeachersCost,
+)
 from agrekd_ray.files import exists
 from agrekd_ray.guidance import LocalTeachers, TeacherHost
 from agrekd_ray.results import Effort
@@ -69,10 +78,17 @@ class Engine(Protocol):
 
 
 class LocalEngine:
-    """Everything in this process, without Ray: the reference, and the place to debug."""
+    """Everything in this process, without Ray: the reference, and the place to debug.
+
+    Students, teachers and their answers are computed on a GPU where there is one and
+    `student.gpus` does not decline it.
+    """
 
     def __init__(self, job: Job, handle: Handle) -> None:
         self._job, self._handle = job, handle
+        self.device = device_for(job.student.gpus)
+        if job.student.gpus and self.device == "cpu":
+            handle(Note("student.gpus asks for a GPU, and PyTorch finds none here: the CPU it is"))
         torch.set_num_threads(max(1, round(job.student.cpus)))
 
     def make_teachers(self, families: Sequence[Sequence[Recipe]]) -> None:
@@ -81,6 +97,7 @@ class LocalEngine:
         for family in families:
             pool.make(
                 family,
+                self.device,
                 progress=lambda name, epoch, epochs: self._handle(
                     TeacherEpoch(name, epoch, epochs)
                 ),
@@ -103,34 +120,40 @@ class LocalEngine:
             host = TeacherHost(
                 checkpoints,
                 dataset,
+                device=self.device,
                 autocast=fleet.autocast,
                 capacity=fleet.look_ahead + 2,
             )
             source = LocalTeachers(host)
+
+        def effort() -> Effort:
+            if host is None:
+                return Effort()
+            return Effort(forwards=host.forwards, seconds=host.seconds, spans=host.spans)
+
         storage.mkdir(parents=True, exist_ok=True)
         for assignment in assignments:
             if read_outcome(students / assignment.name) is not None:
                 continue
-            student = Student(assignment, dataset, source)
+            student = Student(assignment, dataset, source, device=self.device)
             if exists(storage / STATE):
                 student.load_state(storage / STATE)
             while not student.done:
                 record = student.epoch()
                 student.save_state(storage / STATE)
+                self._handle(TeachersCost(effort()))
                 if record is not None:
                     epochs = assignment.training.epochs
                     self._handle(StudentEpoch(assignment.name, epochs, record))
             for outcome in student.finish(students):
                 self._handle(StudentDone(outcome))
-        if host is None:
-            return Effort()
-        return Effort(forwards=host.forwards, seconds=host.seconds, spans=host.spans)
+        return effort()
 
     def ask(self, asked: Sequence[Asked], take: Take) -> None:
         """See `Engine.ask`."""
         dataset = open_dataset(self._job.data)
         for one in asked:
-            take(one, answers(one, dataset))
+            take(one, answers(one, dataset, self.device))
 
     def record(self, checkpoints: dict[str, Path], views: Sequence[int]) -> Effort:
         """See `Engine.record`.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 import platform
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from rich.console import Console
@@ -18,8 +18,12 @@ from agrekd_ray import __version__
 from agrekd_ray.config import Job
 from agrekd_ray.data import SELECT, TEST, Dataset, open_dataset, splits_in_words
 from agrekd_ray.errors import AgrekdError, RunError
+from agrekd_ray.events import Event, TeachersCost
+from agrekd_ray.files import cannot_read, exists, unreadable
 from agrekd_ray.models import load
-from agrekd_ray.results import Diagnostics, Effort, Member, Outcome
+from agrekd_ray.report.archive import RESULTS, JobArchive, read_job
+from agrekd_ray.results import Cost, Diagnostics, Effort, Member, Outcome
+from agrekd_ray.run.account import Account
 from agrekd_ray.run.answers import Answers, members
 from agrekd_ray.run.display import Display, ready_data
 from agrekd_ray.run.ending import ending
@@ -78,16 +82,17 @@ def open_engine(job: Job, handle: Handle) -> Engine:
     return RayEngine(job, handle)
 
 
-def effort_metrics(effort: Effort | None, outcomes: Sequence[Outcome]) -> dict[str, float]:
-    """What the teachers of a run cost, under MLflow's names.
+def cost_metrics(cost: Cost, outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """What a run and its teachers cost, under MLflow's names.
 
     Args:
-        effort: of the teachers; None where nobody was taught.
+        cost: of all attempts.
         outcomes: students, whose fastest epoch says what a step of theirs takes.
     """
+    figures, effort = {"cost/seconds": cost.seconds}, cost.effort
     if effort is None:
-        return {}
-    figures = {
+        return figures
+    figures |= {
         f"teachers/{name}": float(value)
         for name, value in asdict(effort).items()
         if isinstance(value, int | float)
@@ -115,6 +120,26 @@ def package_versions(*others: str) -> dict[str, str]:
     return ours | {name: version(name) for name in packages}
 
 
+Archive = TypeVar("Archive")
+
+
+def results_of(read: Callable[[Path], Archive], folder: Path) -> Archive | None:
+    """The results of a run that had come to its end; None where they are missing or damaged.
+
+    Raises:
+        RunError: the system cannot read them.
+    """
+    try:
+        (folder / RESULTS).read_bytes()
+        return read(folder)
+    except OSError as error:
+        if unreadable(error):
+            raise cannot_read(folder / RESULTS, error) from None
+    except RunError:
+        pass
+    return None
+
+
 class _Run:
     """The state that the parts of one run share."""
 
@@ -133,10 +158,13 @@ class _Run:
         )
         self.outbox = Outbox(lambda text: self.display.note(text, "yellow"))
         self.monitor = Monitor(self.display, self.tracker, self.outbox, self.plan.assignments)
-        self.effort: Effort | None = None
-        self.began = time.monotonic()
+        self.account = Account(folder.path)
+        self.known: JobArchive | None = None
+        """Of a run that had come to its end: only what is missing is added to it."""
 
     def go(self) -> list[Outcome]:
+        if self.folder.state().status == "finished" and self._whole():
+            self.known = results_of(read_job, self.folder.path)
         run_id = self.tracker.start_job(
             f"{self.job.name} {self.folder.path.name}",
             flat(self.job.model_dump(mode="json")),
@@ -145,18 +173,27 @@ class _Run:
         )
         self.folder.update(status="running", tracking_run=run_id, reason=None)
         say = functools.partial(self.display.note, style="yellow")
-        with ending(self.folder, self.tracker, self.outbox, run_id, say), self.display:
+        with (
+            ending(self.folder, self.tracker, self.outbox, run_id, say),
+            self.display,
+            self.account,
+        ):
             ready_data(self.dataset, self.display, dfr=self.job.retrains)
-            self._work()
-            self._votes()
+            if self.known is None:
+                self.tracker.reopen(run_id)
+                self._work()
+                self._votes()
+            else:
+                self.account.forget()
             outcomes = self._outcomes()
             for outcome in outcomes:  # of an earlier attempt, too
                 self.monitor.finished(outcome)
-            self._reports(outcomes)
-            self._publish(run_id, outcomes)
+            cost = self.known.job.cost if self.known else self.account.cost
+            self._reports(outcomes, cost)
+            self._publish(run_id, outcomes, cost)
             unsent = self.outbox.drain()
         self.folder.update(status="finished")
-        self._show(outcomes)
+        self._show(outcomes, cost)
         if unsent:
             self.console.print(
                 f"MLflow did not get everything: when it answers again, agrekd resume "
@@ -165,6 +202,14 @@ class _Run:
                 soft_wrap=True,
             )
         return outcomes
+
+    def _whole(self) -> bool:
+        """Whether every method × seed is there."""
+        voted = [f"{method}-seed-{seed}" for method, seed in self.plan.votes]
+        if "teacher_vote" in self.job.methods:
+            voted.append(f"teacher_vote-seed-{self.job.seeds[0]}")
+        trained = [name for given in self.plan.assignments for name in given.results]
+        return all(read_outcome(self.folder.students / name) for name in (*trained, *voted))
 
     def _work(self) -> None:
         """Teachers and students: what needs an engine."""
@@ -177,7 +222,7 @@ class _Run:
         if not families and not left and not self._unanswered():
             return
         self.display.stage("start", 0, "")
-        engine = open_engine(self.job, self.monitor.handle)
+        engine = open_engine(self.job, self._handle)
         try:
             have = len({self.pool.fingerprint(recipe) for recipe in self.plan.recipes}) - sum(
                 map(len, families)
@@ -193,10 +238,15 @@ class _Run:
             if left:
                 self._train(engine, left)
             if took:
-                effort = self.effort or Effort()
-                self.effort = replace(effort, forwards=effort.forwards + took)
+                self.account.add(Effort(forwards=took))
         finally:
             engine.close()
+
+    def _handle(self, event: Event) -> None:
+        if isinstance(event, TeachersCost):
+            self.account.so_far(event.effort)
+        else:
+            self.monitor.handle(event)
 
     def _train(self, engine: Engine, left: list[Any]) -> None:
         everything = sum(a.training.epochs for a in self.plan.assignments)
@@ -215,7 +265,7 @@ class _Run:
                 raise RunError(self.monitor.failure) from None
             raise
         if taught:
-            self.effort = effort
+            self.account.add(effort)
 
     def _unanswered(self) -> list[Asked]:
         return self.answers.missing(self.plan.answering(self.pool))
@@ -261,6 +311,8 @@ class _Run:
     @functools.cached_property
     def diagnostics(self) -> Diagnostics:
         """What is found out about the ensemble."""
+        if self.known is not None:
+            return self.known.diagnostics
         if not self.plan.needs_ensemble:
             return Diagnostics()
         checkpoints, drawn = self.plan.checkpoints(self.pool), self.plan.draw
@@ -285,13 +337,15 @@ class _Run:
 
     def _members(self) -> tuple[list[Member], Member | None]:
         """The teachers, and the biased model, with their metrics."""
+        if self.known is not None:
+            return self.known.members, self.known.biased
         if not self.plan.needs_ensemble:
             return [], None
         return members(self.plan, self.pool, self.answers)
 
-    def _reports(self, outcomes: list[Outcome]) -> None:
-        """results.json, results.csv and the plots."""
-        path = self.folder.path
+    def _reports(self, outcomes: list[Outcome], cost: Cost) -> None:
+        """results.json, results.csv and the plots: anew, or what is missing of them."""
+        path, anew = self.folder.path, self.known is None
         members, biased = self._members()
         diagnostics = self.diagnostics
         about = {
@@ -301,28 +355,32 @@ class _Run:
             "groups": self.dataset.groups.names,
             "splits": splits_in_words(self.dataset),
             "data": self.dataset.fingerprint,
-            "seconds": round(time.monotonic() - self.began, 1),
-            "effort": asdict(self.effort) if self.effort else None,
+            **asdict(cost),
             "versions": package_versions(),
             "settings": self.job.model_dump(mode="json"),
         }
-        tables.write_csv(outcomes, path / "results.csv")
-        tables.write_json(path / "results.json", outcomes, members, biased, about, diagnostics)
+        if anew or not exists(path / "results.csv"):
+            tables.write_csv(outcomes, path / "results.csv")
+        if anew:
+            tables.write_json(path / "results.json", outcomes, members, biased, about, diagnostics)
         if self.draws:
-            self._draw(outcomes, members)
+            self._draw(outcomes, members, anew)
 
-    def _draw(self, outcomes: list[Outcome], members: list[Member]) -> None:
-        folder = self.folder.plots
-        folder.mkdir(exist_ok=True)
-        plots.worst_group_by_method(outcomes, folder / "worst_group_by_method.png")
-        plots.training_curves(outcomes, folder / "training_curves.png")
-        plots.weights_by_group(outcomes, members, folder / "weights_by_group.png")
-        plots.influence_by_group(outcomes, members, folder / "influence_by_group.png")
-        diagnostic_plots.fallback_by_group(outcomes, folder / "fallback_by_group.png")
-        diagnostic_plots.agreement_by_group(self.diagnostics, folder / "agreement_by_group.png")
-        diagnostic_plots.calibration(outcomes, folder / "calibration.png")
+    def _draw(self, outcomes: list[Outcome], members: list[Member], anew: bool) -> None:
+        drawn = {
+            "worst_group_by_method": lambda path: plots.worst_group_by_method(outcomes, path),
+            "training_curves": lambda path: plots.training_curves(outcomes, path),
+            "weights_by_group": lambda path: plots.weights_by_group(outcomes, members, path),
+            "influence_by_group": lambda path: plots.influence_by_group(outcomes, members, path),
+            "fallback_by_group": lambda path: diagnostic_plots.fallback_by_group(outcomes, path),
+            "agreement_by_group": lambda path: diagnostic_plots.agreement_by_group(
+                self.diagnostics, path
+            ),
+            "calibration": lambda path: diagnostic_plots.calibration(outcomes, path),
+        }
+        plots.draw_plots(self.folder.plots, drawn, anew=anew)
 
-    def _publish(self, run_id: str, outcomes: list[Outcome]) -> None:
+    def _publish(self, run_id: str, outcomes: list[Outcome], cost: Cost) -> None:
         """To MLflow: every student as a model, the reports, the summary."""
         students = [o for o in outcomes if o.checkpoint is not None and self.job.tracking.models]
         self.display.stage("MLflow", len(students), "models")
@@ -343,7 +401,7 @@ class _Run:
         metrics = {
             **tables.summary_metrics(outcomes),
             **tables.agreement_metrics(self.diagnostics),
-            **self._effort_metrics(),
+            **cost_metrics(cost, outcomes),
         }
         if degraded := tables.degraded_lines(outcomes):
             tags = {DEGRADED: "; ".join(degraded)}
@@ -355,22 +413,17 @@ class _Run:
             )
         )
 
-    def _effort_metrics(self) -> dict[str, float]:
-        """What the teachers cost, for MLflow; in training steps of the students too."""
-        return effort_metrics(self.effort, self._outcomes())
-
-    def _show(self, outcomes: list[Outcome]) -> None:
+    def _show(self, outcomes: list[Outcome], cost: Cost) -> None:
         members, _ = self._members()
         console = self.console
         console.print()
         tables.render(outcomes, members, console)
         console.print()
         tables.render_degraded(tables.degraded_lines(outcomes), console)
-        seconds = round(time.monotonic() - self.began)
         for name, value in (
-            ("finished in", f"{seconds // 60}:{seconds % 60:02}"),
-            *([("teachers", self.effort.in_words)] if self.effort else []),
-            *_spent_lines(outcomes, self.effort),
+            ("finished in", cost.in_words),
+            *([("teachers", cost.effort.in_words)] if cost.effort else []),
+            *_spent_lines(outcomes, cost.effort),
             ("results", str(self.folder.path)),
             ("plots", str(self.folder.plots)),
             ("MLflow", self.tracker.ui_command()),

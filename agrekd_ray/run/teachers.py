@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
@@ -22,6 +21,7 @@ from yaml import YAMLError
 from agrekd_ray.config import Fault, Job, JobError, faults_of, load_job
 from agrekd_ray.config.reading import ambiguous
 from agrekd_ray.data import SELECT, TEST, Dataset, open_dataset
+from agrekd_ray.devices import device_for
 from agrekd_ray.errors import CheckpointError, RunError
 from agrekd_ray.models import Manifest, Model, check_classes, load, read_manifest
 from agrekd_ray.results import Metrics
@@ -191,7 +191,7 @@ def _metrics(one: Known, dataset: Dataset) -> dict[str, Metrics]:
     if one.measured and manifest is not None and {SELECT, TEST} <= manifest.metrics.keys():
         found = measured(one.folder, manifest)
         return {split: found[split] for split in (SELECT, TEST)}
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_for(None)
     model, manifest = load(one.folder, device)
     check_classes(one.folder, manifest, dataset.classes)
     return {split: evaluate(model, dataset, split, device) for split in (SELECT, TEST)}

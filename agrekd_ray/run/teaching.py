@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ from pathlib import Path
 from agrekd_ray.config import Job
 from agrekd_ray.data import Samples
 from agrekd_ray.errors import RunError
-from agrekd_ray.events import Event, Note, OutputsDone, Post, StudentEpoch
+from agrekd_ray.events import Event, Note, OutputsDone, Post, StudentEpoch, TeachersCost
 from agrekd_ray.files import exists
 from agrekd_ray.guidance import Replay, Source
 from agrekd_ray.guidance.fleet import Fleet, fits, turns
@@ -20,6 +21,11 @@ from agrekd_ray.guidance.placement import Wanted
 from agrekd_ray.outputs import Outputs
 from agrekd_ray.results import Effort
 from agrekd_ray.student import StudentSettings
+
+SECONDS_BETWEEN_COSTS = 5.0
+"""That the teachers are asked what they have cost until now."""
+PATIENCE = 1.0
+"""Seconds that they have to say it; they may be busy with better things."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,7 @@ class Teaching(AbstractContextManager["Teaching"]):
         self._outputs: Outputs | None = None
         self._missing: list[tuple[str, int]] = []
         self._keeper: Keeper | None = None
+        self._told = time.monotonic()
         self.effort = Effort()
         """What the teachers cost so far."""
         if checkpoints and job.guidance == "auto":
@@ -137,7 +144,9 @@ class Teaching(AbstractContextManager["Teaching"]):
             self._release()
 
     def watch(self, event: Event) -> None:
-        """Release the teachers as soon as nothing more will be asked of them."""
+        """Tell what the teachers cost, and release them when nothing more will be asked of them."""
+        if isinstance(event, StudentEpoch | OutputsDone):
+            self._tell()
         if isinstance(event, StudentEpoch) and self._fleet and self._outputs:
             self._fetch(self._samples.view(event.epoch.epoch))
             self._missing = [
@@ -148,6 +157,13 @@ class Teaching(AbstractContextManager["Teaching"]):
             if not self._missing:
                 self._release()
                 self._post(Note("the teachers' outputs are recorded; their actors are released"))
+
+    def _tell(self) -> None:
+        """What the teachers have cost until now, in case that nobody lives to hear the end."""
+        fleet = self._fleet
+        if fleet is not None and time.monotonic() - self._told >= SECONDS_BETWEEN_COSTS:
+            self._told = time.monotonic()
+            self._post(TeachersCost(self.effort + fleet.effort(PATIENCE)))
 
     def __exit__(self, *failure: object) -> None:
         self._release(count=failure[1] is None)
@@ -183,14 +199,10 @@ class Teaching(AbstractContextManager["Teaching"]):
     def _release(self, *, count: bool = True) -> None:
         fleet, self._fleet = self._fleet, None
         if fleet is not None:
-            cost = fleet.effort() if count else Effort()
+            cost = fleet.effort() if count else Effort(len(fleet.actors))
             fleet.close()
             recorded = self._outputs.bytes() if self._outputs else 0
-            self.effort = replace(
-                self.effort + cost,
-                actors=self.effort.actors + len(fleet.actors),
-                recorded=recorded,
-            )
+            self.effort = replace(self.effort + cost, recorded=recorded)
 
     def _say_damaged(self, outputs: Outputs) -> None:
         damaged = [outputs.path(*one) for one in self._missing if exists(outputs.path(*one))]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import bisect
+import functools
 import logging
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
@@ -19,7 +19,7 @@ from rich.console import Console
 from agrekd_ray import __version__
 from agrekd_ray.data import SELECT, TEST, open_dataset, splits_in_words
 from agrekd_ray.errors import AgrekdError, RunError
-from agrekd_ray.events import Event, GroupPlaced
+from agrekd_ray.events import Event, GroupPlaced, TeachersCost
 from agrekd_ray.guidance import Replay
 from agrekd_ray.guidance.fleet import Fleet
 from agrekd_ray.guidance.nodes import DriverData, cluster_nodes
@@ -27,11 +27,12 @@ from agrekd_ray.guidance.placement import Wanted, check_room, place
 from agrekd_ray.models import load
 from agrekd_ray.outputs import Outputs
 from agrekd_ray.results import Effort, Outcome
+from agrekd_ray.run.account import Account
 from agrekd_ray.run.answers import Answers, members
 from agrekd_ray.run.cluster import RayEngine
 from agrekd_ray.run.display import Display, ready_data
 from agrekd_ray.run.ending import ending
-from agrekd_ray.run.job import effort_metrics, package_versions
+from agrekd_ray.run.job import cost_metrics, package_versions
 from agrekd_ray.run.monitor import Monitor, flat, show_progress
 from agrekd_ray.run.plan import make_plan
 from agrekd_ray.run.recording import make_and_record
@@ -104,8 +105,7 @@ class _Searching:
         self.journal = Journal(folder.trials)
         self.groups = Groups()
         self.monitor: Monitor | None = None
-        self.effort = Effort()
-        self.began = time.monotonic()
+        self.account = Account(folder.path)
 
     def go(self) -> SearchResult:
         run_id = self.tracker.start_job(
@@ -120,8 +120,13 @@ class _Searching:
         with (
             ending(self.folder, self.tracker, self.outbox, run_id, self._note),
             self._flushed(),
+            self.account,
         ):
             done = read_result(self.folder.path)
+            if done:
+                self.account.forget()
+            else:
+                self.tracker.reopen(run_id)
             result = self._again(run_id, done) if done else self._work(run_id)
             unsent = self.outbox.drain()
         self.folder.update(status="finished")
@@ -159,7 +164,7 @@ class _Searching:
             result,
             final=final,
             verdict=verdict(final, result.selected_on),
-            about={**result.about, "seconds": round(time.monotonic() - self.began, 1)},
+            about={**result.about, **asdict(self.account.cost)},
         )
         publish_files(self.folder.path, result)
         self._publish(run_id, result)
@@ -177,26 +182,29 @@ class _Searching:
         )
         for outcome in result.final:
             self.monitor.finished(outcome)
+        publish_files(self.folder.path, result, anew=False)
         self._publish(run_id, result)
         return result
 
     def _teachers(self, engine: RayEngine) -> None:
         """Teachers, and one record of what they say to all views that any trial is shown."""
         views = sorted({self.dataset.view(epoch) for epoch in range(self.planned.epochs)})
-        self.effort = make_and_record(
-            engine,
-            self.display,
-            self.job,
-            self.plan,
-            self.dataset,
-            views,
-            record=self.job.guidance == "auto",
+        self.account.add(
+            make_and_record(
+                engine,
+                self.display,
+                self.job,
+                self.plan,
+                self.dataset,
+                views,
+                record=self.job.guidance == "auto",
+            )
         )
         # Before a fleet takes its room. What the user's own teachers can do, only these data tell.
         splits = (SELECT, TEST) if self.plan.draw.own else (SELECT,)
         asked = self.answers.missing(self.plan.answering(self.pool), splits)
         took = self.answers.complete(asked, engine, self.display)
-        self.effort = replace(self.effort, forwards=self.effort.forwards + took)
+        self.account.add(Effort(forwards=took))
 
     def _shared(self, engine: RayEngine, stack: ExitStack) -> Shared:
         """What trials share. Without records it holds a fleet, which ends with the stack."""
@@ -217,6 +225,7 @@ class _Searching:
                 students=workers_of(job.student) * at_once,
             )
             stack.callback(fleet.close)
+            stack.push(functools.partial(self._over, fleet))
             source = Given(fleet.source())
         _, ensemble_N = self.answers.vote([checkpoints[name] for name in drawn.teachers], SELECT)
         biased_N = self.answers.logits(checkpoints[drawn.biased], SELECT).argmax(1)
@@ -231,6 +240,11 @@ class _Searching:
             self.folder.states,
             self.folder.path / "groups",
         )
+
+    def _over(self, fleet: Fleet, *failure: object) -> None:
+        """The trials need their teachers no more; after a failure nobody waits for them."""
+        if failure[0] is None:
+            self.account.add(fleet.effort())
 
     def _at_once(self) -> int:
         """Trials that the cluster has room for at once.
@@ -359,7 +373,6 @@ class _Searching:
             "groups": list(self.dataset.groups.names),
             "splits": splits_in_words(self.dataset),
             "data": self.dataset.fingerprint,
-            "effort": asdict(self.effort),
             "members": [asdict(m) for m in members(self.plan, self.pool, self.answers)[0]],
             "versions": package_versions("optuna"),
         }
@@ -414,7 +427,7 @@ class _Searching:
             if self.monitor and self.monitor.failure:
                 raise RunError(self.monitor.failure) from None
             raise
-        self.effort = replace(self.effort, forwards=self.effort.forwards + effort.forwards)
+        self.account.add(effort)
 
     def _publish(self, run_id: str, result: SearchResult) -> None:
         """To MLflow: the final students as models, the best of the winner's in the registry."""
@@ -436,7 +449,7 @@ class _Searching:
 
         for outcome in result.final:
             self.outbox.put(lambda outcome=outcome: model_of(outcome))  # type: ignore[misc]
-        metrics = _summary(result) | effort_metrics(self.effort, result.final)
+        metrics = _summary(result) | cost_metrics(result.cost, result.final)
         self.outbox.put(
             lambda: self.tracker.finish_job(
                 run_id, self.folder.path, "FINISHED", metrics, result.verdict
@@ -446,6 +459,8 @@ class _Searching:
     def _handle(self, event: Event) -> None:
         if isinstance(event, GroupPlaced):
             self.groups.placed(event)
+        elif isinstance(event, TeachersCost):
+            self.account.so_far(event.effort)
         elif self.monitor is not None:
             self.monitor.handle(event)
         else:

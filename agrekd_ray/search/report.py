@@ -21,13 +21,14 @@ from agrekd_ray.comparison.plots import (
 )
 from agrekd_ray.core.selection import RULES
 from agrekd_ray.errors import RunError
-from agrekd_ray.files import DamagedError, cannot_read, in_a_line, read_json, unreadable
+from agrekd_ray.files import DamagedError, cannot_read, exists, in_a_line, read_json, unreadable
 from agrekd_ray.results import Outcome, member_from_json
 from agrekd_ray.search.board import in_words
 from agrekd_ray.search.results import DEFAULT, FAILED, WINNER, SearchResult, TrialResult
 from agrekd_ray.tracking.diagnostic_plots import calibration, fallback_by_group
 from agrekd_ray.tracking.files import replacing
 from agrekd_ray.tracking.plots import (
+    draw_plots,
     influence_by_group,
     weights_by_group,
     worst_group_by_method,
@@ -39,31 +40,39 @@ SHOWN = 8
 """Trials in the table on the screen; all are in the folder."""
 
 
-def publish_files(folder: Path, result: SearchResult) -> None:
+def publish_files(folder: Path, result: SearchResult, *, anew: bool = True) -> None:
     """Write results.json, trials.csv, and what there is to draw as `plots/*.png`.
 
     Args:
         folder: of the search.
         result: what came out.
+        anew: false writes what is missing and leaves the rest as it is.
 
     Raises:
         OSError: where they cannot be written.
     """
-    with replacing(folder / RESULTS) as draft:
-        draft.write_text(json.dumps(result.to_json(), default=str) + "\n", encoding="utf-8")
-    write_trials(folder / TRIALS, result.trials)
-    plots = folder / "plots"
-    trials = [_point(trial) for trial in result.trials]
-    worst_against_accuracy(trials, plots / "worst_against_accuracy.png")
-    parameter_effects(trials, plots / "parameter_effects.png")
-    parallel_coordinates(trials, plots / "parallel_coordinates.png")
-    trial_history(trials, plots / "trial_history.png", f"select/{result.select}")
-    worst_group_by_method(result.final, plots / "winner_against_default.png")
+    if anew:
+        with replacing(folder / RESULTS) as draft:
+            draft.write_text(json.dumps(result.to_json(), default=str) + "\n", encoding="utf-8")
+    if anew or not exists(folder / TRIALS):
+        write_trials(folder / TRIALS, result.trials)
+    trials, final = [_point(trial) for trial in result.trials], result.final
     members = [member_from_json(values) for values in result.about.get("members", [])]
-    weights_by_group(result.final, members, plots / "weights_by_group.png")
-    influence_by_group(result.final, members, plots / "influence_by_group.png")
-    fallback_by_group(result.final, plots / "fallback_by_group.png")
-    calibration(result.final, plots / "calibration.png")
+    draw_plots(
+        folder / "plots",
+        {
+            "worst_against_accuracy": lambda path: worst_against_accuracy(trials, path),
+            "parameter_effects": lambda path: parameter_effects(trials, path),
+            "parallel_coordinates": lambda path: parallel_coordinates(trials, path),
+            "trial_history": lambda path: trial_history(trials, path, f"select/{result.select}"),
+            "winner_against_default": lambda path: worst_group_by_method(final, path),
+            "weights_by_group": lambda path: weights_by_group(final, members, path),
+            "influence_by_group": lambda path: influence_by_group(final, members, path),
+            "fallback_by_group": lambda path: fallback_by_group(final, path),
+            "calibration": lambda path: calibration(final, path),
+        },
+        anew=anew,
+    )
 
 
 def _point(trial: TrialResult) -> Point:
@@ -143,7 +152,8 @@ def show(result: SearchResult, console: Console, mlflow: str, unsent: int) -> No
     lines = [
         ("winner", f"{winner.name}, chosen by {result.selected_on}: {in_words(winner.setting)}"),
         ("verdict", result.verdict),
-        ("teachers", _effort(result)),
+        ("finished in", result.cost.in_words),
+        ("teachers", result.cost.effort.in_words if result.cost.effort else ""),
         ("results", result.folder),
         ("MLflow", mlflow),
     ]
@@ -155,13 +165,6 @@ def show(result: SearchResult, console: Console, mlflow: str, unsent: int) -> No
             f"MLflow did not get everything: when it answers again, agrekd resume {result.folder}"
         )
         console.print(Text(text, style="yellow"), soft_wrap=True)
-
-
-def _effort(result: SearchResult) -> str:
-    forwards = int(result.about.get("effort", {}).get("forwards", 0))
-    if not forwards:
-        return "no forward pass: all that they say had been recorded before"
-    return f"{forwards} forward passes to record what they say; none during the trials"
 
 
 def _trials_table(result: SearchResult) -> Table:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from agrekd_ray.files import checked
-from agrekd_ray.results import Epoch, Metrics, Outcome, part_measured
+from agrekd_ray.results import Cost, Epoch, Metrics, Outcome, part_measured
 
 WINNER, DEFAULT = "winner", "default"
 """Methods of the students trained after a search: its winner, and the base job's setting."""
@@ -123,6 +123,16 @@ class SearchResult:
     final: list[Outcome] = field(default_factory=list)
     verdict: str = ""
     about: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def cost(self) -> Cost:
+        """What it took.
+
+        Raises:
+            DamagedError: `about` does not say it as it should.
+        """
+        told = ("seconds", "effort", "attempts")
+        return checked(Cost, {key: self.about[key] for key in told if key in self.about})
 
     @property
     def selected_on(self) -> str:

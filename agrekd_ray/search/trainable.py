@@ -17,6 +17,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
+from agrekd_ray.devices import device_for
 from agrekd_ray.errors import AgrekdError
 from agrekd_ray.search.folder import read_trial
 from agrekd_ray.search.nested import GroupTrial
@@ -64,8 +65,7 @@ class TrialActor(tune.Trainable):
         if in_group(job.student):
             self._trial = GroupTrial(job, shared, self.trial_id, shared.groups / self.trial_id)
         else:
-            # An actor with no GPU assigned still sees all of them: the device is chosen explicitly.
-            device = "cuda" if job.student.gpus > 0 and torch.cuda.is_available() else "cpu"
+            device = device_for(job.student.takes["GPU"])
             self._trial = Trial(job, self._dataset, self._source, self._judge, device)
         self._whole = (state := last_state(shared.states / self.trial_id)) is not None
         if state is not None and self._over is None:

@@ -122,7 +122,7 @@ def scaling(settings: StudentSettings) -> ScalingConfig:
     """Workers of a student, for Ray Train: kept together, where there is room."""
     return ScalingConfig(
         num_workers=settings.workers,
-        use_gpu=settings.gpus > 0,
+        use_gpu=settings.takes["GPU"] > 0,
         resources_per_worker=settings.takes,
         placement_strategy="PACK",
         label_selector=dict(settings.labels) or None,

@@ -54,7 +54,7 @@ class StudentSettings(Settings):
         training: how it is trained; the batch size is that of all workers together.
         workers: data-parallel Ray Train workers.
         cpus: logical CPUs of a worker.
-        gpus: GPUs of a worker.
+        gpus: GPUs of a worker; null is none, and with `guidance: local` a GPU where there is one.
         resources: custom resources of a worker, as Ray names them.
         labels: of the nodes that host workers, in Ray's notation.
     """
@@ -63,14 +63,14 @@ class StudentSettings(Settings):
     training: Training
     workers: Count = 1
     cpus: Positive = 1
-    gpus: NonNegative = 0
+    gpus: NonNegative | None = None
     resources: NodeResources = Field(default_factory=dict)
     labels: NodeLabels = Field(default_factory=dict)
 
     @property
     def takes(self) -> dict[str, float]:
         """What a worker takes of its node, by name."""
-        return {"CPU": self.cpus, "GPU": self.gpus, **self.resources}
+        return {"CPU": self.cpus, "GPU": self.gpus or 0, **self.resources}
 
 
 @dataclass(frozen=True)

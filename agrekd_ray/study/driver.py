@@ -1,10 +1,10 @@
 """Runs a study: what its points share is made once, then each point is an ordinary run.
 
-All points with the same data, pool and resources have their teachers made in one go and their
-students trained in one worker group; a student that several points need (a one-hot student at
-every temperature) is trained once. What that leaves in the points' folders is what `run_job` would
-have left there, so that each point ends, resumes and reports like any other job. Its plots alone
-are not drawn: they would take longer than its students. `agrekd resume POINT` draws them.
+All points whose students are placed alike (`placement`) have their teachers made in one go and
+their students trained in one worker group; a student that several points need (a one-hot student
+at every temperature) is trained once. What that leaves in the points' folders is what `run_job`
+would have left there, so that each point ends, resumes and reports like any other job. Its plots
+alone are not drawn: they would take longer than its students. `agrekd resume POINT` draws them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import os
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -27,13 +26,23 @@ from agrekd_ray.config.points import points_of
 from agrekd_ray.config.sweep import Setting
 from agrekd_ray.data import open_dataset, splits_in_words
 from agrekd_ray.errors import AgrekdError, RunError
-from agrekd_ray.events import Event, Failed, StudentEpoch
+from agrekd_ray.events import Event, Failed, StudentEpoch, TeachersCost
+from agrekd_ray.report.archive import read_study
+from agrekd_ray.results import Cost, Effort
+from agrekd_ray.run.account import Account
 from agrekd_ray.run.answers import Answers
 from agrekd_ray.run.display import Display, prepare_data, ready_data
 from agrekd_ray.run.ending import ending
 from agrekd_ray.run.environment import prepare
 from agrekd_ray.run.folder import RunFolder
-from agrekd_ray.run.job import open_engine, outcomes_of, package_versions, run_job
+from agrekd_ray.run.job import (
+    cost_metrics,
+    open_engine,
+    outcomes_of,
+    package_versions,
+    results_of,
+    run_job,
+)
 from agrekd_ray.run.monitor import flat, show_progress
 from agrekd_ray.run.plan import epochs_of, make_plan
 from agrekd_ray.settings import fingerprint
@@ -68,10 +77,10 @@ def run_study(folder: RunFolder, console: Console) -> StudyResult:
 
 @dataclass
 class _Cohort:
-    """Points whose students may train side by side: same data, pool and resources.
+    """Points whose students may train side by side: of the same `placement`.
 
     Attributes:
-        job: of the first point; gives data, pool and resources.
+        job: of the first point; gives data, pool and all that places a student.
         assignments: of all points, each put into its point's folder.
         checkpoints: folders of everybody who teaches at any point, by name.
         recipes: of every model that the pool must hold.
@@ -115,7 +124,9 @@ class _Study:
         self.results: dict[int, PointResult] = {}
         """Of the points that are finished, by number."""
         self.failure: str | None = None
-        self.began = time.monotonic()
+        self.account = Account(folder.path)
+        self.known: StudyResult | None = None
+        """Of a study that had come to its end: only what is missing is added to it."""
         self.tracker = Tracker(
             self.job.tracking.uri, self.job.tracking.experiment or self.job.name, self.job.runs
         )
@@ -123,6 +134,8 @@ class _Study:
         self.splits: list[str] = []
 
     def go(self) -> StudyResult:
+        if self.folder.state().status == "finished":
+            self.known = results_of(read_study, self.folder.path)
         run_id = self.tracker.start_job(
             f"{self.job.name} {self.folder.path.name}",
             flat(self.job.model_dump(mode="json", exclude={"published"})),
@@ -132,20 +145,30 @@ class _Study:
         )
         self.folder.update(status="running", tracking_run=run_id, reason=None)
         say = functools.partial(self.display.note, style="yellow")
-        with ending(self.folder, self.tracker, self.outbox, run_id, say), self.display:
+        with (
+            ending(self.folder, self.tracker, self.outbox, run_id, say),
+            self.display,
+            self.account,
+        ):
             for _, job in self.points:
                 dataset = open_dataset(job.data)
                 if (splits := splits_in_words(dataset)) not in self.splits:
                     self.splits.append(splits)
                 ready_data(dataset, self.display, dfr=job.retrains)
             self.folders = [self._point_folder(setting, job) for setting, job in self.points]
+            if self.known is None:
+                self.tracker.reopen(run_id)
             self._train(run_id)
             if left := [n for n in range(len(self.points)) if n not in self.results]:
                 self._finish(left, run_id)
-            self._publish(run_id, result := self._result())
+            if self.known is not None:
+                self.account.forget()
+            result = self._result(self.known.cost if self.known else self.account.cost)
+            publish_files(result, self.folder.path, anew=self.known is None)
+            self._publish(run_id, result)
         self.folder.update(status="finished")
         show(result, self.console)
-        self._where()
+        self._where(result.cost)
         return result
 
     def _point_folder(self, setting: Setting, job: Job) -> RunFolder:
@@ -156,11 +179,18 @@ class _Study:
         cohorts = [c for c in self._cohorts() if self._incomplete(c)]
         if not cohorts:
             return
+        self._more_to_do(run_id)
         with self._session(cohorts):
             for number, cohort in enumerate(cohorts):
                 name = f"{number + 1}/{len(cohorts)}" if len(cohorts) > 1 else ""
                 self._train_cohort(cohort, name)
                 self._finish(cohort.points, run_id)
+
+    def _more_to_do(self, run_id: str) -> None:
+        """A study that had come to its end has lost something that must be made again."""
+        if self.known is not None:
+            self.known = None
+            self.tracker.reopen(run_id)
 
     def _train_cohort(self, cohort: _Cohort, name: str) -> None:
         self.display.stage(f"start {name}".strip(), 0, "")
@@ -171,19 +201,25 @@ class _Study:
                 self.display.stage(f"teachers {name}".strip(), epochs_of(families), "epochs")
                 engine.make_teachers(families)
             answers = self._answers(cohort)
-            answers.complete(answers.missing(cohort.answering), engine, self.display)
+            asked = answers.missing(cohort.answering)
+            answers.complete(asked, engine, self.display)
+            teachers = {*cohort.checkpoints.values()}
+            if took := sum(len(one.splits) for one in asked if one.folder in teachers):
+                self.account.add(Effort(forwards=took))
             left = self._left(cohort)
             if left:
                 epochs = sum(a.training.epochs for a in left)
                 self.display.stage(f"students {name}".strip(), epochs, "epochs")
                 taught = any(a.lesson for a in left)
                 key = fingerprint(sorted(a.name for a in cohort.assignments))[:12]
-                engine.train_students(
+                effort = engine.train_students(
                     tuple(left),
                     cohort.checkpoints if taught else {},
                     self.root,
                     self.folder.training / key,
                 )
+                if taught:
+                    self.account.add(effort)
         except AgrekdError:
             if self.failure:
                 raise RunError(self.failure) from None
@@ -207,14 +243,7 @@ class _Study:
             prepare_data(dataset, self.display)
             pool = Pool(job.teachers.store, dataset)
             checkpoints = plan.checkpoints(pool) if plan.needs_ensemble else {}
-            student = job.student
-            alike = cohorts.setdefault(
-                fingerprint(
-                    *(job.data, job.teachers.store, job.fleet, job.outputs, job.guidance),
-                    *(student.workers, student.cpus, student.gpus),
-                ),
-                [],
-            )
+            alike = cohorts.setdefault(placement(job), [])
             fits = (c for c in alike if _agree(c.checkpoints, checkpoints))
             cohort = next(fits, None)
             if cohort is None:
@@ -230,9 +259,13 @@ class _Study:
 
     def _incomplete(self, cohort: _Cohort) -> bool:
         """Whether there is work for an engine."""
-        if self._left(cohort) or self._pool(cohort).missing(cohort.recipes):
+        if self._left(cohort):
             return True
-        return bool(self._answers(cohort).missing(cohort.answering))
+        if self.known is not None:  # its students are all there, and need no teachers any more
+            return False
+        return bool(self._pool(cohort).missing(cohort.recipes)) or bool(
+            self._answers(cohort).missing(cohort.answering)
+        )
 
     def _answers(self, cohort: _Cohort) -> Answers:
         return Answers(cohort.job, open_dataset(cohort.job.data))
@@ -263,13 +296,15 @@ class _Study:
                 f"{point.replace(',', ' ')} {student} epoch {event.epoch.epoch + 1}/"
                 f"{event.epochs}, val {event.epoch.val.worst} {worst:.1%}"
             )
+        elif isinstance(event, TeachersCost):
+            self.account.so_far(event.effort)
         elif isinstance(event, Failed):
             self.failure = event.text
         else:
             show_progress(self.display, event)
 
     def _finish(self, numbers: Sequence[int], run_id: str) -> None:
-        """Votes, tables and MLflow of points; then the files of all that are finished so far."""
+        """Votes, tables and MLflow of points; with more to come, the files of those so far."""
         self.display.stage("points", len(numbers), "points")
         for number in numbers:
             setting, point = self.points[number][0], self.folders[number]
@@ -279,15 +314,18 @@ class _Study:
                 outcomes = outcomes_of(point)
             else:
                 tags = {PARENT: run_id, "agrekd.point": setting.label}
+                self._more_to_do(run_id)
                 outcomes = run_job(point, screen(quiet=True), tags, draw=False)
+                if (effort := Account(point.path).cost.effort) is not None:
+                    self.account.add(effort)
             self.results[number] = PointResult(setting.label, setting.at, setting.draw, outcomes)
             self.display.advance(setting.label)
-        self.display.stage("report", 0, "")
-        publish_files(result := self._result(), self.folder.path)
-        if result.unfinished:
+        if len(self.results) < len(self.points):
+            self.display.stage("report", 0, "")
+            publish_files(result := self._result(self.account.cost), self.folder.path)
             self.display.note(f"{result.unfinished}; to see them: agrekd report {self.folder.path}")
 
-    def _result(self) -> StudyResult:
+    def _result(self, cost: Cost) -> StudyResult:
         points = [result for _, result in sorted(self.results.items())]
         return StudyResult(
             name=self.job.name,
@@ -300,7 +338,7 @@ class _Study:
             published=self.job.published,
             points=points,
             planned=len(self.points),
-            seconds=round(time.monotonic() - self.began, 1),
+            **vars(cost),
             settings=self.job.model_dump(mode="json"),
             versions=package_versions(),
             splits="; ".join(filter(None, self.splits)),
@@ -309,20 +347,43 @@ class _Study:
     def _publish(self, run_id: str, result: StudyResult) -> None:
         self.outbox.put(
             lambda: self.tracker.finish_job(
-                run_id, self.folder.path, "FINISHED", result.metrics(), markdown(result)
+                run_id,
+                self.folder.path,
+                "FINISHED",
+                result.metrics() | cost_metrics(result.cost, result.outcomes),
+                markdown(result),
             )
         )
         self.outbox.drain()
 
-    def _where(self) -> None:
-        seconds = round(time.monotonic() - self.began)
+    def _where(self, cost: Cost) -> None:
         for name, value in (
-            ("finished in", f"{seconds // 60}:{seconds % 60:02}"),
+            ("finished in", cost.in_words),
+            *([("teachers", cost.effort.in_words)] if cost.effort else []),
             ("results", str(self.folder.path)),
             ("plots", str(self.folder.plots)),
             ("MLflow", self.tracker.ui_command()),
         ):
             self.console.print(f"{name:<12}{value}", soft_wrap=True)
+
+
+def placement(job: Job) -> str:
+    """A fingerprint of all that places and paces a job's students: points of the same share it.
+
+    Everything counts but what each point brings along: its assignments have the student's model,
+    training and lesson, its recipes what makes the teachers, and its reports are its own.
+    """
+    return fingerprint(
+        job.model_dump(
+            mode="json",
+            exclude={
+                "student": {"model", "training"},
+                "teachers": {"model", "others", "training", "count", "seed", "dfr"},
+                **dict.fromkeys(("ensemble", "distillation", "methods", "seeds"), True),
+                **dict.fromkeys(("name", "sweep", "draws", "published", "tracking", "runs"), True),
+            },
+        )
+    )
 
 
 def _agree(some: dict[str, Path], others: dict[str, Path]) -> bool:

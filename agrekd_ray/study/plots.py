@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from agrekd_ray.config.sweep import in_words, key_names
+from agrekd_ray.files import exists
 from agrekd_ray.study.results import ACCURACY, OURS, WGA, Figure, Gain, StudyResult
 from agrekd_ray.tracking.labels import accuracy_of, label
 from agrekd_ray.tracking.plots import FAINT, INK, LEGEND, headline, method_styles, new_figure, save
@@ -28,7 +29,7 @@ _AXES = {
 _MOST_PANELS = 12
 
 
-def sweep_plots(result: StudyResult, folder: Path) -> list[Path]:
+def sweep_plots(result: StudyResult, folder: Path, *, anew: bool = True) -> list[Path]:
     """Draws worst-group accuracy and accuracy along each swept key with several values.
 
     Lines are means, whiskers the sample standard deviation over draws and seeds; hollow diamonds
@@ -38,6 +39,7 @@ def sweep_plots(result: StudyResult, folder: Path) -> list[Path]:
     Args:
         result: of the study.
         folder: for a PNG a key, `sweep_KEY.png`.
+        anew: false leaves those that are there.
 
     Returns:
         The files that were written.
@@ -53,8 +55,9 @@ def sweep_plots(result: StudyResult, folder: Path) -> list[Path]:
         if len(rests) > _MOST_PANELS:
             continue
         path = folder / f"sweep_{names[key].replace('.', '_')}.png"
-        _sweep_plot(result, key, rests, path)
-        written.append(path)
+        if anew or not exists(path):
+            _sweep_plot(result, key, rests, path)
+            written.append(path)
     return written
 
 

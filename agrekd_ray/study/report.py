@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from agrekd_ray.config.sweep import in_words, key_names
+from agrekd_ray.files import exists
 from agrekd_ray.results import over
 from agrekd_ray.study.plots import gains_plot, sweep_plots
 from agrekd_ray.study.results import (
@@ -29,8 +30,13 @@ from agrekd_ray.tracking.files import replacing
 from agrekd_ray.tracking.labels import accuracy_of, label
 
 
-def publish_files(result: StudyResult, folder: Path) -> None:
+def publish_files(result: StudyResult, folder: Path, *, anew: bool = True) -> None:
     """Write results.json, results.csv, results.md and the plots.
+
+    Args:
+        result: of the study.
+        folder: of it.
+        anew: false writes what is missing and leaves the rest as it is.
 
     Raises:
         OSError: where one cannot be written.
@@ -42,17 +48,20 @@ def publish_files(result: StudyResult, folder: Path) -> None:
         drawn = {} if point.draw is None else {"draw": point.draw}
         where += [{**place, **drawn}] * len(point.outcomes)
         outcomes += point.outcomes
-    tables.write_csv(outcomes, folder / "results.csv", where)
-    with replacing(folder / "results.json") as draft:
-        draft.write_text(
-            json.dumps(result.to_json(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
-        )
-    with replacing(folder / "results.md") as draft:
-        draft.write_text(f"# {result.name}\n\n{markdown(result)}\n", encoding="utf-8")
+    if anew or not exists(folder / "results.csv"):
+        tables.write_csv(outcomes, folder / "results.csv", where)
+    if anew:
+        with replacing(folder / "results.json") as draft:
+            text = json.dumps(result.to_json(), ensure_ascii=False, indent=1)
+            draft.write_text(text + "\n", encoding="utf-8")
+    if anew or not exists(folder / "results.md"):
+        with replacing(folder / "results.md") as draft:
+            draft.write_text(f"# {result.name}\n\n{markdown(result)}\n", encoding="utf-8")
     plots = folder / "plots"
     plots.mkdir(exist_ok=True)
-    sweep_plots(result, plots)
-    gains_plot(result, plots / "gains.png")
+    sweep_plots(result, plots, anew=anew)
+    if anew or not exists(plots / "gains.png"):
+        gains_plot(result, plots / "gains.png")
 
 
 def show(result: StudyResult, console: Console) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from agrekd_ray.config.sweep import Published, in_words, key_names
 from agrekd_ray.files import DamagedError, checked
-from agrekd_ray.results import Metrics, Outcome, part_measured
+from agrekd_ray.results import Cost, Effort, Metrics, Outcome, part_measured
 from agrekd_ray.tracking.intervals import PairedDifference, paired_difference
 from agrekd_ray.tracking.labels import is_distilled, label
 
@@ -105,7 +105,9 @@ class StudyResult:
         methods: in the order of the job.
         published: results of others.
         points: all that are finished.
-        seconds: that it took, this time.
+        seconds: that it took.
+        effort: what the teachers cost, where there were any.
+        attempts: in which it was run.
         settings: the resolved job.
         versions: of packages, by name.
         splits: of the data, in words.
@@ -123,6 +125,18 @@ class StudyResult:
     versions: dict[str, str] = field(default_factory=dict)
     splits: str = ""
     planned: int = 0
+    effort: Effort | None = None
+    attempts: int = 1
+
+    @property
+    def cost(self) -> Cost:
+        """What it took."""
+        return Cost(self.seconds, self.effort, self.attempts)
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """Of all points."""
+        return [outcome for point in self.points for outcome in point.outcomes]
 
     @property
     def unfinished(self) -> str:
@@ -250,7 +264,7 @@ class StudyResult:
             ],
             "splits": self.splits,
             "planned": self.planned,
-            "seconds": self.seconds,
+            **asdict(self.cost),
             "settings": self.settings,
             "versions": self.versions,
         }

@@ -13,6 +13,7 @@ import torch
 from ray.exceptions import RayError
 
 from agrekd_ray.channel import plain_error
+from agrekd_ray.devices import device_for
 from agrekd_ray.events import Began, Post, TeacherDone, TeacherEpoch
 from agrekd_ray.guidance.nodes import DriverData
 from agrekd_ray.guidance.placement import Wanted
@@ -103,7 +104,7 @@ def _ask(asked: Asked, data: DriverData, gpu: bool, post: Post) -> dict[str, np.
 
 def _device(gpu: bool) -> str:
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
-    return "cuda" if gpu and torch.cuda.is_available() else "cpu"
+    return device_for(float(gpu))
 
 
 def _placed(room: Wanted) -> dict[str, Any]:

@@ -97,7 +97,9 @@ class Experiment:
             self.client.delete_tag(run.info.run_id, REASON)
 
     def end(self, run_id: str, status: str) -> None:
-        """Ends a run."""
+        """Ends a run; one that has ended so stays as it is, with the time when it did."""
+        if self.client.get_run(run_id).info.status == status:
+            return
         with unless_set(_QUIET):
             self.client.set_terminated(run_id, status)
 

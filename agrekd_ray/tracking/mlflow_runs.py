@@ -97,8 +97,8 @@ class Tracker:
                 A parameter that had another value when the job was first started keeps it; the
                 new one stands in the tag `agrekd.changed_params`.
             tags: more about the job.
-            run_id: the run of an earlier attempt, which goes on. A new one is made where it is
-                not in this experiment any more.
+            run_id: the run of an earlier attempt, which goes on; a finished one stays finished
+                until `reopen`. A new one is made where it is not in this experiment any more.
             role: `job`, `study` or `search`.
 
         Returns:
@@ -112,10 +112,18 @@ class Tracker:
             else:
                 self._job = str(run.info.run_id)
                 known = run.data.params
-                self._runs.reopen(run)
+                if run.info.status != FINISHED:
+                    self._runs.reopen(run)
             self._runs.set_tags(self._job, tags)
             self._runs.add_params(self._job, params, known)
         return self._job
+
+    def reopen(self, run_id: str) -> None:
+        """A run of an earlier attempt, finished then, has more to do."""
+        with self._runs.explained("open the job's run"):
+            run = self._runs.lookup(run_id)
+            if run is not None and run.info.status == FINISHED:
+                self._runs.reopen(run)
 
     def student(self, method: str, seed: int, params: Mapping[str, Any]) -> str:
         """The run of one student under this job: found again on resume, made otherwise.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from matplotlib.patches import Patch
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
+from agrekd_ray.files import exists
 from agrekd_ray.results import Epoch, Member, Outcome
 from agrekd_ray.tracking.files import replacing
 from agrekd_ray.tracking.labels import ALL, accuracy_of, family, is_distilled, label
@@ -46,6 +47,22 @@ _SHADES = {
     "own": ("#252525", "#636363", "#969696", "#bdbdbd"),
 }
 _MOST_LINES, MOST_GROUPS = 8, 8
+
+
+def draw_plots(
+    folder: Path, plots: Mapping[str, Callable[[Path], object]], *, anew: bool = True
+) -> None:
+    """Draws a run's plots, each into a PNG of its name.
+
+    Args:
+        folder: of the PNGs.
+        plots: what draws one at a path, or finds nothing to draw, by name.
+        anew: false leaves those that are there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, draw in plots.items():
+        if anew or not exists(folder / f"{name}.png"):
+            draw(folder / f"{name}.png")
 
 
 def worst_group_by_method(outcomes: Sequence[Outcome], path: Path) -> bool:
