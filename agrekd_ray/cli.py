@@ -223,8 +223,8 @@ def import_teacher(
     file: Annotated[
         Path,
         typer.Argument(
-            help="A state dict (safetensors, torch.save), a folder of transformers, or an exported "
-            "program (.pt2).",
+            help="A state dict (safetensors, torch.save), a folder of transformers or timm, or an "
+            "exported program (.pt2).",
             metavar="FILE",
         ),
     ],
@@ -242,15 +242,18 @@ def import_teacher(
     classes: Annotated[
         str | None, typer.Option(help="Names in the order of its logits, with commas between.")
     ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Which set of weights, where there are several, like ema.")
+    ] = None,
     trust: Annotated[
         bool, typer.Option("--trust", help="Read a program, which can run code hidden in it.")
     ] = False,
     overrides: Overrides = None,
 ) -> None:
     """Turn a model of another maker into a checkpoint that can teach on a job's data."""
-    from agrekd_ray.run.teachers import import_for
+    from agrekd_ray.run.teachers import import_for, show_imported
 
-    folder = import_for(
+    imported, dataset = import_for(
         job,
         overrides or [],
         file,
@@ -263,8 +266,9 @@ def import_teacher(
         },
         classes.split(",") if classes else None,
         trust,
+        weights,
     )
-    print(f"{folder}\nTo let it teach: ensemble.checkpoints=[{folder}]")
+    show_imported(imported, dataset, screen())
 
 
 @teachers.command("list")

@@ -24,7 +24,7 @@ from agrekd_ray.models import (
     load,
     save,
 )
-from agrekd_ray.models.weights import read_state
+from agrekd_ray.models.weights import read_contents
 
 IMAGES, TEXT = (3, 16, 16), (12,)
 BERT = {
@@ -63,6 +63,13 @@ ALL = [
         TEXT,
     ),
     (Model(name="transformers/roberta", args=BERT), TEXT),
+    (
+        Model(  # reads texts of any length
+            name="transformers/xlnet",
+            args={"vocab_size": 100, "d_model": 16, "n_layer": 1, "n_head": 2, "d_inner": 32},
+        ),
+        (30,),
+    ),
     (Model(name="transformers/vit", args=VIT), IMAGES),
     (
         Model(
@@ -150,6 +157,8 @@ def test_a_text_model_does_not_see_padding(name: str) -> None:
         ({"name": "transformers/bert", "args": {"hidden_size": "a"}}, TEXT, "hidden_size"),
         ({"name": "transformers/bert", "args": {"num_labels": 3}}, TEXT, "num_labels"),
         ({"name": "transformers/bert", "args": BERT}, (25,), "reads at most 24 tokens"),
+        ({"name": "transformers/roberta", "args": BERT}, (23,), "reads at most 22 tokens"),
+        ({"name": "transformers/mpnet", "args": BERT}, (23,), "reads at most 22 tokens"),
         ({"name": "transformers/bert", "args": BERT}, IMAGES, "no bert that classifies images"),
         ({"name": "transformers/vit", "args": VIT}, TEXT, "no vit that classifies sequences"),
         ({"name": "transformers/vit", "args": VIT}, (3, 8, 8), "cannot take images of 3 x 8 x 8"),
@@ -350,7 +359,7 @@ def test_weights_that_do_not_fit(
 def test_sparse_weights_are_refused(tmp_path: Path) -> None:
     torch.save({"fc.bias": torch.ones(3).to_sparse()}, tmp_path / "w.pt")
     with pytest.raises(CheckpointError, match=r"w\.pt: fc\.bias is a sparse tensor"):
-        read_state(tmp_path / "w.pt")
+        read_contents(tmp_path / "w.pt")
 
 
 @pytest.mark.parametrize("ending", ["pt", "safetensors"])

@@ -85,7 +85,7 @@ def test_a_state_dict_becomes_a_teacher(make_job: Any, tmp_path: Path, resnet: n
         ("shown", {"size": 32, "mean": [0.5] * 3, "std": [2.0] * 3}),
     ):
         model = Model.model_validate({**RESNET.model_dump(), "preprocess": preprocess})
-        folder = import_teacher(Source(tmp_path / "mine.pt", model), data, tmp_path, name)
+        folder = import_teacher(Source(tmp_path / "mine.pt", model), data, tmp_path, name).folder
         assert folder == tmp_path / "imported" / name
         teacher, manifest = load(folder)
         assert manifest.classes == data.classes
@@ -107,11 +107,11 @@ def test_classes_in_another_order_are_put_right(
     save_file(resnet.state_dict(), tmp_path / "mine.safetensors")
     order = tuple(reversed(data.classes))
     source = Source(tmp_path / "mine.safetensors", RESNET, order)
-    teacher, _ = load(import_teacher(source, data, tmp_path, "reversed"))
+    teacher, _ = load(import_teacher(source, data, tmp_path, "reversed").folder)
     images = data.inputs(data.splits[SELECT][:4], None)
     with torch.inference_mode():
         assert torch.allclose(teacher(images), resnet(images).flip(1), atol=1e-5)
-    with pytest.raises(CheckpointError, match="its classes are a, b"):
+    with pytest.raises(CheckpointError, match="its classes are 'a', 'b'"):
         import_teacher(Source(source.path, RESNET, ("a", "b")), data, tmp_path, "other")
 
 
@@ -175,7 +175,7 @@ def test_a_folder_of_transformers(make_job: Any, tmp_path: Path, kind: str) -> N
     source = Source(
         tmp_path / f"{kind}-10", Model.model_validate({"name": "", "preprocess": shown})
     )
-    teacher, manifest = load(import_teacher(source, data, tmp_path, kind))
+    teacher, manifest = load(import_teacher(source, data, tmp_path, kind).folder)
     assert manifest.model.name == f"transformers/{kind}"
     images = data.inputs(data.splits[SELECT][:4], None)
     if shown:
@@ -207,7 +207,8 @@ def test_a_program_teaches_but_has_no_head(make_job: Any, tmp_path: Path, small:
     path = export(tmp_path / "small.pt2", small, torch.rand(2, 3, 8, 8))
     with pytest.raises(CheckpointError, match=r"can run code .* --trust"):
         import_teacher(Source(path, Model(name="")), data, tmp_path, "small")
-    folder = import_teacher(Source(path, Model(name=""), trusted=True), data, tmp_path, "small")
+    source = Source(path, Model(name=""), trusted=True)
+    folder = import_teacher(source, data, tmp_path, "small").folder
     path.unlink()
     assert sorted(p.name for p in folder.iterdir()) == ["manifest.json", WEIGHTS]
     ids = data.splits["train"][:50]
@@ -298,7 +299,8 @@ def test_reading_a_program_can_run_code_and_a_checkpoint_of_one_cannot(
     with contextlib.suppress(CheckpointError):
         import_teacher(Source(evil, Model(name=""), trusted=True), data, tmp_path, "evil")
     assert Path("proof").exists()  # torch.export.load did that
-    folder = import_teacher(Source(path, Model(name=""), trusted=True), data, tmp_path, "small")
+    source = Source(path, Model(name=""), trusted=True)
+    folder = import_teacher(source, data, tmp_path, "small").folder
     monkeypatch.setattr(torch.export, "load", lambda *_: pytest.fail("read again"))
     monkeypatch.setattr(pickle, "loads", lambda *_: pytest.fail("unpickled"))
     load(folder)
@@ -323,7 +325,8 @@ def test_a_damaged_program(make_job: Any, tmp_path: Path, small: nn.Module) -> N
 
     data = open_dataset(make_job().data)
     path = export(tmp_path / "small.pt2", small, torch.rand(2, 3, 8, 8))
-    folder = import_teacher(Source(path, Model(name=""), trusted=True), data, tmp_path, "small")
+    source = Source(path, Model(name=""), trusted=True)
+    folder = import_teacher(source, data, tmp_path, "small").folder
     for text in ("", "{", "[]", "{}", '{"weights": [], "input": "x", "output": "y", "calls": []}'):
         save_file(load_file(folder / WEIGHTS), folder / WEIGHTS, {"program": text})
         values = json.loads((folder / "manifest.json").read_text())

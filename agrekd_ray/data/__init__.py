@@ -35,7 +35,7 @@ from agrekd_ray.data.dataset import (
 from agrekd_ray.data.gaps import classes_missing, dfr_groups, remarks_on
 from agrekd_ray.data.image_table import ImageTable, open_image_table
 from agrekd_ray.data.images import Pictures
-from agrekd_ray.data.text import TextTable, open_text_table, tokens_of
+from agrekd_ray.data.text import TextTable, open_text_table, other_tokens, tokens_of
 from agrekd_ray.data.waterbirds import Waterbirds, open_waterbirds
 from agrekd_ray.settings import Settings
 
@@ -110,6 +110,7 @@ __all__ = [
     "dfr_groups",
     "of_earlier_version",
     "open_dataset",
+    "other_tokens",
     "remarks_on",
     "splits_in_words",
     "tokens_of",

@@ -31,6 +31,8 @@ from agrekd_ray.settings import Count, LocalPath, Seed, Settings, fingerprint
 TOKENISING = 1
 """Version of what tokenising gives; raised when the same text gives other tokens."""
 _EXCERPT = 200
+_COMPARED = 100
+"""Texts that two tokenizers are compared on."""
 
 
 class Texts(Settings):
@@ -159,6 +161,31 @@ class TextDataset(PreparedSamples):
 def tokens_of(samples: Samples) -> tuple[int, int] | None:
     """How many tokens a text data set's tokenizer knows, and the id of its padding."""
     return samples.tokens if isinstance(samples, TextDataset) else None
+
+
+def other_tokens(samples: Samples, folder: Path) -> str:
+    """In words, how a folder's tokenizer differs from that of a text data set.
+
+    Args:
+        samples: the data.
+        folder: with a tokenizer of transformers.
+
+    Returns:
+        Nothing where both read the data's first texts alike, or the data are no texts.
+
+    Raises:
+        DataError: the folder's tokenizer cannot be loaded.
+    """
+    if not isinstance(samples, TextDataset):
+        return ""
+    ours, theirs = samples._tokenizer, _tokenizer(str(folder))
+    if ours.get_vocab() != theirs.get_vocab():
+        return f"knows other tokens ({len(theirs)}) than data.tokenizer ({len(ours)})"
+    texts = samples._texts.passages(samples._column, range(min(_COMPARED, samples.size)))
+    for row, text in enumerate(texts):
+        if ours(text)["input_ids"] != theirs(text)["input_ids"]:
+            return f"reads text {row} of the data as other tokens than data.tokenizer"
+    return ""
 
 
 @functools.lru_cache(maxsize=4)

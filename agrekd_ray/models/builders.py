@@ -8,27 +8,36 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import inspect
 import math
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import torch
+from torch import nn
 
 from agrekd_ray.errors import AgrekdError
 from agrekd_ray.models.classifier import Classifier, Preprocessed, cut, first_line
 from agrekd_ray.models.cnns import cnn, cnn_deep, delayed
-from agrekd_ray.models.family import Family
+from agrekd_ray.models.family import Family, Parts
 from agrekd_ray.models.from_timm import Timm
 from agrekd_ray.models.from_torchvision import Torchvision
 from agrekd_ray.models.from_transformers import Transformers, vocabulary
-from agrekd_ray.models.model import PRETRAINED, Model, Preprocessing, Shape, in_words, is_file
-from agrekd_ray.models.weights import State, fit, read_state, sha256
+from agrekd_ray.models.model import (
+    PRETRAINED,
+    Model,
+    Preprocessing,
+    Shape,
+    in_words,
+    is_file,
+    weights_file,
+)
+from agrekd_ray.models.weights import Fitted, State, fit, read_contents, sha256
 
 _FEW_WEIGHTS, _SMALL_SAMPLE = 30_000_000, 3 * 256 * 256
 
-Given = tuple[State, str]
-"""A state dict that is put in, and where it is from."""
+Fill = Callable[[nn.Module, str], None]
+"""Puts all weights into a network whose last linear layer has that path."""
 
 BUILDERS: dict[str, Callable[..., Classifier]] = {
     "cnn": cnn,
@@ -62,27 +71,40 @@ def build(model: Model, shape: Shape, classes: int, seed: int | None = None) -> 
         return _build(model, shape, classes, initial=True)
 
 
-def adopt(model: Model, shape: Shape, classes: int, state: State | None, source: str) -> Classifier:
+def adopt(model: Model, shape: Shape, classes: int, fill: Fill) -> Classifier:
     """Build a model with all its weights, head included.
 
     Args:
         model: which one; weights that it names are not looked at.
         shape: of a sample.
         classes: C.
-        state: names and tensors that its library's own network takes; None for a folder of
-            transformers, which are in it.
-        source: of the state, for messages.
+        fill: puts the weights into its library's own network.
 
     Raises:
-        AgrekdError: as `build`; also keys that are missing, unknown or of another shape, and a
-            head of another number of classes.
+        AgrekdError: as `build`, and whatever `fill` raises.
     """
+    bare = model.model_copy(update={"weights": None})
     with torch.random.fork_rng(devices=[]):
-        if state is None:
-            published = model.model_copy(update={"weights": PRETRAINED})
-            return _build(published, shape, classes, initial=True, given=None, whole=True)
-        bare = model.model_copy(update={"weights": None})
-        return _build(bare, shape, classes, initial=False, given=(state, source))
+        return _build(bare, shape, classes, initial=False, fill=fill)
+
+
+def adopt_folder(model: Model, shape: Shape, classes: int, state: State | None) -> Classifier:
+    """Build the model of a folder of transformers with all its weights, head included.
+
+    Args:
+        model: that names the folder.
+        shape: of a sample.
+        classes: C.
+        state: other weights than those that transformers takes of the folder; None for these.
+
+    Raises:
+        AgrekdError: as `build`; also keys that are missing, and a head of another number of
+            classes.
+    """
+    published = model.model_copy(update={"weights": PRETRAINED})
+    with torch.random.fork_rng(devices=[]):
+        parts = Transformers().whole(published, _inside(model, shape), classes, state)
+    return behind(_parted(parts), model.preprocessing)
 
 
 def behind(classifier: Classifier, preprocessing: Preprocessing | None) -> Classifier:
@@ -90,6 +112,32 @@ def behind(classifier: Classifier, preprocessing: Preprocessing | None) -> Class
     if preprocessing is not None:
         classifier.backbone = Preprocessed(classifier.backbone, preprocessing)
     return classifier
+
+
+def check_tokens(model: Model, tokens: tuple[int, int | None]) -> None:
+    """Check that a text model reads the tokens of a data set.
+
+    Args:
+        model: which one.
+        tokens: how many the data's tokenizer knows, and the id of its padding.
+
+    Raises:
+        AgrekdError: it knows fewer, or another padding.
+    """
+    if not model.name.startswith(Transformers.prefix):
+        return
+    with _known(model):
+        known, padding = vocabulary(model)
+    if tokens[0] > known:
+        raise AgrekdError(
+            f"{model.name} knows {known} tokens (vocab_size), the data's tokenizer {tokens[0]}; "
+            "they do not belong together"
+        )
+    if padding != tokens[1]:
+        raise AgrekdError(
+            f"{model.name} takes token {padding} for padding (pad_token_id), the data's tokenizer "
+            f"token {tokens[1]}; they do not belong together"
+        )
 
 
 def check(
@@ -107,7 +155,7 @@ def check(
         AgrekdError: as `build`; also where such samples do not fit.
     """
     if tokens is not None:
-        _check_tokens(model, tokens)
+        check_tokens(model, tokens)
     built = check_name(model, shape, classes)
     if _is_small(built, shape):
         built = build(model, shape, classes)
@@ -161,7 +209,9 @@ def identified(model: Model) -> Model:
         with _known(model):
             model = family.identified(model)
     if model.weights is not None and is_file(model.weights):
-        return model.model_copy(update={"weights": f"sha256:{sha256(Path(model.weights))}"})
+        path, which = weights_file(model.weights)
+        named = f"#{which}" if which else ""
+        return model.model_copy(update={"weights": f"sha256:{sha256(path)}{named}"})
     return model
 
 
@@ -171,53 +221,70 @@ def _build(
     classes: int,
     *,
     initial: bool,
-    given: Given | None = None,
-    whole: bool = False,
+    fill: Fill | None = None,
 ) -> Classifier:
     """Fresh weights, or those that the model names; on the meta device files are only compared."""
-    inside = shape
+    fill = fill or functools.partial(_first_weights, model)
+    classifier = _classifier(model, _inside(model, shape), classes, initial, fill)
+    return behind(classifier, model.preprocessing)
+
+
+def _inside(model: Model, shape: Shape) -> Shape:
+    """What samples are behind the model's preprocessing."""
     preprocessing = model.preprocessing
-    if preprocessing is not None:
-        channels = len(preprocessing.mean)
-        if len(shape) == 1 or shape[0] != channels:
-            raise AgrekdError(
-                f"{model.name}: preprocess is for images of {channels} channels, the data are "
-                f"{in_words(shape)}"
-            )
-        if preprocessing.size is not None:
-            inside = (shape[0], preprocessing.size, preprocessing.size)
-    return behind(_classifier(model, inside, classes, initial, given, whole), preprocessing)
+    if preprocessing is None:
+        return shape
+    channels = len(preprocessing.mean)
+    if len(shape) == 1 or shape[0] != channels:
+        raise AgrekdError(
+            f"{model.name}: preprocess is for images of {channels} channels, the data are "
+            f"{in_words(shape)}"
+        )
+    if preprocessing.size is None:
+        return shape
+    return (channels, preprocessing.size, preprocessing.size)
 
 
-def _classifier(
-    model: Model, shape: Shape, classes: int, initial: bool, given: Given | None, whole: bool
-) -> Classifier:
+def _classifier(model: Model, shape: Shape, classes: int, initial: bool, fill: Fill) -> Classifier:
     family = _family(model)
     if family is None:
         classifier = _own(model, shape, classes)
-        _fill(model, classifier, "head", given)
+        fill(classifier, "head")
         return classifier
     if len(shape) == 1 and not isinstance(family, Transformers):
         raise _images_only(model, shape)
     with _known(model):
-        if whole and isinstance(family, Transformers):
-            parts = family.whole(model, shape, classes)
-        else:
-            parts = family.parts(model, shape, classes, initial=initial)
-    _fill(model, parts.network, parts.head, given)
+        parts = family.parts(model, shape, classes, initial=initial)
+    fill(parts.network, parts.head)
+    return _parted(parts)
+
+
+def _parted(parts: Parts) -> Classifier:
+    """A backbone that takes samples, and its head."""
     classifier = cut(parts.network, parts.head)
     classifier.backbone = parts.adapt(classifier.backbone)
     return classifier
 
 
-def _fill(model: Model, network: torch.nn.Module, head: str, given: Given | None) -> None:
-    if given is not None:
-        state, source = given
-        fit(network, state, head, f"{source} in {model.name}", fresh_head=False)
-    elif model.weights is not None and is_file(model.weights):
-        path = Path(model.weights)
-        device = next(network.parameters()).device.type
-        fit(network, read_state(path, device), head, f"{path} in {model.name}", fresh_head=True)
+def _first_weights(model: Model, network: nn.Module, head: str) -> None:
+    """Where the model's weights are a file, put them in; its head may stay fresh."""
+    if model.weights is None or not is_file(model.weights):
+        return
+    path, which = weights_file(model.weights)
+    source, device = f"{path} in {model.name}", next(network.parameters()).device.type
+    fitted = fit(network, read_contents(path, device), head, source, fresh_head=True, which=which)
+    if model.preprocess is None and (fitted.normalisation or fitted.preceded):
+        raise AgrekdError(f"{source}: {unknown_normalisation(fitted)}; say it in preprocess")
+
+
+def unknown_normalisation(fitted: Fitted) -> str:
+    """In words, why weights do not suffice to know what images go through first."""
+    if fitted.normalisation:
+        return "the network stands behind a normalisation of its inputs"
+    return (
+        f"the network is {fitted.place} of a sequence, behind a layer without weights, which may "
+        "normalise its inputs"
+    )
 
 
 def _own(model: Model, shape: Shape, classes: int) -> Classifier:
@@ -279,23 +346,6 @@ def _images_only(model: Model, shape: Shape) -> AgrekdError:
     return AgrekdError(
         f"{model.name} takes images, the data are {in_words(shape)}; choose transformers/NAME"
     )
-
-
-def _check_tokens(model: Model, tokens: tuple[int, int | None]) -> None:
-    if not model.name.startswith(Transformers.prefix):
-        return
-    with _known(model):
-        known, padding = vocabulary(model)
-    if tokens[0] > known:
-        raise AgrekdError(
-            f"{model.name} knows {known} tokens (vocab_size), the data's tokenizer {tokens[0]}; "
-            "they do not belong together"
-        )
-    if padding != tokens[1]:
-        raise AgrekdError(
-            f"{model.name} takes token {padding} for padding (pad_token_id), the data's tokenizer "
-            f"token {tokens[1]}; they do not belong together"
-        )
 
 
 def _unknown(name: str) -> str:

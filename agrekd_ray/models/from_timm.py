@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import torch
+from pydantic import ValidationError
 from torch import nn
 
 from agrekd_ray.errors import AgrekdError
+from agrekd_ray.files import in_a_line
 from agrekd_ray.models.classifier import first_line, last_linear
 from agrekd_ray.models.family import Parts
 from agrekd_ray.models.hub import missing_extra, not_there, offline_errors
-from agrekd_ray.models.model import PRETRAINED, Model, Shape, is_file
+from agrekd_ray.models.model import PRETRAINED, Model, Preprocessing, Shape, in_words, is_file
 
 
 class Timm:
@@ -76,6 +81,64 @@ class Timm:
         if known is None or not (known.hf_hub_id or known.url):
             raise AgrekdError(f"{model.name}: timm has no published weights of it")
         return f"{known.architecture}.{known.tag}" if known.tag else name
+
+
+def described(folder: Path, config: Mapping[str, Any], shape: Shape) -> tuple[Model, list[str]]:
+    """What a folder that timm wrote says of its model: architecture, arguments, preprocessing.
+
+    Args:
+        folder: for messages.
+        config: its config.json.
+        shape: of a sample of the data.
+
+    Returns:
+        The model, and what of its own preprocessing is not done here.
+
+    Raises:
+        AgrekdError: timm is missing, or the folder's words make no sense or are of other images.
+    """
+    timm, name = _timm(), str(config["architecture"])
+    if not timm.is_model(name):
+        raise AgrekdError(
+            f"{folder}: this timm ({timm.__version__}) knows no architecture {name!r}"
+        )
+    args = dict(config.get("model_args") or {})
+    channels = args.pop("in_chans", shape[0])
+    if channels != shape[0]:
+        raise AgrekdError(
+            f"{folder}: takes images of {channels} channels, the data are {in_words(shape)}"
+        )
+    for key in ("num_classes", "pretrained"):
+        args.pop(key, None)
+    pool = config.get("global_pool")
+    if pool and "global_pool" not in args:  # before timm wrote the arguments out
+        with torch.device("meta"):
+            usual = getattr(timm.create_model(name), "global_pool", None)
+        if isinstance(usual, str) and usual != pool:
+            args["global_pool"] = pool
+    said = config.get("pretrained_cfg") or config
+    model = Model(name=f"{Timm.prefix}{name}", args=args)
+    if not said.get("mean") or not said.get("std"):
+        return model, []
+    side = args.get("img_size") or (said.get("input_size") or shape)[1:]
+    height, width = (side, side) if isinstance(side, int) else side
+    if height != width:
+        raise AgrekdError(
+            f"{folder}: takes images of {height} x {width}; say its preprocessing with --preprocess"
+        )
+    size = None if (height, width) == shape[1:] else height
+    try:
+        taken = Preprocessing(size=size, mean=said["mean"], std=said["std"])
+    except ValidationError as error:
+        raise AgrekdError(
+            f"{folder}: its mean and std are none ({in_a_line(error)}); say them with --preprocess"
+        ) from None
+    notes = []
+    if size and (said.get("crop_pct") or 1) < 1:
+        notes.append(f"its own crops to the middle {100 * said['crop_pct']:g} %, which is not done")
+    if size and said.get("interpolation", "bilinear") != "bilinear":
+        notes.append(f"its own resizing is {said['interpolation']}, here it is bilinear")
+    return model.model_copy(update={"preprocess": taken}), notes
 
 
 def _timm() -> Any:

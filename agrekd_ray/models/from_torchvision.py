@@ -13,7 +13,7 @@ from agrekd_ray.errors import AgrekdError
 from agrekd_ray.models.classifier import first_line, last_linear, replace
 from agrekd_ray.models.family import Parts
 from agrekd_ray.models.model import Model, Shape, is_file
-from agrekd_ray.models.weights import State, fit
+from agrekd_ray.models.weights import Contents, State, fit
 
 _WITH_AUXILIARY = ("googlenet", "inception_v3")
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
@@ -65,7 +65,7 @@ class Torchvision:
         head = last_linear(network, classes, model.name)
         if initial and published is not None:
             source = f"{model.name} {published.name}"
-            fit(network, _download(published), head, source, fresh_head=True)
+            fit(network, Contents(_download(published)), head, source, fresh_head=True)
         if model.small_stem:
             _shrink_stem(network, model.name)
         return Parts(network, head)

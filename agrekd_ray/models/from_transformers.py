@@ -11,10 +11,19 @@ from torch import Tensor, nn
 
 from agrekd_ray.errors import AgrekdError
 from agrekd_ray.models.classifier import first_line, last_linear
+from agrekd_ray.models.described import is_timm, read_config
 from agrekd_ray.models.family import Parts
 from agrekd_ray.models.hub import missing_extra, not_there, offline_errors
-from agrekd_ray.models.model import PRETRAINED, TRANSFORMERS, Model, Shape, in_words, is_file
-from agrekd_ray.models.weights import sha256
+from agrekd_ray.models.model import (
+    PRETRAINED,
+    TRANSFORMERS,
+    Model,
+    Preprocessing,
+    Shape,
+    in_words,
+    is_file,
+)
+from agrekd_ray.models.weights import State, sha256
 from agrekd_ray.settings import fingerprint
 
 _NOT_ARCHITECTURE = {
@@ -32,6 +41,9 @@ _NOT_ARCHITECTURE = {
 }
 """Keys of a configuration that say nothing of the architecture."""
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+_BILINEAR = 2
+"""Pillow's number of the interpolation that is ours."""
 
 
 class _Reader(nn.Module):
@@ -87,17 +99,30 @@ class Transformers:
         """See `Family.parts`."""
         return self._parts(model, shape, classes, initial=initial, whole=False)
 
-    def whole(self, model: Model, shape: Shape, classes: int) -> Parts:
+    def whole(self, model: Model, shape: Shape, classes: int, state: State | None = None) -> Parts:
         """A network with all its published weights, head included.
+
+        Args:
+            model: a folder.
+            shape: of a sample.
+            classes: C.
+            state: other weights than those that transformers takes of the folder.
 
         Raises:
             AgrekdError: as `parts`; also where the head is not among them, or of another number of
                 classes.
         """
-        return self._parts(model, shape, classes, initial=True, whole=True)
+        return self._parts(model, shape, classes, initial=True, whole=True, state=state)
 
     def _parts(
-        self, model: Model, shape: Shape, classes: int, *, initial: bool, whole: bool
+        self,
+        model: Model,
+        shape: Shape,
+        classes: int,
+        *,
+        initial: bool,
+        whole: bool,
+        state: State | None = None,
     ) -> Parts:
         library = _library()
         config = _config(model, num_labels=classes)
@@ -117,13 +142,15 @@ class Transformers:
         published = self._published(model)
         try:
             if published and initial:
-                network = _pretrained(makers[type(config)], model, config, whole)
+                network = _pretrained(makers[type(config)], model, config, whole, state)
             else:
                 network = makers[type(config)]._from_config(config, dtype=torch.float32)
         except (NotImplementedError, AgrekdError):
             raise
         except Exception as error:  # whatever an architecture says of a configuration
             raise AgrekdError(f"{model.name}: {first_line(error)}") from None
+        if text:
+            _check_positions(model.name, network, shape[0])
         head = last_linear(network, classes, model.name)
         adapt = functools.partial(_Reader, pad=config.pad_token_id) if text else _Viewer
         return Parts(network, head, adapt)
@@ -183,6 +210,11 @@ def _config(model: Model, **more: Any) -> Any:
         )
     if _folder(name) and not (Path(name) / "config.json").is_file():
         raise AgrekdError(f"{name}: no folder with a config.json of transformers")
+    if _folder(name) and is_timm(said := read_config(Path(name))):
+        raise AgrekdError(
+            f"{name}: a folder of timm, not of transformers; write timm/{said['architecture']}, "
+            f"with weights: {name}/FILE"
+        )
     if not name:
         raise LookupError(model.name)
     try:
@@ -220,19 +252,96 @@ def _check_text(name: str, config: Any, length: int) -> None:
             "in `args`"
         )
     longest = getattr(config, "max_position_embeddings", None)
-    if longest is not None and longest < length:
-        raise AgrekdError(
-            f"{name} reads at most {longest} tokens (max_position_embeddings), the data have "
-            f"sequences of {length}; lower data.max_length"
+    if longest is not None and 0 <= longest < length:  # XLNet says -1, which is no limit
+        raise _too_long(name, longest, length)
+
+
+def _check_positions(name: str, network: nn.Module, length: int) -> None:
+    """RoBERTa and its like count positions from behind their padding's number."""
+    for path, module in network.named_modules():
+        if isinstance(module, nn.Embedding) and path.endswith("position_embeddings"):
+            longest = module.num_embeddings - (
+                0 if module.padding_idx is None else module.padding_idx + 1
+            )
+            if longest < length:
+                raise _too_long(name, longest, length)
+
+
+def _too_long(name: str, longest: int, length: int) -> AgrekdError:
+    return AgrekdError(
+        f"{name} reads at most {longest} tokens (max_position_embeddings), the data have "
+        f"sequences of {length}; lower data.max_length"
+    )
+
+
+def preprocessing_of(folder: Path, shape: Shape) -> tuple[Preprocessing, list[str]] | None:
+    """What a folder's image processor does, told by what it makes of pictures of one colour.
+
+    Args:
+        folder: of transformers.
+        shape: of the data's images.
+
+    Returns:
+        The same as ours, and what of it is not done here; None where the folder has no processor.
+
+    Raises:
+        AgrekdError: it cannot be read, or does more than resizing and normalising.
+    """
+    file = next((folder / name for name in _PROCESSORS if (folder / name).is_file()), None)
+    if file is None:
+        return None
+    colours = torch.tensor([0, 255, *range(20, 20 * shape[0] + 1, 20)], dtype=torch.uint8)
+    plain_BCHW = torch.stack(
+        [colours[n].expand(shape) for n in (0, 1)] + [colours[2:, None, None].expand(shape)]
+    )
+    how = {"return_tensors": "pt", "input_data_format": "channels_first"}
+    try:
+        processor = _library().AutoImageProcessor.from_pretrained(
+            str(folder), trust_remote_code=False
         )
+        made_BCHW = processor(list(plain_BCHW.numpy()), **how)["pixel_values"]
+        height, width = made_BCHW.shape[2:]
+        framed_CHW = torch.full((shape[0], height, width), 255, dtype=torch.uint8)
+        framed_CHW[:, 1:-1, 1:-1] = 0
+        corner_C = processor([framed_CHW.numpy()], **how)["pixel_values"][0, :, 0, 0]
+        black_C, white_C, colour_C = made_BCHW[:, :, height // 2, width // 2].double()
+    except Exception as error:  # whatever a processor, or one of something else, says
+        raise AgrekdError(
+            f"{file}: cannot be used ({first_line(error)}); say with --preprocess what images go "
+            "through"
+        ) from None
+    std_C = 1 / (white_C - black_C)
+    mean_C = -black_C * std_C
+    ours_C = (colours[2:] / 255 - mean_C) / std_C
+    if (
+        height != width
+        or not torch.allclose(ours_C, colour_C, atol=1e-4)
+        or bool((std_C < 0).any())
+    ):
+        raise AgrekdError(
+            f"{file}: {type(processor).__name__} does more than resizing to a square and "
+            "normalising; say with --preprocess what images go through"
+        )
+    mean, std = (tuple(round(value, 6) for value in of.tolist()) for of in (mean_C, std_C))
+    size = None if (height, width) == shape[1:] else height
+    notes = []
+    resizes = getattr(processor, "do_resize", True)
+    if (size and not resizes) or bool(((corner_C - black_C) * std_C < 0.8).any()):
+        notes.append("its own crops to the middle, which is not done")
+    if size and getattr(processor, "resample", _BILINEAR) not in (_BILINEAR, None):
+        notes.append("its own resizing is not bilinear, as it is here")
+    return Preprocessing(size=size, mean=mean, std=std), notes
 
 
-def _pretrained(maker: Any, model: Model, config: Any, whole: bool) -> nn.Module:
+def _pretrained(
+    maker: Any, model: Model, config: Any, whole: bool, state: State | None
+) -> nn.Module:
     """The network with the weights of a folder or of the hub; the head may stay fresh."""
     name = model.name.removeprefix(TRANSFORMERS)
     try:
         network, found = maker.from_pretrained(
-            name,
+            None if state is not None else name,
+            state_dict=state,
             config=config,
             dtype=torch.float32,
             ignore_mismatched_sizes=True,

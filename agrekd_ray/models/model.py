@@ -12,7 +12,7 @@ from agrekd_ray.settings import Count, Settings
 Shape = tuple[int, ...]
 """What one sample is: (channels, height, width) of an image, or (length,) of a token sequence."""
 TRANSFORMERS = "transformers/"
-WEIGHT_FILES = {".safetensors", ".pt", ".pth", ".bin", ".ckpt"}
+WEIGHT_FILES = {".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar"}
 """Endings of files that hold a state dict."""
 PRETRAINED = "pretrained"
 
@@ -57,6 +57,7 @@ class Model(Settings):
         weights: where training begins: null for fresh weights from the seed; a name of published
             ones (torchvision's, like `IMAGENET1K_V1`; `pretrained` for timm and transformers); or
             a file with a state dict (safetensors, or torch.save, of which tensors alone are read).
+            Where a file holds several sets of weights, `FILE#NAME` says which (`w.pth#model_ema`).
             A head for another number of classes stays fresh.
         preprocess: null shows the images as the data give them, in [0, 1]; `imagenet` resizes
             them to 224 and normalises with ImageNet's mean and deviation; a block says it in full.
@@ -99,7 +100,15 @@ class Model(Settings):
 
 def is_file(weights: str) -> bool:
     """Whether these weights are a file, not the name of published ones."""
-    return Path(weights).suffix in WEIGHT_FILES
+    return weights_file(weights)[0].suffix in WEIGHT_FILES
+
+
+def weights_file(weights: str) -> tuple[Path, str | None]:
+    """The file, and the name of the set of weights in it where `FILE#NAME` says one."""
+    file, _, name = weights.rpartition("#")
+    if Path(file).suffix in WEIGHT_FILES:
+        return Path(file), name
+    return Path(weights), None
 
 
 def in_words(shape: Shape) -> str:

@@ -27,7 +27,7 @@ from agrekd_ray.models import Manifest, Model, check_classes, load, read_manifes
 from agrekd_ray.results import Metrics
 from agrekd_ray.run.plan import make_plan
 from agrekd_ray.teachers import Pool, measured
-from agrekd_ray.teachers.imported import IMPORTED, Source, import_teacher
+from agrekd_ray.teachers.imported import IMPORTED, Imported, Source, import_teacher
 from agrekd_ray.tracking.files import replacing
 from agrekd_ray.training import evaluate
 
@@ -90,7 +90,8 @@ def import_for(
     model: dict[str, Any],
     classes: Sequence[str] | None,
     trusted: bool,
-) -> Path:
+    weights: str | None = None,
+) -> tuple[Imported, Dataset]:
     """Import a teacher for a job; see `import_teacher`.
 
     Args:
@@ -101,9 +102,10 @@ def import_for(
         model: values of its `Model`, as the command line has them.
         classes: names in the order of its logits, or None.
         trusted: whether the user vouches for a program.
+        weights: name of a set of weights, where there are several.
 
     Returns:
-        Folder of the checkpoint.
+        What was imported, and the job's data.
 
     Raises:
         JobError: the job has faults, or the model's values.
@@ -132,9 +134,22 @@ def import_for(
     except (OmegaConfBaseException, YAMLError) as error:
         text = " ".join(str(error).split())
         raise JobError("--model", [Fault("model", "", f"is no valid YAML ({text})")]) from None
-    source = Source(file.absolute(), described, tuple(classes) if classes else None, trusted)
+    names = tuple(name.strip() for name in classes) if classes else None
+    source = Source(file.absolute(), described, names, trusted, weights)
     dataset = open_dataset(loaded.data)
-    return import_teacher(source, dataset, loaded.teachers.store, name)
+    return import_teacher(source, dataset, loaded.teachers.store, name), dataset
+
+
+def show_imported(imported: Imported, dataset: Dataset, console: Console) -> None:
+    """Say where a teacher is now, what was taken of its file, and how well it does by group."""
+    folder, name = imported.folder, imported.folder.name
+    lines = [str(folder), f"To let it teach: ensemble.checkpoints=[{folder}]", *imported.notes]
+    for line in lines:
+        console.print(line, soft_wrap=True)
+    known = Known(name, IMPORTED, "", folder, imported.manifest, True)
+    console.print(_by_group(SELECT, [(known, imported.metrics)], dataset.groups.names))
+    for warning in imported.warnings:
+        console.print(f"warning: {warning}", style="yellow", soft_wrap=True)
 
 
 def list_teachers(job: Job, console: Console) -> None:

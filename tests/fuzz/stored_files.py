@@ -23,7 +23,7 @@ from agrekd_ray.data import SELECT, TEST, TRAIN, Dataset, open_dataset
 from agrekd_ray.errors import CheckpointError
 from agrekd_ray.models import Manifest, Model, build, load, read_manifest, save
 from agrekd_ray.models.checkpoint import MANIFEST, WEIGHTS
-from agrekd_ray.models.weights import read_state
+from agrekd_ray.models.weights import read_contents
 from agrekd_ray.outputs import Outputs, OutputSettings, listed
 from agrekd_ray.outputs.report import check, show
 from agrekd_ray.run.answers import Answers, members
@@ -319,8 +319,8 @@ def _make_weights() -> dict[str, torch.Tensor]:
 
 
 def _use_weights(rng: Random | None, truth: dict[str, torch.Tensor], target: Path) -> None:
-    state = read_state(Path(target.name))
-    assert all(isinstance(value, torch.Tensor) for value in state.values())
+    contents = read_contents(Path(target.name))
+    assert all(isinstance(value, torch.Tensor) for value in contents.tensors.values())
     model = Model(name="cnn", args={"width": 2}, weights=target.name)
     classifier = build(model, SHAPE, len(CLASSES), 0)
     if rng is None:
