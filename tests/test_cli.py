@@ -74,8 +74,8 @@ def test_a_valid_job(agrekd: Run, job: Path, tmp_path: Path) -> None:
     assert (code, err) == (0, "")
     assert out.splitlines() == [
         f"{job}: valid (3 methods × 1 seeds)",
-        "  data: a single sample of '0, bias-conflicting' in val_dfr: DFR balances its groups by the "
-        "smallest, so it retrains on one sample of each",
+        "  data: a single sample of '0, bias-conflicting' in val_dfr: DFR balances its groups by "
+        "the smallest, so it retrains on one sample of each",
     ]
     assert agrekd("validate", job, "data.val=400")[1] == f"{job}: valid (3 methods × 1 seeds)\n"
     code, out, _ = agrekd("validate", job, "methods=[aver]", "seeds=[1,2]")
