@@ -6,32 +6,28 @@ import ipaddress
 import re
 from dataclasses import dataclass
 
-CLIENT, CLIENT_PORT, DASHBOARD_PORT = "ray", 10001, 8265
+DASHBOARD_PORT = 8265
 HERE, FOUND = "local", "auto"
 """Ray's words for a cluster that is started here, and for one that is found on this machine."""
-FORMS = "auto, host:port, [IPv6]:port or ray://host:port"
-_PARTS = re.compile(
-    r"(?:(?P<scheme>[^:/\[\]]*)://)?(?P<host>\[[^\[\]]*\]|[^/\[\]]*?)(?::(?P<port>[^:/\[\]]*))?/?"
-)
+FORMS = "auto, host:port or [IPv6]:port"
+_HOST = re.compile(r"\[[^\[\]]*\]|[^:/]*")
+_PARTS = re.compile(r"(?P<host>\[[^\[\]]*\]|[^/\[\]]*?)(?::(?P<port>[^:/\[\]]*))?/?")
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a cluster listens.
+    """Where a cluster's control service listens.
 
     Attributes:
         host: a name or an IP address, without brackets.
         port: the port.
-        client: whether Ray Client listens there, and not the cluster's control service.
     """
 
     host: str
     port: int
-    client: bool = False
 
     def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{CLIENT}://" * self.client + f"{host}:{self.port}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 def read_address(text: str) -> Place | str:
@@ -46,32 +42,43 @@ def read_address(text: str) -> Place | str:
     Raises:
         ValueError: it is none; the message says what is wrong with it, and what would be right.
     """
-    text = text.strip()
+    text = " ".join(text.split())
     if text.lower() in (HERE, FOUND):
         return text.lower()
+    scheme, is_url, rest = text.partition("://")
+    if is_url:
+        kind = {
+            "http": "a dashboard's, for `ray job submit` and a browser",
+            "https": "a dashboard's, for `ray job submit` and a browser",
+            "ray": "Ray Client's, through which no run goes",
+        }.get(scheme.lower(), f"not Ray's ({scheme}://)")
+        host = _HOST.match(rest)[0] or "host"  # type: ignore[index]
+        raise ValueError(
+            f"this address is {kind}. A run joins its cluster from one of the cluster's machines: "
+            f"{FOUND}, or {host}:6379 (`ray start --head` prints it)"
+        )
     parts = _PARTS.fullmatch(text)
     if not text or parts is None:
         raise ValueError(f"no address of a Ray cluster; allowed: {FORMS}")
-    scheme, host, port = (parts[name] for name in ("scheme", "host", "port"))
-    if scheme is not None and scheme.lower() in ("http", "https"):
-        raise ValueError(
-            "the address of a dashboard, for `ray job submit` and a browser; a run joins the "
-            f"cluster itself: {host or 'host'}:6379 (`ray start --head` prints its address), or "
-            f"{FOUND} on one of its machines"
-        )
-    if scheme is not None and scheme.lower() != CLIENT:
-        raise ValueError(f"{scheme}:// is no scheme of Ray's; allowed: {FORMS}")
-    example = 6379 if scheme is None else CLIENT_PORT
-    if scheme is None and (text.count(":") > 1 and not host.startswith("[")):
-        raise ValueError(f"an IPv6 address has brackets: [{host}]:{port or example}")
+    host, port = parts["host"], parts["port"]
+    if text.count(":") > 1 and not host.startswith("["):
+        raise ValueError(f"an IPv6 address has brackets: [{host}]:{port or 6379}")
     host = _host(host)
-    prefix = "" if scheme is None else f"{CLIENT}://"
-    shown = f"[{host}]" if ":" in host else host
     if port is None:
-        raise ValueError(f"has no port; for instance {prefix}{shown}:{example}")
+        raise ValueError(f"has no port; for instance {Place(host, 6379)}")
     if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
         raise ValueError(f"{port!r} is no port: a whole number from 1 to 65535")
-    return Place(host, int(port), client=scheme is not None)
+    return Place(host, int(port))
+
+
+def cluster_address(text: str) -> str | None:
+    """As Ray knows it, whatever its blanks and letters; None for `local`.
+
+    Raises:
+        ValueError: see `read_address`.
+    """
+    found = read_address(text)
+    return None if found == HERE else str(found)
 
 
 def _host(text: str) -> str:
@@ -85,16 +92,6 @@ def _host(text: str) -> str:
             return str(ipaddress.IPv6Address(text[1:-1]))
         except ValueError:
             raise ValueError(f"{text} is no IPv6 address; allowed: {FORMS}") from None
-    if re.fullmatch(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252})", text) is None:
+    if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,252}", text) is None:
         raise ValueError(f"{text!r} is no host; allowed: {FORMS}")
     return text
-
-
-def cluster_address(text: str) -> str | None:
-    """As Ray knows it, whatever its blanks and letters; None for `local`.
-
-    Raises:
-        ValueError: see `read_address`.
-    """
-    found = read_address(text)
-    return None if found == HERE else str(found)

@@ -7,7 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,23 @@ def records(job: Job, data: Dataset, checkpoints: dict[str, Path]) -> Outputs:
 def flat_parameters(model: Any) -> torch.Tensor:
     """All weights of a model in one float64 vector."""
     return torch.cat([value.detach().flatten().double() for value in model.state_dict().values()])
+
+
+def until(
+    reached: Callable[[], Any],
+    process: subprocess.Popen[Any] | None = None,
+    said: Callable[[], object] = str,
+) -> None:
+    """Waits for a state, as long as a slow machine takes; `make test` ends what hangs.
+
+    Args:
+        reached: whether it is.
+        process: that brings it about, and must not end before.
+        said: what explains its end.
+    """
+    while not reached():
+        assert process is None or process.poll() is None, said()
+        time.sleep(0.02)  # polls for the moment
 
 
 def own_processes(name: str = "") -> list[int]:

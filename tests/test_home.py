@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -205,14 +206,19 @@ def test_a_silent_teacher_is_named_with_its_node_and_given_up_after_a_while(repl
         actors = {f"actor-{n}": Actor() for n in range(replicas)}
         for actor in actors.values():
             actor.silent = True
+        patient = home_of(actors)
+        await there(patient, replicas)
+        waiting = asyncio.ensure_future(patient.replies(["erm-0"], asked(0)))
+        while not (words := patient.awaited()):
+            await asyncio.sleep(0)
+        assert re.fullmatch(r"teachers erm-0 \(actor actor-0 on node 10.0.0.7\), \d+ s", *words)
+        waiting.cancel()
+        await asyncio.wait({waiting})
+        assert patient.awaited() == []
         home = home_of(actors, patience=0.05)
         await there(home, replicas)
-        waiting = asyncio.ensure_future(home.replies(["erm-0"], asked(0)))
-        await asyncio.sleep(0.01)
-        (words,) = home.awaited()
-        assert words.startswith("teachers erm-0 (actor actor-0 on node 10.0.0.7), 0")
         with pytest.raises(RunError, match=r"node 10\.0\.0\.7.*no answer to step 0.*patience"):
-            await waiting
+            await home.replies(["erm-0"], asked(0))
         assert home.awaited() == []
 
     asyncio.run(run())

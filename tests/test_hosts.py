@@ -21,7 +21,7 @@ from typing import IO, Any
 import pytest
 import torch
 
-from .shared import AGREKD, RAY
+from .shared import AGREKD, RAY, until
 from .test_run import agrekd, students, write_job
 
 pytestmark = [
@@ -155,18 +155,15 @@ class Cluster:
                 stdout=screen,
                 stderr=subprocess.STDOUT,
             )
-        deadline = time.monotonic() + 180
-        while "Ray runtime started" not in (shown := (self.screens / host).read_text()):
-            assert self.nodes[host].poll() is None, shown
-            assert time.monotonic() < deadline, shown
-            time.sleep(0.2)  # polls for the moment
+        shown = (self.screens / host).read_text
+        until(lambda: "Ray runtime started" in shown(), self.nodes[host], shown)
 
     def end(self) -> None:
         """With --block, ending a node ends all that it started."""
         for node in self.nodes.values():
             node.terminate()
         for node in self.nodes.values():
-            node.wait(120)
+            node.wait()
 
     def run(self, job: Path, screen: IO[str]) -> subprocess.Popen[str]:
         """Starts `agrekd run` on the head's host."""
@@ -240,7 +237,7 @@ def test_records_travel_between_disks(cluster: Cluster, pool: Path, tmp_path: Pa
     places = {**placed(cluster), "outputs.store": str(cluster.wire.disk)}
     job = write_job(tmp_path / "hosts", pool, **{**CHANGES, **changes}, **places)
     with (tmp_path / "screen").open("w") as screen:
-        assert cluster.run(job, screen).wait(600) == 0, (tmp_path / "screen").read_text()
+        assert cluster.run(job, screen).wait() == 0, (tmp_path / "screen").read_text()
     shown = (tmp_path / "screen").read_text()
     assert "the teachers' outputs are recorded; their actors are released" in shown
     found, expected = (students(tmp_path / n / "runs/tiny/latest") for n in ("hosts", "alone"))
@@ -270,18 +267,14 @@ def test_a_link_that_is_cut_and_healed_costs_time_and_nothing_else(
     run = tmp_path / "runs/tiny/latest"
     with (tmp_path / "screen").open("w") as screen:
         driver = cluster.run(job, screen)
-        deadline = time.monotonic() + 300
-        while not (run / "training/state.pt").exists():
-            assert driver.poll() is None, (tmp_path / "screen").read_text()
-            assert time.monotonic() < deadline, (tmp_path / "screen").read_text()
-            time.sleep(0.1)  # polls for the moment
+        until((run / "training/state.pt").exists, driver, (tmp_path / "screen").read_text)
         cluster.wire.link("one", "down")
         try:
             time.sleep(seconds)  # the length of the fault
             assert driver.poll() is None or seconds == LOST
         finally:
             cluster.wire.link("one", "up")
-        driver.wait(600)
+        driver.wait()
     shown = (tmp_path / "screen").read_text()
     assert driver.returncode == 0, shown
     assert "Traceback" not in shown
@@ -292,4 +285,4 @@ def test_a_link_that_is_cut_and_healed_costs_time_and_nothing_else(
     for name, weights in found.items():
         torch.testing.assert_close(weights, undisturbed[name], rtol=1e-3, atol=5e-5)
     if seconds == LOST:
-        cluster.nodes["one"].wait(120)  # it was given up, and learns of it
+        cluster.nodes["one"].wait()  # it was given up, and learns of it

@@ -377,9 +377,7 @@ print((kilobytes("VmHWM") - before) * 1024)
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
 def test_weighing_takes_at_its_peak_what_is_forecast() -> None:
     """In a process of its own, whose peak is its own."""
-    ended = subprocess.run(
-        [sys.executable, "-c", PEAK], capture_output=True, text=True, check=True, timeout=300
-    )
+    ended = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
     assert int(ended.stdout) == pytest.approx(COPIES * FLOAT * 8 * 64 * 8000, rel=0.2)
 
 

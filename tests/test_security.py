@@ -170,12 +170,12 @@ def test_a_driver_without_the_token_cannot_join(
     from agrekd_ray.run.reach import refusal
 
     host, _, port = ray_cluster.address.rpartition(":")
-    assert refusal("", host, int(port)) == ""
+    assert refusal(host, int(port)) == ""
     monkeypatch.setenv("RAY_AUTH_TOKEN", "f" * 64)
-    assert "asks for another token" in refusal("", host, int(port))
+    assert "asks for another token" in refusal(host, int(port))
     monkeypatch.delenv("RAY_AUTH_TOKEN")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    assert "asks for another token" in refusal("", host, int(port))
+    assert "asks for another token" in refusal(host, int(port))
 
 
 def test_a_cluster_that_a_run_starts_has_a_token_of_its_own(

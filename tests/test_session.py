@@ -19,6 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agrekd_ray.cluster_address import Place, cluster_address, read_address
+from agrekd_ray.config import load_job
+from agrekd_ray.config.faults import JobError
 from agrekd_ray.errors import RunError
 from agrekd_ray.run.session import LONGEST_SOCKET, RaySession, _folder_of_sockets
 
@@ -34,8 +36,6 @@ from .test_run import write_job
         ("Head.Example:6379/", Place("Head.Example", 6379)),
         ("[::1]:6379", Place("::1", 6379)),
         ("[FE80::0:1]:06379", Place("fe80::1", 6379)),
-        ("ray://head:10001", Place("head", 10001, client=True)),
-        ("RAY://[::1]:10001/", Place("::1", 10001, client=True)),
         ("auto", "auto"),
         (" AUTO ", "auto"),
         ("Local", "local"),
@@ -53,12 +53,12 @@ def test_an_address_has_many_spellings(text: str, place: Place | str) -> None:
         ("", "no address of a Ray cluster; allowed: auto, host:port"),
         ("head", "has no port; for instance head:6379"),
         ("[::1]", r"has no port; for instance \[::1\]:6379"),
-        ("ray://head", "has no port; for instance ray://head:10001"),
+        ("RAY://head:10001", "is Ray Client's, through which no run goes.*: auto, or head:6379 "),
         ("::1:6379", r"an IPv6 address has brackets: \[::1\]:6379"),
-        ("http://head:8265", "address of a dashboard, for `ray job submit`.*: head:6379 .*auto"),
-        (" HTTPS://head ", "address of a dashboard.*: head:6379"),
-        ("http://[::1]:8265/#/jobs", "no address|address of a dashboard"),
-        ("redis://head:6379", "redis:// is no scheme"),
+        ("http://head:8265", "is a dashboard's, for `ray job submit`.*: auto, or head:6379 "),
+        (" HTTPS://[::1] ", r"is a dashboard's.*: auto, or \[::1\]:6379 "),
+        ("http://head:8265/#/jobs", "is a dashboard's"),
+        ("redis://head:6379", r"is not Ray's \(redis://\)"),
         ("head:0", "'0' is no port"),
         ("head:70000", "'70000' is no port"),
         ("head:six", "'six' is no port"),
@@ -72,6 +72,18 @@ def test_an_address_has_many_spellings(text: str, place: Place | str) -> None:
 def test_what_is_no_address_is_refused_with_what_would_be_one(text: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         read_address(text)
+
+
+def test_a_job_has_the_address_as_ray_knows_it(tmp_path: Path) -> None:
+    path = write_job(tmp_path, tmp_path)
+    for written, kept in ((" Head:6379 ", "Head:6379"), ("AUTO", "auto"), ("local", None)):
+        assert load_job(path, [f"ray.address={written}"]).ray.address == kept
+    assert load_job(path, ['ray.address="[::1]:6379"']).ray.address == "[::1]:6379"
+    for written in ("head", "http://head:8265", "ray://head:10001", '""'):
+        with pytest.raises(JobError, match=r"ray\.address"):
+            load_job(path, [f"ray.address={written}"])
+    with pytest.raises(JobError, match=r"""as text: 'ray\.address="\[::1\]:6379"'"""):
+        load_job(path, ["ray.address=[::1]:6379"])
 
 
 WRITTEN = st.one_of(
@@ -162,7 +174,7 @@ def test_what_answers_and_is_no_cluster_is_refused(alone: None) -> None:
         assert "something listens there, but no answer within" in text
 
 
-@pytest.mark.parametrize("form", ["127.0.0.1:{}", "[::1]:{}", "ray://localhost:{}", "{}.invalid:1"])
+@pytest.mark.parametrize("form", ["127.0.0.1:{}", "[::1]:{}", "LocalHost:{}", "{}.invalid:1"])
 def test_where_nobody_listens_it_is_said_who_refused(alone: None, form: str) -> None:
     port = unused()
     assert "no Ray cluster answers there (" in (said := refused(form.format(port)))
@@ -176,7 +188,7 @@ def test_an_address_out_of_the_environment_is_named_as_such(
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
     assert refused("Auto").startswith(f"RAY_ADDRESS = 127.0.0.1:{port}: no Ray cluster answers")
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
-    assert refused("auto").startswith("RAY_ADDRESS = http://127.0.0.1:8265: the address of a dash")
+    assert refused("auto").startswith("RAY_ADDRESS = http://127.0.0.1:8265: this address is a dash")
     monkeypatch.setenv("RAY_ADDRESS", "local")
     assert "unset it" in refused("auto")
 
@@ -191,7 +203,7 @@ def test_a_cluster_with_another_token_or_a_port_of_another_part_is_refused(
     from agrekd_ray.run.reach import refusal
 
     host, _, port = ray_cluster.address.rpartition(":")
-    assert refusal("", host, int(port)) == ""
+    assert refusal(host, int(port)) == ""
     raylet = ray_cluster.head_node.node_manager_port
     assert "no Ray cluster's control service" in refused(f"{host}:{raylet}")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "f" * 64)
@@ -284,7 +296,7 @@ def test_modules_in_the_users_folder_stand_for_no_others(tmp_path: Path, store: 
     """Neither in the driver nor in Ray's processes."""
     for name in ("random", "logging", "json", "queue", "types", "string"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong module')")
-    job = write_job(tmp_path, store, **{"student.training.epochs": 1})
+    job = write_job(tmp_path, store, methods=["one_hot"])
     done = subprocess.run(
         [Path(sys.executable).with_name("agrekd"), "run", job],
         cwd=tmp_path,

@@ -8,7 +8,6 @@ import pty
 import signal
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,7 +19,7 @@ from mlflow import MlflowClient
 
 from agrekd_ray.stops import STOPS
 
-from .shared import AGREKD
+from .shared import AGREKD, until
 from .test_run import write_job
 
 WAITS = """
@@ -96,9 +95,7 @@ def test_a_run_whose_terminal_is_closed_is_interrupted_and_leaves_nothing_behind
         env={**os.environ, **dict([mark.split("=")])},
     )
     run = tmp_path / "runs/tiny/latest"
-    while not (run / "training/state.pt").exists() and not list(run.glob("training/*/checkpoint*")):
-        assert driver.poll() is None, driver.communicate()[0]
-        time.sleep(0.05)  # polls for the moment
+    until((run / "training/state.pt").exists, driver, lambda: driver.communicate()[0])
     for _ in range(2):  # once by the shell, once by the kernel
         driver.send_signal(signal.SIGHUP)
     screen, _ = driver.communicate()
@@ -109,8 +106,7 @@ def test_a_run_whose_terminal_is_closed_is_interrupted_and_leaves_nothing_behind
     assert (state["status"], state["reason"]) == ("interrupted", "stopped by SIGHUP")
     client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
     assert client.get_run(state["tracking_run"]).info.status == "KILLED"
-    while relatives(mark):
-        time.sleep(0.1)  # what ends takes its time
+    until(lambda: not relatives(mark))  # what ends takes its time
 
 
 def reader_ends(command: list[str]) -> tuple[int, str]:

@@ -115,8 +115,8 @@ class RaySettings(Settings):
     """Which Ray cluster.
 
     Attributes:
-        address: of a running cluster (`auto`, `host:port`, `[IPv6]:port`, `ray://host:port`); null
-            starts one here and ends it with the run.
+        address: of a running cluster (`auto`, `host:port`, `[IPv6]:port`); null starts one here and
+            ends it with the run.
     """
 
     address: Annotated[str | None, AfterValidator(_joined)] = None

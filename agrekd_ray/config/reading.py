@@ -175,7 +175,8 @@ def _overridden(job: Any, pairs: Sequence[str]) -> tuple[Any, list[Fault]]:
             problem = "reaches into a list; override the list as a whole, key=[a,b]"
             faults.append(Fault(key, value, problem))
         except _NOT_YAML as error:
-            faults.append(Fault(key, value, f"is no valid YAML ({_one_line(error)})"))
+            problem = f"is no valid YAML ({_one_line(error)}); as text: '{key}=\"{value}\"'"
+            faults.append(Fault(key, value, problem))
     return job, faults
 
 

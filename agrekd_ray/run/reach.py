@@ -14,19 +14,20 @@ import sys
 
 SECONDS = 6
 """That the cluster has to answer, once Python and Ray have started."""
+REFUSED = 3
+"""Exit code of the process; with any other, nothing is known, and Ray itself is asked."""
 LISTENS = "something listens there"
 
 
-def refusal(scheme: str, host: str, port: int) -> str:
+def refusal(host: str, port: int) -> str:
     """Why no cluster can be joined; empty where one answers, or nothing is known against it.
 
     Args:
-        scheme: `ray` where Ray Client listens; else empty.
         host: name or address; empty where Ray shall find the cluster of this machine.
         port: the port.
     """
     asked = subprocess.run(
-        [sys.executable, "-P", __file__, scheme, host, str(port)],
+        [sys.executable, "-P", __file__, host, str(port)],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -40,11 +41,7 @@ def refusal(scheme: str, host: str, port: int) -> str:
     return asked.stdout.splitlines()[-1] if asked.returncode == REFUSED else ""
 
 
-REFUSED = 3
-"""Exit code of the process; with any other, nothing is known, and Ray itself is asked."""
-
-
-def _main(scheme: str, host: str, port: str) -> None:
+def _main(host: str, port: str) -> None:
     import ray.exceptions
     from ray._private import services  # as `ray.init` and `ray health-check` do it
     from ray._raylet import GcsClient  # type: ignore[attr-defined]
@@ -57,9 +54,6 @@ def _main(scheme: str, host: str, port: str) -> None:
             hosts.append(ray.util.get_node_ip_address())  # which Ray itself takes in its place
         _connect(hosts, int(port))
         print(LISTENS, flush=True)
-    if scheme:
-        _ask_client(host, port)
-        return
     try:
         if host:
             address = services.canonicalize_bootstrap_address(services.build_address(host, port))
@@ -96,16 +90,6 @@ def _connect(hosts: list[str], port: int) -> None:
         except (OSError, UnicodeError) as error:
             reasons.append(f"{host}: {error}")
     _refuse("; ".join(dict.fromkeys(reasons)))
-
-
-def _ask_client(host: str, port: str) -> None:
-    try:
-        import grpc
-    except ImportError:
-        _refuse("ray:// needs gRPC: pip install grpcio")
-    shown = f"[{host}]" if ":" in host else host
-    with grpc.insecure_channel(f"{shown}:{port}") as channel:
-        grpc.channel_ready_future(channel).result()
 
 
 def _is_loopback(host: str) -> bool:

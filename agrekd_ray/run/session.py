@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -78,8 +79,9 @@ def _start(cpus: int, say: Callable[[str], None]) -> None:
         )
     except Exception as error:  # Ray has no kind of its own for what hinders its start
         raise RunError(
-            f"Ray cannot start on this machine ({_in_one_line(error)}). It keeps files and sockets "
-            f"in {folder}, which RAY_TMPDIR moves: RAY_TMPDIR={SHORT} agrekd ..."
+            f"Ray cannot start on this machine ({_in_one_line(error)}). Its files and sockets are "
+            f"in {folder}, where {shutil.disk_usage(folder).free / 1e6:.0f} MB are free; another "
+            f"folder is taken with RAY_TMPDIR={SHORT} agrekd ..."
         ) from error
 
 
@@ -141,12 +143,12 @@ def _join(address: str) -> str:
     except ValueError as error:
         raise RunError(f"{key} = {text}: {error}.") from None
     if isinstance(place, Place):
-        why = refusal("ray" * place.client, place.host, place.port)
+        why = refusal(place.host, place.port)
         advice = "`ray start --head` prints a cluster's address; a firewall may be between"
         if place.port == DASHBOARD_PORT:
             advice = f"{DASHBOARD_PORT} is as a rule the dashboard's port. {advice}"
     else:
-        why = refusal("", "", 0)
+        why = refusal("", 0)
         advice = "Start one with `ray start --head`, or leave ray.address out to start one here"
     if why:
         raise RunError(f"{key} = {text}: no Ray cluster answers there ({why}). {advice}.")
