@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -215,6 +216,30 @@ def raw(settings: CivilComments, tmp_path: Path) -> dict[str, Any]:
         "runs": str(tmp_path / "runs"),
     }
     return {**merged(TINY, changes), "data": settings.model_dump(mode="json")}
+
+
+def test_weights_of_a_folder_read_the_tokens_that_the_data_have(
+    raw: dict[str, Any], tmp_path: Path
+) -> None:
+    from transformers import BertConfig, BertModel
+
+    swapped = []
+    for name in ("alike", "other"):
+        folder = tmp_path / name
+        shutil.copytree(tmp_path / "tokenizer", folder)
+        BertModel(BertConfig(**texts.TINY["bert"])).save_pretrained(folder)
+        values = json.loads((folder / "tokenizer.json").read_text())
+        words = values["model"]["vocab"]
+        one, two = list(words)[-2:]
+        if name == "other":
+            words[one], words[two] = words[two], words[one]
+            (folder / "tokenizer.json").write_text(json.dumps(values))
+        model = {"name": f"transformers/{folder}", "weights": "pretrained"}
+        swapped.append(check_job(merged(raw, {"teachers.model": model}))[1])
+    assert swapped[0] == []
+    (fault,) = swapped[1]
+    assert fault.key == "teachers.model"
+    assert "its tokenizer knows other tokens" in fault.problem
 
 
 def test_a_job_about_texts(raw: dict[str, Any], monkeypatch: Any) -> None:

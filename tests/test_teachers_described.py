@@ -178,6 +178,9 @@ def test_a_checkpoint_says_its_classes(
     torch.save({"net": network.state_dict(), **words, "labels": ["cat", "dog"]}, tmp_path / "w.pt")
     with pytest.raises(AgrekdError, match="say which order is right with --classes"):
         taken(tmp_path / "w.pt", data, tmp_path, "cnn", model={"args": CNN.args})
+    how = {"model": {"args": CNN.args}, "classes": ("dog", "cat")}
+    given = taken(tmp_path / "w.pt", data, tmp_path, "cnn", **how)
+    assert torch.equal(logits(given, images), logits(imported, images))
 
 
 def test_metadata_of_safetensors_says_the_classes(

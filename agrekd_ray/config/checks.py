@@ -23,12 +23,15 @@ from agrekd_ray.data import (
     Dataset,
     Sourced,
     classes_missing,
+    has_tokenizer,
     open_dataset,
+    other_tokens,
     tokens_of,
 )
-from agrekd_ray.errors import AgrekdError, listed
+from agrekd_ray.errors import AgrekdError, DataError, listed
 from agrekd_ray.guidance.placement import unknown_patterns
-from agrekd_ray.models import check, check_classes, check_name, in_words, read_manifest
+from agrekd_ray.models import Model, check, check_classes, check_name, in_words, read_manifest
+from agrekd_ray.models.model import PRETRAINED, TRANSFORMERS
 from agrekd_ray.settings import MOST_SEEDS
 from agrekd_ray.teachers import draw
 
@@ -237,6 +240,7 @@ class _Whole:
                 shape, classes = dataset.shape, len(dataset.classes)
                 tokens = tokens_of(dataset)
                 found += _caught(key, functools.partial(check, model, shape, classes, tokens))
+                found += _caught(key, functools.partial(_check_tokenizer, model, dataset))
             elif model is not None:  # sizes are unknown, but names and arguments are not
                 found += _caught(key, functools.partial(check_name, model))
         return found
@@ -296,3 +300,16 @@ def _unwritable(folder: Path) -> str | None:
             return None
     except OSError as error:
         return f"{existing} cannot be written ({error.strerror or error}); choose another folder"
+
+
+def _check_tokenizer(model: Model, dataset: Dataset) -> None:
+    """Refuse weights of a folder whose own tokenizer is not the data's."""
+    folder = Path(model.name.removeprefix(TRANSFORMERS))
+    if model.weights != PRETRAINED or not (folder.is_absolute() and has_tokenizer(folder)):
+        return
+    try:
+        difference = other_tokens(dataset, folder)
+    except DataError:
+        return  # one that this program does not read cannot be compared
+    if difference:
+        raise AgrekdError(f"{folder}: its tokenizer {difference}; set data.tokenizer to it")

@@ -35,7 +35,7 @@ from agrekd_ray.data.dataset import (
 from agrekd_ray.data.gaps import classes_missing, dfr_groups, remarks_on
 from agrekd_ray.data.image_table import ImageTable, open_image_table
 from agrekd_ray.data.images import Pictures
-from agrekd_ray.data.text import TextTable, open_text_table, other_tokens, tokens_of
+from agrekd_ray.data.text import TextTable, has_tokenizer, open_text_table, other_tokens, tokens_of
 from agrekd_ray.data.waterbirds import Waterbirds, open_waterbirds
 from agrekd_ray.settings import Settings
 
@@ -108,6 +108,7 @@ __all__ = [
     "Sourced",
     "classes_missing",
     "dfr_groups",
+    "has_tokenizer",
     "of_earlier_version",
     "open_dataset",
     "other_tokens",

@@ -31,6 +31,7 @@ from agrekd_ray.settings import Count, LocalPath, Seed, Settings, fingerprint
 TOKENISING = 1
 """Version of what tokenising gives; raised when the same text gives other tokens."""
 _EXCERPT = 200
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "spiece.model")
 _COMPARED = 100
 """Texts that two tokenizers are compared on."""
 
@@ -161,6 +162,11 @@ class TextDataset(PreparedSamples):
 def tokens_of(samples: Samples) -> tuple[int, int] | None:
     """How many tokens a text data set's tokenizer knows, and the id of its padding."""
     return samples.tokens if isinstance(samples, TextDataset) else None
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a tokenizer of transformers."""
+    return any((folder / name).is_file() for name in _TOKENIZER_FILES)
 
 
 def other_tokens(samples: Samples, folder: Path) -> str:

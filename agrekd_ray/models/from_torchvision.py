@@ -15,7 +15,8 @@ from agrekd_ray.models.family import Parts
 from agrekd_ray.models.model import Model, Shape, is_file
 from agrekd_ray.models.weights import Contents, State, fit
 
-_WITH_AUXILIARY = ("googlenet", "inception_v3")
+WITH_AUXILIARY = ("torchvision/googlenet", "torchvision/inception_v3")
+"""With heads for training alone, and published weights that take images normalised anew."""
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 
 
@@ -49,7 +50,7 @@ class Torchvision:
                 "classes, and `weights` stands beside `args`"
             )
         args: dict[str, Any] = {"weights": None, "num_classes": classes, **model.args}
-        if builder.__name__ in _WITH_AUXILIARY:
+        if model.name in WITH_AUXILIARY:
             args = {"aux_logits": False, "init_weights": True, **args}
             if model.weights is not None:  # as they were trained
                 args = {"transform_input": True, **args}
