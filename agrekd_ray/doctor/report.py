@@ -8,6 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
+from rich.text import Text
 
 from agrekd_ray.doctor.facts import Cluster, Node
 from agrekd_ray.doctor.findings import ERROR, Finding, counted
@@ -58,9 +59,9 @@ def _table(findings: Sequence[Finding]) -> Table:
     for finding in findings:
         cells = (finding.node, finding.check, finding.problem, finding.remedy)
         style = "red" if finding.level == ERROR else "yellow"
-        table.add_row(*cells, style=style)
+        table.add_row(*map(Text, cells), style=style)
     return table
 
 
 def _say(console: Console, text: str, style: str = "") -> None:
-    console.print(text, style=style, soft_wrap=True)
+    console.print(Text(text, style), soft_wrap=True)

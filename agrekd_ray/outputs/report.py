@@ -11,6 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
+from rich.text import Text
 
 from agrekd_ray.data import SELECT, TEST, TRAIN
 from agrekd_ray.outputs.store import Listed, listed, prune, verify
@@ -78,7 +79,7 @@ def _table(found: Sequence[Listed], console: Console) -> None:
         used = max(one.used for one in folders)
         date = datetime.fromtimestamp(used, UTC)
         table.add_row(
-            teacher,
+            Text(teacher),
             ", ".join(map(_recorded, sorted(folders, key=_place))),
             decimal(sum(one.bytes for one in folders)),
             f"{date:%Y-%m-%d}" if time.time() - used >= 60 else "just now",
@@ -102,4 +103,4 @@ def _recorded(one: Listed) -> str:
 
 
 def _say(console: Console, text: str, style: str = "") -> None:
-    console.print(text, style=style, soft_wrap=True)
+    console.print(Text(text, style), soft_wrap=True)

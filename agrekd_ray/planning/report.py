@@ -9,6 +9,7 @@ from typing import Any, Literal
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from agrekd_ray.planning.advice import Advice
 from agrekd_ray.planning.forecast import Forecast
@@ -143,4 +144,4 @@ def _clock(seconds: float) -> str:
 
 
 def _say(console: Console, text: str, style: str = "") -> None:
-    console.print(text, style=style, soft_wrap=True)
+    console.print(Text(text, style), soft_wrap=True)

@@ -15,6 +15,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from agrekd_ray.data import (
     DRAWN,
@@ -92,7 +93,7 @@ class Display:
             self._first = now, self._done
         if now - self._spoken >= SECONDS_BETWEEN_LINES or self._done >= self._total > 0:
             self._spoken = now
-            self._console.print(self._line(what, now), soft_wrap=True)
+            self._console.print(Text(self._line(what, now)), soft_wrap=True)
 
     @property
     def unit(self) -> str:
@@ -102,7 +103,7 @@ class Display:
     def note(self, text: str, style: str = "") -> None:
         """A line that stays."""
         console = self._bar.console if self._bar else self._console
-        console.print(text, style=style, soft_wrap=True)
+        console.print(Text(text, style), soft_wrap=True)
 
     def remark(self, text: str) -> None:
         """A line that stays, however often it is said."""
