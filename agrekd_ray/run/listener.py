@@ -47,10 +47,11 @@ class Listener(AbstractContextManager["Listener"]):
         stop = failure[1]
         try:
             self._thread.join()
-        except KeyboardInterrupt as interrupt:
+        except (KeyboardInterrupt, SystemExit) as interrupt:
             stop = interrupt
             self._thread.join()
-        if self._error is not None and isinstance(stop, KeyboardInterrupt | None):
+        # A handler of SIGTERM that is not ours raises SystemExit.
+        if self._error is not None and isinstance(stop, KeyboardInterrupt | SystemExit | None):
             raise self._error from None
         if stop is not failure[1]:
             raise KeyboardInterrupt(*getattr(stop, "args", ()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import functools
+import json
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -366,6 +367,7 @@ class _Searching:
             why = f"; {failed[0].name} failed: {failed[0].reason}" if failed else ""
             raise RunError(f"no trial of the search has a score{why}.")
         self.runs.chosen(chosen)
+        teachers = [asdict(m) for m in members(self.plan, self.pool, self.answers)[0]]
         about = {
             "settings": self.search.model_dump(mode="json"),
             "job": self.job.model_dump(mode="json"),
@@ -373,7 +375,7 @@ class _Searching:
             "groups": list(self.dataset.groups.names),
             "splits": splits_in_words(self.dataset),
             "data": self.dataset.fingerprint,
-            "members": [asdict(m) for m in members(self.plan, self.pool, self.answers)[0]],
+            "members": json.loads(json.dumps(teachers)),  # plain, as they are read again
             "versions": package_versions("optuna"),
         }
         return SearchResult(
