@@ -133,7 +133,7 @@ def test_logits_are_put_into_the_datas_order_by_id2label(
         (["dog\u00a0", "cat"], "say --classes dog,cat"),
         (["ｄｏｇ", "cat"], "say --classes dog,cat"),
         (["tabby", "beagle"], "say with --classes, in the order of its logits"),
-        (["cat", "cat"], "label2id names the classes 'cat', 1 in all, the data have 2"),
+        (["cat", "cat"], "'cat', 'cat'"),
         (["LABEL_1", "LABEL_0"], "'LABEL_1', 'LABEL_0'"),
     ],
 )
