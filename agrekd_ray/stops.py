@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import signal
+import time
 from types import FrameType
 
 STOPS = ("SIGTERM", "SIGHUP", "SIGQUIT", "SIGXCPU", "SIGUSR1", "SIGUSR2")
 """Those that would end it without clean-up; batch systems announce an end with some of them."""
+TOGETHER_SECONDS = 10.0
+"""Signals within so long of the first are one stop: a terminal that closes says so twice."""
 _stopped_by = "the user"
+_stopped_at = -TOGETHER_SECONDS
 
 
 def interrupt_on_stops() -> None:
@@ -24,7 +28,9 @@ def stopped_by() -> str:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    global _stopped_by
-    _stopped_by = signal.Signals(number).name
-    signal.signal(number, signal.SIG_IGN)  # a closed terminal says so twice: the end is under way
+    global _stopped_by, _stopped_at
+    now = time.monotonic()
+    if now - _stopped_at < TOGETHER_SECONDS:
+        return  # the end is under way
+    _stopped_by, _stopped_at = signal.Signals(number).name, now
     raise KeyboardInterrupt

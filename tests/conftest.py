@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 
 from agrekd_ray.config import Job, check_job
 from agrekd_ray.run.environment import prepare
+from agrekd_ray.stops import STOPS
 
 prepare(starts_cluster=True)
 torch.set_num_threads(1)
@@ -69,6 +71,24 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
             place = place.setdefault(part, {})
         place[last] = value
     return values
+
+
+@pytest.fixture(autouse=True)
+def kept_signals() -> Iterator[None]:
+    """What a test does to the handlers of signals ends with it."""
+    numbers = [signal.SIGINT, *(signal.Signals[name] for name in STOPS)]
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def usual_signals(kept_signals: None) -> None:
+    """What is started ignores no signal, also where the suite runs in the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for name in STOPS:
+        signal.signal(signal.Signals[name], signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

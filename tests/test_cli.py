@@ -5,9 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import pickle
-import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from agrekd_ray import __version__
 from agrekd_ray.cli import main
 from agrekd_ray.config import load_job
 from agrekd_ray.models import Manifest, Model, build, save
-from agrekd_ray.stops import STOPS
 
 from .conftest import TINY, merged
 
@@ -27,9 +25,8 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def agrekd(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+def agrekd(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs a command line: exit code, standard output, standard error."""
-    before = {name: signal.getsignal(signal.Signals[name]) for name in STOPS}
 
     def run(*words: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["agrekd", *map(str, words)])
@@ -40,9 +37,7 @@ def agrekd(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
         assert "Traceback" not in out + err
         return int(ended.value.code or 0), out, err
 
-    yield run
-    for name, handler in before.items():
-        signal.signal(signal.Signals[name], handler)
+    return run
 
 
 @pytest.fixture

@@ -66,29 +66,24 @@ def test_a_display_that_fails_is_said_on_the_standard_error(capsys: Any) -> None
     assert capsys.readouterr().err.count("a fault of the driver at TeacherDone") == 1
 
 
-@pytest.mark.parametrize(
-    "before", [[], [signal.SIGINT]], ids=["as usual", "where Ctrl-C is ignored"]
-)
-def test_an_error_that_matters_ends_the_wait_at_once(
-    before: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+pytestmark = pytest.mark.usefixtures("usual_signals")
+
+
+@pytest.mark.parametrize("before", [signal.default_int_handler, signal.SIG_IGN])
+def test_an_error_that_matters_ends_the_wait_at_once(before: Any) -> None:
     def stop(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
 
     def matters(event: Event) -> None:
         raise RunError("the record cannot be read")
 
-    handlers = {signal.SIGTERM: stop, **dict.fromkeys(before, signal.SIG_IGN)}
-    kept = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
-        with (
-            pytest.raises(RunError, match="the record cannot be read"),
-            listening(Stream(*EVENTS), matters),
-        ):
-            threading.Event().wait()  # for ever
-    finally:
-        for number, handler in kept.items():
-            signal.signal(number, handler)
+    signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGTERM, stop)
+    with (
+        pytest.raises(RunError, match="the record cannot be read"),
+        listening(Stream(*EVENTS), matters),
+    ):
+        threading.Event().wait()  # for ever
 
 
 def test_a_channel_that_is_lost_ends_the_wait() -> None:

@@ -224,14 +224,12 @@ def test_a_killed_run_goes_on_to_the_same_students(
     ("number", "guidance"), [(signal.SIGTERM, "local"), (signal.SIGINT, "auto")]
 )
 def test_an_interrupted_run_says_how_to_go_on(
-    tmp_path: Path, store: Path, number: int, guidance: str
+    usual_signals: None, tmp_path: Path, store: Path, number: int, guidance: str
 ) -> None:
     job = write_job(tmp_path, store, **{"student.training.epochs": 5000, "guidance": guidance})
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # else ignored in background
     driver = subprocess.Popen(
         [*AGREKD, "run", str(job)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    signal.signal(signal.SIGINT, before)
     run = tmp_path / "runs/tiny/latest"
     until((run / "training/state.pt").exists, driver)
     driver.send_signal(number)

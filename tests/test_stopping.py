@@ -48,6 +48,9 @@ def waiting(*before: str, **settings: Any) -> subprocess.Popen[str]:
     return process
 
 
+pytestmark = pytest.mark.usefixtures("usual_signals")
+
+
 @pytest.mark.parametrize("name", STOPS)
 def test_every_signal_that_would_end_it_is_an_interruption(name: str) -> None:
     process = waiting()

@@ -16,6 +16,8 @@ from agrekd_ray.events import Event, Note
 from agrekd_ray.run.engine import Handle
 
 POLL_SECONDS = 0.2
+STOPPED = (KeyboardInterrupt, SystemExit)
+"""What handlers of signals raise; Ray's own for SIGTERM exits."""
 
 
 class Listener(AbstractContextManager["Listener"]):
@@ -44,17 +46,17 @@ class Listener(AbstractContextManager["Listener"]):
 
     def __exit__(self, *failure: object) -> None:
         self._stop.set()
-        stop = failure[1]
+        interrupt = None
         try:
             self._thread.join()
-        except (KeyboardInterrupt, SystemExit) as interrupt:
-            stop = interrupt
+        except STOPPED as error:  # by the user, or by `_end_the_block`, just too late
+            interrupt = error
             self._thread.join()
-        # A handler of SIGTERM that is not ours raises SystemExit.
-        if self._error is not None and isinstance(stop, KeyboardInterrupt | SystemExit | None):
+        ended_by = failure[1] or interrupt
+        if self._error is not None and isinstance(ended_by, (*STOPPED, type(None))):
             raise self._error from None
-        if stop is not failure[1]:
-            raise KeyboardInterrupt(*getattr(stop, "args", ()))
+        if interrupt is not None:
+            raise interrupt
 
     def _listen(self) -> None:
         try:
