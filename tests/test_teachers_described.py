@@ -133,7 +133,7 @@ def test_logits_are_put_into_the_datas_order_by_id2label(
         (["dog\u00a0", "cat"], "say --classes dog,cat"),
         (["ｄｏｇ", "cat"], "say --classes dog,cat"),
         (["tabby", "beagle"], "say with --classes, in the order of its logits"),
-        (["cat", "cat"], "'cat', 'cat'"),
+        (["cat", "cat"], "label2id names the classes 'cat', 1 in all, the data have 2"),
         (["LABEL_1", "LABEL_0"], "'LABEL_1', 'LABEL_0'"),
     ],
 )
@@ -181,6 +181,37 @@ def test_a_checkpoint_says_its_classes(
     how = {"model": {"args": CNN.args}, "classes": ("dog", "cat")}
     given = taken(tmp_path / "w.pt", data, tmp_path, "cnn", **how)
     assert torch.equal(logits(given, images), logits(imported, images))
+
+
+def test_more_names_than_classes_are_refused(data: Dataset, tmp_path: Path) -> None:
+    network = build(CNN, data.shape, 2, seed=3)
+    names = {"dog": 0, "cat": 1, "bird": 2}
+    torch.save({"net": network.state_dict(), "class_to_idx": names}, tmp_path / "w.pt")
+    with pytest.raises(AgrekdError, match=r"class_to_idx names the classes .* 3 in all, .*--cl"):
+        taken(tmp_path / "w.pt", data, tmp_path, "cnn", model={"args": CNN.args})
+    how: dict[str, Any] = {"model": {"args": CNN.args}, "classes": ("cat", "dog")}
+    given = taken(tmp_path / "w.pt", data, tmp_path, "cnn", **how)
+    assert any("class_to_idx names the classes" in note for note in given.notes)
+
+
+def test_what_others_wrote_into_a_configuration_does_no_harm(
+    data: Dataset, images: Tensor, tmp_path: Path
+) -> None:
+    network = vit(tmp_path / "vit", ["cat", "dog"])
+    path = tmp_path / "vit" / "config.json"
+    config = json.loads(path.read_text())
+    extra = {"auto_map": {"AutoConfig": "x.Y"}, "gradient_checkpointing": False, "my_note": 3}
+    path.write_text(json.dumps({**config, **extra}))
+    imported = taken(tmp_path / "vit", data, tmp_path)
+    assert torch.allclose(logits(imported, images), answers(network, images), atol=1e-5)
+    for change, words in (
+        ({"model_type": "no_such"}, "knows no model_type 'no_such'"),
+        ({"id2label": "cat"}, "id2label must map"),
+    ):
+        path.write_text(json.dumps({**config, **change}))
+        with pytest.raises(AgrekdError, match=words) as caught:
+            taken(tmp_path / "vit", data, tmp_path)
+        assert len(str(caught.value).splitlines()) == 1
 
 
 def test_metadata_of_safetensors_says_the_classes(

@@ -223,6 +223,16 @@ def test_sets_of_which_none_is_an_average_are_never_guessed(tmp_path: Path) -> N
     assert fitted.left_out == ()
 
 
+def test_averaged_parameters_without_buffers_are_not_passed_over(tmp_path: Path) -> None:
+    state = network(1).state_dict()
+    shadow = {name: value.detach() for name, value in network(2).named_parameters()}
+    net, fitted = read(tmp_path, {"net": state, "ema": {"decay": 0.9, "shadow": shadow}})
+    assert same(net, network(1))
+    assert (fitted.place, fitted.others, fitted.partial) == ("net", (), ("ema/shadow",))
+    with pytest.raises(AgrekdError, match=r"without body\.1\.running_mean"):
+        read(tmp_path, {"net": state, "ema": {"shadow": shadow}}, which="ema")
+
+
 def test_a_job_names_the_set_in_its_weights(tmp_path: Path) -> None:
     cnn, path = Model(name="cnn", args={"width": 2}), tmp_path / "w.pth.tar"
     one, two = (build(cnn, (3, 8, 8), 2, seed).state_dict() for seed in (1, 2))

@@ -10,11 +10,9 @@ from typing import Any
 from agrekd_ray.errors import CheckpointError, listed
 from agrekd_ray.files import DamagedError, is_file, read_json
 
-_NAMES = (
-    *("id2label", "label2id", "label_names", "class_to_idx", "idx_to_class", "idx2label"),
-    *("class_names", "classes", "labels", "categories", "class_labels"),
-)
-"""Keys under which the names of classes are kept, in any case."""
+_SURE = ("id2label", "label2id", "class_to_idx", "idx_to_class", "idx2label", "class_names")
+_NAMES = (*_SURE, "label_names", "classes", "labels", "categories", "class_labels")
+"""Keys under which the names of classes are kept, in any case; the first name nothing else."""
 _SHARD = re.compile(r"-\d{5}-of-\d{5}")
 _PLACEHOLDERS = re.compile(r"(label|class)?[_ -]?(\d+)", re.IGNORECASE)
 
@@ -67,13 +65,19 @@ def class_names(
         No names and no key where nothing names the classes, or only by their numbers.
 
     Raises:
-        CheckpointError: two keys name them in different orders.
+        CheckpointError: two keys name them in different orders, or one names more or fewer.
     """
     found: tuple[tuple[str, ...], str] = ((), "")
     for path, value in values.items():
-        if path.rpartition("/")[2].lower() not in _NAMES:
+        key = path.rpartition("/")[2].lower()
+        if key not in _NAMES:
             continue
         names = _in_order(value)
+        if names and key in _SURE and len(names) != classes:
+            raise CheckpointError(
+                f"{source}: {path} names the classes {listed(map(repr, names))}, {len(names)} in "
+                f"all, the data have {classes}; say with --classes which its logits are of."
+            )
         if len(names) != classes or all(map(_says_nothing, names, range(classes))):
             continue
         if found[0] and found[0] != names:

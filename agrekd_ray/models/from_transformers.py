@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from agrekd_ray.errors import AgrekdError
+from agrekd_ray.files import in_a_line
 from agrekd_ray.models.classifier import first_line, last_linear
 from agrekd_ray.models.described import is_timm, read_config
 from agrekd_ray.models.family import Parts
@@ -86,7 +88,9 @@ class Transformers:
         if name in _library().CONFIG_MAPPING:
             return model
         config = _config(model)
-        args = {k: v for k, v in config.to_diff_dict().items() if k not in _NOT_ARCHITECTURE}
+        # Folders also hold what was set elsewhere, and no configuration of this architecture takes.
+        taken = _taken(_library().AutoConfig.for_model(config.model_type)) - _NOT_ARCHITECTURE
+        args = {key: value for key, value in config.to_diff_dict().items() if key in taken}
         # What transformers takes for its default today it may not take tomorrow.
         if getattr(config, "pad_token_id", None) is not None:
             args["pad_token_id"] = config.pad_token_id
@@ -210,11 +214,8 @@ def _config(model: Model, **more: Any) -> Any:
         )
     if _folder(name) and not (Path(name) / "config.json").is_file():
         raise AgrekdError(f"{name}: no folder with a config.json of transformers")
-    if _folder(name) and is_timm(said := read_config(Path(name))):
-        raise AgrekdError(
-            f"{name}: a folder of timm, not of transformers; write timm/{said['architecture']}, "
-            f"with weights: {name}/FILE"
-        )
+    if _folder(name):
+        _check_folder(name, read_config(Path(name)))
     if not name:
         raise LookupError(model.name)
     try:
@@ -232,13 +233,35 @@ def _config(model: Model, **more: Any) -> Any:
         raise not_there(model.name, "configuration", error) from None
     except Exception as error:  # every configuration class has checks of its own
         raise AgrekdError(f"{model.name}: {_all_lines(error)}") from None
-    known = plain.to_dict().keys() | dict(getattr(plain, "attribute_map", {})).keys()
+    known = _taken(plain)
     for key in model.args:
         if key not in known:
             raise AgrekdError(
                 f"{model.name} takes no argument {key!r}; it takes {', '.join(sorted(known))}"
             )
     return config
+
+
+def _check_folder(name: str, config: Mapping[str, Any]) -> None:
+    if is_timm(config):
+        raise AgrekdError(
+            f"{name}: a folder of timm, not of transformers; write timm/{config['architecture']}, "
+            f"with weights: {name}/FILE"
+        )
+    kind, library = config.get("model_type"), _library()
+    if kind is not None and kind not in library.CONFIG_MAPPING:
+        raise AgrekdError(
+            f"{name}/config.json: this transformers ({library.__version__}) knows no model_type "
+            f"{kind!r}"
+        )
+    for key in ("id2label", "label2id"):
+        if not isinstance(config.get(key) or {}, Mapping):
+            raise AgrekdError(f"{name}/config.json: {key} must map numbers and names")
+
+
+def _taken(config: Any) -> set[str]:
+    """Arguments that a configuration takes."""
+    return {*config.to_dict(), *getattr(config, "attribute_map", {})}
 
 
 def _all_lines(error: Exception) -> str:
@@ -307,7 +330,7 @@ def preprocessing_of(folder: Path, shape: Shape) -> tuple[Preprocessing, list[st
         black_C, white_C, colour_C = made_BCHW[:, :, height // 2, width // 2].double()
     except Exception as error:  # whatever a processor, or one of something else, says
         raise AgrekdError(
-            f"{file}: cannot be used ({first_line(error)}); say with --preprocess what images go "
+            f"{file}: cannot be used ({in_a_line(error)}); say with --preprocess what images go "
             "through"
         ) from None
     std_C = 1 / (white_C - black_C)

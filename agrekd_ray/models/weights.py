@@ -64,6 +64,7 @@ class Fitted:
     Attributes:
         place: of the set of weights that was taken; `.` where the file is that set.
         others: other sets in the file that would have fitted, with other values.
+        partial: other sets that hold all parameters, but lack buffers (batch norm's statistics).
         left_out: names beside the network's that were not needed.
         normalisation: mean and deviation of a normalisation that stands in front of the network;
             None without one.
@@ -72,6 +73,7 @@ class Fitted:
 
     place: str
     others: tuple[str, ...] = ()
+    partial: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     normalisation: tuple[Tensor, Tensor] | None = None
     preceded: bool = False
@@ -255,6 +257,7 @@ def fit(
     return Fitted(
         place=_place(prefix),
         others=tuple(_place(other) for other in others),
+        partial=tuple(map(_place, _without_buffers(network, contents.tensors, needed))),
         left_out=tuple(left_out),
         normalisation=normalisation
         and (contents.tensors[normalisation[0]], contents.tensors[normalisation[1]]),
@@ -269,6 +272,13 @@ def _prefixes(tensors: State, needed: set[str]) -> Counter[str]:
         starts = [0, *(match.end() for match in re.finditer(r"[./]", path))]
         covered.update(path[:n] for n in starts if path[n:].replace("/", ".") in needed)
     return Counter({prefix: n for prefix, n in covered.items() if not _OPTIMIZER.search(prefix)})
+
+
+def _without_buffers(network: nn.Module, tensors: State, needed: set[str]) -> list[str]:
+    """Beginnings of sets that hold all parameters, but not all buffers."""
+    parameters = needed & {name for name, _ in network.named_parameters()}
+    whole, trained = _prefixes(tensors, needed), _prefixes(tensors, parameters)
+    return [p for p, n in trained.items() if n == len(parameters) and whole[p] < len(needed)]
 
 
 def _chosen(

@@ -147,6 +147,10 @@ def _state_dict(
         read.notes.append(
             f"weights: {fitted.place} taken; {listed(fitted.others)} would fit as well (--weights)"
         )
+    if fitted.partial:
+        read.notes.append(
+            f"weights: {fitted.place} taken; {listed(fitted.partial)} lacks batch norm's statistics"
+        )
     if model.name in WITH_AUXILIARY and "transform_input" not in model.args:
         read.notes.append(
             "transform_input: false; if its training began with torchvision's own weights, say "
