@@ -347,6 +347,30 @@ def test_a_record_that_another_job_finished_leaves_nothing_behind(make_job: Any)
     assert [p for p in job.outputs.store.rglob("*") if "partial" in p.name] == []
 
 
+def test_a_record_that_another_job_finishes_while_this_one_looks(
+    make_job: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job()
+    data, checkpoints, _ = pool_of(job)
+    outputs = records(job, data, checkpoints)
+    slow = TeacherHost(checkpoints, data, outputs=outputs)
+    assert slow.complete(0, 32) > 0
+    look, looked = outputs.read, []
+
+    def read(name: str, view: int) -> np.ndarray | None:
+        found = look(name, view)
+        looked.append(name)
+        if len(looked) == 1:
+            other = TeacherHost(checkpoints, data, outputs=records(job, data, checkpoints))
+            assert other.complete(0) == 0
+        return found
+
+    monkeypatch.setattr(outputs, "read", read)
+    assert slow.complete(0) == 0
+    assert [p for p in job.outputs.store.rglob("*") if "partial" in p.name] == []
+    assert records(job, data, checkpoints).missing([0]) == []
+
+
 def test_what_models_say_to_the_test_split_is_recorded_too(make_job: Any) -> None:
     job = make_job()
     data, checkpoints, _ = pool_of(job)

@@ -216,14 +216,13 @@ class TeacherHost:
         if outputs is None:
             return 0
         view = self._samples.view(epoch)
-        for name in list(self._partials.get(view, ())):
-            if outputs.read(name, view) is not None:  # another job was faster
-                self._partials[view].pop(name).discard()
-        partials = {
-            name: self._partial(outputs, name, view)
-            for name in self.names
-            if outputs.read(name, view) is None
-        }
+        begun = self._partials.get(view, {})
+        partials: dict[str, Partial] = {}
+        for name in self.names:  # one look at each: other jobs may finish records all the while
+            if outputs.read(name, view) is None:
+                partials[name] = self._partial(outputs, name, view)
+            elif name in begun:
+                begun.pop(name).discard()
         unknown_N = np.zeros(outputs.count, dtype=bool)
         for partial in partials.values():
             unknown_N |= ~partial.known_N
