@@ -13,10 +13,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from agrekd_ray.config import Job
 from agrekd_ray.data import Dataset, open_dataset
+from agrekd_ray.data.views import Views, augment, draws
 from agrekd_ray.outputs import Outputs
 from agrekd_ray.teachers import Draw, Pool, draw
 
@@ -106,3 +109,18 @@ def _descends(process: int) -> bool:
             return False
         parent = int(stat.rpartition(") ")[2].split()[1])
     return parent == os.getpid() and process != parent
+
+
+def shown_as(
+    images: Tensor,
+    views: Views,
+    *,
+    ids: np.ndarray | None = None,
+    seed: int = 0,
+    samples: int | None = None,
+    size: int | None = None,
+) -> Tensor:
+    """The images of some samples (all of a data set) in its first view."""
+    rows = np.arange(len(images)) if ids is None else ids
+    random = draws(views, seed, 0, samples or len(images))
+    return augment(images, [torch.from_numpy(each[rows]) for each in random], views, size)

@@ -77,10 +77,10 @@ def test_the_yardstick_follows_the_weighted_loss(make_job: Any) -> None:
     )
     teachers = [build(Model(name="cnn_deep", args={"width": 4}), data.shape, 10, n) for n in (5, 6)]
     student, twin = (build(Model(name="cnn", args={"width": 4}), data.shape, 10, 0) for _ in "ab")
-    naive = NaiveTrainer(student, data, training, Labels(data), seed=0)
+    naive = NaiveTrainer(student, data, training, Labels(), seed=0)
     naive.teachers, naive.temperature = teachers, 4.0
-    batch = naive.plan.batch(0)
-    naive.step(batch)
+    ((batch, loaded),) = naive.loaded([naive.plan.batch(0)])
+    naive.step(batch, loaded)
     images = data.inputs(batch.ids, 0)
     losses = [kd_loss(twin(images), t(images).detach(), 4.0).mean() for t in teachers]
     flat = [

@@ -91,25 +91,25 @@ def test_across_the_gradient_nobody_pulls():
 def test_pulls_are_the_parts_of_the_gradients_length(strategy, classes, seed, scale, weighted):
     sample_weighting = SampleWeighting() if weighted else None
     found, gradients_MBC = guided(strategy, classes, seed, scale, sample_weighting=sample_weighting)
-    norm_B = found.gradient.norm(dim=-1)
-    torch.testing.assert_close(found.pull.sum(0), norm_B, rtol=1e-4, atol=2e-5)
-    most_MB = found.weights * gradients_MBC.norm(dim=-1)
+    norm_B = found.gradient_BC.norm(dim=-1)
+    torch.testing.assert_close(found.pull_MB.sum(0), norm_B, rtol=1e-4, atol=2e-5)
+    most_MB = found.weights_MB * gradients_MBC.norm(dim=-1)
     if not weighted:
-        assert (found.pull.abs() <= most_MB + 1e-5).all()
-        assert (found.pull[found.weights == 0] == 0).all()
+        assert (found.pull_MB.abs() <= most_MB + 1e-5).all()
+        assert (found.pull_MB[found.weights_MB == 0] == 0).all()
 
 
 def test_who_teaches_alone_has_all_the_influence():
     found, gradients_MBC = guided("random", seed=3)
-    chosen = int(found.weights[:, 0].argmax())
-    torch.testing.assert_close(found.pull[chosen], gradients_MBC[chosen].norm(dim=-1))
-    assert (found.pull != 0).any(1).sum() == 1
+    chosen = int(found.weights_MB[:, 0].argmax())
+    torch.testing.assert_close(found.pull_MB[chosen], gradients_MBC[chosen].norm(dim=-1))
+    assert (found.pull_MB != 0).any(1).sum() == 1
 
 
 def test_teachers_that_cancel_out_and_skipped_samples_move_nothing():
     away_MBC = torch.tensor([[[1.0, -1.0]], [[-1.0, 1.0]]])
     given_ = {"student_logits": torch.zeros(1, 2), "temperature": 1.0}
-    assert combine("aver", away_MBC, **given_).pull.tolist() == [[0], [0]]
+    assert combine("aver", away_MBC, **given_).pull_MB.tolist() == [[0], [0]]
     along_MBC = torch.tensor([[[1.0, -1.0]], [[2.0, -2.0]]])
     skipped = combine("agre_kd", along_MBC, along_MBC[0], fallback="skip", **given_)
-    assert skipped.pull.tolist() == [[0], [0]]
+    assert skipped.pull_MB.tolist() == [[0], [0]]

@@ -44,8 +44,8 @@ def test_aver_is_distillation_from_the_mean_answer(temperature):
     logits_BC = student_BC.detach()
     gradients_MBC = kd_gradient(logits_BC, teachers_MBC, temperature)
     found = combine("aver", gradients_MBC, student_logits=logits_BC, temperature=temperature)
-    torch.testing.assert_close(found.gradient, expected_BC, rtol=1e-6, atol=1e-6)
-    assert found.weights.unique().tolist() == [0.25]
+    torch.testing.assert_close(found.gradient_BC, expected_BC, rtol=1e-6, atol=1e-6)
+    assert found.weights_MB.unique().tolist() == [0.25]
 
 
 def test_the_draws_of_random():
@@ -67,7 +67,7 @@ def test_the_draws_of_random():
     assert draws == DRAWS
     given = {"student_logits": torch.zeros(3, 4).double(), "temperature": 1.0}
     found = combine("random", gradients_MBC, seed=0, step=0, **given)
-    assert torch.equal(found.gradient, gradients_MBC[DRAWS[0][0]])
+    assert torch.equal(found.gradient_BC, gradients_MBC[DRAWS[0][0]])
 
 
 DRAWS = [[1, 2, 3, 3, 1, 4, 2, 2, 4, 3, 0, 4], [0, 2, 1, 1, 2, 2, 0, 1, 1, 1, 4, 1]]
@@ -83,8 +83,8 @@ def test_agre_kd_by_hand():
     found = combine(
         "agre_kd", gradients_MBC, biased_BC, student_logits=torch.zeros(1, 3), temperature=9.0
     )
-    torch.testing.assert_close(found.weights.flatten(), torch.tensor([0.0, 0.6, 0.4]))
-    torch.testing.assert_close(found.gradient, torch.tensor([[-0.6, 1.6, -1.0]]))
+    torch.testing.assert_close(found.weights_MB.flatten(), torch.tensor([0.0, 0.6, 0.4]))
+    torch.testing.assert_close(found.gradient_BC, torch.tensor([[-0.6, 1.6, -1.0]]))
 
 
 def head_and_losses(classes, temperature, seed=0):
@@ -135,11 +135,11 @@ def test_agre_kd_is_the_papers_loss_with_cosines_of_the_last_layer(classes, temp
         student_logits=logits_BC.detach(),
         temperature=temperature,
     )
-    got = torch.autograd.grad(logits_BC, everything, grad_outputs=found.gradient)
+    got = torch.autograd.grad(logits_BC, everything, grad_outputs=found.gradient_BC)
     for mine, theirs in zip(got, expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(found.loss, weighted_B.detach(), rtol=1e-5, atol=1e-5)
-    assert not found.fallback.any()
+    torch.testing.assert_close(found.loss_B, weighted_B.detach(), rtol=1e-5, atol=1e-5)
+    assert not found.fallback_B.any()
 
 
 @pytest.mark.parametrize("classes", [2, 10])
@@ -255,8 +255,8 @@ def test_agre_kd_with_two_classes_chooses_who_pulls_away(biased, fallback):
         )
         nobody = [1 / M if fallback == "uniform" else 0.0] * M
         expected = [one / sum(against) for one in against] if any(against) else nobody
-        assert torch.equal(found.weights.flatten(), torch.tensor(expected)), signs
-        assert bool(found.fallback) == (not any(against)), signs
+        assert torch.equal(found.weights_MB.flatten(), torch.tensor(expected)), signs
+        assert bool(found.fallback_B) == (not any(against)), signs
 
 
 def test_govern_with_two_classes_is_the_majority_of_signs():

@@ -5,10 +5,12 @@ import torch
 from torch.nn import functional
 
 from agrekd_ray.core.kd import (
+    entropy_from_gradients,
     kd_gradient,
+    kd_gradient_and_entropy,
     kd_loss,
     label_gradient,
-    loss_from_gradients,
+    mixed_loss,
     soft_targets,
 )
 
@@ -68,7 +70,7 @@ def test_leading_axes_are_teachers():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_is_promoted(dtype):
     student_BC, teacher_BC = logits(4, 3, seed=1, dtype=dtype), logits(4, 3, seed=2, dtype=dtype)
-    for function in (kd_loss, kd_gradient, soft_targets, loss_from_gradients):
+    for function in (kd_loss, kd_gradient, soft_targets, entropy_from_gradients):
         found = function(student_BC, teacher_BC, 4.0)
         assert found.dtype == torch.float32
         expected = function(student_BC.float(), teacher_BC.float(), 4.0)
@@ -81,7 +83,10 @@ def test_extreme_logits_stay_finite(temperature):
     for other_BC in (corners_BC, corners_BC.flip(0), -corners_BC):
         loss_B = kd_loss(corners_BC, other_BC, temperature)
         gradient_BC = kd_gradient(corners_BC, other_BC, temperature)
-        recovered_B = loss_from_gradients(corners_BC, gradient_BC, temperature)
+        entropy_B = entropy_from_gradients(corners_BC, gradient_BC, temperature)
+        recovered_B = mixed_loss(
+            corners_BC, gradient_BC, torch.ones(1, 4), entropy_B[None], temperature
+        )
         for values in (loss_B, gradient_BC, recovered_B):
             assert torch.isfinite(values).all()
         assert (gradient_BC.abs() <= temperature * (1 + 1e-6)).all()
@@ -97,12 +102,30 @@ def test_gradients_give_the_teachers_back(temperature, scale):
     expected_MBC = (teachers_MBC.double() / temperature).softmax(-1)
     assert (targets_MBC >= 0).all()
     torch.testing.assert_close(targets_MBC.double(), expected_MBC, rtol=0, atol=3e-7)
-    torch.testing.assert_close(
-        loss_from_gradients(student_BC, gradients_MBC, temperature),
-        kd_loss(student_BC, teachers_MBC, temperature),
-        rtol=1e-5,
-        atol=2e-5 * temperature**2,
-    )
+    both_MBC, entropy_MB = kd_gradient_and_entropy(student_BC, teachers_MBC, temperature)
+    torch.testing.assert_close(both_MBC, gradients_MBC, rtol=0, atol=0)
+    exact_MB = torch.special.entr(expected_MBC).sum(-1)
+    torch.testing.assert_close(entropy_MB.double(), exact_MB, rtol=0, atol=1e-6)
+    recovered_MB = entropy_from_gradients(student_BC, gradients_MBC, temperature)
+    torch.testing.assert_close(recovered_MB.double(), exact_MB, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("weights", [(1, 0, 0), (0, 0, 1), (0.2, 0.3, 0.5), (0, 0, 0)])
+@pytest.mark.parametrize("scale", [1.0, 5.0, 30.0])
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_the_combined_gradient_gives_the_loss_back(temperature, scale, weights):
+    student_BC, teachers_MBC = logits(6, 4, seed=1), logits(3, 6, 4, seed=2, scale=scale)
+    gradients_MBC, entropy_MB = kd_gradient_and_entropy(student_BC, teachers_MBC, temperature)
+    weights_MB = torch.tensor(weights)[:, None].expand(3, 6)
+    combined_BC = (weights_MB[..., None] * gradients_MBC).sum(0)
+    recovered_MB = entropy_from_gradients(student_BC, gradients_MBC, temperature)
+    for found_MB in (entropy_MB, recovered_MB):
+        torch.testing.assert_close(
+            mixed_loss(student_BC, combined_BC, weights_MB, found_MB, temperature),
+            (weights_MB * kd_loss(student_BC, teachers_MBC, temperature)).sum(0),
+            rtol=1e-5,
+            atol=2e-5 * temperature**2,
+        )
 
 
 @pytest.mark.parametrize("classes", [2, 10])
@@ -117,7 +140,7 @@ def test_label_gradient_is_that_of_cross_entropy(classes):
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
-@pytest.mark.parametrize("function", [kd_loss, kd_gradient, soft_targets, loss_from_gradients])
+@pytest.mark.parametrize("function", [kd_loss, kd_gradient, soft_targets, entropy_from_gradients])
 def test_a_temperature_must_be_finite_and_above_zero(function, temperature):
     with pytest.raises(ValueError, match="temperature"):
         function(logits(2, 3), logits(2, 3), temperature)

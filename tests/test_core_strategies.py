@@ -64,8 +64,8 @@ def test_agre_kd_with_two_classes_weighs_all_chosen_alike(seed, scale):
     against_MB = b.gradients_MBC[..., 0].sign() != b.biased_BC[..., 0].sign()
     chosen_B = against_MB.sum(0)
     expected_MB = torch.where(chosen_B == 0, 1 / 5, against_MB / chosen_B.clamp_min(1))
-    assert torch.equal(found.weights, expected_MB)
-    assert torch.equal(found.fallback, chosen_B == 0)
+    assert torch.equal(found.weights_MB, expected_MB)
+    assert torch.equal(found.fallback_B, chosen_B == 0)
 
 
 def test_agre_kd_where_all_stand_with_the_biased_model():
@@ -73,12 +73,12 @@ def test_agre_kd_where_all_stand_with_the_biased_model():
     biased_BC = torch.tensor([[0.3, -0.3], [0.3, -0.3]])
     given_ = {"student_logits": torch.zeros(2, 2), "temperature": 1.0}
     uniform = combine("agre_kd", gradients_MBC, biased_BC, **given_)
-    assert uniform.weights.T.tolist() == [[0.5, 0.5], [0, 1]]
+    assert uniform.weights_MB.T.tolist() == [[0.5, 0.5], [0, 1]]
     skipped = combine("agre_kd", gradients_MBC, biased_BC, fallback="skip", **given_)
-    assert skipped.weights.T.tolist() == [[0, 0], [0, 1]]
-    assert skipped.gradient[0].tolist() == [0, 0]
-    assert skipped.loss[0] == 0
-    assert uniform.fallback.tolist() == skipped.fallback.tolist() == [True, False]
+    assert skipped.weights_MB.T.tolist() == [[0, 0], [0, 1]]
+    assert skipped.gradient_BC[0].tolist() == [0, 0]
+    assert skipped.loss_B[0] == 0
+    assert uniform.fallback_B.tolist() == skipped.fallback_B.tolist() == [True, False]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 14.0])
@@ -91,8 +91,8 @@ def test_agre_kd_takes_no_direction_from_rounding(temperature):
     assert weights_MB.flatten().tolist() == [0, 0, 1, 0]
     given_ = {"student_logits": torch.zeros(1, 2), "temperature": temperature}
     unknown = combine("agre_kd", mixed_MBC, noise_MBC[0], **given_)
-    assert unknown.weights.flatten().tolist() == [0.25] * 4
-    assert unknown.fallback.all()
+    assert unknown.weights_MB.flatten().tolist() == [0.25] * 4
+    assert unknown.fallback_B.all()
 
 
 def test_agre_kd_counts_a_milliradian_as_none():
@@ -103,7 +103,7 @@ def test_agre_kd_counts_a_milliradian_as_none():
         found = combine(
             "agre_kd", turned_MBC, biased_BC, student_logits=torch.zeros(1, 3), temperature=1.0
         )
-        assert found.fallback.tolist() == [fallback]
+        assert found.fallback_B.tolist() == [fallback]
 
 
 def test_agre_kd_without_normalisation_is_the_dot_product():

@@ -127,17 +127,17 @@ def test_the_order_of_teachers_does_not_matter(name, options, b):
 @given(b=BATCHES)
 def test_combine_is_the_weighted_sum(name, options, b):
     found = guided(name, b, **options)
-    torch.testing.assert_close(found.weights, weights_of(name, b, **options), rtol=0, atol=0)
-    expected_BC = torch.einsum("mb,mbc->bc", found.weights, b.gradients_MBC)
-    torch.testing.assert_close(found.gradient, expected_BC, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.weights_MB, weights_of(name, b, **options), rtol=0, atol=0)
+    expected_BC = torch.einsum("mb,mbc->bc", found.weights_MB, b.gradients_MBC)
+    torch.testing.assert_close(found.gradient_BC, expected_BC, rtol=1e-5, atol=1e-5)
     exact_MB = kd_loss(b.student_BC, b.teachers_MBC, b.temperature)
-    expected_B = (found.weights * exact_MB).sum(0)
+    expected_B = (found.weights_MB * exact_MB).sum(0)
     reach = float(b.student_BC.abs().max()) / b.temperature  # of log-probabilities
     noise = (2e-5 + 1e-6 * reach) * b.temperature**2
-    torch.testing.assert_close(found.loss, expected_B, rtol=1e-5, atol=noise)
-    assert (found.loss >= 0).all()
-    assert found.fallback.dtype == torch.bool
-    assert found.fallback.shape == found.loss.shape
+    torch.testing.assert_close(found.loss_B, expected_B, rtol=1e-5, atol=noise)
+    assert (found.loss_B >= 0).all()
+    assert found.fallback_B.dtype == torch.bool
+    assert found.fallback_B.shape == found.loss_B.shape
 
 
 @every_strategy
@@ -163,7 +163,7 @@ def test_other_precisions_are_taken(name, options, dtype):
     weights_MB = weights_of(name, b, **options)
     assert weights_MB.dtype == torch.float32
     torch.testing.assert_close(weights_MB, exact_MB, rtol=0, atol=2e-2)
-    assert guided(name, b, **options).gradient.dtype == torch.promote_types(dtype, torch.float32)
+    assert guided(name, b, **options).gradient_BC.dtype == torch.promote_types(dtype, torch.float32)
 
 
 @every_strategy
@@ -173,8 +173,8 @@ def test_nothing_is_changed_or_tracked(name, options):
     b.gradients_MBC.requires_grad_()
     before_MBC = b.gradients_MBC.detach().clone()
     found = guided(name, b, sample_weighting=SampleWeighting(), **options)
-    assert not found.gradient.requires_grad
-    assert not found.weights.requires_grad
+    assert not found.gradient_BC.requires_grad
+    assert not found.weights_MB.requires_grad
     torch.testing.assert_close(b.gradients_MBC.detach(), before_MBC, rtol=0, atol=0)
 
 
@@ -252,9 +252,9 @@ def test_combine_scales_samples_but_not_teachers(name, options):
     scaled = guided(name, b, sample_weighting=SampleWeighting(0.1, 1.0), **options)
     scale_B = sample_weights(b.gradients_MBC, b.biased_BC, b.temperature, 0.1, 1.0)
     assert scale_B.max() > 1.05
-    torch.testing.assert_close(scaled.gradient, plain.gradient * scale_B[:, None])
-    torch.testing.assert_close(scaled.loss, plain.loss * scale_B)
-    torch.testing.assert_close(scaled.weights, plain.weights, rtol=0, atol=0)
+    torch.testing.assert_close(scaled.gradient_BC, plain.gradient_BC * scale_B[:, None])
+    torch.testing.assert_close(scaled.loss_B, plain.loss_B * scale_B)
+    torch.testing.assert_close(scaled.weights_MB, plain.weights_MB, rtol=0, atol=0)
 
 
 def test_sample_weighting_needs_the_biased_model():

@@ -26,6 +26,7 @@ from agrekd_ray.data.colored import (
 from agrekd_ray.data.idx import IMAGES, LABELS, read_idx, read_split
 from agrekd_ray.data.views import Views
 from agrekd_ray.errors import DataError
+from tests.shared import shown_as
 
 AUGMENTED = {"views": {"flip": True, "shift": 1.5, "rotate": 20}}
 
@@ -186,11 +187,8 @@ def test_views_differ_between_epochs_samples_and_seeds() -> None:
     assert ((first - second).abs().amax((1, 2, 3)) > 0.01).all()
     assert (data.view(0), data.view(7)) == (0, 7)
     same = torch.rand(1, 3, 8, 8).expand(2, -1, -1, -1)
-    from agrekd_ray.data.views import view
-
     shown = [
-        view(same, np.array([3, 4]), 0, views=data.settings.views, seed=s, samples=9)
-        for s in (0, 1)
+        shown_as(same, data.settings.views, ids=np.array([3, 4]), seed=s, samples=9) for s in (0, 1)
     ]
     assert not torch.allclose(shown[0][0], shown[0][1])
     assert not torch.allclose(shown[0], shown[1])
@@ -224,22 +222,18 @@ def test_a_flip_mirrors_about_half_of_the_images() -> None:
 @pytest.mark.parametrize("shape", [(8, 8), (6, 10)])
 def test_a_rotation_keeps_shapes(shape: tuple[int, int]) -> None:
     """A disc stays where it is, and as large, whatever the angle and the image's proportions."""
-    from agrekd_ray.data.views import view
-
     height, width = (4 * side for side in shape)
     y, x = np.mgrid[:height, :width]
     disc = (y - (height - 1) / 2) ** 2 + (x - (width - 1) / 2) ** 2 < (height / 3) ** 2
     images = torch.from_numpy(disc.astype(np.float32)).expand(16, 1, -1, -1)
-    turned = view(images, np.arange(16), 0, views=Views(rotate=180), seed=0, samples=16)
+    turned = shown_as(images, Views(rotate=180))
     assert ((turned - images).abs().mean((1, 2, 3)) < 0.03).all()
 
 
 def test_a_shift_stays_within_its_limit() -> None:
-    from agrekd_ray.data.views import view
-
     images = torch.zeros(200, 1, 21, 21)
     images[:, :, 10, 10] = 1
-    moved = view(images, np.arange(200), 0, views=Views(shift=3), seed=0, samples=200)[:, 0]
+    moved = shown_as(images, Views(shift=3))[:, 0]
     weight = moved.sum((1, 2))
     for axis in (1, 2):
         place = (moved.sum(3 - axis) * torch.arange(21)).sum(1) / weight - 10

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from pydantic import TypeAdapter
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from agrekd_ray.data import (
     DATASETS,
@@ -21,6 +22,7 @@ from agrekd_ray.data import (
     SELECT,
     TEST,
     TRAIN,
+    Arrays,
     Dataset,
     DataSettings,
     Groups,
@@ -30,6 +32,7 @@ from agrekd_ray.data import (
 from agrekd_ray.data.contract import check_contract
 from agrekd_ray.errors import DataError
 from agrekd_ray.settings import Settings
+from agrekd_ray.training import Loader, Request
 from tests import pictures, texts
 from tests.test_data import write_folder
 
@@ -156,6 +159,48 @@ def test_views_are_pure(settings: Any) -> None:
     assert not torch.equal(one.inputs(ids, 2), whole)
     assert torch.equal(one.inputs(ids, None), fresh(settings).inputs(ids, None))
     assert one.fingerprint == fresh(settings).fingerprint
+
+
+@pytest.mark.parametrize("epoch", [None, 1])
+def test_a_loader_brings_what_inputs_say(settings: Any, epoch: int | None) -> None:
+    augmented = "views" in type(settings).model_fields
+    values = {**settings.model_dump(mode="json"), **({"views": AUGMENTED} if augmented else {})}
+    data = fresh(parsed(values))
+    parts = np.split(np.random.default_rng(0).permutation(data.splits[TRAIN])[:12], 3)
+    brought = list(Loader(data)(Request(ids, epoch) for ids in parts))
+    assert len(brought) == len(parts)
+    for ids, loaded in zip(parts, brought, strict=True):
+        expected = data.inputs(ids, epoch)
+        if len(data.shape) == 1:  # what is cut off is padding
+            longest = loaded.inputs.shape[1]
+            assert (expected[:, longest:] == data.tokens[1]).all()  # type: ignore[attr-defined]
+            assert longest == data.lengths(ids).max()  # type: ignore[attr-defined]
+            expected = expected[:, :longest]
+        torch.testing.assert_close(loaded.inputs, expected, rtol=0, atol=1e-6)
+        assert loaded.inputs.dtype == expected.dtype
+        assert loaded.ids_B.tolist() == ids.tolist()
+        assert loaded.labels_B.tolist() == data.labels(ids).tolist()
+
+
+@pytest.mark.parametrize("epoch", [None, 1])
+def test_a_view_is_shown_where_its_rows_are(settings: Any, epoch: int | None) -> None:
+    """On a GPU: no tensor of another device comes in, and nothing is waited for."""
+    augmented = "views" in type(settings).model_fields
+    values = {**settings.model_dump(mode="json"), **({"views": AUGMENTED} if augmented else {})}
+    data = fresh(parsed(values))
+    if not isinstance(data, Arrays):
+        pytest.skip("is asked for its inputs, a batch at a time")
+    view = None if epoch is None else data.view(epoch)
+    arrays = data.arrays(view)
+    assert all(one is other for one, other in zip(arrays, data.arrays(view), strict=True))
+    with FakeTensorMode():
+        rows = [
+            torch.empty(4, *each.shape[1:], dtype=torch.from_numpy(each[:1].copy()).dtype).cuda()
+            for each in arrays
+        ]
+        shown = data.show(rows, view)
+    assert shown.device.type == "cuda"
+    assert shown.shape == (4, *data.shape)
 
 
 def test_opening_decodes_nothing(settings: Any) -> None:

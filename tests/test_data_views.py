@@ -13,8 +13,10 @@ from torch import Tensor
 from agrekd_ray.data import TRAIN
 from agrekd_ray.data.image_table import ImageTable, open_image_table
 from agrekd_ray.data.images import PictureDataset
-from agrekd_ray.data.views import Views, view
+from agrekd_ray.data.views import Views
 from tests import pictures
+
+from .shared import shown_as
 
 
 def ramp(side: int, count: int) -> Tensor:
@@ -26,15 +28,7 @@ def ramp(side: int, count: int) -> Tensor:
 
 def parts(views: dict[str, Any], side: int = 64, size: int = 32, count: int = 300) -> Tensor:
     """Left, right, top and bottom edge of what each view shows, [B, 4]; and the views."""
-    shown = view(
-        ramp(side, count),
-        np.arange(count),
-        0,
-        views=Views.model_validate(views),
-        seed=0,
-        samples=count,
-        size=size,
-    )
+    shown = shown_as(ramp(side, count), Views.model_validate(views), size=size)
     assert shown.shape == (count, 2, size, size)
     x, y = shown[:, 0, size // 2], shown[:, 1, :, size // 2]
     half_x, half_y = (x[:, -1] - x[:, 0]) / (size - 1) / 2, (y[:, -1] - y[:, 0]) / (size - 1) / 2
@@ -75,9 +69,9 @@ def test_without_a_crop_the_middle_is_shown() -> None:
     images = ramp(64, 4)
     middle = images[:, :, 16:48, 16:48]
     views = Views(shift=0.001)
-    shown = view(images, np.arange(4), 0, views=views, seed=0, samples=4, size=32)
+    shown = shown_as(images, views, size=32)
     torch.testing.assert_close(shown, middle, atol=1e-4, rtol=0)
-    flipped = view(images, np.arange(4), 0, views=Views(flip=True), seed=0, samples=4, size=32)
+    flipped = shown_as(images, Views(flip=True), size=32)
     for one, plain in zip(flipped, middle, strict=True):
         assert min((one - plain).abs().max(), (one - plain.flip(-1)).abs().max()) < 1e-4
 

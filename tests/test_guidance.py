@@ -16,7 +16,7 @@ from agrekd_ray.errors import CheckpointError, RunError
 from agrekd_ray.guidance import Distilled, Lesson, LocalTeachers, Question, TeacherHost
 from agrekd_ray.guidance.lesson import weigh_replies
 from agrekd_ray.models import load
-from agrekd_ray.training import Batch, BatchPlan
+from agrekd_ray.training import Batch, BatchPlan, Loader, Request
 
 from .shared import pool_of, records
 
@@ -45,7 +45,8 @@ def test_the_gradient_is_that_of_the_papers_loss(ensemble: Any, alpha: float) ->
     guidance = Distilled(lesson(drawn, alpha=alpha), LocalTeachers(host), data)
     batch = BatchPlan(data.splits[TRAIN], 24, 1, 0).batch(0)
     logits = torch.randn(24, 10, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    taught = guidance.gradient(batch, logits.detach())
+    (loaded,) = Loader(data)([Request(batch.ids, 0)])
+    taught = guidance.gradient(batch, loaded, logits.detach())
     images, labels = data.inputs(batch.ids, 0), data.labels(batch.ids)
     loss = (1 - alpha) * F.cross_entropy(logits, labels)
     for name, weight in zip(drawn.teachers, taught.weights_MB, strict=True):
@@ -55,7 +56,7 @@ def test_the_gradient_is_that_of_the_papers_loss(ensemble: Any, alpha: float) ->
         divergence = F.kl_div(mine, target, reduction="none", log_target=True).sum(1)
         loss = loss + alpha * (weight * 16 * divergence).mean()
     (expected,) = torch.autograd.grad(loss, logits)
-    torch.testing.assert_close(taught.gradient_BC, expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(taught.gradient_BC / 24, expected, rtol=1e-4, atol=1e-6)
     assert taught.loss_B.mean().item() == pytest.approx(loss.item(), rel=1e-3)
 
 

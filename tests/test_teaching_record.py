@@ -11,17 +11,19 @@ import numpy as np
 import pytest
 import torch
 
+from agrekd_ray.core.gradient import DistillationGradient
 from agrekd_ray.results import Epoch, Metrics, degraded, epochs_from_json, mean_epoch
 from agrekd_ray.training import Teaching, TeachingRecord
-from agrekd_ray.training.loop import Taught
 
 NAMES = ("aligned", "conflicting", "never seen")
 DATA: Any = SimpleNamespace(groups=SimpleNamespace(group_N=np.array([0, 0, 1, 1, 2]), names=NAMES))
 
 
-def taught(pull: list[list[float]], weights: list[list[float]], fallback: list[bool]) -> Taught:
+def taught(
+    pull: list[list[float]], weights: list[list[float]], fallback: list[bool]
+) -> DistillationGradient:
     B = len(fallback)
-    return Taught(
+    return DistillationGradient(
         torch.zeros(B, 2),
         torch.zeros(B),
         torch.tensor(weights),
@@ -30,9 +32,9 @@ def taught(pull: list[list[float]], weights: list[list[float]], fallback: list[b
     )
 
 
-def observe(record: TeachingRecord, ids: list[int], step: Taught) -> None:
-    batch: Any = SimpleNamespace(ids=np.array(ids))
-    record.observe(batch, step)
+def observe(record: TeachingRecord, ids: list[int], step: DistillationGradient) -> None:
+    loaded: Any = SimpleNamespace(ids_B=torch.tensor(ids))
+    record.observe(loaded, step)
 
 
 STEPS = (

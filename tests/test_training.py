@@ -11,12 +11,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from agrekd_ray.core.gradient import DistillationGradient
 from agrekd_ray.data import TRAIN, open_dataset
 from agrekd_ray.errors import RunError
 from agrekd_ray.models import Model, build
 from agrekd_ray.settings import Training
 from agrekd_ray.student import Assignment, Student
-from agrekd_ray.training import Batch, BatchPlan, Labels, Taught, Trainer
+from agrekd_ray.training import Batch, BatchPlan, Labels, Trainer
 from agrekd_ray.training.optimization import make_optimizer, make_schedule
 
 from .shared import flat_parameters as parameters
@@ -82,12 +83,11 @@ def test_the_learning_rate_warms_up_and_falls(schedule: Any, warmup: float) -> N
 def test_a_step_on_labels_is_the_usual_autograd_step(make_job: Any) -> None:
     data = open_dataset(make_job().data)
     model, twin = (build(Model(name="cnn"), data.shape, 10, seed=3) for _ in range(2))
-    trainer = Trainer(model, data, SMALL, Labels(data), seed=7)
+    trainer = Trainer(model, data, SMALL, Labels(), seed=7)
     optimizer = make_optimizer(twin.parameters(), SMALL)
     schedule = make_schedule(optimizer, SMALL, trainer.plan.steps_per_epoch)
-    for step in range(4):
-        batch = trainer.plan.batch(step)
-        trainer.step(batch)
+    for batch, loaded in trainer.loaded(map(trainer.plan.batch, range(4))):
+        trainer.step(batch, loaded)
         loss = F.cross_entropy(twin(data.inputs(batch.ids, 0)), data.labels(batch.ids))
         optimizer.zero_grad()
         loss.backward()
@@ -160,7 +160,7 @@ def test_training_never_looks_at_groups(make_job: Any) -> None:
     trained = []
     for samples in (data, _GroupBlind(data)):
         model = build(Model(name="cnn"), data.shape, 10, seed=0)
-        Trainer(model, samples, SMALL, Labels(samples), seed=0).epoch()
+        Trainer(model, samples, SMALL, Labels(), seed=0).epoch()
         trained.append(parameters(model))
     torch.testing.assert_close(trained[0], trained[1], rtol=0, atol=0)
 
@@ -174,10 +174,10 @@ def test_a_broken_loss_is_named_by_its_step_long_before_the_epoch_ends(
     asked: list[int] = []
 
     class Breaking(Labels):
-        def gradient(self, batch: Batch, logits_BC: torch.Tensor) -> Taught:
+        def gradient(self, batch: Batch, *given: Any) -> DistillationGradient:
             asked.append(batch.step)
-            taught = super().gradient(batch, logits_BC)
-            return replace(taught, loss_B=taught.loss_B * (broken if batch.step == 72 else 1.0))
+            found = super().gradient(batch, *given)
+            return replace(found, loss_B=found.loss_B * (broken if batch.step == 72 else 1.0))
 
     training = Training(epochs=2, batch_size=1, learning_rate=0.001)
     model = build(Model(name="cnn"), data.shape, 10, seed=0)
@@ -187,7 +187,7 @@ def test_a_broken_loss_is_named_by_its_step_long_before_the_epoch_ends(
         looks.append(len(loss_S))
         return loss_S
 
-    trainer = Trainer(model, data, training, Breaking(data), seed=0, total=total)
+    trainer = Trainer(model, data, training, Breaking(), seed=0, total=total)
     assert trainer.plan.steps_per_epoch == 160
     with pytest.raises(RunError, match=rf"loss is {broken} in step 73 of 160 of epoch 1: .*Lower"):
         trainer.epoch()
@@ -200,9 +200,9 @@ def test_the_loss_is_the_mean_over_all_steps_and_workers(make_job: Any, world: i
     data = open_dataset(make_job().data)
 
     class Counting(Labels):
-        def gradient(self, batch: Batch, logits_BC: torch.Tensor) -> Taught:
-            taught = super().gradient(batch, logits_BC)
-            return replace(taught, loss_B=torch.full((1,), 1.0 if batch.step else 2.0**24))
+        def gradient(self, batch: Batch, *given: Any) -> DistillationGradient:
+            found = super().gradient(batch, *given)
+            return replace(found, loss_B=torch.full((1,), 1.0 if batch.step else 2.0**24))
 
     def total(loss_S: torch.Tensor) -> torch.Tensor:
         assert loss_S.dtype == torch.float64
@@ -210,7 +210,7 @@ def test_the_loss_is_the_mean_over_all_steps_and_workers(make_job: Any, world: i
 
     model = build(Model(name="cnn"), data.shape, 10, seed=0)
     training = Training(epochs=1, batch_size=world, learning_rate=0.001)
-    trainer = Trainer(model, data, training, Counting(data), seed=0, world=world, total=total)
+    trainer = Trainer(model, data, training, Counting(), seed=0, world=world, total=total)
     steps = trainer.plan.steps_per_epoch
     assert trainer.epoch().loss == (2**24 + steps - 1) / steps
 
@@ -220,7 +220,7 @@ def test_divergence_is_an_error_that_says_what_to_do(make_job: Any) -> None:
     wild = Training(epochs=1, batch_size=32, learning_rate=1e30)
     model = build(Model(name="cnn"), data.shape, 10, seed=0)
     with pytest.raises(RunError, match=r"in step 2 of 5 of epoch 1: .*diverged.*learning_rate"):
-        Trainer(model, data, wild, Labels(data), seed=0).epoch()
+        Trainer(model, data, wild, Labels(), seed=0).epoch()
 
 
 def test_a_last_step_that_diverges_is_an_error_too(make_job: Any) -> None:
@@ -238,7 +238,7 @@ def test_autocast_trains_close_to_float32(make_job: Any) -> None:
     for autocast in ("none", "bfloat16"):
         training = Training(epochs=1, batch_size=32, learning_rate=0.05, autocast=autocast)
         model = build(Model(name="cnn"), data.shape, 10, seed=0)
-        losses[autocast] = Trainer(model, data, training, Labels(data), seed=0).epoch().loss
+        losses[autocast] = Trainer(model, data, training, Labels(), seed=0).epoch().loss
     assert losses["none"] != losses["bfloat16"]
     assert losses["bfloat16"] == pytest.approx(losses["none"], rel=0.02)
     assert len(data.splits[TRAIN]) == 160

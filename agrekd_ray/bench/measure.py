@@ -134,11 +134,11 @@ class _Room:
         names = self._names[: cell.teachers]
         if cell.way == "naive":
             teachers = [load(self._setting.checkpoints[name])[0] for name in names]
-            naive = NaiveTrainer(model, samples, training, Labels(samples), seed=0)
+            naive = NaiveTrainer(model, samples, training, Labels(), seed=0)
             naive.teachers, naive.temperature = teachers, TEMPERATURE
             return naive, None
         source = self._source(cell)
-        guidance: Guidance = Labels(samples)
+        guidance: Guidance = Labels()
         if source is not None:
             guidance = Distilled(self._lesson(names), source, samples)
         ahead = work.look_ahead if cell.way in ("live", "record") else 0

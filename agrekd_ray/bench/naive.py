@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from agrekd_ray.core.gradient import DistillationGradient
 from agrekd_ray.core.kd import kd_loss
-from agrekd_ray.training import Batch, Taught, Trainer
+from agrekd_ray.training import Batch, Loaded, Trainer
 
 
 class NaiveTrainer(Trainer):
@@ -27,9 +28,9 @@ class NaiveTrainer(Trainer):
     teachers: Sequence[nn.Module] = ()
     temperature: float = 1.0
 
-    def step(self, batch: Batch) -> Taught:
+    def step(self, batch: Batch, loaded: Loaded) -> DistillationGradient:
         """See `Trainer.step`."""
-        inputs = self.samples.inputs(batch.ids, batch.epoch).to(self.device)
+        inputs = loaded.inputs
         logits_BC = self.network(inputs)
         parameters = list(self.model.parameters())
         losses, gradients = [], []
@@ -48,4 +49,4 @@ class NaiveTrainer(Trainer):
         self.optimizer.step()
         self.schedule.step()
         detached: Tensor = loss_B.detach()
-        return Taught(torch.zeros_like(logits_BC), detached)
+        return DistillationGradient(torch.zeros_like(logits_BC), detached)

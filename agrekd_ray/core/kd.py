@@ -50,9 +50,20 @@ def kd_gradient(student_logits: Tensor, teacher_logits: Tensor, temperature: flo
     Raises:
         ValueError: for a temperature that is not finite and above 0, or shapes that differ.
     """
+    return kd_gradient_and_entropy(student_logits, teacher_logits, temperature)[0]
+
+
+@torch.no_grad()
+def kd_gradient_and_entropy(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """`kd_gradient`, and the entropies of the teachers' softened answers in nats, [..., B]."""
     student_BC, teachers = _pair(student_logits, teacher_logits, temperature, "teacher_logits")
-    answers_BC = (student_BC / temperature).softmax(-1)
-    return temperature * (answers_BC - (teachers / temperature).softmax(-1))
+    log_targets = (teachers / temperature).log_softmax(-1)
+    targets = log_targets.exp()
+    entropy = -(targets * log_targets).sum(-1)
+    answers_BC = temperature * (student_BC / temperature).softmax(-1)
+    return torch.sub(answers_BC, targets, alpha=temperature), entropy
 
 
 @torch.no_grad()
@@ -98,24 +109,42 @@ def soft_targets(student_logits: Tensor, gradients: Tensor, temperature: float) 
 
 
 @torch.no_grad()
-def loss_from_gradients(student_logits: Tensor, gradients: Tensor, temperature: float) -> Tensor:
-    """`kd_loss` recovered from the gradients alone, for reports: float32 leaves about 1e-5 · τ².
+def entropy_from_gradients(student_logits: Tensor, gradients: Tensor, temperature: float) -> Tensor:
+    """Entropies of the teachers' softened answers in nats, [..., B]; arguments as `soft_targets`.
+
+    In float32 good to about 1e-5.
+    """
+    return torch.special.entr(soft_targets(student_logits, gradients, temperature)).sum(-1)
+
+
+@torch.no_grad()
+def mixed_loss(
+    student_logits: Tensor,
+    gradient: Tensor,
+    weights: Tensor,
+    entropy: Tensor,
+    temperature: float,
+) -> Tensor:
+    """Σ_m w_m · `kd_loss`, for reports: in float32 it leaves about 1e-5 · τ².
+
+    Σ_m w_m KL_m is the cross-entropy of the teachers' mixture, which the combined gradient gives
+    back, with the student, less the teachers' entropies.
 
     Args:
         student_logits: [B, C], the logits that the gradients were taken at.
-        gradients: [..., B, C], from `kd_gradient` at the same temperature.
+        gradient: [B, C], the combined one, Σ_m w_m g_m.
+        weights: [M, B], of the teachers.
+        entropy: [M, B], of their softened answers, in nats.
         temperature: τ, above 0.
 
     Returns:
-        [..., B], not negative, in nats · τ².
-
-    Raises:
-        ValueError: for a temperature that is not finite and above 0, or shapes that differ.
+        [B], not negative, in nats · τ².
     """
-    targets = soft_targets(student_logits, gradients, temperature)
-    log_student_BC = functional.log_softmax(student_logits.to(targets.dtype) / temperature, dim=-1)
-    divergence = (torch.xlogy(targets, targets) - targets * log_student_BC).sum(-1)
-    return (temperature**2 * divergence).clamp_min(0)
+    log_student_BC = (student_logits.to(gradient.dtype) / temperature).log_softmax(-1)
+    total_B1 = weights.sum(0).unsqueeze(-1)
+    mixture_BC = (total_B1 * log_student_BC.exp() - gradient / temperature).clamp_min(0)
+    divergence_B = -(mixture_BC * log_student_BC).sum(-1) - (weights * entropy).sum(0)
+    return (temperature**2 * divergence_B).clamp_min(0)
 
 
 def floating(values: Tensor) -> Tensor:
@@ -130,12 +159,17 @@ def check_temperature(temperature: float) -> None:
 
 
 def check_labels(labels: Tensor, samples: int, classes: int, name: str = "labels") -> None:
-    """Raises ValueError unless `labels` is [samples] of integers in 0 … classes − 1."""
+    """Raises ValueError unless `labels` is [samples] of integers in 0 … classes − 1.
+
+    Their values are looked at on the CPU only: a GPU would be waited for.
+    """
     if labels.shape != (samples,):
         raise ValueError(f"{name} must have shape [{samples}], not {list(labels.shape)}")
     if labels.is_floating_point() or labels.is_complex():
         raise ValueError(f"{name} must be integers, not {labels.dtype}")
-    if samples and (int(labels.min()) < 0 or int(labels.max()) >= classes):
+    if not samples or labels.device.type != "cpu":
+        return
+    if int(labels.min()) < 0 or int(labels.max()) >= classes:
         raise ValueError(f"{name} must lie in 0 … {classes - 1}")
 
 

@@ -131,10 +131,15 @@ def random(evidence: Evidence, *, seed: int = 0, step: int = 0) -> Weights:
     A pure function of `seed` and `step`: every worker draws the same teacher without asking.
     """
     M, B, _ = evidence.gradients.shape
-    generator = torch.Generator().manual_seed(_mix(_mix(seed) + step))
     weights_MB = evidence.gradients.new_zeros(M, B)
-    weights_MB[int(torch.randint(M, (), generator=generator))] = 1
+    weights_MB[drawn_teacher(M, seed, step)] = 1
     return weights_MB, None
+
+
+def drawn_teacher(teachers: int, seed: int, step: int) -> int:
+    """Number of the teacher, below `teachers`, that `random` draws for a step."""
+    generator = torch.Generator().manual_seed(_mix(_mix(seed) + step))
+    return int(torch.randint(teachers, (), generator=generator))
 
 
 @strategy("ae_kd", per="batch")
@@ -147,11 +152,16 @@ def ae_kd(evidence: Evidence, *, box: float = 0.6) -> Weights:
     if not 0 < box <= 1:
         raise ValueError(f"ae_kd: box must lie in (0, 1], not {box}")
     mean_MC = evidence.gradients.double().mean(1)
-    gram_MM = mean_MC @ mean_MC.T
-    if bool((gram_MM.diagonal().sqrt() <= NO_DIRECTION * evidence.temperature).all()):
+    shares_M = _shortest(mean_MC @ mean_MC.T, box, NO_DIRECTION * evidence.temperature)
+    return shares_M.to(mean_MC.device)[:, None].repeat(1, evidence.gradients.shape[1]), None
+
+
+def _shortest(gram_MM: Tensor, box: float, negligible: float) -> Tensor:
+    """Shares of the shortest mixture, on the CPU, where it is found: a GPU is waited for, once."""
+    gram_MM = gram_MM.cpu()
+    if bool((gram_MM.diagonal().sqrt() <= negligible).all()):
         gram_MM = torch.zeros_like(gram_MM)
-    shares_M = shortest_mixture(gram_MM, box).to(evidence.gradients.device)
-    return shares_M[:, None].repeat(1, evidence.gradients.shape[1]), None
+    return shortest_mixture(gram_MM, box)
 
 
 @strategy("agre_kd", per="sample", needs_biased=True)
@@ -177,10 +187,13 @@ def agre_kd(
     assert evidence.biased_gradient is not None
     gradients_MBC, biased_BC = evidence.gradients.double(), evidence.biased_gradient.double()
     if normalize:
-        gradients_MBC, known_MB = _directions(gradients_MBC, evidence.temperature)
         biased_BC, known_B = _directions(biased_BC, evidence.temperature)
-        taking_part_MB = known_MB & known_B
-    disagreement_MB = 1 - (gradients_MBC * biased_BC).sum(-1)
+    agreement_MB = torch.einsum("mbc,bc->mb", gradients_MBC, biased_BC)
+    if normalize:
+        norm_MB = _norms(gradients_MBC)
+        taking_part_MB = (norm_MB > NO_DIRECTION * evidence.temperature) & known_B
+        agreement_MB = torch.where(taking_part_MB, agreement_MB / norm_MB, 0.0)
+    disagreement_MB = 1 - agreement_MB
     counts_MB = disagreement_MB > NO_WEIGHT
     if normalize:
         counts_MB &= taking_part_MB
@@ -215,7 +228,7 @@ def ca_mkd(evidence: Evidence, *, cross_entropy: Tensor | None = None) -> Weight
         cross_entropy = _cross_entropy(evidence)
     elif cross_entropy.shape != (M, B):
         raise ValueError(f"cross_entropy must be [{M}, {B}], not {list(cross_entropy.shape)}")
-    elif not bool(torch.isfinite(cross_entropy).all()):
+    elif cross_entropy.device.type == "cpu" and not bool(torch.isfinite(cross_entropy).all()):
         raise ValueError("cross_entropy holds NaN or infinity")
     if M == 1:
         return torch.ones_like(cross_entropy), None
@@ -230,11 +243,24 @@ def govern(evidence: Evidence) -> Weights:
     majority where its gradient has a positive dot product with the mean of the normalised
     gradients. A teacher without direction is in no majority; where nobody is, all are averaged.
     """
-    units_MBC, _ = _directions(evidence.gradients.double(), evidence.temperature)
-    member_MB = (units_MBC * units_MBC.mean(0)).sum(-1) > NO_DIRECTION
+    gradients_MBC = evidence.gradients.double()
+    inverse_MB = _norms(gradients_MBC).reciprocal()
+    pointless_MB = inverse_MB * NO_DIRECTION * evidence.temperature >= 1
+    inverse_MB = inverse_MB.masked_fill(pointless_MB, 0.0)
+    mean_BC = torch.einsum("mb,mbc->bc", inverse_MB, gradients_MBC) / len(gradients_MBC)
+    mean_BC -= mean_BC.mean(-1, keepdim=True)
+    agreement_MB = inverse_MB * torch.einsum("mbc,bc->mb", gradients_MBC, mean_BC)
+    member_MB = agreement_MB > NO_DIRECTION
     size_B = member_MB.sum(0)
     member_MB = member_MB | (size_B == 0)
     return member_MB / member_MB.sum(0), None
+
+
+def _norms(gradients: Tensor) -> Tensor:
+    """Norms of float64 gradients with their mean taken off, without a copy of all of them."""
+    square = torch.linalg.vector_norm(gradients, dim=-1).square()
+    mean = gradients.mean(-1)
+    return (square - gradients.shape[-1] * mean.square()).clamp_min(0).sqrt()
 
 
 def _directions(gradients: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

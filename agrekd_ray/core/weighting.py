@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from agrekd_ray.core.diagnostics import pulls
-from agrekd_ray.core.kd import check_temperature, floating, loss_from_gradients
+from agrekd_ray.core.gradient import DistillationGradient
+from agrekd_ray.core.kd import check_temperature, entropy_from_gradients, floating, mixed_loss
 from agrekd_ray.core.strategies import NO_DIRECTION, STRATEGIES, Evidence, Strategy
 
 __all__ = [
     "STRATEGIES",
-    "Guided",
+    "DistillationGradient",
     "SampleWeighting",
     "Strategy",
     "combine",
@@ -54,28 +55,6 @@ class SampleWeighting:
             raise ValueError(f"exponent must be finite and 0 or above, not {self.exponent}")
 
 
-@dataclass(frozen=True, eq=False)
-class Guided:
-    """What the teachers together tell the student on one batch.
-
-    Attributes:
-        gradient: [B, C], Σ_m w_m g_m by sample, times the sample's weight where that is on. Not
-            divided by the batch size.
-        weights: [M, B], float32, of the teachers; they sum to 1, or to 0 for a skipped sample.
-        loss: [B], the weighted distillation loss whose gradient that is, in nats · τ²; recovered
-            from the gradients, so in float32 good to about 1e-5 · τ².
-        fallback: [B], True where all weights were 0 (the 0/0 case) and the fallback decided.
-        pull: [M, B], how far each teacher moves the student along `gradient`; see
-            `diagnostics.pulls`. They sum to the gradient's norm, or all are 0 where it is rounding.
-    """
-
-    gradient: Tensor
-    weights: Tensor
-    loss: Tensor
-    fallback: Tensor
-    pull: Tensor
-
-
 @torch.no_grad()
 def combine(
     strategy: str,
@@ -85,9 +64,10 @@ def combine(
     student_logits: Tensor,
     temperature: float,
     labels: Tensor | None = None,
+    entropy: Tensor | None = None,
     sample_weighting: SampleWeighting | None = None,
     **options: Any,
-) -> Guided:
+) -> DistillationGradient:
     """One gradient from those of the teachers: that of the paper's weighted loss L_wKD.
 
     Where `needs_global_batch` holds, the batch must be the whole one, across workers.
@@ -99,6 +79,8 @@ def combine(
         student_logits: [B, C], the logits that the gradients were taken at.
         temperature: τ, above 0.
         labels: [B], for strategies that need them.
+        entropy: [M, B], of the teachers' softened answers in nats, for the loss; None has them
+            recovered from the gradients.
         sample_weighting: scales samples, or None; needs `biased_gradient`.
         options: of the strategy.
 
@@ -119,9 +101,11 @@ def combine(
     weights_MB = weights_MB.float()
     gradients_MBC = evidence.gradients
     exact_MB = weights_MB.to(gradients_MBC.dtype)
-    gradient_BC = (exact_MB.unsqueeze(-1) * gradients_MBC).sum(0)
+    gradient_BC = (exact_MB.unsqueeze(-1) * gradients_MBC).sum(0)  # a sixth of einsum's time
     pull_MB = pulls(exact_MB, gradients_MBC, gradient_BC, NO_DIRECTION * temperature)
-    loss_B = (exact_MB * loss_from_gradients(student_logits, gradients_MBC, temperature)).sum(0)
+    if entropy is None:
+        entropy = entropy_from_gradients(student_logits, gradients_MBC, temperature)
+    loss_B = mixed_loss(student_logits, gradient_BC, exact_MB, entropy, temperature)
     if sample_weighting is not None and evidence.biased_gradient is not None:
         scale_B = _scales(gradients_MBC, evidence.biased_gradient, temperature, sample_weighting)
         gradient_BC *= scale_B.unsqueeze(-1)
@@ -129,7 +113,8 @@ def combine(
         pull_MB *= scale_B
     if fallback_B is None:
         fallback_B = torch.zeros_like(loss_B, dtype=torch.bool)
-    return Guided(gradient_BC, weights_MB, loss_B, fallback_B, pull_MB)
+    lost_M = torch.zeros_like(weights_MB[:, 0], dtype=torch.bool)
+    return DistillationGradient(gradient_BC, loss_B, weights_MB, fallback_B, pull_MB, lost_M)
 
 
 @torch.no_grad()
@@ -262,7 +247,15 @@ def _check_shapes(gradients: Tensor, others: dict[str, Tensor | None]) -> None:
 
 
 def _check_finite(gradients_MBC: Tensor, biased_BC: Tensor | None) -> None:
-    """Raises before NaN can pass for a gradient without direction."""
+    """Raises before NaN can pass for a gradient without direction.
+
+    On a GPU, which would be waited for, nothing is raised: NaN goes on into gradient and loss.
+    """
+    if gradients_MBC.device.type != "cpu":
+        return
+    # A sum is finite only if all its terms are, and costs a fifth of looking at each.
+    if all(math.isfinite(float(t.sum())) for t in (gradients_MBC, biased_BC) if t is not None):
+        return
     biased_finite = biased_BC is None or bool(torch.isfinite(biased_BC).all())
     if biased_finite and bool(torch.isfinite(gradients_MBC).all()):
         return

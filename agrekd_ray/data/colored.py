@@ -8,6 +8,7 @@ it. A *bias-aligned* image has the colour of its class, a *bias-conflicting* one
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import numpy as np
@@ -15,11 +16,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from agrekd_ray.data.dataset import DFR, SELECT, TEST, TRAIN, Groups
+from agrekd_ray.data.dataset import DFR, SELECT, TEST, TRAIN, Groups, inputs_of
 from agrekd_ray.data.digits import bundled_digits
 from agrekd_ray.data.download import Fetched, fetch_idx
 from agrekd_ray.data.idx import read_split
-from agrekd_ray.data.views import Views, view
+from agrekd_ray.data.views import Views, augment, draws
 from agrekd_ray.errors import DataError
 from agrekd_ray.settings import Count, LocalPath, Seed, Settings, Share
 
@@ -168,7 +169,7 @@ class ColoredImages:
                 f"names and {len(MEANS)} colours; data.classes must name every class (at most "
                 f"{len(MEANS)})."
             )
-        self._grey = torch.from_numpy(np.ascontiguousarray(grey))
+        self._grey = np.ascontiguousarray(grey)
         self._labels = torch.from_numpy(np.ascontiguousarray(labels, dtype=np.int64))
         self.shape = (3, *grey.shape[1:])
         self.size = len(grey)
@@ -184,7 +185,7 @@ class ColoredImages:
         attribute = self._align(labels)
         names = ("bias-aligned", "bias-conflicting")
         self.groups = Groups(attribute, names, attribute, names)
-        self._colors = torch.from_numpy(self._draw_colors(labels, attribute))
+        self._colors = self._draw_colors(labels, attribute)
         self.fingerprint = self._digest()
         self.views_fingerprint = hashlib.sha256(
             f"{settings.seed} {settings.views.look}".encode()
@@ -194,21 +195,24 @@ class ColoredImages:
         """See `Samples.view`."""
         return self.settings.views.number(epoch)
 
+    def arrays(self, view: int | None) -> tuple[np.ndarray, ...]:
+        """See `Arrays.arrays`: grey images, colours, and what augments them."""
+        settings = self.settings
+        return self._grey, self._colors, *draws(settings.views, settings.seed, view, self.size)
+
+    def show(self, rows: Sequence[Tensor], view: int | None) -> Tensor:
+        """See `Arrays.show`."""
+        grey_BHW, colors_B3, *random = rows
+        images = grey_BHW[:, None] * colors_B3[:, :, None, None]
+        return augment(images, random, self.settings.views)
+
+    def lengths(self, ids: np.ndarray) -> np.ndarray | None:
+        """See `Arrays.lengths`."""
+        return None
+
     def inputs(self, ids: np.ndarray, epoch: int | None) -> Tensor:
         """See `Samples.inputs`."""
-        index = torch.from_numpy(np.asarray(ids))
-        images = self._grey[index][:, None] * self._colors[index][:, :, None, None]
-        if epoch is None:
-            return images
-        settings = self.settings
-        return view(
-            images,
-            ids,
-            settings.views.number(epoch),
-            views=settings.views,
-            seed=settings.seed,
-            samples=len(self._grey),
-        )
+        return inputs_of(self, ids, None if epoch is None else self.view(epoch))
 
     def labels(self, ids: np.ndarray) -> Tensor:
         """See `Samples.labels`."""
@@ -248,9 +252,9 @@ class ColoredImages:
     def _digest(self) -> str:
         """SHA-256 of everything that a model can see, the splits included."""
         digest = hashlib.sha256(" ".join(self.classes).encode())
-        for tensor in (self._grey, self._labels, self._colors):
-            digest.update(str(tuple(tensor.shape)).encode())
-            digest.update(tensor.numpy().tobytes())
+        for array in (self._grey, self._labels.numpy(), self._colors):
+            digest.update(str(array.shape).encode())
+            digest.update(array.tobytes())
         for name, ids in self.splits.items():
             digest.update(name.encode() + ids.astype(np.int64).tobytes())
         digest.update(self.groups.attribute_N.tobytes())

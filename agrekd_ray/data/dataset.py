@@ -60,6 +60,46 @@ class Samples(Protocol):
         ...
 
 
+@runtime_checkable
+class Arrays(Protocol):
+    """A data set that has its samples as arrays, and shows them on any device.
+
+    Loaders keep the arrays on a GPU or gather rows of them ahead of the step; a data set that is
+    not of this kind is asked for `inputs`, a batch at a time.
+    """
+
+    def arrays(self, view: int | None) -> tuple[np.ndarray, ...]:
+        """What a view is made of: arrays with a row a sample, by id, and the same ones each time.
+
+        Raw values (uint8 pictures, token ids) and the view's random numbers, float32. An array that
+        does not depend on the view is the same object for all of them.
+
+        Args:
+            view: its number; None is the view of evaluation.
+        """
+        ...
+
+    def show(self, rows: Sequence[Tensor], view: int | None) -> Tensor:
+        """The inputs of some samples, out of rows of `arrays(view)`, on the rows' device.
+
+        Row b depends on its own raw values and random numbers alone. Nothing waits for the device.
+        """
+        ...
+
+    def lengths(self, ids: np.ndarray) -> np.ndarray | None:
+        """Tokens of each text up to its last one, [B]: what lies beyond may be cut off.
+
+        None where the samples are no texts.
+        """
+        ...
+
+
+def inputs_of(samples: Arrays, ids: np.ndarray, view: int | None) -> Tensor:
+    """The inputs of some samples in one view, on the CPU; see `Samples.inputs`."""
+    index = np.asarray(ids)
+    return samples.show([torch.from_numpy(each[index]) for each in samples.arrays(view)], view)
+
+
 @dataclass(frozen=True)
 class Groups:
     """Group labels: for DFR, evaluation and reports, never for a student's training.

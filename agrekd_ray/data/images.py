@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from pydantic import ValidationInfo, field_validator
 from torch import Tensor
 
-from agrekd_ray.data.dataset import Groups
+from agrekd_ray.data.dataset import Groups, inputs_of
 from agrekd_ray.data.decode import CHANGED, REMARKS, Decoding, remarks_of
 from agrekd_ray.data.pictures import Source, Where, decoding
 from agrekd_ray.data.prepared import PreparedRows, PreparedSamples
-from agrekd_ray.data.views import Views, view
+from agrekd_ray.data.views import Views, augment, draws
 from agrekd_ray.settings import Count, LocalPath, Seed, Settings, fingerprint
 
 
@@ -108,21 +108,26 @@ class PictureDataset(PreparedSamples):
         """See `Samples.view`."""
         return self.settings.views.number(epoch)
 
+    def arrays(self, view: int | None) -> tuple[np.ndarray, ...]:
+        """See `Arrays.arrays`: squares of pixels, uint8, and what augments them."""
+        self.prepare()
+        settings = self.settings
+        return self.rows.rows(), *draws(settings.views, settings.seed, view, self.size)
+
+    def show(self, rows: Sequence[Tensor], view: int | None) -> Tensor:
+        """See `Arrays.show`."""
+        pixels, *random = rows
+        settings = self.settings
+        if random:
+            return augment(pixels.float() / 255, random, settings.views, settings.size)
+        edge = (settings.resize - settings.size) // 2
+        middle = slice(edge, edge + settings.size)
+        return pixels[:, :, middle, middle].float() / 255
+
+    def lengths(self, ids: np.ndarray) -> np.ndarray | None:
+        """See `Arrays.lengths`."""
+        return None
+
     def inputs(self, ids: np.ndarray, epoch: int | None) -> Tensor:
         """See `Samples.inputs`."""
-        self.prepare()
-        pixels = torch.from_numpy(self.rows.rows()[np.asarray(ids)])
-        settings, views = self.settings, self.settings.views
-        if epoch is None or not views.augments:
-            edge = (settings.resize - settings.size) // 2
-            middle = slice(edge, edge + settings.size)
-            return pixels[:, :, middle, middle].float() / 255
-        return view(
-            pixels.float() / 255,
-            ids,
-            views.number(epoch),
-            views=views,
-            seed=settings.seed,
-            samples=self.size,
-            size=settings.size,
-        )
+        return inputs_of(self, ids, None if epoch is None else self.view(epoch))

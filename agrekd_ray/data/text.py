@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from pydantic import field_validator
 from torch import Tensor
 
-from agrekd_ray.data.dataset import Groups, Samples
+from agrekd_ray.data.dataset import Groups, Samples, inputs_of
 from agrekd_ray.data.prepared import (
     BrokenRowsError,
     Made,
@@ -34,6 +33,7 @@ _EXCERPT = 200
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "spiece.model")
 _COMPARED = 100
 """Texts that two tokenizers are compared on."""
+_LENGTHS = 1 << 16
 
 
 class Texts(Settings):
@@ -118,10 +118,33 @@ class TextDataset(PreparedSamples):
         """See `Samples.view`; texts are not augmented."""
         return 0
 
+    def arrays(self, view: int | None) -> tuple[np.ndarray, ...]:
+        """See `Arrays.arrays`: token ids, int32."""
+        self.prepare()
+        return (self.rows.rows(),)
+
+    def show(self, rows: Sequence[Tensor], view: int | None) -> Tensor:
+        """See `Arrays.show`."""
+        return rows[0].long()
+
+    def lengths(self, ids: np.ndarray) -> np.ndarray | None:
+        """See `Arrays.lengths`."""
+        return self._all_lengths[ids]
+
+    @functools.cached_property
+    def _all_lengths(self) -> np.ndarray:
+        """Of all texts; where padding stands on the left, that of the whole rows."""
+        self.prepare()
+        rows, lengths = self.rows.rows(), []
+        for first in range(0, self.size, _LENGTHS):
+            text_BL = rows[first : first + _LENGTHS] != self.tokens[1]
+            beyond_B = text_BL[:, ::-1].argmax(1)
+            lengths.append(np.where(text_BL.any(1), text_BL.shape[1] - beyond_B, 1))
+        return np.concatenate(lengths)
+
     def inputs(self, ids: np.ndarray, epoch: int | None) -> Tensor:
         """See `Samples.inputs`."""
-        self.prepare()
-        return torch.from_numpy(self.rows.rows()[np.asarray(ids)].astype(np.int64))
+        return inputs_of(self, ids, None if epoch is None else self.view(epoch))
 
     def excerpt(self, sample: int) -> str:
         """See `Excerpted.excerpt`."""

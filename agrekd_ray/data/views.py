@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Annotated
 
 import numpy as np
@@ -70,84 +71,86 @@ class Views(Settings):
         return self.model_dump_json(exclude={"count"} if self.crop else {"count", "crop"})
 
 
-@functools.lru_cache(maxsize=4)  # this epoch's draws, and the next one's for those who look ahead
-def _draws(seed: int, number: int, samples: int) -> np.ndarray:
+@functools.lru_cache(maxsize=4)  # this view's draws, and the next one's for those who look ahead
+def _draws(seed: int, view: int, samples: int) -> np.ndarray:
     """Uniform draws in [0, 1), [samples, 4]: row i belongs to sample i in this view."""
-    return np.random.default_rng((seed, number)).random((samples, 4), dtype=np.float32)
+    return np.random.default_rng((seed, view)).random((samples, 4), dtype=np.float32)
 
 
 @functools.lru_cache(maxsize=4)
-def _crop_draws(seed: int, number: int, samples: int) -> np.ndarray:
+def _crop_draws(seed: int, view: int, samples: int) -> np.ndarray:
     """As `_draws`, for crops; apart, so that a crop leaves the other draws as they are."""
-    return np.random.default_rng((seed, number, 1)).random((samples, 4), dtype=np.float32)
+    return np.random.default_rng((seed, view, 1)).random((samples, 4), dtype=np.float32)
 
 
-def view(
-    images: Tensor,
-    ids: np.ndarray,
-    number: int,
-    *,
-    views: Views,
-    seed: int,
-    samples: int,
-    size: int | None = None,
+def draws(views: Views, seed: int, view: int | None, samples: int) -> tuple[np.ndarray, ...]:
+    """The random numbers of a view, a row a sample: what `augment` needs besides the images.
+
+    Args:
+        views: what may vary.
+        seed: of the data set.
+        view: its number, from 0; None is the image itself, which needs none.
+        samples: size of the whole data set; part of what defines the numbers.
+
+    Returns:
+        Up to two arrays, float32 [samples, 4] in [0, 1), the same objects for the same view.
+    """
+    if view is None or not views.augments:
+        return ()
+    own = _draws(seed, view, samples)
+    return (own,) if views.crop is None else (own, _crop_draws(seed, view, samples))
+
+
+def augment(
+    images: Tensor, draws: Sequence[Tensor], views: Views, size: int | None = None
 ) -> Tensor:
-    """The images as one view shows them.
+    """The images as one view shows them; works on their device and waits for nothing.
 
     Args:
         images: float32 [B, channels, height, width].
-        ids: sample ids, [B], below `samples`.
-        number: of the view, from 0.
+        draws: rows of `draws`, float32 [B, 4] each, on the device of the images.
         views: what may vary.
-        seed: of the data set.
-        samples: size of the whole data set; part of what defines the draws.
         size: height and width of the views; None for the images' own.
 
     Returns:
-        float32 [B, channels, height, width]; row b depends on (seed, number, ids[b]) and the image
-        alone, whatever else is in the batch.
+        float32 [B, channels, height, width]; row b depends on image b and its draws alone,
+        whatever else is in the batch.
     """
-    if not views.augments:
+    if not draws:
         return images
-    draws = torch.from_numpy(_draws(seed, number, samples)[ids])
-    height, width = (size, size) if size else images.shape[-2:]
-    angle = (2 * draws[:, 0] - 1) * math.radians(views.rotate)
-    mirror = torch.where(draws[:, 1] < 0.5, -1.0, 1.0) if views.flip else torch.ones(len(ids))
+    own_B4, (height, width) = draws[0], (size, size) if size else images.shape[-2:]
+    angle = (2 * own_B4[:, 0] - 1) * math.radians(views.rotate)
+    mirror = torch.where(own_B4[:, 1] < 0.5, -1.0, 1.0) if views.flip else torch.ones_like(angle)
     cos, sin = angle.cos(), angle.sin()
-    affine = torch.zeros(len(ids), 2, 3)
-    affine[:, 0, 0], affine[:, 0, 1] = cos * mirror, -sin * height / width
-    affine[:, 1, 0], affine[:, 1, 1] = sin * mirror * width / height, cos
-    affine[:, 0, 2] = (2 * draws[:, 2] - 1) * views.shift * 2 / width
-    affine[:, 1, 2] = (2 * draws[:, 3] - 1) * views.shift * 2 / height
-    extent_B2, centre_B2 = _part(images, ids, number, (height, width), views, seed, samples)
-    affine *= extent_B2[:, :, None]
-    affine[:, :, 2] += centre_B2
-    shape = [*images.shape[:2], height, width]
-    grid = F.affine_grid(affine, shape, align_corners=False)
+    (wide, high), (right, down) = _part(images, draws[1:], (width, height), views.crop)
+    shift_x = (2 * own_B4[:, 2] - 1) * views.shift * 2 / width
+    shift_y = (2 * own_B4[:, 3] - 1) * views.shift * 2 / height
+    rows = (
+        [cos * mirror * wide, -sin * height / width * wide, shift_x * wide + right],
+        [sin * mirror * width / height * high, cos * high, shift_y * high + down],
+    )
+    affine_B23 = torch.stack([torch.stack(row, 1) for row in rows], 1)
+    grid = F.affine_grid(affine_B23, [*images.shape[:2], height, width], align_corners=False)
     return F.grid_sample(images, grid, padding_mode="zeros", align_corners=False)
 
 
+Pair = tuple[Tensor | float, Tensor | float]
+
+
 def _part(
-    images: Tensor,
-    ids: np.ndarray,
-    number: int,
-    shown: tuple[int, int],
-    views: Views,
-    seed: int,
-    samples: int,
-) -> tuple[Tensor, Tensor]:
-    """What part of each image a view is made of: extents and centres, (x, y), [B, 2].
+    images: Tensor, draws: Sequence[Tensor], shown: tuple[int, int], crop: Crop | None
+) -> tuple[Pair, Pair]:
+    """What part of each image a view is made of: extents and centres, (x, y), [B] each.
 
     In units in which the image reaches from -1 to 1.
     """
     height, width = images.shape[-2:]
-    if views.crop is None:
-        middle_B2 = torch.tensor([shown[1] / width, shown[0] / height]).expand(len(ids), 2)
-        return middle_B2, torch.zeros(len(ids), 2)
-    draws = torch.from_numpy(_crop_draws(seed, number, samples)[ids])
-    (least, most), (narrow, wide) = views.crop.scale, views.crop.ratio
-    area = (least + (most - least) * draws[:, 0]) * height * width
-    ratio = (math.log(narrow) + (math.log(wide) - math.log(narrow)) * draws[:, 1]).exp()
-    sides_B2 = torch.stack([(area * ratio).sqrt() / width, (area / ratio).sqrt() / height], 1)
-    sides_B2 = sides_B2.clamp(max=1)
-    return sides_B2, (1 - sides_B2) * (2 * draws[:, 2:] - 1)
+    if crop is None:
+        return (shown[0] / width, shown[1] / height), (0.0, 0.0)
+    (least, most), (narrow, wide) = crop.scale, crop.ratio
+    area, ratio, x, y = draws[0].unbind(1)
+    area = (least + (most - least) * area) * height * width
+    ratio = (math.log(narrow) + (math.log(wide) - math.log(narrow)) * ratio).exp()
+    extent_x = ((area * ratio).sqrt() / width).clamp(max=1)
+    extent_y = ((area / ratio).sqrt() / height).clamp(max=1)
+    return (extent_x, extent_y), ((1 - extent_x) * (2 * x - 1), (1 - extent_y) * (2 * y - 1))

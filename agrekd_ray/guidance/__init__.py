@@ -2,11 +2,10 @@
 
 from agrekd_ray.guidance.distilled import Distilled, LocalTeachers
 from agrekd_ray.guidance.host import TeacherHost
-from agrekd_ray.guidance.lesson import Answer, Lesson, Question, Replies, Source
+from agrekd_ray.guidance.lesson import Lesson, Question, Replies, Source
 from agrekd_ray.guidance.recorded import RecordedTeachers, Replay
 
 __all__ = [
-    "Answer",
     "Distilled",
     "Lesson",
     "LocalTeachers",

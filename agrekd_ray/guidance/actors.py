@@ -18,11 +18,12 @@ import ray
 import torch
 
 from agrekd_ray.channel import plain_error
+from agrekd_ray.core.gradient import DistillationGradient
 from agrekd_ray.devices import device_for
 from agrekd_ray.guidance.fleet_settings import FleetSettings
 from agrekd_ray.guidance.home import LOST, Home
 from agrekd_ray.guidance.host import WHOLE, Part, TeacherHost
-from agrekd_ray.guidance.lesson import INLINE, Answer, Question, Replies, View, weigh_replies
+from agrekd_ray.guidance.lesson import INLINE, Question, Replies, View, weigh_replies
 from agrekd_ray.guidance.nodes import DriverData, this_node
 from agrekd_ray.meters import TeacherMeter, WeightingMeter
 from agrekd_ray.outputs import Outputs, OutputSettings
@@ -129,7 +130,7 @@ class WeightingActor:
         self._spans: dict[str, Span] = {}
         self._meter = WeightingMeter()
 
-    async def ask(self, question: Question) -> Answer:
+    async def ask(self, question: Question) -> DistillationGradient:
         """See `Source.ask`."""
         self._meter.asked()
         try:
@@ -137,7 +138,7 @@ class WeightingActor:
         finally:
             self._meter.answered()
 
-    async def _ask(self, question: Question) -> Answer:
+    async def _ask(self, question: Question) -> DistillationGradient:
         wanted: dict[Home, list[str]] = {}
         for name in question.lesson.members:
             wanted.setdefault(self._of[name], []).append(name)

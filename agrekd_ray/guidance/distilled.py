@@ -1,29 +1,33 @@
-"""A student's guidance by its teachers: asks a source, and mixes the labels in."""
+"""A student's guidance by its teachers: out of their records or from a source, and the labels."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 
-from agrekd_ray.core.kd import label_gradient
+from agrekd_ray.core.gradient import DistillationGradient
 from agrekd_ray.data import Samples
 from agrekd_ray.guidance.host import TeacherHost
-from agrekd_ray.guidance.lesson import Answer, Lesson, Question, Source, weigh_replies
-from agrekd_ray.training import Batch, Taught
+from agrekd_ray.guidance.lesson import Lesson, Question, Source, weigh_logits, weigh_replies
+from agrekd_ray.training import Batch, Column, Loaded, label_guidance
 
 
 class LocalTeachers:
     """All teachers in this process: the reference that the fleet is held to (a `Source`)."""
 
-    replayed = 0
-
     def __init__(self, host: TeacherHost) -> None:
         self._host = host
 
-    def ask(self, question: Question) -> Answer:
+    def columns(self, lesson: Lesson, epoch: int) -> Sequence[Column]:
+        """See `Source.columns`."""
+        return ()
+
+    def ask(self, question: Question) -> DistillationGradient:
         """See `Source.ask`."""
         return weigh_replies(question, [self._host.replies(question.lesson.members, question)])
 
@@ -35,62 +39,110 @@ class LocalTeachers:
 class Distilled:
     """The gradient of alpha * L_wKD + (1 - alpha) * L_cls (a `Guidance`; paper, equation 5).
 
-    Weightings that need the whole batch see it whole: the workers gather their logits, the first
-    one asks, and all get the answer. So a source keeps nothing between two questions.
+    Where the teachers' logits are recorded they come along with the batch, and all is computed on
+    its device, which nothing waits for. Else the source is asked.
+
+    Weightings that need the whole batch see it whole: the workers gather their logits. Out of
+    records each then computes the whole and takes its part; else the first one asks, and all get
+    the answer. So a source keeps nothing between two questions.
+
+    Attributes:
+        replayed: steps so far whose gradients came out of records.
     """
 
     def __init__(self, lesson: Lesson, source: Source, samples: Samples) -> None:
-        self._lesson, self._source, self._samples = lesson, source, samples
+        self._lesson, self._source = lesson, source
+        self._labels = Column(samples.labels(np.arange(samples.size)).numpy())
+        self.whole_batch = lesson.whole_batch
+        self.replayed = 0
 
-    def gradient(self, batch: Batch, logits_BC: Tensor) -> Taught:
+    def columns(self, epoch: int) -> Sequence[Column]:
+        """See `Guidance.columns`: the members' logits, and labels where weights need them."""
+        logits = self._source.columns(self._lesson, epoch)
+        return (*logits, self._labels) if logits and self._lesson.cross_entropy else logits
+
+    def gradient(self, batch: Batch, loaded: Loaded, logits_BC: Tensor) -> DistillationGradient:
         """See `Guidance.gradient`."""
-        if self._lesson.whole_batch and batch.world > 1:
+        whole = self.whole_batch and batch.world > 1
+        if loaded.further:
+            self.replayed += 1
+            logits_BmC = loaded.further[0]
+            labels_B = loaded.further[1] if self._lesson.cross_entropy else None
+            student_BC = _gathered(batch, logits_BC) if whole else logits_BC
+            distilled = weigh_logits(self._lesson, batch.step, student_BC, logits_BmC, labels_B)
+            if whole:
+                distilled = _part(distilled, batch)
+        elif whole:
             distilled = self._ask_whole(batch, logits_BC)
         else:
             distilled = self._ask(batch, batch.ids, logits_BC)
-        gradient_BC, weights_MB, loss_B, fallback_B, pull_MB, lost_M = distilled
         alpha = self._lesson.alpha
-        if alpha < 1:
-            labels_B = self._samples.labels(batch.ids).to(logits_BC.device)
-            gradient_BC = alpha * gradient_BC + (1 - alpha) * label_gradient(logits_BC, labels_B)
-            entropy_B = F.cross_entropy(logits_BC, labels_B, reduction="none")
-            loss_B = alpha * loss_B + (1 - alpha) * entropy_B
-        gradient_BC = gradient_BC / len(batch.ids)
-        return Taught(gradient_BC, loss_B, weights_MB, fallback_B, pull_MB, lost_M)
-
-    def _ask(self, batch: Batch, ids: np.ndarray, logits_BC: Tensor) -> tuple[Tensor, ...]:
-        answer = self._source.ask(Question.of(self._lesson, batch, ids, logits_BC))
-        parts = (
-            answer.gradient_BC,
-            answer.weights_MB,
-            answer.loss_B,
-            answer.fallback_B,
-            answer.pull_MB,
-            answer.lost_M,
+        if alpha == 1:
+            return distilled
+        labels = label_guidance(logits_BC, loaded.labels_B)
+        return replace(
+            distilled,
+            gradient_BC=alpha * distilled.gradient_BC + (1 - alpha) * labels.gradient_BC,
+            loss_B=alpha * distilled.loss_B + (1 - alpha) * labels.loss_B,
         )
-        return tuple(torch.from_numpy(np.array(part)).to(logits_BC.device) for part in parts)
 
-    def _ask_whole(self, batch: Batch, logits_BC: Tensor) -> tuple[Tensor, ...]:
-        parts = [torch.empty_like(logits_BC) for _ in range(batch.world)]
-        dist.all_gather(parts, logits_BC.contiguous())
-        classes, teachers = logits_BC.shape[1], len(self._lesson.teachers)
-        widths = (classes, teachers, teachers, 1, 1, teachers)
-        packed = logits_BC.new_empty(len(batch.every), sum(widths))
+    def _ask(self, batch: Batch, ids: np.ndarray, logits_BC: Tensor) -> DistillationGradient:
+        question = Question.of(self._lesson, batch, ids, logits_BC)
+        return self._source.ask(question).to(logits_BC.device)
+
+    def _ask_whole(self, batch: Batch, logits_BC: Tensor) -> DistillationGradient:
+        every_BC = _gathered(batch, logits_BC)
+        M = len(self._lesson.teachers)
+        widths = (every_BC.shape[1], 1, M, 1, M, M)
+        packed = every_BC.new_empty(len(every_BC), sum(widths))
         if batch.rank == 0:
-            gradient_BC, weights_MB, loss_B, fallback_B, pull_MB, lost_M = self._ask(
-                batch, batch.every, torch.cat(parts)
-            )
-            ends = torch.stack([loss_B, fallback_B.float()], dim=1)
-            lost_BM = lost_M.float().expand(len(batch.every), -1)
-            packed = torch.cat([gradient_BC, weights_MB.T, pull_MB.T, ends, lost_BM], dim=1)
+            packed = _packed(self._ask(batch, batch.every, every_BC))
         dist.broadcast(packed, 0)
-        mine = packed[batch.rank * len(batch.ids) : (batch.rank + 1) * len(batch.ids)]
-        gradient_BC, weights_BM, pull_BM, loss_B1, fallback_B1, lost_BM = mine.split(widths, dim=1)
-        return (
+        gradient_BC, loss_B1, weights_BM, fallback_B1, pull_BM, lost_BM = packed.split(widths, 1)
+        found = DistillationGradient(
             gradient_BC,
-            weights_BM.T,
             loss_B1[:, 0],
-            fallback_B1[:, 0] > 0.5,
+            weights_BM.T,
+            fallback_B1[:, 0] > 0,
             pull_BM.T,
-            lost_BM[0] > 0.5,
+            lost_BM[0] > 0,
         )
+        return _part(found, batch)
+
+
+def _gathered(batch: Batch, logits_BC: Tensor) -> Tensor:
+    """The student's logits for the whole global batch, from all workers."""
+    parts = [torch.empty_like(logits_BC) for _ in range(batch.world)]
+    dist.all_gather(parts, logits_BC.contiguous())
+    return torch.cat(parts)
+
+
+def _packed(whole: DistillationGradient) -> Tensor:
+    """All parts side by side, a row a sample: one message costs less than six."""
+    parts_BK = (
+        whole.gradient_BC,
+        whole.loss_B[:, None],
+        _there(whole.weights_MB).T,
+        _there(whole.fallback_B)[:, None],
+        _there(whole.pull_MB).T,
+        _there(whole.lost_M).expand(len(whole.loss_B), -1),
+    )
+    return torch.cat([part.to(whole.gradient_BC.dtype) for part in parts_BK], 1)
+
+
+def _part(whole: DistillationGradient, batch: Batch) -> DistillationGradient:
+    """What is for this worker's samples."""
+    mine = slice(batch.rank * len(batch.ids), (batch.rank + 1) * len(batch.ids))
+    return DistillationGradient(
+        whole.gradient_BC[mine],
+        whole.loss_B[mine],
+        _there(whole.weights_MB)[:, mine],
+        _there(whole.fallback_B)[mine],
+        _there(whole.pull_MB)[:, mine],
+        whole.lost_M,
+    )
+
+
+def _there(part: Tensor | None) -> Tensor:
+    assert part is not None  # teachers leave no part out
+    return part

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import ray
@@ -16,13 +16,14 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from agrekd_ray.channel import plain_error
+from agrekd_ray.core.gradient import DistillationGradient
 from agrekd_ray.data import DataSettings
 from agrekd_ray.errors import RunError
 from agrekd_ray.events import Note, Post
 from agrekd_ray.guidance.actors import TeacherActor, WeightingActor
 from agrekd_ray.guidance.fleet_settings import FleetSettings
 from agrekd_ray.guidance.host import WHOLE, Part
-from agrekd_ray.guidance.lesson import Answer, Question
+from agrekd_ray.guidance.lesson import Lesson, Question
 from agrekd_ray.guidance.nodes import DriverData, cluster_nodes, look_for_room, waits_for_room
 from agrekd_ray.guidance.placement import (
     Node,
@@ -35,6 +36,7 @@ from agrekd_ray.guidance.placement import (
 )
 from agrekd_ray.outputs import OutputSettings
 from agrekd_ray.results import Effort
+from agrekd_ray.training import Column
 
 STALL_SECONDS = 30.0
 STEPS_HELD = 3
@@ -60,9 +62,11 @@ class FleetSource:
     post: Post
     _known: set[str] = field(default_factory=set)
 
-    replayed: ClassVar[int] = 0
+    def columns(self, lesson: Lesson, epoch: int) -> Sequence[Column]:
+        """See `Source.columns`; what is recorded is others' matter."""
+        return ()
 
-    def ask(self, question: Question) -> Answer:
+    def ask(self, question: Question) -> DistillationGradient:
         """See `Source.ask`.
 
         Raises:

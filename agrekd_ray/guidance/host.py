@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from agrekd_ray.models import check_classes, load
 from agrekd_ray.outputs import Outputs, Partial
 from agrekd_ray.results import Span, added
 from agrekd_ray.settings import Autocast
+from agrekd_ray.training import Loader, Request
 
 VIEWS_OPEN = 3
 """Views with unfinished records that a host keeps open: last epoch's, this one's, the next."""
@@ -63,6 +64,7 @@ class TeacherHost:
         outputs: Outputs | None = None,
     ) -> None:
         self._samples, self._device = samples, torch.device(device)
+        self._loader = Loader(samples, device)
         self._autocast, self._capacity, self._outputs = autocast, capacity, outputs
         self._backbones: dict[str, nn.Module] = {}
         self._heads: dict[str, tuple[str, nn.Module]] = {}
@@ -175,8 +177,9 @@ class TeacherHost:
         for partial in begun.values():
             unknown_B |= ~partial.known_N[rows]
         if unknown_B.any():
-            computed = self._compute(tuple(begun), epoch, ids[unknown_B])
-            self._record(outputs, epoch, rows[unknown_B], computed)
+            self._record(
+                outputs, epoch, rows[unknown_B], self._compute(begun, epoch, ids[unknown_B])
+            )
         logits_mBC = {name: partial.get(rows) for name, partial in begun.items()} | {
             name: record[rows].astype(np.float32)
             for name, record in records.items()
@@ -229,20 +232,43 @@ class TeacherHost:
         missing = np.flatnonzero(unknown_N)
         missing = missing[missing % part[1] == part[0]]
         now = missing if limit is None else missing[:limit]
-        for start in range(0, len(now), FILL):
-            rows = now[start : start + FILL]
+        parts = [now[start : start + FILL] for start in range(0, len(now), FILL)]
+        under_way: tuple[np.ndarray, Callable[[], dict[str, Tensor]]] | None = None
+        for rows, loaded in zip(parts, self._loader(self._requests(epoch, parts)), strict=True):
             wanted = [name for name, p in partials.items() if not p.known_N[rows].all()]
-            self._record(outputs, epoch, rows, self._compute(wanted, epoch, outputs.ids(rows)))
+            started = self._start(wanted, epoch, loaded.inputs)
+            if under_way is not None:  # what came before is written while the device computes
+                self._record(outputs, epoch, under_way[0], under_way[1]())
+            under_way = rows, started
+        if under_way is not None:
+            self._record(outputs, epoch, under_way[0], under_way[1]())
         if len(now) == len(missing) and part == WHOLE:
             for name in partials:
                 self._partials[view].pop(name).finish()
         return len(missing) - len(now)
 
-    def _compute(self, names: Sequence[str], epoch: int, ids: np.ndarray) -> dict[str, Tensor]:
+    def _compute(self, names: Iterable[str], epoch: int, ids: np.ndarray) -> dict[str, Tensor]:
         began = time.perf_counter()
-        inputs = self._samples.inputs(ids, epoch)
-        if self._device.type == "cuda":
-            inputs = inputs.pin_memory().to(self._device, non_blocking=True)
+        (loaded,) = self._loader([Request(ids, epoch)])
+        return self._start(tuple(names), epoch, loaded.inputs, began)()
+
+    def _requests(self, epoch: int, parts: Sequence[np.ndarray]) -> Iterator[Request]:
+        assert self._outputs is not None
+        return (Request(self._outputs.ids(rows), epoch) for rows in parts)
+
+    @torch.inference_mode()
+    def _start(
+        self, names: Sequence[str], epoch: int, inputs: Tensor, began: float | None = None
+    ) -> Callable[[], dict[str, Tensor]]:
+        """Has the teachers' backbones compute; what it returns waits for the logits, on the CPU.
+
+        Args:
+            names: of the teachers.
+            epoch: whose view is shown.
+            inputs: on the device.
+            began: when the work for them began; None for now.
+        """
+        began = time.perf_counter() if began is None else began
         if inputs.ndim == 4:  # images
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         heads: dict[str, list[str]] = {}
@@ -261,21 +287,48 @@ class TeacherHost:
 
         passes = self._computing.map(through, heads) if len(heads) > 1 else map(through, heads)
         done = dict(zip(heads, passes, strict=True))
-        logits = {name: answer.cpu() for part, _ in done.values() for name, answer in part.items()}
-        self.forwards += len(heads)
-        seconds = time.perf_counter() - began
-        self.seconds += seconds
-        for shared, (_, own) in done.items():
+        logits = {
+            name: answer.to("cpu", non_blocking=True)
+            for answers, _ in done.values()
+            for name, answer in answers.items()
+        }
+        arrived = torch.cuda.Event() if self._device.type == "cuda" else None
+        if arrived is not None:
+            arrived.record()
+
+        def result() -> dict[str, Tensor]:
+            if arrived is not None:
+                arrived.synchronize()
+            seconds = time.perf_counter() - began
             # A GPU is only told what to do; all that is known is when it had done everything.
-            took = own if self._device.type == "cpu" else seconds / len(heads)
+            self._count(
+                heads,
+                seconds,
+                {
+                    shared: own if arrived is None else seconds / len(heads)
+                    for shared, (_, own) in done.items()
+                },
+                len(inputs),
+            )
+            for name, answer in logits.items():
+                broken = int((~torch.isfinite(answer)).any(1).sum())
+                if broken:
+                    raise RunError(
+                        f"teacher {name} answers with NaN or infinite logits (epoch {epoch}, "
+                        f"{broken} of {len(answer)} samples); train it again, or set "
+                        "fleet.autocast: none."
+                    )
+            return logits
+
+        return result
+
+    def _count(
+        self, heads: Collection[str], seconds: float, own: Mapping[str, float], samples: int
+    ) -> None:
+        """Adds up what some passes took: in all, and by backbone."""
+        self.forwards += len(heads)
+        self.seconds += seconds
+        for shared, took in own.items():
             hosted = ", ".join(name for name, (where, _) in self._heads.items() if where == shared)
             self.spans = added(self.spans, {f"forward {hosted}": Span(1, took)})
-        self.computed += len(heads) * len(ids)
-        for name, answer in logits.items():
-            broken = int((~torch.isfinite(answer)).any(1).sum())
-            if broken:
-                raise RunError(
-                    f"teacher {name} answers with NaN or infinite logits (epoch {epoch}, {broken} "
-                    f"of {len(ids)} samples); train it again, or set fleet.autocast: none."
-                )
-        return logits
+        self.computed += len(heads) * samples

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from agrekd_ray.core.kd import kd_gradient
+from agrekd_ray.core.gradient import DistillationGradient
+from agrekd_ray.core.kd import kd_gradient, kd_gradient_and_entropy
 from agrekd_ray.core.weighting import (
     STRATEGIES,
     SampleWeighting,
@@ -20,7 +20,7 @@ from agrekd_ray.core.weighting import (
 )
 from agrekd_ray.data import Samples
 from agrekd_ray.errors import RunError
-from agrekd_ray.training import DIVERGED, Batch
+from agrekd_ray.training import DIVERGED, Batch, Column
 
 
 @dataclass(frozen=True)
@@ -125,31 +125,18 @@ class Replies:
     cross_entropy_mB: np.ndarray | None = None
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What the ensemble says to a question; see `core.weighting.Guided`.
-
-    `lost_M` says which teachers are lost and were left out; their weights and pulls are 0.
-    """
-
-    gradient_BC: np.ndarray
-    weights_MB: np.ndarray
-    loss_B: np.ndarray
-    fallback_B: np.ndarray
-    pull_MB: np.ndarray
-    lost_M: np.ndarray
-
-
 class Source(Protocol):
     """Where answers come from."""
 
-    @property
-    def replayed(self) -> int:
-        """Answers out of records so far."""
+    def columns(self, lesson: Lesson, epoch: int) -> Sequence[Column]:
+        """Recorded logits of all members of a lesson, in its order, as one column; else none.
+
+        Called in a loader's thread. While an epoch lasts, it is the same column.
+        """
         ...
 
-    def ask(self, question: Question) -> Answer:
-        """The ensemble's answer; the same whenever the question is repeated."""
+    def ask(self, question: Question) -> DistillationGradient:
+        """What the ensemble says, on the CPU; the same whenever the question is repeated."""
         ...
 
     def complete(self, epoch: int) -> None:
@@ -172,15 +159,13 @@ def reply(
     gradients_mBC = kd_gradient(student_BC, logits_mBC, question.lesson.temperature)
     entropy_mB = None
     if question.lesson.cross_entropy:
-        labels_B = samples.labels(question.ids)
-        entropies = [F.cross_entropy(z, labels_B, reduction="none") for z in logits_mBC]
-        entropy_mB = torch.stack(entropies).numpy()
+        entropy_mB = cross_entropies(logits_mBC, samples.labels(question.ids)).numpy()
     return Replies(tuple(names), gradients_mBC.numpy(), entropy_mB)
 
 
 def weigh_replies(
     question: Question, told: Sequence[Replies], lost: Collection[str] = ()
-) -> Answer:
+) -> DistillationGradient:
     """Combine the members' replies as the lesson says.
 
     Args:
@@ -193,58 +178,120 @@ def weigh_replies(
         RunError: the student's logits are no longer finite.
     """
     lesson = question.lesson
-    lost_M = np.array([name in lost for name in lesson.teachers])
-    there = tuple(name for name in lesson.teachers if name not in lost)
+    there = [name for name in lesson.teachers if name not in lost]
     gradients = {
         name: gradient_BC
         for some in told
         for name, gradient_BC in zip(some.names, some.gradients_mBC, strict=True)
     }
-    options = dict(lesson.options)
-    if lesson.strategy == "random":
-        options |= {"seed": lesson.seed, "step": question.step}
-    if lesson.cross_entropy:
-        entropies = {
-            name: entropy_B
-            for some in told
-            if some.cross_entropy_mB is not None
-            for name, entropy_B in zip(some.names, some.cross_entropy_mB, strict=True)
-        }
-        options["cross_entropy"] = _stacked(entropies, there)
-    biased = _stacked(gradients, (lesson.biased,))[0] if lesson.uses_biased else None
+    entropies = {
+        name: entropy_B
+        for some in told
+        if some.cross_entropy_mB is not None
+        for name, entropy_B in zip(some.names, some.cross_entropy_mB, strict=True)
+    }
     try:
-        guided = combine(
-            lesson.strategy,
+        return weighed(
+            lesson,
+            question.step,
+            torch.from_numpy(np.array(question.logits_BC)),
             _stacked(gradients, there),
-            biased,
-            student_logits=torch.from_numpy(np.array(question.logits_BC)),
-            temperature=lesson.temperature,
-            sample_weighting=lesson.sample_weighting,
-            **options,
+            _stacked(gradients, [lesson.biased])[0] if lesson.uses_biased else None,
+            _stacked(entropies, there) if lesson.cross_entropy else None,
+            lost,
         )
     except FloatingPointError:  # teachers are checked where they answer
         raise RunError(
             f"the student's logits are no longer finite in step {question.step + 1} of its "
             f"training (epoch {question.epoch + 1}): {DIVERGED}"
         ) from None
-    return Answer(
-        guided.gradient.numpy(),
-        _spread(guided.weights.numpy(), lost_M),
-        guided.loss.numpy(),
-        guided.fallback.numpy(),
-        _spread(guided.pull.numpy(), lost_M),
-        lost_M,
+
+
+def weigh_logits(
+    lesson: Lesson, step: int, student_BC: Tensor, logits_BmC: Tensor, labels_B: Tensor | None
+) -> DistillationGradient:
+    """The same out of logits that all members have left behind, on their device.
+
+    Args:
+        lesson: how they teach.
+        step: number of the step.
+        student_BC: the student's logits, float32.
+        logits_BmC: of `lesson.members`, in that order.
+        labels_B: where the lesson asks for the teachers' cross-entropy.
+    """
+    logits_mBC = logits_BmC.transpose(0, 1).float()
+    gradients_mBC, softened_mB = kd_gradient_and_entropy(student_BC, logits_mBC, lesson.temperature)
+    M, members = len(lesson.teachers), lesson.members
+    return weighed(
+        lesson,
+        step,
+        student_BC,
+        gradients_mBC[:M],
+        gradients_mBC[members.index(lesson.biased)] if lesson.uses_biased else None,
+        None if labels_B is None else cross_entropies(logits_mBC[:M], labels_B),
+        softened_MB=softened_mB[:M],
     )
 
 
-def _spread(there_mB: np.ndarray, lost_M: np.ndarray) -> np.ndarray:
+def weighed(
+    lesson: Lesson,
+    step: int,
+    student_BC: Tensor,
+    gradients_MBC: Tensor,
+    biased_BC: Tensor | None,
+    entropy_MB: Tensor | None,
+    lost: Collection[str] = (),
+    softened_MB: Tensor | None = None,
+) -> DistillationGradient:
+    """The teachers' gradients as one, as the lesson says.
+
+    Args:
+        lesson: how they teach.
+        step: number of the step.
+        student_BC: the student's logits, float32.
+        gradients_MBC: of the lesson's teachers, without those that are lost.
+        biased_BC: the biased model's gradient, where the lesson uses it.
+        entropy_MB: the teachers' cross-entropy with the labels, where the lesson asks for it.
+        lost: names of teachers that are left out; their weights and pulls are 0.
+        softened_MB: entropies of the teachers' softened answers, where they are known.
+
+    Raises:
+        FloatingPointError: logits on the CPU are not finite.
+    """
+    options = dict(lesson.options)
+    if lesson.strategy == "random":
+        options |= {"seed": lesson.seed, "step": step}
+    if entropy_MB is not None:
+        options["cross_entropy"] = entropy_MB
+    found = combine(
+        lesson.strategy,
+        gradients_MBC,
+        biased_BC,
+        student_logits=student_BC,
+        temperature=lesson.temperature,
+        entropy=softened_MB,
+        sample_weighting=lesson.sample_weighting,
+        **options,
+    )
+    if not lost:
+        return found
+    lost_M = torch.tensor([name in lost for name in lesson.teachers])
+    spread = {name: _spread(getattr(found, name), lost_M) for name in ("weights_MB", "pull_MB")}
+    return replace(found, lost_M=lost_M, **spread)
+
+
+def cross_entropies(logits_mBC: Tensor, labels_B: Tensor) -> Tensor:
+    """Of each teacher's answers with the labels, [m, B]."""
+    index_mB1 = labels_B.expand(logits_mBC.shape[:2]).unsqueeze(-1)
+    return -logits_mBC.log_softmax(-1).gather(-1, index_mB1).squeeze(-1)
+
+
+def _spread(there_mB: Tensor, lost_M: Tensor) -> Tensor:
     """Rows of the teachers that are there, among rows of 0 for those that are lost."""
-    if not lost_M.any():
-        return there_mB
-    all_MB = np.zeros((len(lost_M), there_mB.shape[1]), there_mB.dtype)
+    all_MB = there_mB.new_zeros(len(lost_M), there_mB.shape[1])
     all_MB[~lost_M] = there_mB
     return all_MB
 
 
-def _stacked(parts: dict[str, np.ndarray], names: tuple[str, ...]) -> Tensor:
+def _stacked(parts: dict[str, np.ndarray], names: Sequence[str]) -> Tensor:
     return torch.from_numpy(np.stack([parts[name] for name in names]))

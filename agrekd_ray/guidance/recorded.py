@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from agrekd_ray.core.gradient import DistillationGradient
 from agrekd_ray.data import Samples
 from agrekd_ray.errors import RunError
-from agrekd_ray.guidance.lesson import Answer, Question, Source, reply, weigh_replies
+from agrekd_ray.guidance.lesson import Lesson, Question, Source, weigh_logits
 from agrekd_ray.outputs import Outputs, OutputSettings
+from agrekd_ray.training import Column
 
 
 class RecordedTeachers:
-    """Answers from records where all who are asked have one, else from the fleet (a `Source`).
+    """Records where all who are asked have one, else the fleet (a `Source`).
 
-    Every view is looked up when it is first asked for, and again in the next epoch; so a student
-    leaves its teachers alone as soon as what they said is there whole.
+    Every view is looked up when an epoch begins; so a student leaves its teachers alone as soon as
+    what they said is there whole.
 
     Args:
         outputs: the records.
@@ -29,33 +32,44 @@ class RecordedTeachers:
     def __init__(self, outputs: Outputs, samples: Samples, fleet: Source | None) -> None:
         self._outputs, self._samples, self._fleet = outputs, samples, fleet
         self._looked: tuple[int, tuple[str, ...]] | None = None
-        self._complete = False
-        self.replayed = 0
-        """Answers out of records so far."""
+        self._recorded: tuple[Column, ...] = ()
 
-    def ask(self, question: Question) -> Answer:
+    def columns(self, lesson: Lesson, epoch: int) -> Sequence[Column]:
+        """See `Source.columns`.
+
+        Raises:
+            RunError: a record is missing or damaged, and there is no fleet.
+        """
+        if self._looked != (epoch, lesson.members):
+            self._look(lesson, epoch)
+        if not self._recorded and self._fleet is None:
+            raise self._lost(lesson, epoch)
+        return self._recorded
+
+    def ask(self, question: Question) -> DistillationGradient:
         """See `Source.ask`.
 
         Raises:
             RunError: a record is missing or damaged, and there is no fleet.
             AgrekdError: what the fleet raised.
         """
-        if self._looked != (question.epoch, question.lesson.members):
-            self._look(question)
-        if not self._complete:
-            if self._fleet is None:
-                raise self._lost(question)
-            try:
-                return self._fleet.ask(question)
-            except RunError:
-                # The fleet is released when the last record is finished, maybe just now.
-                if not self._look(question):
-                    raise
-        return self._replay(question)
+        lesson = question.lesson
+        if self._fleet is None:
+            raise self._lost(lesson, question.epoch)
+        try:
+            return self._fleet.ask(question)
+        except RunError:
+            # The fleet is released when the last record is finished, maybe just now.
+            if not self._look(lesson, question.epoch):
+                raise
+        logits_BmC = self._recorded[0].gathered(question.ids)
+        labels_B = self._samples.labels(question.ids) if lesson.cross_entropy else None
+        student_BC = torch.from_numpy(np.array(question.logits_BC))
+        return weigh_logits(lesson, question.step, student_BC, logits_BmC, labels_B)
 
     def complete(self, epoch: int) -> None:
         """See `Source.complete`."""
-        if self._fleet is not None and not self._complete:
+        if self._fleet is not None and not self._recorded:
             try:
                 self._fleet.complete(epoch)
             except RunError:
@@ -64,29 +78,23 @@ class RecordedTeachers:
                     raise
         self._looked = None
 
-    def _look(self, question: Question) -> bool:
-        view = self._samples.view(question.epoch)
-        members = question.lesson.members
-        self._looked = (question.epoch, members)
-        self._complete = all(self._outputs.read(name, view) is not None for name in members)
-        return self._complete
+    def _look(self, lesson: Lesson, epoch: int) -> bool:
+        """Whether all members have a record of the epoch's view."""
+        view = self._samples.view(epoch)
+        records = [self._outputs.read(name, view) for name in lesson.members]
+        whole = [record for record in records if record is not None]
+        self._looked = (epoch, lesson.members)
+        if len(whole) < len(records):
+            self._recorded = ()
+        elif not self._recorded or any(
+            a is not b for a, b in zip(whole, self._recorded[0].arrays, strict=False)
+        ):
+            self._recorded = (Column(*whole, row_of=self._outputs.row_of, stacked=True),)
+        return bool(self._recorded)
 
-    def _replay(self, question: Question) -> Answer:
-        self.replayed += 1
-        view, members = self._samples.view(question.epoch), question.lesson.members
-        rows = self._outputs.rows(question.ids)
-        classes = len(self._samples.classes)
-        logits_mBC = torch.empty(len(members), len(rows), classes)
-        for logits_BC, name in zip(logits_mBC.numpy(), members, strict=True):
-            record = self._outputs.read(name, view)
-            if record is None:
-                raise self._lost(question)
-            logits_BC[:] = record[rows]
-        return weigh_replies(question, [reply(question, members, logits_mBC, self._samples)])
-
-    def _lost(self, question: Question) -> RunError:
-        view = self._samples.view(question.epoch)
-        members = [n for n in question.lesson.members if self._outputs.read(n, view) is None]
+    def _lost(self, lesson: Lesson, epoch: int) -> RunError:
+        view = self._samples.view(epoch)
+        members = [n for n in lesson.members if self._outputs.read(n, view) is None]
         return RunError(
             f"the recorded outputs of {', '.join(members)} for view {view} are missing or damaged; "
             "`agrekd resume RUN` computes them again."

@@ -12,6 +12,7 @@ import os
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,9 +72,9 @@ class Key:
     classes: int
     split: str = TRAIN
 
-    @property
+    @cached_property
     def digest(self) -> str:
-        """Of everything but the name."""
+        """Of everything but the name; asked for with every record that is looked up."""
         return fingerprint(FORMAT, {**asdict(self), "teacher": None})
 
     @property

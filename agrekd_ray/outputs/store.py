@@ -59,8 +59,9 @@ class Outputs:
         ids = samples.splits[TRAIN]
         self.count = len(ids)
         """N, samples of a view."""
-        self._row_of = np.full(samples.size, -1)
-        self._row_of[ids] = np.arange(len(ids))
+        self.row_of = np.full(samples.size, -1)
+        """The row that a sample of the training split has in a record, by id; -1 for others."""
+        self.row_of[ids] = np.arange(len(ids))
         self.keys = {
             name: _key(folder, settings, samples, autocast) for name, folder in checkpoints.items()
         }
@@ -68,7 +69,7 @@ class Outputs:
 
     def rows(self, ids: np.ndarray) -> np.ndarray:
         """Rows of the records that samples of the training split have."""
-        return self._row_of[ids]
+        return self.row_of[ids]
 
     def ids(self, rows: np.ndarray) -> np.ndarray:
         """The samples of some rows."""

@@ -24,8 +24,8 @@ from agrekd_ray.planning.settings import Machines, Times
 from agrekd_ray.planning.setup import Setup
 from agrekd_ray.planning.step import Step, forward_ms, live_step, replay_parts
 
-COPIES = 10
-"""Times the gradients' own bytes that weighing takes at its peak: 7 to 10, by strategy."""
+COPIES = 5
+"""Times the gradients' own bytes that weighing takes at its peak: 4 to 6, as memory is reused."""
 
 
 @dataclass(frozen=True)

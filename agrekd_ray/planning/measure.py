@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from agrekd_ray.guidance.lesson import weigh_replies
 from agrekd_ray.models import Model, build
 from agrekd_ray.planning.setup import Setup
 from agrekd_ray.settings import Training
-from agrekd_ray.training import Labels, Trainer
+from agrekd_ray.training import Labels, Loader, Trainer
 
 WARM, COUNTED = 2, 7
 SMALL, LARGE = (8, 64, 10), (8, 64, 2000)
@@ -68,10 +69,11 @@ def student_step(
     """Milliseconds of a training step on labels alone."""
     settings = training.model_copy(update={"batch_size": samples, "epochs": 1_000})
     built = build(model, dataset.shape, len(dataset.classes), 0).to(device)
-    trainer = Trainer(built, dataset, settings, Labels(dataset), seed=0, device=device)
+    trainer = Trainer(built, dataset, settings, Labels(), seed=0, loader=Loader(dataset, device))
     built.train()
-    steps = iter(range(len(trainer.plan)))
-    return timed(lambda: trainer.step(trainer.plan.batch(next(steps))), device)[0]
+    steps = trainer.loaded(map(trainer.plan.batch, range(len(trainer.plan))))
+    with contextlib.closing(steps):
+        return timed(lambda: trainer.step(*next(steps)), device)[0]
 
 
 def weighing_costs(strategies: tuple[str, ...]) -> dict[str, Any]:

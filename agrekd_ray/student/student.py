@@ -35,6 +35,7 @@ from agrekd_ray.settings import (
 from agrekd_ray.teachers import DfrSettings, retrain_head
 from agrekd_ray.training import (
     Labels,
+    Loader,
     Teaching,
     TeachingRecord,
     Trainer,
@@ -147,17 +148,18 @@ class Student:
         if lesson is not None and source is None:
             raise ValueError(f"{assignment.name} needs teachers, but there is no source")
         self._source = source if lesson else None
-        guidance = Distilled(lesson, source, dataset) if lesson and source else Labels(dataset)
-        self._record = TeachingRecord(dataset, lesson.teachers) if lesson else None
+        self._distilled = Distilled(lesson, source, dataset) if lesson and source else None
+        self._loader = Loader(dataset, device)
+        self._record = TeachingRecord(dataset, lesson.teachers, device) if lesson else None
         shape, classes = dataset.shape, len(dataset.classes)
         self.model: Classifier = build(assignment.model, shape, classes, assignment.seed)
         self.trainer = Trainer(
             self.model.to(device),
             dataset,
             assignment.training,
-            guidance,
+            self._distilled or Labels(),
             seed=assignment.seed,
-            device=device,
+            loader=self._loader,
             rank=rank,
             world=world,
             wrap=wrap,
@@ -173,15 +175,14 @@ class Student:
 
     def epoch(self) -> Epoch | None:
         """Train the next epoch, then evaluate; the record is None on all workers but the first."""
-        replayed = self._source.replayed if self._source is not None else 0
+        replayed = self._distilled.replayed if self._distilled is not None else 0
         finished = self.trainer.epoch()
         teaching = self._record.close(self._total) if self._record else Teaching()
         if not self._evaluates:
             return None
         if self._source is not None:
             self._source.complete(finished.epoch)
-        ids = self._dataset.splits[SELECT]
-        probabilities_NC = predict(self.model, self._dataset, ids, device=self._device).softmax(1)
+        probabilities_NC = self._answers(SELECT)
         record = Epoch(
             finished.epoch,
             finished.loss,
@@ -191,7 +192,7 @@ class Student:
             selection=self._judge(probabilities_NC) if self._judge else {},
             steps=self.trainer.plan.steps_per_epoch,
             guidance_seconds=finished.guidance_seconds,
-            replayed_steps=self._source.replayed - replayed if self._source is not None else 0,
+            replayed_steps=self._distilled.replayed - replayed if self._distilled else 0,
             **vars(teaching),
         )
         self.history.append(record)
@@ -250,14 +251,17 @@ class Student:
         outcomes.append(self._leave(students, self.model, given.method, self.history))
         return outcomes
 
+    def _answers(self, split: str, model: Classifier | None = None) -> Tensor:
+        """Probabilities [N, C] of the student, or a copy of it, for a split."""
+        ids = self._dataset.splits[split]
+        logits_NC = predict(model or self.model, self._dataset, ids, loader=self._loader)
+        return logits_NC.softmax(1)
+
     def _leave(
         self, students: Path, model: Classifier, method: str, history: list[Epoch]
     ) -> Outcome:
         given, data = self.assignment, self._dataset
-        answers = {
-            split: predict(model, data, data.splits[split], device=self._device).softmax(1)
-            for split in (SELECT, TEST)
-        }
+        answers = {split: self._answers(split, model) for split in (SELECT, TEST)}
         splits = {split: score(data, split, found) for split, found in answers.items()}
         folder = students / given.folder / f"{method}-seed-{given.seed}"
         outcome = Outcome(

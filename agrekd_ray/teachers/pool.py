@@ -16,10 +16,11 @@ from agrekd_ray.models import Classifier, Manifest, Model, build, identified, lo
 from agrekd_ray.results import Metrics
 from agrekd_ray.settings import Seed, Settings, Training, fingerprint
 from agrekd_ray.teachers.dfr import DfrSettings, retrain_head
-from agrekd_ray.training import Labels, Trainer, evaluate
+from agrekd_ray.training import Labels, Loader, Trainer, evaluate
 
-METHOD = 1
-"""Version of what a recipe means; raised when the same recipe gives other weights."""
+METHOD, METHOD_OF_TEXTS = 1, 2
+"""Version of what a recipe means; raised when the same recipe gives other weights. 2: batches of
+texts of about one length."""
 
 
 class Recipe(Settings):
@@ -89,7 +90,8 @@ class Pool:
         data = self._dataset
         shown = [data.view(epoch) for epoch in range(recipe.training.epochs)]
         made_of = recipe.model_copy(update={"model": identified(recipe.model)})
-        return fingerprint(METHOD, made_of, data.fingerprint, data.views_fingerprint, shown)
+        method = METHOD_OF_TEXTS if len(data.shape) == 1 else METHOD
+        return fingerprint(method, made_of, data.fingerprint, data.views_fingerprint, shown)
 
     def folder(self, recipe: Recipe) -> Path:
         """Where the model is, or will be."""
@@ -155,9 +157,8 @@ class Pool:
     ) -> Classifier:
         data = self._dataset
         model = build(recipe.model, data.shape, len(data.classes), recipe.seed).to(device)
-        trainer = Trainer(
-            model, data, recipe.training, Labels(data), seed=recipe.seed, device=device
-        )
+        loader = Loader(data, device)
+        trainer = Trainer(model, data, recipe.training, Labels(), seed=recipe.seed, loader=loader)
         for epoch in range(recipe.training.epochs):
             trainer.epoch()
             progress(recipe.name, epoch + 1, recipe.training.epochs)

@@ -11,22 +11,27 @@ from agrekd_ray.training.evaluation import (
     predict,
     score,
 )
-from agrekd_ray.training.loop import DIVERGED, Guidance, Labels, Taught, Trainer
+from agrekd_ray.training.loader import Column, Loaded, Loader, Request
+from agrekd_ray.training.loop import DIVERGED, Guidance, Labels, Trainer, label_guidance
 
 __all__ = [
     "DIVERGED",
     "Batch",
     "BatchPlan",
+    "Column",
     "Guidance",
     "Judge",
     "Labels",
-    "Taught",
+    "Loaded",
+    "Loader",
+    "Request",
     "Teaching",
     "TeachingRecord",
     "Trainer",
     "agreement",
     "calibration",
     "evaluate",
+    "label_guidance",
     "predict",
     "score",
 ]

@@ -35,8 +35,14 @@ class Batch:
         return self.every[self.rank * part : (self.rank + 1) * part]
 
 
+GROUPED = 50
+"""Batches whose texts are sorted by length together: a few, so that the order stays one of lot."""
+
+
 class BatchPlan:
     """All batches of a training, by step. Every epoch is a new order; its rest is left out.
+
+    Texts are put together with others of about their length, `GROUPED` batches at a time.
 
     Args:
         ids: of the training split.
@@ -46,6 +52,7 @@ class BatchPlan:
         rank: this worker.
         world: number of workers.
         look_ahead: how many following batches a batch names.
+        lengths: of the texts of `ids`; None where the samples are no texts.
 
     Raises:
         ValueError: a batch size that does not fit.
@@ -60,6 +67,7 @@ class BatchPlan:
         rank: int = 0,
         world: int = 1,
         look_ahead: int = 0,
+        lengths: np.ndarray | None = None,
     ) -> None:
         if not 0 < batch_size <= len(ids) or batch_size % world:
             raise ValueError(
@@ -72,7 +80,10 @@ class BatchPlan:
 
         @functools.lru_cache(maxsize=2)
         def order(epoch: int) -> np.ndarray:
-            return np.random.default_rng((seed, epoch)).permutation(ids)
+            rng = np.random.default_rng((seed, epoch))
+            if lengths is None:
+                return rng.permutation(ids)
+            return ids[_grouped(rng, lengths, batch_size)]
 
         self._order = order
 
@@ -92,3 +103,14 @@ class BatchPlan:
         start = position * self._batch_size
         every = self._order(epoch)[start : start + self._batch_size]
         return Batch(step, epoch, every, self.rank, self.world)
+
+
+def _grouped(rng: np.random.Generator, lengths_N: np.ndarray, batch_size: int) -> np.ndarray:
+    """Places 0 … N - 1 in an order by lot in which neighbours are of about the same length."""
+    order = rng.permutation(len(lengths_N))
+    full = len(order) // batch_size * batch_size
+    parts = []
+    for group in np.split(order[:full], range(GROUPED * batch_size, full, GROUPED * batch_size)):
+        by_length = group[np.argsort(lengths_N[group], kind="stable")]
+        parts.append(rng.permutation(by_length.reshape(-1, batch_size)).ravel())
+    return np.concatenate([*parts, order[full:]])

@@ -12,16 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from agrekd_ray.core.diagnostics import CALIBRATION_BINS, agreement_cases, reliability
+from agrekd_ray.core.gradient import DistillationGradient
 from agrekd_ray.core.groups import group_metrics
 from agrekd_ray.core.selection import Answers, scores
 from agrekd_ray.data import TRAIN, Dataset, Samples
 from agrekd_ray.errors import RunError
 from agrekd_ray.results import Agreement, Bin, Metrics, SplitAgreement
-from agrekd_ray.training.batches import Batch
-from agrekd_ray.training.loop import DIVERGED, Taught
+from agrekd_ray.training.loader import Loaded, Loader, Request, lengths_of
+from agrekd_ray.training.loop import DIVERGED
 
-_VALUES = 1 << 24
-"""Numbers of a batch's inputs, at most."""
+_VALUES, _VALUES_ON_GPU = 1 << 24, 1 << 26
+"""Numbers of a batch's inputs, at most: so that the features of large images fit into memory."""
 
 
 @torch.inference_mode()
@@ -31,20 +32,33 @@ def predict(
     ids: np.ndarray,
     *,
     device: torch.device | str = "cpu",
+    loader: Loader | None = None,
 ) -> Tensor:
-    """Logits of the evaluation view, float32 [N, C] on the CPU. Leaves the model's mode alone."""
-    # Large images in smaller batches, so that their features fit into a graphics card; and texts,
-    # whose features are a thousand times larger than their ids.
-    most = 64 if len(samples.shape) == 1 else 512
-    batch_size = max(1, min(most, _VALUES // math.prod(samples.shape)))
+    """Logits of the evaluation view, float32 [N, C] on the CPU. Leaves the model's mode alone.
+
+    Args:
+        model: on the device.
+        samples: the data set.
+        ids: of the N samples.
+        device: to compute on.
+        loader: of these samples to that device; None makes one.
+    """
+    loader = loader or Loader(samples, device, keeps=False)
+    gpu = loader.device.type == "cuda"
+    # Texts in smaller batches: their features are a thousand times larger than their ids.
+    most = (256 if gpu else 64) if len(samples.shape) == 1 else 512
+    values = _VALUES_ON_GPU if gpu else _VALUES
+    batch_size = max(1, min(most, values // math.prod(samples.shape)))
+    lengths_N = lengths_of(samples, ids)
+    # Texts by length, so that few are padded.
+    order = np.arange(len(ids)) if lengths_N is None else np.argsort(lengths_N, kind="stable")
+    parts = np.split(ids[order], range(batch_size, len(ids), batch_size))
     was_training = model.training
     model.eval()
-    logits = [
-        model(samples.inputs(part, None).to(device)).float().cpu()
-        for part in np.split(ids, range(batch_size, len(ids), batch_size))
-    ]
+    logits = [model(loaded.inputs).float() for loaded in loader(map(Request, parts))]
     model.train(was_training)
-    return torch.cat(logits)
+    logits_NC = torch.cat(logits).cpu()
+    return logits_NC[np.argsort(order)]
 
 
 def score(
@@ -156,7 +170,7 @@ class Judge:
 def evaluate(
     model: nn.Module, dataset: Dataset, split: str, device: torch.device | str = "cpu"
 ) -> Metrics:
-    """Metrics of a model on a split."""
+    """Metrics of a model, which is on the device, on a split."""
     logits_NC = predict(model, dataset, dataset.splits[split], device=device)
     return score(dataset, split, logits_NC.softmax(1))
 
@@ -183,36 +197,37 @@ class TeachingRecord:
     Args:
         dataset: whose groups are reported.
         teachers: names, in the order of the weights.
+        device: where the steps are made, and added up.
     """
 
-    def __init__(self, dataset: Dataset, teachers: tuple[str, ...]) -> None:
-        self._group_N = torch.from_numpy(dataset.groups.group_N)
+    def __init__(
+        self, dataset: Dataset, teachers: tuple[str, ...], device: torch.device | str = "cpu"
+    ) -> None:
+        self._group_N = torch.from_numpy(dataset.groups.group_N).to(device)
         self._names = dataset.groups.names
         self._teachers = teachers
         # Rows: groups. Columns: weights and pulls of each teacher, samples, those in the 0/0 case.
         # float32 does not count beyond 2^24 samples, and adds weights up long before with errors.
         shape = (len(self._names), 2 * len(teachers) + 2)
-        self._sums = torch.zeros(shape, dtype=torch.float64)
+        self._sums = torch.zeros(shape, dtype=torch.float64, device=device)
         # Steps that each teacher was lost in, and all steps.
-        self._steps = torch.zeros(len(teachers) + 1, dtype=torch.float64)
+        self._steps = torch.zeros(len(teachers) + 1, dtype=torch.float64, device=device)
 
-    def observe(self, batch: Batch, taught: Taught) -> None:
-        """Add one step."""
-        if taught.weights_MB is None or taught.fallback_B is None or taught.pull_MB is None:
+    def observe(self, loaded: Loaded, guided: DistillationGradient) -> None:
+        """Add one step, on the device where it was made."""
+        if guided.weights_MB is None or guided.fallback_B is None or guided.pull_MB is None:
             return
-        columns = torch.cat(
-            [
-                taught.weights_MB.cpu().T,
-                taught.pull_MB.cpu().T,
-                torch.ones(len(batch.ids), 1, dtype=torch.float64),
-                taught.fallback_B.cpu()[:, None],
-            ],
-            dim=1,
+        parts_BK = (
+            guided.weights_MB.T,
+            guided.pull_MB.T,
+            torch.ones_like(guided.loss_B)[:, None],
+            guided.fallback_B[:, None],
         )
-        self._sums.index_add_(0, self._group_N[torch.from_numpy(batch.ids)], columns)
+        rows_BK = torch.cat([part.double() for part in parts_BK], 1)
+        self._sums.index_add_(0, self._group_N[loaded.ids_B], rows_BK)
         self._steps[-1] += 1
-        if taught.lost_M is not None:
-            self._steps[:-1] += taught.lost_M.cpu()
+        if guided.lost_M is not None:
+            self._steps[:-1] += guided.lost_M
 
     def close(self, total: Callable[[Tensor], Tensor]) -> Teaching:
         """What was taught since the last time, over all workers; starts anew.
@@ -221,8 +236,8 @@ class TeachingRecord:
             total: sums a tensor over the workers.
         """
         mine = float(self._steps[-1])
-        sums, steps = total(self._sums), total(self._steps)
-        self._sums, self._steps = torch.zeros_like(sums), torch.zeros_like(steps)
+        sums, steps = total(self._sums).cpu(), total(self._steps).cpu()
+        self._sums, self._steps = torch.zeros_like(self._sums), torch.zeros_like(self._steps)
         M = len(self._teachers)
         weights_GM, pull_GM, seen_G, fallback_G = (
             sums[:, :M],

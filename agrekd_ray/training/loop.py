@@ -8,9 +8,10 @@ respect to the logits, `logits.backward(gradient)`, optimiser step. Where that g
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,45 +20,38 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from agrekd_ray.core.gradient import DistillationGradient
 from agrekd_ray.core.kd import label_gradient
 from agrekd_ray.data import TRAIN, Samples
 from agrekd_ray.errors import RunError
 from agrekd_ray.settings import Training
 from agrekd_ray.training.batches import Batch, BatchPlan
+from agrekd_ray.training.loader import Column, Loaded, Loader, Request, lengths_of
 from agrekd_ray.training.optimization import make_optimizer, make_schedule
-
-
-@dataclass(frozen=True)
-class Taught:
-    """What a guidance says about one worker's part of a batch.
-
-    Attributes:
-        gradient_BC: of the objective's mean over the samples, with respect to their logits.
-        loss_B: the objective, by sample.
-        weights_MB: of each teacher by sample; None without teachers.
-        fallback_B: samples whose weights were all zero; None without teachers.
-        pull_MB: how far each teacher moves a sample's logits along the teachers' gradient; None
-            without teachers.
-        lost_M: teachers that are lost, and that the others taught without; None without teachers.
-    """
-
-    gradient_BC: Tensor
-    loss_B: Tensor
-    weights_MB: Tensor | None = None
-    fallback_B: Tensor | None = None
-    pull_MB: Tensor | None = None
-    lost_M: Tensor | None = None
 
 
 class Guidance(Protocol):
     """Where the gradient of a step comes from."""
 
-    def gradient(self, batch: Batch, logits_BC: Tensor) -> Taught:
+    @property
+    def whole_batch(self) -> bool:
+        """Whether it looks at the whole global batch, so that its columns must come whole."""
+        ...
+
+    def columns(self, epoch: int) -> Sequence[Column]:
+        """What it has recorded for an epoch's samples, to come along with each batch.
+
+        Called in the loader's thread; the same objects while nothing changes.
+        """
+        ...
+
+    def gradient(self, batch: Batch, loaded: Loaded, logits_BC: Tensor) -> DistillationGradient:
         """The gradient for this worker's samples.
 
         Args:
             batch: the step's samples and what follows them.
-            logits_BC: of the student, float32, detached, for `batch.ids`.
+            loaded: the same on the device, with rows of `columns`.
+            logits_BC: of the student, float32, detached.
         """
         ...
 
@@ -65,22 +59,27 @@ class Guidance(Protocol):
 class Labels:
     """Guidance by the labels alone: cross-entropy (one-hot students, ERM teachers)."""
 
-    def __init__(self, samples: Samples) -> None:
-        self._samples = samples
+    whole_batch = False
 
-    def gradient(self, batch: Batch, logits_BC: Tensor) -> Taught:
+    def columns(self, epoch: int) -> Sequence[Column]:
+        """See `Guidance.columns`."""
+        return ()
+
+    def gradient(self, batch: Batch, loaded: Loaded, logits_BC: Tensor) -> DistillationGradient:
         """See `Guidance.gradient`."""
-        labels_B = self._samples.labels(batch.ids).to(logits_BC.device)
-        return Taught(
-            label_gradient(logits_BC, labels_B) / len(labels_B),
-            F.cross_entropy(logits_BC, labels_B, reduction="none"),
-        )
+        return label_guidance(logits_BC, loaded.labels_B)
+
+
+def label_guidance(logits_BC: Tensor, labels_B: Tensor) -> DistillationGradient:
+    """Cross-entropy with the labels, and its gradient."""
+    entropy_B = F.cross_entropy(logits_BC, labels_B, reduction="none")
+    return DistillationGradient(label_gradient(logits_BC, labels_B), entropy_B)
 
 
 class Observer(Protocol):
     """Somebody who watches the steps (who taught whom); training never asks it anything."""
 
-    def observe(self, batch: Batch, taught: Taught) -> None:
+    def observe(self, loaded: Loaded, guided: DistillationGradient) -> None:
         """One step was made."""
         ...
 
@@ -130,7 +129,7 @@ class Trainer:
         training: the settings.
         guidance: where the gradients come from.
         seed: of order and dropout.
-        device: of the model.
+        loader: brings the samples to the device of the model; None makes one for the CPU.
         rank: this worker, with `world` workers in all; each trains on its part of every batch.
         wrap: makes the module whose forward pass is called (DDP); the model itself by default.
         total: sums a tensor over the workers.
@@ -146,7 +145,7 @@ class Trainer:
         guidance: Guidance,
         *,
         seed: int,
-        device: torch.device | str = "cpu",
+        loader: Loader | None = None,
         rank: int = 0,
         world: int = 1,
         wrap: Callable[[nn.Module], nn.Module] | None = None,
@@ -154,10 +153,13 @@ class Trainer:
         observer: Observer | None = None,
         look_ahead: int = 0,
     ) -> None:
-        self.model, self.samples, self.guidance = model, samples, guidance
+        self.samples, self.guidance = samples, guidance
         self.training, self.seed, self.observer = training, seed, observer
-        self.device = torch.device(device)
-        self.network = wrap(model) if wrap else model
+        self.loader = loader or Loader(samples)
+        self.device = self.loader.device
+        # As a loader lays out pictures there: convolutions in bfloat16 take half the time.
+        self.model = model.to(memory_format=torch.channels_last) if self._on_gpu else model
+        self.network = wrap(self.model) if wrap else self.model
         self.plan = BatchPlan(
             samples.splits[TRAIN],
             training.batch_size,
@@ -166,6 +168,7 @@ class Trainer:
             rank,
             world,
             look_ahead,
+            lengths_of(samples, samples.splits[TRAIN]),
         )
         self.optimizer = make_optimizer(model.parameters(), training)
         self.schedule = make_schedule(self.optimizer, training, self.plan.steps_per_epoch)
@@ -173,21 +176,28 @@ class Trainer:
         self._total = total
         self._guided = 0.0
 
-    def step(self, batch: Batch) -> Taught:
+    def loaded(self, batches: Iterable[Batch]) -> Generator[tuple[Batch, Loaded], None, None]:
+        """Batches, each when it is on the device; looked at ahead of time."""
+        batches, again = itertools.tee(batches)
+        whole = self.guidance.whole_batch
+        requests = (Request(b.ids, b.epoch, b.every if whole else None) for b in again)
+        with contextlib.closing(self.loader(requests, self.guidance.columns)) as loading:
+            yield from zip(batches, loading, strict=True)
+
+    def step(self, batch: Batch, loaded: Loaded) -> DistillationGradient:
         """One step: the student answers, its guidance answers back, the student moves."""
-        inputs = self._to_device(self.samples.inputs(batch.ids, batch.epoch))
         with self._autocast():
-            logits_BC = self.network(inputs).float()
+            logits_BC = self.network(loaded.inputs).float()
         asked = time.perf_counter()
-        taught = self.guidance.gradient(batch, logits_BC.detach())
+        guided = self.guidance.gradient(batch, loaded, logits_BC.detach())
         self._guided += time.perf_counter() - asked
-        logits_BC.backward(gradient=taught.gradient_BC)
+        logits_BC.backward(gradient=guided.gradient_BC / len(logits_BC))
         if self.training.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.schedule.step()
-        return taught
+        return guided
 
     def epoch(self) -> Pass:
         """All steps of the next epoch.
@@ -201,13 +211,13 @@ class Trainer:
         self.network.train()
         loss_S: list[Tensor] = []  # sums over a batch, on the device until they are looked at
         summed, rate, steps = 0.0, 0.0, self.plan.steps_per_epoch
-        for step in range(steps):
-            batch = self.plan.batch(epoch * steps + step)
+        batches = (self.plan.batch(epoch * steps + step) for step in range(steps))
+        for step, (batch, loaded) in enumerate(self.loaded(batches)):
             rate = float(self.schedule.get_last_lr()[0])
-            taught = self.step(batch)
-            loss_S.append(taught.loss_B.sum(dtype=torch.float64))
+            guided = self.step(batch, loaded)
+            loss_S.append(guided.loss_B.sum(dtype=torch.float64))
             if self.observer is not None:
-                self.observer.observe(batch, taught)
+                self.observer.observe(loaded, guided)
             if len(loss_S) == LOOK_EVERY or step + 1 == steps:
                 summed += self._looked_at(loss_S, epoch, step + 1 - len(loss_S))
                 loss_S.clear()
@@ -265,10 +275,9 @@ class Trainer:
             group["initial_lr"] = self.training.learning_rate
         self.schedule.base_lrs = [self.training.learning_rate] * len(self.schedule.base_lrs)
 
-    def _to_device(self, inputs: Tensor) -> Tensor:
-        if self.device.type == "cuda":
-            return inputs.pin_memory().to(self.device, non_blocking=True)
-        return inputs.to(self.device)
+    @property
+    def _on_gpu(self) -> bool:
+        return self.device.type == "cuda"
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.training.autocast == "none":

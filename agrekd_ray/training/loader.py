@@ -1,0 +1,288 @@
+"""Brings samples to a device ahead of the step that asks for them.
+
+What a data set has as arrays (`data.Arrays`) stays on a GPU where it fits into a share of its free
+memory. What does not is gathered by a background thread, several batches ahead, into pinned
+buffers that travel on a stream of their own. On the CPU the thread makes the inputs whole, so that
+gathering and augmentation overlap with the training there too. Texts are cut to the longest of
+their batch.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agrekd_ray.data import Arrays, Samples
+
+RESIDENT = 0.5
+"""Share of a GPU's free memory that arrays may take to stay there."""
+AHEAD, AHEAD_ON_CPU = 8, 2
+"""Batches that are on their way at once: to a GPU raw, on the CPU as large as models see them."""
+IN_MEMORY = 1 << 28
+"""Bytes of arrays that are put together in the host's memory, at most; larger ones are read where
+they are, batch by batch."""
+_PART = 1 << 26
+"""Bytes of an array that are copied to a GPU at a time."""
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """A batch that is wanted.
+
+    Attributes:
+        ids: of its samples, [B].
+        epoch: that shows them; None is the view of evaluation.
+        further_ids: of the samples whose further columns are wanted; None for those of `ids`.
+    """
+
+    ids: np.ndarray
+    epoch: int | None = None
+    further_ids: np.ndarray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A batch on the device.
+
+    Attributes:
+        inputs: as `Samples.inputs` has them; on a GPU images lie with their channels last.
+        ids_B: of the samples, int64.
+        labels_B: classes, int64.
+        further: rows of the further columns, [B, ...] each.
+    """
+
+    inputs: Tensor
+    ids_B: Tensor
+    labels_B: Tensor
+    further: tuple[Tensor, ...] = ()
+
+
+class Column:
+    """Something of which every sample has a row.
+
+    Args:
+        arrays: one, [R, ...], or K of one shape.
+        row_of: the row of every id, [N]; None where the id is the row.
+        stacked: whether a row is that of all arrays, [K, ...]; else there is one array.
+    """
+
+    def __init__(
+        self, *arrays: np.ndarray, row_of: np.ndarray | None = None, stacked: bool = False
+    ) -> None:
+        self.arrays, self._row_of, self._stacked = arrays, row_of, stacked
+        first = arrays[0]
+        self.rows, self.nbytes = len(first), sum(array.nbytes for array in arrays)
+        self.row_shape = (len(arrays), *first.shape[1:]) if stacked else first.shape[1:]
+        self.dtype = torch.from_numpy(np.empty(0, first.dtype)).dtype
+
+    @property
+    def key(self) -> tuple[int, ...]:
+        """Tells columns of other arrays apart, for as long as this one is there."""
+        return tuple(map(id, self.arrays))
+
+    def rows_of(self, ids: np.ndarray) -> np.ndarray:
+        """Rows of some samples.
+
+        Raises:
+            IndexError: a sample has none.
+        """
+        rows = np.asarray(ids) if self._row_of is None else self._row_of[ids]
+        if len(rows) and not 0 <= rows.min() <= rows.max() < self.rows:
+            raise IndexError(f"rows {rows.min()} … {rows.max()} of {self.rows}")
+        return rows
+
+    def gathered(self, ids: np.ndarray, *, pinned: bool = False) -> Tensor:
+        """Rows of some samples on the host, [B, ...]."""
+        rows = self.rows_of(ids)
+        gathered = torch.empty(len(rows), *self.row_shape, dtype=self.dtype, pin_memory=pinned)
+        if self._whole is not None:
+            # What is out of range has been refused; numpy would buffer what it might refuse.
+            np.take(self._whole, rows, 0, out=gathered.numpy(), mode="clip")
+        else:
+            for number, array in enumerate(self.arrays):
+                gathered.numpy()[:, number] = array[rows]
+        return gathered
+
+    def read(self, rows: slice) -> Tensor:
+        """Some rows, in order, as a copy on the host."""
+        parts = [array[rows] for array in self.arrays]
+        return torch.from_numpy(np.stack(parts, 1) if self._stacked else np.array(parts[0]))
+
+    @cached_property
+    def _whole(self) -> np.ndarray | None:
+        if not self._stacked:
+            return self.arrays[0]
+        return np.stack(self.arrays, 1) if self.nbytes <= IN_MEMORY else None
+
+
+Further = Callable[[int], Sequence[Column]]
+"""Columns that come along with an epoch's batches; the same objects while nothing changes."""
+
+
+class Loader:
+    """Loads batches of one data set onto one device.
+
+    Args:
+        samples: the data set.
+        device: where they are wanted.
+        keeps: whether a GPU keeps what fits, for batches to come.
+        ahead: batches that are on their way at once; None for `AHEAD`, or `AHEAD_ON_CPU`.
+
+    Attributes:
+        device: as given.
+    """
+
+    def __init__(
+        self,
+        samples: Samples,
+        device: torch.device | str = "cpu",
+        *,
+        keeps: bool = True,
+        ahead: int | None = None,
+    ) -> None:
+        self.device = torch.device(device)
+        self._samples = samples
+        self._labels = Column(samples.labels(np.arange(samples.size)).numpy())
+        self._gpu = _Gpu(self.device, keeps) if self.device.type == "cuda" else None
+        self._ahead = ahead if ahead is not None else AHEAD if self._gpu else AHEAD_ON_CPU
+
+    def __call__(
+        self, requests: Iterable[Request], further: Further = lambda epoch: ()
+    ) -> Generator[Loaded, None, None]:
+        """The batches that are asked for, in order.
+
+        Args:
+            requests: for them; looked at ahead of time.
+            further: columns that come along, such as the teachers' logits.
+        """
+        with ThreadPoolExecutor(1, "loader") as thread:
+            coming: deque[Future[Callable[[], Loaded]]] = deque()
+            try:
+                for request in requests:
+                    coming.append(thread.submit(self._load, request, further))
+                    if len(coming) > self._ahead:
+                        yield coming.popleft().result()()
+                while coming:
+                    yield coming.popleft().result()()
+            finally:
+                thread.shutdown(wait=True, cancel_futures=True)
+
+    def _load(self, request: Request, further: Further) -> Callable[[], Loaded]:
+        """Gathers a batch, in the thread; what it returns hands the batch over in the caller's."""
+        samples, ids, epoch = self._samples, request.ids, request.epoch
+        view = None if epoch is None else samples.view(epoch)
+        own: list[Column | _Given]
+        if isinstance(samples, Arrays):
+            own, show = [Column(array) for array in samples.arrays(view)], samples.show
+        else:
+            own, show = [_Given(samples.inputs(ids, epoch))], _as_they_are
+        longest = _longest(samples, ids)
+        own_ids = _Given(torch.from_numpy(np.array(ids, np.int64)))
+        others = ids if request.further_ids is None else request.further_ids
+        wanted: list[tuple[Column | _Given, np.ndarray]]
+        wanted = [(column, ids) for column in (*own, own_ids, self._labels)]
+        if epoch is not None:
+            wanted += [(column, others) for column in further(epoch)]
+
+        def loaded(rows: Sequence[Tensor]) -> Loaded:
+            shown, (ids_B, labels_B, *rest) = list(rows[: len(own)]), rows[len(own) :]
+            if longest is not None:
+                shown[0] = shown[0][:, :longest]
+            inputs = show(shown, view)
+            if self._gpu is not None and inputs.ndim == 4:
+                inputs = inputs.contiguous(memory_format=torch.channels_last)
+            return Loaded(inputs, ids_B, labels_B, tuple(rest))
+
+        if self._gpu is None:
+            ready = loaded([column.gathered(whose) for column, whose in wanted])
+            return lambda: ready
+        arriving = self._gpu.send(wanted)
+        return lambda: loaded(arriving())
+
+
+class _Given:
+    """Rows that are there already, in place of a column."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self._rows = rows
+
+    def gathered(self, ids: np.ndarray, *, pinned: bool = False) -> Tensor:
+        """See `Column.gathered`."""
+        return self._rows.pin_memory() if pinned else self._rows
+
+
+class _Gpu:
+    """The way onto a GPU: columns that stay there, and pinned buffers for rows of the others."""
+
+    def __init__(self, device: torch.device, keeps: bool) -> None:
+        self._device, self._stream = device, torch.cuda.Stream(device)
+        self._resident: dict[tuple[int, ...], tuple[Column, Tensor]] = {}
+        self._room = RESIDENT * torch.cuda.mem_get_info(device)[0] if keeps else 0.0
+
+    def send(
+        self, wanted: Sequence[tuple[Column | _Given, np.ndarray]]
+    ) -> Callable[[], list[Tensor]]:
+        """Sends rows of columns; what it returns has the current stream wait for them."""
+        with torch.cuda.stream(self._stream):
+            self._keep([column for column, _ in wanted if isinstance(column, Column)])
+            rows = [self._rows(column, ids) for column, ids in wanted]
+            sent = self._stream.record_event()
+
+        def arrive() -> list[Tensor]:
+            stream = torch.cuda.current_stream(self._device)
+            stream.wait_event(sent)
+            for tensor in rows:
+                tensor.record_stream(stream)
+            return rows
+
+        return arrive
+
+    def _keep(self, columns: Sequence[Column]) -> None:
+        """Brings columns that fit to the GPU, if need be in place of those of other views."""
+        wanted = {column.key: column for column in columns}
+        for key, column in wanted.items():
+            if key in self._resident:
+                continue
+            for other in self._resident.keys() - wanted.keys():
+                if column.nbytes > self._room:
+                    self._room += self._resident.pop(other)[0].nbytes
+            if column.nbytes <= self._room:
+                self._room -= column.nbytes
+                self._resident[key] = column, self._copied(column)
+
+    def _copied(self, column: Column) -> Tensor:
+        """A column on the GPU, copied in parts: it may be larger than what memory has free."""
+        kept = torch.empty(column.rows, *column.row_shape, dtype=column.dtype, device=self._device)
+        part = max(1, _PART * column.rows // max(1, column.nbytes))
+        for first in range(0, column.rows, part):
+            rows = slice(first, first + part)
+            kept[rows] = column.read(rows).to(self._device)
+        return kept
+
+    def _rows(self, column: Column | _Given, ids: np.ndarray) -> Tensor:
+        if isinstance(column, Column) and column.key in self._resident:
+            rows = torch.from_numpy(column.rows_of(ids)).pin_memory()
+            kept = self._resident[column.key][1]
+            return kept.index_select(0, rows.to(self._device, non_blocking=True))
+        return column.gathered(ids, pinned=True).to(self._device, non_blocking=True)
+
+
+def lengths_of(samples: Samples, ids: np.ndarray) -> np.ndarray | None:
+    """Of texts, in tokens, [B]; None where the samples are of one size."""
+    return samples.lengths(ids) if isinstance(samples, Arrays) else None
+
+
+def _longest(samples: Samples, ids: np.ndarray) -> int | None:
+    lengths_B = lengths_of(samples, ids)
+    return None if lengths_B is None or not len(lengths_B) else int(lengths_B.max())
+
+
+def _as_they_are(rows: Sequence[Tensor], view: int | None) -> Tensor:
+    return rows[0]

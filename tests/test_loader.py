@@ -1,0 +1,202 @@
+"""A loader: batches in order, ahead of whoever asks, with the rows of further columns."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from agrekd_ray.data import Arrays
+from agrekd_ray.training import Column, Loaded, Loader, Request
+from agrekd_ray.training import loader as loading
+
+
+class Digits:
+    """Sixteen numbers, as arrays; a view adds its own number."""
+
+    classes, shape, size = ("a", "b"), (1,), 16
+    views_fingerprint = fingerprint = "digits"
+    splits: dict[str, np.ndarray] = {}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        self.rows = np.arange(16, dtype=np.uint8)[:, None]
+        self.gathered: list[int] = []
+
+    def view(self, epoch: int) -> int:
+        return epoch % 3
+
+    def arrays(self, view: int | None) -> tuple[np.ndarray, ...]:
+        self.gathered.append(-1 if view is None else view)
+        return (self.rows,)
+
+    def show(self, rows: Sequence[Tensor], view: int | None) -> Tensor:
+        return rows[0].float() + (0 if view is None else 100 * view)
+
+    def lengths(self, ids: np.ndarray) -> np.ndarray | None:
+        return None
+
+    def inputs(self, ids: np.ndarray, epoch: int | None) -> Tensor:
+        raise AssertionError("its arrays are asked for")
+
+    def labels(self, ids: np.ndarray) -> Tensor:
+        return torch.from_numpy(ids % 2)
+
+
+class Made:
+    """The same, made elsewhere: it has inputs alone."""
+
+    classes, shape, size = ("a", "b"), (1,), 16
+    views_fingerprint = fingerprint = "made"
+    splits: dict[str, np.ndarray] = {}  # noqa: RUF012
+
+    def view(self, epoch: int) -> int:
+        return epoch
+
+    def inputs(self, ids: np.ndarray, epoch: int | None) -> Tensor:
+        if epoch == 9:
+            raise OSError("the disk is gone")
+        return torch.from_numpy(ids).float()[:, None] + 100 * (epoch or 0)
+
+    def labels(self, ids: np.ndarray) -> Tensor:
+        return torch.from_numpy(ids % 2)
+
+
+PARTS = [np.array([3, 1]), np.array([15, 0]), np.array([7])]
+
+
+def loader_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("loader")]
+
+
+def test_the_two_kinds_are_told_apart() -> None:
+    assert isinstance(Digits(), Arrays)
+    assert not isinstance(Made(), Arrays)
+
+
+@pytest.mark.parametrize("kind", [Digits, Made])
+@pytest.mark.parametrize(("epoch", "more"), [(None, 0), (0, 0), (2, 200)])
+@pytest.mark.parametrize("ahead", [0, 1, 8])
+def test_batches_come_in_the_order_asked_for(
+    kind: Callable[[], Any], epoch: int | None, more: int, ahead: int
+) -> None:
+    found = list(Loader(kind(), ahead=ahead)(Request(ids, epoch) for ids in PARTS))
+    assert [loaded.inputs.flatten().tolist() for loaded in found] == [
+        [sample + more for sample in ids.tolist()] for ids in PARTS
+    ]
+    assert [loaded.ids_B.tolist() for loaded in found] == [ids.tolist() for ids in PARTS]
+    assert [loaded.labels_B.tolist() for loaded in found] == [[1, 1], [1, 0], [1]]
+    assert all(loaded.further == () for loaded in found)
+
+
+def test_it_loads_ahead_and_no_further() -> None:
+    asked: list[int] = []
+    gathering = threading.Event()
+
+    class Slow(Digits):
+        def arrays(self, view: int | None) -> tuple[np.ndarray, ...]:
+            if len(self.gathered) == 2:
+                gathering.set()
+            return super().arrays(view)
+
+    def requests() -> Iterator[Request]:
+        for number in range(10):
+            asked.append(number)
+            yield Request(np.array([number]), 0)
+
+    with contextlib.closing(Loader(Slow(), ahead=2)(requests())) as coming:
+        assert next(coming).ids_B.tolist() == [0]
+        assert asked == [0, 1, 2]
+        assert gathering.wait(60)  # the third is gathered though nobody asks for the second yet
+        assert next(coming).ids_B.tolist() == [1]
+        assert asked == [0, 1, 2, 3]
+    assert loader_threads() == []
+
+
+def test_an_error_reaches_who_asks_and_ends_the_thread() -> None:
+    coming = Loader(Made())([Request(PARTS[0], 0), Request(PARTS[1], 9)])
+    assert isinstance(next(coming), Loaded)
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(coming)
+    assert loader_threads() == []
+
+
+def test_further_columns_come_along_of_the_samples_wanted() -> None:
+    row_of = np.full(16, -1)
+    row_of[[0, 1, 3, 15]] = np.arange(4)
+    members = [np.arange(8, dtype=np.float32).reshape(4, 2) + 10 * m for m in range(3)]
+    logits = Column(*members, row_of=row_of, stacked=True)
+    plain = Column(np.arange(16))
+    asked: list[int] = []
+
+    def further(epoch: int) -> tuple[Column, Column]:
+        asked.append(epoch)
+        return logits, plain
+
+    requests = [Request(PARTS[0], 5), Request(PARTS[0], 5, np.array([15, 0, 1])), Request(PARTS[0])]
+    own, whole, evaluated = Loader(Digits())(requests, further)
+    assert asked == [5, 5]
+    assert own.further[0].shape == (2, 3, 2)
+    assert own.further[0].tolist() == [[list(m[row]) for m in members] for row in (2, 1)]
+    assert whole.further[0].tolist() == [[list(m[row]) for m in members] for row in (3, 0, 1)]
+    assert [column.tolist() for column in (own.further[1], whole.further[1])] == [
+        [3, 1],
+        [15, 0, 1],
+    ]
+    assert whole.ids_B.tolist() == [3, 1]
+    assert evaluated.further == ()
+
+
+@pytest.mark.parametrize("in_memory", [0, 1 << 20])
+def test_a_column_is_read_alike_in_memory_and_where_it_lies(
+    monkeypatch: pytest.MonkeyPatch, in_memory: int
+) -> None:
+    monkeypatch.setattr(loading, "IN_MEMORY", in_memory)
+    members = [np.random.default_rng(m).random((6, 3), dtype=np.float32) for m in range(4)]
+    column = Column(*members, stacked=True)
+    stacked = torch.from_numpy(np.stack(members, 1))
+    assert torch.equal(column.gathered(np.array([5, 0, 5])), stacked[[5, 0, 5]])
+    assert torch.equal(column.read(slice(1, 4)), stacked[1:4])
+    assert (column.rows, column.row_shape, column.nbytes) == (6, (4, 3), stacked.numel() * 4)
+
+
+@pytest.mark.parametrize("ids", [[4], [-1], [0, 2]])
+def test_a_sample_without_a_row_is_no_other_one(ids: list[int]) -> None:
+    column = Column(np.zeros((4, 1)), row_of=np.array([0, 1, -1, 3, 4]))
+    with pytest.raises(IndexError, match="of 4"):
+        column.rows_of(np.array(ids))
+
+
+def test_what_fits_stays_on_the_gpu_and_makes_room_for_the_next_view(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The bookkeeping alone, with tensors on the CPU."""
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2 * 1000, 10_000))
+    monkeypatch.setattr(loading, "_PART", 100)
+    gpu = loading._Gpu(torch.device("cpu"), keeps=True)
+
+    def column(rows: int) -> Column:
+        return Column(np.arange(rows * 10, dtype=np.uint8).reshape(rows, 10))
+
+    pictures, first, second, large = column(60), column(30), column(35), column(50)
+    kept = gpu._resident
+    gpu._keep([pictures, first])
+    assert [one for one, _ in kept.values()] == [pictures, first]
+    for one, rows in kept.values():
+        assert torch.equal(rows, torch.from_numpy(one.arrays[0]))
+    gpu._keep([pictures, second])  # in place of the first
+    assert [one for one, _ in kept.values()] == [pictures, second]
+    gpu._keep([pictures, large])  # more than the second leaves free
+    assert [one for one, _ in kept.values()] == [pictures]
+    assert gpu._room == 400
+    gpu._keep([first])
+    assert {one for one, _ in kept.values()} == {pictures, first}
+    without = loading._Gpu(torch.device("cpu"), keeps=False)
+    without._keep([first])
+    assert without._resident == {}
