@@ -6,9 +6,11 @@ import math
 import os
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import mlflow
@@ -17,9 +19,15 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus
+from rich.console import Console
 
 from agrekd_ray.errors import TrackingError
 from agrekd_ray.results import Epoch, Metrics, Outcome
+from agrekd_ray.run import job as job_module
+from agrekd_ray.run.engine import LocalEngine
+from agrekd_ray.run.folder import RunFolder
+from agrekd_ray.run.job import run_job
+from agrekd_ray.student import Student
 from agrekd_ray.tracking.mlflow_runs import KILLED, Tracker
 
 EXAMPLE = np.random.default_rng(0).random((1, 3, 8, 8), dtype=np.float32)
@@ -477,3 +485,68 @@ def test_a_deleted_experiment_says_how_to_take_it_back(store, opened, client):
 def test_a_run_that_vanished_is_a_tracking_error(tracker):
     with pytest.raises(TrackingError, match="log epochs"):
         tracker.log_epochs("0123456789abcdef0123456789abcdef", epochs(1))
+
+
+def test_students_become_models_while_the_next_ones_train(make_job, monkeypatch):
+    """In this process, as if it were on a cluster: only who trains elsewhere exports meanwhile."""
+    job = make_job(methods=["aver", "agre_kd"])
+    monkeypatch.setattr(job_module, "open_engine", LocalEngine)
+    first = threading.Event()
+    log, epoch = Tracker.log_model, Student.epoch
+
+    def logged(self, *given):
+        found = log(self, *given)
+        first.set()
+        return found
+
+    def trained(self):
+        assert self.assignment.method == "aver" or first.wait(120)
+        return epoch(self)
+
+    monkeypatch.setattr(Tracker, "log_model", logged)
+    monkeypatch.setattr(Student, "epoch", trained)
+    screen = StringIO()
+    run_job(RunFolder.create(job), Console(file=screen, width=120))
+    assert "MLflow   0/2 models" not in screen.getvalue()
+    assert "MLflow   2/2 models" in screen.getvalue()
+
+
+def test_a_stopped_run_leaves_its_models_to_the_next_attempt(make_job, monkeypatch):
+    job = make_job(methods=["aver", "govern", "agre_kd"])
+    monkeypatch.setattr(job_module, "open_engine", LocalEngine)
+    busy, stopped = threading.Event(), threading.Event()
+    log, epoch, names = Tracker.log_model, Student.epoch, []
+
+    def logged(self, run_id, *given):
+        names.append(run_id)
+        if not stopped.is_set():
+            busy.set()
+            assert stopped.wait(120)
+        return log(self, run_id, *given)
+
+    def trained(self):
+        if self.assignment.method == "agre_kd":
+            assert busy.wait(120)
+            raise KeyboardInterrupt
+        return epoch(self)
+
+    update = RunFolder.update
+
+    def updated(self, **given):
+        update(self, **given)
+        if given.get("status") == "interrupted":
+            stopped.set()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Tracker, "log_model", logged)
+        patch.setattr(Student, "epoch", trained)
+        patch.setattr(RunFolder, "update", updated)
+        folder = RunFolder.create(job)
+        with pytest.raises(KeyboardInterrupt):
+            run_job(folder, Console(quiet=True))
+    assert len(names) == 1  # not that of `govern`, which was finished, too
+    run_job(RunFolder.open(folder.path), Console(quiet=True))
+    client = MlflowClient(f"sqlite:///{job.runs / 'mlflow.db'}")
+    places = [e.experiment_id for e in client.search_experiments()]
+    runs = client.search_runs(places, "tags.mlflow.parentRunId != ''")
+    assert [len(run.outputs.model_outputs) for run in runs] == [1, 1, 1]

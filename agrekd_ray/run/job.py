@@ -18,7 +18,7 @@ from agrekd_ray import __version__
 from agrekd_ray.config import Job
 from agrekd_ray.data import SELECT, TEST, Dataset, open_dataset, splits_in_words
 from agrekd_ray.errors import AgrekdError, RunError
-from agrekd_ray.events import Event, TeachersCost
+from agrekd_ray.events import Event, StudentDone, TeachersCost
 from agrekd_ray.files import cannot_read, exists, unreadable
 from agrekd_ray.models import load
 from agrekd_ray.report.archive import RESULTS, JobArchive, read_job
@@ -161,6 +161,9 @@ class _Run:
         self.account = Account(folder.path)
         self.known: JobArchive | None = None
         """Of a run that had come to its end: only what is missing is added to it."""
+        self._to_log: set[str] = set()
+        """Students whose model MLflow gets, or has got."""
+        self._logged, self._counts, self._stopped = 0, False, False
 
     def go(self) -> list[Outcome]:
         if self.folder.state().status == "finished" and self._whole():
@@ -178,20 +181,11 @@ class _Run:
             self.display,
             self.account,
         ):
-            ready_data(self.dataset, self.display, dfr=self.job.retrains)
-            if self.known is None:
-                self.tracker.reopen(run_id)
-                self._work()
-                self._votes()
-            else:
-                self.account.forget()
-            outcomes = self._outcomes()
-            for outcome in outcomes:  # of an earlier attempt, too
-                self.monitor.finished(outcome)
-            cost = self.known.job.cost if self.known else self.account.cost
-            self._reports(outcomes, cost)
-            self._publish(run_id, outcomes, cost)
-            unsent = self.outbox.drain()
+            try:
+                outcomes, cost, unsent = self._through(run_id)
+            except BaseException:
+                self._stopped = True  # models are left to `resume`: they would hold up the end
+                raise
         self.folder.update(status="finished")
         self._show(outcomes, cost)
         if unsent:
@@ -202,6 +196,23 @@ class _Run:
                 soft_wrap=True,
             )
         return outcomes
+
+    def _through(self, run_id: str) -> tuple[list[Outcome], Cost, int]:
+        """Everything, from data to MLflow; the last number is of writes that it did not get."""
+        ready_data(self.dataset, self.display, dfr=self.job.retrains)
+        if self.known is None:
+            self.tracker.reopen(run_id)
+            self._work()
+            self._votes()
+        else:
+            self.account.forget()
+        outcomes = self._outcomes()
+        for outcome in outcomes:  # of an earlier attempt, too
+            self.monitor.finished(outcome)
+        cost = self.known.job.cost if self.known else self.account.cost
+        self._reports(outcomes, cost)
+        self._publish(run_id, outcomes, cost)
+        return outcomes, cost, self.outbox.drain()
 
     def _whole(self) -> bool:
         """Whether every method × seed is there."""
@@ -245,8 +256,11 @@ class _Run:
     def _handle(self, event: Event) -> None:
         if isinstance(event, TeachersCost):
             self.account.so_far(event.effort)
-        else:
-            self.monitor.handle(event)
+            return
+        self.monitor.handle(event)
+        # torch.export sets flags that all threads see: nobody is trained beside it in one process.
+        if isinstance(event, StudentDone) and self.job.guidance != "local":
+            self._log_model(event.outcome)
 
     def _train(self, engine: Engine, left: list[Any]) -> None:
         everything = sum(a.training.epochs for a in self.plan.assignments)
@@ -380,24 +394,43 @@ class _Run:
         }
         plots.draw_plots(self.folder.plots, drawn, anew=anew)
 
-    def _publish(self, run_id: str, outcomes: list[Outcome], cost: Cost) -> None:
-        """To MLflow: every student as a model, the reports, the summary."""
-        students = [o for o in outcomes if o.checkpoint is not None and self.job.tracking.models]
-        self.display.stage("MLflow", len(students), "models")
-        example = self.dataset.inputs(self.dataset.splits[TEST][:2], None).numpy()
+    @functools.cached_property
+    def _example(self) -> np.ndarray:
+        """Inputs that tell MLflow what a student is given."""
+        inputs = self.dataset.inputs(self.dataset.splits[TEST][:2], None)
+        return np.ascontiguousarray(inputs.numpy())
 
-        def log_model(outcome: Outcome) -> None:
+    def _log_model(self, outcome: Outcome) -> None:
+        """A student as a model in MLflow, which it becomes while the next ones train."""
+        if not self.job.tracking.models or outcome.checkpoint is None:
+            return
+        if outcome.name in self._to_log:
+            return
+        self._to_log.add(outcome.name)
+
+        def log() -> None:
+            if self._stopped:
+                return
             model, _ = load(self.folder.path / str(outcome.checkpoint))
-            self.tracker.log_model(
-                self.monitor.run(outcome),
-                model,
-                np.ascontiguousarray(example),
-                self.dataset.classes,
-            )
-            self.display.advance(outcome.name)
+            run = self.monitor.run(outcome)
+            self.tracker.log_model(run, model, self._example, self.dataset.classes)
+            self._logged += 1
+            if self._counts:
+                self.display.advance(outcome.name)
 
+        self.outbox.put(log)
+
+    def _publish(self, run_id: str, outcomes: list[Outcome], cost: Cost) -> None:
+        """To MLflow: the students that are no models there yet, the reports, the summary."""
+        students = [o for o in outcomes if o.checkpoint is not None and self.job.tracking.models]
+
+        def count() -> None:
+            self._counts = True
+            self.display.stage("MLflow", len(students), "models", self._logged)
+
+        self.outbox.put(count)
         for outcome in students:
-            self.outbox.put(functools.partial(log_model, outcome))
+            self._log_model(outcome)
         metrics = {
             **tables.summary_metrics(outcomes),
             **tables.agreement_metrics(self.diagnostics),
