@@ -50,7 +50,8 @@ def kd_gradient(student_logits: Tensor, teacher_logits: Tensor, temperature: flo
     Raises:
         ValueError: for a temperature that is not finite and above 0, or shapes that differ.
     """
-    return kd_gradient_and_entropy(student_logits, teacher_logits, temperature)[0]
+    student_BC, teachers = _pair(student_logits, teacher_logits, temperature, "teacher_logits")
+    return _gradient(student_BC, (teachers / temperature).log_softmax(-1).exp(), temperature)
 
 
 @torch.no_grad()
@@ -62,8 +63,12 @@ def kd_gradient_and_entropy(
     log_targets = (teachers / temperature).log_softmax(-1)
     targets = log_targets.exp()
     entropy = -(targets * log_targets).sum(-1)
+    return _gradient(student_BC, targets, temperature), entropy
+
+
+def _gradient(student_BC: Tensor, targets: Tensor, temperature: float) -> Tensor:
     answers_BC = temperature * (student_BC / temperature).softmax(-1)
-    return torch.sub(answers_BC, targets, alpha=temperature), entropy
+    return torch.sub(answers_BC, targets, alpha=temperature)
 
 
 @torch.no_grad()
