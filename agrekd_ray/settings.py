@@ -18,7 +18,11 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
     Tag,
+    model_serializer,
+    model_validator,
 )
 
 
@@ -36,8 +40,8 @@ def _no_bool(value: Any) -> Any:
     return value
 
 
-def _null_is_none(value: Any) -> Any:
-    return "none" if value is None else value
+def _false_is_off(value: Any) -> Any:
+    return "off" if value is False else value
 
 
 def absolute(path: Path) -> Path:
@@ -64,7 +68,10 @@ Seed = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, lt=MOST_SEEDS)]
 Share = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=1)]
 Positive = Annotated[float, BeforeValidator(_no_bool), Field(gt=0)]
 NonNegative = Annotated[float, BeforeValidator(_no_bool), Field(ge=0)]
-Autocast = Annotated[Literal["none", "bfloat16"], BeforeValidator(_null_is_none)]
+Numbers = Literal["float32", "bfloat16"]
+"""What a forward pass computes in; `bfloat16` where that is exact enough (mixed precision)."""
+Precision = Literal["auto"] | Numbers
+"""`auto` is bfloat16 on a GPU that has it, and float32 elsewhere."""
 LocalPath = Annotated[Path, AfterValidator(absolute)]
 A_NUMBER, A_WORD = "a number", "a word"
 """How pydantic names the choices of `WholeOrAll` in a path; no key has a space."""
@@ -74,7 +81,28 @@ WholeOrAll = Annotated[
 ]
 
 
-class Training(Settings):
+class Precise(Settings):
+    """A block with the precision of forward passes; an earlier version called it `autocast`.
+
+    Attributes:
+        precision: of the forward passes.
+    """
+
+    precision: Precision = "auto"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_earlier_version(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or "autocast" not in values:
+            return values
+        rest = {key: value for key, value in values.items() if key != "autocast"}
+        for old, precision in ((None, "float32"), ("none", "float32"), ("bfloat16", "bfloat16")):
+            if values["autocast"] == old:
+                return {**rest, "precision": precision}
+        return values
+
+
+class Training(Precise):
     """How one model is trained; the same vocabulary for teachers and students.
 
     Attributes:
@@ -87,7 +115,7 @@ class Training(Settings):
         schedule: of the learning rate after the warm-up, to zero for `cosine` and `linear`.
         warmup_epochs: linear warm-up, in epochs (fractions allowed).
         clip_norm: largest norm of the gradient, or null for no clipping.
-        autocast: `bfloat16` runs the forward pass in mixed precision, `none` in float32.
+        precision: of the forward passes in training and in evaluation.
     """
 
     epochs: Annotated[Count, Field(le=100_000)]
@@ -99,9 +127,20 @@ class Training(Settings):
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_epochs: NonNegative = 0.0
     clip_norm: Positive | None = None
-    autocast: Autocast = "none"
+
+    @model_serializer(mode="wrap")
+    def _dumped(
+        self, dump: SerializerFunctionWrapHandler, info: SerializationInfo
+    ) -> dict[str, Any]:
+        values: dict[str, Any] = dump(self)
+        if info.context == FINGERPRINT:  # as they were before there were such keys
+            exact = values.pop("precision") != "bfloat16"
+            values["autocast"] = "none" if exact else "bfloat16"
+        return values
 
 
+FINGERPRINT = "fingerprint"
+"""The context in which settings are dumped for a fingerprint."""
 NodeResources = dict[str, Positive]
 """Custom resources of Ray that a process takes, by name."""
 NodeLabels = dict[str, str]
@@ -119,7 +158,7 @@ def fingerprint(*parts: Any) -> str:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
+        return value.model_dump(mode="json", context=FINGERPRINT)
     if isinstance(value, Path):
         return str(value)
     raise TypeError(f"no fingerprint for {type(value).__name__}")

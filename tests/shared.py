@@ -66,7 +66,7 @@ def pool_of(job: Job) -> tuple[Dataset, dict[str, Path], Draw]:
 
 def records(job: Job, data: Dataset, checkpoints: dict[str, Path]) -> Outputs:
     """The records of the job's teachers."""
-    return Outputs(job.outputs, checkpoints, data, job.fleet.autocast)
+    return Outputs(job.outputs, checkpoints, data, job.fleet.computes_in)
 
 
 def flat_parameters(model: Any) -> torch.Tensor:

@@ -42,7 +42,7 @@ FULL: dict[str, Any] = merged(
         "student.workers": 1,
         "student.training.clip_norm": None,
         "student.training.optimizer": "adamw",
-        "student.training.autocast": "none",
+        "student.training.precision": "auto",
         "distillation": {
             "temperature": 4.0,
             "alpha": 0.5,

@@ -15,13 +15,14 @@ from agrekd_ray.core.gradient import DistillationGradient
 from agrekd_ray.data import TRAIN, open_dataset
 from agrekd_ray.errors import RunError
 from agrekd_ray.models import Model, build
-from agrekd_ray.settings import Training
+from agrekd_ray.settings import Precision, Training
 from agrekd_ray.student import Assignment, Student
 from agrekd_ray.training import Batch, BatchPlan, Labels, Trainer
 from agrekd_ray.training.optimization import make_optimizer, make_schedule
 
 from .shared import flat_parameters as parameters
 
+PRECISIONS: tuple[Precision, ...] = ("auto", "float32", "bfloat16")
 SMALL = Training(epochs=3, batch_size=32, learning_rate=0.05)
 
 
@@ -232,13 +233,13 @@ def test_a_last_step_that_diverges_is_an_error_too(make_job: Any) -> None:
         student.epoch()
 
 
-def test_autocast_trains_close_to_float32(make_job: Any) -> None:
+def test_bfloat16_trains_close_to_float32(make_job: Any) -> None:
     data = open_dataset(make_job().data)
     losses = {}
-    for autocast in ("none", "bfloat16"):
-        training = Training(epochs=1, batch_size=32, learning_rate=0.05, autocast=autocast)
+    for precision in PRECISIONS:
+        training = Training(epochs=1, batch_size=32, learning_rate=0.05, precision=precision)
         model = build(Model(name="cnn"), data.shape, 10, seed=0)
-        losses[autocast] = Trainer(model, data, training, Labels(), seed=0).epoch().loss
-    assert losses["none"] != losses["bfloat16"]
-    assert losses["bfloat16"] == pytest.approx(losses["none"], rel=0.02)
+        losses[precision] = Trainer(model, data, training, Labels(), seed=0).epoch().loss
+    assert losses["auto"] == losses["float32"] != losses["bfloat16"]
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02)
     assert len(data.splits[TRAIN]) == 160

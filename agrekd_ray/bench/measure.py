@@ -158,7 +158,7 @@ class _Room:
             "reply_bytes": logits.nbytes,
         }
         if setting.recording is not None:
-            outputs = Outputs(setting.outputs, setting.checkpoints, self._samples, "none")
+            outputs = Outputs(setting.outputs, setting.checkpoints, self._samples, "float32")
             size = outputs.path(self._names[0], 0).stat().st_size
             found["record_bytes"] = size / outputs.count
             found["record_bytes_computed"] = outputs.keys[self._names[0]].row_bytes
@@ -179,7 +179,7 @@ class _Room:
             return setting.live
         if cell.way in ("record", "replay"):
             fleet = setting.recording if cell.way == "record" else None
-            return Replay(setting.outputs, setting.checkpoints, "none", fleet)(self._samples)
+            return Replay(setting.outputs, setting.checkpoints, "float32", fleet)(self._samples)
         return None
 
 

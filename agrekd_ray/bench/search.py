@@ -110,7 +110,7 @@ def _shared(job: Job, engine: RayEngine, place: Path) -> Shared:
     planned = Planned(Search.model_validate(search), job.model_dump(mode="json"))
     checkpoints = plan.checkpoints(Pool(job.teachers.store, samples))
     answers_N = np.zeros(len(samples.splits[SELECT]), dtype=np.int64)  # scored alike by both
-    source = Replay(job.outputs, checkpoints, job.fleet.autocast, None)
+    source = Replay(job.outputs, checkpoints, job.fleet.computes_in, None)
     folders = (place / "trials", place / "states", place / "groups")
     return Shared(
         planned, DriverData.of(job.data), source, answers_N, answers_N, engine.post, *folders

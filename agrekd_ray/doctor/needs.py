@@ -95,7 +95,7 @@ class _Sizes:
         if job.guidance != "auto" or not self._plan.strategies:
             return {}
         made = {name: folder for name, folder in self._ensemble.items() if _is_made(folder)}
-        outputs = Outputs(job.outputs, made, samples, job.fleet.autocast)
+        outputs = Outputs(job.outputs, made, samples, job.fleet.computes_in)
         row = len(samples.classes) * np.dtype(job.outputs.dtype).itemsize
         return {
             (folder, view): len(samples.splits[TRAIN]) * row

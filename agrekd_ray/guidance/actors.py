@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,17 @@ import torch
 from agrekd_ray.channel import plain_error
 from agrekd_ray.core.gradient import DistillationGradient
 from agrekd_ray.devices import device_for
+from agrekd_ray.errors import RunError
 from agrekd_ray.guidance.fleet_settings import FleetSettings
 from agrekd_ray.guidance.home import LOST, Home
 from agrekd_ray.guidance.host import WHOLE, Part, TeacherHost
 from agrekd_ray.guidance.lesson import INLINE, Question, Replies, View, weigh_replies
 from agrekd_ray.guidance.nodes import DriverData, this_node
 from agrekd_ray.meters import TeacherMeter, WeightingMeter
+from agrekd_ray.numerics import numbers_on
 from agrekd_ray.outputs import Outputs, OutputSettings
 from agrekd_ray.results import Effort, Span, added
+from agrekd_ray.settings import Numbers
 
 
 class TeacherActor:
@@ -45,14 +48,15 @@ class TeacherActor:
         torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
         samples = data.open()
         device = device_for(float(gpu))
+        numbers = numbers_here(settings, device, checkpoints)
         self._host = TeacherHost(
             checkpoints,
             samples,
             device=device,
-            autocast=settings.autocast,
+            precision=numbers,
             capacity=capacity,
             concurrent=settings.concurrent,
-            outputs=Outputs(outputs, checkpoints, samples, settings.autocast) if outputs else None,
+            outputs=Outputs(outputs, checkpoints, samples, numbers) if outputs else None,
         )
         self._meter = TeacherMeter()
 
@@ -96,6 +100,19 @@ class TeacherActor:
     def node(self) -> str:
         """Name of the node that the actor lives on now."""
         return this_node()
+
+
+def numbers_here(settings: FleetSettings, device: str, teachers: Iterable[str]) -> Numbers:
+    """What teachers compute in on this node, where the device can.
+
+    Raises:
+        RunError: it cannot; names teachers and node.
+    """
+    try:
+        return numbers_on(settings.computes_in, device)
+    except RunError as error:
+        who = ", ".join(teachers)
+        raise RunError(f"teachers {who} on node {this_node()}: fleet.{error}") from None
 
 
 class WeightingActor:

@@ -8,12 +8,13 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from agrekd_ray.settings import (
-    Autocast,
     Count,
     NodeLabels,
     NodeResources,
     NonNegative,
+    Numbers,
     Positive,
+    Precise,
     Settings,
     Whole,
 )
@@ -33,7 +34,7 @@ class TeacherPlace(Settings):
     labels: NodeLabels = Field(default_factory=dict)
 
 
-class FleetSettings(Settings):
+class FleetSettings(Precise):
     """How teachers are hosted.
 
     Attributes:
@@ -51,7 +52,7 @@ class FleetSettings(Settings):
         labels: of the nodes that host teachers.
         teachers: other places, by teacher's name; `*` and `?` stand for any letters. The first
             that fits counts.
-        autocast: precision of the teachers' forward pass.
+        precision: of the teachers' forward passes; `auto` is bfloat16 where all actors have GPUs.
         look_ahead: batches that teachers compute while the student trains.
         patience: seconds that a teacher may take to answer before the run gives it up; null waits
             for ever. Until it has room on the cluster, it does not run.
@@ -69,10 +70,17 @@ class FleetSettings(Settings):
     resources: NodeResources = Field(default_factory=dict)
     labels: NodeLabels = Field(default_factory=dict)
     teachers: dict[str, TeacherPlace] = Field(default_factory=dict)
-    autocast: Autocast = "none"
     look_ahead: Annotated[Whole, Field(le=64)] = 2
     patience: Positive | None = 600
     on_teacher_loss: Literal["error", "drop"] = "error"
+
+    @property
+    def computes_in(self) -> Numbers:
+        """What all teachers compute in: one for all, since it is part of what records are of."""
+        if self.precision != "auto":
+            return self.precision
+        own = [place.gpus for place in self.teachers.values() if place.gpus is not None]
+        return "bfloat16" if all(gpus > 0 for gpus in (self.gpus, *own)) else "float32"
 
     def of(self, teacher: str) -> TeacherPlace:
         """Where a teacher is put."""

@@ -16,9 +16,10 @@ from agrekd_ray.data import Samples
 from agrekd_ray.errors import RunError
 from agrekd_ray.guidance.lesson import Question, Replies, View, reply
 from agrekd_ray.models import check_classes, load
+from agrekd_ray.numerics import computing_in, numbers_on
 from agrekd_ray.outputs import Outputs, Partial
 from agrekd_ray.results import Span, added
-from agrekd_ray.settings import Autocast
+from agrekd_ray.settings import Precision
 from agrekd_ray.training import Loader, Request
 
 VIEWS_OPEN = 3
@@ -42,7 +43,7 @@ class TeacherHost:
         checkpoints: folders by teacher's name.
         samples: the data set.
         device: where the teachers are put.
-        autocast: precision of the forward pass; logits are float32 in any case.
+        precision: of the forward passes; logits are float32 in any case.
         capacity: batches that are under way or waiting at once; answered ones go first, then
             the oldest.
         concurrent: backbones that compute at the same time.
@@ -50,6 +51,7 @@ class TeacherHost:
 
     Raises:
         CheckpointError: a checkpoint cannot be used, or is of other classes than the data.
+        RunError: the device does not compute in that precision.
     """
 
     def __init__(
@@ -58,14 +60,15 @@ class TeacherHost:
         samples: Samples,
         *,
         device: torch.device | str = "cpu",
-        autocast: Autocast = "none",
+        precision: Precision = "auto",
         capacity: int = 8,
         concurrent: int = 1,
         outputs: Outputs | None = None,
     ) -> None:
         self._samples, self._device = samples, torch.device(device)
         self._loader = Loader(samples, device)
-        self._autocast, self._capacity, self._outputs = autocast, capacity, outputs
+        self._numbers = numbers_on(precision, self._device)
+        self._capacity, self._outputs = capacity, outputs
         self._backbones: dict[str, nn.Module] = {}
         self._heads: dict[str, tuple[str, nn.Module]] = {}
         for name, folder in checkpoints.items():
@@ -278,9 +281,7 @@ class TeacherHost:
         @torch.inference_mode()
         def through(shared: str) -> tuple[dict[str, Tensor], float]:
             start = time.perf_counter()
-            with torch.autocast(
-                self._device.type, dtype=torch.bfloat16, enabled=self._autocast == "bfloat16"
-            ):
+            with computing_in(self._numbers, self._device):
                 features = self._backbones[shared](inputs)
                 answers = {n: self._heads[n][1](features).float() for n in heads[shared]}
             return answers, time.perf_counter() - start
@@ -316,7 +317,7 @@ class TeacherHost:
                     raise RunError(
                         f"teacher {name} answers with NaN or infinite logits (epoch {epoch}, "
                         f"{broken} of {len(answer)} samples); train it again, or set "
-                        "fleet.autocast: none."
+                        "fleet.precision: float32."
                     )
             return logits
 

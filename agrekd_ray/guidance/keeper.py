@@ -22,6 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from agrekd_ray.channel import plain_error
 from agrekd_ray.data import DataSettings, open_dataset
 from agrekd_ray.outputs import Outputs, OutputSettings
+from agrekd_ray.settings import Numbers
 
 VIEWS_KEPT = 4
 """Views whose records are held in the object store at once: those of students side by side."""
@@ -37,9 +38,9 @@ class RecordKeeper:
         settings: OutputSettings,
         checkpoints: Mapping[str, Path],
         data: DataSettings,
-        autocast: str,
+        numbers: Numbers,
     ) -> None:
-        self._outputs = Outputs(settings, checkpoints, open_dataset(data), autocast)
+        self._outputs = Outputs(settings, checkpoints, open_dataset(data), numbers)
         self._lent: OrderedDict[int, dict[str, Any]] = OrderedDict()
 
     def record(self, name: str, view: int) -> list[Any]:
@@ -106,7 +107,7 @@ class Keeper:
         settings: OutputSettings,
         checkpoints: Mapping[str, Path],
         data: DataSettings,
-        autocast: str,
+        numbers: Numbers,
     ) -> Keeper:
         """Starts one on this node; it takes no room that is counted."""
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -115,7 +116,7 @@ class Keeper:
         return cls(
             ray.remote(RecordKeeper)
             .options(scheduling_strategy=here, **options)
-            .remote(settings, folders, data, autocast)
+            .remote(settings, folders, data, numbers)
         )
 
     def __call__(self, *given: Any) -> Outputs:

@@ -14,6 +14,7 @@ from agrekd_ray.data import Samples
 from agrekd_ray.errors import RunError
 from agrekd_ray.guidance.lesson import Lesson, Question, Source, weigh_logits
 from agrekd_ray.outputs import Outputs, OutputSettings
+from agrekd_ray.settings import Numbers
 from agrekd_ray.training import Column
 
 
@@ -101,7 +102,7 @@ class RecordedTeachers:
         )
 
 
-Opening = Callable[[OutputSettings, Mapping[str, Path], Samples, str], Outputs]
+Opening = Callable[[OutputSettings, Mapping[str, Path], Samples, Numbers], Outputs]
 """Opens records as `Outputs(...)` does where they lie on this node."""
 
 
@@ -112,18 +113,18 @@ class Replay:
     Attributes:
         settings: where the records are.
         checkpoints: folders of the teachers, by name.
-        autocast: precision of the teachers' forward passes.
+        numbers: that the teachers' forward passes compute in.
         fleet: who answers where a record is missing.
         opening: opens the records, where a node may not have them (`keeper.Keeper`).
     """
 
     settings: OutputSettings
     checkpoints: Mapping[str, Path]
-    autocast: str
+    numbers: Numbers
     fleet: Source | None
     opening: Opening = Outputs
 
     def __call__(self, samples: Samples) -> Source:
         """A student's source in this process."""
-        outputs = self.opening(self.settings, self.checkpoints, samples, self.autocast)
+        outputs = self.opening(self.settings, self.checkpoints, samples, self.numbers)
         return RecordedTeachers(outputs, samples, self.fleet)

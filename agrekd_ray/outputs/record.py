@@ -54,7 +54,7 @@ class Key:
         model: its architecture and arguments.
         data: fingerprint of the data set, its split included.
         views: fingerprint of what varies between views, and of the seed.
-        autocast: precision of its forward pass.
+        autocast: `bfloat16`, or `none` for float32: what its forward passes computed in.
         dtype: of the record.
         rows: N, samples of the split.
         classes: C.

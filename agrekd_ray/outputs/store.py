@@ -30,6 +30,7 @@ from agrekd_ray.outputs.record import (
     read_record,
     write_record,
 )
+from agrekd_ray.settings import Numbers
 
 MANIFEST = "key.json"
 _FOLDER = re.compile(r"[0-9a-f]{20}")
@@ -45,7 +46,7 @@ class Outputs:
         settings: where they are.
         checkpoints: folders of the teachers, by name.
         samples: the data set.
-        autocast: precision of the teachers' forward passes.
+        numbers: that the teachers' forward passes compute in.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class Outputs:
         settings: OutputSettings,
         checkpoints: Mapping[str, Path],
         samples: Samples,
-        autocast: str,
+        numbers: Numbers,
     ) -> None:
         self._store, self._samples = settings.store, samples
         ids = samples.splits[TRAIN]
@@ -63,7 +64,7 @@ class Outputs:
         """The row that a sample of the training split has in a record, by id; -1 for others."""
         self.row_of[ids] = np.arange(len(ids))
         self.keys = {
-            name: _key(folder, settings, samples, autocast) for name, folder in checkpoints.items()
+            name: _key(folder, settings, samples, numbers) for name, folder in checkpoints.items()
         }
         self._read: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
 
@@ -143,11 +144,12 @@ class Evaluations:
     Args:
         store: the folder of all records.
         samples: the data set.
+        numbers: that the models' forward passes compute in.
     """
 
-    def __init__(self, store: Path, samples: Samples) -> None:
+    def __init__(self, store: Path, samples: Samples, numbers: Numbers) -> None:
         self._settings = OutputSettings(store=store, dtype="float32")
-        self._samples = samples
+        self._samples, self._numbers = samples, numbers
 
     def read(self, folder: Path, split: str) -> Tensor | None:
         """Logits [N, C], float32; None where they are not recorded.
@@ -177,12 +179,12 @@ class Evaluations:
         write_record(path, key, logits_NC.contiguous().numpy())
 
     def _place(self, folder: Path, split: str) -> tuple[Path, Key]:
-        key = _key(folder, self._settings, self._samples, "none", split)
+        key = _key(folder, self._settings, self._samples, self._numbers, split)
         return self._settings.store / key.folder / _file(0), key
 
 
 def _key(
-    folder: Path, settings: OutputSettings, samples: Samples, autocast: str, split: str = TRAIN
+    folder: Path, settings: OutputSettings, samples: Samples, numbers: Numbers, split: str = TRAIN
 ) -> Key:
     manifest = read_manifest(folder)
     return Key(
@@ -191,7 +193,7 @@ def _key(
         model=manifest.model.model_dump(mode="json"),
         data=samples.fingerprint,
         views=samples.views_fingerprint if split == TRAIN else "evaluation",
-        autocast=autocast,
+        autocast="none" if numbers == "float32" else numbers,
         dtype=settings.dtype,
         rows=len(samples.splits[split]),
         classes=len(samples.classes),

@@ -114,6 +114,6 @@ def _changes(found: Forecast, setup: Setup, machines: Machines, times: Times) ->
     yield of_machines("a disk twice as fast", disk_mb=2 * machines.disk_mb)
     forward = times.forward_ms / 2
     yield of_times(
-        "teachers twice as fast (a faster device, fleet.autocast=bfloat16)", forward_ms=forward
+        "teachers twice as fast (a faster device, fleet.precision=bfloat16)", forward_ms=forward
     )
-    yield of_times("a student's step twice as fast (device, autocast)", step_ms=times.step_ms / 2)
+    yield of_times("a student's step twice as fast (device, precision)", step_ms=times.step_ms / 2)

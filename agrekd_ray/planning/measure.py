@@ -20,8 +20,9 @@ from agrekd_ray.devices import device_for
 from agrekd_ray.guidance import Lesson, Question, Replies
 from agrekd_ray.guidance.lesson import weigh_replies
 from agrekd_ray.models import Model, build
+from agrekd_ray.numerics import computing_in, numbers_on
 from agrekd_ray.planning.setup import Setup
-from agrekd_ray.settings import Training
+from agrekd_ray.settings import Precision, Training
 from agrekd_ray.training import Labels, Loader, Trainer
 
 WARM, COUNTED = 2, 7
@@ -48,7 +49,7 @@ def model_times(job: Job, dataset: Dataset, setup: Setup) -> dict[str, float]:
     ids = np.resize(dataset.splits[TRAIN], setup.batch)
     inputs_ms = reading_ms(dataset, ids, threads)
     each = [
-        forward_times(model, dataset, ids, _device(fleet.gpus), fleet.autocast, threads)
+        forward_times(model, dataset, ids, _device(fleet.gpus), fleet.precision, threads)
         for model in (job.teachers.model, *job.teachers.others)
     ]
     with _threads(max(1, int(student.cpus))):
@@ -125,7 +126,7 @@ def forward_times(
     dataset: Dataset,
     ids: np.ndarray,
     device: torch.device = CPU,
-    autocast: str = "none",
+    precision: Precision = "auto",
     threads: int = 1,
 ) -> tuple[float, float]:
     """Milliseconds of a forward pass as a `TeacherHost` makes it, and how busy its device is.
@@ -135,7 +136,7 @@ def forward_times(
         dataset: the data.
         ids: of the batch.
         device: that it is put on.
-        autocast: precision.
+        precision: of the pass.
         threads: of a pass without a GPU.
     """
     built = build(model, dataset.shape, len(dataset.classes), 0).to(device).eval()
@@ -143,10 +144,11 @@ def forward_times(
     if inputs.ndim == 4:
         built = built.to(memory_format=torch.channels_last)
         inputs = inputs.contiguous(memory_format=torch.channels_last)
+    numbers = numbers_on(precision, device)
 
     @torch.inference_mode()
     def forward() -> None:
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast == "bfloat16"):
+        with computing_in(numbers, device):
             built(inputs).float().cpu()
 
     with _threads(threads):

@@ -18,6 +18,7 @@ from agrekd_ray.results import Member
 from agrekd_ray.run.display import Display
 from agrekd_ray.run.engine import Engine
 from agrekd_ray.run.plan import Plan
+from agrekd_ray.settings import Precision
 from agrekd_ray.teachers import Asked, Pool, measured
 from agrekd_ray.training import score
 
@@ -33,7 +34,10 @@ class Answers:
     def __init__(self, job: Job, dataset: Dataset) -> None:
         self.dataset = dataset
         recorded = job.guidance != "local"
-        self._records = Evaluations(job.outputs.store, dataset) if recorded else None
+        self._precision: Precision = job.fleet.computes_in if recorded else job.fleet.precision
+        self._records = (
+            Evaluations(job.outputs.store, dataset, job.fleet.computes_in) if recorded else None
+        )
         self._told: dict[tuple[Path, str], Tensor] = {}
 
     def missing(
@@ -49,7 +53,7 @@ class Answers:
         for folder, name in models.items():
             left = tuple(split for split in splits if self._known(folder, split) is None)
             if left:
-                found.append(Asked(name, folder, left))
+                found.append(Asked(name, folder, left, self._precision))
         return found
 
     def complete(self, asked: Sequence[Asked], engine: Engine, display: Display) -> int:

@@ -121,7 +121,7 @@ class LocalEngine:
                 checkpoints,
                 dataset,
                 device=self.device,
-                autocast=fleet.autocast,
+                precision=fleet.precision,
                 capacity=fleet.look_ahead + 2,
             )
             source = LocalTeachers(host)

@@ -59,7 +59,7 @@ def record_job(job: Job, console: Console) -> Effort:
                 effort = make_and_record(engine, display, job, plan, samples, views)
             finally:
                 engine.close()
-    outputs = Outputs(job.outputs, checkpoints, samples, job.fleet.autocast)
+    outputs = Outputs(job.outputs, checkpoints, samples, job.fleet.computes_in)
     several = "views" if len(views) > 1 else "view"
     console.print(
         f"{len(checkpoints)} teachers, {len(views)} {several} of {outputs.count} samples: "
@@ -74,7 +74,7 @@ def missing(job: Job, plan: Plan, samples: Dataset, views: Sequence[int]) -> boo
     pool = Pool(job.teachers.store, samples)
     if pool.missing(plan.draw.recipes.values()):
         return True
-    outputs = Outputs(job.outputs, plan.checkpoints(pool), samples, job.fleet.autocast)
+    outputs = Outputs(job.outputs, plan.checkpoints(pool), samples, job.fleet.computes_in)
     return bool(outputs.missing(views))
 
 
@@ -108,7 +108,7 @@ def make_and_record(
         display.stage("teachers", epochs_of(families), "epochs")
         engine.make_teachers(families)
     checkpoints = plan.checkpoints(pool)
-    left = Outputs(job.outputs, checkpoints, samples, job.fleet.autocast).missing(views)
+    left = Outputs(job.outputs, checkpoints, samples, job.fleet.computes_in).missing(views)
     if not record or not left:
         return Effort()
     rows = len({view for _, view in left}) * len(samples.splits[TRAIN])

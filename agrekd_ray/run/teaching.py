@@ -54,7 +54,7 @@ def keeper_of(job: Job, checkpoints: Mapping[str, Path]) -> Keeper | None:
     """
     if job.ray.address is None and len(cluster_nodes()) == 1:
         return None
-    return Keeper.start(job.outputs, checkpoints, job.data, job.fleet.autocast)
+    return Keeper.start(job.outputs, checkpoints, job.data, job.fleet.computes_in)
 
 
 class Teaching(AbstractContextManager["Teaching"]):
@@ -86,7 +86,7 @@ class Teaching(AbstractContextManager["Teaching"]):
         self.effort = Effort()
         """What the teachers cost so far."""
         if checkpoints and job.guidance == "auto":
-            self._outputs = Outputs(job.outputs, checkpoints, samples, job.fleet.autocast)
+            self._outputs = Outputs(job.outputs, checkpoints, samples, job.fleet.computes_in)
             self._missing = self._outputs.missing(views)
             self._say_damaged(self._outputs)
             self._outputs.touch()
@@ -117,7 +117,7 @@ class Teaching(AbstractContextManager["Teaching"]):
         job = self._job
         self._keeper = keeper_of(job, self._checkpoints)
         opening = self._keeper or Outputs
-        return Replay(job.outputs, self._checkpoints, job.fleet.autocast, fleet, opening)
+        return Replay(job.outputs, self._checkpoints, job.fleet.computes_in, fleet, opening)
 
     def record(self) -> None:
         """Record every view that is missing; teachers that do not all find room take turns.

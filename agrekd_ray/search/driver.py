@@ -214,7 +214,9 @@ class _Searching:
         keeper = keeper_of(job, checkpoints) if job.guidance == "auto" else None
         if keeper is not None:
             stack.callback(keeper.close)
-        source: Any = Replay(job.outputs, checkpoints, job.fleet.autocast, None, keeper or Outputs)
+        source: Any = Replay(
+            job.outputs, checkpoints, job.fleet.computes_in, None, keeper or Outputs
+        )
         if job.guidance == "live":
             at_once = self._at_once()
             fleet = Fleet(

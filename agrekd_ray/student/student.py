@@ -246,7 +246,14 @@ class Student:
         given = self.assignment
         outcomes = []
         if given.dfr is not None:
-            debiased = retrain_head(self.model, self._dataset, given.dfr, given.seed, self._device)
+            debiased = retrain_head(
+                self.model,
+                self._dataset,
+                given.dfr,
+                given.seed,
+                self._device,
+                given.training.precision,
+            )
             outcomes.append(self._leave(students, debiased, f"{given.method}_dfr", []))
         outcomes.append(self._leave(students, self.model, given.method, self.history))
         return outcomes
@@ -254,7 +261,13 @@ class Student:
     def _answers(self, split: str, model: Classifier | None = None) -> Tensor:
         """Probabilities [N, C] of the student, or a copy of it, for a split."""
         ids = self._dataset.splits[split]
-        logits_NC = predict(model or self.model, self._dataset, ids, loader=self._loader)
+        logits_NC = predict(
+            model or self.model,
+            self._dataset,
+            ids,
+            loader=self._loader,
+            precision=self.trainer.numbers,
+        )
         return logits_NC.softmax(1)
 
     def _leave(
@@ -276,7 +289,7 @@ class Student:
         made_by: dict[str, Any] = {
             "method": method,
             "seed": given.seed,
-            "training": given.training.model_dump(mode="json"),
+            "training": given.training,
             "lesson": asdict(given.lesson) if given.lesson else None,
         }
         save(
@@ -289,7 +302,11 @@ class Student:
                 fingerprint=fingerprint(data.fingerprint, made_by, identified(given.model)),
                 data=data.fingerprint,
                 metrics={split: asdict(metrics) for split, metrics in splits.items()},
-                made_by=made_by,
+                made_by={
+                    **made_by,
+                    "training": given.training.model_dump(mode="json"),
+                    "numbers": self.trainer.numbers,
+                },
             ),
         )
         write_outcome(folder, outcome)

@@ -12,6 +12,7 @@ from torch import Tensor
 from agrekd_ray.data import Samples
 from agrekd_ray.errors import RunError
 from agrekd_ray.models import load
+from agrekd_ray.settings import Precision
 from agrekd_ray.training import predict
 
 
@@ -23,11 +24,13 @@ class Asked:
         name: of the model, for people, and for its place in the fleet.
         folder: its checkpoint.
         splits: names of those that it is asked about.
+        precision: of its forward passes.
     """
 
     name: str
     folder: Path
     splits: tuple[str, ...]
+    precision: Precision = "auto"
 
 
 Take = Callable[[Asked, Mapping[str, Tensor]], None]
@@ -46,12 +49,14 @@ def answers(
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
-        RunError: it answers with NaN or infinite logits.
+        RunError: it answers with NaN or infinite logits, or the device has not that precision.
     """
     model, _ = load(asked.folder, device)
     found = {}
     for split in asked.splits:
-        logits_NC = predict(model, samples, samples.splits[split], device=device)
+        logits_NC = predict(
+            model, samples, samples.splits[split], device=device, precision=asked.precision
+        )
         if broken := int((~torch.isfinite(logits_NC)).any(1).sum()):
             raise RunError(
                 f"model {asked.name} answers with NaN or infinite logits ({broken} of "

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from agrekd_ray.data import DFR, SELECT, Dataset, classes_missing, dfr_groups
 from agrekd_ray.errors import AgrekdError, DataError, listed
 from agrekd_ray.models import Classifier
-from agrekd_ray.settings import Count, Positive, Settings
+from agrekd_ray.settings import Count, Positive, Precision, Settings
 from agrekd_ray.training import predict
 
 
@@ -60,6 +60,7 @@ def retrain_head(
     settings: DfrSettings,
     seed: int,
     device: torch.device | str = "cpu",
+    precision: Precision = "auto",
 ) -> Classifier:
     """A copy of the model with a last layer trained on the DFR half of validation.
 
@@ -82,7 +83,7 @@ def retrain_head(
             f"DFR: no sample of class {listed(repr(name) for name in missing)} in its half of "
             f"validation ({DFR}); give validation two samples of every class at least."
         )
-    fit, select = (_features(model, dataset, split, device) for split in (DFR, SELECT))
+    fit, select = (_features(model, dataset, split, device, precision) for split in (DFR, SELECT))
     scaler = StandardScaler().fit(fit.features_ND)
     scaled_ND, select_ND = scaler.transform(fit.features_ND), scaler.transform(select.features_ND)
 
@@ -107,10 +108,14 @@ def retrain_head(
 
 
 def _features(
-    model: Classifier, dataset: Dataset, split: str, device: torch.device | str
+    model: Classifier,
+    dataset: Dataset,
+    split: str,
+    device: torch.device | str,
+    precision: Precision,
 ) -> Features:
     ids = dataset.splits[split]
-    features_ND: Tensor = predict(model.backbone, dataset, ids, device=device)
+    features_ND: Tensor = predict(model.backbone, dataset, ids, device=device, precision=precision)
     return Features(
         features_ND.double().numpy(),
         dataset.labels(ids).numpy(),

@@ -10,9 +10,10 @@ from typing import Literal
 import torch
 
 from agrekd_ray.data import SELECT, TEST, Dataset
-from agrekd_ray.errors import CheckpointError
+from agrekd_ray.errors import CheckpointError, RunError
 from agrekd_ray.files import DamagedError, checked, is_folder
 from agrekd_ray.models import Classifier, Manifest, Model, build, identified, load, save
+from agrekd_ray.numerics import numbers_on
 from agrekd_ray.results import Metrics
 from agrekd_ray.settings import Seed, Settings, Training, fingerprint
 from agrekd_ray.teachers.dfr import DfrSettings, retrain_head
@@ -21,6 +22,9 @@ from agrekd_ray.training import Labels, Loader, Trainer, evaluate
 METHOD, METHOD_OF_TEXTS = 1, 2
 """Version of what a recipe means; raised when the same recipe gives other weights. 2: batches of
 texts of about one length."""
+
+NUMBERS = "numbers"
+"""What `precision` came to where a model was made, in its manifest's `made_by`."""
 
 
 class Recipe(Settings):
@@ -98,12 +102,23 @@ class Pool:
         return self._store / f"{recipe.name}-{self.fingerprint(recipe)[:16]}"
 
     def find(self, recipe: Recipe) -> Manifest | None:
-        """The manifest of a finished model, whole and undamaged; None where there is none."""
+        """The manifest of a finished model, whole and undamaged; None where there is none.
+
+        Raises:
+            RunError: float32 is asked for, and it was made in bfloat16.
+        """
         try:
             _, manifest = load(self.folder(recipe))
         except CheckpointError:
             return None
-        return manifest if manifest.fingerprint == self.fingerprint(recipe) else None
+        if manifest.fingerprint != self.fingerprint(recipe):
+            return None
+        if recipe.training.precision == "float32" and manifest.made_by.get(NUMBERS) == "bfloat16":
+            raise RunError(
+                f"{self.folder(recipe)}: made on a GPU in bfloat16, by precision: auto, and is to "
+                "be of precision: float32; say auto, or name another folder (teachers.store)."
+            )
+        return manifest
 
     def missing(self, recipes: Iterable[Recipe]) -> list[list[Recipe]]:
         """What is still to be made: a list for each ERM model, with the models that need it."""
@@ -145,7 +160,12 @@ class Pool:
         for recipe in family:
             if recipe.kind == "dfr":
                 debiased = retrain_head(
-                    erm, self._dataset, recipe.dfr or DfrSettings(), recipe.seed, device
+                    erm,
+                    self._dataset,
+                    recipe.dfr or DfrSettings(),
+                    recipe.seed,
+                    device,
+                    recipe.training.precision,
                 )
                 self._save(recipe, debiased, device)
 
@@ -166,7 +186,12 @@ class Pool:
 
     def _save(self, recipe: Recipe, model: Classifier, device: torch.device | str) -> None:
         data = self._dataset
-        metrics = {split: asdict(evaluate(model, data, split, device)) for split in (SELECT, TEST)}
+        precision = recipe.training.precision
+        metrics = {
+            split: asdict(evaluate(model, data, split, device, precision))
+            for split in (SELECT, TEST)
+        }
+        made_by = recipe.model_dump(mode="json") | {NUMBERS: numbers_on(precision, device)}
         save(
             self.folder(recipe),
             model,
@@ -177,6 +202,6 @@ class Pool:
                 fingerprint=self.fingerprint(recipe),
                 data=data.fingerprint,
                 metrics=metrics,
-                made_by=recipe.model_dump(mode="json"),
+                made_by=made_by,
             ),
         )

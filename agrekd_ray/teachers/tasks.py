@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def ask_all(asked: Mapping[Asked, Wanted], data: DriverData, take: Take, post: P
         ray.remote(_ask)
         .options(**_placed(room))
         .remote(
-            Asked(one.name, one.folder.resolve(), one.splits),
+            replace(one, folder=one.folder.resolve()),
             data,
             room.resources.get("GPU", 0) > 0,
             post,

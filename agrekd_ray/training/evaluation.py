@@ -17,7 +17,9 @@ from agrekd_ray.core.groups import group_metrics
 from agrekd_ray.core.selection import Answers, scores
 from agrekd_ray.data import TRAIN, Dataset, Samples
 from agrekd_ray.errors import RunError
+from agrekd_ray.numerics import computing_in, numbers_on
 from agrekd_ray.results import Agreement, Bin, Metrics, SplitAgreement
+from agrekd_ray.settings import Precision
 from agrekd_ray.training.loader import Loaded, Loader, Request, lengths_of
 from agrekd_ray.training.loop import DIVERGED
 
@@ -33,6 +35,7 @@ def predict(
     *,
     device: torch.device | str = "cpu",
     loader: Loader | None = None,
+    precision: Precision = "auto",
 ) -> Tensor:
     """Logits of the evaluation view, float32 [N, C] on the CPU. Leaves the model's mode alone.
 
@@ -42,6 +45,10 @@ def predict(
         ids: of the N samples.
         device: to compute on.
         loader: of these samples to that device; None makes one.
+        precision: of the forward passes.
+
+    Raises:
+        RunError: the device does not compute in that precision.
     """
     loader = loader or Loader(samples, device, keeps=False)
     gpu = loader.device.type == "cuda"
@@ -55,7 +62,10 @@ def predict(
     parts = np.split(ids[order], range(batch_size, len(ids), batch_size))
     was_training = model.training
     model.eval()
-    logits = [model(loaded.inputs).float() for loaded in loader(map(Request, parts))]
+    numbers, logits = numbers_on(precision, loader.device), []
+    for loaded in loader(map(Request, parts)):
+        with computing_in(numbers, loader.device):
+            logits.append(model(loaded.inputs).float())
     model.train(was_training)
     logits_NC = torch.cat(logits).cpu()
     return logits_NC[np.argsort(order)]
@@ -168,10 +178,15 @@ class Judge:
 
 
 def evaluate(
-    model: nn.Module, dataset: Dataset, split: str, device: torch.device | str = "cpu"
+    model: nn.Module,
+    dataset: Dataset,
+    split: str,
+    device: torch.device | str = "cpu",
+    precision: Precision = "auto",
 ) -> Metrics:
     """Metrics of a model, which is on the device, on a split."""
-    logits_NC = predict(model, dataset, dataset.splits[split], device=device)
+    ids = dataset.splits[split]
+    logits_NC = predict(model, dataset, ids, device=device, precision=precision)
     return score(dataset, split, logits_NC.softmax(1))
 
 

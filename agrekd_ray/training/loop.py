@@ -24,6 +24,7 @@ from agrekd_ray.core.gradient import DistillationGradient
 from agrekd_ray.core.kd import label_gradient
 from agrekd_ray.data import TRAIN, Samples
 from agrekd_ray.errors import RunError
+from agrekd_ray.numerics import computing_in, numbers_on
 from agrekd_ray.settings import Training
 from agrekd_ray.training.batches import Batch, BatchPlan
 from agrekd_ray.training.loader import Column, Loaded, Loader, Request, lengths_of
@@ -135,6 +136,12 @@ class Trainer:
         total: sums a tensor over the workers.
         observer: watches the steps.
         look_ahead: how many coming batches the guidance is told of.
+
+    Attributes:
+        numbers: that forward passes compute in.
+
+    Raises:
+        RunError: the device does not compute in the precision of the settings.
     """
 
     def __init__(
@@ -157,6 +164,7 @@ class Trainer:
         self.training, self.seed, self.observer = training, seed, observer
         self.loader = loader or Loader(samples)
         self.device = self.loader.device
+        self.numbers = numbers_on(training.precision, self.device)
         # As a loader lays out pictures there: convolutions in bfloat16 take half the time.
         self.model = model.to(memory_format=torch.channels_last) if self._on_gpu else model
         self.network = wrap(self.model) if wrap else self.model
@@ -186,7 +194,7 @@ class Trainer:
 
     def step(self, batch: Batch, loaded: Loaded) -> DistillationGradient:
         """One step: the student answers, its guidance answers back, the student moves."""
-        with self._autocast():
+        with computing_in(self.numbers, self.device):
             logits_BC = self.network(loaded.inputs).float()
         asked = time.perf_counter()
         guided = self.guidance.gradient(batch, loaded, logits_BC.detach())
@@ -278,8 +286,3 @@ class Trainer:
     @property
     def _on_gpu(self) -> bool:
         return self.device.type == "cuda"
-
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if self.training.autocast == "none":
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)

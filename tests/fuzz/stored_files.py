@@ -183,7 +183,7 @@ def _logits(name: str, view: int) -> np.ndarray:
 def _outputs() -> Outputs:
     folders = {name: Path(name).absolute() for name in ("erm-0", "erm-1")}
     settings = OutputSettings(store=Path("outputs"))
-    return Outputs(settings, folders, _Samples(), "none")  # type: ignore[arg-type]
+    return Outputs(settings, folders, _Samples(), "float32")  # type: ignore[arg-type]
 
 
 def _make_records() -> None:
