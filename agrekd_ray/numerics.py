@@ -1,14 +1,24 @@
-"""What numbers a process computes in: the one place that opens mixed precision."""
+"""How a process computes: in which numbers, with which kernels, and how exactly it repeats itself.
+
+The one place that opens mixed precision, compiles a network, or sets torch's own switches.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+import os
+from collections.abc import Iterator
+from typing import Any, cast
 
 import torch
+from torch import nn
 
 from agrekd_ray.errors import RunError
-from agrekd_ray.settings import Numbers, Precision
+from agrekd_ray.files import in_a_line
+from agrekd_ray.settings import Compile, Numbers, Precision
+
+# A workspace with which cuBLAS repeats itself; it is read once, when a GPU multiplies first.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def numbers_on(precision: Precision, device: torch.device | str) -> Numbers:
@@ -38,3 +48,88 @@ def computing_in(
     if numbers == "float32":
         return contextlib.nullcontext()
     return torch.autocast(torch.device(device).type, dtype=torch.bfloat16)
+
+
+@contextlib.contextmanager
+def training_kernels(device: torch.device | str, *, deterministic: bool) -> Iterator[None]:
+    """Which kernels training takes on a GPU while the block runs; on a CPU nothing changes.
+
+    As a rule the fastest: cuDNN tries several, and float32 products are of TF32. They differ in
+    their last bits from run to run, and gradients add up in any order.
+
+    Args:
+        device: that is trained on.
+        deterministic: take those alone that repeat themselves, in whole float32.
+
+    Raises:
+        RunError: of something in the model there is no such kernel.
+    """
+    if torch.device(device).type == "cpu":
+        yield
+        return
+    cudnn = torch.backends.cudnn
+    products = torch.get_float32_matmul_precision()
+    switches = (cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32)
+    strict = torch.are_deterministic_algorithms_enabled()
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.set_float32_matmul_precision("highest" if deterministic else "high")
+    cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32 = (
+        not deterministic,
+        deterministic,
+        not deterministic,
+    )
+    if strict != deterministic:
+        torch.use_deterministic_algorithms(deterministic)
+    try:
+        yield
+    except RuntimeError as error:
+        if "deterministic" not in str(error).lower():
+            raise
+        raise RunError(
+            f"training.deterministic: {in_a_line(error)}; take another model, or set it to false."
+        ) from error
+    finally:
+        torch.set_float32_matmul_precision(products)
+        cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32 = switches
+        if strict != deterministic:
+            torch.use_deterministic_algorithms(strict, warn_only=warns)
+
+
+def compiled(network: nn.Module, how: Compile, device: torch.device | str) -> nn.Module:
+    """A network that computes the same with compiled kernels; parameters stay those of the network.
+
+    Raises:
+        RunError: CUDA graphs, and the device is no GPU.
+    """
+    if how == "off":
+        return network
+    if how == "cuda_graphs" and torch.device(device).type == "cpu":
+        raise RunError(
+            "training.compile: cuda_graphs are a GPU's, and this process computes on a CPU; set "
+            "default or off, or give it a GPU."
+        )
+    mode = "reduce-overhead" if how == "cuda_graphs" else None
+    return cast(nn.Module, torch.compile(network, mode=mode))
+
+
+@contextlib.contextmanager
+def compiling(how: Compile) -> Iterator[None]:
+    """A step of a `compiled` network.
+
+    Raises:
+        RunError: torch.compile fails, for instance without a C++ compiler.
+    """
+    if how == "off":
+        yield
+        return
+    from torch._dynamo.exc import TorchDynamoException
+    from torch._inductor.exc import InductorError
+
+    if how == "cuda_graphs":  # what the last step's graph has put out is overwritten from now on
+        torch.compiler.cudagraph_mark_step_begin()
+    try:
+        yield
+    except (TorchDynamoException, InductorError) as error:
+        raise RunError(
+            f"training.compile: {how}: torch.compile fails here ({in_a_line(error)}); set off."
+        ) from error

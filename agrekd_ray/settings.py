@@ -70,6 +70,8 @@ Positive = Annotated[float, BeforeValidator(_no_bool), Field(gt=0)]
 NonNegative = Annotated[float, BeforeValidator(_no_bool), Field(ge=0)]
 Numbers = Literal["float32", "bfloat16"]
 """What a forward pass computes in; `bfloat16` where that is exact enough (mixed precision)."""
+Compile = Annotated[Literal["off", "default", "cuda_graphs"], BeforeValidator(_false_is_off)]
+"""Whether and how torch.compile is used; `off` is a truth value to YAML 1.1."""
 Precision = Literal["auto"] | Numbers
 """`auto` is bfloat16 on a GPU that has it, and float32 elsewhere."""
 LocalPath = Annotated[Path, AfterValidator(absolute)]
@@ -116,6 +118,9 @@ class Training(Precise):
         warmup_epochs: linear warm-up, in epochs (fractions allowed).
         clip_norm: largest norm of the gradient, or null for no clipping.
         precision: of the forward passes in training and in evaluation.
+        compile: `default` has torch.compile write kernels for the model's steps, `cuda_graphs` also
+            replays them without the host's help; the first steps take minutes.
+        deterministic: a GPU takes kernels alone that repeat themselves to the last bit.
     """
 
     epochs: Annotated[Count, Field(le=100_000)]
@@ -127,6 +132,8 @@ class Training(Precise):
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_epochs: NonNegative = 0.0
     clip_norm: Positive | None = None
+    compile: Compile = "off"
+    deterministic: bool = False
 
     @model_serializer(mode="wrap")
     def _dumped(
@@ -136,6 +143,9 @@ class Training(Precise):
         if info.context == FINGERPRINT:  # as they were before there were such keys
             exact = values.pop("precision") != "bfloat16"
             values["autocast"] = "none" if exact else "bfloat16"
+            for key in ("compile", "deterministic"):
+                if values[key] == type(self).model_fields[key].default:
+                    del values[key]
         return values
 
 

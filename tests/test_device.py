@@ -23,7 +23,7 @@ from agrekd_ray.data import TRAIN, Groups
 from agrekd_ray.guidance.distilled import Distilled
 from agrekd_ray.guidance.lesson import Lesson
 from agrekd_ray.models import Model, build
-from agrekd_ray.settings import Training
+from agrekd_ray.settings import Precision, Training
 from agrekd_ray.training import (
     Batch,
     Guidance,
@@ -94,14 +94,29 @@ class Eight:
 TEACHERS = tuple("abcde")
 
 
-def stepped(monkeypatch: pytest.MonkeyPatch, lesson: Lesson | None, model: str) -> None:
+def stepped(
+    monkeypatch: pytest.MonkeyPatch,
+    lesson: Lesson | None,
+    model: str,
+    precision: Precision = "float32",
+) -> None:
     """Two steps of a student, and its record of who taught it; only `backward` wants a GPU."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
     data: Any = Eight()
     source: Any = SimpleNamespace(columns=lambda *_: ())
     loader: Any = SimpleNamespace(device=torch.device("cuda"))
     guidance: Guidance = Labels() if lesson is None else Distilled(lesson, source, data)
     # AdamW, for of SGD's fused kernel there is no fake.
-    settings = Training(epochs=1, batch_size=B, learning_rate=0.1, clip_norm=1.0, optimizer="adamw")
+    settings = Training(
+        epochs=1,
+        batch_size=B,
+        learning_rate=0.1,
+        clip_norm=1.0,
+        optimizer="adamw",
+        precision=precision,
+    )
+    seen: list[torch.dtype] = []
     monkeypatch.setattr(nn.Module, "to", lambda self, **_: self)  # fake parameters stay in place
     with FakeTensorMode():
         further = () if lesson is None else (fake(B, len(lesson.members), C),)
@@ -109,6 +124,7 @@ def stepped(monkeypatch: pytest.MonkeyPatch, lesson: Lesson | None, model: str) 
             further = (*further, fake(B, dtype=torch.int64))
         with torch.device("cuda"):
             student = build(Model(name=model), data.shape, C, 0)
+        student.register_forward_hook(lambda _, __, logits_BC: seen.append(logits_BC.dtype))
         trainer = Trainer(student, data, settings, guidance, seed=0, loader=loader)
 
         def backward(self: Tensor, gradient: Tensor) -> None:
@@ -121,10 +137,15 @@ def stepped(monkeypatch: pytest.MonkeyPatch, lesson: Lesson | None, model: str) 
         loaded = Loaded(fake(B, *data.shape), ids_B, labels_B, further)
         record = TeachingRecord(data, TEACHERS, "cuda")
         for step in range(2):
-            record.observe(loaded, trainer.step(Batch(step, 0, np.arange(B)), loaded))
+            guided = trainer.step(Batch(step, 0, np.arange(B)), loaded)
+            assert guided.gradient_BC.dtype == guided.loss_B.dtype == torch.float32
+            record.observe(loaded, guided)
+    assert seen == [torch.float32 if precision == "float32" else torch.bfloat16] * 2
 
 
-@pytest.mark.parametrize("alpha", [1.0, 0.5])
+@pytest.mark.parametrize(
+    ("alpha", "precision"), [(1.0, "float32"), (0.5, "float32"), (1.0, "auto")]
+)
 @pytest.mark.parametrize("weighting", [None, SampleWeighting()], ids=["plain", "weighted"])
 @pytest.mark.parametrize("name", sorted(STRATEGIES))
 def test_a_step_stays_on_the_device(
@@ -133,15 +154,19 @@ def test_a_step_stays_on_the_device(
     name: str,
     weighting: SampleWeighting | None,
     alpha: float,
+    precision: Precision,
 ) -> None:
     lesson = Lesson(name, TEACHERS, "biased", 4.0, alpha, sample_weighting=weighting)
-    stepped(monkeypatch, lesson, "cnn")
+    stepped(monkeypatch, lesson, "cnn", precision)
     assert waits == (["programme"] * 2 if name == "ae_kd" else [])
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["cnn_deep", "torchvision/resnet18"])
-def test_a_step_on_labels_stays_on_the_device(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    stepped(monkeypatch, None, name)
+def test_a_step_on_labels_stays_on_the_device(
+    monkeypatch: pytest.MonkeyPatch, name: str, precision: Precision
+) -> None:
+    stepped(monkeypatch, None, name, precision)
 
 
 def test_somebody_who_waits_in_a_step_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from agrekd_ray.config import check_job
 from agrekd_ray.data import TEST, open_dataset
@@ -16,11 +19,11 @@ from agrekd_ray.guidance import actors
 from agrekd_ray.guidance.actors import numbers_here
 from agrekd_ray.guidance.fleet_settings import FleetSettings
 from agrekd_ray.models import Model, build, load, save
-from agrekd_ray.numerics import computing_in, numbers_on
+from agrekd_ray.numerics import compiled, computing_in, numbers_on, training_kernels
 from agrekd_ray.outputs import Outputs
 from agrekd_ray.settings import Precision, Training, fingerprint
 from agrekd_ray.teachers import DfrSettings, Pool, Recipe
-from agrekd_ray.training import predict
+from agrekd_ray.training import filling, predict
 from tests.conftest import TINY, merged
 from tests.shared import pool_of
 
@@ -54,6 +57,77 @@ def test_a_gpu_without_bfloat16_says_so(monkeypatch: pytest.MonkeyPatch) -> None
     with_bfloat16(monkeypatch, has=False)
     with pytest.raises(RunError, match=r"bfloat16, and Tesla T4 .*set precision: float32"):
         numbers_on("bfloat16", "cuda")
+
+
+def switches() -> tuple[Any, ...]:
+    cudnn = torch.backends.cudnn
+    return (
+        torch.get_float32_matmul_precision(),
+        cudnn.allow_tf32,
+        cudnn.benchmark,
+        cudnn.deterministic,
+        torch.are_deterministic_algorithms_enabled(),
+    )
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_training_switches_kernels_and_switches_them_back(strict: bool) -> None:
+    before = switches()
+    with suppress(KeyError), training_kernels("cuda", deterministic=strict):
+        fast = ("high", True, True, False, False)
+        assert switches() == (("highest", False, False, True, True) if strict else fast)
+        with training_kernels("cpu", deterministic=not strict):
+            assert switches()[-1] == strict
+        with training_kernels("cuda", deterministic=not strict):
+            assert switches()[-1] != strict
+        assert switches()[-1] == strict
+        raise KeyError
+    assert switches() == before
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] in (":4096:8", ":16:8")
+
+
+def test_what_has_no_kernel_that_repeats_itself_is_an_error() -> None:
+    def adaptive_pooling() -> None:
+        raise RuntimeError("adaptive_avg_pool2d_backward_cuda has no deterministic implementation")
+
+    says = r"training\.deterministic: adaptive_avg_pool2d.*set it to false"
+    with pytest.raises(RunError, match=says), training_kernels("cuda", deterministic=True):
+        adaptive_pooling()
+    with (
+        pytest.raises(RuntimeError, match="of another kind"),
+        training_kernels("cuda", deterministic=True),
+    ):
+        raise RuntimeError("of another kind")
+
+
+def test_cuda_graphs_without_a_gpu_are_refused() -> None:
+    with pytest.raises(RunError, match=r"cuda_graphs are a GPU's.*set default or off"):
+        compiled(nn.Linear(1, 1), "cuda_graphs", "cpu")
+    network = nn.Linear(1, 1)
+    assert compiled(network, "off", "cpu") is network
+    for block in ("student", "teachers"):
+        changes = {f"{block}.training.compile": "cuda_graphs", f"{block}.gpus": 0}
+        _, faults = check_job(merged(TINY, changes))
+        assert [fault.key for fault in faults] == [f"{block}.training.compile"]
+        _, faults = check_job(merged(TINY, {**changes, f"{block}.gpus": 1}))
+        assert faults == []
+
+
+def test_off_is_a_truth_value_to_yaml() -> None:
+    assert Training(**GIVEN, compile=False).compile == "off"  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("change", [{"compile": "default"}, {"deterministic": True}])
+def test_what_is_not_the_default_makes_other_models(change: Any) -> None:
+    assert fingerprint(Training(**GIVEN, **change)) != fingerprint(Training(**GIVEN))
+
+
+@pytest.mark.parametrize(
+    ("shape", "samples"),
+    [((3, 224, 224), 445), ((1, 28, 28), 8192), ((128,), 2048), ((3, 9000, 9000), 1)],
+)
+def test_batches_fill_a_gpu_by_their_numbers(shape: tuple[int, ...], samples: int) -> None:
+    assert filling(shape) == samples
 
 
 def test_a_fleet_on_such_a_gpu_names_teachers_and_node(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from agrekd_ray.core import strategies, weighting
 from agrekd_ray.core.weighting import STRATEGIES
 from agrekd_ray.data import SELECT, TEST, TRAIN
 from agrekd_ray.errors import RunError
@@ -280,6 +281,32 @@ def test_without_teachers_a_missing_record_is_one_error(make_job: Any) -> None:
     source = RecordedTeachers(records(job, data, checkpoints), data, None)
     with pytest.raises(RunError, match=r"recorded outputs of .* for view 0 are missing"):
         trained(lessons(drawn)[0], data, source)
+
+
+@pytest.mark.parametrize("strategy", sorted(STRATEGIES))
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_a_foreign_record_with_nan_is_named(
+    make_job: Any, monkeypatch: pytest.MonkeyPatch, strategy: str, on_gpu: bool
+) -> None:
+    """On the CPU at its step; on a GPU, where nobody looks at a step, with the loss."""
+    job = make_job(**{"data.views": VIEWS})
+    data, checkpoints, drawn = pool_of(job)
+    outputs = records(job, data, checkpoints)
+    given = next(one for one in lessons(drawn) if one.method == strategy)
+    assert given.lesson is not None
+    others = [name for name in drawn.teachers if name != drawn.biased]
+    victim = drawn.biased if given.lesson.uses_biased and on_gpu else others[0]
+    logits_NC = np.random.default_rng(0).normal(size=(outputs.count, 10)).astype(np.float32)
+    for name in checkpoints:
+        outputs.write(name, 0, logits_NC)
+        outputs.write(name, 1, logits_NC)
+    logits_NC[70, 3] = np.nan
+    outputs.write(victim, 1, logits_NC)
+    for module in (strategies, weighting):
+        monkeypatch.setattr(module, "is_looked_at", lambda _: not on_gpu)
+    says = rf"teacher {victim}'s record of epoch 2 .*\(1 of 160 .*: {outputs.path(victim, 1)}"
+    with pytest.raises(RunError, match=says):
+        trained(given, data, RecordedTeachers(records(job, data, checkpoints), data, None))
 
 
 def test_a_damaged_record_is_computed_again(make_job: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from dataclasses import replace
 from typing import Any
 
@@ -10,14 +11,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
+from torch._dynamo.exc import TorchDynamoException
 
+from agrekd_ray import numerics
 from agrekd_ray.core.gradient import DistillationGradient
 from agrekd_ray.data import TRAIN, open_dataset
 from agrekd_ray.errors import RunError
 from agrekd_ray.models import Model, build
 from agrekd_ray.settings import Precision, Training
 from agrekd_ray.student import Assignment, Student
-from agrekd_ray.training import Batch, BatchPlan, Labels, Trainer
+from agrekd_ray.training import Batch, BatchPlan, Labels, Trainer, loop, predict
 from agrekd_ray.training.optimization import make_optimizer, make_schedule
 
 from .shared import flat_parameters as parameters
@@ -243,3 +247,75 @@ def test_bfloat16_trains_close_to_float32(make_job: Any) -> None:
     assert losses["auto"] == losses["float32"] != losses["bfloat16"]
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02)
     assert len(data.splits[TRAIN]) == 160
+
+
+def trained(make_job: Any, wrap: Any = None, **settings: Any) -> tuple[Trainer, list[float]]:
+    data = open_dataset(make_job().data)
+    training = Training(epochs=2, batch_size=32, learning_rate=0.05, **settings)
+    model = build(Model(name="cnn", args={"width": 2}), data.shape, 10, seed=0)
+    trainer = Trainer(model, data, training, Labels(), seed=0, wrap=wrap)
+    return trainer, [trainer.epoch().loss for _ in range(2)]
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_student_learns_the_same(make_job: Any) -> None:
+    """From the same parameters under the same names, and it is evaluated as it stands."""
+    (plain, losses), (compiled, same) = (
+        trained(make_job, compile=how) for how in ("off", "default")
+    )
+    assert compiled.network is not compiled.model
+    assert losses == pytest.approx(same, abs=1e-4)
+    assert plain.state_dict()["model"].keys() == compiled.state_dict()["model"].keys()
+    for one, other in zip(plain.model.parameters(), compiled.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
+    data = plain.samples
+    ids = data.splits[TRAIN][:16]
+    near = [predict(trainer.model, data, ids) for trainer in (plain, compiled)]
+    torch.testing.assert_close(*near, atol=1e-3, rtol=1e-3)
+
+
+def test_a_failing_compiler_is_one_line(make_job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing(nn.Module):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            raise TorchDynamoException("no C++ compiler\nhere")
+
+    monkeypatch.setattr(numerics.torch, "compile", lambda network, mode: Failing())
+    with pytest.raises(RunError, match=r"compile: default: .*no C\+\+ compiler here.*set off"):
+        trained(make_job, wrap=lambda model: model, compile="default")
+
+
+class Replayed(nn.Module):
+    """As a CUDA graph: what it puts out lies where its next output will be."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.put_out: list[torch.Tensor] = []
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        for earlier in self.put_out:
+            earlier.detach().fill_(math.nan)
+        logits: torch.Tensor = self.model(inputs)
+        self.put_out = [logits]
+        return logits
+
+
+def test_nothing_that_a_step_keeps_is_overwritten_by_the_next(make_job: Any) -> None:
+    _, losses = trained(make_job)
+    assert trained(make_job, wrap=Replayed)[1] == losses
+
+
+def test_kernels_that_repeat_themselves_change_nothing_on_a_cpu(
+    make_job: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, losses = trained(make_job)
+    strict, same = trained(make_job, deterministic=True)
+
+    def as_on_a_gpu(device: Any, *, deterministic: bool) -> Any:
+        return numerics.training_kernels("cuda", deterministic=deterministic)
+
+    monkeypatch.setattr(loop, "training_kernels", as_on_a_gpu)
+    switched, again = trained(make_job, deterministic=True)
+    assert losses == same == again
+    for trainer in (strict, switched):
+        assert torch.equal(parameters(trainer.model), parameters(plain.model))

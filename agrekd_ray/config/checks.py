@@ -96,6 +96,7 @@ class _Whole:
         for rule in (
             self._lists,
             self._sizes,
+            self._graphs,
             self._files,
             self._groups,
             self._halves,
@@ -143,6 +144,20 @@ class _Whole:
                 problem = f"more than the {len(dataset.splits[TRAIN])} training samples"
                 found.append(Fault(key, str(batch), problem))
         return found
+
+    def _graphs(self) -> list[Fault]:
+        """CUDA graphs of models that are given no GPU."""
+        blocks = ["student"] if self._get("guidance") == "local" else ["student", "teachers"]
+        return [
+            Fault(
+                f"{block}.training.compile",
+                "cuda_graphs",
+                f"needs a GPU, and {block}.gpus is 0; give it one, or choose default or off",
+            )
+            for block in blocks
+            if self._get(f"{block}.training.compile") == "cuda_graphs"
+            and self._get(f"{block}.gpus") == 0
+        ]
 
     def _seeds(self) -> list[Fault]:
         """Seeds from which others are counted, beyond what a seed may be."""

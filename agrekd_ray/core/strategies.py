@@ -156,9 +156,16 @@ def ae_kd(evidence: Evidence, *, box: float = 0.6) -> Weights:
     return shares_M.to(mean_MC.device)[:, None].repeat(1, evidence.gradients.shape[1]), None
 
 
+def is_looked_at(values: Tensor) -> bool:
+    """Whether a look at values makes nobody wait, so that they are checked at once."""
+    return values.device.type == "cpu"
+
+
 def _shortest(gram_MM: Tensor, box: float, negligible: float) -> Tensor:
     """Shares of the shortest mixture, on the CPU, where it is found: a GPU is waited for, once."""
     gram_MM = gram_MM.cpu()
+    if not bool(torch.isfinite(gram_MM).all()):  # of a GPU, on which nobody has looked
+        raise FloatingPointError("the teachers' gradients hold NaN or infinity")
     if bool((gram_MM.diagonal().sqrt() <= negligible).all()):
         gram_MM = torch.zeros_like(gram_MM)
     return shortest_mixture(gram_MM, box)
@@ -228,7 +235,7 @@ def ca_mkd(evidence: Evidence, *, cross_entropy: Tensor | None = None) -> Weight
         cross_entropy = _cross_entropy(evidence)
     elif cross_entropy.shape != (M, B):
         raise ValueError(f"cross_entropy must be [{M}, {B}], not {list(cross_entropy.shape)}")
-    elif cross_entropy.device.type == "cpu" and not bool(torch.isfinite(cross_entropy).all()):
+    elif is_looked_at(cross_entropy) and not bool(torch.isfinite(cross_entropy).all()):
         raise ValueError("cross_entropy holds NaN or infinity")
     if M == 1:
         return torch.ones_like(cross_entropy), None

@@ -18,7 +18,13 @@ from torch import Tensor
 from agrekd_ray.core.diagnostics import pulls
 from agrekd_ray.core.gradient import DistillationGradient
 from agrekd_ray.core.kd import check_temperature, entropy_from_gradients, floating, mixed_loss
-from agrekd_ray.core.strategies import NO_DIRECTION, STRATEGIES, Evidence, Strategy
+from agrekd_ray.core.strategies import (
+    NO_DIRECTION,
+    STRATEGIES,
+    Evidence,
+    Strategy,
+    is_looked_at,
+)
 
 __all__ = [
     "STRATEGIES",
@@ -113,6 +119,10 @@ def combine(
         pull_MB *= scale_B
     if fallback_B is None:
         fallback_B = torch.zeros_like(loss_B, dtype=torch.bool)
+    if not is_looked_at(gradients_MBC):  # by nobody until the loss is read
+        for given in (gradients_MBC.sum((0, 2)), biased_gradient):
+            if given is not None:
+                loss_B = loss_B + 0 * given.reshape(len(loss_B), -1).sum(1)
     lost_M = torch.zeros_like(weights_MB[:, 0], dtype=torch.bool)
     return DistillationGradient(gradient_BC, loss_B, weights_MB, fallback_B, pull_MB, lost_M)
 
@@ -249,9 +259,9 @@ def _check_shapes(gradients: Tensor, others: dict[str, Tensor | None]) -> None:
 def _check_finite(gradients_MBC: Tensor, biased_BC: Tensor | None) -> None:
     """Raises before NaN can pass for a gradient without direction.
 
-    On a GPU, which would be waited for, nothing is raised: NaN goes on into gradient and loss.
+    On a GPU, which would be waited for, nothing is raised: `combine` makes the loss NaN.
     """
-    if gradients_MBC.device.type != "cpu":
+    if not is_looked_at(gradients_MBC):
         return
     # A sum is finite only if all its terms are, and costs a fifth of looking at each.
     if all(math.isfinite(float(t.sum())) for t in (gradients_MBC, biased_BC) if t is not None):

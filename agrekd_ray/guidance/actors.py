@@ -74,8 +74,15 @@ class TeacherActor:
         """See `TeacherHost.expect`."""
         self._host.expect(names, views)
 
-    def complete(self, epoch: int, limit: int | None = None, part: Part = WHOLE) -> int:
+    def complete(self, epoch: int) -> int:
         """See `TeacherHost.complete`."""
+        return self._complete(epoch, None, WHOLE)
+
+    def record(self, view: int, part: Part) -> int:
+        """A stride of what is missing of a view; see `TeacherHost.complete`."""
+        return self._complete(view, self._host.stride, part)
+
+    def _complete(self, epoch: int, limit: int | None, part: Part) -> int:
         left = self._host.complete(epoch, limit, part)
         self._meter.observe(self._host.spans)
         return left

@@ -12,8 +12,16 @@ from torch import Tensor
 
 from agrekd_ray.core.gradient import DistillationGradient
 from agrekd_ray.data import Samples
+from agrekd_ray.errors import RunError
 from agrekd_ray.guidance.host import TeacherHost
-from agrekd_ray.guidance.lesson import Lesson, Question, Source, weigh_logits, weigh_replies
+from agrekd_ray.guidance.lesson import (
+    Lesson,
+    Question,
+    Source,
+    no_longer_finite,
+    weigh_logits,
+    weigh_replies,
+)
 from agrekd_ray.training import Batch, Column, Loaded, label_guidance
 
 
@@ -26,6 +34,10 @@ class LocalTeachers:
     def columns(self, lesson: Lesson, epoch: int) -> Sequence[Column]:
         """See `Source.columns`."""
         return ()
+
+    def fault(self, lesson: Lesson, epoch: int) -> str:
+        """See `Source.fault`."""
+        return ""
 
     def ask(self, question: Question) -> DistillationGradient:
         """See `Source.ask`."""
@@ -61,15 +73,27 @@ class Distilled:
         logits = self._source.columns(self._lesson, epoch)
         return (*logits, self._labels) if logits and self._lesson.cross_entropy else logits
 
+    def fault(self, epoch: int) -> str:
+        """See `Guidance.fault`."""
+        return self._source.fault(self._lesson, epoch)
+
     def gradient(self, batch: Batch, loaded: Loaded, logits_BC: Tensor) -> DistillationGradient:
-        """See `Guidance.gradient`."""
+        """See `Guidance.gradient`.
+
+        Raises:
+            RunError: on the CPU, logits of the student or of a teacher's record are not finite.
+        """
         whole = self.whole_batch and batch.world > 1
         if loaded.further:
             self.replayed += 1
             logits_BmC = loaded.further[0]
             labels_B = loaded.further[1] if self._lesson.cross_entropy else None
             student_BC = _gathered(batch, logits_BC) if whole else logits_BC
-            distilled = weigh_logits(self._lesson, batch.step, student_BC, logits_BmC, labels_B)
+            try:
+                distilled = weigh_logits(self._lesson, batch.step, student_BC, logits_BmC, labels_B)
+            except FloatingPointError:
+                why = self.fault(batch.epoch) or no_longer_finite(batch.step, batch.epoch)
+                raise RunError(why) from None
             if whole:
                 distilled = _part(distilled, batch)
         elif whole:

@@ -41,8 +41,6 @@ from agrekd_ray.training import Column
 STALL_SECONDS = 30.0
 STEPS_HELD = 3
 """Steps whose gradients the weighting actor holds at once; a worker asks its part of a step."""
-RECORD_STEP = 256
-"""Samples that an actor records between two signs of life."""
 FETCH_SECONDS = 5.0
 """That a record may take from the disk of another node; it is asked for again later."""
 JOIN_SECONDS = 10.0
@@ -65,6 +63,10 @@ class FleetSource:
     def columns(self, lesson: Lesson, epoch: int) -> Sequence[Column]:
         """See `Source.columns`; what is recorded is others' matter."""
         return ()
+
+    def fault(self, lesson: Lesson, epoch: int) -> str:
+        """See `Source.fault`."""
+        return ""
 
     def ask(self, question: Question) -> DistillationGradient:
         """See `Source.ask`.
@@ -288,9 +290,7 @@ class Fleet:
         self, view: int, parts: Mapping[Any, Part], rows: int, step: Callable[[float], None]
     ) -> None:
         missing = {actor: rows / count for actor, (_, count) in parts.items()}
-        under_way = {
-            actor.complete.remote(view, RECORD_STEP, part): actor for actor, part in parts.items()
-        }
+        under_way = {actor.record.remote(view, part): actor for actor, part in parts.items()}
         waited = 0.0
         try:
             while under_way:
@@ -302,7 +302,7 @@ class Fleet:
                 waited = 0.0
                 actor, left = under_way.pop(done[0]), ray.get(done[0])
                 if left:
-                    again = actor.complete.remote(view, RECORD_STEP, parts[actor])
+                    again = actor.record.remote(view, parts[actor])
                     under_way[again] = actor
                 step((missing[actor] - left) / len(self._hosts))
                 missing[actor] = left

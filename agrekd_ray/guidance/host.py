@@ -20,12 +20,12 @@ from agrekd_ray.numerics import computing_in, numbers_on
 from agrekd_ray.outputs import Outputs, Partial
 from agrekd_ray.results import Span, added
 from agrekd_ray.settings import Precision
-from agrekd_ray.training import Loader, Request
+from agrekd_ray.training import Loader, Request, filling
 
 VIEWS_OPEN = 3
 """Views with unfinished records that a host keeps open: last epoch's, this one's, the next."""
 FILL = 256
-"""Samples of a forward pass where a record is filled up."""
+"""Samples of a forward pass where a record is filled up, on the CPU."""
 Part = tuple[int, int]
 """Of the rows of a record: (number, of so many parts)."""
 WHOLE: Part = (0, 1)
@@ -67,6 +67,10 @@ class TeacherHost:
     ) -> None:
         self._samples, self._device = samples, torch.device(device)
         self._loader = Loader(samples, device)
+        on_gpu = self._device.type == "cuda"
+        self._fills = filling(samples.shape) if on_gpu else FILL
+        self.stride = 8 * self._fills if on_gpu else FILL
+        """Samples that it records between two signs of life, within seconds."""
         self._numbers = numbers_on(precision, self._device)
         self._capacity, self._outputs = capacity, outputs
         self._backbones: dict[str, nn.Module] = {}
@@ -235,7 +239,7 @@ class TeacherHost:
         missing = np.flatnonzero(unknown_N)
         missing = missing[missing % part[1] == part[0]]
         now = missing if limit is None else missing[:limit]
-        parts = [now[start : start + FILL] for start in range(0, len(now), FILL)]
+        parts = [now[start : start + self._fills] for start in range(0, len(now), self._fills)]
         under_way: tuple[np.ndarray, Callable[[], dict[str, Tensor]]] | None = None
         for rows, loaded in zip(parts, self._loader(self._requests(epoch, parts)), strict=True):
             wanted = [name for name, p in partials.items() if not p.known_N[rows].all()]

@@ -135,6 +135,10 @@ class Source(Protocol):
         """
         ...
 
+    def fault(self, lesson: Lesson, epoch: int) -> str:
+        """What is wrong with the recorded logits of an epoch; empty where nothing is."""
+        ...
+
     def ask(self, question: Question) -> DistillationGradient:
         """What the ensemble says, on the CPU; the same whenever the question is repeated."""
         ...
@@ -201,10 +205,15 @@ def weigh_replies(
             lost,
         )
     except FloatingPointError:  # teachers are checked where they answer
-        raise RunError(
-            f"the student's logits are no longer finite in step {question.step + 1} of its "
-            f"training (epoch {question.epoch + 1}): {DIVERGED}"
-        ) from None
+        raise RunError(no_longer_finite(question.step, question.epoch)) from None
+
+
+def no_longer_finite(step: int, epoch: int) -> str:
+    """What is said of a student's logits that are not."""
+    return (
+        f"the student's logits are no longer finite in step {step + 1} of its training (epoch "
+        f"{epoch + 1}): {DIVERGED}"
+    )
 
 
 def weigh_logits(

@@ -47,6 +47,20 @@ class RecordedTeachers:
             raise self._lost(lesson, epoch)
         return self._recorded
 
+    def fault(self, lesson: Lesson, epoch: int) -> str:
+        """See `Source.fault`."""
+        view, faults = self._samples.view(epoch), []
+        for name in lesson.members:
+            record = self._outputs.read(name, view)
+            broken = 0 if record is None else int((~np.isfinite(record)).any(1).sum())
+            if broken:
+                faults.append(
+                    f"teacher {name}'s record of epoch {epoch + 1} holds NaN or infinite logits "
+                    f"({broken} of {self._outputs.count} samples); remove it, and `agrekd resume "
+                    f"RUN` computes it again: {self._outputs.path(name, view)}."
+                )
+        return " ".join(faults)
+
     def ask(self, question: Question) -> DistillationGradient:
         """See `Source.ask`.
 

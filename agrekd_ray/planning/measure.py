@@ -20,7 +20,7 @@ from agrekd_ray.devices import device_for
 from agrekd_ray.guidance import Lesson, Question, Replies
 from agrekd_ray.guidance.lesson import weigh_replies
 from agrekd_ray.models import Model, build
-from agrekd_ray.numerics import computing_in, numbers_on
+from agrekd_ray.numerics import computing_in, numbers_on, training_kernels
 from agrekd_ray.planning.setup import Setup
 from agrekd_ray.settings import Precision, Training
 from agrekd_ray.training import Labels, Loader, Trainer
@@ -73,7 +73,8 @@ def student_step(
     trainer = Trainer(built, dataset, settings, Labels(), seed=0, loader=Loader(dataset, device))
     built.train()
     steps = trainer.loaded(map(trainer.plan.batch, range(len(trainer.plan))))
-    with contextlib.closing(steps):
+    kernels = training_kernels(device, deterministic=training.deterministic)
+    with contextlib.closing(steps), kernels:
         return timed(lambda: trainer.step(*next(steps)), device)[0]
 
 

@@ -8,6 +8,7 @@ from agrekd_ray.training.evaluation import (
     agreement,
     calibration,
     evaluate,
+    filling,
     predict,
     score,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "agreement",
     "calibration",
     "evaluate",
+    "filling",
     "label_guidance",
     "predict",
     "score",

@@ -25,6 +25,16 @@ from agrekd_ray.training.loop import DIVERGED
 
 _VALUES, _VALUES_ON_GPU = 1 << 24, 1 << 26
 """Numbers of a batch's inputs, at most: so that the features of large images fit into memory."""
+_NUMBERS_A_TOKEN = 256
+"""How a token of a text counts among them."""
+_MOST_ON_GPU = 8192
+"""Samples that any GPU is full of."""
+
+
+def filling(shape: tuple[int, ...]) -> int:
+    """Samples of a shape that fill a GPU in a forward pass without gradients."""
+    numbers = math.prod(shape) * (_NUMBERS_A_TOKEN if len(shape) == 1 else 1)
+    return max(1, min(_MOST_ON_GPU, _VALUES_ON_GPU // numbers))
 
 
 @torch.inference_mode()
@@ -51,11 +61,11 @@ def predict(
         RunError: the device does not compute in that precision.
     """
     loader = loader or Loader(samples, device, keeps=False)
-    gpu = loader.device.type == "cuda"
     # Texts in smaller batches: their features are a thousand times larger than their ids.
-    most = (256 if gpu else 64) if len(samples.shape) == 1 else 512
-    values = _VALUES_ON_GPU if gpu else _VALUES
-    batch_size = max(1, min(most, values // math.prod(samples.shape)))
+    most = 64 if len(samples.shape) == 1 else 512
+    batch_size = max(1, min(most, _VALUES // math.prod(samples.shape)))
+    if loader.device.type == "cuda":
+        batch_size = filling(samples.shape)
     lengths_N = lengths_of(samples, ids)
     # Texts by length, so that few are padded.
     order = np.arange(len(ids)) if lengths_N is None else np.argsort(lengths_N, kind="stable")

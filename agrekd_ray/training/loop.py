@@ -24,7 +24,13 @@ from agrekd_ray.core.gradient import DistillationGradient
 from agrekd_ray.core.kd import label_gradient
 from agrekd_ray.data import TRAIN, Samples
 from agrekd_ray.errors import RunError
-from agrekd_ray.numerics import computing_in, numbers_on
+from agrekd_ray.numerics import (
+    compiled,
+    compiling,
+    computing_in,
+    numbers_on,
+    training_kernels,
+)
 from agrekd_ray.settings import Training
 from agrekd_ray.training.batches import Batch, BatchPlan
 from agrekd_ray.training.loader import Column, Loaded, Loader, Request, lengths_of
@@ -46,6 +52,10 @@ class Guidance(Protocol):
         """
         ...
 
+    def fault(self, epoch: int) -> str:
+        """What is wrong with the columns of an epoch, and what to do; empty where nothing is."""
+        ...
+
     def gradient(self, batch: Batch, loaded: Loaded, logits_BC: Tensor) -> DistillationGradient:
         """The gradient for this worker's samples.
 
@@ -65,6 +75,10 @@ class Labels:
     def columns(self, epoch: int) -> Sequence[Column]:
         """See `Guidance.columns`."""
         return ()
+
+    def fault(self, epoch: int) -> str:
+        """See `Guidance.fault`."""
+        return ""
 
     def gradient(self, batch: Batch, loaded: Loaded, logits_BC: Tensor) -> DistillationGradient:
         """See `Guidance.gradient`."""
@@ -167,7 +181,8 @@ class Trainer:
         self.numbers = numbers_on(training.precision, self.device)
         # As a loader lays out pictures there: convolutions in bfloat16 take half the time.
         self.model = model.to(memory_format=torch.channels_last) if self._on_gpu else model
-        self.network = wrap(self.model) if wrap else self.model
+        wrapped = wrap(self.model) if wrap else self.model
+        self.network = compiled(wrapped, training.compile, self.device)
         self.plan = BatchPlan(
             samples.splits[TRAIN],
             training.batch_size,
@@ -193,7 +208,15 @@ class Trainer:
             yield from zip(batches, loading, strict=True)
 
     def step(self, batch: Batch, loaded: Loaded) -> DistillationGradient:
-        """One step: the student answers, its guidance answers back, the student moves."""
+        """One step: the student answers, its guidance answers back, the student moves.
+
+        Raises:
+            RunError: the student cannot be compiled as its settings say.
+        """
+        with compiling(self.training.compile):
+            return self._step(batch, loaded)
+
+    def _step(self, batch: Batch, loaded: Loaded) -> DistillationGradient:
         with computing_in(self.numbers, self.device):
             logits_BC = self.network(loaded.inputs).float()
         asked = time.perf_counter()
@@ -211,8 +234,13 @@ class Trainer:
         """All steps of the next epoch.
 
         Raises:
-            RunError: the loss is no longer finite; of all workers alike.
+            RunError: the loss is no longer finite (of all workers alike), or the model cannot be
+                trained as its settings say.
         """
+        with training_kernels(self.device, deterministic=self.training.deterministic):
+            return self._epoch()
+
+    def _epoch(self) -> Pass:
         epoch, start = self.next_epoch, time.perf_counter()
         self._guided = 0.0
         torch.manual_seed(_mix(self.seed, epoch, self.plan.rank))
@@ -249,7 +277,7 @@ class Trainer:
             if not math.isfinite(loss):
                 raise RunError(
                     f"the loss is {loss} in step {step + 1} of {self.plan.steps_per_epoch} of "
-                    f"epoch {epoch + 1}: {DIVERGED}"
+                    f"epoch {epoch + 1}: {self.guidance.fault(epoch) or DIVERGED}"
                 )
         return math.fsum(losses)
 
