@@ -334,6 +334,74 @@ def test_a_stall_is_said(ray_session: Any, make_job: Any, monkeypatch: Any) -> N
     assert drawn.teachers[0] in told[0].text
 
 
+def test_students_side_by_side_are_those_of_one_after_another(
+    ray_session: Any, make_job: Any, tmp_path: Path
+) -> None:
+    """Two groups share five students; a worker of one is killed."""
+    from agrekd_ray.channel import Channel
+    from agrekd_ray.guidance.nodes import DriverData
+    from agrekd_ray.run.teaching import Given
+    from agrekd_ray.student.group import Schoolwork, train_group
+
+    job = make_job(**{"data.views": {"flip": True}})
+    data, checkpoints, drawn = pool_of(job)
+    lesson = Lesson("agre_kd", drawn.teachers, drawn.biased, 4.0)
+    given = tuple(Assignment("agre_kd", seed, STUDENT, TRAINING, lesson) for seed in range(5))
+    channel = Channel(ray_session.get_runtime_context().get_node_id())
+    students = tmp_path / "students"
+    victims: list[int] = []
+
+    def kill() -> None:
+        while not list(tmp_path.glob("group-1/taken/*")):
+            time.sleep(0.02)  # polls for the moment
+        victims.extend(own_processes("ray::RayTrainWorker")[:1])
+        os.kill(victims[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    with fleet_of(job, checkpoints, backbones_per_actor=3) as fleet:
+        work = Schoolwork(
+            given,
+            DriverData.of(job.data),
+            Given(fleet.source()),
+            students,
+            tmp_path,
+            channel.post,
+            2,
+        )
+        settings = StudentSettings(model=STUDENT, training=TRAINING, cpus=0.5)
+        train_group(work, settings, lambda groups, begun: groups < 2)
+    killer.join()
+    channel.close()
+    assert len(victims) == 1
+    assert (tmp_path / "group-1" / "placement-group").exists()
+    assert not list((tmp_path / "states").glob("*.pt"))  # of finished students
+    for assignment in given:
+        local = reference(assignment, data, checkpoints)
+        same(load(students / assignment.name)[0], local.model)
+
+
+def test_a_fault_of_one_group_ends_the_others(
+    ray_session: Any, make_job: Any, tmp_path: Path
+) -> None:
+    from agrekd_ray.channel import Channel
+    from agrekd_ray.guidance.nodes import DriverData
+    from agrekd_ray.student.group import Schoolwork, train_group
+
+    wild = Training(epochs=1, batch_size=32, learning_rate=1e30)
+    long = Training(epochs=10_000, batch_size=32, learning_rate=0.01)
+    channel = Channel(ray_session.get_runtime_context().get_node_id())
+    given = (Assignment("one_hot", 0, STUDENT, long), Assignment("one_hot", 1, STUDENT, wild))
+    data = DriverData.of(make_job().data)
+    work = Schoolwork(given, data, None, tmp_path / "students", tmp_path, channel.post, 0)
+    settings = StudentSettings(model=STUDENT, training=long, cpus=0.5)
+    with pytest.raises(RunError, match="diverged"):
+        train_group(work, settings, lambda groups, begun: groups < 2)
+    channel.close()
+    while own_processes("ray::RayTrainWorker"):
+        time.sleep(0.1)
+
+
 @pytest.mark.chaos
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_worker_group_stops_at_a_fault_that_would_repeat(

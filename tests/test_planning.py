@@ -50,6 +50,7 @@ def job(teachers: int = 8, **changes: Any) -> Setup:
         "strategy": "agre_kd",
         "strategies": ("agre_kd",),
         "plain": 0,
+        "at_once": 1,
         "names": (5,) * teachers,
         "teachers": teachers,
         "hosted": teachers,
@@ -276,6 +277,16 @@ def test_recording_and_the_whole_job_in_figures() -> None:
     live = whole(dataclasses.replace(setup, records=False), times=times)
     assert live.recording is None
     assert live.whole.live == pytest.approx(3 * 4 * 100 * 0.024, rel=1e-3)
+    auto = dataclasses.replace(setup, at_once=None)
+    for side, start_s, cpus in ((5, 0, 4096), (3, 0, 3), (4, 1.2, 4096), (1, 100, 4096)):
+        machines = ROOMY.model_copy(update={"cpus": cpus})
+        costs = FREE.model_copy(update={"start_s": start_s})
+        slow = times.model_copy(update={"costs": costs})
+        alone, shared = (whole(given, machines, slow).whole for given in (setup, auto))
+        assert shared.live == alone.live
+        assert shared.replayed == pytest.approx(alone.replayed / side)
+        assert shared.plain == pytest.approx(alone.plain / side)
+        assert sum(shared.spent.values()) == pytest.approx(shared.seconds - start_s)
     half = whole(dataclasses.replace(setup, number_bytes=2), times=times)
     assert half.recording is not None
     assert half.recording.bytes == recording.bytes / 2

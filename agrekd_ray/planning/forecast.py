@@ -15,11 +15,12 @@ Assumed, besides what `step` assumes:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from agrekd_ray.guidance.lesson import INLINE
 from agrekd_ray.planning.messages import FLOAT
-from agrekd_ray.planning.placing import Placing, place
+from agrekd_ray.planning.placing import Placing, groups_with_room, place
 from agrekd_ray.planning.settings import Machines, Times
 from agrekd_ray.planning.setup import Setup
 from agrekd_ray.planning.step import Step, forward_ms, live_step, replay_parts
@@ -88,7 +89,7 @@ class Whole:
         live: epochs that the fleet teaches.
         replayed: epochs that records teach.
         plain: students on labels alone.
-        evaluation: of all students.
+        evaluation: of all students; these three with as many students side by side as pay.
         verifying: records, when they are first read.
         spent: seconds by what they are spent on, by the names of `PARTS`.
     """
@@ -181,7 +182,7 @@ def forecast(
         replay_ms=sum(replay.values()),
         memory=_memory(chosen, machines, times, placing, step),
         recording=recording,
-        whole=_whole(chosen, times, step, replay, recording),
+        whole=_whole(chosen, times, step, replay, recording, groups_with_room(chosen, machines)),
     )
 
 
@@ -238,6 +239,7 @@ def _whole(
     step: Step,
     replay: dict[str, float],
     recording: Recording | None,
+    room: int,
 ) -> Whole:
     taught, epochs, steps = len(setup.strategies), setup.epochs, setup.steps
     first = setup.views if recording else taught * epochs
@@ -253,6 +255,10 @@ def _whole(
     sample_ms = times.step_ms / setup.part / 3
     evaluation = students * (epochs * setup.evaluated + last) * sample_ms / 1e3
     verifying = setup.record_bytes / (times.costs.seal_gb * 1e9)
+    if setup.at_once is None and times.costs.start_s:  # as `student.shared_work.Pace` decides
+        alone = replayed * sum(replay.values()) + plain + evaluation
+        room = min(room, max(1, math.ceil(alone / (2 * times.costs.start_s))))
+    replayed, plain, evaluation = replayed / room, plain / room, evaluation / room
     for part, ms in replay.items():
         spent[part] = spent.get(part, 0.0) + replayed * ms
     spent["student"] += plain + evaluation

@@ -45,10 +45,7 @@ def place(setup: Setup, machines: Machines) -> Placing:
     Ray spreads the actors over the nodes, and fills one GPU with fractions before the next.
     """
     nodes = machines.nodes
-    room = machines.cpus / setup.student_cpus
-    if setup.student_gpus:
-        room = min(room, machines.gpus / setup.student_gpus)
-    per_node = max(1, int(room + 1e-9))
+    per_node = _workers_a_node(setup, machines)
     student_nodes = min(nodes, -(-setup.workers // per_node))
     actors_here = -(-setup.actors // nodes)
     actors_per_gpu = 0
@@ -72,3 +69,17 @@ def place(setup: Setup, machines: Machines) -> Placing:
         ),
         cpus=(setup.workers * setup.student_cpus + actor_cpus, machines.cpus * nodes),
     )
+
+
+def groups_with_room(setup: Setup, machines: Machines) -> int:
+    """Students that have room side by side once the teachers have gone, at most as many as are."""
+    room = _workers_a_node(setup, machines) * machines.nodes // setup.workers
+    students = len(setup.strategies) + setup.plain
+    return max(1, min(room, students, setup.at_once or students))
+
+
+def _workers_a_node(setup: Setup, machines: Machines) -> int:
+    room = machines.cpus / setup.student_cpus
+    if setup.student_gpus:
+        room = min(room, machines.gpus / setup.student_gpus)
+    return max(1, int(room + 1e-9))

@@ -49,6 +49,7 @@ class Setup:
         number_bytes: of a recorded logit.
         student_bytes: of the student's parameters.
         teacher_bytes: of one teacher's parameters, the largest's.
+        at_once: students that train side by side, at most; None for as many as that pays for.
         student_cpus: of a worker.
         student_gpus: of a worker.
         actor_cpus: of a teachers' actor; None shares what is left.
@@ -79,6 +80,7 @@ class Setup:
     number_bytes: int = 4
     student_bytes: int = 0
     teacher_bytes: int = 0
+    at_once: int | None = None
     student_cpus: float = 1
     student_gpus: float = 0
     actor_cpus: float | None = None
@@ -244,6 +246,7 @@ def _setup(
         number_bytes=np.dtype(job.outputs.dtype).itemsize,
         student_bytes=_size(job.student.model, shape, classes),
         teacher_bytes=max([*sizes, *_own_sizes(plan)]),
+        at_once=None if job.student.at_once == "auto" else job.student.at_once,
         student_cpus=job.student.cpus,
         student_gpus=job.student.takes["GPU"],
         actor_cpus=job.fleet.cpus,

@@ -11,15 +11,16 @@ from agrekd_ray.config import Job
 from agrekd_ray.data import open_dataset
 from agrekd_ray.events import Note, Post
 from agrekd_ray.guidance.nodes import DriverData, cluster_nodes, group_waits, look_for_room
-from agrekd_ray.guidance.placement import Wanted, check_room
+from agrekd_ray.guidance.placement import Wanted, check_room, place
 from agrekd_ray.results import Effort
 from agrekd_ray.run.engine import Handle
 from agrekd_ray.run.listener import Listener
 from agrekd_ray.run.session import RaySession
 from agrekd_ray.run.teaching import Teaching, workers_of
 from agrekd_ray.run.waiting import First, Waiting
-from agrekd_ray.student import Assignment
+from agrekd_ray.student import Assignment, read_outcome
 from agrekd_ray.student.group import Schoolwork, train_group
+from agrekd_ray.student.shared_work import Pace
 from agrekd_ray.teachers import Asked, Recipe, Take
 from agrekd_ray.teachers.tasks import ask_all, make_all
 
@@ -77,9 +78,20 @@ class RayEngine:
         epochs = max((a.training.epochs for a in assignments if a.lesson), default=0)
         views = sorted({samples.view(epoch) for epoch in range(epochs)})
         post, workers = self._channel.post, workers_of(job.student)
+        left = [a for a in assignments if read_outcome(students / a.name) is None]
+        pace, most = Pace(left), job.student.at_once
+
+        def another(groups: int, begun: int) -> bool:
+            wanted = (begun == groups and pace.pays(groups)) if most == "auto" else groups < most
+            coming = workers * (groups - begun + 1)
+            if not wanted or place(coming, cluster_nodes(), free=True).without_room:
+                return False
+            pace.grown()
+            return True
+
         with (
             Teaching(job, checkpoints, samples, views, post) as teaching,
-            self.listening(teaching.watch),
+            self.listening(teaching.watch, pace.watch),
         ):
             source = teaching.source()
             if not teaching.hosts:  # else the fleet has looked, for the students too
@@ -94,7 +106,7 @@ class RayEngine:
                 job.fleet.look_ahead,
             )
             with Waiting(workers, post, group_waits):
-                train_group(work, job.student)
+                train_group(work, job.student, another)
         return teaching.effort
 
     def ask(self, asked: Sequence[Asked], take: Take) -> None:

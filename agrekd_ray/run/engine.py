@@ -21,10 +21,9 @@ from agrekd_ray.events import (
     TeacherEpoch,
     TeachersCost,
 )
-from agrekd_ray.files import exists
 from agrekd_ray.guidance import LocalTeachers, TeacherHost
 from agrekd_ray.results import Effort
-from agrekd_ray.student import STATE, Assignment, Student, read_outcome
+from agrekd_ray.student import Assignment, Student, read_outcome
 from agrekd_ray.teachers import Asked, Pool, Recipe, Take, answers
 
 Handle = Callable[[Event], None]
@@ -136,17 +135,17 @@ class LocalEngine:
             if read_outcome(students / assignment.name) is not None:
                 continue
             student = Student(assignment, dataset, source, device=self.device)
-            if exists(storage / STATE):
-                student.load_state(storage / STATE)
+            state = student.take_up(storage)
             while not student.done:
                 record = student.epoch()
-                student.save_state(storage / STATE)
+                student.save_state(state)
                 self._handle(TeachersCost(effort()))
                 if record is not None:
                     epochs = assignment.training.epochs
                     self._handle(StudentEpoch(assignment.name, epochs, record))
             for outcome in student.finish(students):
                 self._handle(StudentDone(outcome))
+            state.unlink(missing_ok=True)
         return effort()
 
     def ask(self, asked: Sequence[Asked], take: Take) -> None:

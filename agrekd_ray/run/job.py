@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from rich.console import Console
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from agrekd_ray import __version__
 from agrekd_ray.config import Job
-from agrekd_ray.data import SELECT, TEST, Dataset, open_dataset, splits_in_words
+from agrekd_ray.data import SELECT, TEST, Dataset, Prepared, open_dataset, splits_in_words
 from agrekd_ray.errors import AgrekdError, RunError
 from agrekd_ray.events import Event, StudentDone, TeachersCost
 from agrekd_ray.files import cannot_read, exists, unreadable
@@ -32,7 +33,7 @@ from agrekd_ray.run.environment import prepare
 from agrekd_ray.run.folder import RunFolder
 from agrekd_ray.run.monitor import Monitor, flat
 from agrekd_ray.run.plan import Plan, epochs_of, make_plan
-from agrekd_ray.student import read_outcome, write_outcome
+from agrekd_ray.student import Assignment, read_outcome, write_outcome
 from agrekd_ray.teachers import Asked, Pool
 from agrekd_ray.tracking import diagnostic_plots, plots, tables
 from agrekd_ray.tracking.mlflow_runs import DEGRADED, Tracker
@@ -154,7 +155,10 @@ class _Run:
         self.answers = Answers(self.job, self.dataset)
         self.display = Display(console)
         self.tracker = Tracker(
-            self.job.tracking.uri, self.job.tracking.experiment or self.job.name, self.job.runs
+            self.job.tracking.uri,
+            self.job.tracking.experiment or self.job.name,
+            self.job.runs,
+            wait=False,  # Ray starts meanwhile
         )
         self.outbox = Outbox(lambda text: self.display.note(text, "yellow"))
         self.monitor = Monitor(self.display, self.tracker, self.outbox, self.plan.assignments)
@@ -164,16 +168,26 @@ class _Run:
         self._to_log: set[str] = set()
         """Students whose model MLflow gets, or has got."""
         self._logged, self._counts, self._stopped = 0, False, False
+        self._engine: Future[Engine] | None = None
 
     def go(self) -> list[Outcome]:
         if self.folder.state().status == "finished" and self._whole():
             self.known = results_of(read_job, self.folder.path)
-        run_id = self.tracker.start_job(
-            f"{self.job.name} {self.folder.path.name}",
-            flat(self.job.model_dump(mode="json")),
-            {"agrekd.folder": str(self.folder.path), "agrekd.version": __version__, **self.tags},
-            self.folder.state().tracking_run,
-        )
+        self._open_engine()
+        try:
+            run_id = self.tracker.start_job(
+                f"{self.job.name} {self.folder.path.name}",
+                flat(self.job.model_dump(mode="json")),
+                {
+                    "agrekd.folder": str(self.folder.path),
+                    "agrekd.version": __version__,
+                    **self.tags,
+                },
+                self.folder.state().tracking_run,
+            )
+        except BaseException:
+            self._close_engine()
+            raise
         self.folder.update(status="running", tracking_run=run_id, reason=None)
         say = functools.partial(self.display.note, style="yellow")
         with (
@@ -186,6 +200,8 @@ class _Run:
             except BaseException:
                 self._stopped = True  # models are left to `resume`: they would hold up the end
                 raise
+            finally:
+                self._close_engine()
         self.folder.update(status="finished")
         self._show(outcomes, cost)
         if unsent:
@@ -196,6 +212,36 @@ class _Run:
                 soft_wrap=True,
             )
         return outcomes
+
+    def _open_engine(self) -> None:
+        """Start what trains the students, while MLflow's store is opened: both take seconds.
+
+        Where that fails, it fails again where the engine is used, so that MLflow hears of it.
+        """
+        opened: Future[Engine] = Future()
+        try:
+            if self._left() and not (
+                isinstance(self.dataset, Prepared) and self.dataset.unprepared()
+            ):
+                self._engine = opened
+                opened.set_result(open_engine(self.job, self._handle))
+        except BaseException as error:
+            self._engine = opened
+            opened.set_exception(error)
+
+    def _close_engine(self) -> None:
+        """End an engine that nobody has used."""
+        engine, self._engine = self._engine, None
+        if engine is not None and engine.exception() is None:
+            engine.result().close()
+
+    def _left(self) -> list[Assignment]:
+        """Students that are not finished."""
+        return [
+            assignment
+            for assignment in self.plan.assignments
+            if read_outcome(self.folder.students / assignment.name) is None
+        ]
 
     def _through(self, run_id: str) -> tuple[list[Outcome], Cost, int]:
         """Everything, from data to MLflow; the last number is of writes that it did not get."""
@@ -225,15 +271,11 @@ class _Run:
     def _work(self) -> None:
         """Teachers and students: what needs an engine."""
         families = self.pool.missing(self.plan.recipes)
-        left = [
-            assignment
-            for assignment in self.plan.assignments
-            if read_outcome(self.folder.students / assignment.name) is None
-        ]
+        left = self._left()
         if not families and not left and not self._unanswered():
             return
         self.display.stage("start", 0, "")
-        engine = open_engine(self.job, self._handle)
+        engine = self._engine.result() if self._engine else open_engine(self.job, self._handle)
         try:
             have = len({self.pool.fingerprint(recipe) for recipe in self.plan.recipes}) - sum(
                 map(len, families)
@@ -251,6 +293,7 @@ class _Run:
             if took:
                 self.account.add(Effort(forwards=took))
         finally:
+            self._engine = None
             engine.close()
 
     def _handle(self, event: Event) -> None:
@@ -262,7 +305,7 @@ class _Run:
         if isinstance(event, StudentDone) and self.job.guidance != "local":
             self._log_model(event.outcome)
 
-    def _train(self, engine: Engine, left: list[Any]) -> None:
+    def _train(self, engine: Engine, left: list[Assignment]) -> None:
         everything = sum(a.training.epochs for a in self.plan.assignments)
         done = everything - sum(a.training.epochs for a in left)
         self.display.stage("students", everything, "epochs", done)

@@ -1,16 +1,18 @@
-"""The Ray Train shell: one worker group trains a job's students, one after another.
+"""The Ray Train shell: worker groups that train a job's students, each one after another.
 
-Starting a group costs seconds, so it is started once a job. Every epoch ends in a state that the
-first worker writes; after any loss (a worker, the group, the driver) the group goes on with the
-student and the epoch where it was. The state is a file of ours, the same as without Ray, and not a
-reported checkpoint: Train takes one report each time its controller looks, which would hold up
-students whose epochs are shorter than that.
+Starting a group costs seconds, so the first takes students until there are none, and further ones
+are started beside it where there is room for them and work to fill them. Every epoch ends in a
+state that the first worker writes; after any loss (a worker, the group, the driver) a group goes on
+with the student and the epoch where it was. The state is a file of ours, the same as without Ray,
+and not a reported checkpoint: Train takes one report each time its controller looks, which would
+hold up students whose epochs are shorter than that.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,13 +38,17 @@ from agrekd_ray.guidance.home import DIED
 from agrekd_ray.guidance.nodes import DriverData
 from agrekd_ray.meters import StudentMeter
 from agrekd_ray.student.room import GroupTrainer, give_back, held
-from agrekd_ray.student.student import STATE, Assignment, Student, StudentSettings, read_outcome
+from agrekd_ray.student.shared_work import SharedWork
+from agrekd_ray.student.student import Assignment, Student, StudentSettings, read_outcome
 
 GIVEN_UP, ROOM = "given-up", "placement-group"
 MAX_FAILURES = 8
 """Restarts of the worker group before a run gives up."""
 MAX_CONTROLLERS = 4
 """Controllers of Ray Train that may die before a run gives up."""
+POLL_SECONDS = 1.0
+"""Between two looks at whether a group more pays."""
+WHAT = "training the students"
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ class Schoolwork:
         data: settings of the data set, which every worker opens itself.
         source: opens in a worker where answers come from; None where no student has teachers.
         students: folder of finished students, reachable from every worker.
-        training: folder of the state of the student under way, reachable from every worker.
+        training: folder of the states of students under way, reachable from every worker.
         post: tells the driver.
         look_ahead: coming batches that the teachers are told of.
     """
@@ -67,51 +73,148 @@ class Schoolwork:
     post: Post
     look_ahead: int
 
+    def finished(self, number: int) -> bool:
+        """Whether a student, by its place among the assignments, is finished."""
+        return read_outcome(self.students / self.assignments[number].name) is not None
 
-def train_group(work: Schoolwork, settings: StudentSettings) -> None:
+
+def train_group(
+    work: Schoolwork,
+    settings: StudentSettings,
+    another: Callable[[int, int], bool] = lambda groups, begun: False,
+) -> None:
     """Train all students that are not finished yet; returns when all are.
 
     The same call again, by another driver too, goes on where the last one was stopped.
 
     Args:
         work: what to do.
-        settings: workers and their resources.
+        settings: workers of a group and their resources.
+        another: whether a group more is to be started, while students wait, beside so many, so many
+            of which have their room.
 
     Raises:
-        AgrekdError: what a worker raised, or the group failed over and over.
+        AgrekdError: what a worker raised, or a group failed over and over.
     """
     work.training.mkdir(parents=True, exist_ok=True)
     (work.training / GIVEN_UP).unlink(missing_ok=True)
-    what = "training the students"
-    for attempt in range(1, MAX_CONTROLLERS + 1):
-        try:
-            _fit(work, settings)
-        except (ray.train.TrainingFailedError, RayError) as error:
-            failures: Sequence[Any] = list(getattr(error, "worker_failures", {}).values())
-            fault = failures[0] if failures else getattr(error, "controller_failure", error)
-            reason = plain_error(fault, what)
-            if failures or not isinstance(fault, DIED) or attempt == MAX_CONTROLLERS:
-                raise reason from None
-            # Train's controller has died, or somebody without whom it gives up: where memory is
-            # short, for instance. Nobody else starts it again, or ends its workers.
-            with contextlib.suppress(FileNotFoundError):
-                give_back((work.training / ROOM).read_text(encoding="utf-8"))
-            work.post(Note(f"{reason} It goes on with the last epoch that was finished."))
+    left = [n for n in range(len(work.assignments)) if not work.finished(n)]
+    shared = SharedWork(work.training)
+    shared.lay_out(left)
+    changed = threading.Event()
+    groups: list[_Group] = []
+    while True:
+        alive = [group for group in groups if group.is_alive()]
+        begun = sum(group.begun for group in alive)
+        if (fault := _fault(work, groups)) is not None:
+            for group in groups:
+                group.give_up()
+            raise fault from None
+        work_for_more = len(shared.waiting) > len(alive) - begun
+        if not groups or (work_for_more and another(len(alive), begun)):
+            groups.append(_Group(work, settings, len(groups), changed))
+        elif not alive or (len(alive) < len(groups) and all(map(work.finished, left))):
+            break  # a group that still waits for room will find nothing to do, and end
         else:
-            break
-    missing = [a.name for a in work.assignments if read_outcome(work.students / a.name) is None]
+            changed.wait(POLL_SECONDS)
+            changed.clear()
+    missing = [work.assignments[n].name for n in left if not work.finished(n)]
     if missing:
         raise RunError(f"{len(missing)} students are not finished, the first is {missing[0]}.")
 
 
-def _fit(work: Schoolwork, settings: StudentSettings) -> None:
+def _fault(work: Schoolwork, groups: Sequence[_Group]) -> AgrekdError | None:
+    """What ends the training: of a group, or said by a worker."""
+    if errors := [group.error for group in groups if group.error is not None]:
+        return errors[0]
+    with contextlib.suppress(FileNotFoundError):
+        if text := (work.training / GIVEN_UP).read_text(encoding="utf-8"):
+            return RunError(text)
+    return None
+
+
+class _Group(threading.Thread):
+    """A worker group, and the thread of the driver's that waits for it.
+
+    Args:
+        work: what to do.
+        settings: its workers and their resources.
+        number: among the groups of the training.
+        changed: set when it has ended.
+
+    Attributes:
+        error: what it failed of.
+    """
+
+    def __init__(
+        self, work: Schoolwork, settings: StudentSettings, number: int, changed: threading.Event
+    ) -> None:
+        super().__init__(name=f"group-{number}", daemon=True)
+        self._work, self._settings, self._changed = work, settings, changed
+        self._folder = work.training / self.name
+        self.error: AgrekdError | None = None
+        self._room.unlink(missing_ok=True)
+        self.start()
+
+    @property
+    def _room(self) -> Path:
+        return self._folder / ROOM
+
+    @property
+    def begun(self) -> bool:
+        """Whether it has, or has had, its room."""
+        return exists(self._room)
+
+    def run(self) -> None:
+        """See `threading.Thread.run`."""
+        try:
+            self._train()
+        except AgrekdError as error:
+            self.error = error
+        except SystemExit:  # Ray has been shut down
+            pass
+        except Exception as error:
+            self.error = plain_error(error, WHAT)
+        finally:
+            self._changed.set()
+
+    def give_up(self) -> None:
+        """End it and whoever is in it, without waiting for that."""
+        with contextlib.suppress(OSError):
+            (self._work.training / GIVEN_UP).touch()
+        self._give_back()
+
+    def _give_back(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            give_back(self._room.read_text(encoding="utf-8"))
+
+    def _train(self) -> None:
+        for attempt in range(1, MAX_CONTROLLERS + 1):
+            try:
+                _fit(self._work, self._settings, self._folder)
+            except (ray.train.TrainingFailedError, RayError) as error:
+                failures: Sequence[Any] = list(getattr(error, "worker_failures", {}).values())
+                fault = failures[0] if failures else getattr(error, "controller_failure", error)
+                reason = plain_error(fault, WHAT)
+                if failures or not isinstance(fault, DIED) or attempt == MAX_CONTROLLERS:
+                    raise reason from None
+                # Train's controller has died, or somebody without whom it gives up: where memory
+                # is short, for instance. Nobody else starts it again, or ends its workers.
+                self._give_back()
+                text = f"{reason} It goes on with the last epoch that was finished."
+                self._work.post(Note(text))
+            else:
+                break
+
+
+def _fit(work: Schoolwork, settings: StudentSettings, folder: Path) -> None:
     GroupTrainer(
         _work,
-        train_loop_config={"work": work},
+        train_loop_config={"work": work, "folder": folder},
         scaling_config=scaling(settings),
         run_config=RunConfig(
             name="train",
-            storage_path=str(work.training),
+            storage_path=str(folder),
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
@@ -131,36 +234,51 @@ def scaling(settings: StudentSettings) -> ScalingConfig:
 
 def _work(config: dict[str, Any]) -> None:
     work: Schoolwork = config["work"]
+    folder: Path = config["folder"]
     context = ray.train.get_context()
     given_up = work.training / GIVEN_UP
     if given_up.exists():
         return
     if context.get_world_rank() == 0 and (group := held()) is not None:
         with contextlib.suppress(OSError):  # a full disk is said where it costs something
-            (work.training / ROOM).write_text(group, encoding="utf-8")
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / ROOM).write_text(group, encoding="utf-8")
     try:
         dataset = work.data.open()
         source = work.source(dataset) if work.source else None
-        for assignment in work.assignments:
-            if read_outcome(work.students / assignment.name) is None:
-                _train_one(work, assignment, dataset, source)
+        while (number := _next(work, folder)) is not None:
+            _train_one(work, work.assignments[number], dataset, source)
     except AgrekdError as error:
-        # A fault that a restart would only repeat. A lone worker says so and ends in peace; one of
-        # several must also free those who wait for it, and tell the restarted group to end.
+        # A fault that a restart would only repeat: all groups end. A lone worker ends in peace; one
+        # of several must also free those who wait for it.
         work.post(Failed(str(error)))
+        with contextlib.suppress(OSError):  # on a full disk, those who wait time out
+            given_up.write_text(str(error), encoding="utf-8")
         if context.get_world_size() > 1:
-            with contextlib.suppress(OSError):  # on a full disk, those who wait time out
-                given_up.touch()
             raise
+
+
+def _next(work: Schoolwork, folder: Path) -> int | None:
+    """The student that comes next; the first worker takes it, all of them hear."""
+    context, number = ray.train.get_context(), None
+    if context.get_world_rank() == 0:
+        number = SharedWork(work.training).take(folder.name, work.finished)
+    if context.get_world_size() > 1:
+        heard = torch.tensor([-1 if number is None else number], device=_device())
+        dist.broadcast(heard, 0)
+        number = None if heard.item() < 0 else int(heard.item())
+    return number
+
+
+def _device() -> torch.device:
+    return ray.train.torch.get_device()
 
 
 def _train_one(
     work: Schoolwork, assignment: Assignment, dataset: Dataset, source: Source | None
 ) -> None:
     student = worker_student(assignment, dataset, source, work.look_ahead)
-    state = work.training / STATE
-    if exists(state):
-        student.load_state(state)
+    state = student.take_up(work.training)
     meter = StudentMeter(assignment.name)
     while not student.done:
         record = student.epoch()
@@ -168,12 +286,10 @@ def _train_one(
             meter.observe(record)
             student.save_state(state)
             work.post(StudentEpoch(assignment.name, assignment.training.epochs, record))
-    context = ray.train.get_context()
-    if context.get_world_rank() == 0:
+    if ray.train.get_context().get_world_rank() == 0:
         for outcome in student.finish(work.students):
             work.post(StudentDone(outcome))
-    if context.get_world_size() > 1:
-        dist.barrier()  # nobody goes on before the student is saved
+        state.unlink(missing_ok=True)
 
 
 def worker_student(
@@ -195,7 +311,7 @@ def worker_student(
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
-    device = ray.train.torch.get_device()
+    device = _device()
 
     def total(tensor: Tensor) -> Tensor:
         if world > 1:

@@ -12,18 +12,22 @@ from ray.train.torch import TorchTrainer
 from ray.util import get_current_placement_group, remove_placement_group
 from ray.util.placement_group import PlacementGroup
 
+UNWANTED = ("PlacementGroupCleanerCallback", "DatasetsCallback")
+"""Two actors that Ray Train starts beside its controller.
+
+The first outlives driver and controller, to give the room back when the controller has died (see
+`give_back`). It learns so from Ray's State API, and where there is none (no dashboard) it stays for
+ever. The other hands out parts of Ray data sets, of which there are none here, and takes seconds to
+start.
+"""
+
 
 class GroupTrainer(TorchTrainer):  # type: ignore[misc]
-    """Ray Train's trainer without its `PlacementGroupCleaner` and its handler of Ctrl-C.
-
-    The actor (see `give_back`) outlives driver and controller, to give the room back when the
-    controller has died. It learns so from Ray's State API, and where there is none (no dashboard)
-    it stays for ever.
-    """
+    """Ray Train's trainer without actors that are of no use here, and without its Ctrl-C."""
 
     def _create_default_callbacks(self) -> list[Any]:
         kept = super()._create_default_callbacks()
-        return [one for one in kept if type(one).__name__ != "PlacementGroupCleanerCallback"]
+        return [callback for callback in kept if type(callback).__name__ not in UNWANTED]
 
     def _register_sigint_handler(self, controller: Any) -> None:
         """Ctrl-C stays a `KeyboardInterrupt`.

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from agrekd_ray.data import SELECT, TEST, Dataset
 from agrekd_ray.errors import RunError
-from agrekd_ray.files import DamagedError, checked, in_a_line, read_json
+from agrekd_ray.files import DamagedError, checked, exists, in_a_line, read_json
 from agrekd_ray.guidance import Distilled, Lesson, Source
 from agrekd_ray.models import Classifier, Manifest, Model, build, identified, save
 from agrekd_ray.results import Epoch, Outcome
@@ -45,6 +45,7 @@ from agrekd_ray.training import (
 )
 
 OUTCOME, STATE = "outcome.json", "state.pt"
+"""Files; the state is that of earlier versions, which trained one student at a time."""
 
 
 class StudentSettings(Settings):
@@ -54,6 +55,8 @@ class StudentSettings(Settings):
         model: architecture.
         training: how it is trained; the batch size is that of all workers together.
         workers: data-parallel Ray Train workers.
+        at_once: students that train side by side, each with workers of its own, at most; `auto`
+            for as many as the cluster has room for and as make up for the start of their workers.
         cpus: logical CPUs of a worker.
         gpus: GPUs of a worker; null is none, and with `guidance: local` a GPU where there is one.
         resources: custom resources of a worker, as Ray names them.
@@ -63,6 +66,7 @@ class StudentSettings(Settings):
     model: Model
     training: Training
     workers: Count = 1
+    at_once: Count | Literal["auto"] = "auto"
     cpus: Positive = 1
     gpus: NonNegative | None = None
     resources: NodeResources = Field(default_factory=dict)
@@ -240,6 +244,28 @@ class Student:
             raise _damaged(path, error) from None
         self.history = history
         return True
+
+    def take_up(self, training: Path) -> Path:
+        """Go on from the state that is in a folder, if there is one.
+
+        Args:
+            training: folder of the states; in one of an earlier version a single student has one.
+
+        Returns:
+            The file that this student's states are to be written to.
+
+        Raises:
+            RunError: the state is damaged, or the folder cannot be made.
+        """
+        own = training / "states" / f"{self.assignment.name}.pt"
+        for state in (own, training / STATE):
+            if exists(state) and self.load_state(state):
+                break
+        try:
+            own.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _unwritable(own.parent, "the state of the training", error) from None
+        return own
 
     def finish(self, students: Path) -> list[Outcome]:
         """Evaluate and save the student, and its copy with a retrained last layer where asked."""

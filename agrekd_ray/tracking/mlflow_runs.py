@@ -10,11 +10,13 @@ import re
 import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
 from mlflow.exceptions import MlflowException
 
@@ -51,16 +53,29 @@ class Tracker:
         experiment: name of the experiment, created where it is missing.
         root: the folder of the runs. Models and reports go to its `mlartifacts`, unless an
             MLflow server keeps them.
+        wait: whether the store is opened now; else in a thread (a new one takes seconds), for
+            which the first method that is called waits.
 
     Raises:
         TrackingError: the store cannot be created or reached. Every method raises it too.
     """
 
-    def __init__(self, uri: str | None, experiment: str, root: Path) -> None:
-        self._runs = Experiment(uri, experiment, root)
-        self._client = self._runs.client
+    def __init__(self, uri: str | None, experiment: str, root: Path, *, wait: bool = True) -> None:
+        thread = ThreadPoolExecutor(1, "mlflow")
+        self._opening = thread.submit(Experiment, uri, experiment, root)
+        thread.shutdown(wait=False)
+        if wait:
+            self._opening.result()
         self._job: str | None = None
         self._logged: dict[str, dict[int, int]] = {}  # by run: epochs and when they ended
+
+    @property
+    def _runs(self) -> Experiment:
+        return self._opening.result()
+
+    @property
+    def _client(self) -> MlflowClient:
+        return self._runs.client
 
     @property
     def uri(self) -> str:
