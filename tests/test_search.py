@@ -17,11 +17,12 @@ import pytest
 from mlflow import MlflowClient
 from rich.console import Console
 
-from agrekd_ray.data import SELECT
+from agrekd_ray.data import SELECT, open_dataset
 from agrekd_ray.errors import RunError
 from agrekd_ray.events import GroupPlaced
 from agrekd_ray.guidance import LocalTeachers, TeacherHost
-from agrekd_ray.results import Epoch
+from agrekd_ray.results import Epoch, Metrics
+from agrekd_ray.search import trial as trials
 from agrekd_ray.search.folder import Journal, SearchFolder
 from agrekd_ray.search.results import FAILED, FINISHED, STOPPED, SearchResult, TrialResult
 from agrekd_ray.search.settings import Planned
@@ -96,8 +97,31 @@ def leftovers(ray: Any, *, wait: bool = True) -> dict[str, list[Any]]:
         time.sleep(0.2)
 
 
-def test_a_search_from_nothing_to_its_winner(ray_session: Any, tmp_path: Path, store: Path) -> None:
+def refuse_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on, no trial is tested anywhere but where it was trained."""
+    from agrekd_ray.search import driver
+
+    def test_all(planned: Planned, trials: Any, *others: Any) -> None:
+        raise AssertionError(f"{trials} left no test behind")
+
+    monkeypatch.setattr(driver, "test_all", test_all)
+
+
+def tested_here(result: SearchResult, trial: TrialResult) -> Metrics:
+    """What the students that a trial left behind are worth on the test split."""
+    folder = SearchFolder.open(Path(result.folder))
+    (trial_id,) = [i for i, t in Journal(folder.trials).all().items() if t.number == trial.number]
+    state = trials.last_state(folder.states / trial_id)
+    assert state is not None
+    dataset = open_dataset(folder.planned.base.data)
+    return trials.test_metrics(folder.planned, trial.setting, state, dataset, "cpu")
+
+
+def test_a_search_from_nothing_to_its_winner(
+    ray_session: Any, tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """ASHA stops trials; nothing of them is left; the winner is trained again and registered."""
+    refuse_tasks(monkeypatch)
     result = search(
         tmp_path,
         store,
@@ -114,7 +138,7 @@ def test_a_search_from_nothing_to_its_winner(ray_session: Any, tmp_path: Path, s
     assert set(states) == {FINISHED, STOPPED}
     for trial in result.trials:
         assert (len(trial.history) == 3) == (trial.state == FINISHED)
-        assert trial.test is not None
+        assert trial.test == tested_here(result, trial)
         assert [epoch.epoch for epoch in trial.history] == list(range(len(trial.history)))
         worst = trial.history[-1].val.worst_group_accuracy
         assert trial.score("worst_group") == pytest.approx(worst)
@@ -174,9 +198,10 @@ def _mlflow_holds_the_search(runs: Path, result: SearchResult) -> None:
 
 @pytest.mark.chaos
 def test_students_with_several_workers_are_stopped_early_and_leave_nothing(
-    ray_session: Any, tmp_path: Path, store: Path
+    ray_session: Any, tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker group a trial: ASHA stops the one that learns nothing; the other ends its epochs."""
+    refuse_tasks(monkeypatch)
     result = search(
         tmp_path,
         store,
@@ -194,6 +219,56 @@ def test_students_with_several_workers_are_stopped_early_and_leave_nothing(
         (STOPPED, 2),
     ]
     assert not list((Path(result.folder) / "groups").glob("*"))
+    for trial in result.trials:
+        assert trial.test == tested_here(result, trial)
+
+
+def test_a_trial_whose_process_dies_at_its_end_is_tested_by_a_task(
+    ray_session: Any, tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from agrekd_ray.search.watch import Watch
+
+    ended = Watch.on_trial_complete
+
+    def kill(self: Any, iteration: int, trials: Any, trial: Any) -> None:
+        ended(self, iteration, trials, trial)
+        os.kill(trial.last_result["pid"], signal.SIGKILL)
+
+    monkeypatch.setattr(Watch, "on_trial_complete", kill)
+    result = search(tmp_path, store, trials=1, searcher={"name": "random"})
+    (trial,) = result.trials
+    assert trial.state == FINISHED
+    assert not list((Path(result.folder) / "states").rglob(trials.TESTED))
+    assert trial.test == tested_here(result, trial)
+
+
+@pytest.mark.chaos
+def test_trials_that_time_ends_are_tested_where_they_were(
+    ray_session: Any, tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one that is in the middle of an epoch: its last saved students are meant."""
+    from ray.tune.stopper.timeout import TimeoutStopper
+
+    from agrekd_ray.search.watch import Watch
+
+    refuse_tasks(monkeypatch)
+    epochs: dict[str, int] = {}
+    heard = Watch.on_trial_result
+
+    def count(self: Any, iteration: int, trials: Any, trial: Any, result: Any) -> None:
+        heard(self, iteration, trials, trial, result)
+        epochs[trial.trial_id] = result["epochs"]
+
+    def up(self: Any) -> bool:
+        return len(epochs) == 2 and min(epochs.values()) >= 2
+
+    monkeypatch.setattr(Watch, "on_trial_result", count)
+    monkeypatch.setattr(TimeoutStopper, "stop_all", up)
+    changes = {"student.training.epochs": 100_000}
+    result = search(tmp_path, store, space=STUDENT_ONLY, trials=2, minutes=60, changes=changes)
+    for trial in result.trials:
+        assert trial.state == STOPPED
+        assert trial.test == tested_here(result, trial)
 
 
 @pytest.mark.chaos
@@ -436,17 +511,14 @@ def test_resume_without_a_run_is_one_error(tmp_path: Path, store: Path) -> None:
     assert "no run of this search" in agrekd("tune", path, "--resume", code=1)
 
 
-def test_a_trial_that_takes_over_anothers_state_tells_all_its_epochs(
-    tmp_path: Path, make_job: Any
-) -> None:
-    """As population based training has it do; the other may be several epochs ahead."""
+@pytest.fixture
+def shell(tmp_path: Path, make_job: Any) -> Any:
+    """Makes trials' actors without Tune around them: `shell("name", scheduler={...})`."""
     from agrekd_ray.guidance.nodes import DriverData
     from agrekd_ray.search.trainable import SETTING, TrialActor
 
     class Shell(TrialActor):
-        """Without Tune around it."""
-
-        def __init__(self, name: str) -> None:
+        def __init__(self, name: str, shared: Shared) -> None:
             self.name = name
             self.setup({SETTING: {"distillation.temperature": 4.0}}, shared)
 
@@ -454,19 +526,35 @@ def test_a_trial_that_takes_over_anothers_state_tells_all_its_epochs(
         def trial_id(self) -> str:
             return self.name
 
-    found = planned(
-        tmp_path,
-        space={"distillation.temperature": {"loguniform": [1, 16]}},
-        scheduler={"name": "pbt"},
-        changes={"student.training.epochs": 5, "methods": ["aver"]},
-    )
-    data, checkpoints, _ = pool_of(make_job())
-    answers_N = data.labels(data.splits[SELECT]).numpy()
-    places = (tmp_path / name for name in ("trials", "states", "groups"))
-    source = Local(checkpoints)
-    shown = DriverData.of(found.base.data)
-    shared = Shared(found, shown, source, answers_N, answers_N, lambda event: None, *places)
-    ahead, behind = Shell("ahead"), Shell("behind")
+    def make(name: str, **changes: Any) -> Shell:
+        found = planned(
+            tmp_path,
+            space={"distillation.temperature": {"loguniform": [1, 16]}},
+            changes={"student.training.epochs": 5, "methods": ["aver"]},
+            **changes,
+        )
+        data, checkpoints, _ = pool_of(make_job())
+        answers_N = data.labels(data.splits[SELECT]).numpy()
+        places = (tmp_path / name for name in ("trials", "states", "groups"))
+        source = Local(checkpoints)
+        shown = DriverData.of(found.base.data)
+        return Shell(
+            name,
+            Shared(found, shown, source, answers_N, answers_N, lambda event: None, *places),
+        )
+
+    return make
+
+
+def test_a_trial_that_takes_over_anothers_state_tells_all_its_epochs(
+    tmp_path: Path, shell: Any
+) -> None:
+    """As population based training has it do; the other may be several epochs ahead."""
+    ahead, behind = (shell(name, scheduler={"name": "pbt"}) for name in ("ahead", "behind"))
+
+    def metrics(name: str) -> Metrics | None:
+        state = trials.last_state(tmp_path / "states" / name)
+        return None if state is None else trials.read_test(state)
 
     def epochs(told: dict[str, Any]) -> list[int]:
         return [epoch["epoch"] for epoch in json.loads(told["news"])]
@@ -478,3 +566,35 @@ def test_a_trial_that_takes_over_anothers_state_tells_all_its_epochs(
     behind.load_checkpoint(str(tmp_path / "checkpoint"))
     assert epochs(behind.step()) == [0, 1, 2, 3]
     assert epochs(behind.step()) == [4]
+    ahead.cleanup()  # put down by the scheduler, to be taken up again
+    assert metrics("ahead") is None
+    (tmp_path / "last").mkdir()
+    behind.save_checkpoint(str(tmp_path / "last"))
+    behind.cleanup()
+    assert metrics("behind") is not None
+
+
+def test_a_trial_that_fails_is_tested_as_it_last_was_sound(tmp_path: Path, shell: Any) -> None:
+    trial = shell("one")
+    trial.step()
+    (tmp_path / "checkpoint").mkdir()
+    trial.save_checkpoint(str(tmp_path / "checkpoint"))
+    for weights in trial._trial._students[0].model.parameters():
+        weights.data.fill_(float("nan"))
+    told = trial.step()
+    assert "no longer finite" in told["reason"]
+    assert told["done"]
+    trial.save_checkpoint(str(tmp_path / "checkpoint"))  # as Tune has it do
+    trial.cleanup()
+    state = trials.last_state(tmp_path / "states/one")
+    assert state is not None
+    assert state.name == "00001"
+    test = trials.read_test(state)
+    assert test is not None
+    assert test.accuracy > 0
+    again = shell("one")  # whatever is saved anew is tested anew
+    again.step()
+    again.save_checkpoint(str(tmp_path / "checkpoint"))
+    state = trials.last_state(tmp_path / "states/one")
+    assert state is not None
+    assert (state.name, trials.read_test(state)) == ("00002", None)

@@ -27,7 +27,7 @@ from agrekd_ray.guidance.nodes import DriverData, cluster_nodes
 from agrekd_ray.guidance.placement import Wanted, check_room, place
 from agrekd_ray.models import load
 from agrekd_ray.outputs import Outputs
-from agrekd_ray.results import Effort, Outcome
+from agrekd_ray.results import Effort, Metrics, Outcome
 from agrekd_ray.run.account import Account
 from agrekd_ray.run.answers import Answers, members
 from agrekd_ray.run.cluster import RayEngine
@@ -44,6 +44,7 @@ from agrekd_ray.search.folder import Journal, SearchFolder
 from agrekd_ray.search.ranking import best, rule_reports, verdict
 from agrekd_ray.search.report import publish_files, read_result, show
 from agrekd_ray.search.results import DEFAULT, FAILED, RUNNING, STOPPED, WINNER, SearchResult
+from agrekd_ray.search.tasks import Untested, test_all
 from agrekd_ray.search.trainable import (
     TrialActor,
     in_group,
@@ -52,7 +53,7 @@ from agrekd_ray.search.trainable import (
     scheduler,
     searcher,
 )
-from agrekd_ray.search.trial import Shared, assignments, last_state, test_metrics
+from agrekd_ray.search.trial import Shared, assignments, last_state, read_test
 from agrekd_ray.search.watch import Groups, TrialRuns, Watch
 from agrekd_ray.student import Assignment, read_outcome
 from agrekd_ray.teachers import Pool
@@ -155,7 +156,7 @@ class _Searching:
             with ExitStack() as stack:
                 shared = self._shared(engine, stack)
                 self._trials(engine, shared)
-            self._measure()
+            self._tested(engine)
             result = self._result()
             with self.display:
                 final = self._final(engine, result)
@@ -350,16 +351,32 @@ class _Searching:
                 self.journal.put(trial_id, ended)
                 self.runs.ended(ended)
 
-    def _measure(self) -> None:
-        """Test metrics of every trial's last students: for the report, never for the choice."""
+    def _tested(self, engine: RayEngine) -> None:
+        """Test metrics of every trial's last students: for the report, never for the choice.
+
+        Trials leave them behind; those whose processes died are tested by tasks.
+        """
+        left: dict[str, Untested] = {}
+
+        def take(trial_id: str, test: Metrics) -> None:
+            known = self.journal.get(trial_id)
+            assert known is not None
+            measured = replace(known, test=test)
+            self.journal.put(trial_id, measured)
+            self.runs.measured(measured)
+
         for trial_id, trial in self.journal.all().items():
             state = last_state(self.folder.states / trial_id)
-            if trial.test is None and state is not None and trial.history:
-                setting = trial.setting
-                test = test_metrics(self.planned, setting, state, self.dataset)
-                measured = replace(trial, test=test)
-                self.journal.put(trial_id, measured)
-                self.runs.measured(measured)
+            if trial.test is not None or state is None or not trial.history:
+                continue
+            if (test := read_test(state)) is not None:
+                take(trial_id, test)
+            else:
+                left[trial_id] = Untested(trial.name, trial.setting, state)
+        if left:
+            (room, *_), data = workers_of(self.job.student), self.dataset.fingerprint
+            with engine.listening():
+                test_all(self.planned, left, DriverData(self.job.data, data), room, take)
 
     def _result(self) -> SearchResult:
         trials = list(self.journal.all().values())

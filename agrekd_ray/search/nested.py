@@ -26,37 +26,48 @@ from agrekd_ray.channel import plain_error
 from agrekd_ray.config import Job
 from agrekd_ray.errors import AgrekdError, RunError
 from agrekd_ray.events import GroupPlaced
-from agrekd_ray.files import exists
-from agrekd_ray.results import Epoch, epochs_from_json, mean_epoch
+from agrekd_ray.files import checked, exists
+from agrekd_ray.results import Epoch, Metrics, epochs_from_json, mean_epoch, mean_metrics
 from agrekd_ray.search.trial import Shared, assignments, opened
 from agrekd_ray.student.group import scaling, worker_student
 from agrekd_ray.student.room import GroupTrainer, held
 
 POLL_SECONDS = 0.02
 SECONDS_TO_END = 60.0
+WORDS = ("wait", "go", "test", "end")
+"""What a group is told: nothing yet; train an epoch; test what was saved; it is over."""
 
 
 class Baton:
     """What the trial and its group tell each other; an actor of the trial's."""
 
     def __init__(self) -> None:
-        self._allowed, self._ended = 0, False
+        self._allowed, self._ended, self._tests = 0, False, False
         self._told: list[tuple[str, str]] = []
 
     def allow(self, epochs: int) -> None:
         """The group may train so many epochs in all."""
         self._allowed = epochs
 
+    def test(self) -> None:
+        """The group is to test the students that were saved last."""
+        self._tests = True
+
     def end(self) -> None:
         """The group is to end."""
         self._ended = True
 
     def next(self, done: int) -> str:
-        """`go`, `wait` or `end`, to a group that has done so many epochs."""
-        return "end" if self._ended else "go" if done < self._allowed else "wait"
+        """One of `WORDS`, to a group that has done so many epochs."""
+        if self._ended:
+            return "end"
+        if self._tests:
+            self._tests = False
+            return "test"
+        return "go" if done < self._allowed else "wait"
 
     def tell(self, kind: str, text: str) -> None:
-        """The group has finished an `epoch`, or met a `fault`."""
+        """The group has finished an `epoch` or a `test`, or met a `fault`."""
         self._told.append((kind, text))
 
     def take(self) -> list[tuple[str, str]]:
@@ -120,14 +131,28 @@ class GroupTrial:
             self._thread = threading.Thread(target=self._train, name="worker-group", daemon=True)
             self._thread.start()
         ray.get(self._baton.allow.remote(len(self.history) + 1))
+        (found,) = epochs_from_json([json.loads(self._answer())])
+        self.history.append(found)
+        return found
+
+    def test(self, state: Path) -> Metrics:
+        """See `Savable.test`: the group does it, and none is started for it."""
+        self.load(state)
+        ray.get(self._baton.test.remote())
+        return checked(Metrics, json.loads(self._answer()))
+
+    def _answer(self) -> str:
+        """What the group says to what it was asked last.
+
+        Raises:
+            AgrekdError: what a worker raised, or there is no group any more.
+        """
         while True:
-            alive = self._thread.is_alive()
+            alive = self._thread is not None and self._thread.is_alive()
             for kind, text in ray.get(self._baton.take.remote()):
                 if kind == "fault":
                     raise RunError(text)
-                (found,) = epochs_from_json([json.loads(text)])
-                self.history.append(found)
-                return found
+                return text
             if not alive:
                 raise self._failure or RunError("the trial's worker group ended before its work")
             time.sleep(POLL_SECONDS)
@@ -188,35 +213,47 @@ def _work(config: dict[str, Any]) -> None:
     students = [
         worker_student(given, dataset, source, ahead, judge) for given in assignments(work.job)
     ]
-    for student in students:
-        state = work.states / f"{student.assignment.seed}.pt"
-        if exists(state):
-            student.load_state(state, of_any=True)
-    while _goes_on(work.baton, students[0].trainer.next_epoch, first):
-        try:
-            records = [student.epoch() for student in students]
-        except AgrekdError as error:  # of all workers alike: the loss is summed over them
-            if first:
-                ray.get(work.baton.tell.remote("fault", str(error)))
-            return
+
+    def load() -> None:
+        for student in students:
+            state = work.states / f"{student.assignment.seed}.pt"
+            if exists(state):
+                student.load_state(state, of_any=True)
+
+    def tell(kind: str, text: str) -> None:
         if first:
-            for student in students:
-                student.save_state(work.states / f"{student.assignment.seed}.pt")
-            mean = mean_epoch([record for record in records if record is not None])
-            ray.get(work.baton.tell.remote("epoch", json.dumps(asdict(mean))))
+            ray.get(work.baton.tell.remote(kind, text))
+
+    load()
+    try:
+        while (word := _word(work.baton, students[0].trainer.next_epoch, first)) != "end":
+            if word == "test":
+                load()  # a trial that is stopped in an epoch has saved the one before
+                if first:
+                    metrics = mean_metrics([student.test() for student in students])
+                    tell("test", json.dumps(asdict(metrics)))
+                continue
+            records = [student.epoch() for student in students]
+            if first:
+                for student in students:
+                    student.save_state(work.states / f"{student.assignment.seed}.pt")
+                mean = mean_epoch([record for record in records if record is not None])
+                tell("epoch", json.dumps(asdict(mean)))
+    except AgrekdError as error:  # in an epoch of all workers alike: the loss is summed over them
+        tell("fault", str(error))
 
 
-def _goes_on(baton: Any, done: int, first: bool) -> bool:
+def _word(baton: Any, done: int, first: bool) -> str:
     """Wait for the trial's word; the first worker asks, all of them hear."""
     word = "wait"
     while first and word == "wait":
         word = ray.get(baton.next.remote(done))
         if word == "wait":
             time.sleep(POLL_SECONDS)
-    heard = torch.tensor([float(word == "go")])
+    heard = torch.tensor([WORDS.index(word)])
     if dist.is_initialized():
         device = ray.train.torch.get_device()
         told = heard.to(device)
         dist.broadcast(told, 0)
         heard = told.cpu()
-    return bool(heard.item())
+    return WORDS[int(heard)]

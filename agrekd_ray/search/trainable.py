@@ -24,7 +24,7 @@ from agrekd_ray.search.nested import GroupTrial
 from agrekd_ray.search.results import FINISHED, TrialResult
 from agrekd_ray.search.settings import Planned
 from agrekd_ray.search.space import Domain, Sampler, Setting, Space
-from agrekd_ray.search.trial import Shared, Trial, last_state, opened, save_state
+from agrekd_ray.search.trial import Shared, Trial, last_state, leave_test, opened, save_state
 from agrekd_ray.student import StudentSettings
 
 SETTING = "setting"
@@ -51,7 +51,7 @@ class TrialActor(tune.Trainable):
         self._shared = shared
         self._trial: Trial | GroupTrial | None = None
         self._over: TrialResult | None = None
-        self._whole = False
+        self._whole = self._failed = False
         self._dataset, self._source, self._judge = opened(shared)
         self.reset_config(config)
 
@@ -59,6 +59,8 @@ class TrialActor(tune.Trainable):
         """See `tune.Trainable.reset_config`; goes on where an earlier process left the trial."""
         self.cleanup()
         planned, shared = self._shared.planned, self._shared
+        self._states = shared.states / self.trial_id  # until the trial's own end
+        self._failed = False
         known = read_trial(shared.trials, self.trial_id)
         self._over = known if known is not None and known.state == FINISHED else None
         job = planned.trial(setting_of(planned, new_config))
@@ -67,13 +69,21 @@ class TrialActor(tune.Trainable):
         else:
             device = device_for(job.student.takes["GPU"])
             self._trial = Trial(job, self._dataset, self._source, self._judge, device)
-        self._whole = (state := last_state(shared.states / self.trial_id)) is not None
+        self._whole = (state := last_state(self._states)) is not None
         if state is not None and self._over is None:
             self._trial.load(state)
         return True
 
     def cleanup(self) -> None:
-        """See `tune.Trainable.cleanup`."""
+        """See `tune.Trainable.cleanup`: a trial's last moment, however it was brought to its end.
+
+        Its students are tested here, where they were trained, and not before: nothing of Tune can
+        have seen what the test says. Population based training puts trials down in between.
+        """
+        if self._trial is None:
+            return
+        if self._trial.done or self._shared.planned.search.scheduler.name != "pbt":
+            leave_test(self._trial, self._states)
         if isinstance(self._trial, GroupTrial):
             self._trial.close()
         self._trial = None
@@ -87,6 +97,7 @@ class TrialActor(tune.Trainable):
         try:
             news = [self._trial.epoch()] if not self._trial.done else []
         except AgrekdError as error:  # a retry would only repeat it
+            self._failed = True
             worst = dict.fromkeys(self._rules(), 0.0)
             epochs = len(self._trial.history)
             return {"select": worst, EPOCHS: epochs, "reason": str(error), "done": True}
@@ -104,8 +115,9 @@ class TrialActor(tune.Trainable):
         """See `tune.Trainable.save_checkpoint`."""
         assert self._trial is not None
         folder = Path(checkpoint_dir)
-        if self._over is None and self._trial.history:
-            save_state(self._trial, self._shared.states / self.trial_id)
+        # Of a trial that failed in the middle of an epoch the state before is the last sound one.
+        if self._over is None and not self._failed and self._trial.history:
+            save_state(self._trial, self._states)
             if self._shared.planned.search.scheduler.name == "pbt":
                 (folder / HANDED_ON).mkdir()
                 self._trial.save(folder / HANDED_ON)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -15,7 +17,9 @@ from torch import Tensor
 
 from agrekd_ray.config import Job
 from agrekd_ray.data import SELECT, TEST, Dataset, Samples
+from agrekd_ray.errors import AgrekdError
 from agrekd_ray.events import Post
+from agrekd_ray.files import DamagedError, read_json
 from agrekd_ray.guidance import Source
 from agrekd_ray.models import build
 from agrekd_ray.results import Epoch, Metrics, mean_epoch, mean_metrics
@@ -27,6 +31,9 @@ from agrekd_ray.training import Judge, evaluate
 
 if TYPE_CHECKING:
     from agrekd_ray.guidance.nodes import DriverData  # which imports Ray
+
+TESTED = "test.json"
+"""File beside a trial's last state: its students' metrics on the test split."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +77,17 @@ class Savable(Protocol):
 
     def save(self, folder: Path) -> None:
         """Write all that the rest of the trial depends on."""
+        ...
+
+    def test(self, state: Path) -> Metrics:
+        """How good the students that it has saved are on the test split; it ends with that.
+
+        Args:
+            state: what `save` wrote.
+
+        Raises:
+            AgrekdError: there is nobody left to answer, or the answers are not finite.
+        """
         ...
 
 
@@ -124,27 +142,36 @@ class Trial:
         for student in self._students:
             student.load_state(folder / f"{student.assignment.seed}.pt", of_any=True)
 
+    def test(self, state: Path) -> Metrics:
+        """See `Savable.test`."""
+        self.load(state)
+        return mean_metrics([student.test() for student in self._students])
+
 
 def assignments(job: Job) -> tuple[Assignment, ...]:
     """What a trial's students have to do, one a seed."""
     return make_plan(job).assignments
 
 
-def test_metrics(planned: Planned, setting: Setting, state: Path, dataset: Dataset) -> Metrics:
-    """How good a trial's students are on the test split, which no trial ever opens.
+def test_metrics(
+    planned: Planned, setting: Setting, state: Path, dataset: Dataset, device: torch.device | str
+) -> Metrics:
+    """What `Savable.test` says, in any process: for trials whose own has died.
 
     Args:
         planned: the search.
         setting: of the trial.
         state: what the trial saved last.
         dataset: of the search.
+        device: to compute on.
     """
     found = []
     for given in assignments(planned.trial(setting)):
         model = build(given.model, dataset.shape, len(dataset.classes), given.seed)
         saved = torch.load(state / f"{given.seed}.pt", map_location="cpu", weights_only=True)
         model.load_state_dict(saved["trainer"]["model"])
-        found.append(evaluate(model, dataset, TEST))
+        precision = given.training.precision
+        found.append(evaluate(model.to(device), dataset, TEST, device, precision))
     return mean_metrics(found)
 
 
@@ -167,6 +194,34 @@ def save_state(trial: Savable, folder: Path) -> None:
     for other in folder.iterdir():
         if other != place:
             shutil.rmtree(other, ignore_errors=True)
+
+
+def leave_test(trial: Savable, folder: Path) -> None:
+    """Write beside a trial's last state what its students are worth on the test split.
+
+    It is for the report, so the search hears of it only once all trials are over. What fails here
+    leaves nothing, and the driver has it done again (`test_metrics`).
+
+    Args:
+        trial: that has come to its end.
+        folder: of its states.
+    """
+    state = last_state(folder)
+    if state is None or (state / TESTED).exists():
+        return
+    with contextlib.suppress(AgrekdError, OSError):
+        text = json.dumps(asdict(trial.test(state)))
+        partial = state / f".{TESTED}.{os.getpid()}"
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(state / TESTED)
+
+
+def read_test(state: Path) -> Metrics | None:
+    """What `leave_test` wrote beside a state; None where there is nothing whole."""
+    try:
+        return read_json(state / TESTED, Metrics)
+    except (OSError, DamagedError):
+        return None
 
 
 def last_state(folder: Path) -> Path | None:

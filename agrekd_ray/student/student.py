@@ -21,7 +21,7 @@ from agrekd_ray.errors import RunError
 from agrekd_ray.files import DamagedError, checked, exists, in_a_line, read_json
 from agrekd_ray.guidance import Distilled, Lesson, Source
 from agrekd_ray.models import Classifier, Manifest, Model, build, identified, save
-from agrekd_ray.results import Epoch, Outcome
+from agrekd_ray.results import Epoch, Metrics, Outcome
 from agrekd_ray.settings import (
     Count,
     NodeLabels,
@@ -266,6 +266,10 @@ class Student:
         except OSError as error:
             raise _unwritable(own.parent, "the state of the training", error) from None
         return own
+
+    def test(self) -> Metrics:
+        """How good it is on the test split: for reports, never for a choice."""
+        return score(self._dataset, TEST, self._answers(TEST))
 
     def finish(self, students: Path) -> list[Outcome]:
         """Evaluate and save the student, and its copy with a retrained last layer where asked."""

@@ -43,9 +43,9 @@ def make_all(
         AgrekdError: what a task raised.
         RunError: a task's process died over and over.
     """
-    task = ray.remote(_make).options(**_placed(room))
+    task = ray.remote(_make).options(**placed(room))
     gpu = room.resources.get("GPU", 0) > 0
-    _each(
+    each(
         {task.remote(family, store, data, gpu, post): "training a teacher" for family in families},
         lambda _, done: None,
     )
@@ -68,7 +68,7 @@ def ask_all(asked: Mapping[Asked, Wanted], data: DriverData, take: Take, post: P
     """
     tasks = {
         ray.remote(_ask)
-        .options(**_placed(room))
+        .options(**placed(room))
         .remote(
             replace(one, folder=one.folder.resolve()),
             data,
@@ -81,7 +81,7 @@ def ask_all(asked: Mapping[Asked, Wanted], data: DriverData, take: Take, post: P
     def done(task: Any, said: dict[str, np.ndarray]) -> None:
         take(tasks[task], {k: torch.from_numpy(np.array(v)) for k, v in said.items()})
 
-    _each({task: f"evaluating {one.name}" for task, one in tasks.items()}, done)
+    each({task: f"evaluating {one.name}" for task, one in tasks.items()}, done)
 
 
 def _make(family: Sequence[Recipe], store: Path, data: DriverData, gpu: bool, post: Post) -> None:
@@ -91,7 +91,7 @@ def _make(family: Sequence[Recipe], store: Path, data: DriverData, gpu: bool, po
     def progress(name: str, epoch: int, epochs: int) -> None:
         post(TeacherEpoch(name, epoch, epochs))
 
-    Pool(store, data.open()).make(family, _device(gpu), progress)
+    Pool(store, data.open()).make(family, task_device(gpu), progress)
     for recipe in family:
         post(TeacherDone(recipe.name))
 
@@ -99,16 +99,17 @@ def _make(family: Sequence[Recipe], store: Path, data: DriverData, gpu: bool, po
 def _ask(asked: Asked, data: DriverData, gpu: bool, post: Post) -> dict[str, np.ndarray]:
     """Ask one model in this process."""
     post(Began())
-    said = answers(asked, data.open(), _device(gpu))
+    said = answers(asked, data.open(), task_device(gpu))
     return {split: logits_NC.numpy() for split, logits_NC in said.items()}
 
 
-def _device(gpu: bool) -> str:
+def task_device(gpu: bool) -> str:
+    """The device of a task that was given a share of a GPU, or none; sets its threads too."""
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
     return device_for(float(gpu))
 
 
-def _placed(room: Wanted) -> dict[str, Any]:
+def placed(room: Wanted) -> dict[str, Any]:
     """Options of a task that takes such room."""
     resources = dict(room.resources)
     return {
@@ -120,7 +121,7 @@ def _placed(room: Wanted) -> dict[str, Any]:
     }
 
 
-def _each(tasks: Mapping[Any, str], done: Callable[[Any, Any], None]) -> None:
+def each(tasks: Mapping[Any, str], done: Callable[[Any, Any], None]) -> None:
     """Wait for every task; where one fails, the others are stopped.
 
     Args:
