@@ -122,6 +122,7 @@ def stepped(
         further = () if lesson is None else (fake(B, len(lesson.members), C),)
         if lesson is not None and lesson.cross_entropy:
             further = (*further, fake(B, dtype=torch.int64))
+        further = guidance.ready(further)
         with torch.device("cuda"):
             student = build(Model(name=model), data.shape, C, 0)
         student.register_forward_hook(lambda _, __, logits_BC: seen.append(logits_BC.dtype))

@@ -22,7 +22,14 @@ from agrekd_ray.core.weighting import STRATEGIES
 from agrekd_ray.data import SELECT, TEST, TRAIN
 from agrekd_ray.errors import RunError
 from agrekd_ray.events import StudentEpoch
-from agrekd_ray.guidance import Lesson, LocalTeachers, RecordedTeachers, Replay, TeacherHost
+from agrekd_ray.guidance import (
+    Lesson,
+    LocalTeachers,
+    RecordedTeachers,
+    Replay,
+    TeacherHost,
+    recorded,
+)
 from agrekd_ray.models import Model, load
 from agrekd_ray.outputs import (
     Evaluations,
@@ -273,6 +280,52 @@ def test_a_student_switches_to_records_at_the_first_complete_epoch(make_job: Any
     trained(given, data, source)
     assert set(asked) == {0}
     assert records(job, data, checkpoints).missing([0]) == []
+
+
+def test_the_next_view_is_looked_up_and_put_together_while_an_epoch_lasts(
+    make_job: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Views that come again stay in memory, as far as there is room; others never do."""
+    job = make_job(**{"data.views": {"flip": True, "count": 3}})
+    data, checkpoints, drawn = pool_of(job)
+    host = TeacherHost(checkpoints, data, outputs=records(job, data, checkpoints))
+    for epoch in range(3):
+        host.complete(epoch)
+    replay = RecordedTeachers(records(job, data, checkpoints), data, None)
+    lesson = Lesson("aver", drawn.teachers, drawn.biased, 4.0)
+    seen = []
+    for epoch in range(7):
+        (column,) = replay.columns(lesson, epoch)
+        assert replay.columns(lesson, epoch)[0] is column
+        replay._thread.submit(int).result()  # what was begun is done
+        coming = [future.result() for future in replay._coming.values()]
+        assert all(one is not None and "_whole" in vars(one) for one in coming)
+        assert len(coming) == (1 if epoch < 4 else 0)  # later ones have stayed
+        kept = list(replay._columns.values())
+        assert len(kept) == (1 if epoch < 3 else min(3, epoch - 1))
+        seen.append(column)
+        replay.complete(epoch)
+    assert seen[3] is not seen[0]  # before it was known that views repeat
+    assert (seen[5], seen[6]) == (seen[2], seen[3])
+    monkeypatch.setattr(recorded, "IN_MEMORY", 2 * seen[0].nbytes)
+    replay.columns(lesson, 7)
+    assert len(replay._columns) == 2
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_student_that_diverges_on_records_is_one_error(make_job: Any, strategy: str) -> None:
+    job = make_job()
+    data, checkpoints, drawn = pool_of(job)
+    TeacherHost(checkpoints, data, outputs=records(job, data, checkpoints)).complete(0)
+    replay = RecordedTeachers(records(job, data, checkpoints), data, None)
+    training = Training(epochs=2, batch_size=48, learning_rate=0.05)
+    lesson = Lesson(strategy, drawn.teachers, drawn.biased, 4.0)
+    student = Student(Assignment(strategy, 3, STUDENT, training, lesson), data, replay)
+    student.epoch()
+    for weights in student.model.parameters():
+        weights.data.fill_(float("nan"))
+    with pytest.raises(RunError, match=r"no longer finite in step 4 .*epoch 2.*diverged"):
+        student.epoch()
 
 
 def test_without_teachers_a_missing_record_is_one_error(make_job: Any) -> None:

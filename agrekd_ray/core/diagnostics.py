@@ -31,9 +31,9 @@ def pulls(weights: Tensor, gradients: Tensor, combined: Tensor, negligible: floa
     Returns:
         [M, B], in the unit of the gradients.
     """
-    norm_B1 = combined.norm(dim=-1, keepdim=True)
+    norm_B1 = torch.linalg.vector_norm(combined, dim=-1, keepdim=True)
     unit_BC = combined / norm_B1.masked_fill(norm_B1 <= negligible, torch.inf)
-    return weights * (gradients * unit_BC).sum(-1)
+    return weights * torch.linalg.vecdot(gradients, unit_BC)
 
 
 @torch.no_grad()

@@ -55,15 +55,32 @@ def kd_gradient(student_logits: Tensor, teacher_logits: Tensor, temperature: flo
 
 
 @torch.no_grad()
-def kd_gradient_and_entropy(
-    student_logits: Tensor, teacher_logits: Tensor, temperature: float
-) -> tuple[Tensor, Tensor]:
-    """`kd_gradient`, and the entropies of the teachers' softened answers in nats, [..., B]."""
-    student_BC, teachers = _pair(student_logits, teacher_logits, temperature, "teacher_logits")
-    log_targets = (teachers / temperature).log_softmax(-1)
+def softened(teacher_logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """The teachers' softened answers softmax(z_m/τ), and their entropies in nats.
+
+    All of `kd_gradient` that can be known before the student has answered.
+
+    Args:
+        teacher_logits: [..., B, C].
+        temperature: τ, above 0.
+
+    Returns:
+        Answers [..., B, C] and entropies [..., B], in float32 or better.
+
+    Raises:
+        ValueError: for a temperature that is not finite and above 0.
+    """
+    check_temperature(temperature)
+    log_targets = (floating(teacher_logits) / temperature).log_softmax(-1)
     targets = log_targets.exp()
-    entropy = -(targets * log_targets).sum(-1)
-    return _gradient(student_BC, targets, temperature), entropy
+    return targets, -(targets * log_targets).sum(-1)
+
+
+@torch.no_grad()
+def gradient_from_targets(student_logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """`kd_gradient`, from answers that are `softened` at the same temperature, [..., B, C]."""
+    student_BC, given = _pair(student_logits, targets, temperature, "targets")
+    return _gradient(student_BC, given, temperature)
 
 
 def _gradient(student_BC: Tensor, targets: Tensor, temperature: float) -> Tensor:
@@ -146,10 +163,10 @@ def mixed_loss(
         [B], not negative, in nats · τ².
     """
     log_student_BC = (student_logits.to(gradient.dtype) / temperature).log_softmax(-1)
-    total_B1 = weights.sum(0).unsqueeze(-1)
-    mixture_BC = (total_B1 * log_student_BC.exp() - gradient / temperature).clamp_min(0)
-    divergence_B = -(mixture_BC * log_student_BC).sum(-1) - (weights * entropy).sum(0)
-    return (temperature**2 * divergence_B).clamp_min(0)
+    answered_BC = weights.sum(0).unsqueeze(-1) * log_student_BC.exp()
+    mixture_BC = torch.sub(answered_BC, gradient, alpha=1 / temperature).clamp_min(0)
+    negative_B = torch.linalg.vecdot(mixture_BC, log_student_BC) + (weights * entropy).sum(0)
+    return (-(temperature**2) * negative_B).clamp_min(0)
 
 
 def floating(values: Tensor) -> Tensor:

@@ -192,25 +192,22 @@ def agre_kd(
     if fallback not in ("uniform", "skip"):
         raise ValueError(f"agre_kd: fallback must be uniform or skip, not {fallback!r}")
     assert evidence.biased_gradient is not None
-    gradients_MBC, biased_BC = evidence.gradients.double(), evidence.biased_gradient.double()
     if normalize:
-        biased_BC, known_B = _directions(biased_BC, evidence.temperature)
-    agreement_MB = torch.einsum("mbc,bc->mb", gradients_MBC, biased_BC)
-    if normalize:
-        norm_MB = _norms(gradients_MBC)
-        taking_part_MB = (norm_MB > NO_DIRECTION * evidence.temperature) & known_B
-        agreement_MB = torch.where(taking_part_MB, agreement_MB / norm_MB, 0.0)
-    disagreement_MB = 1 - agreement_MB
-    counts_MB = disagreement_MB > NO_WEIGHT
-    if normalize:
-        counts_MB &= taking_part_MB
-    disagreement_MB = disagreement_MB * counts_MB
+        negligible = NO_DIRECTION * evidence.temperature
+        gradients_MBC, norm_MB = _centred(evidence.gradients)
+        biased_BC, norm_B = _centred(evidence.biased_gradient)
+        cosine_MB = torch.linalg.vecdot(gradients_MBC, biased_BC) / (norm_MB * norm_B)
+        disagreement_MB = 1 - cosine_MB
+        counts_MB = (disagreement_MB > NO_WEIGHT) & (norm_MB > negligible) & (norm_B > negligible)
+    else:
+        gradients_MBC, biased_BC = evidence.gradients.double(), evidence.biased_gradient.double()
+        disagreement_MB = 1 - torch.linalg.vecdot(gradients_MBC, biased_BC)
+        counts_MB = disagreement_MB > NO_WEIGHT
+    disagreement_MB = torch.where(counts_MB, disagreement_MB, 0.0)
     total_B = disagreement_MB.sum(0)
     undefined_B = total_B == 0
-    weights_MB = disagreement_MB / torch.where(undefined_B, 1.0, total_B)
-    if fallback == "uniform":
-        weights_MB = torch.where(undefined_B, 1 / len(weights_MB), weights_MB)
-    return weights_MB, undefined_B
+    instead = 1 / len(disagreement_MB) if fallback == "uniform" else 0.0
+    return torch.where(undefined_B, instead, disagreement_MB / total_B), undefined_B
 
 
 @strategy(
@@ -270,15 +267,14 @@ def _norms(gradients: Tensor) -> Tensor:
     return (square - gradients.shape[-1] * mean.square()).clamp_min(0).sqrt()
 
 
-def _directions(gradients: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Unit vectors along the gradients (0 where there is no direction), and where there is one.
+def _centred(gradients: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients in float64 with their mean taken off, and their norms.
 
     Rows sum to 0 in theory; the mean taken off makes it so, and cosines ±1 for two classes.
     """
-    centred = gradients - gradients.mean(-1, keepdim=True)
-    norm = centred.norm(dim=-1, keepdim=True)
-    known = norm > NO_DIRECTION * temperature
-    return torch.where(known, centred / norm, 0.0), known.squeeze(-1)
+    centred = gradients.to(torch.float64, copy=True)
+    centred -= centred.mean(-1, keepdim=True)
+    return centred, torch.linalg.vector_norm(centred, dim=-1)
 
 
 def _cross_entropy(evidence: Evidence) -> Tensor:

@@ -18,8 +18,9 @@ from agrekd_ray.guidance.lesson import (
     Lesson,
     Question,
     Source,
+    known,
     no_longer_finite,
-    weigh_logits,
+    weigh_known,
     weigh_replies,
 )
 from agrekd_ray.training import Batch, Column, Loaded, label_guidance
@@ -77,6 +78,13 @@ class Distilled:
         """See `Guidance.fault`."""
         return self._source.fault(self._lesson, epoch)
 
+    def ready(self, further: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """See `Guidance.ready`: what the members' logits say without the student's."""
+        if not further:
+            return ()
+        logits_BmC, *labels = further
+        return known(self._lesson, logits_BmC, labels[0] if labels else None)
+
     def gradient(self, batch: Batch, loaded: Loaded, logits_BC: Tensor) -> DistillationGradient:
         """See `Guidance.gradient`.
 
@@ -86,11 +94,9 @@ class Distilled:
         whole = self.whole_batch and batch.world > 1
         if loaded.further:
             self.replayed += 1
-            logits_BmC = loaded.further[0]
-            labels_B = loaded.further[1] if self._lesson.cross_entropy else None
             student_BC = _gathered(batch, logits_BC) if whole else logits_BC
             try:
-                distilled = weigh_logits(self._lesson, batch.step, student_BC, logits_BmC, labels_B)
+                distilled = weigh_known(self._lesson, batch.step, student_BC, loaded.further)
             except FloatingPointError:
                 why = self.fault(batch.epoch) or no_longer_finite(batch.step, batch.epoch)
                 raise RunError(why) from None

@@ -26,6 +26,8 @@ from agrekd_ray.settings import Numbers
 
 VIEWS_KEPT = 4
 """Views whose records are held in the object store at once: those of students side by side."""
+VIEWS_BORROWED = 2
+"""Views whose objects a process holds: an epoch's, and the next one's."""
 ATTEMPTS = 3
 """To read a record; an object is gone when the keeper that made it died."""
 
@@ -89,9 +91,9 @@ class LentOutputs(Outputs):
                     raise plain_error(error, "the keeper of recorded outputs") from None
             else:
                 break
-        if view not in self._borrowed:  # an epoch reads one view: its objects are in use no longer
-            self._borrowed.clear()
         self._borrowed.setdefault(view, {})[name] = record
+        while len(self._borrowed) > VIEWS_BORROWED:
+            self._borrowed.popitem(last=False)
         return record
 
 

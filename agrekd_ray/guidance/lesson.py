@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from agrekd_ray.core.gradient import DistillationGradient
-from agrekd_ray.core.kd import kd_gradient, kd_gradient_and_entropy
+from agrekd_ray.core.kd import gradient_from_targets, kd_gradient, softened
 from agrekd_ray.core.weighting import (
     STRATEGIES,
     SampleWeighting,
@@ -216,29 +216,48 @@ def no_longer_finite(step: int, epoch: int) -> str:
     )
 
 
-def weigh_logits(
-    lesson: Lesson, step: int, student_BC: Tensor, logits_BmC: Tensor, labels_B: Tensor | None
-) -> DistillationGradient:
-    """The same out of logits that all members have left behind, on their device.
+Known = tuple[Tensor, ...]
+"""What of a step's weighing is known before the student answers: the members' softened answers
+[m, B, C], the teachers' entropies [M, B] and, where the lesson asks for them, cross-entropies."""
+
+
+def known(lesson: Lesson, logits_BmC: Tensor, labels_B: Tensor | None) -> Known:
+    """What logits that the members have left behind say without the student's, ahead of a step.
 
     Args:
         lesson: how they teach.
-        step: number of the step.
-        student_BC: the student's logits, float32.
         logits_BmC: of `lesson.members`, in that order.
         labels_B: where the lesson asks for the teachers' cross-entropy.
     """
-    logits_mBC = logits_BmC.transpose(0, 1).float()
-    gradients_mBC, softened_mB = kd_gradient_and_entropy(student_BC, logits_mBC, lesson.temperature)
-    M, members = len(lesson.teachers), lesson.members
+    M = len(lesson.teachers)
+    logits_mBC = logits_BmC.transpose(0, 1).float().contiguous()
+    targets_mBC, entropy_mB = softened(logits_mBC, lesson.temperature)
+    if labels_B is None:
+        return targets_mBC, entropy_mB[:M]
+    return targets_mBC, entropy_mB[:M], cross_entropies(logits_mBC[:M], labels_B)
+
+
+def weigh_known(
+    lesson: Lesson, step: int, student_BC: Tensor, before: Known
+) -> DistillationGradient:
+    """The same as `weigh_replies` out of what was known before, on its device.
+
+    Args:
+        lesson: how the members teach.
+        step: number of the step.
+        student_BC: the student's logits, float32.
+        before: as `known` returned it.
+    """
+    targets_mBC, entropy_MB, *rest = before
+    gradients_mBC = gradient_from_targets(student_BC, targets_mBC, lesson.temperature)
     return weighed(
         lesson,
         step,
         student_BC,
-        gradients_mBC[:M],
-        gradients_mBC[members.index(lesson.biased)] if lesson.uses_biased else None,
-        None if labels_B is None else cross_entropies(logits_mBC[:M], labels_B),
-        softened_MB=softened_mB[:M],
+        gradients_mBC[: len(lesson.teachers)],
+        gradients_mBC[lesson.members.index(lesson.biased)] if lesson.uses_biased else None,
+        rest[0] if rest else None,
+        softened_MB=entropy_MB,
     )
 
 

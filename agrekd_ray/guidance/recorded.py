@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,17 +14,23 @@ import torch
 from agrekd_ray.core.gradient import DistillationGradient
 from agrekd_ray.data import Samples
 from agrekd_ray.errors import RunError
-from agrekd_ray.guidance.lesson import Lesson, Question, Source, weigh_logits
+from agrekd_ray.guidance.lesson import Lesson, Question, Source, known, weigh_known
 from agrekd_ray.outputs import Outputs, OutputSettings
 from agrekd_ray.settings import Numbers
 from agrekd_ray.training import Column
+from agrekd_ray.training.loader import IN_MEMORY
+
+_Answers = tuple[tuple[str, ...], int]
+"""Of some members to a view."""
 
 
 class RecordedTeachers:
     """Records where all who are asked have one, else the fleet (a `Source`).
 
     Every view is looked up when an epoch begins; so a student leaves its teachers alone as soon as
-    what they said is there whole.
+    what they said is there whole. Where it is, the next epoch's is looked up and put together in a
+    thread of its own meanwhile. Where views repeat, what they say stays in memory, as far as it
+    has room there.
 
     Args:
         outputs: the records.
@@ -34,6 +42,9 @@ class RecordedTeachers:
         self._outputs, self._samples, self._fleet = outputs, samples, fleet
         self._looked: tuple[int, tuple[str, ...]] | None = None
         self._recorded: tuple[Column, ...] = ()
+        self._columns: OrderedDict[_Answers, Column] = OrderedDict()
+        self._thread = ThreadPoolExecutor(1, "records")
+        self._coming: dict[_Answers, Future[Column | None]] = {}
 
     def columns(self, lesson: Lesson, epoch: int) -> Sequence[Column]:
         """See `Source.columns`.
@@ -41,8 +52,8 @@ class RecordedTeachers:
         Raises:
             RunError: a record is missing or damaged, and there is no fleet.
         """
-        if self._looked != (epoch, lesson.members):
-            self._look(lesson, epoch)
+        if self._looked != (epoch, lesson.members) and self._look(lesson, epoch):
+            self._look_ahead(lesson, epoch + 1)
         if not self._recorded and self._fleet is None:
             raise self._lost(lesson, epoch)
         return self._recorded
@@ -80,7 +91,8 @@ class RecordedTeachers:
         logits_BmC = self._recorded[0].gathered(question.ids)
         labels_B = self._samples.labels(question.ids) if lesson.cross_entropy else None
         student_BC = torch.from_numpy(np.array(question.logits_BC))
-        return weigh_logits(lesson, question.step, student_BC, logits_BmC, labels_B)
+        before = known(lesson, logits_BmC, labels_B)
+        return weigh_known(lesson, question.step, student_BC, before)
 
     def complete(self, epoch: int) -> None:
         """See `Source.complete`."""
@@ -96,16 +108,37 @@ class RecordedTeachers:
     def _look(self, lesson: Lesson, epoch: int) -> bool:
         """Whether all members have a record of the epoch's view."""
         view = self._samples.view(epoch)
-        records = [self._outputs.read(name, view) for name in lesson.members]
-        whole = [record for record in records if record is not None]
+        answers, columns = (lesson.members, view), self._columns
+        if answers not in columns:
+            coming = self._coming.pop(answers, None)
+            column = coming.result() if coming is not None else None
+            column = column or self._read(*answers)  # recorded since, maybe
+            if column is not None:
+                columns[answers] = column
         self._looked = (epoch, lesson.members)
-        if len(whole) < len(records):
-            self._recorded = ()
-        elif not self._recorded or any(
-            a is not b for a, b in zip(whole, self._recorded[0].arrays, strict=False)
-        ):
-            self._recorded = (Column(*whole, row_of=self._outputs.row_of, stacked=True),)
+        self._recorded = (columns[answers],) if answers in columns else ()
+        if self._recorded:
+            columns.move_to_end(answers)
+            room = IN_MEMORY if view < epoch else 0  # else no view has been seen twice
+            while len(columns) > 1 and sum(column.nbytes for column in columns.values()) > room:
+                columns.popitem(last=False)
         return bool(self._recorded)
+
+    def _look_ahead(self, lesson: Lesson, epoch: int) -> None:
+        answers = (lesson.members, self._samples.view(epoch))
+        if answers not in self._columns and answers not in self._coming:
+            self._coming = {answers: self._thread.submit(self._read, *answers)}
+
+    def _read(self, members: tuple[str, ...], view: int) -> Column | None:
+        """What all members say to a view, put together; None where a record is missing."""
+        records = []
+        for name in members:
+            if (record := self._outputs.read(name, view)) is None:
+                return None
+            records.append(record)
+        column = Column(*records, row_of=self._outputs.row_of, stacked=True)
+        column.put_together()
+        return column
 
     def _lost(self, lesson: Lesson, epoch: int) -> RunError:
         view = self._samples.view(epoch)

@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import torch
@@ -67,6 +68,7 @@ class Outputs:
             name: _key(folder, settings, samples, numbers) for name, folder in checkpoints.items()
         }
         self._read: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
+        self._reading = Lock()  # of several threads
 
     def rows(self, ids: np.ndarray) -> np.ndarray:
         """Rows of the records that samples of the training split have."""
@@ -90,10 +92,11 @@ class Outputs:
             known = read_record(self.path(name, view), self.keys[name])
             if known is None:
                 return None
-            self._read[name, view] = known
+        with self._reading:
+            known = self._read.setdefault((name, view), known)
+            self._read.move_to_end((name, view))
             while len(self._read) > MAPPED:
                 self._read.popitem(last=False)
-        self._read.move_to_end((name, view))
         return known
 
     def missing(self, views: Iterable[int]) -> list[tuple[str, int]]:

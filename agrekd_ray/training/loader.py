@@ -55,7 +55,7 @@ class Loaded:
         inputs: as `Samples.inputs` has them; on a GPU images lie with their channels last.
         ids_B: of the samples, int64.
         labels_B: classes, int64.
-        further: rows of the further columns, [B, ...] each.
+        further: rows of the further columns, [B, ...] each, or what was made of them.
     """
 
     inputs: Tensor
@@ -115,6 +115,10 @@ class Column:
         parts = [array[rows] for array in self.arrays]
         return torch.from_numpy(np.stack(parts, 1) if self._stacked else np.array(parts[0]))
 
+    def put_together(self) -> None:
+        """Put its arrays together in memory, where they are to be, before a row is asked for."""
+        _ = self._whole
+
     @cached_property
     def _whole(self) -> np.ndarray | None:
         if not self._stacked:
@@ -154,19 +158,23 @@ class Loader:
         self._ahead = ahead if ahead is not None else AHEAD if self._gpu else AHEAD_ON_CPU
 
     def __call__(
-        self, requests: Iterable[Request], further: Further = lambda epoch: ()
+        self,
+        requests: Iterable[Request],
+        further: Further = lambda epoch: (),
+        ready: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]] = lambda rows: rows,
     ) -> Generator[Loaded, None, None]:
         """The batches that are asked for, in order.
 
         Args:
             requests: for them; looked at ahead of time.
             further: columns that come along, such as the teachers' logits.
+            ready: makes of their rows what is wanted, on the device; on the CPU ahead of time.
         """
         with ThreadPoolExecutor(1, "loader") as thread:
             coming: deque[Future[Callable[[], Loaded]]] = deque()
             try:
                 for request in requests:
-                    coming.append(thread.submit(self._load, request, further))
+                    coming.append(thread.submit(self._load, request, further, ready))
                     if len(coming) > self._ahead:
                         yield coming.popleft().result()()
                 while coming:
@@ -174,7 +182,12 @@ class Loader:
             finally:
                 thread.shutdown(wait=True, cancel_futures=True)
 
-    def _load(self, request: Request, further: Further) -> Callable[[], Loaded]:
+    def _load(
+        self,
+        request: Request,
+        further: Further,
+        ready: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]],
+    ) -> Callable[[], Loaded]:
         """Gathers a batch, in the thread; what it returns hands the batch over in the caller's."""
         samples, ids, epoch = self._samples, request.ids, request.epoch
         view = None if epoch is None else samples.view(epoch)
@@ -198,11 +211,11 @@ class Loader:
             inputs = show(shown, view)
             if self._gpu is not None and inputs.ndim == 4:
                 inputs = inputs.contiguous(memory_format=torch.channels_last)
-            return Loaded(inputs, ids_B, labels_B, tuple(rest))
+            return Loaded(inputs, ids_B, labels_B, ready(tuple(rest)))
 
         if self._gpu is None:
-            ready = loaded([column.gathered(whose) for column, whose in wanted])
-            return lambda: ready
+            batch = loaded([column.gathered(whose) for column, whose in wanted])
+            return lambda: batch
         arriving = self._gpu.send(wanted)
         return lambda: loaded(arriving())
 

@@ -56,12 +56,19 @@ class Guidance(Protocol):
         """What is wrong with the columns of an epoch, and what to do; empty where nothing is."""
         ...
 
+    def ready(self, further: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Makes of a batch's rows of `columns` what `gradient` wants, ahead of the step.
+
+        Called on the rows' device; on the CPU in the loader's thread.
+        """
+        ...
+
     def gradient(self, batch: Batch, loaded: Loaded, logits_BC: Tensor) -> DistillationGradient:
         """The gradient for this worker's samples.
 
         Args:
             batch: the step's samples and what follows them.
-            loaded: the same on the device, with rows of `columns`.
+            loaded: the same on the device, with what `ready` made of the rows of `columns`.
             logits_BC: of the student, float32, detached.
         """
         ...
@@ -79,6 +86,10 @@ class Labels:
     def fault(self, epoch: int) -> str:
         """See `Guidance.fault`."""
         return ""
+
+    def ready(self, further: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """See `Guidance.ready`."""
+        return further
 
     def gradient(self, batch: Batch, loaded: Loaded, logits_BC: Tensor) -> DistillationGradient:
         """See `Guidance.gradient`."""
@@ -204,7 +215,8 @@ class Trainer:
         batches, again = itertools.tee(batches)
         whole = self.guidance.whole_batch
         requests = (Request(b.ids, b.epoch, b.every if whole else None) for b in again)
-        with contextlib.closing(self.loader(requests, self.guidance.columns)) as loading:
+        guidance = self.guidance
+        with contextlib.closing(self.loader(requests, guidance.columns, guidance.ready)) as loading:
             yield from zip(batches, loading, strict=True)
 
     def step(self, batch: Batch, loaded: Loaded) -> DistillationGradient:
