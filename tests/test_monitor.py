@@ -14,6 +14,7 @@ from agrekd_ray.errors import TrackingError
 from agrekd_ray.events import OutputsDone, StudentDone, StudentEpoch
 from agrekd_ray.models import Model
 from agrekd_ray.results import Epoch, Metrics, Outcome
+from agrekd_ray.run import display
 from agrekd_ray.run.display import RECORDED, Display
 from agrekd_ray.run.monitor import Monitor, show_progress
 from agrekd_ray.settings import Training
@@ -138,3 +139,33 @@ def test_views_that_are_recorded_before_the_students_are_no_epochs_of_theirs() -
     show_progress(display, OutputsDone(4, 160))
     assert "outputs  160/160 samples · view 4 is recorded" in screen.getvalue()
     outbox.close()
+
+
+def test_stages_say_how_long_they_took_and_how_long_processes_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(display.time, "monotonic", lambda: now)
+    line = display.Display(Console(file=io.StringIO()))
+
+    def wait(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    line.stage("start", 0, "")
+    wait(7)
+    line.stage("students", 20, "epochs", 10)
+    wait(5)
+    line.advance("one_hot-seed-0 epoch 1/10")
+    wait(3)
+    line.note("a line in between")
+    line.stage("answers", 2, "models")
+    wait(1)
+    line.stage("students", 20, "epochs", 11)
+    wait(2)
+    line.advance("one_hot-seed-0 epoch 2/10")
+    assert line.stages() == [
+        "start 7.0 s",
+        "students 10.0 s (the first 5.0 s until its first step)",
+        "answers 1.0 s",
+    ]

@@ -110,7 +110,7 @@ def test_a_live_run_from_nothing_to_its_table(
     agreement = results["diagnostics"]["agreement"]["test"]
     assert set(agreement["groups"]) == {"bias-aligned", "bias-conflicting"}
     assert sum(agreement["overall"].values()) - agreement["overall"]["count"] == pytest.approx(1)
-    for words in ("AGRE-KD", "Worst group", "mlflow ui", "finished in"):
+    for words in ("AGRE-KD", "Worst group", "mlflow ui", "finished in", "of them     start "):
         assert words in screen
     assert "Warning" not in screen
     assert "WARN" not in screen

@@ -53,8 +53,9 @@ class Display:
             )
         self._task: TaskID | None = None
         self._stage, self._total, self._done, self._unit = "", 0, 0.0, ""
-        self._begin = self._spoken = time.monotonic()
+        self._begin = self._spoken = self._since = time.monotonic()
         self._first: tuple[float, float] | None = None
+        self._stages: dict[str, tuple[float, float | None]] = {}
         self._remarked: set[str] = set()
 
     def __enter__(self) -> Display:
@@ -73,6 +74,7 @@ class Display:
 
     def stage(self, name: str, total: int, unit: str, done: int = 0) -> None:
         """A new stage of so many steps begins."""
+        self._end_stage()
         self._stage, self._total, self._done, self._unit = name, total, done, unit
         self._spoken, self._first = 0.0, None
         if self._bar:
@@ -85,15 +87,33 @@ class Display:
     def advance(self, what: str, steps: float = 1) -> None:
         """So many steps more are done; `what` says which was the last."""
         self._done += steps
-        if self._bar and self._task is not None:
-            self._bar.update(self._task, advance=steps, description=what)
-            return
         now = time.monotonic()
         if steps and self._first is None:  # before it, processes start: that says nothing
             self._first = now, self._done
+        if self._bar and self._task is not None:
+            self._bar.update(self._task, advance=steps, description=what)
+            return
         if now - self._spoken >= SECONDS_BETWEEN_LINES or self._done >= self._total > 0:
             self._spoken = now
             self._console.print(Text(self._line(what, now)), soft_wrap=True)
+
+    def stages(self) -> list[str]:
+        """What each stage took so far, in words; processes start until its first step is done."""
+        self._end_stage()
+        return [
+            f"{name} {seconds:.1f} s"
+            + (f" (the first {began:.1f} s until its first step)" if began is not None else "")
+            for name, (seconds, began) in self._stages.items()
+        ]
+
+    def _end_stage(self) -> None:
+        now = time.monotonic()
+        if self._stage or self._stages:
+            seconds, began = self._stages.get(self._stage, (0.0, None))
+            if began is None and self._first is not None:
+                began = self._first[0] - self._since
+            self._stages[self._stage] = seconds + now - self._since, began
+        self._since = now
 
     @property
     def unit(self) -> str:

@@ -173,6 +173,7 @@ class _Run:
     def go(self) -> list[Outcome]:
         if self.folder.state().status == "finished" and self._whole():
             self.known = results_of(read_job, self.folder.path)
+        self.display.stage("start", 0, "")
         self._open_engine()
         try:
             run_id = self.tracker.start_job(
@@ -256,6 +257,7 @@ class _Run:
         for outcome in outcomes:  # of an earlier attempt, too
             self.monitor.finished(outcome)
         cost = self.known.job.cost if self.known else self.account.cost
+        self.display.stage("results", 0, "")
         self._reports(outcomes, cost)
         self._publish(run_id, outcomes, cost)
         return outcomes, cost, self.outbox.drain()
@@ -274,7 +276,6 @@ class _Run:
         left = self._left()
         if not families and not left and not self._unanswered():
             return
-        self.display.stage("start", 0, "")
         engine = self._engine.result() if self._engine else open_engine(self.job, self._handle)
         try:
             have = len({self.pool.fingerprint(recipe) for recipe in self.plan.recipes}) - sum(
@@ -498,6 +499,7 @@ class _Run:
         tables.render_degraded(tables.degraded_lines(outcomes), console)
         for name, value in (
             ("finished in", cost.in_words),
+            ("of them", ", ".join(self.display.stages())),
             *([("teachers", cost.effort.in_words)] if cost.effort else []),
             *_spent_lines(outcomes, cost.effort),
             ("results", str(self.folder.path)),
