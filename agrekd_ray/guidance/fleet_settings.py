@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -76,11 +76,21 @@ class FleetSettings(Precise):
 
     @property
     def computes_in(self) -> Numbers:
-        """What all teachers compute in: one for all, since it is part of what records are of."""
+        """What all teachers compute in: one for all, since it is part of what records are of.
+
+        Where GPUs are left open, this process's machine stands for the cluster.
+        """
         if self.precision != "auto":
             return self.precision
         own = [place.gpus for place in self.teachers.values() if place.gpus is not None]
-        return "bfloat16" if all(gpus > 0 for gpus in (self.gpus, *own)) else "float32"
+        shares: list[Any] = [self.gpus, *own]
+        if 0 in shares:
+            return "float32"
+        if all(isinstance(share, int | float) for share in shares):
+            return "bfloat16"
+        import torch  # a job is read without it
+
+        return "bfloat16" if torch.cuda.is_available() else "float32"
 
     def of(self, teacher: str) -> TeacherPlace:
         """Where a teacher is put."""

@@ -148,7 +148,7 @@ class _Run:
         self, folder: RunFolder, console: Console, tags: Mapping[str, str], draw: bool
     ) -> None:
         self.folder, self.console, self.tags, self.draws = folder, console, tags, draw
-        self.job: Job = folder.job
+        self.job: Job = folder.job.with_precision()
         self.plan: Plan = make_plan(self.job)
         self.dataset: Dataset = open_dataset(self.job.data)
         self.pool = Pool(self.job.teachers.store, self.dataset)
@@ -178,7 +178,7 @@ class _Run:
         try:
             run_id = self.tracker.start_job(
                 f"{self.job.name} {self.folder.path.name}",
-                flat(self.job.model_dump(mode="json")),
+                flat(self.folder.job.model_dump(mode="json")),
                 {
                     "agrekd.folder": str(self.folder.path),
                     "agrekd.version": __version__,
@@ -415,7 +415,7 @@ class _Run:
             "data": self.dataset.fingerprint,
             **asdict(cost),
             "versions": package_versions(),
-            "settings": self.job.model_dump(mode="json"),
+            "settings": self.folder.job.model_dump(mode="json"),
         }
         if anew or not exists(path / "results.csv"):
             tables.write_csv(outcomes, path / "results.csv")

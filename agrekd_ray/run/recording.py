@@ -35,6 +35,7 @@ def record_job(job: Job, console: Console) -> Effort:
     Raises:
         AgrekdError: a teacher cannot be made or recorded; what is recorded stays.
     """
+    job = job.with_precision()
     plan, samples = make_plan(job), open_dataset(job.data)
     if not plan.strategies:
         raise RunError(

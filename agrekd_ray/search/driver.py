@@ -93,7 +93,7 @@ class _Searching:
 
     def __init__(self, folder: SearchFolder, console: Console) -> None:
         self.folder, self.console, self.planned = folder, console, folder.planned
-        self.search, self.job = folder.planned.search, folder.planned.base
+        self.search, self.job = folder.planned.search, folder.planned.base.with_precision()
         self.plan = make_plan(self.planned.default)
         self.dataset = open_dataset(self.job.data)
         self.pool = Pool(self.job.teachers.store, self.dataset)
@@ -113,7 +113,7 @@ class _Searching:
         run_id = self.tracker.start_job(
             f"{self.search.name} {self.folder.path.name}",
             flat({"search": self.search.model_dump(mode="json", exclude_none=True)})
-            | flat(self.job.model_dump(mode="json")),
+            | flat(self.planned.base.model_dump(mode="json")),
             {"agrekd.folder": str(self.folder.path), "agrekd.version": __version__},
             self.folder.state().tracking_run,
             role="search",
@@ -389,7 +389,7 @@ class _Searching:
         teachers = [asdict(m) for m in members(self.plan, self.pool, self.answers)[0]]
         about = {
             "settings": self.search.model_dump(mode="json"),
-            "job": self.job.model_dump(mode="json"),
+            "job": self.planned.base.model_dump(mode="json"),
             "classes": list(self.dataset.classes),
             "groups": list(self.dataset.groups.names),
             "splits": splits_in_words(self.dataset),

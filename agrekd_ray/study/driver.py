@@ -247,7 +247,7 @@ class _Study:
             fits = (c for c in alike if _agree(c.checkpoints, checkpoints))
             cohort = next(fits, None)
             if cohort is None:
-                alike.append(cohort := _Cohort(job))
+                alike.append(cohort := _Cohort(job.with_precision()))
             inside = f"{setting.folder}/students"
             cohort.assignments += [replace(a, folder=inside) for a in plan.assignments]
             cohort.checkpoints |= checkpoints
