@@ -177,11 +177,11 @@ def report(
 @app.command()
 def validate(job: JobFile, overrides: Overrides = None) -> None:
     """Check a job or a search whole, without starting anything: all its faults at once."""
-    from agrekd_ray.config import load_job, read_job
+    from agrekd_ray.config import load_job, read_values
     from agrekd_ray.config.sweep import settings_of
     from agrekd_ray.search.settings import load_search
 
-    if "space" in read_job(job, overrides or []):
+    if "space" in (read_values(job, overrides or [])[0] or {}):
         planned = load_search(job, overrides or [])
         search = planned.search
         print(f"{job}: valid ({search.searcher.name} search over {len(search.space)} keys)")

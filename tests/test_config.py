@@ -434,7 +434,7 @@ def test_what_yaml_reads_in_two_ways_is_refused(
     for text, overrides in ((f"{content}{written}\n", []), (content, [f"{block}={value}"])):
         with pytest.raises(JobError) as caught:
             load(tmp_path, text, *overrides)
-        (fault,) = caught.value.faults
+        fault = caught.value.faults[0]
         assert str(fault).startswith(f"{key}: ")
         assert words in str(fault)
 
@@ -563,3 +563,18 @@ def test_whatever_stands_in_a_job_is_valid_or_a_fault(
     for fault in faults:
         assert fault.key
         assert str(fault)
+
+
+def test_what_cannot_be_read_of_a_job_hides_no_other_fault(tmp_path: Path) -> None:
+    raw = merged(TINY, {"student.training.epochs": 0})
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(raw) + "draws: [010]\n")
+    with pytest.raises(JobError) as caught:
+        load_job(path, ["seeds=1:30", "student.workers", "distillation.alpha=[1"])
+    assert [fault.key for fault in caught.value.faults] == [
+        "student.workers",
+        "draws.0",
+        "seeds",
+        "distillation.alpha",
+        "student.training.epochs",
+    ]

@@ -302,3 +302,79 @@ def test_keys_of_the_base_job_can_be_changed_on_the_command_line(tmp_path: Path)
     again = load_search(resolved, ["student.training.epochs=9"])
     assert again.base.student.training.epochs == 9
     assert again.base.runs.name == "here"
+
+
+def test_faults_of_every_kind_come_at_once(tmp_path: Path) -> None:
+    space = {
+        "distillation.temprature": {"loguniform": [1, 16]},
+        "distillation.alpha": {"uniform": [1, 0.5]},
+        "teachers.count": {"integer": [1, 3]},
+        "student.training.epochs": {"choice": [2, 0]},
+    }
+    changes = {"trials": None, "searcher": {"name": "optunna"}, "select": "worst_grp"}
+    found = faults(tmp_path, space=space, seeds=[7, 7], **changes)
+    whole = "\n".join(found)
+    for says in (
+        "space.distillation.alpha: an empty range",
+        "Did you mean optuna?",
+        "Did you mean worst_group?",
+        "space.distillation.temprature: no key of a job",
+        "space.teachers.count: changes what trials share",
+        "trials: the searcher optuna never ends",
+        "space.student.training.epochs = 0: must be greater than or equal to 1",
+        "seeds = [7, 7]: names the same seed twice",
+        "final.seeds = [7]: must be fresh",
+    ):
+        assert says in whole
+    assert len(found) == 9
+
+
+def test_a_base_jobs_faults_hide_none_of_its_searchs(tmp_path: Path) -> None:
+    path = write_search(
+        tmp_path,
+        space={"distillation.alpha": {"choice": [0.5, 2]}, "strategi": {"choice": ["aver"]}},
+        seeds=["x"],
+    )
+    job = yaml.safe_load((tmp_path / "job.yaml").read_text())
+    job = {**merged(job, {"student.training.epochs": 0}), "sweep": {"ensemble.size": [1]}}
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
+    with pytest.raises(JobError) as caught:
+        load_search(path, ["student.workers=[1", "trials=010"])
+    whole = str(caught.value)
+    for says in (
+        "trials = 010: octal",
+        "student.workers = [1: is no valid YAML",
+        "seeds.0 = x: must be",
+        "job = job.yaml: is a study",
+        "job: student.training.epochs = 0: must be greater than or equal to 1",
+        "space.strategi: no key of a job. Did you mean space.strategy?",
+        "space.distillation.alpha = 2: must be less than or equal to 1",
+    ):
+        assert says in whole
+    assert len(caught.value.faults) == 7
+
+
+@pytest.mark.parametrize(
+    ("changes", "keys"),
+    [
+        ({"trials": 0}, ["trials"]),
+        ({"trials": None, "minutes": -1}, ["minutes"]),
+        ({"trials": None, "trails": 3}, ["trails"]),
+        ({"trials": None, "searcher": {"name": "fastest"}}, ["searcher.name"]),
+        ({"final": {"seeds": ["x"]}, "seeds": [100]}, ["final.seeds.0"]),
+        ({"space": {**SPACE, "strategy": {"uniform": [2, 1]}}}, ["space.strategy"]),
+        (
+            {"space": {**SPACE, "distillation.sample_weighting": {}}},
+            ["space.distillation.sample_weighting"],
+        ),
+        ({"space": {}}, ["space"]),
+        ({"job": 3}, ["job"]),
+        ({"searcher": "optuna"}, ["searcher"]),
+    ],
+)
+def test_a_fault_is_not_told_again_by_what_depends_on_it(
+    tmp_path: Path, changes: dict[str, Any], keys: list[str]
+) -> None:
+    with pytest.raises(JobError) as caught:
+        planned(tmp_path, **changes)
+    assert [fault.key for fault in caught.value.faults] == keys

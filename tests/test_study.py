@@ -102,6 +102,30 @@ def test_a_wrong_study_is_refused_before_anything_starts(
     assert said in "\n".join(map(str, faults))
 
 
+def test_faults_of_a_study_come_with_those_of_its_job(make_job: Callable[..., Job]) -> None:
+    raw = make_job().model_dump(mode="json") | {
+        "sweep": {
+            "distillation.temprature": [1, 2],
+            "student.training.epochs": [1, 0],
+            "methods": [["aver"], ["agre_kd"]],
+        },
+        "draws": [1, 1],
+        "published": {"source": "x", "figures": [{"accuracy": {"agrekd": 1}}]},
+    }
+    expected = {
+        "sweep.methods",
+        "draws",
+        "published.figures.0.accuracy.agrekd",
+        "sweep.distillation.temprature",
+        "sweep.student.training.epochs",
+    }
+    assert {fault.key for fault in check_job(raw)[1]} == expected
+    raw["distillation"]["alpha"] = 2
+    raw["student"] = {**raw["student"], "worker": 1}
+    both = {fault.key for fault in check_job(raw)[1]}
+    assert both == expected | {"distillation.alpha", "student.worker"}
+
+
 def study_of(make_job: Callable[..., Job], **changed: Any) -> Job:
     wanted = {"guidance": "local", "methods": METHODS, "sweep": SWEEP, "tracking.models": False}
     return make_job(**{**wanted, **changed})

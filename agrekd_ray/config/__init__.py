@@ -1,9 +1,9 @@
 """Jobs: YAML, then dotted overrides, then validation of everything."""
 
 from agrekd_ray.config.checks import check_job, load_job
-from agrekd_ray.config.faults import Fault, JobError, faults_of, names_at
+from agrekd_ray.config.faults import Fault, JobError, elsewhere, faults_of, names_at
 from agrekd_ray.config.job import METHODS, Job
-from agrekd_ray.config.reading import read_job
+from agrekd_ray.config.reading import read_job, read_values
 
 __all__ = [
     "METHODS",
@@ -11,8 +11,10 @@ __all__ = [
     "Job",
     "JobError",
     "check_job",
+    "elsewhere",
     "faults_of",
     "load_job",
     "names_at",
     "read_job",
+    "read_values",
 ]

@@ -12,9 +12,9 @@ from typing import Annotated, Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from agrekd_ray.config.faults import Fault, JobError, faults_of
+from agrekd_ray.config.faults import Fault, JobError, elsewhere, faults_of
 from agrekd_ray.config.job import DFR_METHODS, SEEDS_APART, Job
-from agrekd_ray.config.reading import read_job
+from agrekd_ray.config.reading import read_values
 from agrekd_ray.config.study import study_faults
 from agrekd_ray.data import (
     DFR,
@@ -42,8 +42,9 @@ def load_job(path: Path, overrides: Iterable[str] = ()) -> Job:
     Raises:
         JobError: all faults at once.
     """
-    raw = read_job(path, overrides)
-    job, faults = check_job(raw)
+    raw, faults = read_values(path, overrides)
+    job, found = check_job(raw) if raw is not None else (None, [])
+    faults += elsewhere(found, faults)
     if faults or job is None:
         raise JobError(str(path), faults)
     return job
@@ -57,9 +58,9 @@ def check_job(raw: dict[str, Any]) -> tuple[Job | None, list[Fault]]:
         job = Job.model_validate(raw)
     except ValidationError as error:
         faults += faults_of(error, Job)
-    faults += _Whole(raw, job, {fault.key for fault in faults}).faults()
-    if job is not None and not faults and job.is_study:
-        faults += study_faults(job, check_job)
+    whole = _Whole(raw, job, {fault.key for fault in faults})
+    faults += whole.faults()
+    faults += study_faults(whole.get, raw, job, faults, check_job)
     return (None if faults else job), faults
 
 
@@ -69,7 +70,7 @@ class _Whole:
     def __init__(self, raw: dict[str, Any], job: Job | None, bad: set[str]) -> None:
         self._raw, self._job, self._bad = raw, job, bad
 
-    def _get(self, path: str) -> Any:
+    def get(self, path: str) -> Any:
         """The checked value at a dotted path; None where it, or what it is part of, is faulty."""
         parts = path.split(".")
         if self._job is not None:
@@ -109,7 +110,7 @@ class _Whole:
         return found
 
     def _dataset(self) -> Dataset | None:
-        data = self._get("data")
+        data = self.get("data")
         try:
             return open_dataset(data) if data is not None else None
         except AgrekdError:
@@ -119,27 +120,27 @@ class _Whole:
         return [
             Fault(key, str(list(values)), "names the same thing twice")
             for key in ("methods", "seeds")
-            if (values := self._get(key)) and len(set(values)) < len(values)
+            if (values := self.get(key)) and len(set(values)) < len(values)
         ]
 
     def _sizes(self) -> list[Fault]:
         found = []
-        size, count = self._get("ensemble.size"), self._get("teachers.count")
+        size, count = self.get("ensemble.size"), self.get("teachers.count")
         if size is not None and count is not None and size > count:
             problem = f"more teachers than the pool has (teachers.count is {count})"
             found.append(Fault("ensemble.size", str(size), problem))
-        own, methods = self._get("ensemble.checkpoints"), self._get("methods") or ()
+        own, methods = self.get("ensemble.checkpoints"), self.get("methods") or ()
         if size == 0 and own == () and set(methods) - {"one_hot", "one_hot_dfr"}:
             found.append(Fault("ensemble.size", "0", "there is no teacher; name at least one"))
         found += self._seeds()
-        workers, key = self._get("student.workers"), "student.training.batch_size"
-        batch = self._get(key)
+        workers, key = self.get("student.workers"), "student.training.batch_size"
+        batch = self.get(key)
         if workers and batch and batch % workers:
             problem = f"must be a multiple of student.workers, {workers}"
             found.append(Fault(key, str(batch), problem))
         dataset = self._dataset()
         for key in ("teachers.training.batch_size", "student.training.batch_size"):
-            batch = self._get(key)
+            batch = self.get(key)
             if dataset and batch and batch > len(dataset.splits[TRAIN]):
                 problem = f"more than the {len(dataset.splits[TRAIN])} training samples"
                 found.append(Fault(key, str(batch), problem))
@@ -147,7 +148,7 @@ class _Whole:
 
     def _graphs(self) -> list[Fault]:
         """CUDA graphs of models that are given no GPU."""
-        blocks = ["student"] if self._get("guidance") == "local" else ["student", "teachers"]
+        blocks = ["student"] if self.get("guidance") == "local" else ["student", "teachers"]
         return [
             Fault(
                 f"{block}.training.compile",
@@ -155,18 +156,18 @@ class _Whole:
                 f"needs a GPU, and {block}.gpus is 0; give it one, or choose default or off",
             )
             for block in blocks
-            if self._get(f"{block}.training.compile") == "cuda_graphs"
-            and self._get(f"{block}.gpus") == 0
+            if self.get(f"{block}.training.compile") == "cuda_graphs"
+            and self.get(f"{block}.gpus") == 0
         ]
 
     def _seeds(self) -> list[Fault]:
         """Seeds from which others are counted, beyond what a seed may be."""
         found = []
-        seed, count = self._get("teachers.seed"), self._get("teachers.count")
+        seed, count = self.get("teachers.seed"), self.get("teachers.count")
         if seed is not None and count is not None and seed + count > MOST_SEEDS:
             problem = f"with teachers.count, {count}, goes beyond {MOST_SEEDS - 1}"
             found.append(Fault("teachers.seed", str(seed), problem))
-        methods, seeds = self._get("methods") or (), self._get("seeds") or ()
+        methods, seeds = self.get("methods") or (), self.get("seeds") or ()
         if any(method.startswith("deep_ensemble") for method in methods):
             most = MOST_SEEDS // SEEDS_APART - 100
             found += [
@@ -177,7 +178,7 @@ class _Whole:
         return found
 
     def _files(self) -> list[Fault]:
-        data = self._get("data")
+        data = self.get("data")
         return _caught("data", lambda: open_dataset(data)) if data is not None else []
 
     def _groups(self) -> list[Fault]:
@@ -197,7 +198,7 @@ class _Whole:
             return []
         names = listed(repr(name) for name in missing)
         remedy = "give the validation split two samples of every class at least"
-        if hasattr(self._get("data"), "val"):
+        if hasattr(self.get("data"), "val"):
             remedy = "enlarge data.val"
         elif isinstance(dataset, Sourced) and dataset.splits_from == DRAWN:
             remedy = "enlarge data.shares.val"
@@ -210,10 +211,10 @@ class _Whole:
         """A fault of everything that retrains last layers (DFR)."""
         found = [
             Fault(f"methods.{number}", method, problem)
-            for number, method in enumerate(self._get("methods") or ())
+            for number, method in enumerate(self.get("methods") or ())
             if method in DFR_METHODS
         ]
-        if debiased := self._get("ensemble.debiased"):
+        if debiased := self.get("ensemble.debiased"):
             found.append(Fault("ensemble.debiased", str(debiased), problem))
         return found
 
@@ -221,9 +222,9 @@ class _Whole:
         dataset = self._dataset()
         named = [
             (f"ensemble.checkpoints.{number}", path)
-            for number, path in enumerate(self._get("ensemble.checkpoints") or ())
+            for number, path in enumerate(self.get("ensemble.checkpoints") or ())
         ]
-        if (biased := self._get("ensemble.biased")) is not None:
+        if (biased := self.get("ensemble.biased")) is not None:
             named.append(("ensemble.biased", biased))
         found = []
         for key, path in named:
@@ -245,10 +246,10 @@ class _Whole:
         dataset = self._dataset()
         found = []
         models = {
-            key: self._get(key)
+            key: self.get(key)
             for key in ("teachers.model", "student.model", "ensemble.biased_model")
         }
-        for number, other in enumerate(self._get("teachers.others") or ()):
+        for number, other in enumerate(self.get("teachers.others") or ()):
             models[f"teachers.others.{number}"] = other
         for key, model in models.items():
             if model is not None and dataset is not None:
@@ -262,7 +263,7 @@ class _Whole:
 
     def _places(self) -> list[Fault]:
         """Places of teachers that the ensemble does not have."""
-        fleet, ensemble, teachers = (self._get(key) for key in ("fleet", "ensemble", "teachers"))
+        fleet, ensemble, teachers = (self.get(key) for key in ("fleet", "ensemble", "teachers"))
         if not (fleet and fleet.teachers and ensemble and teachers):
             return []
         try:
@@ -281,7 +282,7 @@ class _Whole:
         return [
             Fault(key, str(path), problem)
             for key in ("runs", "teachers.store", "outputs.store")
-            if (path := self._get(key)) is not None and (problem := _unwritable(path))
+            if (path := self.get(key)) is not None and (problem := _unwritable(path))
         ]
 
 

@@ -55,6 +55,19 @@ class JobError(AgrekdError):
         super().__init__("\n".join([f"{source}: {count}", *(f"  - {f}" for f in faults)]))
 
 
+def elsewhere(found: Sequence[Fault], known: Sequence[Fault]) -> list[Fault]:
+    """Those faults whose key neither is one that is known to be faulty, nor a part of it."""
+    return [
+        fault
+        for fault in found
+        if not any(
+            f"{fault.key}.".startswith(f"{other.key}.")
+            or f"{other.key}.".startswith(f"{fault.key}.")
+            for other in known
+        )
+    ]
+
+
 def faults_of(error: ValidationError, model: type[Settings]) -> list[Fault]:
     """What pydantic found, in a user's words.
 

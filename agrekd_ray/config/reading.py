@@ -35,56 +35,57 @@ _AMBIGUOUS = {
 def read_job(path: Path, overrides: Iterable[str] = (), what: str = "job") -> dict[str, Any]:
     """A job's raw values: the YAML file with `key.path=value` overrides merged in.
 
+    Raises:
+        JobError: what `read_values` finds.
+    """
+    values, faults = read_values(path, overrides, what)
+    if faults or values is None:
+        raise JobError(str(path), faults)
+    return values
+
+
+def read_values(
+    path: Path, overrides: Iterable[str] = (), what: str = "job"
+) -> tuple[dict[str, Any] | None, list[Fault]]:
+    """A job's raw values, as far as they can be read, and what cannot be.
+
+    The file is missing or no YAML mapping, an override has no `=`, or a value is one that YAML 1.1
+    and 1.2 read differently (`010`, `1:30`, `no`).
+
     Args:
         path: the file.
         overrides: changes to it.
         what: kind of file, in words.
-
-    Raises:
-        JobError: the file is missing or no YAML mapping, an override has no `=`, or a value is one
-            that YAML 1.1 and 1.2 read differently (`010`, `1:30`, `no`).
     """
-    no_mapping = f"holds no keys; a {what} is a YAML mapping"
+    faults, pairs = [], []
+    for pair in overrides:
+        if re.match(r"^[A-Za-z_][\w.]*=", pair):
+            pairs.append(pair)
+        else:
+            faults.append(Fault(pair, "", "an override is written key.path=value"))
     try:
         text = read_text(path)
     except OSError as error:
-        near = [*difflib.get_close_matches(path.name, _neighbours(path), 1), None][0]
-        raise JobError(
-            str(path),
-            [
-                Fault(
-                    what,
-                    "",
-                    f"cannot be read ({error.strerror or error})",
-                    near,
-                )
-            ],
-        ) from None
+        near = difflib.get_close_matches(path.name, _neighbours(path), 1)
+        problem = f"cannot be read ({error.strerror or error})"
+        return None, [*faults, Fault(what, "", problem, near[0] if near else None)]
     except DamagedError as error:
-        raise JobError(str(path), [Fault(what, "", str(error))]) from None
+        return None, [*faults, Fault(what, "", str(error))]
     except ValueError:
-        raise JobError(str(path), [Fault(what, "", "no path has a null character")]) from None
-    pairs = list(overrides)
-    wrong = [pair for pair in pairs if not re.match(r"^[A-Za-z_][\w.]*=", pair)]
-    if wrong:
-        raise JobError(
-            str(path), [Fault(pair, "", "an override is written key.path=value") for pair in wrong]
-        )
+        return None, [*faults, Fault(what, "", "no path has a null character")]
+    no_mapping = Fault(what, "", f"holds no keys; a {what} is a YAML mapping")
     try:
-        if faults := ambiguous(text):
-            raise JobError(str(path), faults)
+        faults += ambiguous(text)
         job = OmegaConf.create(text)
         if not OmegaConf.is_dict(job) or not job:
-            raise JobError(str(path), [Fault(what, "", no_mapping)])
-        merged, faults = _overridden(job, pairs)
-        if faults:
-            raise JobError(str(path), faults)
-        return typing.cast(dict[str, Any], OmegaConf.to_container(merged, resolve=True))
+            return None, [*faults, no_mapping]
+        merged, of_overrides = _overridden(job, pairs)
+        faults += of_overrides
+        return typing.cast(dict[str, Any], OmegaConf.to_container(merged, resolve=True)), faults
     except AssertionError:  # OmegaConf's answer to a document that is one number
-        raise JobError(str(path), [Fault(what, "", no_mapping)]) from None
+        return None, [*faults, no_mapping]
     except _NOT_YAML as error:
-        problem = f"is no valid YAML ({_one_line(error)})"
-        raise JobError(str(path), [Fault(what, "", problem)]) from None
+        return None, [*faults, Fault(what, "", f"is no valid YAML ({_one_line(error)})")]
 
 
 def yaml_values(text: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from agrekd_ray.config.faults import Fault
@@ -25,28 +25,38 @@ def raw_points(job: Job) -> list[tuple[Setting, dict[str, Any]]]:
     ]
 
 
-def study_faults(job: Job, check: Callable[[Any], tuple[Job | None, list[Fault]]]) -> list[Fault]:
-    """What is wrong with a study whose job is sound by itself.
+def study_faults(
+    get: Callable[[str], Any],
+    raw: Mapping[str, Any],
+    job: Job | None,
+    known: Sequence[Fault],
+    check: Callable[[Any], tuple[Job | None, list[Fault]]],
+) -> list[Fault]:
+    """What is wrong with a study, beside what is wrong with its job by itself.
 
     Args:
-        job: of the study.
+        get: the checked value of a key of the job; None where it is faulty.
+        raw: the job's raw values.
+        job: of the study; None where there is something wrong with it.
+        known: what is wrong with the job.
         check: `checks.check_job`, for the jobs of its points.
     """
+    sweep, draws, published = get("sweep") or {}, get("draws") or (), get("published")
     found = []
-    for key in job.sweep:
+    for key in sweep:
         if key.partition(".")[0] in FIXED:
             found.append(Fault(f"sweep.{key}", "", "is the same at every point of a study"))
-    if len(set(job.draws)) < len(job.draws):
-        found.append(Fault("draws", str(list(job.draws)), "names the same thing twice"))
-    for number, figures in enumerate(job.published.figures if job.published else ()):
+    if len(set(draws)) < len(draws):
+        found.append(Fault("draws", str(list(draws)), "names the same thing twice"))
+    for number, figures in enumerate(published.figures if published else ()):
         key = f"published.figures.{number}"
         for path, value in figures.at.items():
-            if path not in job.sweep:
-                near = difflib.get_close_matches(path, job.sweep, 1)
+            if path not in sweep:
+                near = difflib.get_close_matches(path, sweep, 1)
                 problem = "is no key of the sweep"
                 found.append(Fault(f"{key}.at.{path}", "", problem, near[0] if near else None))
-            elif value not in job.sweep[path]:
-                problem = f"is none of the swept values, {list(job.sweep[path])}"
+            elif value not in sweep[path]:
+                problem = f"is none of the swept values, {list(sweep[path])}"
                 found.append(Fault(f"{key}.at.{path}", str(value), problem))
         for metric in ("worst_group_accuracy", "accuracy"):
             for method in set(getattr(figures, metric)) - set(METHODS):
@@ -55,24 +65,31 @@ def study_faults(job: Job, check: Callable[[Any], tuple[Job | None, list[Fault]]
                 found.append(
                     Fault(f"{key}.{metric}.{method}", "", problem, near[0] if near else None)
                 )
-    count = math.prod([*map(len, job.sweep.values()), max(1, len(job.draws))])
+    count = math.prod([*map(len, sweep.values()), max(1, len(draws))])
     if count > MOST_POINTS:
         problem = f"{count:,} points; a study has at most {MOST_POINTS:,}"
-        found.append(Fault("sweep", "", problem))
-    if found or not (job.sweep or job.draws):
+        return [*found, Fault("sweep", "", problem)]
+    sweep = {key: values for key, values in sweep.items() if key.partition(".")[0] not in FIXED}
+    draws = tuple(dict.fromkeys(draws))
+    if not (sweep or draws):
         return found
     folders: dict[str, str] = {}
-    for setting in settings_of(job.sweep, job.draws):
+    for setting in settings_of(sweep, draws):
         if (other := folders.setdefault(setting.folder, setting.label)) is not setting.label:
             problem = f"{other!r} and {setting.label!r} would have the same folder"
             found.append(Fault("sweep", "", f"{problem}; change one of the values"))
-    if found:
-        return found
-    said = set()
-    for setting, raw in raw_points(job):
-        point, faults = check(raw)
+    if job is not None:
+        points = raw_points(job.model_copy(update={"sweep": sweep, "draws": draws}))
+    else:  # what a draw changes is counted from values that may be faulty
+        alone = {key: raw[key] for key in raw if key not in ("sweep", "draws", "published")}
+        points = [(setting, changed(alone, setting.at)) for setting in settings_of(sweep, ())]
+    said = {(fault.key, fault.value, fault.problem) for fault in known}
+    for setting, values in points:
+        point, faults = check(values)
         for fault in [*faults, *(_moving(setting, point) if point is not None else ())]:
-            swept = next((k for k in job.sweep if f"{fault.key}.".startswith(f"{k}.")), "")
+            if (fault.key, fault.value, fault.problem) in said:
+                continue
+            swept = next((k for k in sweep if f"{fault.key}.".startswith(f"{k}.")), "")
             where = f"sweep.{swept}" if swept else f"sweep ({setting.label}): {fault.key}"
             shown = in_words(setting.at[swept]) if swept else fault.value
             if (where, shown, fault.problem) not in said:
