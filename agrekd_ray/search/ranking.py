@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from scipy.stats import spearmanr
-
 from agrekd_ray.core.selection import RULES
 from agrekd_ray.results import Outcome
 from agrekd_ray.search.results import DEFAULT, FAILED, WINNER, RuleReport, TrialResult
@@ -102,4 +100,6 @@ def _correlation(pairs: Sequence[tuple[float | None, float]]) -> float | None:
     scores, truths = zip(*pairs, strict=True)
     if len(pairs) < FEWEST or len(set(scores)) < 2 or len(set(truths)) < 2:
         return None
+    from scipy.stats import spearmanr  # a second that few processes need
+
     return float(spearmanr(scores, truths).statistic)

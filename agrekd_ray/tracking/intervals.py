@@ -9,7 +9,6 @@ from statistics import mean
 from typing import Any
 
 import numpy as np
-from scipy.stats import bootstrap
 
 CONFIDENCE = 0.95
 
@@ -77,6 +76,8 @@ def bootstrap_interval(
     low, high = min(differences), max(differences)
     if low == high:  # scipy warns of degenerate data and has no answer
         return low, high
+    from scipy.stats import bootstrap  # a second that few processes need
+
     found = bootstrap(
         (np.asarray(differences, dtype=float),),
         np.mean,
