@@ -11,13 +11,16 @@ from statistics import stdev
 
 import numpy as np
 import pytest
+from matplotlib.collections import LineCollection, PathCollection
+from matplotlib.colors import to_hex
 from matplotlib.image import imread
+from matplotlib.text import Text
 from mlflow import MlflowClient
 from rich.console import Console
 
 from agrekd_ray.comparison import plots as pictures
 from agrekd_ray.comparison.command import compare
-from agrekd_ray.comparison.plots import Point
+from agrekd_ray.comparison.plots import Chosen, Point
 from agrekd_ray.comparison.rows import Child, Row, baselines, difference, rows, settings
 from agrekd_ray.comparison.scales import Scale
 from agrekd_ray.comparison.tables import Layout, markdown
@@ -580,3 +583,64 @@ def test_values_over_more_than_a_decade_have_a_logarithmic_axis():
     assert not Scale([0, 100]).log
     assert Scale([0.001, 0.1]).height(0.01) == pytest.approx(0.5)
     assert Scale(["uniform", None, True, 2]).categories == ["2", "null", "true", "uniform"]
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that are drawn, by the name of their file."""
+    drawn = {}
+    monkeypatch.setattr(pictures, "save", lambda figure, path: drawn.update({path.stem: figure}))
+    return drawn
+
+
+def stands_out(figure) -> tuple[list[float], str]:
+    """Heights of the orange points and widest lines of a figure, and all that it says."""
+    heights = []
+    for axes in figure.axes:
+        for found in axes.collections:
+            if isinstance(found, PathCollection) and len(found.get_offsets()) == 1:
+                edges = found.get_edgecolors()
+                if len(edges) and to_hex(edges[0]) == pictures.ORANGE:
+                    heights.append(found.get_offsets()[0][1])
+            widths = np.asarray(found.get_linewidths())
+            if isinstance(found, LineCollection) and max(widths) == 2.8:
+                heights += [path[-1][1] for path in np.array(found.get_segments())[widths == 2.8]]
+    texts = [found.get_text() for found in figure.findobj(Text)]
+    return heights, " ".join(" ".join(texts).split())
+
+
+@pytest.mark.parametrize("draw", DRAWINGS[1:])
+@pytest.mark.parametrize("place", [0, 2, 3])
+def test_who_was_chosen_stands_out_whoever_is_best_on_test(draw, place, figures, tmp_path):
+    made = points(5, state="finished")
+    made = [
+        replace(point, metrics={WORST: accuracy})
+        for point, accuracy in zip(made, (0.3, 0.9, 0.4, 0.5, 0.6), strict=True)
+    ]
+    chosen = Chosen(made[place], "the winner by worst_class")
+    assert draw(made, tmp_path / "plot.png", WORST, chosen)
+    heights, said = stands_out(figures["plot"])
+    height = made[place].value(WORST)
+    if draw is pictures.parallel_coordinates:
+        height = (height - 30) / 60
+    assert heights
+    assert heights == pytest.approx([height] * len(heights))
+    assert "the winner by worst_class" in said
+    assert draw is pictures.trial_history or "best on test" not in said
+    assert draw(made, tmp_path / "plot.png", WORST, Chosen(replace(made[0]), "the winner"))
+    heights, said = stands_out(figures["plot"])
+    assert not heights  # it has nothing to be drawn by, and no other takes its place
+    assert "the winner" not in said
+
+
+@pytest.mark.parametrize("draw", DRAWINGS[1:])
+@pytest.mark.parametrize(
+    ("metric", "words"),
+    [(WORST, "best on test"), ("val/worst_group_accuracy", "best on validation")],
+)
+def test_without_a_choice_it_is_said_what_is_best_by(draw, metric, words, figures, tmp_path):
+    made = [replace(point, metrics={metric: point.metrics[WORST]}) for point in points(5)]
+    assert draw(made, tmp_path / "plot.png", metric)
+    heights, said = stands_out(figures["plot"])
+    assert heights
+    assert words in said

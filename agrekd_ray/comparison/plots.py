@@ -88,6 +88,19 @@ class Point:
         return 100 * found if is_share(metric) else found
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """The point that stands out.
+
+    Attributes:
+        point: of those that are drawn.
+        words: what it is, and by what.
+    """
+
+    point: Point
+    words: str
+
+
 def worst_against_accuracy(
     points: Sequence[Point], path: Path, metric: str = f"test/{WORST_GROUP}"
 ) -> bool:
@@ -169,17 +182,21 @@ def worst_against_accuracy(
 
 
 def parameter_effects(
-    points: Sequence[Point], path: Path, metric: str = f"test/{WORST_GROUP}"
+    points: Sequence[Point],
+    path: Path,
+    metric: str = f"test/{WORST_GROUP}",
+    chosen: Chosen | None = None,
 ) -> bool:
     """Draws a metric against each setting that varies, a panel a setting.
 
     Values that span more than a decade have a logarithmic axis; what is no number is a category.
-    The best point is orange. Beyond twelve settings, those with the most values are shown.
+    The chosen point is orange. Beyond twelve settings, those with the most values are shown.
 
     Args:
         points: those without the metric are left out.
         path: the PNG, replaced as a whole.
         metric: MLflow's name.
+        chosen: who stands out; None for the best by the metric.
 
     Returns:
         Whether there was anything to draw; without it there is no file.
@@ -192,7 +209,7 @@ def parameter_effects(
     lines = -(-len(paths) // across)
     figure = new_figure(max(5.4, 3.1 * across), 0.9 + 2.6 * lines)
     panels = figure.subplots(lines, across, sharey=True, squeeze=False)
-    best = _best(shown, metric)
+    best = chosen or _best(shown, metric)
     names = short_paths(paths)
     for place, axes in enumerate(panels.flat):
         if place >= len(paths):
@@ -205,7 +222,7 @@ def parameter_effects(
         if scale.categories:
             xs = _jittered(xs)
         _panel(axes)
-        _states(axes, xs, having, metric, best)
+        _states(axes, xs, having, metric, best.point)
         scale.dress(axes)
         axes.set_xlabel(names[setting], size=9)
         axes.tick_params(labelsize=8)
@@ -219,7 +236,10 @@ def parameter_effects(
 
 
 def parallel_coordinates(
-    points: Sequence[Point], path: Path, metric: str = f"test/{WORST_GROUP}"
+    points: Sequence[Point],
+    path: Path,
+    metric: str = f"test/{WORST_GROUP}",
+    chosen: Chosen | None = None,
 ) -> bool:
     """Draws each point as a line through its settings to the metric, whose colour it has.
 
@@ -230,6 +250,7 @@ def parallel_coordinates(
         points: those without the metric are left out.
         path: the PNG, replaced as a whole.
         metric: MLflow's name.
+        chosen: who stands out; None for the best by the metric.
 
     Returns:
         Whether there was anything to draw; without it there is no file.
@@ -260,13 +281,16 @@ def parallel_coordinates(
     axes.set_axis_off()
     axes.set_xlim(-0.45, len(paths) + 0.35)
     axes.set_ylim(_BELOW - 0.06 if absent.any() else -0.05, 1.16)
-    order = np.argsort(goodness)
+    best = chosen or _best(shown, metric)
+    # The chosen line last, above the others.
+    stands_out = np.array([point is best.point for point in shown])
+    order = np.lexsort((goodness, stands_out))
     places = np.arange(len(paths) + 1)
     axes.add_collection(
         LineCollection(
             [np.column_stack([places, heights[row]]) for row in order],
             colors=_COLORS(goodness[order]),
-            linewidths=np.where(np.arange(len(order)) == len(order) - 1, 2.8, 1.3),
+            linewidths=np.where(stands_out[order], 2.8, 1.3),
             alpha=0.9,
             zorder=3,
         )
@@ -294,12 +318,18 @@ def parallel_coordinates(
         if span[0] <= value <= span[1]:
             height = (value - span[0]) / (span[1] - span[0])
             _tick(axes, last + 0.03, height, f"{value:.4g}", left=False)
-    headline(figure, f"Settings and {_lower(metric)}; the best line is thick")
+    thick = f"; the thick line is {best.words}" if stands_out.any() else ""
+    headline(figure, textwrap.fill(f"Settings and {_lower(metric)}{thick}", 90))
     save(figure, path)
     return True
 
 
-def trial_history(points: Sequence[Point], path: Path, metric: str = f"test/{WORST_GROUP}") -> bool:
+def trial_history(
+    points: Sequence[Point],
+    path: Path,
+    metric: str = f"test/{WORST_GROUP}",
+    chosen: Chosen | None = None,
+) -> bool:
     """Draws each trial's last value by the trial's number, and the best so far as a line.
 
     Trials without the metric are crosses at the bottom.
@@ -308,6 +338,7 @@ def trial_history(points: Sequence[Point], path: Path, metric: str = f"test/{WOR
         points: what is no trial is left out.
         path: the PNG, replaced as a whole.
         metric: MLflow's name.
+        chosen: who stands out; None for the best by the metric.
 
     Returns:
         Whether there was anything to draw; without it there is no file.
@@ -318,7 +349,7 @@ def trial_history(points: Sequence[Point], path: Path, metric: str = f"test/{WOR
         return False
     figure = new_figure(8.2, 4.2)
     axes = _panel(figure.subplots())
-    best = _best(shown, metric)
+    best = chosen or _best(shown, metric)
     numbers = np.array([point.number or 0 for point in shown], dtype=float)
     worst_to_best = np.minimum if less_is_better(metric) else np.maximum
     so_far = worst_to_best.accumulate([point.value(metric) for point in shown])
@@ -326,10 +357,13 @@ def trial_history(points: Sequence[Point], path: Path, metric: str = f"test/{WOR
     axes.step(
         [*numbers, float(end)], [*so_far, so_far[-1]], where="post", color=ORANGE, lw=1.8, zorder=3
     )
-    _states(axes, numbers, shown, metric, best)
+    _states(axes, numbers, shown, metric, best.point)
     lost = [point for point in trials if not math.isfinite(point.value(metric))]
     axes.margins(0.03, 0.08)
-    keys = [Line2D([], [], color=ORANGE, lw=1.8, label="best so far"), *_state_keys(shown, best)]
+    keys = [
+        Line2D([], [], color=ORANGE, lw=1.8, label=f"{_best(shown, metric).words} so far"),
+        *_state_keys(shown, best),
+    ]
     if lost:
         floor = axes.get_ylim()[0]
         axes.scatter(
@@ -404,26 +438,31 @@ def _shape(state: str) -> str:
     return {_FINISHED: "o", _STOPPED: "v", _FAILED: "X"}.get(state, "s")
 
 
-def _state_keys(points: Sequence[Point], best: Point) -> list[Line2D]:
+def _state_keys(points: Sequence[Point], best: Chosen) -> list[Line2D]:
     keys: list[Line2D] = []
     for state in dict.fromkeys(point.state for point in points):
         if state == _FINISHED:
             keys.insert(0, _dot(BLUE, INK, state))
         else:
             keys.append(marker(_shape(state), FAINT, 5, state))
-    shape = _shape(best.state)
-    return [*keys, _dot(ORANGE if best.state == _FINISHED else "white", ORANGE, "best", shape)]
+    state = best.point.state
+    if not any(point is best.point for point in points):
+        return keys
+    face = ORANGE if state == _FINISHED else "white"
+    return [*keys, _dot(face, ORANGE, best.words, _shape(state))]
 
 
 def _dot(face: str, edge: str, text: str, shape: str = "o") -> Line2D:
     return Line2D([], [], ls="", marker=shape, mfc=face, mec=edge, ms=6, label=text)
 
 
-def _best(points: Sequence[Point], metric: str) -> Point:
+def _best(points: Sequence[Point], metric: str) -> Chosen:
     """The best that was trained to its end, or of all where none was."""
     done = [point for point in points if point.state == _FINISHED] or points
     choose: Callable[..., Point] = min if less_is_better(metric) else max
-    return choose(done, key=lambda point: point.value(metric))
+    split = metric.partition("/")[0]
+    words = {"test": "best on test", "val": "best on validation"}.get(split, "best")
+    return Chosen(choose(done, key=lambda point: point.value(metric)), words)
 
 
 def _panel(axes: Axes) -> Axes:

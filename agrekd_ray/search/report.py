@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agrekd_ray.comparison.plots import (
+    Chosen,
     Point,
     parallel_coordinates,
     parameter_effects,
@@ -57,14 +58,18 @@ def publish_files(folder: Path, result: SearchResult, *, anew: bool = True) -> N
     if anew or not exists(folder / TRIALS):
         write_trials(folder / TRIALS, result.trials)
     trials, final = [_point(trial) for trial in result.trials], result.final
+    winner = next((point for point in trials if point.number == result.winner), None)
+    chosen = None if winner is None else Chosen(winner, f"the winner by {result.select}")
     members = [member_from_json(values) for values in result.about.get("members", [])]
     draw_plots(
         folder / "plots",
         {
             "worst_against_accuracy": lambda path: worst_against_accuracy(trials, path),
-            "parameter_effects": lambda path: parameter_effects(trials, path),
-            "parallel_coordinates": lambda path: parallel_coordinates(trials, path),
-            "trial_history": lambda path: trial_history(trials, path, f"select/{result.select}"),
+            "parameter_effects": lambda path: parameter_effects(trials, path, chosen=chosen),
+            "parallel_coordinates": lambda path: parallel_coordinates(trials, path, chosen=chosen),
+            "trial_history": lambda path: trial_history(
+                trials, path, f"select/{result.select}", chosen
+            ),
             "winner_against_default": lambda path: worst_group_by_method(final, path),
             "weights_by_group": lambda path: weights_by_group(final, members, path),
             "influence_by_group": lambda path: influence_by_group(final, members, path),
