@@ -644,3 +644,30 @@ def test_without_a_choice_it_is_said_what_is_best_by(draw, metric, words, figure
     heights, said = stands_out(figures["plot"])
     assert heights
     assert words in said
+
+
+@pytest.mark.parametrize("baseline", ["aver", "teacher_vote"])
+def test_what_has_no_seeds_is_held_against_every_seed_of_its_job(baseline):
+    def run(parent: str, method: str, seed: int, worst: float) -> Child:
+        metrics = {WORST: worst}
+        return child(method, parent=parent, seeds=(seed,), metrics=metrics, world={"data": parent})
+
+    found = rows(
+        [
+            *(run("one", "aver", n, worst) for n, worst in enumerate((0.2, 0.3, 0.7))),
+            run("one", "teacher_vote", 0, 0.5),
+            run("other", "aver", 0, 0.9),
+            run("other", "teacher_vote", 0, 0.1),
+        ]
+    )
+    base = baselines(found, baseline)
+    one = next(r for r in found if r not in base and r.first.parent == "one")
+    apart = difference(one, base, WORST)
+    sign = 1 if baseline == "aver" else -1
+    assert apart is not None
+    assert apart.mean == pytest.approx(sign * (0.5 - 0.4))
+    assert apart.seeds == 3
+    other = next(r for r in found if r not in base and r.first.parent == "other")
+    assert difference(other, base, WORST).mean == pytest.approx(sign * (0.1 - 0.9))
+    layout = Layout("test", WORST, WORST, (), tuple(base), None)
+    assert "Teachers, vote has no seeds: Δ holds it against every seed" in markdown(found, layout)

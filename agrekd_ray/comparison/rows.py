@@ -19,6 +19,9 @@ from agrekd_ray.tracking.metrics import STEPS, coverage_in, less_is_better, shor
 DEFAULT_BASELINES = ("default", "aver")
 """Methods that others are compared with where nobody says which; of two, the first."""
 
+SEEDLESS = "teacher_vote"
+"""The method that has no students, so that its one run stands for every seed."""
+
 # A database keeps an infinite metric as the largest number that it has.
 _INFINITE = 1.7e308
 
@@ -217,7 +220,7 @@ def difference(row: Row, baseline: Sequence[Row], metric: str) -> PairedDifferen
 
     A pair comes from one job or search. Where the job of a run has no baseline, and only one row
     is the baseline, its run of the same seed from a job with the same experiment, data, teachers
-    and ensemble is the pair.
+    and ensemble is the pair. What has no seeds (the teachers' vote) is held against each seed.
 
     Args:
         row: any row.
@@ -229,26 +232,35 @@ def difference(row: Row, baseline: Sequence[Row], metric: str) -> PairedDifferen
     """
     if any(row is other for other in baseline):
         return None
-    there = {
-        (child.parent, child.pair): child.value(metric)
-        for other in baseline
-        for child in other.children
-    }
-    elsewhere = (
-        {(_place(child), child.pair): child.value(metric) for child in baseline[0].children}
-        if len(baseline) == 1 and baseline[0].first.number is None
-        else {}
-    )
+    there: dict[str, list[Child]] = {}
+    for other in (child for row_there in baseline for child in row_there.children):
+        there.setdefault(other.parent, []).append(other)
+    elsewhere: dict[tuple[str, frozenset[tuple[str, str]]], list[Child]] = {}
+    if len(baseline) == 1 and baseline[0].first.number is None:
+        for other in baseline[0].children:
+            elsewhere.setdefault(_place(other), []).append(other)
     mine: dict[str, list[float]] = {}
     theirs: dict[str, list[float]] = {}
     for child in row.children:
-        other = there.get((child.parent, child.pair))
-        if other is None:
-            other = elsewhere.get((_place(child), child.pair), math.nan)
-        if child.pair and math.isfinite(child.value(metric)) and math.isfinite(other):
-            mine.setdefault(child.pair, []).append(child.value(metric))
-            theirs.setdefault(child.pair, []).append(other)
+        near_it, far = there.get(child.parent, []), elsewhere.get(_place(child), [])
+        for other in _pairs(child, near_it) or _pairs(child, far):
+            values = child.value(metric), other.value(metric)
+            if all(map(math.isfinite, values)):
+                pair = other.pair if child.method == SEEDLESS else child.pair
+                mine.setdefault(pair, []).append(values[0])
+                theirs.setdefault(pair, []).append(values[1])
     return paired_difference(_means(mine), _means(theirs))
+
+
+def _pairs(one: Child, others: Sequence[Child]) -> list[Child]:
+    """Those runs that one is held against."""
+    return [
+        other
+        for other in others
+        if one.pair
+        and other.pair
+        and (one.pair == other.pair or SEEDLESS in (one.method, other.method))
+    ]
 
 
 def ordered(found: Sequence[Row], metric: str) -> list[Row]:

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from agrekd_ray.comparison.rows import Row, difference, settings
+from agrekd_ray.comparison.rows import SEEDLESS, Row, difference, settings
 from agrekd_ray.results import over
 from agrekd_ray.tracking.columns import (
     GAP,
@@ -24,6 +24,7 @@ from agrekd_ray.tracking.columns import (
 )
 from agrekd_ray.tracking.files import replacing
 from agrekd_ray.tracking.intervals import CONFIDENCE, PairedDifference
+from agrekd_ray.tracking.labels import label
 from agrekd_ray.tracking.metrics import (
     ACCURACY,
     ECE,
@@ -95,7 +96,7 @@ def render(rows: Sequence[Row], layout: Layout, console: Console) -> None:
     console.print(screen_table(columns, None, bold))
     dropped = [c.header.strip() for c in every if c not in columns]
     console.print()
-    for line in _notes(layout):
+    for line in _notes(rows, layout):
         console.print(Text(line))
     if dropped:
         console.print(
@@ -113,7 +114,7 @@ def markdown(rows: Sequence[Row], layout: Layout) -> str:
         layout: what to show.
     """
     table = markdown_table(_columns(rows, layout))
-    return "\n\n".join([_heading(rows, layout), table, *_notes(layout)]) + "\n"
+    return "\n\n".join([_heading(rows, layout), table, *_notes(rows, layout)]) + "\n"
 
 
 def write_markdown(rows: Sequence[Row], layout: Layout, path: Path) -> None:
@@ -272,7 +273,7 @@ def _heading(rows: Sequence[Row], layout: Layout) -> str:
     return f"Accuracy on {words}{unit}{over}; {count}, by {metric_label(layout.sort).lower()}"
 
 
-def _notes(layout: Layout) -> list[str]:
+def _notes(rows: Sequence[Row], layout: Layout) -> list[str]:
     notes = []
     worst = metric_label(f"test/{layout.worst.partition('/')[2]}").lower()
     if layout.baseline:
@@ -280,6 +281,10 @@ def _notes(layout: Layout) -> list[str]:
             f"Δ: {worst} minus {layout.baseline_name}'s by seed, in points, with a "
             f"{100 * CONFIDENCE:.0f} % bootstrap interval, which is too narrow for few seeds."
         )
+        if any(child.method == SEEDLESS for row in rows for child in row.children):
+            notes.append(
+                f"{label(SEEDLESS)} has no seeds: Δ holds it against every seed of the other."
+            )
     if layout.teacher_steps is not None:
         notes.append(
             "Cost is training steps of the student, for one seed. The teachers' forward passes "
