@@ -286,7 +286,7 @@ def evaluate_teachers(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Teachers, all by default; changes to the job.",
+            help="Teachers, those of the job by default; changes to it.",
             metavar="[NAME | KEY.PATH=VALUE]...",
         ),
     ] = None,

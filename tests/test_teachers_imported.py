@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -23,14 +24,25 @@ from agrekd_ray.config import Job
 from agrekd_ray.data import SELECT, open_dataset
 from agrekd_ray.errors import AgrekdError, CheckpointError
 from agrekd_ray.guidance import TeacherHost
-from agrekd_ray.models import Manifest, Model, build, load, read_manifest, save
+from agrekd_ray.models import (
+    Classifier,
+    Manifest,
+    Model,
+    Preprocessing,
+    behind,
+    build,
+    load,
+    read_manifest,
+    save,
+)
 from agrekd_ray.models.checkpoint import WEIGHTS
+from agrekd_ray.models.classifier import seen_shape
 from agrekd_ray.models.program import Program, read_program
 from agrekd_ray.run.folder import RunFolder
 from agrekd_ray.run.job import run_job
 from agrekd_ray.teachers import DfrSettings, Pool, draw, retrain_head
 from agrekd_ray.teachers.imported import Source, import_teacher
-from agrekd_ray.training import evaluate
+from agrekd_ray.training import evaluate, predict
 from tests.shared import pool_of
 
 VIT = {
@@ -460,6 +472,13 @@ def test_import_list_and_evaluate(
     assert str(folders["dfr-0"] if "dfr-0" in folders else next(iter(folders.values()))) in listed
     shown = agrekd("teachers", "evaluate", job_file, "-o", tmp_path / "figures.csv")
     assert "bias-conflicting" in shown
+    assert "evaluate 0/" in shown
+    assert folder.name in shown.partition("imported beside them, and evaluated by name: ")[2]
+    with (tmp_path / "figures.csv").open() as file:
+        assert {row["teacher"] for row in csv.DictReader(file)} == {*drawn.teachers, drawn.biased}
+    used = [*drawn.teachers, drawn.biased, folder.name]
+    shown = agrekd("teachers", "evaluate", job_file, *used, "-o", tmp_path / "figures.csv")
+    assert f"{folder.name}: " in shown.partition("accuracy in %")[0]
     with (tmp_path / "figures.csv").open() as file:
         rows = list(csv.DictReader(file))
     mine = [r for r in rows if r["teacher"] == folder.name and r["split"] == "test"]
@@ -493,3 +512,26 @@ def test_import_says_what_is_wrong(
             *("teachers", "import", tmp_path / "none.pt", "--job", job_file, "--name", "x"), *words
         )
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(("size", "most"), [(None, 512), (512, 21), (4096, 1)])
+def test_a_batch_is_as_large_as_what_its_network_sees_lets_it_be(
+    make_job: Callable[..., Job], size: int | None, most: int
+) -> None:
+    seen: list[torch.Size] = []
+
+    class Network(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            seen.append(images.shape)
+            return images.mean((2, 3))
+
+    model = behind(
+        Classifier(Network(), nn.Identity()),
+        Preprocessing(size=size, mean=(0.0,) * 3, std=(1.0,) * 3),
+    )
+    data = open_dataset(make_job().data)
+    predict(model, data, data.splits[SELECT][:25])
+    assert [len(images) for images in np.split(np.arange(25), range(most, 25, most))] == [
+        shape[0] for shape in seen
+    ]
+    assert {shape[1:] for shape in seen} == {seen_shape(model, data.shape)}

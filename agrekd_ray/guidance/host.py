@@ -16,6 +16,7 @@ from agrekd_ray.data import Samples
 from agrekd_ray.errors import RunError
 from agrekd_ray.guidance.lesson import Question, Replies, View, reply
 from agrekd_ray.models import check_classes, load
+from agrekd_ray.models.classifier import seen_shape
 from agrekd_ray.numerics import computing_in, numbers_on
 from agrekd_ray.outputs import Outputs, Partial
 from agrekd_ray.results import Span, added
@@ -67,10 +68,7 @@ class TeacherHost:
     ) -> None:
         self._samples, self._device = samples, torch.device(device)
         self._loader = Loader(samples, device)
-        on_gpu = self._device.type == "cuda"
-        self._fills = filling(samples.shape) if on_gpu else FILL
-        self.stride = 8 * self._fills if on_gpu else FILL
-        """Samples that it records between two signs of life, within seconds."""
+        self._fills = FILL
         self._numbers = numbers_on(precision, self._device)
         self._capacity, self._outputs = capacity, outputs
         self._backbones: dict[str, nn.Module] = {}
@@ -83,6 +81,11 @@ class TeacherHost:
             backbone = model.backbone.to(memory_format=torch.channels_last)
             self._backbones.setdefault(shared, backbone)
             self._heads[name] = (shared, model.head)
+            if self._device.type == "cuda":
+                fills = filling(seen_shape(model, samples.shape))
+                self._fills = min(fills, self._fills) if len(self._heads) > 1 else fills
+        self.stride = 8 * self._fills if self._device.type == "cuda" else FILL
+        """Samples that it records between two signs of life, within seconds."""
         self._partials: OrderedDict[int, dict[str, Partial]] = OrderedDict()
         self._computing = ThreadPoolExecutor(concurrent, thread_name_prefix="backbone")
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="teacher-forward")

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn, tensor
 
 from agrekd_ray.errors import AgrekdError
-from agrekd_ray.models.model import Preprocessing
+from agrekd_ray.models.model import Preprocessing, Shape
 
 
 class Classifier(nn.Module):
@@ -41,17 +41,24 @@ class Preprocessed(nn.Module):
 
     def __init__(self, network: nn.Module, preprocessing: Preprocessing) -> None:
         super().__init__()
-        self.network, self._size = network, preprocessing.size
+        self.network, self.size = network, preprocessing.size
         for name in ("mean", "std"):
             values_C11 = tensor(getattr(preprocessing, name))[:, None, None]
             self.register_buffer(f"{name}_C11", values_C11, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, channels, height, width] in [0, 1] -> what the network makes of them."""
-        size = self._size
+        size = self.size
         if size is not None and images.shape[-2:] != (size, size):
             images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
         return self.network((images - self.mean_C11) / self.std_C11)
+
+
+def seen_shape(model: nn.Module, shape: Shape) -> Shape:
+    """What the network behind a model's preprocessing sees of samples of a shape."""
+    front = getattr(model, "backbone", model)
+    size = front.size if isinstance(front, Preprocessed) else None
+    return shape if size is None else (shape[0], size, size)
 
 
 def last_linear(network: nn.Module, classes: int, name: str) -> str:

@@ -25,6 +25,7 @@ from agrekd_ray.devices import device_for
 from agrekd_ray.errors import CheckpointError, RunError
 from agrekd_ray.models import Manifest, Model, check_classes, load, read_manifest
 from agrekd_ray.results import Metrics
+from agrekd_ray.run.display import Display
 from agrekd_ray.run.plan import make_plan
 from agrekd_ray.teachers import Pool, measured
 from agrekd_ray.teachers.imported import IMPORTED, Imported, Source, import_teacher
@@ -173,7 +174,7 @@ def evaluate_teachers(
 
     Args:
         job: the job.
-        names: of teachers; none for all.
+        names: of teachers; none for all that the job uses.
         output: CSV file, or None.
         console: for the table.
 
@@ -185,14 +186,26 @@ def evaluate_teachers(
     by_name = {one.name: one for one in found}
     if unknown := [name for name in names if name not in by_name]:
         raise RunError(f"no teacher {', '.join(unknown)}; there are {', '.join(by_name)}.")
-    wanted = [by_name[name] for name in names] or [one for one in found if one.manifest]
+    wanted = [by_name[name] for name in names] or [o for o in found if o.role and o.manifest]
+    beside = [one.name for one in found if not one.role and not names]
+    others = f"imported beside them, and evaluated by name: {', '.join(beside)}" if beside else ""
     if not wanted:
-        raise RunError("no teacher is made yet; agrekd record or agrekd run makes them.")
+        raise RunError(
+            "no teacher of the job is made yet; agrekd record or agrekd run makes them"
+            f"{others and '; '}{others}."
+        )
     if absent := [one.name for one in wanted if one.manifest is None]:
         raise RunError(
             f"{', '.join(absent)}: not made yet, or damaged; agrekd record or agrekd run makes it."
         )
-    measured = [(one, split, m) for one in wanted for split, m in _metrics(one, dataset).items()]
+    measured: list[tuple[Known, str, Metrics]] = []
+    with Display(console) as display:
+        display.stage("evaluate", len(wanted), "teachers")
+        for one in wanted:
+            measured += [(one, *m) for m in _metrics(one, dataset, display).items()]
+            display.advance(one.name)
+    if others:
+        console.print(others, soft_wrap=True)
     for split in (SELECT, TEST):
         figures = [(one, metrics) for one, of, metrics in measured if of == split]
         console.print(_by_group(split, figures, dataset.groups.names))
@@ -201,12 +214,14 @@ def evaluate_teachers(
         console.print(f"written: {output}", soft_wrap=True)
 
 
-def _metrics(one: Known, dataset: Dataset) -> dict[str, Metrics]:
+def _metrics(one: Known, dataset: Dataset, display: Display) -> dict[str, Metrics]:
     manifest = one.manifest
     if one.measured and manifest is not None and {SELECT, TEST} <= manifest.metrics.keys():
         found = measured(one.folder, manifest)
         return {split: found[split] for split in (SELECT, TEST)}
     device = device_for(None)
+    count = sum(len(dataset.splits[split]) for split in (SELECT, TEST))
+    display.note(f"{one.name}: {count} samples on {device}")
     model, manifest = load(one.folder, device)
     check_classes(one.folder, manifest, dataset.classes)
     return {split: evaluate(model, dataset, split, device) for split in (SELECT, TEST)}

@@ -17,6 +17,7 @@ from agrekd_ray.core.groups import group_metrics
 from agrekd_ray.core.selection import Answers, scores
 from agrekd_ray.data import TRAIN, Dataset, Samples
 from agrekd_ray.errors import RunError
+from agrekd_ray.models.classifier import seen_shape
 from agrekd_ray.numerics import computing_in, numbers_on
 from agrekd_ray.results import Agreement, Bin, Metrics, SplitAgreement
 from agrekd_ray.settings import Precision
@@ -64,10 +65,11 @@ def predict(
     """
     loader = loader or Loader(samples, device, keeps=False)
     # Texts in smaller batches: their features are a thousand times larger than their ids.
-    most = 64 if len(samples.shape) == 1 else 512
-    batch_size = max(1, min(most, _VALUES // math.prod(samples.shape)))
+    seen = seen_shape(model, samples.shape)
+    most = 64 if len(seen) == 1 else 512
+    batch_size = max(1, min(most, _VALUES // math.prod(seen)))
     if loader.device.type == "cuda":
-        batch_size = filling(samples.shape)
+        batch_size = filling(seen)
     lengths_N = lengths_of(samples, ids)
     # Texts by length, so that few are padded.
     order = np.arange(len(ids)) if lengths_N is None else np.argsort(lengths_N, kind="stable")
