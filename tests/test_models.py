@@ -23,6 +23,7 @@ from agrekd_ray.models import (
     build,
     check,
     check_classes,
+    check_name,
     load,
     read_manifest,
     save,
@@ -420,3 +421,10 @@ def test_classes_must_be_the_same_in_the_same_order(folder: Path) -> None:
             check_classes(folder, manifest, other)
         assert "3 classes cat, dog, bird" in str(caught.value)
         assert f"have {len(other)}: {', '.join(other)}" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["cnn_dep", "delaye", "delay", ""])
+def test_an_unknown_architecture_is_told_those_that_one_would_choose(name: str) -> None:
+    with pytest.raises(AgrekdError, match=r"Known: cnn, cnn_deep; torchvision/NAME") as caught:
+        check_name(Model(name=name))
+    assert "delayed" not in str(caught.value)

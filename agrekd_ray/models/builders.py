@@ -45,6 +45,8 @@ BUILDERS: dict[str, Callable[..., Classifier]] = {
     "delayed": delayed,
 }
 """Builders by name: `(shape, classes, **args) -> Classifier`."""
+MEASURING = {"delayed"}
+"""Builders for `agrekd bench` and `agrekd plan`, which nobody would choose."""
 FAMILIES: tuple[Family, ...] = (Torchvision(), Timm(), Transformers())
 """Libraries whose architectures are named `PREFIX/NAME`."""
 
@@ -351,13 +353,14 @@ def _images_only(model: Model, shape: Shape) -> AgrekdError:
 def _unknown(name: str) -> str:
     prefix = next((family.prefix for family in FAMILIES if name.startswith(family.prefix)), None)
     families = [f for f in FAMILIES if f.prefix == (prefix or Torchvision.prefix)]
-    known = [*BUILDERS, *(f.prefix + entry for f in families for entry in f.names())]
+    builders = [builder for builder in BUILDERS if builder not in MEASURING]
+    known = [*builders, *(f.prefix + entry for f in families for entry in f.names())]
     near = difflib.get_close_matches(name, known, 1) or difflib.get_close_matches(
         Torchvision.prefix + name, known, 1
     )
     hint = f"; did you mean {near[0]}?" if near else ""
     return (
-        f"unknown architecture {name!r}{hint} Known: {', '.join(BUILDERS)}; torchvision/NAME and "
+        f"unknown architecture {name!r}{hint} Known: {', '.join(builders)}; torchvision/NAME and "
         "timm/NAME for their image classifiers; transformers/NAME for a folder, an architecture "
         "or a model of the Hugging Face hub."
     )
