@@ -9,13 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from rich.console import Console
 
+from agrekd_ray.comparison import plots as pictures
 from agrekd_ray.results import Epoch, Metrics, Outcome
 from agrekd_ray.search.board import Board
 from agrekd_ray.search.folder import Journal
 from agrekd_ray.search.ranking import best, rule_reports, verdict
-from agrekd_ray.search.report import write_trials
+from agrekd_ray.search.report import publish_files, write_trials
 from agrekd_ray.search.results import (
     DEFAULT,
     FAILED,
@@ -150,6 +153,16 @@ def test_without_a_terminal_there_are_quiet_lines() -> None:
     assert "trial-000 finished, worst_group 40.0" in screen.getvalue()
 
 
+@pytest.mark.parametrize("score", [0.1, 0.5, 0.9])
+def test_the_best_so_far_is_of_trials_that_have_ended_and_never_falls(score: float) -> None:
+    screen = io.StringIO()
+    ended = [trial(n, 0.1, worst_group=0.3 + 0.1 * n) for n in range(2)]
+    under_way = replace(trial(2, 0.1, worst_group=score), state=RUNNING)
+    with Board(Console(file=screen, width=200), "worst_group", 2, 2, None) as board:
+        board.show([*ended, under_way], ended[1])
+    assert "best that has ended trial-001 40.0" in screen.getvalue()
+
+
 def test_a_verdict_over_some_groups_says_so() -> None:
     final = [*students(WINNER, 0.5, 0.6), *students(DEFAULT, 0.4, 0.45)]
     some = [
@@ -170,3 +183,32 @@ def test_the_trials_file_says_over_what_they_are_measured(tmp_path: Path) -> Non
     assert [row["test/measured_over"] for row in rows] == ["2 of 4 groups", ""]
     write_trials(tmp_path / "trials.csv", [trial(1, 0.5)])
     assert "measured_over" not in (tmp_path / "trials.csv").read_text()
+
+
+def test_the_pictures_of_a_search_mark_what_it_chose(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: dict[str, str] = {}
+    save = pictures.save
+
+    def saved(figure: Figure, path: Path) -> None:
+        texts = (text.get_text() for text in figure.findobj(Text))
+        said[path.stem] = " ".join(" ".join(texts).split())
+        save(figure, path)
+
+    monkeypatch.setattr(pictures, "save", saved)
+    # The rule's choice is the worst on test.
+    trials = [
+        replace(
+            trial(n, 0.5 - 0.1 * n, worst_group=0.3 + 0.1 * n),
+            setting={"distillation.alpha": 0.5 + 0.1 * n},
+        )
+        for n in range(4)
+    ]
+    winner = best(trials, "worst_group")
+    assert winner is not None
+    result = SearchResult("s", str(tmp_path), "worst_group", winner.number, trials)
+    publish_files(tmp_path, result)
+    for name in ("parameter_effects", "parallel_coordinates", "trial_history"):
+        assert "the winner by worst_group" in said[name]
+        assert "best on test" not in said[name]

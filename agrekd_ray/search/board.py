@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agrekd_ray.run.display import clock
+from agrekd_ray.search.ranking import best
 from agrekd_ray.search.results import FAILED, FINISHED, RUNNING, STOPPED, TrialResult
 from agrekd_ray.search.space import STRATEGY
 
@@ -89,8 +90,8 @@ class Board:
         parts.append(
             f"{ended.name} {ended.state}, {self._rule} {_percent(ended.score(self._rule))}"
         )
-        if best := self._best():
-            parts.append(f"best so far {best.name} {_percent(best.score(self._rule))}")
+        if first := self._best():
+            parts.append(f"best that has ended {first.name} {_percent(first.score(self._rule))}")
         return " · ".join(parts)
 
     def _progress(self) -> str:
@@ -108,8 +109,9 @@ class Board:
         return clock(min(parts)) if parts else None
 
     def _best(self) -> TrialResult | None:
-        scored = [t for t in self._trials if t.state != FAILED and t.score(self._rule) is not None]
-        return max(scored, key=lambda trial: trial.score(self._rule) or 0.0, default=None)
+        """Of the trials that have ended: the score of one that runs may fall with every epoch."""
+        ended = [trial for trial in self._trials if trial.state != RUNNING]
+        return best(ended, self._rule)
 
     def _table(self) -> Table:
         now = time.monotonic()
@@ -125,11 +127,11 @@ class Board:
         # Cut here: the table would take its room from all columns alike.
         taken = len("trial-000") + len("00/00") + len(self._rule) + len(STOPPED) + len("00:00")
         room = max(10, self._console.width - taken - 3 * (len(fixed) + 1))
-        best = self._best()
+        first = self._best()
         for trial in self._shown():
             running = trial.state == RUNNING
             table.add_row(
-                Text(trial.name, style="bold" if trial is best else ""),
+                Text(trial.name, style="bold" if trial is first else ""),
                 _cut(in_words(trial.setting), room),
                 f"{len(trial.history)}/{trial.epochs}",
                 _percent(trial.score(self._rule)),
