@@ -183,3 +183,17 @@ def test_a_stopped_run_adds_up_and_a_finished_one_stays_as_it_is(
     again = json.loads((folder.path / "results.json").read_text())["job"]
     assert again["attempts"] == 3  # who is not recorded is asked for the votes once more
     assert again["effort"]["forwards"] > about["effort"]["forwards"]
+
+
+def test_what_a_run_took_stands_still_when_it_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    with Account(tmp_path) as account:
+        now += 185
+        of_results = account.cost  # plots, and MLflow's last models, are still to come
+        now += 11
+    now += 1000
+    assert of_results.seconds == 185
+    assert account.cost.seconds == written(tmp_path)[0]["seconds"] == 196

@@ -242,7 +242,7 @@ def test_a_job_is_on_its_page(job):
     found = read(folder)
     assert found.headline == (
         "AGRE-KD is the best distilled student: 41.0 ± 1.0 % on the worst group, "
-        "+21.0 points by seed (+20.0 … +22.0, 3 seeds) against AVER."
+        "+21.0 points by seed (from +20.0 to +22.0, 3 seeds) against AVER."
     )
     for text in (
         "24 November 2026, 08:37 UTC",
@@ -470,7 +470,7 @@ def test_a_search_is_on_its_page(search):
         "4: 2 finished, 1 failed, 1 stopped early",
         "in each trial 0; for winner and default 100, 101",
         "Test data never selected.",
-        "+5.0 points by seed (+5.0 … +5.0, 2 seeds)",
+        "+5.0 points by seed (from +5.0 to +5.0, 2 seeds)",
         "loguniform:",
         "learning_rate: 0.05",
     ):

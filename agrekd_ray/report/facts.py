@@ -92,7 +92,10 @@ def student_facts(job: JobSettings) -> list[Fact]:
 def cost_facts(cost: Cost) -> list[Fact]:
     """Time, and what the teachers took."""
     seconds, effort = cost.seconds, cost.effort
-    facts = [Fact("Took", duration(seconds) + cost.several)] if math.isfinite(seconds) else []
+    facts = []
+    if math.isfinite(seconds):
+        took = f"{duration(seconds)} until its results were written{cost.several}"
+        facts.append(Fact("Took", took))
     if effort:
         kept = f", {effort.recorded / 1e6:,.1f} MB recorded" if effort.recorded else ""
         told = (

@@ -41,11 +41,11 @@ def in_words(row: Row) -> str:
 
 
 def difference_in_words(found: Paired | None) -> str:
-    """`+19.0 points by seed (+17.6 … +19.9, 3 seeds)`; empty where there is none."""
+    """`+19.0 points by seed (from +17.6 to +19.9, 3 seeds)`; empty where there is none."""
     if found is None or not math.isfinite(found.mean):
         return ""
     count = len(found.seeds)
-    reach = f"{signed(100 * found.low, 1)} … {signed(100 * found.high, 1)}, {count} seeds"
+    reach = f"from {signed(100 * found.low, 1)} to {signed(100 * found.high, 1)}, {count} seeds"
     return f"{signed(100 * found.mean, 1)} points by seed ({reach if count > 1 else '1 seed'})"
 
 

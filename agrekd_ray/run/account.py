@@ -48,6 +48,7 @@ class Account(AbstractContextManager["Account"]):
         self._folder, self._path = folder, folder / ATTEMPTS
         self._earlier = self._read()
         self._began = time.monotonic()
+        self._ended: float | None = None
         self._known: Effort | None = None  # of what is over
         self._under_way: Effort | None = None
         self._counts = True
@@ -61,6 +62,7 @@ class Account(AbstractContextManager["Account"]):
     def __exit__(self, *failure: object) -> None:
         self._stop.set()
         self._thread.join()
+        self._ended = time.monotonic()
         self._write()
 
     def add(self, effort: Effort) -> None:
@@ -81,12 +83,12 @@ class Account(AbstractContextManager["Account"]):
         """All that count, this one last."""
         if not self._counts:
             return self._earlier
-        seconds = round(time.monotonic() - self._began, 1)
+        seconds = round((self._ended or time.monotonic()) - self._began, 1)
         return [*self._earlier, Attempt(seconds, _sum(self._known, self._under_way))]
 
     @property
     def cost(self) -> Cost:
-        """Of all attempts, until now."""
+        """Of all attempts, until now, or until this one ended."""
         attempts = self.attempts
         return Cost(
             round(sum(attempt.seconds for attempt in attempts), 1),

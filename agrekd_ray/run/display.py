@@ -10,6 +10,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
@@ -31,6 +32,13 @@ RECORDED = "samples"
 """Unit of a stage that records what teachers say."""
 
 
+class _Count(MofNCompleteColumn):
+    """`3/24`; nothing where a stage counts nothing."""
+
+    def render(self, task: Task) -> Text:
+        return super().render(task) if task.total else Text("")
+
+
 class Display:
     """Shows where a run is. Used as a context; safe to call from several threads.
 
@@ -45,7 +53,7 @@ class Display:
             self._bar = Progress(
                 TextColumn("{task.fields[stage]:<8}", style="bold", markup=False),
                 BarColumn(bar_width=24),
-                MofNCompleteColumn(),
+                _Count(),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
                 TextColumn("{task.description}", markup=False),
@@ -80,7 +88,7 @@ class Display:
         if self._bar:
             if self._task is not None:
                 self._bar.remove_task(self._task)
-            self._task = self._bar.add_task("", total=total, completed=done, stage=name)
+            self._task = self._bar.add_task("", total=total or None, completed=done, stage=name)
         else:
             self.advance("", 0)
 
@@ -132,7 +140,8 @@ class Display:
             self.note(text, "yellow")
 
     def _line(self, what: str, now: float) -> str:
-        parts = [f"{self._stage:<8} {self._done:.0f}/{self._total} {self._unit}"]
+        count = f"{self._done:.0f}/{self._total} {self._unit}" if self._total else ""
+        parts = [f"{self._stage:<8} {count}".rstrip()]
         if self._first and self._first[1] < self._done < self._total:
             since, before = self._first
             left = (now - since) / (self._done - before) * (self._total - self._done)

@@ -197,14 +197,14 @@ class _Run:
             self.account,
         ):
             try:
-                outcomes, cost, unsent = self._through(run_id)
+                outcomes, unsent = self._through(run_id)
             except BaseException:
                 self._stopped = True  # models are left to `resume`: they would hold up the end
                 raise
             finally:
                 self._close_engine()
         self.folder.update(status="finished")
-        self._show(outcomes, cost)
+        self._show(outcomes, self.account.cost)
         if unsent:
             self.console.print(
                 f"MLflow did not get everything: when it answers again, agrekd resume "
@@ -244,7 +244,7 @@ class _Run:
             if read_outcome(self.folder.students / assignment.name) is None
         ]
 
-    def _through(self, run_id: str) -> tuple[list[Outcome], Cost, int]:
+    def _through(self, run_id: str) -> tuple[list[Outcome], int]:
         """Everything, from data to MLflow; the last number is of writes that it did not get."""
         ready_data(self.dataset, self.display, dfr=self.job.retrains)
         if self.known is None:
@@ -260,7 +260,7 @@ class _Run:
         self.display.stage("results", 0, "")
         self._reports(outcomes, cost)
         self._publish(run_id, outcomes, cost)
-        return outcomes, cost, self.outbox.drain()
+        return outcomes, self.outbox.drain()
 
     def _whole(self) -> bool:
         """Whether every method × seed is there."""

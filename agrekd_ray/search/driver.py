@@ -132,7 +132,7 @@ class _Searching:
             result = self._again(run_id, done) if done else self._work(run_id)
             unsent = self.outbox.drain()
         self.folder.update(status="finished")
-        show(result, self.console, self.tracker.ui_command(), unsent)
+        show(result, self.account.cost, self.console, self.tracker.ui_command(), unsent)
         return result
 
     @contextmanager

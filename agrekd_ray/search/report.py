@@ -23,7 +23,7 @@ from agrekd_ray.comparison.plots import (
 from agrekd_ray.core.selection import RULES
 from agrekd_ray.errors import RunError
 from agrekd_ray.files import DamagedError, cannot_read, exists, in_a_line, read_json, unreadable
-from agrekd_ray.results import Outcome, member_from_json
+from agrekd_ray.results import Cost, Outcome, member_from_json
 from agrekd_ray.search.board import in_words
 from agrekd_ray.search.results import DEFAULT, FAILED, WINNER, SearchResult, TrialResult
 from agrekd_ray.tracking.diagnostic_plots import calibration, fallback_by_group
@@ -138,11 +138,12 @@ def write_trials(path: Path, trials: list[TrialResult]) -> None:
             writer.writerow([*row, trial.reason or ""])
 
 
-def show(result: SearchResult, console: Console, mlflow: str, unsent: int) -> None:
+def show(result: SearchResult, cost: Cost, console: Console, mlflow: str, unsent: int) -> None:
     """The end of a search on the screen.
 
     Args:
         result: what came out.
+        cost: of all attempts, to their ends.
         console: to print on.
         mlflow: what a person types to see the runs.
         unsent: writes that MLflow did not get.
@@ -157,8 +158,8 @@ def show(result: SearchResult, console: Console, mlflow: str, unsent: int) -> No
     lines = [
         ("winner", f"{winner.name}, chosen by {result.selected_on}: {in_words(winner.setting)}"),
         ("verdict", result.verdict),
-        ("finished in", result.cost.in_words),
-        ("teachers", result.cost.effort.in_words if result.cost.effort else ""),
+        ("finished in", cost.in_words),
+        ("teachers", cost.effort.in_words if cost.effort else ""),
         ("results", result.folder),
         ("MLflow", mlflow),
     ]

@@ -168,7 +168,7 @@ class _Study:
             self._publish(run_id, result)
         self.folder.update(status="finished")
         show(result, self.console)
-        self._where(result.cost)
+        self._where(self.account.cost)
         return result
 
     def _point_folder(self, setting: Setting, job: Job) -> RunFolder:

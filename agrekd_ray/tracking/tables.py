@@ -416,7 +416,7 @@ def _below(outcomes: Sequence[Outcome], members: Sequence[Member], split: str) -
         lines.append(f"Teachers' {worst}: {teachers}")
     if difference := paired(outcomes, "agre_kd", "aver", split):
         count = len(difference.seeds)
-        reach = f"{100 * difference.low:+.1f} … {100 * difference.high:+.1f}, {count} seeds"
+        reach = f"from {100 * difference.low:+.1f} to {100 * difference.high:+.1f}, {count} seeds"
         lines.append(
             f"{label('agre_kd')} against {label('aver')}, {worst} by seed: "
             f"{100 * difference.mean:+.1f} points ({reach if count > 1 else '1 seed'})"

@@ -1,0 +1,27 @@
+"""What a run shows while it is under way."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from agrekd_ray.run.display import Display
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize(
+    ("total", "unit", "shown"), [(0, "", None), (3, "epochs", "0/3"), (1, "models", "0/1")]
+)
+def test_a_stage_has_a_count_where_it_counts_something(
+    terminal: bool, total: int, unit: str, shown: str | None
+) -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, width=120, force_terminal=terminal, color_system=None)
+    with Display(console) as display:
+        display.stage("start", total, unit)
+    text = screen.getvalue()
+    assert "start" in text
+    assert (shown or "/") in text if shown else "/" not in text
+    assert all(line == line.rstrip() for line in text.splitlines()) or terminal
