@@ -452,7 +452,7 @@ def plan(
 def bench(
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="small, latency, resnet, data, plan, search; all by default."),
+        typer.Argument(help="small, latency, resnet, data, gpu, plan, search; all by default."),
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Epochs that count, of each way.")] = 5,
     quick: Annotated[bool, typer.Option(help="Smaller, without ResNets; two minutes.")] = False,

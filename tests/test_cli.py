@@ -302,7 +302,7 @@ def test_nothing_to_record_is_one_error(agrekd: Run, job: Path) -> None:
 
 def test_bench_names_what_it_does_not_know(agrekd: Run, tmp_path: Path) -> None:
     code, _, err = agrekd("bench", "resnets")
-    assert (code, "known: small, latency, resnet, data, plan, search" in err) == (1, True)
+    assert (code, "known: small, latency, resnet, data, gpu, plan, search" in err) == (1, True)
     assert "not quick" in agrekd("bench", "resnet", "--quick")[2]
     code, _, err = agrekd("bench", "--json", tmp_path / "no/file.json")
     assert (code, "nothing was measured" in err) == (1, True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from agrekd_ray.bench.report import conclusions, render, summaries
-from agrekd_ray.bench.workloads import DATA, PLAN, SEARCH, workloads
+from agrekd_ray.bench.workloads import DATA, GPU, PLAN, SEARCH, workloads
 from agrekd_ray.errors import RunError
 from agrekd_ray.run.environment import prepare
 
@@ -32,7 +32,7 @@ def bench(
     Raises:
         RunError: an unknown workload, a file that cannot be written, or a part that failed.
     """
-    known = [*workloads(quick), DATA, PLAN, *([] if quick else [SEARCH])]
+    known = [*workloads(quick), DATA, GPU, PLAN, *([] if quick else [SEARCH])]
     if wrong := [name for name in names if name not in known]:
         slow = [name for name in wrong if quick and name in (SEARCH, "resnet")]
         hint = f" ({slow[0]} is not quick)" if slow else ""

@@ -52,8 +52,14 @@ def measure_data(repeats: int, quick: bool, display: Display) -> dict[str, Any]:
     return {"workload": DATA, "side": SIDE, "batch_size": BATCH, "cells": cells}
 
 
-def write_pictures(path: Path, count: int) -> None:
-    """A Parquet file with so many small JPEGs inside, in two classes and three splits."""
+def write_pictures(path: Path, count: int, classes: int = 2) -> None:
+    """A Parquet file with so many small JPEGs inside, in three splits.
+
+    Args:
+        path: of the file.
+        count: pictures.
+        classes: C; each is in every split where there are 4 C pictures.
+    """
     rng = np.random.default_rng(0)
     encoded = []
     for _ in range(DIFFERENT):
@@ -67,8 +73,8 @@ def write_pictures(path: Path, count: int) -> None:
             numbers = range(first, min(first + ROW_GROUP, count))
             columns = {
                 "image": [encoded[(7 * n) % DIFFERENT] for n in numbers],
-                "label": [n % 2 for n in numbers],
-                "split": [("train", "train", "val", "test")[n // 2 % 4] for n in numbers],
+                "label": [n % classes for n in numbers],
+                "split": [("train", "train", "val", "test")[n // classes % 4] for n in numbers],
             }
             writer.write_table(pa.table(columns, schema), row_group_size=ROW_GROUP)
 
@@ -76,7 +82,7 @@ def write_pictures(path: Path, count: int) -> None:
 def measured(folder: Path, repeats: int) -> dict[str, Any]:
     """Of the set in a folder; runs in a process of its own."""
     began = time.perf_counter()
-    with _Peak() as peak:
+    with PeakMemory() as peak:
         data = open_image_table(
             ImageTable.model_validate(
                 {
@@ -113,7 +119,7 @@ def measured(folder: Path, repeats: int) -> dict[str, Any]:
     }
 
 
-class _Peak:
+class PeakMemory:
     """The most memory of this process, besides mapped files, while the block runs."""
 
     def __init__(self) -> None:
@@ -121,7 +127,7 @@ class _Peak:
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
-    def __enter__(self) -> _Peak:
+    def __enter__(self) -> PeakMemory:
         self._thread.start()
         return self
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from agrekd_ray.bench.gpu_report import gpu_conclusions, gpu_summary, render_gpu
 from agrekd_ray.bench.plan_report import plan_conclusions, render_plan
-from agrekd_ray.bench.workloads import DATA, PLAN, SEARCH
+from agrekd_ray.bench.spread import spread, words
+from agrekd_ray.bench.workloads import DATA, GPU, PLAN, SEARCH
 
 
 def search_summary(figures: dict[str, Any]) -> list[dict[str, Any]]:
@@ -24,8 +24,8 @@ def search_summary(figures: dict[str, Any]) -> list[dict[str, Any]]:
     return [
         {
             "way": cell["way"],
-            "seconds": _spread(cell["seconds"]),
-            "ratio": _spread([s / base for s, base in zip(cell["seconds"], plain, strict=True)]),
+            "seconds": spread(cell["seconds"]),
+            "ratio": spread([s / base for s, base in zip(cell["seconds"], plain, strict=True)]),
         }
         for cell in figures["cells"]
     ]
@@ -46,8 +46,8 @@ def summary(figures: dict[str, Any]) -> list[dict[str, Any]]:
             {
                 "way": cell["way"],
                 "teachers": cell["teachers"],
-                "step_ms": _spread(steps),
-                "ratio": _spread(ratios),
+                "step_ms": spread(steps),
+                "ratio": spread(ratios),
                 "anonymous_bytes": cell["anonymous_bytes"],
             }
         )
@@ -58,6 +58,8 @@ def summaries(figures: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows of a workload's table."""
     if figures["workload"] == PLAN:
         return figures["fleets"]
+    if figures["workload"] == GPU:
+        return gpu_summary(figures)
     if figures["workload"] == DATA:
         return data_summary(figures)
     return search_summary(figures) if figures["workload"] == SEARCH else summary(figures)
@@ -68,6 +70,8 @@ def conclusions(figures: dict[str, Any]) -> dict[str, float]:
     found: dict[str, float] = {}
     if figures["workload"] == PLAN:
         return plan_conclusions(figures)
+    if figures["workload"] == GPU:
+        return gpu_conclusions(figures)
     if figures["workload"] == DATA:
         few, many = (row["anonymous_bytes"] - row["idle_bytes"] for row in figures["cells"])
         more = figures["cells"][1]["samples"] / figures["cells"][0]["samples"]
@@ -101,6 +105,9 @@ def conclusions(figures: dict[str, Any]) -> dict[str, float]:
 
 def render(figures: dict[str, Any], console: Console) -> None:
     """The table of one workload."""
+    if figures["workload"] == GPU:
+        render_gpu(figures, console)
+        return
     if figures["workload"] == DATA:
         _render_data(figures, console)
         return
@@ -121,16 +128,16 @@ def render(figures: dict[str, Any], console: Console) -> None:
         table.add_row(
             row["way"],
             str(row["teachers"] or "-"),
-            _words(row["step_ms"], 0 if row["step_ms"]["median"] >= 100 else 1),
-            _words(row["ratio"], 2),
+            words(row["step_ms"], 0 if row["step_ms"]["median"] >= 100 else 1),
+            words(row["ratio"], 2),
             f"{row['anonymous_bytes'] / 1e6:.0f}",
         )
     console.print(table)
     for name, value in conclusions(figures).items():
         console.print(f"{name}: {value:.3f}")
     if memory := figures.get("replay_memory"):
-        words = ", ".join(f"{size / 1e6:.0f} MB at {m} teachers" for m, size in memory)
-        console.print(f"memory of a process that only replays: {words}")
+        sizes = ", ".join(f"{size / 1e6:.0f} MB at {m} teachers" for m, size in memory)
+        console.print(f"memory of a process that only replays: {sizes}")
     if "question_bytes" in figures:
         console.print(
             f"bytes of a step: {figures['question_bytes']} a process asked (ids, look-ahead, "
@@ -154,7 +161,7 @@ def data_summary(figures: dict[str, Any]) -> list[dict[str, Any]]:
             "samples": cell["samples"],
             "open_seconds": cell["open_seconds"],
             "prepared_a_second": cell["samples"] / cell["prepare_seconds"],
-            "read_a_second": _spread([cell["read"] / seconds for seconds in cell["read_seconds"]]),
+            "read_a_second": spread([cell["read"] / seconds for seconds in cell["read_seconds"]]),
             "bytes": cell["bytes"],
             "anonymous_bytes": cell["anonymous_bytes"],
             "grown_bytes": cell["anonymous_bytes"] - cell["idle_bytes"],
@@ -208,14 +215,5 @@ def _render_search(figures: dict[str, Any], console: Console) -> None:
     for name in ("Way", "seconds", "× plain"):
         table.add_column(name, justify="left" if name == "Way" else "right", no_wrap=True)
     for row in search_summary(figures):
-        table.add_row(row["way"], _words(row["seconds"], 1), _words(row["ratio"], 2))
+        table.add_row(row["way"], words(row["seconds"], 1), words(row["ratio"], 2))
     console.print(table)
-
-
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
-
-
-def _words(spread: dict[str, float], digits: int) -> str:
-    low, middle, high = (f"{spread[name]:.{digits}f}" for name in ("min", "median", "max"))
-    return f"{middle} ({low} … {high})"

@@ -17,10 +17,11 @@ from ray.train.v2.api.config import LoggingConfig
 from rich.console import Console
 
 from agrekd_ray.bench.data import measure_data
+from agrekd_ray.bench.gpu import measure_gpu
 from agrekd_ray.bench.measure import Setting, measure, replay_memory
 from agrekd_ray.bench.plan import measure_plan
 from agrekd_ray.bench.search import measure_search
-from agrekd_ray.bench.workloads import DATA, PLAN, SEARCH, Workload, workloads
+from agrekd_ray.bench.workloads import DATA, GPU, PLAN, SEARCH, Workload, workloads
 from agrekd_ray.channel import Channel, plain_error
 from agrekd_ray.data import DataSettings
 from agrekd_ray.events import Event, Note
@@ -56,6 +57,7 @@ def run_bench(
             others = {
                 SEARCH: lambda: measure_search(repeats, display),
                 DATA: lambda: measure_data(repeats, quick, display),
+                GPU: lambda: measure_gpu(repeats, quick, session, display),
                 PLAN: lambda: measure_plan(
                     quick, lambda workload: _measured(workload, repeats, session, display)
                 ),

@@ -22,6 +22,17 @@ SEARCH = "search"
 """The workload that compares searches, not steps; see `bench.search`."""
 DATA = "data"
 """The workload that prepares and reads very many pictures; see `bench.data`."""
+GPU = "gpu"
+"""The workload that is held against a loop written by hand; see `bench.gpu`."""
+ARITHMETIC, BY_HAND, LABELS, CACHE, LIVE = (
+    "arithmetic alone",
+    "hand-written",
+    "labels",
+    "cache",
+    "live",
+)
+FORWARD, RECORDING = "teacher's forward", "recording"
+"""Ways that it compares: of training a student, and of having a teacher answer."""
 PLAN = "plan"
 """The workload that holds forecasts of `agrekd plan` against measurements; see `bench.plan`."""
 LOOK_AHEAD = 2
