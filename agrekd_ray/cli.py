@@ -6,9 +6,10 @@ import errno
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from agrekd_ray import __version__
 from agrekd_ray.errors import AgrekdError
@@ -30,7 +31,20 @@ Overrides = Annotated[
     ),
 ]
 
+
+class _Verbs(TyperGroup):
+    """Says of a verb that was interrupted that it was: Typer would end it without a word."""
+
+    def invoke(self, context: Any) -> Any:
+        try:
+            return super().invoke(context)
+        except KeyboardInterrupt:
+            screen(stderr=True).print("interrupted")
+            raise SystemExit(INTERRUPTED) from None
+
+
 app = typer.Typer(
+    cls=_Verbs,
     help="Group-robust distillation of large teacher ensembles on Ray (AGRE-KD).",
     no_args_is_help=True,
     add_completion=False,
@@ -486,8 +500,11 @@ def _resumable(folder: Path, work: object) -> None:
     try:
         work()  # type: ignore[operator]
     except BaseException as error:
-        stopped = "Interrupted. " if isinstance(error, KeyboardInterrupt) else ""
-        print(f"{stopped}To go on where it stopped: agrekd resume {folder}", file=sys.stderr)
+        interrupted = isinstance(error, KeyboardInterrupt)
+        said = f"To go on where it stopped: agrekd resume {folder}"
+        print(f"{'Interrupted. ' * interrupted}{said}", file=sys.stderr)
+        if interrupted:
+            raise SystemExit(INTERRUPTED) from None
         raise
 
 
@@ -519,6 +536,3 @@ def main() -> None:
 
         errors.print(f"error: {plain_error(error, 'Ray')}", style="red")
         sys.exit(FAILED)
-    except KeyboardInterrupt:
-        errors.print("interrupted")
-        sys.exit(INTERRUPTED)

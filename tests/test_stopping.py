@@ -25,10 +25,11 @@ from .test_run import write_job
 WAITS = """
 import sys, threading
 from agrekd_ray import cli
-def app():
+@cli.teachers.command("wait")
+def wait():
     print("up", flush=True)
     threading.Event().wait()
-cli.app = app
+sys.argv = ["agrekd", "teachers", "wait"]
 cli.main()
 """
 SENDS_HANGUP = 'import os, signal; os.kill(os.getpid(), signal.SIGHUP); print("still here")'
@@ -51,7 +52,7 @@ def waiting(*before: str, **settings: Any) -> subprocess.Popen[str]:
 pytestmark = pytest.mark.usefixtures("usual_signals")
 
 
-@pytest.mark.parametrize("name", STOPS)
+@pytest.mark.parametrize("name", [*STOPS, "SIGINT"])
 def test_every_signal_that_would_end_it_is_an_interruption(name: str) -> None:
     process = waiting()
     process.send_signal(signal.Signals[name])
