@@ -44,6 +44,21 @@ def _false_is_off(value: Any) -> Any:
     return "off" if value is False else value
 
 
+AUTO: Literal["auto"] = "auto"
+
+
+def _gpus(value: Any) -> Any:
+    if value == AUTO:
+        return AUTO
+    try:
+        share = float(_no_bool(value))
+    except (TypeError, ValueError):
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise ValueError("must be auto, or a share of a GPU, 0 to 1: a process uses one GPU")
+    return share
+
+
 def absolute(path: Path) -> Path:
     """The path from the root on, `~` being the home.
 
@@ -68,6 +83,15 @@ Seed = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, lt=MOST_SEEDS)]
 Share = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=1)]
 Positive = Annotated[float, BeforeValidator(_no_bool), Field(gt=0)]
 NonNegative = Annotated[float, BeforeValidator(_no_bool), Field(ge=0)]
+Gpus = Annotated[
+    float | Literal["auto"], BeforeValidator(lambda gpus: AUTO if gpus is None else _gpus(gpus))
+]
+"""GPUs of a process: a share of one, 0 for none; `auto`, or null, takes what the cluster has."""
+GpusIfAny = Annotated[
+    float | Literal["auto"] | None,
+    BeforeValidator(lambda gpus: None if gpus is None else _gpus(gpus)),
+]
+"""The same, where null leaves it to another key."""
 Numbers = Literal["float32", "bfloat16"]
 """What a forward pass computes in; `bfloat16` where that is exact enough (mixed precision)."""
 Compile = Annotated[Literal["off", "default", "cuda_graphs"], BeforeValidator(_false_is_off)]
@@ -81,6 +105,13 @@ WholeOrAll = Annotated[
     Annotated[Whole, Tag(A_NUMBER)] | Annotated[Literal["all"], Tag(A_WORD)],
     Discriminator(lambda value: A_WORD if isinstance(value, str) else A_NUMBER),
 ]
+
+
+def a_number(gpus: float | Literal["auto"] | None) -> float:
+    """GPUs of a process, where the nodes have been looked at (`run.gpus`)."""
+    if gpus is None or gpus == AUTO:
+        raise TypeError("gpus: auto has not been made a number yet")
+    return gpus
 
 
 class Precise(Settings):

@@ -84,6 +84,18 @@ def found_on(bad: Node, needs: Needs = NEEDS) -> Finding:
     return one
 
 
+def test_gpus_that_the_job_declines_are_spoken_of(make_job: Any) -> None:
+    declined = needs_of([make_job(**{"student.gpus": 0}), make_job(**{"fleet.gpus": 0})]).declined
+    assert declined == ("student.gpus", "fleet.gpus")
+    assert needs_of([make_job()]).declined == ()
+    needs = replace(NEEDS, declined=declined)
+    one = only(diagnose(cluster(node(gpus=2, torch_gpus=2)), needs, REQUIREMENTS))
+    assert (one.node, one.check, one.level) == ("cluster", "GPUs", "warning")
+    assert "student.gpus, fleet.gpus = 0" in one.problem
+    assert diagnose(cluster(), needs, REQUIREMENTS) == []
+    assert diagnose(cluster(node(gpus=2, torch_gpus=2)), NEEDS, REQUIREMENTS) == []
+
+
 def test_a_sound_cluster_has_no_finding() -> None:
     assert diagnose(cluster(), NEEDS, REQUIREMENTS) == []
     assert diagnose(cluster(), Needs(), []) == []

@@ -54,7 +54,11 @@ def fleet_of(job: Any, checkpoints: dict[str, Path], **settings: Any) -> Iterato
     from agrekd_ray.guidance.fleet import Fleet
 
     fleet = Fleet(
-        checkpoints, job.data, FleetSettings(cpus=0.5, **settings), lambda event: None, askers=2
+        checkpoints,
+        job.data,
+        FleetSettings(cpus=0.5, gpus=0, **settings),
+        lambda event: None,
+        askers=2,
     )
     try:
         yield fleet
@@ -312,9 +316,7 @@ def test_fault_of_a_teacher_is_one_clear_error(
     from agrekd_ray.guidance.nodes import DriverData
 
     with pytest.raises(DataError, match="data there differ"):
-        TeacherActor(
-            checkpoints, DriverData(other.data, data.fingerprint), FleetSettings(), False, 4
-        )
+        TeacherActor(checkpoints, DriverData(other.data, data.fingerprint), FleetSettings(), 4)
 
 
 def test_a_stall_is_said(ray_session: Any, make_job: Any, monkeypatch: Any) -> None:

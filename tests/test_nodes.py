@@ -16,6 +16,7 @@ from agrekd_ray.errors import RunError
 from agrekd_ray.events import Note
 from agrekd_ray.guidance import Lesson, LocalTeachers, TeacherHost
 from agrekd_ray.models import Model, load
+from agrekd_ray.run.gpus import numbered
 from agrekd_ray.settings import Training
 from agrekd_ray.student import Assignment, Student
 
@@ -50,7 +51,7 @@ def fleet_of(job: Any, checkpoints: dict[str, Path], told: list[Any], **more: An
     """A fleet, ended afterwards."""
     from agrekd_ray.guidance.fleet import Fleet
 
-    fleet = Fleet(checkpoints, job.data, job.fleet, told.append, askers=1, **more)
+    fleet = Fleet(checkpoints, job.data, numbered(job).fleet, told.append, askers=1, **more)
     try:
         yield fleet
     finally:

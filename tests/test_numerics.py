@@ -59,22 +59,6 @@ def test_a_gpu_without_bfloat16_says_so(monkeypatch: pytest.MonkeyPatch) -> None
         numbers_on("bfloat16", "cuda")
 
 
-def test_a_driver_settles_what_teachers_compute_in(make_job: Any) -> None:
-    assert make_job(**{"fleet.gpus": 0.5}).with_precision().fleet.precision == "bfloat16"
-    assert make_job(**{"fleet.gpus": 0}).with_precision().fleet.precision == "float32"
-    local = make_job(guidance="local")
-    assert local.with_precision() == local
-
-
-@pytest.mark.parametrize("has", [False, True])
-def test_gpus_that_are_left_open_are_those_of_the_driver(
-    monkeypatch: pytest.MonkeyPatch, has: bool
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: has)
-    settings = FleetSettings(gpus=1).model_copy(update={"gpus": "auto"})
-    assert settings.computes_in == ("bfloat16" if has else "float32")
-
-
 def switches() -> tuple[Any, ...]:
     cudnn = torch.backends.cudnn
     return (

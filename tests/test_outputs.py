@@ -528,7 +528,7 @@ def test_a_teacher_killed_while_it_records_costs_nothing_but_time(
     given = replace(
         lessons(drawn)[-1], training=Training(epochs=4, batch_size=48, learning_rate=0.05)
     )
-    settings = FleetSettings(cpus=0.5, backbones_per_actor=2)
+    settings = FleetSettings(cpus=0.5, gpus=0, backbones_per_actor=2)
     fleet = Fleet(checkpoints, job.data, settings, lambda event: None, outputs=job.outputs)
     try:
         first = ray_session.get(fleet.actors[0].process.remote())

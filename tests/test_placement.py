@@ -142,7 +142,7 @@ def test_cpus_are_what_the_students_leave() -> None:
 
 def test_teachers_that_are_placed_apart_share_no_actor(make_job) -> None:  # type: ignore[no-untyped-def]
     _, checkpoints, drawn = pool_of(make_job())
-    together = shares_of(checkpoints, FleetSettings(backbones_per_actor=8))
+    together = shares_of(checkpoints, FleetSettings(backbones_per_actor=8, gpus=0))
     assert [set(share.teachers) for share in together] == [set(checkpoints)]
     apart = FleetSettings.model_validate(
         {

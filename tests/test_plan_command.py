@@ -56,12 +56,26 @@ def test_a_plan_is_shown_and_nothing_is_started(agrekd: Run, job: Path, tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
 
 
-@pytest.mark.parametrize("key", ["fleet.gpus=0.5", "student.gpus=1"])
-def test_gpus_that_no_key_takes_are_spoken_of(agrekd: Run, job: Path, key: str) -> None:
-    unused = "the job takes none of the GPUs"
-    assert unused in agrekd("plan", job, *GIVEN, "--gpus", 2)[1]
-    assert unused not in agrekd("plan", job, key, *GIVEN, "--gpus", 2)[1]
-    assert unused not in agrekd("plan", job, *GIVEN)[1]
+def test_gpus_are_used_unless_they_are_declined(agrekd: Run, job: Path) -> None:
+    """What the job leaves open is what `run` would have; two students find room side by side."""
+    for gpus, student, teachers in ((0, 0, 0), (1, 0.3333, 0.1111), (2, 0.5, 0.3333), (8, 1, 1)):
+        setup = planned(agrekd, job, *GIVEN, "--gpus", gpus)["setup"]
+        assert (setup["student_gpus"], setup["actor_gpus"]) == (student, teachers), gpus
+    alone = planned(agrekd, job, *GIVEN, "--gpus", 1, "student.at_once=1")["setup"]
+    assert (alone["student_gpus"], alone["actor_gpus"]) == (0.5, 0.1666)
+    two = planned(agrekd, job, *GIVEN, "--gpus", 1, "--nodes", 2, "student.workers=2")
+    assert (two["setup"]["student_gpus"], two["setup"]["actor_gpus"]) == (1, 0.5)
+    assert two["shortage"] is None  # teachers record before the students begin
+    declined = ("student.gpus=0", "fleet.gpus=0", *GIVEN)
+    assert (
+        "2 of 2 GPUs stay idle: student.gpus = 0 declines them; fleet.gpus = 0 declines them"
+        in agrekd("plan", job, *declined, "--gpus", 2)[1]
+    )
+    assert "idle:" not in agrekd("plan", job, *GIVEN, "--gpus", 2)[1]
+    assert (
+        "3 of 8 GPUs stay idle: more student.workers" in agrekd("plan", job, *GIVEN, "--gpus", 8)[1]
+    )
+    assert "idle:" not in agrekd("plan", job, *declined)[1]
 
 
 def test_the_forecast_follows_the_job_and_the_machines(agrekd: Run, job: Path) -> None:

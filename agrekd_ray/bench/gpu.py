@@ -40,11 +40,11 @@ from agrekd_ray.channel import Channel
 from agrekd_ray.data import TRAIN, Arrays, Dataset, open_dataset
 from agrekd_ray.data.image_table import ImageTable
 from agrekd_ray.data.views import Crop, Views
-from agrekd_ray.devices import device_for
 from agrekd_ray.events import Event, Note, Post
 from agrekd_ray.guidance import Lesson, Replay, Source, TeacherHost
 from agrekd_ray.guidance.fleet import Fleet
 from agrekd_ray.guidance.fleet_settings import FleetSettings
+from agrekd_ray.guidance.nodes import device_here
 from agrekd_ray.models import Model, build, load
 from agrekd_ray.numerics import numbers_on
 from agrekd_ray.outputs import Outputs, OutputSettings
@@ -175,9 +175,7 @@ def measure_gpu(repeats: int, quick: bool, session: RaySession, display: Display
                     place.make()
                     with place.fleet(gpu, channel.post) as fleet:
                         source = fleet.source()
-                        device, cells = ray.get(
-                            task.remote(place, source, repeats, gpu, channel.post)
-                        )
+                        device, cells = ray.get(task.remote(place, source, repeats, channel.post))
                     found += cells
                     devices.append(device)
     finally:
@@ -259,7 +257,7 @@ class _Place:
 
 
 def measured(
-    place: _Place, live: Source, repeats: int, gpu: bool, post: Post
+    place: _Place, live: Source, repeats: int, post: Post
 ) -> tuple[str, list[dict[str, Any]]]:
     """All rows of one number of classes; runs in a process of its own.
 
@@ -267,13 +265,12 @@ def measured(
         place: of pictures and teachers.
         live: the teachers who answer live.
         repeats: that count.
-        gpu: whether this process was given a share of one.
         post: is told of every row.
 
     Returns:
         Name of the device, and the fields of the rows.
     """
-    device = torch.device(device_for(SHARE if gpu else 0))
+    device = torch.device(device_here())
     rows = [asdict(row) for row in _Rows(place, live, repeats, device, post)]
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     return name, rows

@@ -139,7 +139,7 @@ def _fleet(
     fleet = Fleet(
         {name: checkpoints[name] for name in list(checkpoints)[:hosted]},
         data,
-        workload.fleet.model_copy(update={"cpus": 0.1}),
+        workload.fleet.model_copy(update={"cpus": 0.1, "gpus": 0.0}),
         channel.post,
         outputs=outputs,
         askers=len(counts),  # so many students, in turn

@@ -32,7 +32,7 @@ from agrekd_ray.errors import AgrekdError, DataError, listed
 from agrekd_ray.guidance.placement import unknown_patterns
 from agrekd_ray.models import Model, check, check_classes, check_name, in_words, read_manifest
 from agrekd_ray.models.model import PRETRAINED, TRANSFORMERS
-from agrekd_ray.settings import MOST_SEEDS
+from agrekd_ray.settings import AUTO, MOST_SEEDS
 from agrekd_ray.teachers import draw
 
 
@@ -138,6 +138,13 @@ class _Whole:
         if workers and batch and batch % workers:
             problem = f"must be a multiple of student.workers, {workers}"
             found.append(Fault(key, str(batch), problem))
+        gpus = self.get("student.gpus")
+        if workers and workers > 1 and gpus not in (None, AUTO, 0, 1):
+            problem = (
+                f"the {workers} workers of a student need a GPU each, since NCCL cannot share one: "
+                "1, auto, or 0 for none"
+            )
+            found.append(Fault("student.gpus", f"{gpus:g}", problem))
         dataset = self._dataset()
         for key in ("teachers.training.batch_size", "student.training.batch_size"):
             batch = self.get(key)

@@ -165,16 +165,6 @@ class Job(Settings):
     ray: RaySettings = RaySettings()
     runs: LocalPath = Path("runs")
 
-    def with_precision(self) -> Job:
-        """The job with what its teachers compute in, for all who look for their records.
-
-        A driver settles it once, for its whole run. One process settles it by its own device.
-        """
-        if self.guidance == "local":
-            return self
-        fleet = self.fleet.model_copy(update={"precision": self.fleet.computes_in})
-        return self.model_copy(update={"fleet": fleet})
-
     @property
     def retrains(self) -> bool:
         """Whether last layers are retrained (DFR)."""

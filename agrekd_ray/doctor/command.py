@@ -20,6 +20,7 @@ from agrekd_ray.doctor.needs import Needs, needs_of
 from agrekd_ray.doctor.report import show
 from agrekd_ray.errors import RunError, TrackingError
 from agrekd_ray.run.environment import prepare
+from agrekd_ray.run.settled import settled
 
 TRACKING_SECONDS = 30.0
 
@@ -43,7 +44,7 @@ def doctor(
         RunError: no cluster answers at the address.
     """
     job = load_job(path, overrides) if path is not None else None
-    points = [point for _, point in points_of(job)] if job is not None else []
+    points = [point for _, point in points_of(settled(job))] if job is not None else []
     needs = needs_of(points) if points else Needs()
     findings = examine(job, points, needs, address, console)
     return not any(finding.level == ERROR for finding in findings)

@@ -52,7 +52,7 @@ def diagnose(cluster: Cluster, needs: Needs, requirements: Sequence[str]) -> lis
     checks: tuple[Callable[[], Iterable[Finding]], ...] = (
         lambda: silence(cluster.nodes),
         lambda: versions(cluster, requirements),
-        lambda: gpus(cluster),
+        lambda: gpus(cluster, needs),
         lambda: memory(cluster, needs),
         lambda: object_store(cluster, needs),
         lambda: open_files(cluster),
@@ -103,8 +103,15 @@ def versions(cluster: Cluster, requirements: Sequence[str]) -> Iterable[Finding]
             yield Finding(node.name, "versions", problem, remedy)
 
 
-def gpus(cluster: Cluster) -> Iterable[Finding]:
-    """GPUs that Ray counts and PyTorch does not find, or the other way round."""
+def gpus(cluster: Cluster, needs: Needs) -> Iterable[Finding]:
+    """GPUs that Ray counts and PyTorch does not find, the other way round, or that nobody wants."""
+    there = sum(node.gpus for node in cluster.nodes)
+    if there and needs.declined:
+        problem = (
+            f"Ray counts {there:g}, and the job declines them: {', '.join(needs.declined)} = 0"
+        )
+        remedy = "leave the keys out, or set them to auto"
+        yield Finding("cluster", "GPUs", problem, remedy, WARNING)
     for node in cluster.nodes:
         found = node.torch_gpus
         if found is None:

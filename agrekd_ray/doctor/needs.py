@@ -33,12 +33,14 @@ class Needs:
         memory: of its teacher actors and its student's workers together.
         object_store: of a node, for what is on its way at once.
         disk: that will be written below a folder, by its key in the job.
+        declined: keys with which the job declines GPUs.
     """
 
     process: int = 0
     memory: int = 0
     object_store: int = 0
     disk: Mapping[str, int] = field(default_factory=dict)
+    declined: tuple[str, ...] = ()
 
 
 def needs_of(points: Sequence[Job]) -> Needs:
@@ -66,7 +68,12 @@ def needs_of(points: Sequence[Job]) -> Needs:
         "teachers.store": sum(teachers.values()),
         "outputs.store": sum(records.values()),
     }
-    return Needs(max(processes), max(memory), max(on_the_way), disk)
+    declined = tuple(
+        f"{key}.gpus"
+        for key in ("student", "teachers", "fleet")
+        if any(getattr(job, key).gpus == 0 for job in points)
+    )
+    return Needs(max(processes), max(memory), max(on_the_way), disk, declined)
 
 
 class _Sizes:

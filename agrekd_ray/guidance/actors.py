@@ -19,13 +19,12 @@ import torch
 
 from agrekd_ray.channel import plain_error
 from agrekd_ray.core.gradient import DistillationGradient
-from agrekd_ray.devices import device_for
 from agrekd_ray.errors import RunError
 from agrekd_ray.guidance.fleet_settings import FleetSettings
 from agrekd_ray.guidance.home import LOST, Home
 from agrekd_ray.guidance.host import WHOLE, Part, TeacherHost
 from agrekd_ray.guidance.lesson import INLINE, Question, Replies, View, weigh_replies
-from agrekd_ray.guidance.nodes import DriverData, this_node
+from agrekd_ray.guidance.nodes import DriverData, device_here, this_node
 from agrekd_ray.meters import TeacherMeter, WeightingMeter
 from agrekd_ray.numerics import numbers_on
 from agrekd_ray.outputs import Outputs, OutputSettings
@@ -41,13 +40,12 @@ class TeacherActor:
         checkpoints: Mapping[str, Path],
         data: DriverData,
         settings: FleetSettings,
-        gpu: bool,
         capacity: int,
         outputs: OutputSettings | None = None,
     ) -> None:
         torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+        device = device_here()
         samples = data.open()
-        device = device_for(float(gpu))
         numbers = numbers_here(settings, device, checkpoints)
         self._host = TeacherHost(
             checkpoints,

@@ -25,15 +25,7 @@ from agrekd_ray.guidance.fleet_settings import FleetSettings
 from agrekd_ray.guidance.host import WHOLE, Part
 from agrekd_ray.guidance.lesson import Lesson, Question
 from agrekd_ray.guidance.nodes import DriverData, cluster_nodes, look_for_room, waits_for_room
-from agrekd_ray.guidance.placement import (
-    Node,
-    Share,
-    Wanted,
-    cpus_of,
-    place,
-    rounds,
-    shares_of,
-)
+from agrekd_ray.guidance.placement import Share, Wanted, place, rounds, shares_on
 from agrekd_ray.outputs import OutputSettings
 from agrekd_ray.results import Effort
 from agrekd_ray.training import Column
@@ -176,7 +168,6 @@ class Fleet:
                     {name: checkpoints[name].resolve() for name in share.teachers},
                     shown,
                     settings,
-                    share.wanted.resources["GPU"] > 0,
                     (settings.look_ahead + 2) * (askers + 1),
                     outputs,
                 )
@@ -208,6 +199,11 @@ class Fleet:
     def actors(self) -> list[Any]:
         """Of all teachers, replicas among them."""
         return [actor for _, actors in self._hosts for actor in actors]
+
+    @property
+    def wanted(self) -> list[Wanted]:
+        """Room that they take."""
+        return [share.wanted for share, actors in self._hosts for _ in actors]
 
     def effort(self, patience: float = STALL_SECONDS) -> Effort:
         """What the teachers have cost so far; what an actor did before it died is lost.
@@ -336,7 +332,7 @@ def fits(
 ) -> bool:
     """Whether the cluster has room for all teachers at once, beside the students."""
     nodes = cluster_nodes()
-    shares = _shares(checkpoints, settings, nodes, students)
+    shares = shares_on(nodes, checkpoints, settings, students)
     return not place([*students, *(share.wanted for share in shares)], nodes).without_room
 
 
@@ -347,7 +343,7 @@ def turns(checkpoints: Mapping[str, Path], settings: FleetSettings) -> list[dict
         RunError: there is a teacher that no node has room for.
     """
     nodes = cluster_nodes()
-    shares = _shares(checkpoints, settings, nodes, ())
+    shares = shares_on(nodes, checkpoints, settings, ())
     return [
         {name: checkpoints[name] for one in turn for name in shares[one].teachers}
         for turn in rounds([share.wanted for share in shares], nodes)
@@ -365,7 +361,7 @@ def _placed(
     The plan is told where there is more than one node, and what has to wait for others.
     """
     nodes = cluster_nodes()
-    shares = _shares(checkpoints, settings, nodes, students)
+    shares = shares_on(nodes, checkpoints, settings, students)
     wanted = [share.wanted for share in shares]
     nodes = look_for_room(students, wanted, post)
     if len(nodes) > 1:
@@ -373,15 +369,3 @@ def _placed(
         for line in place(everybody, nodes).lines():
             post(Note(line))
     return shares
-
-
-def _shares(
-    checkpoints: Mapping[str, Path],
-    settings: FleetSettings,
-    nodes: Sequence[Node],
-    students: Sequence[Wanted],
-) -> list[Share]:
-    actors = len(shares_of(checkpoints, settings)) * settings.replicas
-    there = sum(node.total.get("CPU", 0) for node in nodes)
-    taken = sum(one.resources.get("CPU", 0) for one in students)
-    return shares_of(checkpoints, settings, cpus_of(settings, actors, there, taken))

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import fnmatch
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from agrekd_ray.settings import (
+    AUTO,
     Count,
+    Gpus,
+    GpusIfAny,
     NodeLabels,
     NodeResources,
-    NonNegative,
     Numbers,
     Positive,
     Precise,
@@ -24,12 +26,12 @@ class TeacherPlace(Settings):
     """Where some teachers are put, where it differs from the others.
 
     Attributes:
-        gpus: of their actor; null as the fleet.
+        gpus: of their actor, as the fleet's; null as the fleet.
         resources: custom resources of their actor.
         labels: of their node.
     """
 
-    gpus: NonNegative | None = None
+    gpus: GpusIfAny = None
     resources: NodeResources = Field(default_factory=dict)
     labels: NodeLabels = Field(default_factory=dict)
 
@@ -47,7 +49,7 @@ class FleetSettings(Precise):
         weighting_actors: that weigh side by side; a student's workers are dealt out among them. Of
             use where classes × teachers × workers are more than one process can take in.
         cpus: logical CPUs of an actor; null shares what the student's workers leave.
-        gpus: of an actor; fractions share a GPU between actors.
+        gpus: share of a GPU that an actor has; `auto` is what the students leave, 0 none.
         resources: custom resources of an actor.
         labels: of the nodes that host teachers.
         teachers: other places, by teacher's name; `*` and `?` stand for any letters. The first
@@ -66,7 +68,7 @@ class FleetSettings(Precise):
     replicas: Annotated[Count, Field(le=64)] = 1
     weighting_actors: Annotated[Count, Field(le=256)] = 1
     cpus: Positive | None = None
-    gpus: NonNegative = 0
+    gpus: Gpus = AUTO
     resources: NodeResources = Field(default_factory=dict)
     labels: NodeLabels = Field(default_factory=dict)
     teachers: dict[str, TeacherPlace] = Field(default_factory=dict)
@@ -78,27 +80,24 @@ class FleetSettings(Precise):
     def computes_in(self) -> Numbers:
         """What all teachers compute in: one for all, since it is part of what records are of.
 
-        Where GPUs are left open, this process's machine stands for the cluster.
+        With `auto`, that of GPUs where all are known to have some (see `run.settled`).
         """
         if self.precision != "auto":
             return self.precision
         own = [place.gpus for place in self.teachers.values() if place.gpus is not None]
-        shares: list[Any] = [self.gpus, *own]
-        if 0 in shares:
-            return "float32"
-        if all(isinstance(share, int | float) for share in shares):
-            return "bfloat16"
-        import torch  # a job is read without it
-
-        return "bfloat16" if torch.cuda.is_available() else "float32"
+        return "float32" if {0, AUTO} & {self.gpus, *own} else "bfloat16"
 
     def of(self, teacher: str) -> TeacherPlace:
         """Where a teacher is put."""
         for pattern, own in self.teachers.items():
             if fnmatch.fnmatchcase(teacher, pattern):
-                return TeacherPlace(
-                    gpus=self.gpus if own.gpus is None else own.gpus,
-                    resources={**self.resources, **own.resources},
-                    labels={**self.labels, **own.labels},
-                )
-        return TeacherPlace(gpus=self.gpus, resources=self.resources, labels=self.labels)
+                return self.merged(own)
+        return self.merged(TeacherPlace())
+
+    def merged(self, own: TeacherPlace) -> TeacherPlace:
+        """A place, with what it leaves to the fleet."""
+        return TeacherPlace(
+            gpus=self.gpus if own.gpus is None else own.gpus,
+            resources={**self.resources, **own.resources},
+            labels={**self.labels, **own.labels},
+        )

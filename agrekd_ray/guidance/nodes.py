@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
+import torch
 from ray._private.state import actors, available_resources_per_node
 from ray.util import placement_group_table
 
 from agrekd_ray.data import Dataset, DataSettings, open_dataset
+from agrekd_ray.devices import device_for
 from agrekd_ray.errors import DataError
 from agrekd_ray.events import Note, Post
 from agrekd_ray.guidance.placement import Node, Wanted, check_room
@@ -91,6 +93,34 @@ def cluster_nodes() -> list[Node]:
         for node in ray.nodes()
         if node["Alive"]
     ]
+
+
+def settled_nodes() -> list[Node]:
+    """All nodes, once GPUs that have just been given back are free; a moment later at most."""
+    until = time.monotonic() + SETTLE_SECONDS
+    nodes = cluster_nodes()
+    while time.monotonic() < until and any(
+        node.free.get("GPU", 0) < node.total.get("GPU", 0) for node in nodes
+    ):
+        time.sleep(0.1)
+        nodes = cluster_nodes()
+    return nodes
+
+
+def device_here(device: Callable[[], object] = lambda: "cuda") -> str:
+    """The device of this process: a GPU where Ray gave it one.
+
+    Args:
+        device: what stands for that GPU.
+
+    Raises:
+        RunError: PyTorch cannot use it; names the node and the cause.
+    """
+    given = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
+    if not given:
+        return device_for("")
+    granted = f"node {this_node()}: Ray has given a process GPU {', '.join(given)}"
+    return device_for(granted, str(device()) if torch.cuda.is_available() else "cuda")
 
 
 def group_waits() -> bool:

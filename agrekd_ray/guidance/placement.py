@@ -12,6 +12,7 @@ from pathlib import Path
 from agrekd_ray.errors import RunError
 from agrekd_ray.guidance.fleet_settings import FleetSettings
 from agrekd_ray.models import read_manifest
+from agrekd_ray.settings import a_number
 
 _ROUNDING = 1e-6
 """Ray counts in ten-thousandths."""
@@ -100,10 +101,37 @@ def shares_of(
         for number in range(actors):
             names = [name for some in backbones[number::actors] for name in some]
             own = settings.of(names[0])
-            resources = {"CPU": cpus or 0.0, "GPU": own.gpus or 0.0, **own.resources}
+            resources = {"CPU": cpus or 0.0, "GPU": a_number(own.gpus), **own.resources}
             wanted = Wanted(f"teachers {', '.join(names)}", resources, own.labels)
             found.append(Share(tuple(names), wanted))
     return found
+
+
+def shares_on(
+    nodes: Sequence[Node],
+    checkpoints: Mapping[str, Path],
+    settings: FleetSettings,
+    students: Sequence[Wanted],
+) -> list[Share]:
+    """Which teachers live together, and what they take beside the students.
+
+    Args:
+        nodes: of the cluster.
+        checkpoints: folders by teacher's name, the biased model among them.
+        settings: of the fleet.
+        students: workers.
+    """
+    shares = shares_of(checkpoints, settings)
+    # Teachers on GPUs have the CPUs of those nodes alone.
+    hosts = [
+        node
+        for node in nodes
+        if not any(share.wanted.resources["GPU"] for share in shares) or node.total.get("GPU", 0)
+    ]
+    there = sum(node.total.get("CPU", 0) for node in hosts)
+    taken = sum(one.resources.get("CPU", 0) for one in students)
+    cpus = cpus_of(settings, len(shares) * settings.replicas, there, taken)
+    return shares_of(checkpoints, settings, cpus)
 
 
 def cpus_of(settings: FleetSettings, actors: int, cluster: float, taken: float) -> float:
@@ -127,11 +155,12 @@ class Placement:
     Attributes:
         placed: who must find room, with the node's name; None where there is none.
         nodes: of the cluster.
-        free: whether it is about the room that is free now, not all that there is.
+        idle: GPUs of each node that nobody was put on.
     """
 
     placed: tuple[tuple[Wanted, str | None], ...]
     nodes: tuple[Node, ...]
+    idle: Mapping[str, int]
 
     @property
     def without_room(self) -> list[Wanted]:
@@ -160,12 +189,15 @@ class Placement:
 def place(wanted: Sequence[Wanted], nodes: Sequence[Node], *, free: bool = False) -> Placement:
     """Work out who finds room where: the largest first, on the emptiest node that has room.
 
+    A share of a GPU is one of a single GPU, the fullest of its node that has it left, as with Ray.
+
     Args:
         wanted: who must find room; those of one kind spread over the nodes.
         nodes: of the cluster.
         free: count the room that is free now, not all that there is.
     """
     left = {node.name: dict(node.free if free else node.total) for node in nodes}
+    gpus = {name: _Gpus(room.pop("GPU", 0)) for name, room in left.items()}
     guests: Counter[str] = Counter()
     where: dict[int, str | None] = {}
     order = sorted(
@@ -177,7 +209,7 @@ def place(wanted: Sequence[Wanted], nodes: Sequence[Node], *, free: bool = False
             node
             for node in nodes
             if matches(node.labels, wanted[one].labels)
-            and _has_room(left[node.name], wanted[one].resources)
+            and _has_room(left[node.name], gpus[node.name], wanted[one].resources)
         ]
         if not fitting:
             where[one] = None
@@ -185,9 +217,39 @@ def place(wanted: Sequence[Wanted], nodes: Sequence[Node], *, free: bool = False
         chosen = min(fitting, key=lambda node: guests[node.name]).name
         guests[chosen] += 1
         for name, amount in wanted[one].resources.items():
-            left[chosen][name] = left[chosen].get(name, 0) - amount
+            if name == "GPU":
+                gpus[chosen].take(amount)
+            else:
+                left[chosen][name] = left[chosen].get(name, 0) - amount
         where[one] = chosen
-    return Placement(tuple((w, where[n]) for n, w in enumerate(wanted)), tuple(nodes))
+    placed = tuple((w, where[n]) for n, w in enumerate(wanted))
+    return Placement(placed, tuple(nodes), {name: own.idle for name, own in gpus.items()})
+
+
+class _Gpus:
+    """A node's GPUs, each with what is left of it."""
+
+    def __init__(self, amount: float) -> None:
+        whole = int(amount + _ROUNDING)
+        self._left = [1.0] * whole + ([amount - whole] if amount - whole > _ROUNDING else [])
+
+    def fitting(self, amount: float) -> list[int]:
+        """Those on which an amount finds room, by number; none where it does not."""
+        if amount <= 1:
+            room = [n for n, left in enumerate(self._left) if left + _ROUNDING >= amount]
+            return [min(room, key=self._left.__getitem__)] if room else []
+        free = [n for n, left in enumerate(self._left) if left + _ROUNDING >= 1]
+        return free[: int(amount)] if len(free) >= amount else []
+
+    def take(self, amount: float) -> None:
+        """Give an amount to somebody for whom there is room."""
+        for number in self.fitting(amount) if amount else ():
+            self._left[number] -= min(amount, 1.0)
+
+    @property
+    def idle(self) -> int:
+        """How many are untouched."""
+        return sum(left >= 1 for left in self._left)
 
 
 def check_room(
@@ -283,8 +345,13 @@ def matches(labels: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
     return True
 
 
-def _has_room(left: Mapping[str, float], resources: Mapping[str, float]) -> bool:
-    return all(left.get(name, 0) + _ROUNDING >= amount for name, amount in resources.items())
+def _has_room(left: Mapping[str, float], gpus: _Gpus, resources: Mapping[str, float]) -> bool:
+    return all(
+        not amount or bool(gpus.fitting(amount))
+        if name == "GPU"
+        else left.get(name, 0) + _ROUNDING >= amount
+        for name, amount in resources.items()
+    )
 
 
 def unknown_patterns(settings: FleetSettings, names: Sequence[str]) -> list[str]:

@@ -56,7 +56,9 @@ class Calibration(AbstractContextManager["Calibration"]):
         self._fleet = Fleet(
             checkpoints,
             settings,
-            FleetSettings(backbones_per_actor=DEEP, concurrent=DEEP, cpus=0.01, look_ahead=0),
+            FleetSettings(
+                backbones_per_actor=DEEP, concurrent=DEEP, cpus=0.01, gpus=0, look_ahead=0
+            ),
             lambda event: None,
         )
         self._echo = ray.remote(Echo).options(num_cpus=0).remote()

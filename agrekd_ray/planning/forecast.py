@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 
 from agrekd_ray.guidance.lesson import INLINE
 from agrekd_ray.planning.messages import FLOAT
-from agrekd_ray.planning.placing import Placing, groups_with_room, place
+from agrekd_ray.planning.placing import Placing, groups_with_room, place, with_gpus
 from agrekd_ray.planning.settings import Machines, Times
 from agrekd_ray.planning.setup import Setup
 from agrekd_ray.planning.step import Step, forward_ms, live_step, replay_parts
@@ -114,7 +114,8 @@ class Forecast:
     """What a job would take.
 
     Attributes:
-        setup: the job, with the number of weighting actors that the plan chose.
+        setup: the job, with the GPUs that it would have there, and the number of weighting actors
+            that the plan chose.
         placing: of its parts on the machines.
         step: live.
         single: the live step with one weighting actor, where there are several.
@@ -160,6 +161,7 @@ def forecast(
         weighting_actors: 1, or one for each worker where the strategies weigh by sample; None
             takes what is worth it.
     """
+    setup = with_gpus(setup, machines)
     placing = place(setup, machines)
     single = replace(setup, weighting_actors=1)
     sharded = replace(setup, weighting_actors=setup.workers)

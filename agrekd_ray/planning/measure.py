@@ -16,7 +16,7 @@ from agrekd_ray.config import Job
 from agrekd_ray.core.kd import kd_gradient
 from agrekd_ray.core.quadratic import shortest_mixture
 from agrekd_ray.data import TRAIN, Dataset
-from agrekd_ray.devices import device_for
+from agrekd_ray.devices import device_of
 from agrekd_ray.guidance import Lesson, Question, Replies
 from agrekd_ray.guidance.lesson import weigh_replies
 from agrekd_ray.models import Model, build
@@ -48,14 +48,14 @@ def model_times(job: Job, dataset: Dataset, setup: Setup) -> dict[str, float]:
     threads = max(1, int(fleet.cpus or 1))
     ids = np.resize(dataset.splits[TRAIN], setup.batch)
     inputs_ms = reading_ms(dataset, ids, threads)
+    teaching = torch.device(device_of(fleet.gpus, "fleet.gpus"))
+    learning = torch.device(device_of(student.gpus, "student.gpus"))
     each = [
-        forward_times(model, dataset, ids, _device(fleet.gpus), fleet.precision, threads)
+        forward_times(model, dataset, ids, teaching, fleet.precision, threads)
         for model in (job.teachers.model, *job.teachers.others)
     ]
     with _threads(max(1, int(student.cpus))):
-        step_ms = student_step(
-            student.model, dataset, student.training, setup.part, _device(student.takes["GPU"])
-        )
+        step_ms = student_step(student.model, dataset, student.training, setup.part, learning)
     return {
         "forward_ms": statistics.mean(wall for wall, _ in each),
         "forward_busy": statistics.mean(busy for _, busy in each),
@@ -202,10 +202,6 @@ def _reply_of(teachers: int, samples: int, classes: int) -> Callable[[], object]
     logits_mBC = torch.randn(teachers, samples, classes)
     student_BC = torch.randn(samples, classes)
     return lambda: kd_gradient(student_BC, logits_mBC, TEMPERATURE)
-
-
-def _device(gpus: float) -> torch.device:
-    return torch.device(device_for(gpus))
 
 
 def _wait(device: torch.device | None) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from agrekd_ray.planning.settings import Machines
 from agrekd_ray.planning.setup import Setup
+from agrekd_ray.run.gpus import LARGE, divided, parts
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,31 @@ class Placing:
         return None
 
 
+def with_gpus(setup: Setup, machines: Machines) -> Setup:
+    """A job with numbers for the GPUs that it leaves open, by the rule of `run.gpus`."""
+    there = machines.gpus * machines.nodes
+    workers, actors, groups = [setup.student_gpus], [setup.actor_gpus], 1
+    if "student" in setup.gpus_left_open:
+        alone = 1.0 if there >= setup.workers else 0.0
+        several = setup.workers > 1 or not there
+        workers = [alone] if several else parts(setup.students_on_a_gpu)
+        groups = groups_with_room(replace(setup, student_gpus=workers[-1]), machines)
+    if "fleet" in setup.gpus_left_open:
+        actors = parts(setup.actors_on_a_gpu) if there else [0.0]
+
+    def fits(worker: float | None, actor: float | None) -> bool:
+        full, rest = there, 0.0
+        if worker:
+            used, over = divmod(groups * setup.workers, int(1 / worker + 1e-9))
+            full, rest = there - used - (over > 0), 1 - over * worker if over else 0.0
+        if full < 0 or not actor:
+            return full >= 0
+        return full * int(1 / actor + 1e-9) + int(rest / actor + 1e-9) >= setup.actors
+
+    worker, actor = divided(fits, workers, actors, setup.records)
+    return replace(setup, student_gpus=worker, actor_gpus=actor)
+
+
 def place(setup: Setup, machines: Machines) -> Placing:
     """Place a job; where there is no room for it, as if its parts shared what there is.
 
@@ -63,10 +89,7 @@ def place(setup: Setup, machines: Machines) -> Placing:
         actors_here=actors_here,
         actors_per_gpu=actors_per_gpu,
         far=elsewhere / setup.actors,
-        gpus=(
-            setup.workers * setup.student_gpus + setup.actors * setup.actor_gpus,
-            machines.gpus * nodes,
-        ),
+        gpus=(_wanted(setup, machines.gpus * nodes), machines.gpus * nodes),
         cpus=(setup.workers * setup.student_cpus + actor_cpus, machines.cpus * nodes),
     )
 
@@ -81,5 +104,19 @@ def groups_with_room(setup: Setup, machines: Machines) -> int:
 def _workers_a_node(setup: Setup, machines: Machines) -> int:
     room = machines.cpus / setup.student_cpus
     if setup.student_gpus:
-        room = min(room, machines.gpus / setup.student_gpus)
+        room = min(room, machines.gpus / _worth(setup))
     return max(1, int(room + 1e-9))
+
+
+def _worth(setup: Setup) -> float:
+    """Share of a GPU that a worker can make use of, where others could share it."""
+    large = "student" in setup.gpus_left_open and setup.students_on_a_gpu == LARGE
+    return 1.0 if large else setup.student_gpus
+
+
+def _wanted(setup: Setup, there: float) -> float:
+    """GPUs that are wanted at the same time."""
+    students, teachers = setup.workers * setup.student_gpus, setup.actors * setup.actor_gpus
+    if setup.records and "fleet" in setup.gpus_left_open and students + teachers > there:
+        return max(students, min(teachers, there))  # they record before the students begin
+    return students + teachers

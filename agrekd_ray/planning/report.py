@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from rich.text import Text
 
 from agrekd_ray.planning.advice import Advice
 from agrekd_ray.planning.forecast import Forecast
+from agrekd_ray.planning.placing import groups_with_room
 from agrekd_ray.planning.settings import Machines, Times
 from agrekd_ray.planning.step import PARTS
 
@@ -29,8 +31,7 @@ def render(
         f"classes, on {_many(machines.nodes, 'node')} of {_many(machines.cpus, 'core')} and "
         f"{_many(machines.gpus, 'GPU')}",
     )
-    if machines.gpus and not (setup.actor_gpus or setup.student_gpus):
-        idle = "the job takes none of the GPUs: fleet.gpus and student.gpus are 0"
+    if idle := _idle(found, machines):
         _say(console, idle, "yellow")
     if found.shortage:
         _say(console, f"no room: {found.shortage}; forecast as if there were", "yellow")
@@ -52,6 +53,25 @@ def render(
         )
     if advice:
         console.print(_advice(found, advice))
+
+
+def _idle(found: Forecast, machines: Machines) -> str:
+    """What is left of the GPUs, with the key that would use it; empty where nothing is."""
+    setup, (wanted, there) = found.setup, found.placing.gpus
+    others = (groups_with_room(setup, machines) - 1) * setup.workers * setup.student_gpus
+    idle = there - math.ceil(wanted + others - 1e-6)
+    if idle <= 0:
+        return ""
+    shares = {"student": setup.student_gpus, "fleet": setup.actor_gpus}
+    reasons = [
+        f"{key}.gpus = 0 declines them"
+        for key, share in shares.items()
+        if not share and key not in setup.gpus_left_open
+    ]
+    if not setup.student_gpus and "student" in setup.gpus_left_open:
+        reasons.append(f"student.workers = {setup.workers} need a GPU each")
+    advice = "more student.workers would train a student on several"
+    return f"{idle:g} of {there:g} GPUs stay idle: {'; '.join(reasons) or advice}"
 
 
 def as_json(

@@ -14,7 +14,9 @@ from agrekd_ray.config import Fault, Job, JobError, check_job, read_job
 from agrekd_ray.core.weighting import find_strategy, needs_global_batch
 from agrekd_ray.data import SELECT, TEST, TRAIN, Dataset, open_dataset
 from agrekd_ray.models import Model, Shape, check_name, read_manifest
+from agrekd_ray.run.gpus import SMALL, most_on_a_gpu, numbered
 from agrekd_ray.run.plan import Plan, make_plan
+from agrekd_ray.settings import AUTO, a_number
 
 UNKNOWN_SHAPE: Shape = (3, 224, 224)
 """What samples are taken for where the data are not there."""
@@ -54,6 +56,9 @@ class Setup:
         student_gpus: of a worker.
         actor_cpus: of a teachers' actor; None shares what is left.
         actor_gpus: of a teachers' actor.
+        gpus_left_open: whose the job leaves open, `student` or `fleet`: the machines say.
+        students_on_a_gpu: that share one then, at most.
+        actors_on_a_gpu: the same of teachers' actors.
         weighting_actors: 1, or one for each of the student's workers.
     """
 
@@ -85,6 +90,9 @@ class Setup:
     student_gpus: float = 0
     actor_cpus: float | None = None
     actor_gpus: float = 0
+    gpus_left_open: tuple[str, ...] = ()
+    students_on_a_gpu: int = SMALL
+    actors_on_a_gpu: int = SMALL
     weighting_actors: int = 1
 
     @property
@@ -222,6 +230,9 @@ def _setup(
     shape = dataset.shape if dataset is not None else UNKNOWN_SHAPE
     classes = classes or len(dataset.classes if dataset is not None else ())
     sizes = [_size(model, shape, classes) for model in _architectures(plan)]
+    student_bytes = _size(job.student.model, shape, classes)
+    teacher_bytes = max([*sizes, *_own_sizes(plan)])
+    given = numbered(job)
     return Setup(
         strategy=plan.strategies[0],
         strategies=tuple(lesson.strategy for lesson in lessons),
@@ -244,13 +255,16 @@ def _setup(
         sample_weighting=job.distillation.sample_weighting is not None,
         records=job.guidance == "auto",
         number_bytes=np.dtype(job.outputs.dtype).itemsize,
-        student_bytes=_size(job.student.model, shape, classes),
-        teacher_bytes=max([*sizes, *_own_sizes(plan)]),
+        student_bytes=student_bytes,
+        teacher_bytes=teacher_bytes,
         at_once=None if job.student.at_once == "auto" else job.student.at_once,
         student_cpus=job.student.cpus,
-        student_gpus=job.student.takes["GPU"],
+        student_gpus=given.student.takes["GPU"],
         actor_cpus=job.fleet.cpus,
-        actor_gpus=job.fleet.gpus,
+        actor_gpus=a_number(given.fleet.gpus),
+        gpus_left_open=tuple(key for key in ("student", "fleet") if getattr(job, key).gpus == AUTO),
+        students_on_a_gpu=most_on_a_gpu(student_bytes // 4, shape),
+        actors_on_a_gpu=most_on_a_gpu(teacher_bytes // 4, shape),
     )
 
 

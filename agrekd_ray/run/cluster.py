@@ -10,14 +10,31 @@ from agrekd_ray.channel import Channel
 from agrekd_ray.config import Job
 from agrekd_ray.data import open_dataset
 from agrekd_ray.events import Note, Post
-from agrekd_ray.guidance.nodes import DriverData, cluster_nodes, group_waits, look_for_room
-from agrekd_ray.guidance.placement import Wanted, check_room, place
+from agrekd_ray.guidance.nodes import (
+    DriverData,
+    cluster_nodes,
+    group_waits,
+    look_for_room,
+    settled_nodes,
+)
+from agrekd_ray.guidance.placement import Node, Wanted, check_room, place
 from agrekd_ray.results import Effort
 from agrekd_ray.run.engine import Handle
+from agrekd_ray.run.gpus import (
+    groups_at_once,
+    most_of,
+    most_of_finished,
+    numbered,
+    share_of_task,
+    what_stays_idle,
+    with_share,
+    workers_of,
+)
 from agrekd_ray.run.listener import Listener
 from agrekd_ray.run.session import RaySession
-from agrekd_ray.run.teaching import Teaching, workers_of
+from agrekd_ray.run.teaching import Teaching
 from agrekd_ray.run.waiting import First, Waiting
+from agrekd_ray.settings import AUTO
 from agrekd_ray.student import Assignment, read_outcome
 from agrekd_ray.student.group import Schoolwork, train_group
 from agrekd_ray.student.shared_work import Pace
@@ -48,9 +65,11 @@ class RayEngine:
         self._job = job
         self._session = session_of([job], handle)
         try:
-            check_room(workers_of(job.student), [], cluster_nodes())
+            check_room(workers_of(numbered(job).student), [], cluster_nodes())
             if job.teachers.count:
-                check_room([], [self._training], cluster_nodes())
+                gpus = job.teachers.gpus
+                room = with_share(self._training, 0 if gpus == AUTO else gpus)
+                check_room([], [room], cluster_nodes())
             self._channel = Channel(self._session.node_id)
             self._handle = handle
         except BaseException:
@@ -59,7 +78,17 @@ class RayEngine:
 
     def make_teachers(self, families: Sequence[Sequence[Recipe]]) -> None:
         """See `Engine.make_teachers`."""
-        job, room, post = self._job, self._training, self._channel.post
+        job, post, nodes = self._job, self._channel.post, settled_nodes()
+        models = [family[0].model for family in families]
+        share = share_of_task(
+            self._training,
+            job.teachers.gpus,
+            len(families),
+            nodes,
+            lambda: most_of(models, open_dataset(job.data)),
+        )
+        room = with_share(self._training, share)
+        self._say_idle(numbered(job), [room] * len(families), nodes, "teachers")
         first = First()
         with Waiting([room], post, first.awaited), self.listening(first.watch):
             look_for_room([], [room], post)
@@ -73,29 +102,42 @@ class RayEngine:
         storage: Path,
     ) -> Effort:
         """See `Engine.train_students`."""
-        job = self._job
-        samples = open_dataset(job.data)
+        samples = open_dataset(self._job.data)
         epochs = max((a.training.epochs for a in assignments if a.lesson), default=0)
         views = sorted({samples.view(epoch) for epoch in range(epochs)})
-        post, workers = self._channel.post, workers_of(job.student)
+        post, nodes = self._channel.post, settled_nodes()
         left = [a for a in assignments if read_outcome(students / a.name) is None]
-        pace, most = Pace(left), job.student.at_once
+        models, most = [assignment.model for assignment in left], self._job.student.at_once
+        pace = Pace(left)
+        side_by_side = groups_at_once(
+            self._job,
+            nodes,
+            samples,
+            models=models,
+            most=len(left) if most == "auto" else min(most, len(left)),
+            crowded=most != "auto",
+        )
+        teaching = Teaching(
+            self._job, checkpoints, samples, views, post, models=models, groups=side_by_side
+        )
+        job, workers = teaching.job, workers_of(teaching.job.student)
 
         def another(groups: int, begun: int) -> bool:
             wanted = (begun == groups and pace.pays(groups)) if most == "auto" else groups < most
+            full = job.student.takes["GPU"] > 0 and groups >= side_by_side
             coming = workers * (groups - begun + 1)
-            if not wanted or place(coming, cluster_nodes(), free=True).without_room:
+            if not wanted or full or place(coming, cluster_nodes(), free=True).without_room:
                 return False
             pace.grown()
             return True
 
-        with (
-            Teaching(job, checkpoints, samples, views, post) as teaching,
-            self.listening(teaching.watch, pace.watch),
-        ):
+        with teaching, self.listening(teaching.watch, pace.watch):
             source = teaching.source()
             if not teaching.hosts:  # else the fleet has looked, for the students too
                 look_for_room(workers, [], post)
+            keys = ("student", "fleet") if teaching.hosts else ("student",)
+            busy = [*workers * side_by_side, *teaching.hosted]
+            self._say_idle(job, busy, nodes, *keys)
             work = Schoolwork(
                 assignments,
                 DriverData(job.data, samples.fingerprint),
@@ -111,7 +153,13 @@ class RayEngine:
 
     def ask(self, asked: Sequence[Asked], take: Take) -> None:
         """See `Engine.ask`."""
-        rooms, post = {one: self._asking(one) for one in asked}, self._channel.post
+        post, nodes = self._channel.post, settled_nodes()
+        folders = [one.folder for one in asked]
+        rooms: dict[Asked, Wanted] = {}
+        for one in asked:
+            room, gpus = self._asking(one), self._job.fleet.of(one.name).gpus or 0
+            share = share_of_task(room, gpus, len(asked), nodes, lambda: most_of_finished(folders))
+            rooms[one] = with_share(room, share)
         different = list({room.in_words: room for room in rooms.values()}.values())
         first = First()
         with Waiting(different[:1], post, first.awaited), self.listening(first.watch):
@@ -121,15 +169,14 @@ class RayEngine:
 
     @property
     def _training(self) -> Wanted:
-        """Room that the training of a teacher takes."""
-        teachers = self._job.teachers
-        return Wanted("the training of a teacher", {"CPU": teachers.cpus, "GPU": teachers.gpus})
+        """Room that the training of a teacher takes, besides a GPU."""
+        return Wanted("the training of a teacher", {"CPU": self._job.teachers.cpus})
 
     def _asking(self, one: Asked) -> Wanted:
-        """Room that a finished model takes to answer: what a teacher has in the fleet."""
+        """Room that a finished model takes to answer, besides a GPU: as a teacher in the fleet."""
         job, own = self._job, self._job.fleet.of(one.name)
         cpus = job.teachers.cpus if job.fleet.cpus is None else job.fleet.cpus
-        resources = {"CPU": cpus, "GPU": own.gpus or 0, **own.resources}
+        resources = {"CPU": cpus, **own.resources}
         return Wanted(f"the evaluation of {one.name}", resources, own.labels)
 
     def record(self, checkpoints: dict[str, Path], views: Sequence[int]) -> Effort:
@@ -139,8 +186,16 @@ class RayEngine:
             Teaching(self._job, checkpoints, samples, views, post) as teaching,
             self.listening(teaching.watch),
         ):
+            self._say_idle(teaching.job, [], cluster_nodes(), "fleet")
             teaching.record()
         return teaching.effort
+
+    def _say_idle(
+        self, given: Job, wanted: Sequence[Wanted], nodes: Sequence[Node], *keys: str
+    ) -> None:
+        """See `what_stays_idle`."""
+        if idle := what_stays_idle(self._job, given, nodes, wanted, *keys):
+            self._channel.post(Note(idle))
 
     @property
     def post(self) -> Post:

@@ -10,7 +10,7 @@ import torch
 
 from agrekd_ray.config import Job
 from agrekd_ray.data import open_dataset
-from agrekd_ray.devices import device_for
+from agrekd_ray.devices import device_of
 from agrekd_ray.errors import RunError
 from agrekd_ray.events import (
     Event,
@@ -81,13 +81,17 @@ class LocalEngine:
 
     Students, teachers and their answers are computed on a GPU where there is one and
     `student.gpus` does not decline it.
+
+    Raises:
+        RunError: `student.gpus` asks for a GPU that PyTorch cannot use.
     """
 
     def __init__(self, job: Job, handle: Handle) -> None:
         self._job, self._handle = job, handle
-        self.device = device_for(job.student.gpus)
-        if job.student.gpus and self.device == "cpu":
-            handle(Note("student.gpus asks for a GPU, and PyTorch finds none here: the CPU it is"))
+        self.device = device_of(job.student.gpus, "student.gpus")
+        if self.device == "cpu" and torch.cuda.is_available():
+            idle = torch.cuda.device_count()
+            handle(Note(f"{idle} of {idle} GPUs stay idle: student.gpus = 0 declines them"))
         torch.set_num_threads(max(1, round(job.student.cpus)))
 
     def make_teachers(self, families: Sequence[Sequence[Recipe]]) -> None:

@@ -33,6 +33,7 @@ from agrekd_ray.run.environment import prepare
 from agrekd_ray.run.folder import RunFolder
 from agrekd_ray.run.monitor import Monitor, flat
 from agrekd_ray.run.plan import Plan, epochs_of, make_plan
+from agrekd_ray.run.settled import settled
 from agrekd_ray.student import Assignment, read_outcome, write_outcome
 from agrekd_ray.teachers import Asked, Pool
 from agrekd_ray.tracking import diagnostic_plots, plots, tables
@@ -148,7 +149,7 @@ class _Run:
         self, folder: RunFolder, console: Console, tags: Mapping[str, str], draw: bool
     ) -> None:
         self.folder, self.console, self.tags, self.draws = folder, console, tags, draw
-        self.job: Job = folder.job.with_precision()
+        self.job: Job = settled(folder.job)
         self.plan: Plan = make_plan(self.job)
         self.dataset: Dataset = open_dataset(self.job.data)
         self.pool = Pool(self.job.teachers.store, self.dataset)

@@ -17,6 +17,7 @@ from agrekd_ray.run.engine import Engine
 from agrekd_ray.run.environment import prepare
 from agrekd_ray.run.monitor import show_progress
 from agrekd_ray.run.plan import Plan, epochs_of, make_plan
+from agrekd_ray.run.settled import settled
 from agrekd_ray.teachers import Pool
 
 
@@ -35,7 +36,7 @@ def record_job(job: Job, console: Console) -> Effort:
     Raises:
         AgrekdError: a teacher cannot be made or recorded; what is recorded stays.
     """
-    job = job.with_precision()
+    job = settled(job)
     plan, samples = make_plan(job), open_dataset(job.data)
     if not plan.strategies:
         raise RunError(

@@ -21,7 +21,7 @@ from yaml import YAMLError
 from agrekd_ray.config import Fault, Job, JobError, faults_of, load_job
 from agrekd_ray.config.reading import ambiguous
 from agrekd_ray.data import SELECT, TEST, Dataset, open_dataset
-from agrekd_ray.devices import device_for
+from agrekd_ray.devices import device_of
 from agrekd_ray.errors import CheckpointError, RunError
 from agrekd_ray.models import Manifest, Model, check_classes, load, read_manifest
 from agrekd_ray.results import Metrics
@@ -219,7 +219,7 @@ def _metrics(one: Known, dataset: Dataset, display: Display) -> dict[str, Metric
     if one.measured and manifest is not None and {SELECT, TEST} <= manifest.metrics.keys():
         found = measured(one.folder, manifest)
         return {split: found[split] for split in (SELECT, TEST)}
-    device = device_for(None)
+    device = device_of()
     count = sum(len(dataset.splits[split]) for split in (SELECT, TEST))
     display.note(f"{one.name}: {count} samples on {device}")
     model, manifest = load(one.folder, device)

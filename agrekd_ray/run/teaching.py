@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agrekd_ray.config import Job
-from agrekd_ray.data import Samples
+from agrekd_ray.data import Dataset, Samples
 from agrekd_ray.errors import RunError
 from agrekd_ray.events import Event, Note, OutputsDone, Post, StudentEpoch, TeachersCost
 from agrekd_ray.files import exists
 from agrekd_ray.guidance import Replay, Source
 from agrekd_ray.guidance.fleet import Fleet, fits, turns
 from agrekd_ray.guidance.keeper import Keeper
-from agrekd_ray.guidance.nodes import cluster_nodes
+from agrekd_ray.guidance.nodes import cluster_nodes, settled_nodes
 from agrekd_ray.guidance.placement import Wanted
+from agrekd_ray.models import Model
 from agrekd_ray.outputs import Outputs
 from agrekd_ray.results import Effort
-from agrekd_ray.student import StudentSettings
+from agrekd_ray.run.gpus import with_gpus, workers_of
 
 SECONDS_BETWEEN_COSTS = 5.0
 """That the teachers are asked what they have cost until now."""
@@ -37,12 +38,6 @@ class Given:
     def __call__(self, samples: Samples) -> Source:
         """The source, as it is."""
         return self.source
-
-
-def workers_of(student: StudentSettings) -> list[Wanted]:
-    """Room that the workers of a student take."""
-    one = Wanted("student's worker", student.takes, student.labels, "students' workers")
-    return [one] * student.workers
 
 
 def keeper_of(job: Job, checkpoints: Mapping[str, Path]) -> Keeper | None:
@@ -66,17 +61,21 @@ class Teaching(AbstractContextManager["Teaching"]):
         samples: the data set.
         views: that will be asked for.
         post: tells the driver.
+        models: of the students that train beside them; none where only records are made.
+        groups: of workers that train side by side.
     """
 
     def __init__(
         self,
         job: Job,
         checkpoints: Mapping[str, Path],
-        samples: Samples,
+        samples: Dataset,
         views: Sequence[int],
         post: Post,
+        models: Collection[Model] = (),
+        groups: int = 1,
     ) -> None:
-        self._job, self._checkpoints, self._samples = job, checkpoints, samples
+        self._checkpoints, self._samples = checkpoints, samples
         self._views, self._post = views, post
         self._fleet: Fleet | None = None
         self._outputs: Outputs | None = None
@@ -90,11 +89,27 @@ class Teaching(AbstractContextManager["Teaching"]):
             self._missing = self._outputs.missing(views)
             self._say_damaged(self._outputs)
             self._outputs.touch()
+        missing = {name for name, _ in self._missing}
+        hosted = checkpoints if (missing and models) or self._outputs is None else missing
+        self.job = self._job = with_gpus(
+            job,
+            settled_nodes(),
+            samples,
+            models=models,
+            groups=groups,
+            checkpoints={name: checkpoints[name] for name in hosted},
+        )
+        """With numbers for the GPUs of student and fleet."""
 
     @property
     def hosts(self) -> bool:
         """Whether there is a fleet now."""
         return self._fleet is not None
+
+    @property
+    def hosted(self) -> list[Wanted]:
+        """Room that the teachers take now."""
+        return self._fleet.wanted if self._fleet is not None else []
 
     def source(self) -> Callable[[Samples], Source] | None:
         """Opens a student's source in any process; the fleet is started where it is needed."""

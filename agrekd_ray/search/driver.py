@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import functools
 import json
 import logging
@@ -23,9 +22,9 @@ from agrekd_ray.errors import AgrekdError, RunError
 from agrekd_ray.events import Event, GroupPlaced, TeachersCost
 from agrekd_ray.guidance import Replay
 from agrekd_ray.guidance.fleet import Fleet
-from agrekd_ray.guidance.nodes import DriverData, cluster_nodes
-from agrekd_ray.guidance.placement import Wanted, check_room, place
-from agrekd_ray.models import load
+from agrekd_ray.guidance.nodes import DriverData, cluster_nodes, settled_nodes
+from agrekd_ray.guidance.placement import Wanted, check_room
+from agrekd_ray.models import Model, load
 from agrekd_ray.outputs import Outputs
 from agrekd_ray.results import Effort, Metrics, Outcome
 from agrekd_ray.run.account import Account
@@ -33,11 +32,23 @@ from agrekd_ray.run.answers import Answers, members
 from agrekd_ray.run.cluster import RayEngine
 from agrekd_ray.run.display import Display, ready_data
 from agrekd_ray.run.ending import ending
+from agrekd_ray.run.gpus import (
+    MOST_GROUPS,
+    groups_at_once,
+    most_of,
+    numbered,
+    share_of_task,
+    what_stays_idle,
+    with_gpus,
+    with_share,
+    workers_of,
+)
 from agrekd_ray.run.job import cost_metrics, package_versions
 from agrekd_ray.run.monitor import Monitor, flat, show_progress
 from agrekd_ray.run.plan import make_plan
 from agrekd_ray.run.recording import make_and_record
-from agrekd_ray.run.teaching import Given, keeper_of, workers_of
+from agrekd_ray.run.settled import settled
+from agrekd_ray.run.teaching import Given, keeper_of
 from agrekd_ray.search import trainable
 from agrekd_ray.search.board import Board
 from agrekd_ray.search.folder import Journal, SearchFolder
@@ -66,8 +77,6 @@ TUNE = "trials"
 RETRIES = 3
 """Of a trial whose process dies."""
 ALIAS = "winner"
-MOST_AT_ONCE = 1000
-"""Trials."""
 
 
 def run_search(folder: SearchFolder, console: Console) -> SearchResult:
@@ -93,7 +102,7 @@ class _Searching:
 
     def __init__(self, folder: SearchFolder, console: Console) -> None:
         self.folder, self.console, self.planned = folder, console, folder.planned
-        self.search, self.job = folder.planned.search, folder.planned.base.with_precision()
+        self.search, self.job = folder.planned.search, settled(folder.planned.base)
         self.plan = make_plan(self.planned.default)
         self.dataset = open_dataset(self.job.data)
         self.pool = Pool(self.job.teachers.store, self.dataset)
@@ -108,6 +117,8 @@ class _Searching:
         self.groups = Groups()
         self.monitor: Monitor | None = None
         self.account = Account(folder.path)
+        self.at_once = 1
+        """Trials."""
 
     def go(self) -> SearchResult:
         run_id = self.tracker.start_job(
@@ -150,7 +161,7 @@ class _Searching:
             self.display.stage("start", 0, "")
             engine = RayEngine(self.job, self._handle)
         try:
-            self._at_once()  # before anything is trained for trials that have no room
+            self.at_once = self._at_once()  # before anything is trained for trials without room
             with self.display:
                 self._teachers(engine)
             with ExitStack() as stack:
@@ -211,26 +222,38 @@ class _Searching:
     def _shared(self, engine: RayEngine, stack: ExitStack) -> Shared:
         """What trials share. Without records it holds a fleet, which ends with the stack."""
         checkpoints = self.plan.checkpoints(self.pool)
-        job, drawn = self.job, self.plan.draw
+        live, drawn = self.job.guidance == "live", self.plan.draw
+        nodes = settled_nodes()
+        job = with_gpus(
+            self.job,
+            nodes,
+            self.dataset,
+            models=self._models,
+            groups=self.at_once,
+            checkpoints=checkpoints if live else {},
+        )
+        wanted, keys = workers_of(job.student) * self.at_once, ["student"]
         keeper = keeper_of(job, checkpoints) if job.guidance == "auto" else None
         if keeper is not None:
             stack.callback(keeper.close)
         source: Any = Replay(
             job.outputs, checkpoints, job.fleet.computes_in, None, keeper or Outputs
         )
-        if job.guidance == "live":
-            at_once = self._at_once()
+        if live:
             fleet = Fleet(
                 checkpoints,
                 job.data,
                 job.fleet,
                 engine.post,
-                askers=at_once * job.student.workers,
-                students=workers_of(job.student) * at_once,
+                askers=len(wanted),
+                students=wanted,
             )
+            wanted, keys = [*wanted, *fleet.wanted], [*keys, "fleet"]
             stack.callback(fleet.close)
             stack.push(functools.partial(self._over, fleet))
             source = Given(fleet.source())
+        if idle := what_stays_idle(self.job, job, nodes, wanted, *keys):
+            self._note(idle)
         _, ensemble_N = self.answers.vote([checkpoints[name] for name in drawn.teachers], SELECT)
         biased_N = self.answers.logits(checkpoints[drawn.biased], SELECT).argmax(1)
         return Shared(
@@ -243,6 +266,7 @@ class _Searching:
             self.folder.trials,
             self.folder.states,
             self.folder.path / "groups",
+            job.student.takes["GPU"],
         )
 
     def _over(self, fleet: Fleet, *failure: object) -> None:
@@ -256,28 +280,44 @@ class _Searching:
         Raises:
             RunError: for none, or for fewer than asked for.
         """
-        nodes, student = cluster_nodes(), workers_of(self.job.student)
+        nodes, asked = cluster_nodes(), self.search.concurrency
         # Beside trials that ask it live, something must be left for the fleet.
         fleet = [Wanted("a teacher", {"CPU": 0.1})] if self.job.guidance == "live" else []
-        check_room(student, fleet, nodes)
-
-        def too_many(trials: int) -> bool:
-            return bool(place([*fleet, *(student * trials)], nodes).without_room)
-
-        room = 1 + bisect.bisect_left(range(2, MOST_AT_ONCE + 1), True, key=too_many)
-        asked = self.search.concurrency
+        check_room(workers_of(numbered(self.job).student), fleet, nodes)
+        room = groups_at_once(
+            self.job,
+            nodes,
+            self.dataset,
+            models=self._models,
+            most=MOST_GROUPS,
+            beside=fleet,
+            crowded=asked is not None,
+        )
         if asked is not None and asked > room:
             raise RunError(f"concurrency: {asked} trials at once do not fit; {room} would.")
         return asked or room
 
+    @functools.cached_property
+    def _models(self) -> list[Model]:
+        """Architectures of the trials' students: the base job's, and what the space varies."""
+        planned, space = self.planned, self.search.space
+        first = {path: domain.probes[0] for path, domain in space.items()}
+        varied = [
+            planned.trial(planned.sampler.pick({**first, path: probe})).student.model
+            for path, domain in space.items()
+            if path.startswith("student.model")
+            for probe in domain.probes
+        ]
+        return [self.job.student.model, *varied]
+
     def _trials(self, engine: RayEngine, shared: Shared) -> None:
         """Run the trials that are left."""
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # trials say what they failed of
-        at_once, total = self._at_once(), trainable.trials(self.planned)
+        at_once, total = self.at_once, trainable.trials(self.planned)
         deadline = self.search.minutes * 60 if self.search.minutes else None
         board = Board(self.console, self.search.select, total, at_once, deadline)
         watch = Watch(self.planned, self.journal, board, self.runs, self.groups)
-        student = self.job.student
+        student = self.job.student.model_copy(update={"gpus": shared.gpus})
         alone = not in_group(student)  # else a worker group of its own has the resources
         actor = tune.with_resources(
             tune.with_parameters(TrialActor, shared=shared),
@@ -374,9 +414,22 @@ class _Searching:
             else:
                 left[trial_id] = Untested(trial.name, trial.setting, state)
         if left:
-            (room, *_), data = workers_of(self.job.student), self.dataset.fingerprint
+            (room, *_), data = workers_of(numbered(self.job).student), self.dataset.fingerprint
+            gpus = share_of_task(
+                room,
+                self.job.student.gpus,
+                len(left),
+                settled_nodes(),
+                lambda: most_of(self._models, self.dataset),
+            )
             with engine.listening():
-                test_all(self.planned, left, DriverData(self.job.data, data), room, take)
+                test_all(
+                    self.planned,
+                    left,
+                    DriverData(self.job.data, data),
+                    with_share(room, gpus),
+                    take,
+                )
 
     def _result(self) -> SearchResult:
         trials = list(self.journal.all().values())

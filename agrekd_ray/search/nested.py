@@ -181,7 +181,7 @@ class GroupTrial:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _train(self) -> None:
-        student = self._job.student
+        student = self._job.student.model_copy(update={"gpus": self._work.shared.gpus})
         trainer = GroupTrainer(
             _work,
             train_loop_config={"work": self._work},

@@ -53,9 +53,8 @@ def test_all(
         AgrekdError: what a task raised, or its process died over and over.
     """
     task = ray.remote(_test).options(**placed(room))
-    gpu = room.resources.get("GPU", 0) > 0
     ids = {
-        task.remote(planned, one.setting, one.state, data, gpu): trial_id
+        task.remote(planned, one.setting, one.state, data): trial_id
         for trial_id, one in trials.items()
     }
 
@@ -65,6 +64,6 @@ def test_all(
     each({t: f"testing {trials[trial_id].name}" for t, trial_id in ids.items()}, done)
 
 
-def _test(planned: Planned, setting: Setting, state: Path, data: DriverData, gpu: bool) -> Metrics:
-    device = task_device(gpu)
+def _test(planned: Planned, setting: Setting, state: Path, data: DriverData) -> Metrics:
+    device = task_device()
     return test_metrics(planned, setting, state, data.open(), device)

@@ -17,8 +17,8 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from agrekd_ray.devices import device_for
-from agrekd_ray.errors import AgrekdError
+from agrekd_ray.errors import AgrekdError, RunError
+from agrekd_ray.guidance.nodes import device_here
 from agrekd_ray.search.folder import read_trial
 from agrekd_ray.search.nested import GroupTrial
 from agrekd_ray.search.results import FINISHED, TrialResult
@@ -52,6 +52,11 @@ class TrialActor(tune.Trainable):
         self._trial: Trial | GroupTrial | None = None
         self._over: TrialResult | None = None
         self._whole = self._failed = False
+        self._unfit, self._device = "", "cpu"
+        try:
+            self._device = device_here()
+        except RunError as error:  # of every trial here: said by each, since Tune would try again
+            self._unfit = str(error)
         self._dataset, self._source, self._judge = opened(shared)
         self.reset_config(config)
 
@@ -67,8 +72,7 @@ class TrialActor(tune.Trainable):
         if in_group(job.student):
             self._trial = GroupTrial(job, shared, self.trial_id, shared.groups / self.trial_id)
         else:
-            device = device_for(job.student.takes["GPU"])
-            self._trial = Trial(job, self._dataset, self._source, self._judge, device)
+            self._trial = Trial(job, self._dataset, self._source, self._judge, self._device)
         self._whole = (state := last_state(self._states)) is not None
         if state is not None and self._over is None:
             self._trial.load(state)
@@ -95,6 +99,8 @@ class TrialActor(tune.Trainable):
             last = self._over.history[-1]
             return {"select": last.selection, EPOCHS: last.epoch + 1, "done": True}
         try:
+            if self._unfit:
+                raise RunError(self._unfit)
             news = [self._trial.epoch()] if not self._trial.done else []
         except AgrekdError as error:  # a retry would only repeat it
             self._failed = True

@@ -49,6 +49,7 @@ class Shared:
         post: tells the driver.
         trials: folder of the trials' journals.
         states: folder of the trials' states.
+        gpus: share of one that each of a trial's workers has.
         groups: folder for the files of trials with several workers, reachable from every node.
     """
 
@@ -61,6 +62,7 @@ class Shared:
     trials: Path
     states: Path
     groups: Path
+    gpus: float = 0.0
 
     def judge(self, dataset: Dataset) -> Judge:
         """Scores a student's answers to the selection split."""

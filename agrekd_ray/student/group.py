@@ -37,7 +37,7 @@ from agrekd_ray.guidance import Source
 from agrekd_ray.guidance.home import DIED
 from agrekd_ray.guidance.nodes import DriverData
 from agrekd_ray.meters import StudentMeter
-from agrekd_ray.student.room import GroupTrainer, give_back, held
+from agrekd_ray.student.room import GroupTrainer, device_of_worker, give_back, held
 from agrekd_ray.student.shared_work import SharedWork
 from agrekd_ray.student.student import Assignment, Student, StudentSettings, read_outcome
 
@@ -244,6 +244,7 @@ def _work(config: dict[str, Any]) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / ROOM).write_text(group, encoding="utf-8")
     try:
+        device_of_worker()  # before anything is opened for a GPU that is of no use
         dataset = work.data.open()
         source = work.source(dataset) if work.source else None
         while (number := _next(work, folder)) is not None:
@@ -311,7 +312,7 @@ def worker_student(
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
-    device = _device()
+    device = device_of_worker()
 
     def total(tensor: Tensor) -> Tensor:
         if world > 1:

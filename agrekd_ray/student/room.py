@@ -5,12 +5,18 @@ A placement group belongs to Train's controller, and ends with it only when the 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
+import ray.train.torch
 from ray._raylet import PlacementGroupID
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch.config import _TorchBackend
 from ray.util import get_current_placement_group, remove_placement_group
 from ray.util.placement_group import PlacementGroup
+
+from agrekd_ray.errors import RunError
+from agrekd_ray.guidance.nodes import device_here
 
 UNWANTED = ("PlacementGroupCleanerCallback", "DatasetsCallback")
 """Two actors that Ray Train starts beside its controller.
@@ -22,8 +28,43 @@ start.
 """
 
 
+def device_of_worker() -> str:
+    """The device of this worker of a group.
+
+    Raises:
+        RunError: PyTorch cannot use the GPU that Ray gave it.
+    """
+    return device_here(ray.train.torch.get_device)
+
+
+def _usable() -> bool:
+    try:
+        device_of_worker()
+    except RunError:
+        return False
+    return True
+
+
+class _Backend(_TorchBackend):  # type: ignore[misc]
+    """Ray Train's, but workers whose GPU is of no use begin all the same, to say so themselves."""
+
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        if all(worker_group.execute(_usable)):
+            super().on_start(worker_group, backend_config)
+
+
+@dataclass
+class _Config(TorchConfig):  # type: ignore[misc]
+    @property
+    def backend_cls(self) -> type[_Backend]:
+        return _Backend
+
+
 class GroupTrainer(TorchTrainer):  # type: ignore[misc]
     """Ray Train's trainer without actors that are of no use here, and without its Ctrl-C."""
+
+    def __init__(self, *given: Any, **more: Any) -> None:
+        super().__init__(*given, torch_config=_Config(), **more)
 
     def _create_default_callbacks(self) -> list[Any]:
         kept = super()._create_default_callbacks()

@@ -23,13 +23,15 @@ from agrekd_ray.guidance import Distilled, Lesson, Source
 from agrekd_ray.models import Classifier, Manifest, Model, build, identified, save
 from agrekd_ray.results import Epoch, Metrics, Outcome
 from agrekd_ray.settings import (
+    AUTO,
     Count,
+    Gpus,
     NodeLabels,
     NodeResources,
-    NonNegative,
     Positive,
     Settings,
     Training,
+    a_number,
     fingerprint,
 )
 from agrekd_ray.teachers import DfrSettings, retrain_head
@@ -58,7 +60,8 @@ class StudentSettings(Settings):
         at_once: students that train side by side, each with workers of its own, at most; `auto`
             for as many as the cluster has room for and as make up for the start of their workers.
         cpus: logical CPUs of a worker.
-        gpus: GPUs of a worker; null is none, and with `guidance: local` a GPU where there is one.
+        gpus: share of a GPU that a worker has, 1 where a student has several; `auto` is what the
+            cluster has for it, 0 none.
         resources: custom resources of a worker, as Ray names them.
         labels: of the nodes that host workers, in Ray's notation.
     """
@@ -68,14 +71,14 @@ class StudentSettings(Settings):
     workers: Count = 1
     at_once: Count | Literal["auto"] = "auto"
     cpus: Positive = 1
-    gpus: NonNegative | None = None
+    gpus: Gpus = AUTO
     resources: NodeResources = Field(default_factory=dict)
     labels: NodeLabels = Field(default_factory=dict)
 
     @property
     def takes(self) -> dict[str, float]:
-        """What a worker takes of its node, by name."""
-        return {"CPU": self.cpus, "GPU": self.gpus or 0, **self.resources}
+        """What a worker takes of its node, by name; only where `gpus` is a number."""
+        return {"CPU": self.cpus, "GPU": a_number(self.gpus), **self.resources}
 
 
 @dataclass(frozen=True)

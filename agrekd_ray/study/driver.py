@@ -45,6 +45,7 @@ from agrekd_ray.run.job import (
 )
 from agrekd_ray.run.monitor import flat, show_progress
 from agrekd_ray.run.plan import epochs_of, make_plan
+from agrekd_ray.run.settled import settled
 from agrekd_ray.settings import fingerprint
 from agrekd_ray.student import Assignment, read_outcome
 from agrekd_ray.study.report import markdown, publish_files, show
@@ -247,7 +248,7 @@ class _Study:
             fits = (c for c in alike if _agree(c.checkpoints, checkpoints))
             cohort = next(fits, None)
             if cohort is None:
-                alike.append(cohort := _Cohort(job.with_precision()))
+                alike.append(cohort := _Cohort(settled(job)))
             inside = f"{setting.folder}/students"
             cohort.assignments += [replace(a, folder=inside) for a in plan.assignments]
             cohort.checkpoints |= checkpoints

@@ -13,9 +13,10 @@ from pydantic import Field, ValidationInfo, field_validator
 from agrekd_ray.data import Dataset
 from agrekd_ray.models import Model, check_classes, read_manifest
 from agrekd_ray.settings import (
+    AUTO,
     Count,
+    Gpus,
     LocalPath,
-    NonNegative,
     Positive,
     Seed,
     Settings,
@@ -39,7 +40,7 @@ class TeacherSettings(Settings):
         dfr: how their debiased versions are made.
         store: folder of finished teachers, shared by all jobs.
         cpus: logical CPUs while one is trained.
-        gpus: GPUs while one is trained; fractions share one.
+        gpus: share of a GPU while one is trained; `auto` is what the cluster has for it, 0 none.
     """
 
     model: Model
@@ -50,7 +51,7 @@ class TeacherSettings(Settings):
     dfr: DfrSettings = DfrSettings()
     store: LocalPath = Path("runs/teachers")
     cpus: Positive = 1
-    gpus: NonNegative = 0
+    gpus: Gpus = AUTO
 
     def architecture(self, seed: int) -> Model:
         """Of the pool's model with this seed."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from agrekd_ray.data import SELECT, TRAIN, Dataset
 from agrekd_ray.data.names import canonical, folded
 from agrekd_ray.data.names import listed as quoted
+from agrekd_ray.devices import device_of
 from agrekd_ray.errors import CheckpointError
 from agrekd_ray.models import Classifier, Manifest, identified, in_words, save
 from agrekd_ray.results import Metrics
@@ -167,7 +168,7 @@ def _judged(
     classifier: Classifier, dataset: Dataset, order: tuple[str, ...]
 ) -> tuple[Metrics, tuple[str, ...]]:
     """Metrics on the selection half of validation, and what is suspicious about them."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_of()
     ids, classes = dataset.splits[SELECT], dataset.classes
     logits_NC = predict(classifier.to(device), dataset, ids, device=device)
     classifier.to("cpu")

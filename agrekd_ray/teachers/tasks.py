@@ -14,9 +14,8 @@ import torch
 from ray.exceptions import RayError
 
 from agrekd_ray.channel import plain_error
-from agrekd_ray.devices import device_for
 from agrekd_ray.events import Began, Post, TeacherDone, TeacherEpoch
-from agrekd_ray.guidance.nodes import DriverData
+from agrekd_ray.guidance.nodes import DriverData, device_here
 from agrekd_ray.guidance.placement import Wanted
 from agrekd_ray.teachers.answers import Asked, Take, answers
 from agrekd_ray.teachers.pool import Pool, Recipe
@@ -44,9 +43,8 @@ def make_all(
         RunError: a task's process died over and over.
     """
     task = ray.remote(_make).options(**placed(room))
-    gpu = room.resources.get("GPU", 0) > 0
     each(
-        {task.remote(family, store, data, gpu, post): "training a teacher" for family in families},
+        {task.remote(family, store, data, post): "training a teacher" for family in families},
         lambda _, done: None,
     )
 
@@ -72,7 +70,6 @@ def ask_all(asked: Mapping[Asked, Wanted], data: DriverData, take: Take, post: P
         .remote(
             replace(one, folder=one.folder.resolve()),
             data,
-            room.resources.get("GPU", 0) > 0,
             post,
         ): one
         for one, room in asked.items()
@@ -84,29 +81,39 @@ def ask_all(asked: Mapping[Asked, Wanted], data: DriverData, take: Take, post: P
     each({task: f"evaluating {one.name}" for task, one in tasks.items()}, done)
 
 
-def _make(family: Sequence[Recipe], store: Path, data: DriverData, gpu: bool, post: Post) -> None:
+def _make(family: Sequence[Recipe], store: Path, data: DriverData, post: Post) -> None:
     """Make one family of models in this process."""
-    post(Began())
+    device = _begun(post)
 
     def progress(name: str, epoch: int, epochs: int) -> None:
         post(TeacherEpoch(name, epoch, epochs))
 
-    Pool(store, data.open()).make(family, task_device(gpu), progress)
+    Pool(store, data.open()).make(family, device, progress)
     for recipe in family:
         post(TeacherDone(recipe.name))
 
 
-def _ask(asked: Asked, data: DriverData, gpu: bool, post: Post) -> dict[str, np.ndarray]:
+def _ask(asked: Asked, data: DriverData, post: Post) -> dict[str, np.ndarray]:
     """Ask one model in this process."""
-    post(Began())
-    said = answers(asked, data.open(), task_device(gpu))
+    device = _begun(post)
+    said = answers(asked, data.open(), device)
     return {split: logits_NC.numpy() for split, logits_NC in said.items()}
 
 
-def task_device(gpu: bool) -> str:
-    """The device of a task that was given a share of a GPU, or none; sets its threads too."""
+def _begun(post: Post) -> str:
+    """The device of this process, which has its room now."""
+    post(Began())
+    return task_device()
+
+
+def task_device() -> str:
+    """The device of a task, a GPU where Ray gave it one; sets its threads too.
+
+    Raises:
+        RunError: PyTorch cannot use the GPU.
+    """
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
-    return device_for(float(gpu))
+    return device_here()
 
 
 def placed(room: Wanted) -> dict[str, Any]:

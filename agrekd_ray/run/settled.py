@@ -1,0 +1,51 @@
+"""What a driver has to know of the cluster before it begins, for it is part of what records are of."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import torch
+
+from agrekd_ray.config import Job
+from agrekd_ray.errors import RunError
+from agrekd_ray.guidance.placement import Node
+from agrekd_ray.run.environment import prepare
+from agrekd_ray.run.gpus import numbered
+from agrekd_ray.settings import AUTO
+
+
+def settled(job: Job) -> Job:
+    """The job with what its teachers compute in, where it leaves that and their GPUs open.
+
+    Args:
+        job: the job; where its cluster does not answer, it stays as it is.
+    """
+    fleet = job.fleet
+    places = [place.gpus for place in fleet.teachers.values()]
+    if fleet.precision != "auto" or AUTO not in (fleet.gpus, *places) or job.guidance == "local":
+        return job
+    try:
+        nodes = _nodes(job.ray.address)
+    except RunError:  # which the run meets itself
+        return job
+    numbers = numbered(job, nodes, fleet=1.0).fleet.computes_in
+    return job.model_copy(update={"fleet": fleet.model_copy(update={"precision": numbers})})
+
+
+def _nodes(address: str | None) -> Sequence[Node]:
+    """Of the cluster that is joined, or that would be started on this machine."""
+    joined = "ray" in sys.modules and sys.modules["ray"].is_initialized()
+    if address is None and not joined:
+        room = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
+        return [Node("this machine", room, room)]
+    prepare(starts_cluster=False)
+    from agrekd_ray.guidance.nodes import cluster_nodes  # imports Ray, which reads the environment
+    from agrekd_ray.run.session import RaySession
+
+    session = RaySession(address, 1, lambda text: None)
+    try:
+        return cluster_nodes()
+    finally:
+        session.close()
