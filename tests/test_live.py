@@ -192,7 +192,7 @@ def test_workers_train_what_one_process_trains(
             channel.post,
             2,
         )
-        settings = StudentSettings(model=STUDENT, training=TRAINING, workers=2, cpus=0.5)
+        settings = StudentSettings(model=STUDENT, training=TRAINING, workers=2, cpus=0.5, gpus=0)
         on_interrupt = signal.getsignal(signal.SIGINT)
         train_group(work, settings)
         assert signal.getsignal(signal.SIGINT) is on_interrupt
@@ -280,7 +280,7 @@ def test_a_killed_worker_goes_on_with_its_epoch(
             2,
         )
         # So many that the next group finds no room before the first has given back its own.
-        train_group(work, StudentSettings(model=STUDENT, training=training, cpus=4))
+        train_group(work, StudentSettings(model=STUDENT, training=training, cpus=4, gpus=0))
     killer.join()
     events = [event for event in channel.take() if isinstance(event, StudentDone)]
     channel.close()
@@ -422,7 +422,9 @@ def test_a_worker_group_stops_at_a_fault_that_would_repeat(
         given, DriverData.of(job.data), None, tmp_path / "students", tmp_path, channel.post, 0
     )
     with pytest.raises(RunError):
-        train_group(work, StudentSettings(model=STUDENT, training=wild, workers=workers, cpus=0.5))
+        train_group(
+            work, StudentSettings(model=STUDENT, training=wild, workers=workers, cpus=0.5, gpus=0)
+        )
     failed = [event for event in channel.take() if isinstance(event, Failed)]
     channel.close()
     assert 1 <= len(failed) <= workers  # said once by each, not once a restart
@@ -454,7 +456,7 @@ def test_training_goes_on_where_the_controller_itself_gives_up(
     given = (Assignment("one_hot", 0, STUDENT, TRAINING),)
     data = DriverData.of(make_job().data)
     work = module.Schoolwork(given, data, None, tmp_path / "s", tmp_path, told.append, 0)
-    settings = StudentSettings(model=STUDENT, training=TRAINING, cpus=0.5)
+    settings = StudentSettings(model=STUDENT, training=TRAINING, cpus=0.5, gpus=0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "MAX_CONTROLLERS", 2)
         with pytest.raises(RunError, match=r"low on memory\. Run fewer processes"):

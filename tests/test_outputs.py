@@ -569,7 +569,9 @@ def test_a_released_fleet_is_not_missed(ray_session: Any, make_job: Any, tmp_pat
     with Teaching(job, checkpoints, data, [0, 1], channel.post) as teaching:
         source, shown = teaching.source(), DriverData.of(job.data)
         work = Schoolwork(given, shown, source, tmp_path / "s", tmp_path, channel.post, 2)
-        workers = StudentSettings(model=STUDENT, training=given[0].training, workers=2, cpus=0.5)
+        workers = StudentSettings(
+            model=STUDENT, training=given[0].training, workers=2, cpus=0.5, gpus=0
+        )
         with Listener(channel, [teaching.watch]):
             train_group(work, workers)
         assert teaching._fleet is None  # released while the students were trained
