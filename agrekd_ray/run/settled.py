@@ -1,4 +1,4 @@
-"""What a driver has to know of the cluster before it begins, for it is part of what records are of."""
+"""What a driver must know of the cluster before it begins: it is part of what records are of."""
 
 from __future__ import annotations
 
