@@ -97,6 +97,9 @@ def test_everything_of_a_local_run_is_computed_on_the_device(
         def __init__(self, *given: Any, device: str) -> None:
             used["student"] = device
 
+        def take_up(self, storage: Path) -> Path:
+            return storage
+
         def finish(self, students: Path) -> list[Any]:
             return []
 
