@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Sequence
@@ -37,9 +38,19 @@ def settled(job: Job) -> Job:
 def _nodes(address: str | None) -> Sequence[Node]:
     """Of the cluster that is joined, or that would be started on this machine."""
     joined = "ray" in sys.modules and sys.modules["ray"].is_initialized()
-    if address is None and not joined:
+    if joined:
+        from agrekd_ray.guidance.nodes import cluster_nodes
+
+        return cluster_nodes()
+    if address is None:
         room = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
         return [Node("this machine", room, room)]
+    return _looked_up(address)
+
+
+@functools.cache
+def _looked_up(address: str) -> Sequence[Node]:
+    """Of a cluster that is joined for a look, once a process."""
     prepare(starts_cluster=False)
     from agrekd_ray.guidance.nodes import cluster_nodes  # imports Ray, which reads the environment
     from agrekd_ray.run.session import RaySession
