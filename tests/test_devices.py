@@ -98,7 +98,7 @@ def test_everything_of_a_local_run_is_computed_on_the_device(
             used["student"] = device
 
         def take_up(self, storage: Path) -> Path:
-            return storage
+            return storage / "state.pt"
 
         def finish(self, students: Path) -> list[Any]:
             return []
