@@ -371,7 +371,7 @@ def test_students_side_by_side_are_those_of_one_after_another(
             channel.post,
             2,
         )
-        settings = StudentSettings(model=STUDENT, training=TRAINING, cpus=0.5)
+        settings = StudentSettings(model=STUDENT, training=TRAINING, cpus=0.5, gpus=0)
         train_group(work, settings, lambda groups, begun: groups < 2)
     killer.join()
     channel.close()
@@ -396,7 +396,7 @@ def test_a_fault_of_one_group_ends_the_others(
     given = (Assignment("one_hot", 0, STUDENT, long), Assignment("one_hot", 1, STUDENT, wild))
     data = DriverData.of(make_job().data)
     work = Schoolwork(given, data, None, tmp_path / "students", tmp_path, channel.post, 0)
-    settings = StudentSettings(model=STUDENT, training=long, cpus=0.5)
+    settings = StudentSettings(model=STUDENT, training=long, cpus=0.5, gpus=0)
     with pytest.raises(RunError, match="diverged"):
         train_group(work, settings, lambda groups, begun: groups < 2)
     channel.close()
