@@ -76,7 +76,7 @@ class Teaching(AbstractContextManager["Teaching"]):
         groups: int = 1,
     ) -> None:
         self._checkpoints, self._samples = checkpoints, samples
-        self._views, self._post = views, post
+        self._views, self._post, self._groups = views, post, groups
         self._fleet: Fleet | None = None
         self._outputs: Outputs | None = None
         self._missing: list[tuple[str, int]] = []
@@ -206,7 +206,7 @@ class Teaching(AbstractContextManager["Teaching"]):
             job.fleet,
             self._post,
             outputs=job.outputs if self._outputs else None,
-            askers=job.student.workers,
+            askers=job.student.workers * self._groups,
             students=() if alone else workers_of(job.student),
         )
         return self._fleet
