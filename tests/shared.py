@@ -91,6 +91,11 @@ def until(
         time.sleep(0.02)  # polls for the moment
 
 
+def under_way(run: Path) -> bool:
+    """Whether a student of a run has finished an epoch, and has not finished."""
+    return any((run / "training/states").rglob("*.pt"))
+
+
 def own_processes(name: str = "") -> list[int]:
     """Ids of the processes of that name that descend from this one; of all without a name."""
     found = []

@@ -21,7 +21,7 @@ from typing import IO, Any
 import pytest
 import torch
 
-from .shared import AGREKD, RAY, until
+from .shared import AGREKD, RAY, under_way, until
 from .test_run import agrekd, students, write_job
 
 pytestmark = [
@@ -267,7 +267,7 @@ def test_a_link_that_is_cut_and_healed_costs_time_and_nothing_else(
     run = tmp_path / "runs/tiny/latest"
     with (tmp_path / "screen").open("w") as screen:
         driver = cluster.run(job, screen)
-        until((run / "training/state.pt").exists, driver, (tmp_path / "screen").read_text)
+        until(lambda: under_way(run), driver, (tmp_path / "screen").read_text)
         cluster.wire.link("one", "down")
         try:
             time.sleep(seconds)  # the length of the fault

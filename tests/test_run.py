@@ -26,7 +26,7 @@ from agrekd_ray.run.job import run_job
 from agrekd_ray.run.recording import record_job
 
 from .conftest import TINY, merged
-from .shared import AGREKD, flat_parameters, until
+from .shared import AGREKD, flat_parameters, under_way, until
 
 HEADER = "method,teachers,seed,split,accuracy,worst_group_accuracy,groups"
 EVERYTHING = [
@@ -231,7 +231,7 @@ def test_an_interrupted_run_says_how_to_go_on(
         [*AGREKD, "run", str(job)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     run = tmp_path / "runs/tiny/latest"
-    until((run / "training/state.pt").exists, driver)
+    until(lambda: under_way(run), driver)
     driver.send_signal(number)
     screen, _ = driver.communicate()
     assert driver.returncode == 130

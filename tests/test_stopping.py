@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 
 from agrekd_ray.stops import STOPS
 
-from .shared import AGREKD, until
+from .shared import AGREKD, under_way, until
 from .test_run import write_job
 
 WAITS = """
@@ -99,7 +99,7 @@ def test_a_run_whose_terminal_is_closed_is_interrupted_and_leaves_nothing_behind
         env={**os.environ, **dict([mark.split("=")])},
     )
     run = tmp_path / "runs/tiny/latest"
-    until((run / "training/state.pt").exists, driver, lambda: driver.communicate()[0])
+    until(lambda: under_way(run), driver, lambda: driver.communicate()[0])
     for _ in range(2):  # once by the shell, once by the kernel
         driver.send_signal(signal.SIGHUP)
     screen, _ = driver.communicate()

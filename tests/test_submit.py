@@ -20,7 +20,7 @@ import yaml
 from mlflow import MlflowClient
 
 from .conftest import TINY
-from .shared import RAY, until
+from .shared import RAY, under_way, until
 
 for _part in ("aiohttp_cors", "grpc"):
     pytest.importorskip(_part, reason="needs pip install 'agrekd_ray[cluster]'")
@@ -177,7 +177,7 @@ def test_a_stranger_without_the_token_is_refused(head: Head) -> None:
 def test_a_stopped_job_is_interrupted_and_goes_on(head: Head) -> None:
     head.submit("stopped", LONG, wait=False)
     run = latest(head, "stopped")
-    until((run / "training/state.pt").exists)
+    until(lambda: under_way(run))
     head.ray("job", "stop", "--address", head.dashboard, "stopped")
     status = head.ray("job", "status", "--address", head.dashboard, "stopped")
     assert "was stopped" in status
