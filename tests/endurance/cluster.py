@@ -18,7 +18,7 @@ import yaml
 from agrekd_ray.models import load
 
 from ..conftest import HEALTH, TINY, merged
-from ..shared import AGREKD, RAY, flat_parameters, own_processes
+from ..shared import AGREKD, RAY, flat_parameters, own_processes, under_way
 
 HISTORY = {"task_events_max_num_task_in_gcs": 1000, "maximum_gcs_destroyed_actor_cached_count": 100}
 """That Ray keeps of what has ended; by default its server grows until it has 100,000 of each."""
@@ -179,7 +179,7 @@ class Run:
         assert self.driver is not None
         deadline = time.monotonic() + seconds
         with self._ended_too():
-            while not (self.latest / "training/state.pt").exists():
+            while not under_way(self.latest):
                 if self.driver.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError(f"no student is under way:\n{self.screen}")
                 time.sleep(0.02)  # polls for the moment

@@ -190,7 +190,7 @@ def _last_state(run: Run) -> Path:
     Raises:
         MissedError: they have finished it meanwhile.
     """
-    state = run.latest / "training/state.pt"
+    state = next((run.latest / "training/states").rglob("*.pt"))
     while time.time() - state.stat().st_mtime < 5:
         time.sleep(0.5)  # polls for the moment
     if list(run.latest.glob("students/*/outcome.json")):
