@@ -57,7 +57,7 @@ HEALTH = {
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where tests run side by side, all that share the Ray session stay in one process."""
     for item in items:
-        if "ray_session" in getattr(item, "fixturenames", ()):
+        if {"ray_session", "ray_cluster"} & {*getattr(item, "fixturenames", ())}:
             item.add_marker(pytest.mark.xdist_group("ray"))
 
 

@@ -107,7 +107,7 @@ def refuse_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver, "test_all", test_all)
 
 
-def tested_here(result: SearchResult, trial: TrialResult) -> Metrics:
+def judged_here(result: SearchResult, trial: TrialResult) -> Metrics:
     """What the students that a trial left behind are worth on the test split."""
     folder = SearchFolder.open(Path(result.folder))
     (trial_id,) = [i for i, t in Journal(folder.trials).all().items() if t.number == trial.number]
@@ -138,7 +138,7 @@ def test_a_search_from_nothing_to_its_winner(
     assert set(states) == {FINISHED, STOPPED}
     for trial in result.trials:
         assert (len(trial.history) == 3) == (trial.state == FINISHED)
-        assert trial.test == tested_here(result, trial)
+        assert trial.test == judged_here(result, trial)
         assert [epoch.epoch for epoch in trial.history] == list(range(len(trial.history)))
         worst = trial.history[-1].val.worst_group_accuracy
         assert trial.score("worst_group") == pytest.approx(worst)
@@ -220,7 +220,7 @@ def test_students_with_several_workers_are_stopped_early_and_leave_nothing(
     ]
     assert not list((Path(result.folder) / "groups").glob("*"))
     for trial in result.trials:
-        assert trial.test == tested_here(result, trial)
+        assert trial.test == judged_here(result, trial)
 
 
 def test_a_trial_whose_process_dies_at_its_end_is_tested_by_a_task(
@@ -239,7 +239,7 @@ def test_a_trial_whose_process_dies_at_its_end_is_tested_by_a_task(
     (trial,) = result.trials
     assert trial.state == FINISHED
     assert not list((Path(result.folder) / "states").rglob(trials.TESTED))
-    assert trial.test == tested_here(result, trial)
+    assert trial.test == judged_here(result, trial)
 
 
 @pytest.mark.chaos
@@ -268,7 +268,7 @@ def test_trials_that_time_ends_are_tested_where_they_were(
     result = search(tmp_path, store, space=STUDENT_ONLY, trials=2, minutes=60, changes=changes)
     for trial in result.trials:
         assert trial.state == STOPPED
-        assert trial.test == tested_here(result, trial)
+        assert trial.test == judged_here(result, trial)
 
 
 @pytest.mark.chaos

@@ -463,7 +463,8 @@ def _asked(uuid: str) -> float | None:
     """The same, as the driver's own program says it."""
     command = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
     try:
-        told = subprocess.run([*command, f"--id=GPU-{uuid}"], capture_output=True, text=True)
+        command.append(f"--id=GPU-{uuid}")
+        told = subprocess.run(command, capture_output=True, encoding="utf-8")
         return float(told.stdout)
     except (OSError, ValueError):
         return None

@@ -187,10 +187,10 @@ class _Run:
                 },
                 self.folder.state().tracking_run,
             )
+            self.folder.update(status="running", tracking_run=run_id, reason=None)
         except BaseException:
             self._close_engine()
             raise
-        self.folder.update(status="running", tracking_run=run_id, reason=None)
         say = functools.partial(self.display.note, style="yellow")
         with (
             ending(self.folder, self.tracker, self.outbox, run_id, say),
