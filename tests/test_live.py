@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,26 @@ def reference(given: Assignment, data: Dataset, checkpoints: dict[str, Path]) ->
     while not student.done:
         student.epoch()
     return student
+
+
+def killing(name: str, reached: Callable[[], Any]) -> tuple[threading.Thread, list[int]]:
+    """Sends SIGKILL to the first process of that name when a state is reached.
+
+    Returns:
+        The thread that waits for the state, and the process's id, once it is killed.
+    """
+    killed: list[int] = []
+
+    def kill() -> None:
+        while not reached():
+            time.sleep(0.02)  # polls for the moment
+        victim = own_processes(name)[0]
+        os.kill(victim, signal.SIGKILL)
+        killed.append(victim)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    return killer, killed
 
 
 def same(one: Any, other: Any) -> None:
@@ -259,16 +279,9 @@ def test_a_killed_worker_goes_on_with_its_epoch(
     lesson = Lesson("agre_kd", drawn.teachers, drawn.biased, 4.0)
     given = tuple(Assignment("agre_kd", seed, STUDENT, training, lesson) for seed in (0, 1))
     channel = Channel(ray_session.get_runtime_context().get_node_id())
-    students, killed = tmp_path / "students", []
-
-    def kill() -> None:
-        while not (students / given[0].name / "outcome.json").exists():
-            time.sleep(0.02)  # polls for the moment
-        killed.extend(own_processes(f"ray::{victim}"))
-        os.kill(killed[0], signal.SIGKILL)
-
-    killer = threading.Thread(target=kill, daemon=True)
-    killer.start()
+    students = tmp_path / "students"
+    first = students / given[0].name / "outcome.json"
+    killer, killed = killing(f"ray::{victim}", first.exists)
     with fleet_of(job, checkpoints, backbones_per_actor=3) as fleet:
         work = Schoolwork(
             given,
@@ -351,16 +364,7 @@ def test_students_side_by_side_are_those_of_one_after_another(
     given = tuple(Assignment("agre_kd", seed, STUDENT, TRAINING, lesson) for seed in range(5))
     channel = Channel(ray_session.get_runtime_context().get_node_id())
     students = tmp_path / "students"
-    victims: list[int] = []
-
-    def kill() -> None:
-        while not list(tmp_path.glob("group-1/taken/*")):
-            time.sleep(0.02)  # polls for the moment
-        victims.extend(own_processes("ray::RayTrainWorker")[:1])
-        os.kill(victims[0], signal.SIGKILL)
-
-    killer = threading.Thread(target=kill, daemon=True)
-    killer.start()
+    killer, killed = killing("ray::RayTrainWorker", lambda: list(tmp_path.glob("group-1/taken/*")))
     with fleet_of(job, checkpoints, backbones_per_actor=3) as fleet:
         work = Schoolwork(
             given,
@@ -375,7 +379,7 @@ def test_students_side_by_side_are_those_of_one_after_another(
         train_group(work, settings, lambda groups, begun: groups < 2)
     killer.join()
     channel.close()
-    assert len(victims) == 1
+    assert len(killed) == 1
     assert (tmp_path / "group-1" / "placement-group").exists()
     assert not list((tmp_path / "states").glob("*.pt"))  # of finished students
     for assignment in given:
