@@ -185,6 +185,27 @@ def test_a_stopped_run_adds_up_and_a_finished_one_stays_as_it_is(
     assert again["effort"]["forwards"] > about["effort"]["forwards"]
 
 
+def test_no_state_of_a_student_outlives_its_run(
+    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even that of one who was killed when it was finished, and its state still there."""
+    job = make_job(guidance="local", methods=["one_hot"], **{"tracking.models": False})
+    folder, console = RunFolder.create(job), Console(quiet=True)
+    finish = Student.finish
+
+    def stopped(self: Student, students: Path) -> Any:
+        finish(self, students)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Student, "finish", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run_job(folder, console)
+    (state,) = folder.training.rglob("*.pt")
+    run_job(RunFolder.open(folder.path), console)
+    assert not state.exists()
+
+
 def test_what_a_run_took_stands_still_when_it_has_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

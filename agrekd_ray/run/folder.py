@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -28,6 +29,7 @@ from agrekd_ray.files import (
     real,
     unreadable,
 )
+from agrekd_ray.student import STATES
 
 JOB, STATE = "job.yaml", "state.json"
 
@@ -101,6 +103,11 @@ class Folder:
     def update(self, **changes: Any) -> None:
         """Change parts of the state."""
         self.write_state(replace(self.state(), **changes))
+
+    def finish(self) -> None:
+        """The run is done; states of students are of no more use, nor one that a kill has left."""
+        self.update(status="finished")
+        shutil.rmtree(self.training / STATES, ignore_errors=True)
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:

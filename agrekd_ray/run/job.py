@@ -204,7 +204,7 @@ class _Run:
                 raise
             finally:
                 self._close_engine()
-        self.folder.update(status="finished")
+        self.folder.finish()
         self._show(outcomes, self.account.cost)
         if unsent:
             self.console.print(

@@ -142,7 +142,7 @@ class _Searching:
                 self.tracker.reopen(run_id)
             result = self._again(run_id, done) if done else self._work(run_id)
             unsent = self.outbox.drain()
-        self.folder.update(status="finished")
+        self.folder.finish()
         show(result, self.account.cost, self.console, self.tracker.ui_command(), unsent)
         return result
 

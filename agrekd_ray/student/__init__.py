@@ -2,6 +2,7 @@
 
 from agrekd_ray.student.student import (
     STATE,
+    STATES,
     Assignment,
     Student,
     StudentSettings,
@@ -11,6 +12,7 @@ from agrekd_ray.student.student import (
 
 __all__ = [
     "STATE",
+    "STATES",
     "Assignment",
     "Student",
     "StudentSettings",

@@ -46,8 +46,8 @@ from agrekd_ray.training import (
     score,
 )
 
-OUTCOME, STATE = "outcome.json", "state.pt"
-"""Files; the state is that of earlier versions, which trained one student at a time."""
+OUTCOME, STATES, STATE = "outcome.json", "states", "state.pt"
+"""Files, and the folder of states. Earlier versions trained one student at a time, and had one."""
 
 
 class StudentSettings(Settings):
@@ -260,7 +260,7 @@ class Student:
         Raises:
             RunError: the state is damaged, or the folder cannot be made.
         """
-        own = training / "states" / f"{self.assignment.name}.pt"
+        own = training / STATES / f"{self.assignment.name}.pt"
         for state in (own, training / STATE):
             if exists(state) and self.load_state(state):
                 break

@@ -167,7 +167,7 @@ class _Study:
             result = self._result(self.known.cost if self.known else self.account.cost)
             publish_files(result, self.folder.path, anew=self.known is None)
             self._publish(run_id, result)
-        self.folder.update(status="finished")
+        self.folder.finish()
         show(result, self.console)
         self._where(self.account.cost)
         return result
