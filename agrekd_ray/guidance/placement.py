@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from heapq import heapify, heappop, heapreplace
+from itertools import groupby
 from pathlib import Path
 
 from agrekd_ray.errors import RunError
@@ -196,60 +199,68 @@ def place(wanted: Sequence[Wanted], nodes: Sequence[Node], *, free: bool = False
         nodes: of the cluster.
         free: count the room that is free now, not all that there is.
     """
-    left = {node.name: dict(node.free if free else node.total) for node in nodes}
-    gpus = {name: _Gpus(room.pop("GPU", 0)) for name, room in left.items()}
-    guests: Counter[str] = Counter()
+    left = [dict(node.free if free else node.total) for node in nodes]
+    gpus = [_Gpus(room.pop("GPU", 0)) for room in left]
+    guests = [0] * len(nodes)
     where: dict[int, str | None] = {}
     order = sorted(
         range(len(wanted)),
         key=lambda one: [-wanted[one].resources.get(name, 0) for name in ("GPU", "CPU")],
     )
-    for one in order:
-        fitting = [
-            node
-            for node in nodes
-            if matches(node.labels, wanted[one].labels)
-            and _has_room(left[node.name], gpus[node.name], wanted[one].resources)
-        ]
-        if not fitting:
-            where[one] = None
-            continue
-        chosen = min(fitting, key=lambda node: guests[node.name]).name
-        guests[chosen] += 1
-        for name, amount in wanted[one].resources.items():
-            if name == "GPU":
-                gpus[chosen].take(amount)
-            else:
-                left[chosen][name] = left[chosen].get(name, 0) - amount
-        where[one] = chosen
+    for _, alike in groupby(order, lambda one: (wanted[one].resources, wanted[one].labels)):
+        one, *more = alike
+        resources, labels = wanted[one].resources, wanted[one].labels
+        emptiest = [(guests[n], n) for n, node in enumerate(nodes) if matches(node.labels, labels)]
+        heapify(emptiest)
+        for number in (one, *more):
+            # A node that has no room for one of several that are alike has none for the next.
+            while emptiest and not _has_room(left[emptiest[0][1]], gpus[emptiest[0][1]], resources):
+                heappop(emptiest)
+            if not emptiest:
+                where[number] = None
+                continue
+            chosen = emptiest[0][1]
+            guests[chosen] += 1
+            heapreplace(emptiest, (guests[chosen], chosen))
+            gpus[chosen].take(resources.get("GPU", 0))
+            for name, amount in resources.items():
+                if name != "GPU":
+                    left[chosen][name] = left[chosen].get(name, 0) - amount
+            where[number] = nodes[chosen].name
     placed = tuple((w, where[n]) for n, w in enumerate(wanted))
-    return Placement(placed, tuple(nodes), {name: own.idle for name, own in gpus.items()})
+    idle = {node.name: own.idle for node, own in zip(nodes, gpus, strict=True)}
+    return Placement(placed, tuple(nodes), idle)
 
 
 class _Gpus:
-    """A node's GPUs, each with what is left of it."""
+    """A node's GPUs: how many there are of which so much is left."""
 
     def __init__(self, amount: float) -> None:
         whole = int(amount + _ROUNDING)
-        self._left = [1.0] * whole + ([amount - whole] if amount - whole > _ROUNDING else [])
+        self._left = Counter({1.0: whole, round(amount - whole, 6): 1})
 
-    def fitting(self, amount: float) -> list[int]:
-        """Those on which an amount finds room, by number; none where it does not."""
-        if amount <= 1:
-            room = [n for n, left in enumerate(self._left) if left + _ROUNDING >= amount]
-            return [min(room, key=self._left.__getitem__)] if room else []
-        free = [n for n, left in enumerate(self._left) if left + _ROUNDING >= 1]
-        return free[: int(amount)] if len(free) >= amount else []
+    def _fullest(self, amount: float) -> float | None:
+        """What is left of the fullest one that still has room for an amount."""
+        return min(
+            (left for left, n in self._left.items() if n and left + _ROUNDING >= amount),
+            default=None,
+        )
+
+    def have(self, amount: float) -> bool:
+        """Whether an amount finds room: a share on one of them, more than one on whole ones."""
+        return self._left[1.0] >= amount if amount > 1 else self._fullest(amount) is not None
 
     def take(self, amount: float) -> None:
         """Give an amount to somebody for whom there is room."""
-        for number in self.fitting(amount) if amount else ():
-            self._left[number] -= min(amount, 1.0)
+        count, share = (math.ceil(amount), 1.0) if amount > 1 else (1, amount)
+        if share and (left := self._fullest(share)) is not None:
+            self._left[left] -= count
+            self._left[round(left - share, 6)] += count
 
     @property
     def idle(self) -> int:
         """How many are untouched."""
-        return sum(left >= 1 for left in self._left)
+        return self._left[1.0]
 
 
 def check_room(
@@ -347,7 +358,7 @@ def matches(labels: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
 
 def _has_room(left: Mapping[str, float], gpus: _Gpus, resources: Mapping[str, float]) -> bool:
     return all(
-        not amount or bool(gpus.fitting(amount))
+        not amount or gpus.have(amount)
         if name == "GPU"
         else left.get(name, 0) + _ROUNDING >= amount
         for name, amount in resources.items()

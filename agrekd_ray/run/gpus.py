@@ -81,20 +81,28 @@ def open_to(nodes: Sequence[Node]) -> list[Node]:
 
 
 def divided(
-    fits: Callable[[float | None, float | None], bool],
+    wanted: Callable[[float | None, float | None], Sequence[Wanted]],
     workers: Sequence[float],
     actors: Sequence[float],
+    nodes: Sequence[Node],
     in_turns: bool,
 ) -> tuple[float, float]:
-    """Shares of a student's worker and of a teachers' actor.
+    """Shares of a GPU for a student's worker and for a teachers' actor.
 
     Args:
-        fits: whether all workers with one share and all actors with another find room; None where
+        wanted: everybody who must find room, for the shares of a worker and an actor; None where
             the others are not there.
         workers: possible shares, the largest first.
         actors: the same.
+        nodes: of the cluster.
         in_turns: whether teachers may record what they say before the students begin.
     """
+    if len(workers) == len(actors) == 1:
+        return workers[0], actors[0]
+
+    def fits(worker: float | None, actor: float | None) -> bool:
+        return not place(wanted(worker, actor), nodes).without_room
+
     for worker in workers:
         share = _first(actors, lambda actor, worker=worker: fits(worker, actor))  # type: ignore[misc]
         if share is not None:
@@ -138,21 +146,19 @@ def with_gpus(
     """
     nodes, student, fleet = open_to(nodes), job.student, job.fleet
     checkpoints = checkpoints or {}
+
+    def wanted(worker: float | None, actor: float | None) -> list[Wanted]:
+        found: list[Wanted] = []
+        if worker is not None and models:
+            found = workers_of(_filled(student, worker)) * groups
+        if actor is not None and checkpoints:
+            shares = shares_on(nodes, checkpoints, _filled_fleet(fleet, nodes, actor), found)
+            found = found + [one.wanted for one in shares for _ in range(fleet.replicas)]
+        return found
+
     workers = _worker_shares(student, models, samples, nodes)
     actors = _actor_shares(fleet, checkpoints, nodes)
-    if len(workers) == len(actors) == 1:
-        return numbered(job, nodes, student=workers[0], fleet=actors[0])
-
-    def fits(worker: float | None, actor: float | None) -> bool:
-        wanted: list[Wanted] = []
-        if worker is not None and models:
-            wanted = workers_of(_filled(student, worker)) * groups
-        if actor is not None and checkpoints:
-            shares = shares_on(nodes, checkpoints, _filled_fleet(fleet, nodes, actor), wanted)
-            wanted = wanted + [one.wanted for one in shares for _ in range(fleet.replicas)]
-        return not place(wanted, nodes).without_room
-
-    worker, actor = divided(fits, workers, actors, job.guidance == "auto")
+    worker, actor = divided(wanted, workers, actors, nodes, job.guidance == "auto")
     return numbered(job, nodes, student=worker, fleet=actor)
 
 
@@ -237,11 +243,34 @@ def groups_at_once(
     if job.student.gpus == AUTO:
         nodes = open_to(nodes)
     shares = _worker_shares(job.student, models, samples, nodes)
-    large = len(shares) == LARGE and not crowded
-    workers = workers_of(_filled(job.student, shares[0] if large else shares[-1]))
+    workers = workers_of(_filled(job.student, 0.0))
+    return side_by_side(workers, shares, nodes, most, beside=beside, crowded=crowded)
+
+
+def side_by_side(
+    workers: Sequence[Wanted],
+    shares: Sequence[float],
+    nodes: Sequence[Node],
+    most: int,
+    *,
+    beside: Sequence[Wanted] = (),
+    crowded: bool = False,
+) -> int:
+    """How many groups of workers find room at the same time, one at least; see `groups_at_once`.
+
+    Args:
+        workers: of one group.
+        shares: of a GPU that a worker may have, the largest first, as `worker_shares` has them.
+        nodes: of the cluster.
+        most: groups that have work.
+        beside: what must find room at the same time.
+        crowded: as many as may share a GPU, large students too.
+    """
+    share = shares[0] if len(shares) == LARGE and not crowded else shares[-1]
+    group = [with_share(one, share) for one in workers]
 
     def too_many(groups: int) -> bool:
-        return bool(place([*beside, *workers * groups], nodes).without_room)
+        return bool(place([*beside, *group * groups], nodes).without_room)
 
     return 1 + bisect.bisect_left(range(2, min(most, MOST_GROUPS) + 1), True, key=too_many)
 
@@ -262,18 +291,35 @@ def most_of_finished(folders: Collection[Path]) -> int:
     )
 
 
+def worker_shares(
+    workers: Sequence[Wanted],
+    gpus: float | Literal["auto"],
+    nodes: Sequence[Node],
+    most: Callable[[], int],
+) -> list[float]:
+    """Shares of a GPU that a student's worker may have, the largest first.
+
+    Args:
+        workers: of the student, besides their GPUs; none where none trains.
+        gpus: as the job has it; a number is the only choice.
+        nodes: of the cluster.
+        most: how many of them share a GPU at most, as `most_on_a_gpu` has it.
+    """
+    if gpus != AUTO:
+        return [gpus]
+    if not workers or not _may_have(workers[0], nodes):
+        return [0.0]
+    if len(workers) > 1:
+        together = [with_share(one, 1.0) for one in workers]
+        return [0.0 if place(together, nodes).without_room else 1.0]
+    return parts(most())
+
+
 def _worker_shares(
     student: StudentSettings, models: Collection[Model], samples: Dataset, nodes: Sequence[Node]
 ) -> list[float]:
-    """Shares that a student's worker may have, the largest first; where it has no choice, one."""
-    if student.gpus != AUTO:
-        return [student.gpus]
-    if not models or not _may_have(workers_of(_filled(student, 0.0))[0], nodes):
-        return [0.0]
-    if student.workers > 1:
-        together = workers_of(_filled(student, 1.0))
-        return [0.0 if place(together, nodes).without_room else 1.0]
-    return parts(most_of(models, samples))
+    workers = workers_of(_filled(student, 0.0)) if models else []
+    return worker_shares(workers, student.gpus, nodes, lambda: most_of(models, samples))
 
 
 def _actor_shares(
