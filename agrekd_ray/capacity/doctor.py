@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import ipaddress
 import math
 import queue
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, metadata, requires
 from pathlib import Path
@@ -49,7 +50,21 @@ DRIVER = "driver"
 MAY_DIFFER = {"outputs.store"}
 """Folders that may be each node's own: records travel through Ray where they are not shared."""
 _HEAD = "node:__internal_head__"
-SAME_VERSIONS = "install the same on every node, best of all from one image (Dockerfile)"
+REMEDIES = {
+    "answer": "look at /tmp/ray/session_latest/logs there; `ray stop` and start it again",
+    "clock": "let a time service (chrony, systemd-timesyncd) set it",
+    "memory": "add nodes, or record with fewer teachers at a time",
+    "object store": "start Ray there with a larger --object-store-memory, or lower "
+    "student.training.batch_size",
+    "open files": "ulimit -n 65536 before `ray start`",
+    "ports": "export RAY_AUTH_MODE=token on every node and client before `ray start`, with one "
+    "token for all (ray get-auth-token --generate; RAY_AUTH_TOKEN); keep --dashboard-host "
+    "127.0.0.1",
+    "shared memory": "docker run --shm-size=4g; on Kubernetes an emptyDir with medium: Memory at "
+    "/dev/shm",
+    "versions": "install the same on every node, best of all from one image (Dockerfile)",
+}
+"""What to do about a finding, by what was looked at, where that is always the same."""
 
 
 @dataclass(frozen=True)
@@ -379,13 +394,12 @@ def _of_driver(mine: Machine, needs: Needs, requirements: Sequence[str]) -> Iter
     """What is wrong with the driver's machine."""
     for name, wanted in ranges(requirements).items():
         if (version := mine.versions.get(name)) is not None and not _within(version, wanted):
-            problem = f"{name} {version}, not {wanted.specifier}"
-            yield Finding(DRIVER, "versions", problem, SAME_VERSIONS)
+            yield _finding(DRIVER, "versions", f"{name} {version}, not {wanted.specifier}")
     by_disk: dict[int, list[str]] = {}
     for key, folder in mine.folders.items():
         if problem := _unwritable(folder):
             remedy = f"set {key} to a folder that can be written"
-            yield Finding(DRIVER, "folders", f"{key}: {problem}", remedy)
+            yield _finding(DRIVER, "folders", f"{key}: {problem}", remedy)
         if "device" in folder:
             by_disk.setdefault(folder["device"], []).append(key)
     for sharing in by_disk.values():
@@ -393,13 +407,10 @@ def _of_driver(mine: Machine, needs: Needs, requirements: Sequence[str]) -> Iter
         total, free = sum(taken.values()), mine.folders[sharing[0]]["free"]
         if total > free:
             parts = ", ".join(f"{key} {decimal(size)}" for key, size in taken.items())
-            yield Finding(
-                DRIVER,
-                "disk",
-                f"{decimal(total)} will be written ({parts}), {decimal(free)} are free",
-                "free the disk, name another folder, prune (agrekd outputs prune), or set "
-                "outputs.dtype=float16 or data.views.count",
-            )
+            problem = f"{decimal(total)} will be written ({parts}), {decimal(free)} are free"
+            remedy = "free the disk, name another folder, prune (agrekd outputs prune), or set "
+            remedy += "outputs.dtype=float16 or data.views.count"
+            yield _finding(DRIVER, "disk", problem, remedy)
 
 
 def _of_cluster(nodes: Sequence[Machine], needs: Needs) -> Iterable[Finding]:
@@ -408,76 +419,52 @@ def _of_cluster(nodes: Sequence[Machine], needs: Needs) -> Iterable[Finding]:
         keys = ", ".join(needs.declined)
         problem = f"Ray counts {count:g}, and the job declines them: {keys} = 0"
         remedy = "leave the keys out, or set them to auto"
-        yield Finding("cluster", "GPUs", problem, remedy, WARNING)
+        yield _finding("cluster", "GPUs", problem, remedy, WARNING)
     free = {node.name: node.memory_free for node in nodes if node.memory_free is not None}
     name, most = max(free.items(), key=lambda item: item[1], default=("", math.inf))
     if needs.process > most:
-        yield Finding(
-            "cluster",
-            "memory",
-            f"the job's largest process takes about {decimal(int(needs.process))}, the node with "
-            f"most memory free ({name}) has {decimal(int(most))}",
-            "lower fleet.backbones_per_actor, or take nodes with more memory",
-        )
-    elif free and needs.memory > sum(free.values()):
-        yield Finding(
-            "cluster",
-            "memory",
-            f"teachers and students take about {decimal(int(needs.memory))}, free are "
-            f"{decimal(sum(free.values()))} on all nodes together ({len(free)})",
-            "add nodes, or record with fewer teachers at a time",
-        )
+        problem = f"the job's largest process takes about {decimal(int(needs.process))}, the node "
+        problem += f"with most memory free ({name}) has {decimal(int(most))}"
+        remedy = "lower fleet.backbones_per_actor, or take nodes with more memory"
+        yield _finding("cluster", "memory", problem, remedy)
+    elif free and needs.memory > (total := sum(free.values())):
+        problem = f"teachers and students take about {decimal(int(needs.memory))}, free are "
+        problem += f"{decimal(total)} on all nodes together ({len(free)})"
+        yield _finding("cluster", "memory", problem)
 
 
 def _of_node(
     node: Machine, driver: Machine, needs: Needs, ports: Mapping[int, str]
 ) -> Iterable[Finding]:
     """What is wrong with a node, by itself or beside the driver."""
-
-    def finding(check: str, problem: str, remedy: str, level: str = ERROR) -> Finding:
-        return Finding(node.name, check, problem, remedy, level)
-
+    finding = functools.partial(_finding, node.name)
     if node.silence:
-        yield finding(
-            "answer",
-            f"Ray counts it as alive, but it runs no task ({node.silence})",
-            "look at /tmp/ray/session_latest/logs there; `ray stop` and start it again",
-        )
+        problem = f"Ray counts it as alive, but it runs no task ({node.silence})"
+        yield finding("answer", problem)
         return
     for name, version in node.versions.items():
         if version != (here := driver.versions.get(name)):
-            yield finding("versions", f"{name} {version}, the driver has {here}", SAME_VERSIONS)
+            yield finding("versions", f"{name} {version}, the driver has {here}")
     same = node.versions.get("agrekd_ray") == driver.versions.get("agrekd_ray")
     if same and node.code != driver.code:
-        yield finding("versions", "other code of agrekd_ray under the same version", SAME_VERSIONS)
-    yield from _of_gpus(node, finding)
+        yield finding("versions", "other code of agrekd_ray under the same version")
+    if gpus := _gpus(node):
+        yield finding("GPUs", *gpus)
+    store = decimal(node.object_store)
     if node.object_store < needs.object_store:
-        yield finding(
-            "object store",
-            f"{decimal(node.object_store)}, the job has {decimal(int(needs.object_store))} on its "
-            "way at once",
-            "start Ray there with a larger --object-store-memory, or lower "
-            "student.training.batch_size",
-        )
+        coming = decimal(int(needs.object_store))
+        yield finding("object store", f"{store}, the job has {coming} on its way at once")
     if node.shared_memory is not None and node.shared_memory < node.object_store:
-        yield finding(
-            "shared memory",
-            f"/dev/shm has {decimal(node.shared_memory)}, the object store wants "
-            f"{decimal(node.object_store)}, so it lives on disk, slowly",
-            "docker run --shm-size=4g; on Kubernetes an emptyDir with medium: Memory at /dev/shm",
-            WARNING,
-        )
+        problem = f"/dev/shm has {decimal(node.shared_memory)}, the object store wants {store}"
+        yield finding("shared memory", f"{problem}, so it lives on disk, slowly", level=WARNING)
     if 0 <= node.open_files < FEW_FILES:  # -1 is no limit
-        problem = f"a process may have {node.open_files}"
-        yield finding("open files", problem, "ulimit -n 65536 before `ray start`", WARNING)
+        yield finding("open files", f"a process may have {node.open_files}", level=WARNING)
     total, free = node.temporary["total"], node.temporary["free"]
     if free < (1 - FULL) * total:
-        yield finding(
-            "disk",
-            f"the disk of the temporary folder is full: {decimal(free)} of {decimal(total)} are "
-            f"left, and Ray stops at {1 - FULL:.0%}",
-            "free it, or start Ray there with --temp-dir on another disk",
-        )
+        problem = f"the disk of the temporary folder is full: {decimal(free)} of {decimal(total)} "
+        problem += f"are left, and Ray stops at {1 - FULL:.0%}"
+        remedy = "free it, or start Ray there with --temp-dir on another disk"
+        yield finding("disk", problem, remedy)
     for key, folder in driver.folders.items():
         if _unwritable(folder):
             continue  # which is the driver's finding
@@ -490,64 +477,51 @@ def _of_node(
             remedy = f"mount the same storage there, or set {key} to a folder that is shared"
         if problem:
             yield finding("folders", f"{key}: {problem}", remedy)
-    yield from _of_data(node, driver.data, finding)
+    if node.data_silence:
+        remedy = "look whether the storage of the data answers there"
+        yield finding("data", node.data_silence, remedy)
+    for mine, other in zip(driver.data, node.data, strict=False):
+        if error := other.get("error"):
+            remedy = "put the data at the same path as on the driver, readable for Ray's user"
+            yield finding("data", f"cannot be opened ({error})", remedy)
+        elif other != mine:
+            theirs, ours = other["fingerprint"][:12], mine["fingerprint"][:12]
+            problem = f"other data than the driver's ({theirs} instead of {ours})"
+            yield finding("data", problem, "copy them there again, or share one folder")
     if node.skew is not None and abs(node.skew[0]) - node.skew[1] > SKEW_SECONDS:
         ahead = "ahead of" if node.skew[0] > 0 else "behind"
         problem = f"{abs(node.skew[0]):.1f} s {ahead} the driver's"
-        remedy = "let a time service (chrony, systemd-timesyncd) set it"
-        yield finding("clock", problem, remedy, WARNING)
+        yield finding("clock", problem, level=WARNING)
     for port, addresses in node.listeners.items():
-        if node.token or all(ipaddress.ip_address(one).is_loopback for one in addresses):
-            continue
-        yield finding(
-            "ports",
-            f"{ports.get(port, 'Ray')} listens at {', '.join(sorted(set(addresses)))}, "
-            f"port {port}, without a token: whoever reaches it can run anything there",
-            "export RAY_AUTH_MODE=token on every node and client before `ray start`, with one "
-            "token for all (ray get-auth-token --generate; RAY_AUTH_TOKEN); keep "
-            "--dashboard-host 127.0.0.1",
-            WARNING,
-        )
+        if not (node.token or all(ipaddress.ip_address(one).is_loopback for one in addresses)):
+            problem = f"{ports.get(port, 'Ray')} listens at {', '.join(sorted(set(addresses)))}, "
+            problem += f"port {port}, without a token: whoever reaches it can run anything there"
+            yield finding("ports", problem, level=WARNING)
     if node.token_file:
         problem = f"{node.token_file} can be read by other users, who can then run anything"
         remedy = f"chmod 600 {node.token_file} (Ray makes it so from 2.60.1 on)"
         yield finding("token", problem, remedy, WARNING)
 
 
-def _of_gpus(node: Machine, finding: Callable[..., Finding]) -> Iterable[Finding]:
-    """GPUs that Ray counts and PyTorch does not find, or the other way round."""
+def _finding(node: str, check: str, problem: str, remedy: str = "", level: str = ERROR) -> Finding:
+    return Finding(node, check, problem, remedy or REMEDIES[check], level)
+
+
+def _gpus(node: Machine) -> tuple[str, str, str] | None:
+    """Problem, remedy and level where PyTorch does not find the GPUs that Ray counts."""
     count = node.torch_gpus
     if isinstance(count, str):
         problem = f"PyTorch does not say how many it finds ({count})"
         remedy = 'try there: python -c "import torch; print(torch.cuda.device_count())"'
-        yield finding("GPUs", problem, remedy)
-    elif count is not None and count < node.gpus:
-        yield finding(
-            "GPUs",
-            f"Ray counts {node.gpus:g}, PyTorch finds {count}",
-            "install a PyTorch with CUDA and the driver that it needs (image VARIANT=-gpu), or "
-            "start Ray there with --num-gpus as many as there are",
-        )
-    elif count is not None and count > node.gpus:
+        return problem, remedy, ERROR
+    if count is None or count == node.gpus:
+        return None
+    if count > node.gpus:
         problem = f"PyTorch finds {count}, Ray counts {node.gpus:g}; the others stay idle"
-        yield finding("GPUs", problem, f"start Ray there with --num-gpus={count}", WARNING)
-
-
-def _of_data(
-    node: Machine, driver: Sequence[Mapping[str, str]], finding: Callable[..., Finding]
-) -> Iterable[Finding]:
-    """Data that are missing, or differ from the driver's."""
-    if node.data_silence:
-        remedy = "look whether the storage of the data answers there"
-        yield finding("data", node.data_silence, remedy)
-    for mine, there in zip(driver, node.data, strict=False):
-        if error := there.get("error"):
-            remedy = "put the data at the same path as on the driver, readable for Ray's user"
-            yield finding("data", f"cannot be opened ({error})", remedy)
-        elif there != mine:
-            theirs, ours = there["fingerprint"][:12], mine["fingerprint"][:12]
-            problem = f"other data than the driver's ({theirs} instead of {ours})"
-            yield finding("data", problem, "copy them there again, or share one folder")
+        return problem, f"start Ray there with --num-gpus={count}", WARNING
+    remedy = "install a PyTorch with CUDA and the driver that it needs (image VARIANT=-gpu), or "
+    remedy += "start Ray there with --num-gpus as many as there are"
+    return f"Ray counts {node.gpus:g}, PyTorch finds {count}", remedy, ERROR
 
 
 def _unwritable(folder: Mapping[str, Any], marked: bool | None = None) -> str:

@@ -194,52 +194,49 @@ Change = tuple[str, JobSize, Machines, Times, int | None]
 def _changes(now: Forecast, size: JobSize, machines: Machines, times: Times) -> Iterator[Change]:
     """Every change that a person can make, in words, and what a forecast is then made of."""
 
-    def of_job(change: str, **values: Any) -> Change:
-        return change, replace(size, **values), machines, times, None
-
-    def of_machines(change: str, **values: Any) -> Change:
-        return change, size, machines.model_copy(update=values), times, None
-
-    def of_times(change: str, **values: Any) -> Change:
-        return change, size, machines, times.model_copy(update=values), None
+    def change(
+        words: str, there: Machines = machines, parts: Times = times, **of_job: Any
+    ) -> Change:
+        return words, replace(size, **of_job), there, parts, None
 
     if size.look_ahead == 0:
-        yield of_job("fleet.look_ahead=2", look_ahead=2)
+        yield change("fleet.look_ahead=2", look_ahead=2)
     if not size.records:
         views = min(size.views, size.epochs)
-        yield of_job("guidance=auto: record once, then replay", records=True, views=views)
+        yield change("guidance=auto: record once, then replay", records=True, views=views)
     if now.setup.weighting_actors == 1 and size.may_shard:
-        change = f"fleet.weighting_actors={size.workers}: one for each of the student's workers"
-        yield change, size, machines, times, size.workers
+        words = f"fleet.weighting_actors={size.workers}: one for each of the student's workers"
+        yield words, size, machines, times, size.workers
     hosted = size.backbones_per_actor
     if size.actors > 1:
         more = min(2 * hosted, size.backbones)
-        yield of_job(f"fleet.backbones_per_actor={more}: fewer actors", backbones_per_actor=more)
+        yield change(f"fleet.backbones_per_actor={more}: fewer actors", backbones_per_actor=more)
     if hosted > 1:
         fewer = max(1, min(hosted, size.backbones) // 2)
-        yield of_job(f"fleet.backbones_per_actor={fewer}: more actors", backbones_per_actor=fewer)
+        yield change(f"fleet.backbones_per_actor={fewer}: more actors", backbones_per_actor=fewer)
     if size.concurrent < size.fullest and times.forward_busy < 1:
-        yield of_job(f"fleet.concurrent={size.fullest}", concurrent=size.fullest)
+        yield change(f"fleet.concurrent={size.fullest}", concurrent=size.fullest)
     if size.number_bytes == 4 and size.records:
-        yield of_job("outputs.dtype=float16: half the disk", number_bytes=2)
+        yield change("outputs.dtype=float16: half the disk", number_bytes=2)
     half = times.model_copy(update={"step_ms": times.step_ms / 2})
     if size.part % 2 == 0:
-        workers = 2 * size.workers
-        change = f"student.workers={workers}, if half of the samples take half the time"
-        yield change, replace(size, workers=workers), machines, half, None
-    nodes, gpus, cpus, gbit = (
-        2 * count for count in (machines.nodes, machines.gpus, machines.cpus, machines.gbit)
-    )
-    yield of_machines(f"{nodes} nodes instead of {machines.nodes}", nodes=nodes)
-    if gpus:
-        yield of_machines(f"{gpus} GPUs a node", gpus=gpus)
-    yield of_machines(f"{cpus} cores a node", cpus=cpus)
-    if machines.nodes > 1:
-        yield of_machines(f"a network of {gbit:g} Gbit/s", gbit=gbit)
-    yield of_machines("a disk twice as fast", disk_mb=2 * machines.disk_mb)
-    faster = "teachers twice as fast (a faster device, fleet.precision=bfloat16)"
-    yield of_times(faster, forward_ms=times.forward_ms / 2)
-    yield "a student's step twice as fast (device, precision)", size, machines, half, None
+        more = 2 * size.workers
+        words = f"student.workers={more}, if half of the samples take half the time"
+        yield change(words, parts=half, workers=more)
+    twice = {
+        "nodes": f"{2 * machines.nodes} nodes instead of {machines.nodes}",
+        "gpus": f"{2 * machines.gpus} GPUs a node" if machines.gpus else "",
+        "cpus": f"{2 * machines.cpus} cores a node",
+        "gbit": f"a network of {2 * machines.gbit:g} Gbit/s" if machines.nodes > 1 else "",
+        "disk_mb": "a disk twice as fast",
+    }
+    for key, words in twice.items():
+        if words:
+            yield change(words, machines.model_copy(update={key: 2 * getattr(machines, key)}))
+    faster = times.model_copy(update={"forward_ms": times.forward_ms / 2})
+    words = "teachers twice as fast (a faster device, fleet.precision=bfloat16)"
+    yield change(words, parts=faster)
+    yield change("a student's step twice as fast (device, precision)", parts=half)
 
 
 def idle_gpus(job: Job, size: JobSize, machines: Machines) -> str:
