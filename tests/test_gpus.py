@@ -12,7 +12,7 @@ import yaml
 
 from agrekd_ray.config import Job, JobError, check_job, load_job
 from agrekd_ray.data import Dataset, open_dataset
-from agrekd_ray.guidance.placement import Node, Wanted, place, shares_on
+from agrekd_ray.guidance.placement import Node, ResourceRequest, place, shares_on
 from agrekd_ray.models import Model
 from agrekd_ray.run import gpus as module
 from agrekd_ray.run import settled as preparation
@@ -35,7 +35,7 @@ from agrekd_ray.run.gpus import (
 from .conftest import TINY, merged
 from .shared import pool_of
 
-TASK = Wanted("the training of a teacher", {"CPU": 1})
+TASK = ResourceRequest("the training of a teacher", {"CPU": 1})
 BIG = Model(name="torchvision/resnet50")
 """In place of the job's own student: its size alone counts."""
 

@@ -22,7 +22,7 @@ from pydantic import BeforeValidator, Field
 
 from agrekd_ray.capacity.size import FLOAT, PROCESS, JobSize, Traffic
 from agrekd_ray.core.weighting import STRATEGIES
-from agrekd_ray.guidance.placement import Node, Wanted
+from agrekd_ray.guidance.placement import Node, ResourceRequest
 from agrekd_ray.run.gpus import LARGE, divided, parts, side_by_side, worker_shares
 from agrekd_ray.settings import AUTO, Count, NonNegative, Positive, Settings, Share, Whole
 
@@ -197,16 +197,20 @@ class Placing:
         return None
 
 
-def workers_wanted(size: JobSize, gpus: float | None = None) -> list[Wanted]:
+def workers_wanted(size: JobSize, gpus: float | None = None) -> list[ResourceRequest]:
     """Room that a student's workers take, with a share of a GPU that is not the job's own."""
     share = size.student_gpus if gpus is None else gpus
-    return [Wanted("student's worker", {"CPU": size.student_cpus, "GPU": share})] * size.workers
+    return [
+        ResourceRequest("student's worker", {"CPU": size.student_cpus, "GPU": share})
+    ] * size.workers
 
 
-def actors_wanted(size: JobSize, gpus: float | None = None) -> list[Wanted]:
+def actors_wanted(size: JobSize, gpus: float | None = None) -> list[ResourceRequest]:
     """Room that the teachers' actors take, likewise."""
     share = size.actor_gpus if gpus is None else gpus
-    return [Wanted("teachers", {"CPU": size.actor_cpus or 0.0, "GPU": share})] * size.actors
+    return [
+        ResourceRequest("teachers", {"CPU": size.actor_cpus or 0.0, "GPU": share})
+    ] * size.actors
 
 
 def with_gpus(size: JobSize, machines: Machines) -> JobSize:
@@ -220,7 +224,7 @@ def with_gpus(size: JobSize, machines: Machines) -> JobSize:
     if "fleet" in size.gpus_left_open and machines.gpus:
         actors = parts(size.actors_on_a_gpu)
 
-    def wanted(worker: float | None, actor: float | None) -> list[Wanted]:
+    def wanted(worker: float | None, actor: float | None) -> list[ResourceRequest]:
         students = [] if worker is None else workers_wanted(size, worker) * groups
         return students + ([] if actor is None else actors_wanted(size, actor))
 

@@ -39,11 +39,11 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """One process that must find room.
+class ResourceRequest:
+    """What one process asks of the node that it finds room on.
 
     Attributes:
-        what: it is, in words.
+        what: the process is, in words.
         resources: that it takes, by name.
         labels: that its node must have: a value, `!value`, `in(a,b)` or `!in(a,b)` by key, as
             Ray has them.
@@ -57,7 +57,7 @@ class Wanted:
 
     @property
     def in_words(self) -> str:
-        """What it takes."""
+        """The amounts and labels in a line."""
         amounts = [f"{value:g} {name}" for name, value in self.resources.items() if value]
         labels = [f"{key}={value}" for key, value in self.labels.items()]
         return ", ".join(amounts or ["0 CPU"]) + (f" on {' '.join(labels)}" if labels else "")
@@ -73,7 +73,7 @@ class Share:
     """
 
     teachers: tuple[str, ...]
-    wanted: Wanted
+    wanted: ResourceRequest
 
 
 def shares_of(
@@ -105,7 +105,7 @@ def shares_of(
             names = [name for some in backbones[number::actors] for name in some]
             own = settings.of(names[0])
             resources = {"CPU": cpus or 0.0, "GPU": a_number(own.gpus), **own.resources}
-            wanted = Wanted(f"teachers {', '.join(names)}", resources, own.labels)
+            wanted = ResourceRequest(f"teachers {', '.join(names)}", resources, own.labels)
             found.append(Share(tuple(names), wanted))
     return found
 
@@ -114,7 +114,7 @@ def shares_on(
     nodes: Sequence[Node],
     checkpoints: Mapping[str, Path],
     settings: FleetSettings,
-    students: Sequence[Wanted],
+    students: Sequence[ResourceRequest],
 ) -> list[Share]:
     """Which teachers live together, and what they take beside the students.
 
@@ -161,12 +161,12 @@ class Placement:
         idle: GPUs of each node that nobody was put on.
     """
 
-    placed: tuple[tuple[Wanted, str | None], ...]
+    placed: tuple[tuple[ResourceRequest, str | None], ...]
     nodes: tuple[Node, ...]
     idle: Mapping[str, int]
 
     @property
-    def without_room(self) -> list[Wanted]:
+    def without_room(self) -> list[ResourceRequest]:
         """Who finds none."""
         return [wanted for wanted, node in self.placed if node is None]
 
@@ -189,7 +189,9 @@ class Placement:
         return found
 
 
-def place(wanted: Sequence[Wanted], nodes: Sequence[Node], *, free: bool = False) -> Placement:
+def place(
+    wanted: Sequence[ResourceRequest], nodes: Sequence[Node], *, free: bool = False
+) -> Placement:
     """Work out who finds room where: the largest first, on the emptiest node that has room.
 
     A share of a GPU is one of a single GPU, the fullest of its node that has it left, as with Ray.
@@ -264,7 +266,7 @@ class _Gpus:
 
 
 def check_room(
-    students: Sequence[Wanted], teachers: Sequence[Wanted], nodes: Sequence[Node]
+    students: Sequence[ResourceRequest], teachers: Sequence[ResourceRequest], nodes: Sequence[Node]
 ) -> str:
     """Refuse what will never find room on these nodes, however long one waits.
 
@@ -293,7 +295,7 @@ def check_room(
     )
 
 
-def _never(lacking: Sequence[Wanted], of: int, nodes: Sequence[Node], alone: bool) -> str:
+def _never(lacking: Sequence[ResourceRequest], of: int, nodes: Sequence[Node], alone: bool) -> str:
     first = lacking[0]
     what = (
         f"{first.what}: no node has room for it: {first.in_words} wanted"
@@ -310,14 +312,14 @@ def _never(lacking: Sequence[Wanted], of: int, nodes: Sequence[Node], alone: boo
     )
 
 
-def _in_words(node: Node, wanted: Wanted) -> str:
+def _in_words(node: Node, wanted: ResourceRequest) -> str:
     names = [name for name, value in wanted.resources.items() if value] or ["CPU"]
     amounts = ", ".join(f"{node.total.get(name, 0):g} {name}" for name in names)
     labels = " ".join(f"{key}={node.labels.get(key, '(none)')}" for key in wanted.labels)
     return f"{node.name} {amounts}" + (f" {labels}" if labels else "")
 
 
-def rounds(wanted: Sequence[Wanted], nodes: Sequence[Node]) -> list[list[int]]:
+def rounds(wanted: Sequence[ResourceRequest], nodes: Sequence[Node]) -> list[list[int]]:
     """Who is hosted together, where not all find room at once: in turns, as few as it takes.
 
     Args:

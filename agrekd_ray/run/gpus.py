@@ -25,7 +25,7 @@ from typing import Literal
 from agrekd_ray.config import Job
 from agrekd_ray.data import Dataset
 from agrekd_ray.guidance.fleet_settings import FleetSettings, TeacherPlace
-from agrekd_ray.guidance.placement import Node, Wanted, place, shares_on
+from agrekd_ray.guidance.placement import Node, ResourceRequest, place, shares_on
 from agrekd_ray.models import Model, Shape, check_name, read_manifest
 from agrekd_ray.models.checkpoint import WEIGHTS
 from agrekd_ray.settings import AUTO
@@ -81,7 +81,7 @@ def open_to(nodes: Sequence[Node]) -> list[Node]:
 
 
 def divided(
-    wanted: Callable[[float | None, float | None], Sequence[Wanted]],
+    wanted: Callable[[float | None, float | None], Sequence[ResourceRequest]],
     workers: Sequence[float],
     actors: Sequence[float],
     nodes: Sequence[Node],
@@ -119,9 +119,9 @@ def divided(
     return worker, actors[0]
 
 
-def workers_of(student: StudentSettings) -> list[Wanted]:
+def workers_of(student: StudentSettings) -> list[ResourceRequest]:
     """Room that the workers of a student take."""
-    one = Wanted("student's worker", student.takes, student.labels, "students' workers")
+    one = ResourceRequest("student's worker", student.takes, student.labels, "students' workers")
     return [one] * student.workers
 
 
@@ -147,8 +147,8 @@ def with_gpus(
     nodes, student, fleet = open_to(nodes), job.student, job.fleet
     checkpoints = checkpoints or {}
 
-    def wanted(worker: float | None, actor: float | None) -> list[Wanted]:
-        found: list[Wanted] = []
+    def wanted(worker: float | None, actor: float | None) -> list[ResourceRequest]:
+        found: list[ResourceRequest] = []
         if worker is not None and models:
             found = workers_of(_filled(student, worker)) * groups
         if actor is not None and checkpoints:
@@ -181,7 +181,7 @@ def numbered(
 
 
 def share_of_task(
-    wanted: Wanted,
+    wanted: ResourceRequest,
     gpus: float | Literal["auto"],
     count: int,
     nodes: Sequence[Node],
@@ -223,7 +223,7 @@ def groups_at_once(
     *,
     models: Collection[Model],
     most: int,
-    beside: Sequence[Wanted] = (),
+    beside: Sequence[ResourceRequest] = (),
     crowded: bool = False,
 ) -> int:
     """Worker groups that find room side by side, one at least.
@@ -248,12 +248,12 @@ def groups_at_once(
 
 
 def side_by_side(
-    workers: Sequence[Wanted],
+    workers: Sequence[ResourceRequest],
     shares: Sequence[float],
     nodes: Sequence[Node],
     most: int,
     *,
-    beside: Sequence[Wanted] = (),
+    beside: Sequence[ResourceRequest] = (),
     crowded: bool = False,
 ) -> int:
     """How many groups of workers find room at the same time, one at least; see `groups_at_once`.
@@ -275,7 +275,7 @@ def side_by_side(
     return 1 + bisect.bisect_left(range(2, min(most, MOST_GROUPS) + 1), True, key=too_many)
 
 
-def with_share(wanted: Wanted, gpus: float) -> Wanted:
+def with_share(wanted: ResourceRequest, gpus: float) -> ResourceRequest:
     """The same process with a share of a GPU."""
     return replace(wanted, resources={**wanted.resources, "GPU": gpus})
 
@@ -292,7 +292,7 @@ def most_of_finished(folders: Collection[Path]) -> int:
 
 
 def worker_shares(
-    workers: Sequence[Wanted],
+    workers: Sequence[ResourceRequest],
     gpus: float | Literal["auto"],
     nodes: Sequence[Node],
     most: Callable[[], int],
@@ -335,10 +335,10 @@ def _actor_shares(
 def _open(fleet: FleetSettings, own: TeacherPlace, nodes: Sequence[Node]) -> bool:
     """Whether there is a GPU that teachers with a place of their own may have."""
     resources = {"CPU": fleet.cpus or 0.0, **own.resources}
-    return _may_have(Wanted("teachers", resources, own.labels), nodes)
+    return _may_have(ResourceRequest("teachers", resources, own.labels), nodes)
 
 
-def _may_have(wanted: Wanted, nodes: Sequence[Node]) -> bool:
+def _may_have(wanted: ResourceRequest, nodes: Sequence[Node]) -> bool:
     """Whether a node that suits a process has a GPU."""
     hosts = [node for node in nodes if node.total.get("GPU", 0)]
     return not place([with_share(wanted, 0.0)], hosts).without_room
@@ -380,7 +380,7 @@ def _first(shares: Sequence[float], holds: Callable[[float], bool]) -> float | N
 
 
 def what_stays_idle(
-    job: Job, given: Job, nodes: Sequence[Node], wanted: Sequence[Wanted], *keys: str
+    job: Job, given: Job, nodes: Sequence[Node], wanted: Sequence[ResourceRequest], *keys: str
 ) -> str:
     """What a part of a job leaves of the cluster's GPUs, in a line, with the key that would use it.
 
@@ -418,7 +418,7 @@ def what_stays_idle(
         labels, resources = getattr(own, "labels", {}), getattr(own, "resources", {})
         if own.gpus == 0:
             reasons.append(f"{key}.gpus = 0 declines them")
-        elif (labels or resources) and not _may_have(Wanted("", resources, labels), left):
+        elif (labels or resources) and not _may_have(ResourceRequest("", resources, labels), left):
             kept = "labels" if labels else "resources"
             reasons.append(f"{key}.{kept} keeps away from them")
     if not reasons and "student" in keys:

@@ -10,7 +10,7 @@ from agrekd_ray.errors import RunError
 from agrekd_ray.events import Began, Event, Note, Post
 from agrekd_ray.guidance.fleet import STALL_SECONDS
 from agrekd_ray.guidance.nodes import cluster_nodes
-from agrekd_ray.guidance.placement import Wanted, check_room
+from agrekd_ray.guidance.placement import ResourceRequest, check_room
 
 
 class First:
@@ -38,7 +38,9 @@ class Waiting(AbstractContextManager["Waiting"]):
         pending: whether it waits.
     """
 
-    def __init__(self, wanted: Sequence[Wanted], post: Post, pending: Callable[[], bool]) -> None:
+    def __init__(
+        self, wanted: Sequence[ResourceRequest], post: Post, pending: Callable[[], bool]
+    ) -> None:
         self._wanted, self._post, self._pending = wanted, post, pending
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._say, name="waiting", daemon=True)

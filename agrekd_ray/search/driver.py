@@ -23,7 +23,7 @@ from agrekd_ray.events import Event, GroupPlaced, TeachersCost
 from agrekd_ray.guidance import Replay
 from agrekd_ray.guidance.fleet import Fleet
 from agrekd_ray.guidance.nodes import DriverData, cluster_nodes, settled_nodes
-from agrekd_ray.guidance.placement import Wanted, check_room
+from agrekd_ray.guidance.placement import ResourceRequest, check_room
 from agrekd_ray.models import Model, load
 from agrekd_ray.outputs import Outputs
 from agrekd_ray.results import Effort, Metrics, Outcome
@@ -282,7 +282,7 @@ class _Searching:
         """
         nodes, asked = cluster_nodes(), self.search.concurrency
         # Beside trials that ask it live, something must be left for the fleet.
-        fleet = [Wanted("a teacher", {"CPU": 0.1})] if self.job.guidance == "live" else []
+        fleet = [ResourceRequest("a teacher", {"CPU": 0.1})] if self.job.guidance == "live" else []
         check_room(workers_of(numbered(self.job).student), fleet, nodes)
         room = groups_at_once(
             self.job,
