@@ -16,7 +16,6 @@ from ray import tune
 from ray.tune import CheckpointConfig, FailureConfig, ResultGrid, RunConfig, TuneConfig, Tuner
 from rich.console import Console
 
-from agrekd_ray import __version__
 from agrekd_ray.data import SELECT, TEST, open_dataset, splits_in_words
 from agrekd_ray.errors import AgrekdError, RunError
 from agrekd_ray.events import Event, GroupPlaced, TeachersCost
@@ -31,7 +30,7 @@ from agrekd_ray.run.account import Account
 from agrekd_ray.run.answers import Answers, members
 from agrekd_ray.run.cluster import RayEngine
 from agrekd_ray.run.display import Display, ready_data
-from agrekd_ray.run.ending import ending
+from agrekd_ray.run.ending import tracked
 from agrekd_ray.run.gpus import (
     MOST_GROUPS,
     groups_at_once,
@@ -121,17 +120,17 @@ class _Searching:
         """Trials."""
 
     def go(self) -> SearchResult:
-        run_id = self.tracker.start_job(
-            f"{self.search.name} {self.folder.path.name}",
-            flat({"search": self.search.model_dump(mode="json", exclude_none=True)})
-            | flat(self.planned.base.model_dump(mode="json")),
-            {"agrekd.folder": str(self.folder.path), "agrekd.version": __version__},
-            self.folder.state().tracking_run,
-            role="search",
-        )
-        self.folder.update(status="running", tracking_run=run_id, reason=None)
         with (
-            ending(self.folder, self.tracker, self.outbox, run_id, self._note),
+            tracked(
+                self.folder,
+                self.tracker,
+                self.outbox,
+                self._note,
+                self.search.name,
+                flat({"search": self.search.model_dump(mode="json", exclude_none=True)})
+                | flat(self.planned.base.model_dump(mode="json")),
+                role="search",
+            ) as run_id,
             self._flushed(),
             self.account,
         ):
