@@ -18,10 +18,17 @@ def offline_errors() -> tuple[type[Exception], ...]:
     return (LocalEntryNotFoundError, HfHubHTTPError, OSError)
 
 
-def not_there(name: str, what: str, error: Exception) -> AgrekdError:
+def quiet_hub() -> None:
+    """Its library reports every try of a request; what came of it is an error of ours."""
+    from huggingface_hub.utils import logging
+
+    logging.set_verbosity_error()
+
+
+def not_there(name: str, what: str, error: Exception, hint: str = "") -> AgrekdError:
     """For files of the Hugging Face hub that are neither cached nor to be downloaded."""
     return AgrekdError(
         f"{name}: its {what} are neither in the local cache nor to be downloaded "
         f"({first_line(error)}). Without a network, fetch them on another machine (hf "
-        "download) and copy the cache (HF_HOME) here, or name a local file or folder."
+        "download) and copy the cache (HF_HOME) here, or name a local file or folder.{hint}"
     )

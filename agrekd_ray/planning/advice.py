@@ -58,7 +58,9 @@ def advise(
         recorded = 1.0
         if found.recording and after.recording:
             recorded = after.recording.seconds / found.recording.seconds
-        if left <= 1.01 and min(left, step, recorded) < WORTH:
+        # What only makes a step or the recording faster must not make the other slower.
+        parts = min(step, recorded) < WORTH and max(step, recorded) <= 1.01
+        if left < WORTH or (left <= 1.01 and parts):
             seconds = after.recording.seconds if after.recording else None
             advice = Advice(change, after.step.ms, after.whole.seconds, seconds)
             tried.append((left + step + recorded, len(tried), advice))

@@ -24,6 +24,7 @@ from agrekd_ray.planning.placing import Placing, groups_with_room, place, with_g
 from agrekd_ray.planning.settings import Machines, Times
 from agrekd_ray.planning.setup import Setup
 from agrekd_ray.planning.step import Step, forward_ms, live_step, replay_parts
+from agrekd_ray.student.shared_work import WORTH_STARTS
 
 COPIES = 5
 """Times the gradients' own bytes that weighing takes at its peak: 3.4 to 4.2 by strategy, and what
@@ -259,7 +260,7 @@ def _whole(
     verifying = setup.record_bytes / (times.costs.seal_gb * 1e9)
     if setup.at_once is None and times.costs.start_s:  # as `student.shared_work.Pace` decides
         alone = replayed * sum(replay.values()) + plain + evaluation
-        room = min(room, max(1, math.ceil(alone / (2 * times.costs.start_s))))
+        room = min(room, max(1, math.ceil(alone / (WORTH_STARTS * times.costs.start_s))))
     replayed, plain, evaluation = replayed / room, plain / room, evaluation / room
     for part, ms in replay.items():
         spent[part] = spent.get(part, 0.0) + replayed * ms

@@ -492,7 +492,7 @@ class _Run:
         tables.render_degraded(tables.degraded_lines(outcomes), console)
         for name, value in (
             ("finished in", cost.in_words),
-            ("of them", ", ".join(self.display.stages())),
+            ("of them" if cost.attempts == 1 else "this time", ", ".join(self.display.stages())),
             *([("teachers", cost.effort.in_words)] if cost.effort else []),
             *_spent_lines(outcomes, cost.effort),
             ("results", str(self.folder.path)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
@@ -312,6 +313,8 @@ class _Searching:
     def _trials(self, engine: RayEngine, shared: Shared) -> None:
         """Run the trials that are left."""
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # trials say what they failed of
+        # Of a trial that goes on, Tune tells Optuna once more what it had reported.
+        warnings.filterwarnings("ignore", "The reported value is ignored because this 'step")
         at_once, total = self.at_once, trainable.trials(self.planned)
         deadline = self.search.minutes * 60 if self.search.minutes else None
         board = Board(self.console, self.search.select, total, at_once, deadline)
