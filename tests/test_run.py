@@ -237,7 +237,7 @@ def test_an_interrupted_run_says_how_to_go_on(
     until(lambda: under_way(run), driver)
     driver.send_signal(number)
     screen, _ = driver.communicate()
-    assert driver.returncode == 130
+    assert driver.returncode == 130, screen
     (attempt,) = json.loads((run / "attempts.json").read_text())
     assert attempt["effort"]["forwards"] > 0
     assert f"agrekd resume {run.resolve()}" in screen
