@@ -19,6 +19,7 @@ from mlflow import MlflowClient
 from rich.console import Console
 
 from agrekd_ray.config import Job
+from agrekd_ray.errors import TrackingError
 from agrekd_ray.run.folder import RunFolder
 from agrekd_ray.run.job import run_job
 from agrekd_ray.search.driver import run_search
@@ -185,6 +186,29 @@ def test_a_finished_run_stays_finished_when_a_later_look_at_it_fails(tmp_path: P
     with pytest.raises(OSError, match="data have gone"), folder.claimed():
         raise OSError("data have gone")
     assert (folder.state().status, folder.state().reason) == ("finished", None)
+
+
+@pytest.mark.parametrize("moment", ["MLflow is opened", "its run is looked up"])
+def test_a_finished_run_stays_finished_when_mlflow_is_away(
+    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    job = make_job(guidance="local", methods=["one_hot"], **{"tracking.models": False})
+    folder = RunFolder.create(job)
+    run_job(folder, Console(quiet=True))
+    before = folder.state()
+    assert before.status == "finished"
+
+    def away(*_: Any, **__: Any) -> None:
+        monkeypatch.undo()
+        raise ConnectionError("no answer")
+
+    name = {**EARLY, "its run is looked up": "lookup"}[moment]
+    monkeypatch.setattr(Experiment, name, away)
+    with pytest.raises((ConnectionError, TrackingError)):
+        run_job(RunFolder.open(folder.path), Console(quiet=True))
+    assert folder.state() == before
+    client = MlflowClient(f"sqlite:///{job.runs}/mlflow.db")
+    assert client.get_run(str(before.tracking_run)).info.status == "FINISHED"
 
 
 def reader_ends(command: list[str]) -> tuple[int, str]:

@@ -28,7 +28,7 @@ def quiet_hub() -> None:
 def not_there(name: str, what: str, error: Exception, hint: str = "") -> AgrekdError:
     """For files of the Hugging Face hub that are neither cached nor to be downloaded."""
     return AgrekdError(
-        f"{name}: {what} neither in the local cache nor to be downloaded "
-        f"({first_line(error)}). Without a network, fetch them on another machine (hf "
+        f"{name}: no {what}, neither in the local cache nor to be downloaded "
+        f"({first_line(error)}). Without a network, fetch the files on another machine (hf "
         f"download) and copy the cache (HF_HOME) here, or name a local file or folder.{hint}"
     )

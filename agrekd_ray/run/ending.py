@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from agrekd_ray import __version__
-from agrekd_ray.run.folder import Folder, reason_of
+from agrekd_ray.run.folder import Folder
 from agrekd_ray.tracking.mlflow_runs import FAILED, KILLED, Tracker
 from agrekd_ray.tracking.outbox import Outbox
 
@@ -20,7 +20,6 @@ def tracked(
     folder: Folder,
     tracker: Tracker,
     outbox: Outbox,
-    say: Callable[[str], None],
     name: str,
     params: Mapping[str, Any],
     *,
@@ -36,7 +35,6 @@ def tracked(
         folder: of the run.
         tracker: MLflow.
         outbox: through which it is told; closed in any case.
-        say: shows a line, where even that cannot be recorded.
         name: of the job, study or search.
         params: see `Tracker.start_job`.
         tags: further ones, in MLflow.
@@ -55,15 +53,15 @@ def tracked(
             lambda run_id: folder.update(status="running", tracking_run=run_id, reason=None),
         )
     except BaseException as error:  # nothing here hides the reason
-        status, reason = reason_of(error)
         try:
-            folder.update(status=status, reason=reason)
-            if (run_id := folder.state().tracking_run) is not None:
-                mlflow_status = KILLED if isinstance(error, KeyboardInterrupt) else FAILED
-                outbox.put(lambda: tracker.fail(run_id, reason, mlflow_status))
+            state = folder.ended_by(error)
+            run_id, reason = state.tracking_run, state.reason or ""
+            if run_id is not None and state.status != "finished":
+                status = KILLED if state.status == "interrupted" else FAILED
+                outbox.put(lambda: tracker.fail(run_id, reason, status))
                 outbox.drain(PATIENCE_AT_FAILURE)
         except Exception as second:
-            say(f"could not record that the run ended: {second}")
+            outbox.note(f"could not record that the run ended: {second}")
         raise
     finally:
         outbox.close()

@@ -133,17 +133,26 @@ class Folder:
                 yield
             except BaseException as error:
                 with contextlib.suppress(RunError):  # nothing hides the reason
-                    if self.state().status != "finished":
-                        status, reason = reason_of(error)
-                        self.update(status=status, reason=reason)
+                    self.ended_by(error)
                 raise
 
+    def ended_by(self, error: BaseException) -> State:
+        """Say what has ended the run, without a password; one that is finished stays so.
 
-def reason_of(error: BaseException) -> tuple[str, str]:
-    """Status and reason of a run that something has ended; never a password."""
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted", f"stopped by {stopped_by()}"
-    return "failed", without_password(str(error)) or type(error).__name__
+        Returns:
+            Where it stands now.
+
+        Raises:
+            RunError: the state cannot be read or written.
+        """
+        state = self.state()
+        if state.status != "finished":
+            status, reason = "failed", without_password(str(error)) or type(error).__name__
+            if isinstance(error, KeyboardInterrupt):
+                status, reason = "interrupted", f"stopped by {stopped_by()}"
+            state = replace(state, status=status, reason=reason)
+            self.write_state(state)
+        return state
 
 
 @dataclass(frozen=True)

@@ -182,7 +182,6 @@ class _Run:
                 self.folder,
                 self.tracker,
                 self.outbox,
-                functools.partial(self.display.note, style="yellow"),
                 self.job.name,
                 flat(self.folder.job.model_dump(mode="json")),
                 tags=self.tags,
@@ -492,7 +491,10 @@ class _Run:
         tables.render_degraded(tables.degraded_lines(outcomes), console)
         for name, value in (
             ("finished in", cost.in_words),
-            ("of them" if cost.attempts == 1 else "this time", ", ".join(self.display.stages())),
+            (
+                "this time" if self.known or cost.attempts > 1 else "of them",
+                ", ".join(self.display.stages()),
+            ),
             *([("teachers", cost.effort.in_words)] if cost.effort else []),
             *_spent_lines(outcomes, cost.effort),
             ("results", str(self.folder.path)),

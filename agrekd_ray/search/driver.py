@@ -126,7 +126,6 @@ class _Searching:
                 self.folder,
                 self.tracker,
                 self.outbox,
-                self._note,
                 self.search.name,
                 flat({"search": self.search.model_dump(mode="json", exclude_none=True)})
                 | flat(self.planned.base.model_dump(mode="json")),

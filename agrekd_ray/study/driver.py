@@ -9,7 +9,6 @@ alone are not drawn: they would take longer than its students. `agrekd resume PO
 
 from __future__ import annotations
 
-import functools
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -141,7 +140,6 @@ class _Study:
                 self.folder,
                 self.tracker,
                 self.outbox,
-                functools.partial(self.display.note, style="yellow"),
                 self.job.name,
                 flat(self.job.model_dump(mode="json", exclude={"published"})),
                 role="study",
