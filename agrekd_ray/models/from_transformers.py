@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from agrekd_ray.errors import AgrekdError
+from agrekd_ray.errors import AgrekdError, first_line
 from agrekd_ray.files import in_a_line
-from agrekd_ray.models.classifier import first_line, last_linear
+from agrekd_ray.hub import hub_library, not_there, offline_errors
+from agrekd_ray.models.classifier import last_linear
 from agrekd_ray.models.described import is_timm, read_config
 from agrekd_ray.models.family import Parts
-from agrekd_ray.models.hub import missing_extra, not_there, offline_errors, quiet_hub
 from agrekd_ray.models.model import (
     PRETRAINED,
     TRANSFORMERS,
@@ -183,17 +183,8 @@ class Transformers:
         return True
 
 
-@functools.cache
 def _library() -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise missing_extra("text", error) from None
-    # Its warnings speak of heads that stay fresh, which is meant, and its bars of milliseconds.
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    quiet_hub()
-    return transformers
+    return hub_library("transformers", "text")
 
 
 _AWAY: dict[str, Exception] = {}
