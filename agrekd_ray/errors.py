@@ -44,3 +44,8 @@ def listed(words: Iterable[str | None], most: int = 12) -> str:
     every = [word for word in words if word]
     more = f", and {len(every) - most} more" if len(every) > most else ""
     return ", ".join(every[:most]) + more
+
+
+def first_line(error: Exception) -> str:
+    """What an error says first, or its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

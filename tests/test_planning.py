@@ -28,7 +28,7 @@ from agrekd_ray.capacity.forecast import (
     live_step,
     place,
 )
-from agrekd_ray.capacity.plan import advise, merged, require_times
+from agrekd_ray.capacity.plan import WORTH, advise, merged, require_times
 from agrekd_ray.capacity.size import (
     COPIES,
     FLOAT,
@@ -292,7 +292,7 @@ def test_recording_and_the_whole_job_in_figures() -> None:
     assert live.recording is None
     assert live.whole["live"] == pytest.approx(3 * 4 * 100 * 0.024, rel=1e-3)
     auto = dataclasses.replace(setup, at_once=None)
-    for side, start_s, cpus in ((5, 0, 4096), (3, 0, 3), (4, 1.2, 4096), (1, 100, 4096)):
+    for side, start_s, cpus in ((5, 0, 4096), (3, 0, 3), (4, 0.6, 4096), (1, 100, 4096)):
         machines = ROOMY.model_copy(update={"cpus": cpus})
         costs = FREE.model_copy(update={"start_s": start_s})
         slow = times.model_copy(update={"costs": costs})
@@ -336,6 +336,19 @@ def test_advice_names_what_helps_and_what_it_brings() -> None:
     (more,) = [after for change, after in advice if "backbones_per_actor=4" in change]
     assert more.step.ms == pytest.approx(found.step.ms / 2, rel=0.01)
     assert more.seconds < found.seconds
+
+
+@pytest.mark.parametrize("cpus", [2, 4, 16])
+@pytest.mark.parametrize("hosted", [2, 5, 10])
+def test_no_advice_makes_one_thing_slower_for_another_that_is_short(cpus: int, hosted: int) -> None:
+    """Small teachers on a small machine: messages cost more than forward passes."""
+    times = Times(forward_ms=5, step_ms=16)
+    setup = job(10, backbones_per_actor=hosted, actor_gpus=0, samples=1000, epochs=15)
+    room = Machines(nodes=1, cpus=cpus, memory_gb=16)
+    found = forecast(setup, room, times)
+    for change, after in advise(found, setup, room, times, None, most=50):
+        if after.seconds > WORTH * found.seconds:
+            assert after.step.ms <= 1.01 * found.step.ms, change
 
 
 @pytest.mark.parametrize("strategy", ["agre_kd", "ca_mkd"])

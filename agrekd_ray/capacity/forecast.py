@@ -25,6 +25,7 @@ from agrekd_ray.core.weighting import STRATEGIES
 from agrekd_ray.guidance.placement import Node, ResourceRequest
 from agrekd_ray.run.gpus import LARGE, divided, parts, side_by_side, worker_shares
 from agrekd_ray.settings import AUTO, Count, NonNegative, Positive, Settings, Share, Whole
+from agrekd_ray.student.shared_work import WORTH_STARTS
 
 PARTS = {
     "student": "the student's own step",
@@ -618,7 +619,7 @@ def _whole(
     start, replay_ms = times.costs.start_s, sum(replay.values())
     if size.at_once is None and start:  # as `student.shared_work.Pace` decides
         alone = replayed_steps * replay_ms / 1e3 + labelled + evaluation
-        groups = min(groups, max(1, math.ceil(alone / (2 * start))))
+        groups = min(groups, max(1, math.ceil(alone / (WORTH_STARTS * start))))
     whole = {
         "start": start,
         "live": live,

@@ -163,7 +163,12 @@ def _checked(source: str, model: type[SETTINGS], values: Mapping[str, Any]) -> S
 
 
 def advise(
-    now: Forecast, size: JobSize, machines: Machines, times: Times, weighting_actors: int | None
+    now: Forecast,
+    size: JobSize,
+    machines: Machines,
+    times: Times,
+    weighting_actors: int | None,
+    most: int = MOST,
 ) -> list[tuple[str, Forecast]]:
     """The changes that help most and what each would bring; those of the job before new machines.
 
@@ -173,19 +178,22 @@ def advise(
         machines: that it has.
         times: of student and teachers.
         weighting_actors: as `forecast` was told.
+        most: changes that are given, at most.
     """
     tried: list[tuple[float, str, Forecast]] = []
-    for change, one, there, parts, actors in _changes(now, size, machines, times):
-        after = forecast(one, there, parts, actors or weighting_actors)
+    for change, one, there, each, actors in _changes(now, size, machines, times):
+        after = forecast(one, there, each, actors or weighting_actors)
         if now.shortage is None and after.shortage is not None:
             continue
         job, step = after.seconds / now.seconds, after.step.ms / now.step.ms
         recorded = 1.0
         if now.recording and after.recording:
             recorded = after.recording["seconds"] / now.recording["seconds"]
-        if job <= 1.01 and min(job, step, recorded) < WORTH:
+        # What only makes a step or the recording faster must not make the other slower.
+        parts = min(step, recorded) < WORTH and max(step, recorded) <= 1.01
+        if job < WORTH or (job <= 1.01 and parts):
             tried.append((job + step + recorded, change, after))
-    return [(change, after) for _, change, after in sorted(tried, key=lambda one: one[0])[:MOST]]
+    return [(change, after) for _, change, after in sorted(tried, key=lambda one: one[0])[:most]]
 
 
 Change = tuple[str, JobSize, Machines, Times, int | None]

@@ -91,7 +91,7 @@ class RayEngine:
         self._say_idle(numbered(job), [room] * len(families), nodes, "teachers")
         first = First()
         with Waiting([room], post, first.awaited), self.listening(first.watch):
-            look_for_room([], [room], post)
+            first.look_for_room(room, post)
             make_all(families, job.teachers.store, DriverData.of(job.data), room, post)
 
     def train_students(
@@ -164,7 +164,7 @@ class RayEngine:
         first = First()
         with Waiting(different[:1], post, first.awaited), self.listening(first.watch):
             for room in different:
-                look_for_room([], [room], post)
+                first.look_for_room(room, post)
             ask_all(rooms, DriverData.of(self._job.data), take, post)
 
     @property

@@ -157,6 +157,7 @@ class Teaching(AbstractContextManager["Teaching"]):
                 fleet.record(view, outputs.count, step)
                 self._fetch(view)
             self._release()
+            self._post(TeachersCost(self.effort))
 
     def watch(self, event: Event) -> None:
         """Tell what the teachers cost, and release them when nothing more will be asked of them."""
@@ -171,6 +172,7 @@ class Teaching(AbstractContextManager["Teaching"]):
             ]
             if not self._missing:
                 self._release()
+                self._post(TeachersCost(self.effort))
                 self._post(Note("the teachers' outputs are recorded; their actors are released"))
 
     def _tell(self) -> None:

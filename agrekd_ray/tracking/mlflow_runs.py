@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import shlex
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,7 @@ class Tracker:
         tags: Mapping[str, str],
         run_id: str | None = None,
         role: str = "job",
+        opened: Callable[[str], None] = lambda run_id: None,
     ) -> str:
         """Opens the parent run; the students and trials of this tracker become its children.
 
@@ -115,6 +116,7 @@ class Tracker:
             run_id: the run of an earlier attempt, which goes on; a finished one stays finished
                 until `reopen`. A new one is made where it is not in this experiment any more.
             role: `job`, `study` or `search`.
+            opened: hears the run's id as soon as there is one, so that it can be ended.
 
         Returns:
             The run's id.
@@ -127,8 +129,9 @@ class Tracker:
             else:
                 self._job = str(run.info.run_id)
                 known = run.data.params
-                if run.info.status != FINISHED:
-                    self._runs.reopen(run)
+            opened(self._job)
+            if run is not None and run.info.status != FINISHED:
+                self._runs.reopen(run)
             self._runs.set_tags(self._job, tags)
             self._runs.add_params(self._job, params, known)
         return self._job
