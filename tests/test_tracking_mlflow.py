@@ -530,17 +530,17 @@ def test_a_stopped_run_leaves_its_models_to_the_next_attempt(make_job, monkeypat
             raise KeyboardInterrupt
         return epoch(self)
 
-    update = RunFolder.update
+    write = RunFolder.write_state
 
-    def updated(self, **given):
-        update(self, **given)
-        if given.get("status") == "interrupted":
+    def written(self, state):
+        write(self, state)
+        if state.status == "interrupted":
             stopped.set()
 
     with monkeypatch.context() as patch:
         patch.setattr(Tracker, "log_model", logged)
         patch.setattr(Student, "epoch", trained)
-        patch.setattr(RunFolder, "update", updated)
+        patch.setattr(RunFolder, "write_state", written)
         folder = RunFolder.create(job)
         with pytest.raises(KeyboardInterrupt):
             run_job(folder, Console(quiet=True))
