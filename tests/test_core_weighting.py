@@ -7,14 +7,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agrekd_ray.core import weighting
+from agrekd_ray.core.gradient import Evidence
 from agrekd_ray.core.kd import kd_gradient, kd_loss
 from agrekd_ray.core.weighting import (
     STRATEGIES,
     SampleWeighting,
     combine,
+    combine_members,
     find_strategy,
     needs_global_batch,
     sample_weights,
+    told,
     weigh,
 )
 
@@ -138,6 +142,47 @@ def test_combine_is_the_weighted_sum(name, options, b):
     assert (found.loss_B >= 0).all()
     assert found.fallback_B.dtype == torch.bool
     assert found.fallback_B.shape == found.loss_B.shape
+
+
+@pytest.mark.parametrize("told_before", [(), (1,), (0, 1, 2)])
+@pytest.mark.parametrize("weighting", [None, SampleWeighting()], ids=["plain", "weighted"])
+@every_strategy
+def test_steps_are_told_of_together_as_each_alone(name, options, weighting, told_before):
+    batches = [batch(samples=samples, seed=samples) for samples in (4, 1, 7)]
+    alone = [guided(name, b, sample_weighting=weighting, **options) for b in batches]
+    steps = []
+    for number, b in enumerate(batches):
+        members_mBC = torch.cat([b.gradients_MBC, b.biased_BC[None]])
+        evidence = Evidence(members_mBC, 3, b.temperature, b.student_BC, 3, b.labels_B)
+        step = combine_members(name, evidence, weighting, **options)
+        assert step.loss_B is step.pull_MB is None
+        torch.testing.assert_close(step.gradient_BC, alone[number].gradient_BC, rtol=0, atol=0)
+        steps.append(told([step]) if number in told_before else step)
+    whole = told(steps)
+    for part in ("gradient_BC", "loss_B", "weights_MB", "fallback_B", "pull_MB"):
+        expected = torch.cat([getattr(step, part) for step in alone], -2 if "BC" in part else -1)
+        torch.testing.assert_close(getattr(whole, part), expected, rtol=1e-6, atol=1e-6)
+    assert whole.evidence is whole.scale_B is whole.lost_M is None
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+@pytest.mark.parametrize("member", range(4))
+@pytest.mark.parametrize(
+    ("name", "options"), [variant for variant in VARIANTS if variant[0] != "ae_kd"]
+)
+def test_a_gradient_that_is_not_finite_makes_the_loss_nan(
+    name, options, member, broken, monkeypatch
+):
+    """Where nobody looks at it on each step, as on a GPU; whatever weight its teacher has."""
+    monkeypatch.setattr(weighting, "is_looked_at", lambda values: False)
+    b, steps = batch(), []
+    for number in range(2):
+        members_mBC = torch.cat([b.gradients_MBC, b.biased_BC[None]])
+        if number:
+            members_mBC[member, 2, 1] = broken
+        evidence = Evidence(members_mBC, 3, b.temperature, b.student_BC, 3, b.labels_B)
+        steps.append(combine_members(name, evidence, **options))
+    assert told(steps).loss_B.isnan().tolist() == [False] * 6 + [True, False]
 
 
 @every_strategy

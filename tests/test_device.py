@@ -17,8 +17,9 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.nn import functional
 
 from agrekd_ray.core import strategies
+from agrekd_ray.core.gradient import there
 from agrekd_ray.core.kd import kd_gradient, label_gradient
-from agrekd_ray.core.weighting import STRATEGIES, SampleWeighting, combine
+from agrekd_ray.core.weighting import STRATEGIES, SampleWeighting, combine, told
 from agrekd_ray.data import TRAIN, Groups
 from agrekd_ray.guidance.distilled import Distilled
 from agrekd_ray.guidance.lesson import Lesson
@@ -74,7 +75,9 @@ def test_a_strategy_stays_on_the_device(
             sample_weighting=weighting,
             **{option: supplied[option] for option in STRATEGIES[name].supplied},
         )
-    assert {tensor.device.type for tensor in vars(found).values()} == {"cuda"}
+    parts = {name: part for name, part in vars(found).items() if part is not None}
+    assert {part.device.type for part in parts.values()} == {"cuda"}
+    assert {"gradient_BC", "loss_B", "weights_MB", "fallback_B", "pull_MB"} == set(parts)
     assert found.gradient_BC.shape == (B, C)
     assert found.weights_MB.shape == (M, B)
     assert waits == (["programme"] if name == "ae_kd" else [])
@@ -137,10 +140,11 @@ def stepped(
         labels_B, ids_B = fake(B, dtype=torch.int64), fake(B, dtype=torch.int64)
         loaded = Loaded(fake(B, *data.shape), ids_B, labels_B, further)
         record = TeachingRecord(data, TEACHERS, "cuda")
-        for step in range(2):
-            guided = trainer.step(Batch(step, 0, np.arange(B)), loaded)
-            assert guided.gradient_BC.dtype == guided.loss_B.dtype == torch.float32
-            record.observe(loaded, guided)
+        steps = [trainer.step(Batch(step, 0, np.arange(B)), loaded) for step in range(2)]
+        whole = told(steps)
+        for step in steps:
+            assert step.gradient_BC.dtype == there(whole.loss_B).dtype == torch.float32
+        record.observe(torch.cat([loaded.ids_B] * 2), whole, 2)
     assert seen == [torch.float32 if precision == "float32" else torch.bfloat16] * 2
 
 

@@ -590,17 +590,27 @@ def test_a_released_fleet_is_not_missed(ray_session: Any, make_job: Any, tmp_pat
 def test_without_a_shared_folder_records_go_through_the_object_store(
     ray_session: Any, make_job: Any, add_node: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The driver's node, the teachers' and the student's have a disk each; the keeper is killed."""
-    from agrekd_ray.guidance.fleet import Fleet
+    """The driver's node, the teachers' and the student's have a disk each; the keeper is killed.
+
+    Of the first view nobody answers in time; it is fetched with the second one.
+    """
+    from agrekd_ray.guidance import fleet
     from agrekd_ray.run import teaching as module
 
     add_node(num_cpus=1)
     theirs, students = (OutputSettings(store=tmp_path / name) for name in ("theirs", "students"))
+    fetched: list[int] = []
 
-    def fleet_with_a_disk_of_its_own(*given: Any, **more: Any) -> Fleet:
-        return Fleet(*given, **{**more, "outputs": theirs})
+    class FleetWithADiskOfItsOwn(fleet.Fleet):
+        def __init__(self, *given: Any, **more: Any) -> None:
+            super().__init__(*given, **{**more, "outputs": theirs})
 
-    monkeypatch.setattr(module, "Fleet", fleet_with_a_disk_of_its_own)
+        def recorded(self, names: Any, view: int) -> dict[str, Any]:
+            fetched.append(view)
+            return super().recorded(names, view) if len(fetched) > 1 else {}
+
+    monkeypatch.setattr(module, "Fleet", FleetWithADiskOfItsOwn)
+    monkeypatch.setattr(fleet, "FETCH_SECONDS", 600)
     job = make_job(**{"data.views": VIEWS, "fleet.cpus": 0.1})
     data, checkpoints, drawn = pool_of(job)
     given = lessons(drawn)[0]
@@ -617,7 +627,7 @@ def test_without_a_shared_folder_records_go_through_the_object_store(
                 assert teaching._fleet is None
                 ray_session.kill(teaching._keeper.actor, no_restart=False)
     replayed = [epoch.replayed_steps / epoch.steps for epoch in student.history]
-    assert replayed == [0, 0, 1, 1]
+    assert (replayed, fetched) == ([0, 0, 1, 1], [0, 0, 1])
     assert records(job, data, checkpoints).missing([0, 1]) == []
     assert not list(students.store.rglob("*.arrow"))
     reference = trained(given, data, LocalTeachers(TeacherHost(checkpoints, data)))

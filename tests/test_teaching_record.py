@@ -33,8 +33,7 @@ def taught(
 
 
 def observe(record: TeachingRecord, ids: list[int], step: DistillationGradient) -> None:
-    loaded: Any = SimpleNamespace(ids_B=torch.tensor(ids))
-    record.observe(loaded, step)
+    record.observe(torch.tensor(ids), step, 1)
 
 
 STEPS = (
@@ -75,7 +74,6 @@ def test_workers_add_up() -> None:
 
 def adding(other: TeachingRecord) -> Callable[[torch.Tensor], torch.Tensor]:
     """Sums over two workers; the other one's in the order that they are asked for."""
-    other._add()
     parts = iter([other._sums, other._steps])
     return lambda mine: mine + next(parts)
 
@@ -101,7 +99,6 @@ def test_sums_hold_beyond_what_float32_counts(workers: int) -> None:
     records = [TeachingRecord(DATA, ("dfr-0", "erm-1")) for _ in range(workers)]
     for record in records:
         observe(record, [2], step)
-        record._add()
         record._sums *= 2**24  # as many such steps
         observe(record, [2], last)
     found = records[0].close(adding(records[1]) if workers > 1 else lambda sums: sums)

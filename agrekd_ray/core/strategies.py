@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from agrekd_ray.core.gradient import Evidence
 from agrekd_ray.core.kd import check_labels, soft_targets
 from agrekd_ray.core.quadratic import shortest_mixture
 
@@ -24,25 +25,6 @@ NO_DIRECTION = 1e-6
 
 NO_WEIGHT = 1e-6
 """A disagreement 1 − cos of this or less, an angle of 1.4 milliradians, is rounding."""
-
-
-@dataclass(frozen=True, eq=False)
-class Evidence:
-    """What a strategy may look at: one batch, checked by `weighting`.
-
-    Attributes:
-        gradients: [M, B, C], of each teacher's loss by the student's logits, float32 or float64.
-        temperature: τ that the gradients were taken at.
-        biased_gradient: [B, C], the biased model's; there for strategies with `needs_biased`.
-        labels: [B], the classes, where the caller has them.
-        student_logits: [B, C], the logits that the gradients were taken at, where given.
-    """
-
-    gradients: Tensor
-    temperature: float
-    biased_gradient: Tensor | None = None
-    labels: Tensor | None = None
-    student_logits: Tensor | None = None
 
 
 Weights = tuple[Tensor, Tensor | None]
@@ -191,19 +173,20 @@ def agre_kd(
     """
     if fallback not in ("uniform", "skip"):
         raise ValueError(f"agre_kd: fallback must be uniform or skip, not {fallback!r}")
-    assert evidence.biased_gradient is not None
+    M, biased = evidence.teachers, evidence.biased
+    assert biased is not None
+    members_mBC = evidence.members_mBC.to(torch.float64, copy=True)
     if normalize:
-        negligible = NO_DIRECTION * evidence.temperature
-        gradients_MBC, norm_MB = _centred(evidence.gradients)
-        biased_BC, norm_B = _centred(evidence.biased_gradient)
-        cosine_MB = torch.linalg.vecdot(gradients_MBC, biased_BC) / (norm_MB * norm_B)
-        disagreement_MB = 1 - cosine_MB
-        counts_MB = (disagreement_MB > NO_WEIGHT) & (norm_MB > negligible) & (norm_B > negligible)
-    else:
-        gradients_MBC, biased_BC = evidence.gradients.double(), evidence.biased_gradient.double()
-        disagreement_MB = 1 - torch.linalg.vecdot(gradients_MBC, biased_BC)
-        counts_MB = disagreement_MB > NO_WEIGHT
-    disagreement_MB = torch.where(counts_MB, disagreement_MB, 0.0)
+        # Rows sum to 0 in theory; the mean taken off makes it so, and cosines ±1 for two classes.
+        members_mBC -= members_mBC.mean(-1, keepdim=True)
+        norm_mB = torch.linalg.vector_norm(members_mBC, dim=-1)
+        # Without a direction the cosine is NaN, which is above nothing.
+        norm_mB = torch.where(norm_mB > NO_DIRECTION * evidence.temperature, norm_mB, torch.nan)
+    agreement_MB = torch.linalg.vecdot(members_mBC[:M], members_mBC[biased])
+    if normalize:
+        agreement_MB /= norm_mB[:M] * norm_mB[biased]
+    disagreement_MB = 1 - agreement_MB
+    disagreement_MB = torch.where(disagreement_MB > NO_WEIGHT, disagreement_MB, 0.0)
     total_B = disagreement_MB.sum(0)
     undefined_B = total_B == 0
     instead = 1 / len(disagreement_MB) if fallback == "uniform" else 0.0
@@ -265,16 +248,6 @@ def _norms(gradients: Tensor) -> Tensor:
     square = torch.linalg.vector_norm(gradients, dim=-1).square()
     mean = gradients.mean(-1)
     return (square - gradients.shape[-1] * mean.square()).clamp_min(0).sqrt()
-
-
-def _centred(gradients: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients in float64 with their mean taken off, and their norms.
-
-    Rows sum to 0 in theory; the mean taken off makes it so, and cosines ±1 for two classes.
-    """
-    centred = gradients.to(torch.float64, copy=True)
-    centred -= centred.mean(-1, keepdim=True)
-    return centred, torch.linalg.vector_norm(centred, dim=-1)
 
 
 def _cross_entropy(evidence: Evidence) -> Tensor:

@@ -1,27 +1,27 @@
 """Who teaches whom: from the teachers' gradients to the one that the student follows.
 
-`combine` is called on each step, by live actors and by the single-process reference alike. The
-weightings themselves are in `strategies`, by name.
+`combine` is called on each step, by live actors and by the single-process reference alike; out of
+records `combine_members`, and `told` once for several steps. The weightings themselves are in
+`strategies`, by name.
 """
 
 from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from agrekd_ray.core.diagnostics import pulls
-from agrekd_ray.core.gradient import DistillationGradient
+from agrekd_ray.core.gradient import DistillationGradient, Evidence, there
 from agrekd_ray.core.kd import check_temperature, entropy_from_gradients, floating, mixed_loss
 from agrekd_ray.core.strategies import (
     NO_DIRECTION,
     STRATEGIES,
-    Evidence,
     Strategy,
     is_looked_at,
 )
@@ -32,9 +32,11 @@ __all__ = [
     "SampleWeighting",
     "Strategy",
     "combine",
+    "combine_members",
     "find_strategy",
     "needs_global_batch",
     "sample_weights",
+    "told",
     "weigh",
 ]
 
@@ -70,7 +72,6 @@ def combine(
     student_logits: Tensor,
     temperature: float,
     labels: Tensor | None = None,
-    entropy: Tensor | None = None,
     sample_weighting: SampleWeighting | None = None,
     **options: Any,
 ) -> DistillationGradient:
@@ -85,8 +86,6 @@ def combine(
         student_logits: [B, C], the logits that the gradients were taken at.
         temperature: τ, above 0.
         labels: [B], for strategies that need them.
-        entropy: [M, B], of the teachers' softened answers in nats, for the loss; None has them
-            recovered from the gradients.
         sample_weighting: scales samples, or None; needs `biased_gradient`.
         options: of the strategy.
 
@@ -98,33 +97,82 @@ def combine(
         ValueError: as `weigh`, and for sample weighting without the biased model's gradient.
         FloatingPointError: as `weigh`.
     """
-    found, evidence = _checked(
-        strategy, gradients, biased_gradient, labels, temperature, student_logits, options
-    )
-    if sample_weighting is not None and evidence.biased_gradient is None:
+    evidence = _evidence(gradients, biased_gradient, labels, temperature, student_logits)
+    return told([combine_members(strategy, evidence, sample_weighting, **options)])
+
+
+@torch.no_grad()
+def combine_members(
+    strategy: str,
+    evidence: Evidence,
+    sample_weighting: SampleWeighting | None = None,
+    **options: Any,
+) -> DistillationGradient:
+    """`combine`, but for what nobody waits for: `told` works out loss and pulls.
+
+    Args:
+        strategy: a name in `STRATEGIES`.
+        evidence: with the student's logits.
+        sample_weighting: as for `combine`.
+        options: of the strategy.
+    """
+    found = _checked(strategy, evidence, options)
+    if sample_weighting is not None and evidence.biased is None:
         raise ValueError("sample weighting needs biased_gradient")
     weights_MB, fallback_B = found.function(evidence, **options)
     weights_MB = weights_MB.float()
-    gradients_MBC = evidence.gradients
-    exact_MB = weights_MB.to(gradients_MBC.dtype)
-    gradient_BC = (exact_MB.unsqueeze(-1) * gradients_MBC).sum(0)  # a sixth of einsum's time
-    pull_MB = pulls(exact_MB, gradients_MBC, gradient_BC, NO_DIRECTION * temperature)
-    if entropy is None:
-        entropy = entropy_from_gradients(student_logits, gradients_MBC, temperature)
-    loss_B = mixed_loss(student_logits, gradient_BC, exact_MB, entropy, temperature)
-    if sample_weighting is not None and evidence.biased_gradient is not None:
-        scale_B = _scales(gradients_MBC, evidence.biased_gradient, temperature, sample_weighting)
+    gradient_BC = _mixture(weights_MB, evidence.gradients)
+    scale_B = None
+    if sample_weighting is not None:
+        scale_B = _scales(evidence, sample_weighting)
         gradient_BC *= scale_B.unsqueeze(-1)
-        loss_B *= scale_B
-        pull_MB *= scale_B
     if fallback_B is None:
-        fallback_B = torch.zeros_like(loss_B, dtype=torch.bool)
-    if not is_looked_at(gradients_MBC):  # by nobody until the loss is read
-        for given in (gradients_MBC.sum((0, 2)), biased_gradient):
-            if given is not None:
-                loss_B = loss_B + 0 * given.reshape(len(loss_B), -1).sum(1)
-    lost_M = torch.zeros_like(weights_MB[:, 0], dtype=torch.bool)
-    return DistillationGradient(gradient_BC, loss_B, weights_MB, fallback_B, pull_MB, lost_M)
+        fallback_B = torch.zeros_like(weights_MB[0], dtype=torch.bool)
+    return DistillationGradient(
+        gradient_BC,
+        weights_MB=weights_MB,
+        fallback_B=fallback_B,
+        evidence=evidence,
+        scale_B=scale_B,
+    )
+
+
+@torch.no_grad()
+def told(steps: Sequence[DistillationGradient]) -> DistillationGradient:
+    """Some steps of one student as one, with their losses and pulls.
+
+    Of several at once, since nothing waits for these and each operation costs a step's time.
+    """
+    if any(step.loss_B is not None for step in steps):
+        steps = [step if step.loss_B is not None else told([step]) for step in steps]
+    lost = [step.lost_M for step in steps if step.lost_M is not None]
+    parts: dict[str, Any] = {
+        name: torch.cat(given, -2 if name == "gradient_BC" else -1)
+        for name in ("gradient_BC", "loss_B", "weights_MB", "fallback_B", "pull_MB", "scale_B")
+        if (given := [part for step in steps if (part := getattr(step, name)) is not None])
+    }
+    whole = DistillationGradient(**parts, lost_M=torch.stack(lost).sum(0) if lost else None)
+    seen = [step.evidence for step in steps if step.evidence is not None]
+    if whole.loss_B is not None or not seen:
+        return whole
+    temperature, gradient_BC = seen[0].temperature, whole.gradient_BC
+    if whole.scale_B is not None:
+        gradient_BC = gradient_BC / whole.scale_B.unsqueeze(-1)
+    student_BC = torch.cat([there(evidence.student_logits) for evidence in seen])
+    gradients_MBC = torch.cat([evidence.gradients for evidence in seen], 1)
+    exact_MB = there(whole.weights_MB).to(gradients_MBC.dtype)
+    pull_MB = pulls(exact_MB, gradients_MBC, gradient_BC, NO_DIRECTION * temperature)
+    if seen[0].entropy_MB is None:
+        entropy_MB = entropy_from_gradients(student_BC, gradients_MBC, temperature)
+    else:
+        entropy_MB = torch.cat([there(evidence.entropy_MB) for evidence in seen], 1)
+    loss_B = mixed_loss(student_BC, gradient_BC, exact_MB, entropy_MB, temperature)
+    loss_B = loss_B + 0 * gradient_BC.sum(1)  # NaN where a gradient is, though its weight be 0
+    if seen[0].biased is not None:
+        loss_B += 0 * torch.cat([there(e.biased_gradient) for e in seen]).sum(1)
+    if whole.scale_B is not None:
+        loss_B, pull_MB = loss_B * whole.scale_B, pull_MB * whole.scale_B
+    return replace(whole, loss_B=loss_B, pull_MB=pull_MB, scale_B=None)
 
 
 @torch.no_grad()
@@ -156,10 +204,8 @@ def weigh(
             range, something that the strategy needs and is missing, or shapes that do not fit.
         FloatingPointError: for gradients with NaN or infinity, naming whose.
     """
-    found, evidence = _checked(
-        strategy, gradients, biased_gradient, labels, temperature, student_logits, options
-    )
-    return found.function(evidence, **options)[0].float()
+    evidence = _evidence(gradients, biased_gradient, labels, temperature, student_logits)
+    return _checked(strategy, evidence, options).function(evidence, **options)[0].float()
 
 
 @torch.no_grad()
@@ -189,10 +235,8 @@ def sample_weights(
     Raises:
         ValueError: for shapes that do not fit or values out of range.
     """
-    check_temperature(temperature)
-    _check_shapes(gradients, {"biased_gradient": biased_gradient})
-    weighting = SampleWeighting(floor, exponent)
-    return _scales(floating(gradients), floating(biased_gradient), temperature, weighting)
+    evidence = _evidence(gradients, biased_gradient, None, temperature, None)
+    return _scales(evidence, SampleWeighting(floor, exponent))
 
 
 def needs_global_batch(strategy: str, sample_weighting: SampleWeighting | None = None) -> bool:
@@ -211,40 +255,44 @@ def find_strategy(name: str) -> Strategy:
     return STRATEGIES[name]
 
 
-def _scales(
-    gradients_MBC: Tensor, biased_BC: Tensor, temperature: float, weighting: SampleWeighting
-) -> Tensor:
-    distance_B = (gradients_MBC.mean(0) - biased_BC).abs().sum(-1) * (0.5 / temperature)
+def _mixture(weights_MB: Tensor, gradients_MBC: Tensor) -> Tensor:
+    """Σ_m w_m g_m, [B, C]; in a sixth of einsum's time."""
+    return (weights_MB.to(gradients_MBC.dtype).unsqueeze(-1) * gradients_MBC).sum(0)
+
+
+def _scales(evidence: Evidence, weighting: SampleWeighting) -> Tensor:
+    away_BC = evidence.gradients.mean(0) - there(evidence.biased_gradient)
+    distance_B = away_BC.abs().sum(-1) * (0.5 / evidence.temperature)
     scale_B = (distance_B + weighting.floor) ** weighting.exponent
     return scale_B / scale_B.mean()
 
 
-def _checked(
-    name: str,
+def _evidence(
     gradients: Tensor,
     biased_gradient: Tensor | None,
     labels: Tensor | None,
     temperature: float,
     student_logits: Tensor | None,
-    options: dict[str, Any],
-) -> tuple[Strategy, Evidence]:
+) -> Evidence:
+    check_temperature(temperature)
+    others = {"biased_gradient": biased_gradient, "student_logits": student_logits}
+    _check_shapes(gradients, others)
+    M, members = len(gradients), floating(gradients)
+    if biased_gradient is not None:
+        members = torch.cat([members, floating(biased_gradient)[None]])
+    biased = None if biased_gradient is None else M
+    return Evidence(members, M, temperature, student_logits, biased, labels)
+
+
+def _checked(name: str, evidence: Evidence, options: dict[str, Any]) -> Strategy:
     found = find_strategy(name)
     for option in options:
         if option not in found.options:
             raise ValueError(_unknown(f"option of {name}", option, found.options))
-    check_temperature(temperature)
-    others = {"biased_gradient": biased_gradient, "student_logits": student_logits}
-    _check_shapes(gradients, others)
-    if found.needs_biased and biased_gradient is None:
+    if found.needs_biased and evidence.biased is None:
         raise ValueError(f"{name} needs biased_gradient")
-    _check_finite(gradients, biased_gradient)
-    return found, Evidence(
-        gradients=floating(gradients),
-        temperature=temperature,
-        biased_gradient=None if biased_gradient is None else floating(biased_gradient),
-        labels=labels,
-        student_logits=student_logits,
-    )
+    _check_finite(evidence)
+    return found
 
 
 def _check_shapes(gradients: Tensor, others: dict[str, Tensor | None]) -> None:
@@ -256,22 +304,22 @@ def _check_shapes(gradients: Tensor, others: dict[str, Tensor | None]) -> None:
             raise ValueError(f"{name} must be {wanted} to fit the gradients, not {given}")
 
 
-def _check_finite(gradients_MBC: Tensor, biased_BC: Tensor | None) -> None:
+def _check_finite(evidence: Evidence) -> None:
     """Raises before NaN can pass for a gradient without direction.
 
-    On a GPU, which would be waited for, nothing is raised: `combine` makes the loss NaN.
+    On a GPU, which would be waited for, nothing is raised: `told` makes the loss NaN.
     """
-    if not is_looked_at(gradients_MBC):
-        return
+    members_mBC = evidence.members_mBC
     # A sum is finite only if all its terms are, and costs a fifth of looking at each.
-    if all(math.isfinite(float(t.sum())) for t in (gradients_MBC, biased_BC) if t is not None):
+    if not is_looked_at(members_mBC) or math.isfinite(float(members_mBC.sum())):
         return
-    biased_finite = biased_BC is None or bool(torch.isfinite(biased_BC).all())
-    if biased_finite and bool(torch.isfinite(gradients_MBC).all()):
+    finite_m = torch.isfinite(members_mBC).flatten(1).all(1)
+    if bool(finite_m.all()):
         return
-    finite_M = torch.isfinite(gradients_MBC).flatten(1).all(1)
-    whose = [f"teacher {m}" for m in (~finite_M).nonzero().flatten().tolist()]
-    whose += [] if biased_finite else ["the biased model"]
+    whose = [
+        "the biased model" if m >= evidence.teachers else f"teacher {m}"
+        for m in (~finite_m).nonzero().flatten().tolist()
+    ]
     raise FloatingPointError(
         f"the gradient of {', '.join(whose)} holds NaN or infinity: either its logits or the "
         "student's are no longer finite"

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agrekd_ray.core.gradient import DistillationGradient
+from agrekd_ray.core.gradient import DistillationGradient, Evidence, there
 from agrekd_ray.core.kd import gradient_from_targets, kd_gradient, softened
 from agrekd_ray.core.weighting import (
     STRATEGIES,
     SampleWeighting,
     combine,
+    combine_members,
     needs_global_batch,
 )
 from agrekd_ray.data import Samples
@@ -182,7 +183,7 @@ def weigh_replies(
         RunError: the student's logits are no longer finite.
     """
     lesson = question.lesson
-    there = [name for name in lesson.teachers if name not in lost]
+    teaching = [name for name in lesson.teachers if name not in lost]
     gradients = {
         name: gradient_BC
         for some in told
@@ -194,18 +195,24 @@ def weigh_replies(
         if some.cross_entropy_mB is not None
         for name, entropy_B in zip(some.names, some.cross_entropy_mB, strict=True)
     }
+    entropy_MB = _stacked(entropies, teaching) if lesson.cross_entropy else None
     try:
-        return weighed(
-            lesson,
-            question.step,
-            torch.from_numpy(np.array(question.logits_BC)),
-            _stacked(gradients, there),
+        found = combine(
+            lesson.strategy,
+            _stacked(gradients, teaching),
             _stacked(gradients, [lesson.biased])[0] if lesson.uses_biased else None,
-            _stacked(entropies, there) if lesson.cross_entropy else None,
-            lost,
+            student_logits=torch.from_numpy(np.array(question.logits_BC)),
+            temperature=lesson.temperature,
+            sample_weighting=lesson.sample_weighting,
+            **_options(lesson, question.step, entropy_MB),
         )
     except FloatingPointError:  # teachers are checked where they answer
         raise RunError(no_longer_finite(question.step, question.epoch)) from None
+    lost_M = torch.tensor([name in lost for name in lesson.teachers])
+    if not lost:
+        return replace(found, lost_M=lost_M)
+    weights_MB, pull_MB = (_spread(part, lost_M) for part in (found.weights_MB, found.pull_MB))
+    return replace(found, lost_M=lost_M, weights_MB=weights_MB, pull_MB=pull_MB)
 
 
 def no_longer_finite(step: int, epoch: int) -> str:
@@ -221,6 +228,7 @@ Known = tuple[Tensor, ...]
 [m, B, C], the teachers' entropies [M, B] and, where the lesson asks for them, cross-entropies."""
 
 
+@torch.inference_mode()
 def known(lesson: Lesson, logits_BmC: Tensor, labels_B: Tensor | None) -> Known:
     """What logits that the members have left behind say without the student's, ahead of a step.
 
@@ -229,18 +237,21 @@ def known(lesson: Lesson, logits_BmC: Tensor, labels_B: Tensor | None) -> Known:
         logits_BmC: of `lesson.members`, in that order.
         labels_B: where the lesson asks for the teachers' cross-entropy.
     """
-    M = len(lesson.teachers)
     logits_mBC = logits_BmC.transpose(0, 1).float().contiguous()
     targets_mBC, entropy_mB = softened(logits_mBC, lesson.temperature)
+    M = len(lesson.teachers)
     if labels_B is None:
         return targets_mBC, entropy_mB[:M]
     return targets_mBC, entropy_mB[:M], cross_entropies(logits_mBC[:M], labels_B)
 
 
+@torch.inference_mode()
 def weigh_known(
     lesson: Lesson, step: int, student_BC: Tensor, before: Known
 ) -> DistillationGradient:
     """The same as `weigh_replies` out of what was known before, on its device.
+
+    But for what `told` works out later.
 
     Args:
         lesson: how the members teach.
@@ -248,64 +259,27 @@ def weigh_known(
         student_BC: the student's logits, float32.
         before: as `known` returned it.
     """
-    targets_mBC, entropy_MB, *rest = before
-    gradients_mBC = gradient_from_targets(student_BC, targets_mBC, lesson.temperature)
-    return weighed(
-        lesson,
-        step,
-        student_BC,
-        gradients_mBC[: len(lesson.teachers)],
-        gradients_mBC[lesson.members.index(lesson.biased)] if lesson.uses_biased else None,
-        rest[0] if rest else None,
-        softened_MB=entropy_MB,
+    targets_mBC, entropy_MB, *cross_entropy = before
+    evidence = Evidence(
+        gradient_from_targets(student_BC, targets_mBC, lesson.temperature),
+        len(lesson.teachers),
+        lesson.temperature,
+        student_BC.clone(),  # a graph of CUDA's writes its next answer into the same place
+        lesson.members.index(lesson.biased) if lesson.uses_biased else None,
+        entropy_MB=entropy_MB,
     )
+    options = _options(lesson, step, *cross_entropy)
+    return combine_members(lesson.strategy, evidence, lesson.sample_weighting, **options)
 
 
-def weighed(
-    lesson: Lesson,
-    step: int,
-    student_BC: Tensor,
-    gradients_MBC: Tensor,
-    biased_BC: Tensor | None,
-    entropy_MB: Tensor | None,
-    lost: Collection[str] = (),
-    softened_MB: Tensor | None = None,
-) -> DistillationGradient:
-    """The teachers' gradients as one, as the lesson says.
-
-    Args:
-        lesson: how they teach.
-        step: number of the step.
-        student_BC: the student's logits, float32.
-        gradients_MBC: of the lesson's teachers, without those that are lost.
-        biased_BC: the biased model's gradient, where the lesson uses it.
-        entropy_MB: the teachers' cross-entropy with the labels, where the lesson asks for it.
-        lost: names of teachers that are left out; their weights and pulls are 0.
-        softened_MB: entropies of the teachers' softened answers, where they are known.
-
-    Raises:
-        FloatingPointError: logits on the CPU are not finite.
-    """
+def _options(lesson: Lesson, step: int, entropy_MB: Tensor | None = None) -> dict[str, Any]:
+    """Of the strategy: a job's, and what each step supplies."""
     options = dict(lesson.options)
     if lesson.strategy == "random":
         options |= {"seed": lesson.seed, "step": step}
     if entropy_MB is not None:
         options["cross_entropy"] = entropy_MB
-    found = combine(
-        lesson.strategy,
-        gradients_MBC,
-        biased_BC,
-        student_logits=student_BC,
-        temperature=lesson.temperature,
-        entropy=softened_MB,
-        sample_weighting=lesson.sample_weighting,
-        **options,
-    )
-    if not lost:
-        return found
-    lost_M = torch.tensor([name in lost for name in lesson.teachers])
-    spread = {name: _spread(getattr(found, name), lost_M) for name in ("weights_MB", "pull_MB")}
-    return replace(found, lost_M=lost_M, **spread)
+    return options
 
 
 def cross_entropies(logits_mBC: Tensor, labels_B: Tensor) -> Tensor:
@@ -314,8 +288,9 @@ def cross_entropies(logits_mBC: Tensor, labels_B: Tensor) -> Tensor:
     return -logits_mBC.log_softmax(-1).gather(-1, index_mB1).squeeze(-1)
 
 
-def _spread(there_mB: Tensor, lost_M: Tensor) -> Tensor:
+def _spread(part_mB: Tensor | None, lost_M: Tensor) -> Tensor:
     """Rows of the teachers that are there, among rows of 0 for those that are lost."""
+    there_mB = there(part_mB)
     all_MB = there_mB.new_zeros(len(lost_M), there_mB.shape[1])
     all_MB[~lost_M] = there_mB
     return all_MB

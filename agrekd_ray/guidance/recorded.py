@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from agrekd_ray.core.gradient import DistillationGradient
+from agrekd_ray.core.weighting import told
 from agrekd_ray.data import Samples
 from agrekd_ray.errors import RunError
 from agrekd_ray.guidance.lesson import Lesson, Question, Source, known, weigh_known
@@ -52,7 +53,9 @@ class RecordedTeachers:
         Raises:
             RunError: a record is missing or damaged, and there is no fleet.
         """
-        if self._looked != (epoch, lesson.members) and self._look(lesson, epoch):
+        if self._looked != (epoch, lesson.members):
+            self._look(lesson, epoch)
+        elif self._recorded:  # not before the epoch's first batch is there: its step waits for it
             self._look_ahead(lesson, epoch + 1)
         if not self._recorded and self._fleet is None:
             raise self._lost(lesson, epoch)
@@ -92,7 +95,8 @@ class RecordedTeachers:
         labels_B = self._samples.labels(question.ids) if lesson.cross_entropy else None
         student_BC = torch.from_numpy(np.array(question.logits_BC))
         before = known(lesson, logits_BmC, labels_B)
-        return weigh_known(lesson, question.step, student_BC, before)
+        found = told([weigh_known(lesson, question.step, student_BC, before)])
+        return replace(found, lost_M=torch.zeros(len(lesson.teachers), dtype=torch.bool))
 
     def complete(self, epoch: int) -> None:
         """See `Source.complete`."""

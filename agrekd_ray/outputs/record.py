@@ -130,7 +130,7 @@ def read_record(path: Path, key: Key) -> np.ndarray | None:
     """
     try:
         with pa.memory_map(str(path)) as source:
-            batch = pa.ipc.open_file(source).get_batch(0)
+            batch = pa.ipc.open_file(source.read_buffer()).get_batch(0)
         about = {k.decode(): v.decode() for k, v in (batch.schema.metadata or {}).items()}
         column = batch.column(COLUMN)
         flat = column.values.to_numpy(zero_copy_only=True)

@@ -80,6 +80,7 @@ class Teaching(AbstractContextManager["Teaching"]):
         self._fleet: Fleet | None = None
         self._outputs: Outputs | None = None
         self._missing: list[tuple[str, int]] = []
+        self._shown: set[int] = set()
         self._keeper: Keeper | None = None
         self._told = time.monotonic()
         self.effort = Effort()
@@ -164,7 +165,9 @@ class Teaching(AbstractContextManager["Teaching"]):
         if isinstance(event, StudentEpoch | OutputsDone):
             self._tell()
         if isinstance(event, StudentEpoch) and self._fleet and self._outputs:
-            self._fetch(self._samples.view(event.epoch.epoch))
+            self._shown.add(self._samples.view(event.epoch.epoch))
+            for view in sorted(self._shown.intersection(view for _, view in self._missing)):
+                self._fetch(view)  # an earlier one too, where an actor has not answered in time
             self._missing = [
                 (name, view)
                 for name, view in self._missing

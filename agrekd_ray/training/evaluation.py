@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from agrekd_ray.core.diagnostics import CALIBRATION_BINS, agreement_cases, reliability
-from agrekd_ray.core.gradient import DistillationGradient
+from agrekd_ray.core.gradient import DistillationGradient, there
 from agrekd_ray.core.groups import group_metrics
 from agrekd_ray.core.selection import Answers, scores
 from agrekd_ray.data import TRAIN, Dataset, Samples
@@ -21,11 +21,9 @@ from agrekd_ray.models.classifier import seen_shape
 from agrekd_ray.numerics import computing_in, numbers_on
 from agrekd_ray.results import Agreement, Bin, Metrics, SplitAgreement
 from agrekd_ray.settings import Precision
-from agrekd_ray.training.loader import Loaded, Loader, Request, lengths_of
+from agrekd_ray.training.loader import Loader, Request, lengths_of
 from agrekd_ray.training.loop import DIVERGED
 
-ADDED_AT_ONCE = 16
-"""Steps whose teaching is added up together."""
 _VALUES, _VALUES_ON_GPU = 1 << 24, 1 << 26
 """Numbers of a batch's inputs, at most: so that the features of large images fit into memory."""
 _NUMBERS_A_TOKEN = 256
@@ -241,33 +239,22 @@ class TeachingRecord:
         self._sums = torch.zeros(shape, dtype=torch.float64, device=device)
         # Steps that each teacher was lost in, and all steps.
         self._steps = torch.zeros(len(teachers) + 1, dtype=torch.float64, device=device)
-        self._observed: list[tuple[Tensor, DistillationGradient]] = []
 
-    def observe(self, loaded: Loaded, guided: DistillationGradient) -> None:
-        """Add one step, on the device where it was made."""
-        if guided.weights_MB is not None:
-            self._observed.append((loaded.ids_B, guided))
-        if len(self._observed) == ADDED_AT_ONCE:
-            self._add()
-
-    def _add(self) -> None:
-        """Adds up the steps that were observed: some at once, for each call costs a step's time."""
-        if not self._observed:
+    def observe(self, ids_B: Tensor, guided: DistillationGradient, steps: int) -> None:
+        """Add some steps, on the device where they were made."""
+        if guided.weights_MB is None:
             return
-        ids, steps = zip(*self._observed, strict=True)
-        self._observed.clear()
         parts_KB = (
-            torch.cat([_there(step.weights_MB) for step in steps], 1),
-            torch.cat([_there(step.pull_MB) for step in steps], 1),
-            torch.cat([torch.ones_like(step.loss_B) for step in steps])[None],
-            torch.cat([_there(step.fallback_B) for step in steps])[None],
+            guided.weights_MB,
+            there(guided.pull_MB),
+            torch.ones_like(there(guided.loss_B))[None],
+            there(guided.fallback_B)[None],
         )
         rows_BK = torch.cat([part.double() for part in parts_KB]).T
-        self._sums.index_add_(0, self._group_N[torch.cat(ids)], rows_BK)
-        self._steps[-1] += len(steps)
-        lost = [step.lost_M for step in steps if step.lost_M is not None]
-        if lost:
-            self._steps[:-1] += torch.stack(lost).sum(0)
+        self._sums.index_add_(0, self._group_N[ids_B], rows_BK)
+        self._steps[-1] += steps
+        if guided.lost_M is not None:
+            self._steps[:-1] += guided.lost_M
 
     def close(self, total: Callable[[Tensor], Tensor]) -> Teaching:
         """What was taught since the last time, over all workers; starts anew.
@@ -275,7 +262,6 @@ class TeachingRecord:
         Args:
             total: sums a tensor over the workers.
         """
-        self._add()
         mine = float(self._steps[-1])
         sums, steps = total(self._sums).cpu(), total(self._steps).cpu()
         self._sums, self._steps = torch.zeros_like(self._sums), torch.zeros_like(self._steps)
@@ -307,8 +293,3 @@ class TeachingRecord:
 
     def _shares(self, share_M: Tensor) -> dict[str, float]:
         return dict(zip(self._teachers, share_M.tolist(), strict=True))
-
-
-def _there(part: Tensor | None) -> Tensor:
-    assert part is not None  # teachers leave no part out
-    return part

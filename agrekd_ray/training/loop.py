@@ -20,8 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from agrekd_ray.core.gradient import DistillationGradient
+from agrekd_ray.core.gradient import DistillationGradient, there
 from agrekd_ray.core.kd import label_gradient
+from agrekd_ray.core.weighting import told
 from agrekd_ray.data import TRAIN, Samples
 from agrekd_ray.errors import RunError
 from agrekd_ray.numerics import (
@@ -105,8 +106,8 @@ def label_guidance(logits_BC: Tensor, labels_B: Tensor) -> DistillationGradient:
 class Observer(Protocol):
     """Somebody who watches the steps (who taught whom); training never asks it anything."""
 
-    def observe(self, loaded: Loaded, guided: DistillationGradient) -> None:
-        """One step was made."""
+    def observe(self, ids_B: Tensor, guided: DistillationGradient, steps: int) -> None:
+        """Some steps were made, with B samples in all."""
         ...
 
 
@@ -133,6 +134,9 @@ DIVERGED = "training has diverged. Lower training.learning_rate, or set training
 """What to do about a loss or answers that are no longer finite."""
 LOOK_EVERY = 100
 """Steps between two looks at the loss: each waits for the device."""
+TOLD_AT_ONCE, TOLD_BYTES = 16, 1 << 20
+"""Steps whose losses and pulls are worked out together, at most, and bytes of their evidence: what
+a cache holds."""
 
 
 def _mix(*numbers: int) -> int:
@@ -257,35 +261,51 @@ class Trainer:
         self._guided = 0.0
         torch.manual_seed(_mix(self.seed, epoch, self.plan.rank))
         self.network.train()
-        loss_S: list[Tensor] = []  # sums over a batch, on the device until they are looked at
+        loss_S: list[Tensor] = []  # sums over batches, on the device until they are looked at
+        untold: list[tuple[Tensor, DistillationGradient]] = []
         summed, rate, steps = 0.0, 0.0, self.plan.steps_per_epoch
         batches = (self.plan.batch(epoch * steps + step) for step in range(steps))
         for step, (batch, loaded) in enumerate(self.loaded(batches)):
             rate = float(self.schedule.get_last_lr()[0])
-            guided = self.step(batch, loaded)
-            loss_S.append(guided.loss_B.sum(dtype=torch.float64))
-            if self.observer is not None:
-                self.observer.observe(loaded, guided)
-            if len(loss_S) == LOOK_EVERY or step + 1 == steps:
-                summed += self._looked_at(loss_S, epoch, step + 1 - len(loss_S))
+            untold.append((loaded.ids_B, self.step(batch, loaded)))
+            looks = (step + 1) % LOOK_EVERY == 0 or step + 1 == steps
+            if looks or len(untold) >= self._told_at_once(untold[0][1]):
+                loss_S.append(self._told(untold))
+                untold.clear()
+            if looks:
+                summed += self._looked_at(torch.cat(loss_S), epoch, step)
                 loss_S.clear()
         self.next_epoch += 1
         mean = summed / (steps * self.training.batch_size)
         return Pass(epoch, mean, rate, time.perf_counter() - start, self._guided)
 
-    def _looked_at(self, loss_S: Sequence[Tensor], epoch: int, first: int) -> float:
+    @staticmethod
+    def _told_at_once(guided: DistillationGradient) -> int:
+        evidence = guided.evidence
+        held = 0 if evidence is None else evidence.members_mBC.nbytes
+        return max(1, min(TOLD_AT_ONCE, TOLD_BYTES // max(1, held)))
+
+    def _told(self, untold: Sequence[tuple[Tensor, DistillationGradient]]) -> Tensor:
+        """Losses of some steps, each summed over this worker's part of the batch, float64 [S]."""
+        ids, steps = zip(*untold, strict=True)
+        whole = told(steps)
+        if self.observer is not None:
+            self.observer.observe(torch.cat(ids), whole, len(steps))
+        return there(whole.loss_B).view(len(steps), -1).sum(1, dtype=torch.float64)
+
+    def _looked_at(self, loss_S: Tensor, epoch: int, last: int) -> float:
         """The sum of the losses of some steps, over all workers.
 
         Args:
             loss_S: sums over this worker's part of each batch.
             epoch: whose steps they are.
-            first: number of the first of them in the epoch.
+            last: number of the last of them in the epoch.
 
         Raises:
             RunError: one is not finite; names the first.
         """
-        losses: list[float] = self._total(torch.stack(list(loss_S))).tolist()
-        for step, loss in enumerate(losses, first):
+        losses: list[float] = self._total(loss_S).tolist()
+        for step, loss in enumerate(losses, last + 1 - len(losses)):
             if not math.isfinite(loss):
                 raise RunError(
                     f"the loss is {loss} in step {step + 1} of {self.plan.steps_per_epoch} of "
