@@ -16,13 +16,13 @@ demo: install
 	$(BIN)/agrekd run jobs/colored_digits.yaml
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not chaos and not paper and not hosts and not fuzz"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --max-worker-restart=0 -m "not chaos and not paper and not hosts and not fuzz"
 
 chaos: install
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m chaos
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --max-worker-restart=0 -m chaos
 
 paper: install
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m paper
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --max-worker-restart=0 -m paper
 
 test-cluster: install
 	$(BIN)/python -m pytest -m hosts tests/test_hosts.py

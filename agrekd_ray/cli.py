@@ -226,7 +226,7 @@ def doctor(
     ] = None,
 ) -> None:
     """Ask every node of a cluster whether a job can run there; exit code 1 where it cannot."""
-    from agrekd_ray.doctor.command import doctor as examined
+    from agrekd_ray.capacity.doctor import doctor as examined
 
     if not examined(job, overrides or [], address, screen()):
         raise typer.Exit(FAILED)
@@ -432,7 +432,7 @@ def plan(
     ] = None,
 ) -> None:
     """What a job would take on other machines, what holds it up, and what would help."""
-    from agrekd_ray.planning.command import plan as planned
+    from agrekd_ray.capacity.plan import plan as planned
 
     planned(
         job,

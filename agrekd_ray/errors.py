@@ -55,3 +55,8 @@ def near(word: str, known: Iterable[str]) -> str:
     if found:
         return f" Did you mean {lower[found[0]]}?"
     return f" There are: {listed(known)}." if known else ""
+
+
+def first_line(error: Exception) -> str:
+    """What an error says first, or its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -13,9 +13,9 @@ from rich.console import Console
 from agrekd_ray.bench import plan, report
 from agrekd_ray.bench.naive import NaiveTrainer
 from agrekd_ray.bench.workloads import WAYS, Cell, workloads
+from agrekd_ray.capacity.forecast import Times
 from agrekd_ray.core.kd import kd_loss
 from agrekd_ray.models import Model, build
-from agrekd_ray.planning.settings import Times
 from agrekd_ray.settings import Training
 from agrekd_ray.training import Labels
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import nn
 
-from agrekd_ray.errors import AgrekdError, CheckpointError
+from agrekd_ray.errors import AgrekdError, CheckpointError, DataError
 from agrekd_ray.models import (
     Classifier,
     Manifest,
@@ -185,15 +185,26 @@ def test_what_cannot_be_built_says_why(
     ("name", "extra"), [("timm/resnet10t", "timm"), ("transformers/bert", "text")]
 )
 def test_a_missing_extra_says_what_to_install(name: str, extra: str, monkeypatch: Any) -> None:
-    from agrekd_ray.models import from_transformers
-
     monkeypatch.setitem(sys.modules, name.partition("/")[0], None)
-    from_transformers._library.cache_clear()
-    try:
-        with pytest.raises(AgrekdError, match=rf"pip install 'agrekd_ray\[{extra}\]'"):
-            check(Model(name=name), TEXT if extra == "text" else IMAGES, 3)
-    finally:
-        from_transformers._library.cache_clear()
+    with pytest.raises(AgrekdError, match=rf"pip install 'agrekd_ray\[{extra}\]'"):
+        check(Model(name=name), TEXT if extra == "text" else IMAGES, 3)
+
+
+@pytest.mark.parametrize("who", ["timm/resnet10t", "transformers/bert", "a tokenizer"])
+def test_tries_of_the_hub_stay_off_the_screen(who: str, tmp_path: Path) -> None:
+    from huggingface_hub.utils import logging
+
+    from agrekd_ray.data import text
+
+    logger = logging.get_logger("huggingface_hub.utils._http")
+    logging.set_verbosity_warning()
+    assert logger.isEnabledFor(logging.WARNING)
+    if who == "a tokenizer":
+        with pytest.raises(DataError, match="cannot be loaded"):
+            text._tokenizer(str(tmp_path))
+    else:
+        check(Model(name=who), IMAGES if "timm" in who else TEXT, 3)
+    assert not logger.isEnabledFor(logging.WARNING)
 
 
 def test_tokens_must_be_those_of_the_model() -> None:

@@ -30,8 +30,8 @@ from agrekd_ray.results.intervals import bootstrap_interval, paired_difference
 from agrekd_ray.results.metrics import metric, metric_label
 from agrekd_ray.results.runs import Child, Row, baselines, difference, rows, settings
 from agrekd_ray.tracking.mlflow_runs import MlflowTracker
-from agrekd_ray.tracking.tracker import KILLED
 from agrekd_ray.tracking.mlflow_values import split_metrics
+from agrekd_ray.tracking.tracker import KILLED
 
 WORST = "test/worst_group_accuracy"
 AGRE, AVER = {0: 0.30, 1: 0.34, 2: 0.35}, {0: 0.20, 1: 0.21, 2: 0.22}

@@ -17,15 +17,18 @@ import pytest
 import yaml
 from rich.console import Console
 
+from agrekd_ray.capacity.doctor import (
+    Machine,
+    diagnose,
+    ranges,
+    requirements,
+    tracking_faults,
+)
+from agrekd_ray.capacity.probe import Probe
+from agrekd_ray.capacity.report import Finding, show_findings
+from agrekd_ray.capacity.size import PROCESS, Needs, needs_of
 from agrekd_ray.config import Job
 from agrekd_ray.config.points import points_of
-from agrekd_ray.doctor import findings as checks
-from agrekd_ray.doctor.command import _tracking, requirements
-from agrekd_ray.doctor.facts import Cluster, Facts, Node
-from agrekd_ray.doctor.findings import Finding, diagnose
-from agrekd_ray.doctor.needs import PROCESS, Needs, needs_of
-from agrekd_ray.doctor.probe import Probe
-from agrekd_ray.doctor.report import show
 
 from .conftest import TINY, merged
 from .shared import AGREKD, pool_of, records
@@ -40,71 +43,46 @@ VERSIONS = {
     "agrekd_ray": "0.1.0",
 }
 FOLDER = {"there": "/shared/runs", "device": 7, "free": 500 * GB, "writable": True, "marked": True}
-FACTS = Facts(
-    host="one",
+FOLDERS = {"runs": FOLDER, "outputs.store": FOLDER}
+PORTS = {6379: "the GCS", 8265: "the dashboard"}
+SOUND = Machine(
+    "one 0a0a0a",
+    cpus=8,
+    object_store=4 * GB,
+    skew=(0.1, 0.01),
+    data=({"fingerprint": "f" * 64},),
     versions=VERSIONS,
     code="abc",
-    accelerators=False,
     memory_free=16 * GB,
     shared_memory=8 * GB,
     open_files=65536,
     temporary={"total": 100 * GB, "free": 50 * GB},
-    folders={"runs": FOLDER, "outputs.store": FOLDER},
+    folders=FOLDERS,
     listeners={6379: ["10.0.0.2"], 8265: ["127.0.0.1"]},
     token=True,
-    token_file="",
 )
-NODE = Node("one 0a0a0a", 8, 0, 4 * GB, FACTS, skew=(0.1, 0.01), data=({"fingerprint": "f" * 64},))
 NEEDS = Needs(2 * GB, 20 * GB, 10**6, {"runs": GB, "outputs.store": 3 * GB})
 
 
-def cluster(*nodes: Node, driver: Facts = FACTS, **more: Any) -> Cluster:
-    """Sound nodes, and those given."""
-    sound = (NODE, replace(NODE, name="two 0b0b0b"))
-    return Cluster(driver, (*sound, *nodes), ("f" * 64,), **more)
+def of_runs(**changes: Any) -> dict[str, Any]:
+    """Folders of which one is not sound."""
+    return {"folders": {**FOLDERS, "runs": {**FOLDER, **changes}}}
 
 
-def node(**changes: Any) -> Node:
-    """A third node that is sound but for these parts of its facts, or of itself."""
-    own = {key: changes.pop(key) for key in list(changes) if key in Node.__dataclass_fields__}
-    return replace(NODE, **{"name": "bad 0c0c0c", "facts": replace(FACTS, **changes), **own})
-
-
-def only(found: list[Finding]) -> Finding:
-    """The one finding, which has a remedy."""
-    (one,) = found
-    assert one.remedy
-    return one
-
-
-def found_on(bad: Node, needs: Needs = NEEDS) -> Finding:
-    """The one finding that such a node makes, which names it."""
-    one = only(diagnose(cluster(bad), needs, REQUIREMENTS))
-    assert one.node in (bad.name, "cluster")
-    return one
-
-
-def test_gpus_that_the_job_declines_are_spoken_of(make_job: Any) -> None:
-    declined = needs_of([make_job(**{"student.gpus": 0}), make_job(**{"fleet.gpus": 0})]).declined
-    assert declined == ("student.gpus", "fleet.gpus")
-    assert needs_of([make_job()]).declined == ()
-    needs = replace(NEEDS, declined=declined)
-    one = only(diagnose(cluster(node(gpus=2, torch_gpus=2)), needs, REQUIREMENTS))
-    assert (one.node, one.check, one.level) == ("cluster", "GPUs", "warning")
-    assert "student.gpus, fleet.gpus = 0" in one.problem
-    assert diagnose(cluster(), needs, REQUIREMENTS) == []
-    assert diagnose(cluster(node(gpus=2, torch_gpus=2)), NEEDS, REQUIREMENTS) == []
-
-
-def test_a_sound_cluster_has_no_finding() -> None:
-    assert diagnose(cluster(), NEEDS, REQUIREMENTS) == []
-    assert diagnose(cluster(), Needs(), []) == []
+def findings(
+    bad: dict[str, Any] | None = None, needs: Needs = NEEDS, driver: Machine = SOUND
+) -> list[Finding]:
+    """What is found of two sound nodes, and of one that is sound but for these values."""
+    nodes = [SOUND, replace(SOUND, name="two 0b0b0b")]
+    if bad is not None:
+        nodes.append(replace(SOUND, name="bad 0c0c0c", **bad))
+    return diagnose(driver, nodes, needs, REQUIREMENTS, PORTS)
 
 
 @pytest.mark.parametrize(
-    ("changes", "check", "level", "said"),
+    ("bad", "check", "level", "said"),
     [
-        ({"facts": None, "silence": "no answer within 30 s"}, "answer", "error", "within 30 s"),
+        ({"silence": "no answer within 30 s"}, "answer", "error", "within 30 s"),
         (
             {"versions": {**VERSIONS, "torch": "2.13.0"}},
             "versions",
@@ -127,138 +105,116 @@ def test_a_sound_cluster_has_no_finding() -> None:
         ({"temporary": {"total": 100 * GB, "free": 4 * GB}}, "disk", "error", "4.0 GB of 100.0 GB"),
         ({"data": ({"fingerprint": "e" * 64},)}, "data", "error", "eeeeeeeeeeee instead of ffff"),
         ({"data": ({"error": "DataError: no such folder"},)}, "data", "error", "no such folder"),
-        (
-            {"data": None, "data_silence": "no answer within 600 s"},
-            "data",
-            "error",
-            "within 600 s",
-        ),
+        ({"data": (), "data_silence": "no answer within 600 s"}, "data", "error", "within 600 s"),
         ({"skew": (2.5, 0.1)}, "clock", "warning", "2.5 s ahead of the driver's"),
         ({"skew": (-2.5, 0.1)}, "clock", "warning", "2.5 s behind the driver's"),
+        ({"token": False}, "ports", "warning", "the GCS listens at 10.0.0.2, port 6379"),
+        ({"token_file": "/home/a/token"}, "token", "warning", "/home/a/token can be read by other"),
+        (of_runs(marked=False), "folders", "error", "runs: /shared/runs is not the driver's"),
+        (of_runs(writable=False), "folders", "error", "cannot be written"),
+        (
+            {"folders": {**FOLDERS, "runs": {"error": "Stale file handle"}}},
+            "folders",
+            "error",
+            "cannot be reached (Stale file handle)",
+        ),
+        (
+            {
+                "folders": {
+                    **FOLDERS,
+                    "outputs.store": {**FOLDER, "marked": False, "writable": False},
+                }
+            },
+            "folders",
+            "error",
+            "outputs.store: ",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_node_is_one_finding_that_names_it(
-    changes: dict[str, Any], check: str, level: str, said: str
+    bad: dict[str, Any], check: str, level: str, said: str
 ) -> None:
-    bad = node(**dict(changes))
-    one = found_on(bad)
-    assert (one.node, one.check, one.level) == (bad.name, check, level)
+    (one,) = findings(bad)
+    assert (one.node, one.check, one.level) == ("bad 0c0c0c", check, level)
     assert said in one.problem
+    assert one.remedy
 
 
-def test_what_a_machine_does_not_tell_is_no_finding() -> None:
-    quiet = node(memory_free=None, shared_memory=None, open_files=-1, skew=None)
-    assert diagnose(cluster(quiet), NEEDS, REQUIREMENTS) == []
-    slow = node(skew=(3.0, 2.5))  # a slow round trip measures no clock
-    assert diagnose(cluster(slow), NEEDS, REQUIREMENTS) == []
+@pytest.mark.parametrize(
+    "bad",
+    [
+        None,
+        {"memory_free": None, "shared_memory": None, "open_files": -1, "skew": None},
+        {"skew": (3.0, 2.5)},  # a slow round trip measures no clock
+        {"gpus": 2, "torch_gpus": 2},
+        {"folders": {**FOLDERS, "outputs.store": {**FOLDER, "marked": False}}},
+        {"token": False, "listeners": {6379: ["127.0.0.1", "::1"], 8265: []}},
+    ],
+)
+def test_what_is_sound_or_not_told_is_no_finding(bad: dict[str, Any] | None) -> None:
+    assert findings(bad) == []
+    assert diagnose(SOUND, [SOUND], Needs(), []) == []
 
 
-def test_the_driver_itself_is_held_to_the_packages_ranges() -> None:
-    old = replace(FACTS, versions={**VERSIONS, "ray": "2.40.0"})
-    both = replace(NODE, facts=old)
-    one = only(diagnose(Cluster(old, (both,), ("f" * 64,)), Needs(), REQUIREMENTS))
-    assert (one.node, one.check) == ("driver", "versions")
-    assert "ray 2.40.0, not <3,>=2.51" in one.problem
-    missing = replace(FACTS, versions={**VERSIONS, "numpy": "missing"})
-    alone = replace(NODE, facts=missing)
-    one = only(diagnose(Cluster(missing, (alone,), ("f" * 64,)), Needs(), REQUIREMENTS))
-    assert "numpy missing" in one.problem
-    assert {"python", "ray", "torch", "numpy"} <= set(checks._ranges(requirements()))
+@pytest.mark.parametrize(
+    ("driver", "check", "said"),
+    [
+        ({"versions": {**VERSIONS, "ray": "2.40.0"}}, "versions", "ray 2.40.0, not <3,>=2.51"),
+        ({"versions": {**VERSIONS, "numpy": "missing"}}, "versions", "numpy missing"),
+        (of_runs(marked=False), "folders", "disk may be full"),
+        ({"folders": {"runs": {"error": "Stale file handle"}}}, "folders", "Stale file handle"),
+        (
+            {"folders": {key: {**FOLDER, "free": int(3.5 * GB)} for key in FOLDERS}},
+            "disk",
+            "4.0 GB will be written (runs 1.0 GB, outputs.store 3.0 GB), 3.5 GB are free",
+        ),
+        (
+            {
+                "folders": {
+                    "runs": {**FOLDER, "free": int(3.5 * GB)},
+                    "outputs.store": {**FOLDER, "free": int(3.5 * GB), "device": 8},
+                }
+            },
+            "",
+            "",
+        ),
+        ({"folders": {key: {**FOLDER, "free": 4 * GB} for key in FOLDERS}}, "", ""),
+    ],
+)
+def test_the_driver_is_held_to_ranges_and_has_room_on_each_of_its_disks(
+    driver: dict[str, Any], check: str, said: str
+) -> None:
+    mine = replace(SOUND, **driver)
+    found = diagnose(mine, [mine], replace(NEEDS, memory=0), REQUIREMENTS)
+    assert [(one.node, one.check) for one in found] == [("driver", check)] * bool(check)
+    assert all(said in one.problem and one.remedy for one in found)
+    assert {"python", "ray", "torch", "numpy"} <= set(ranges(requirements()))
 
 
 def test_memory_is_counted_over_the_nodes_and_for_the_largest_process() -> None:
-    assert (
-        "largest process takes about 17.0 GB"
-        in found_on(NODE, replace(NEEDS, process=17 * GB)).problem
-    )
-    many = only(diagnose(cluster(), replace(NEEDS, memory=33 * GB), REQUIREMENTS))
-    assert (many.node, many.check) == ("cluster", "memory")
-    assert "33.0 GB, free are 32.0 GB" in many.problem
-    assert diagnose(cluster(), replace(NEEDS, memory=32 * GB), REQUIREMENTS) == []
+    for needs, said in (
+        (replace(NEEDS, process=17 * GB), "largest process takes about 17.0 GB"),
+        (replace(NEEDS, memory=33 * GB), "33.0 GB, free are 32.0 GB"),
+    ):
+        (one,) = findings(needs=needs)
+        assert (one.node, one.check) == ("cluster", "memory")
+        assert said in one.problem
+    assert findings(needs=replace(NEEDS, memory=32 * GB)) == []
 
 
-def test_folders_must_be_the_drivers_and_writable() -> None:
-    lonely = node(folders={"runs": {**FOLDER, "marked": False}, "outputs.store": FOLDER})
-    one = found_on(lonely)
-    assert one.check == "folders"
-    assert "runs: /shared/runs is not the driver's" in one.problem
-    closed = node(folders={"runs": {**FOLDER, "writable": False}, "outputs.store": FOLDER})
-    assert "cannot be written" in found_on(closed).problem
-    own = {"runs": FOLDER, "outputs.store": {**FOLDER, "marked": False}}
-    assert diagnose(cluster(node(folders=own)), NEEDS, REQUIREMENTS) == []
-    own["outputs.store"] = {**FOLDER, "marked": False, "writable": False}
-    assert "outputs.store: " in found_on(node(folders=own)).problem
-    stale = node(folders={"runs": {"error": "Stale file handle"}, "outputs.store": FOLDER})
-    assert "cannot be reached (Stale file handle)" in found_on(stale).problem
-    full = replace(FACTS, folders={"runs": {**FOLDER, "marked": False}})
-    assert "disk may be full" in only(diagnose(cluster(driver=full), NEEDS, REQUIREMENTS)).problem
-    away = replace(FACTS, folders={"runs": {"error": "Stale file handle"}})
-    one = only(diagnose(cluster(driver=away), NEEDS, REQUIREMENTS))
-    assert (one.node, one.check) == ("driver", "folders")
-    assert "Stale file handle" in one.problem
+def test_gpus_that_the_job_declines_are_spoken_of(make_job: Any) -> None:
+    declined = needs_of([make_job(**{"student.gpus": 0}), make_job(**{"fleet.gpus": 0})]).declined
+    assert declined == ("student.gpus", "fleet.gpus")
+    assert needs_of([make_job()]).declined == ()
+    needs = replace(NEEDS, declined=declined)
+    (one,) = findings({"gpus": 2, "torch_gpus": 2}, needs)
+    assert (one.node, one.check, one.level) == ("cluster", "GPUs", "warning")
+    assert "student.gpus, fleet.gpus = 0" in one.problem
+    assert findings(needs=needs) == []
 
 
-def test_folders_on_one_disk_share_its_room() -> None:
-    def left(free: int, other: int = 7) -> list[Finding]:
-        folders = {
-            "runs": {**FOLDER, "free": free},
-            "outputs.store": {**FOLDER, "free": free, "device": other},
-        }
-        return diagnose(cluster(driver=replace(FACTS, folders=folders)), NEEDS, REQUIREMENTS)
-
-    one = only(left(int(3.5 * GB)))
-    assert one.check == "disk"
-    assert (
-        "4.0 GB will be written (runs 1.0 GB, outputs.store 3.0 GB), 3.5 GB are free" in one.problem
-    )
-    assert left(int(3.5 * GB), other=8) == []
-    assert left(4 * GB) == []
-
-
-def test_a_token_that_others_can_read_is_a_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "auth_token"
-    file.write_text("secret")
-    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(file))
-    found = []
-    for mode in (0o640, 0o600):
-        file.chmod(mode)
-        facts = Probe().examine({"folders": {}, "ports": []})
-        open_one = replace(FACTS, token_file=facts["token_file"])
-        found.append(diagnose(cluster(replace(NODE, facts=open_one)), NEEDS, REQUIREMENTS))
-    (one,), nothing = found
-    assert (one.check, one.level) == ("token", "warning")
-    assert one.remedy.startswith(f"chmod 600 {file}")
-    assert nothing == []
-
-
-def test_open_ports_without_a_token_are_a_warning_that_explains_tokens() -> None:
-    bare = node(token=False)
-    bare = replace(bare, facts=replace(FACTS, token=False))
-    (one,) = diagnose(
-        cluster(bare, ports={6379: "the GCS", 8265: "the dashboard"}), NEEDS, REQUIREMENTS
-    )
-    assert (one.check, one.level) == ("ports", "warning")
-    assert "the GCS listens at 10.0.0.2, port 6379" in one.problem
-    assert "RAY_AUTH_MODE=token" in one.remedy
-    home = node(token=False, listeners={6379: ["127.0.0.1", "::1"], 8265: []})
-    assert diagnose(cluster(home), NEEDS, REQUIREMENTS) == []
-
-
-def test_errors_come_before_warnings_and_are_counted() -> None:
-    found = diagnose(cluster(node(open_files=1), node(code="x")), NEEDS, REQUIREMENTS)
-    assert [one.level for one in found] == ["error", "warning"]
-    assert checks.counted([*found, found[0]]) == "2 errors, 1 warning"
-
-
-def text_of(found: list[Finding], terminal: bool, path: Path) -> str:
-    with path.open("w") as file:
-        console = Console(file=file, width=140, force_terminal=terminal, color_system=None)
-        show(cluster(node(facts=None)), NEEDS, found, console)
-    return path.read_text()
+def test_errors_come_before_warnings() -> None:
+    assert [one.level for one in findings({"open_files": 1, "code": "x"})] == ["error", "warning"]
 
 
 def test_the_report_is_a_table_on_a_terminal_and_lines_elsewhere(tmp_path: Path) -> None:
@@ -266,15 +222,23 @@ def test_the_report_is_a_table_on_a_terminal_and_lines_elsewhere(tmp_path: Path)
         Finding("two [x]", "data", "other data [1]", "copy them"),
         Finding("two [x]", "clock", "slow", "set it", "warning"),
     ]
-    plain = text_of(found, False, tmp_path / "plain")
-    assert "error: two [x]: data: other data [1]. Remedy: copy them.\n" in plain
-    assert "warning: two [x]: clock: slow. Remedy: set it.\n" in plain
-    assert "3 nodes: 1 error, 1 warning" in plain
-    assert "the job: 20.0 GB of memory besides its data, 4.0 GB on disk" in plain
-    table = text_of(found, True, tmp_path / "table")
+
+    def shown(found: list[Finding], *, terminal: bool) -> str:
+        with (tmp_path / "text").open("w") as file:
+            console = Console(file=file, width=140, force_terminal=terminal, color_system=None)
+            show_findings(found, 3, console)
+        return (tmp_path / "text").read_text()
+
+    assert shown(found, terminal=False) == (
+        "error: two [x]: data: other data [1]. Remedy: copy them.\n"
+        "warning: two [x]: clock: slow. Remedy: set it.\n"
+        "3 nodes: 1 error, 1 warning\n"
+    )
+    table = shown(found, terminal=True)
     assert re.search(r"Node +Check +Finding +Remedy", table)
     assert re.search(r"two \[x\] +data +other data \[1\] +copy them", table)
-    assert "nothing is wrong" in text_of([], True, tmp_path / "sound")
+    assert "nothing is wrong" in shown([], terminal=True)
+    assert replace(SOUND, silence="x").in_words.endswith("8 CPUs, 0 GPUs; does not answer")
 
 
 # --- what a machine says of itself, and what a job needs
@@ -288,24 +252,33 @@ def test_a_machine_says_what_the_system_says(tmp_path: Path) -> None:
         socket.create_server(("0.0.0.0", 0)) as all_,
     ):
         ports = [server.getsockname()[1] for server in (here, all_)]
-        asked = {
-            "folders": {
-                "runs": (str(tmp_path / "runs"), "mark"),
-                "outputs.store": (str(tmp_path / "later/outputs"), "mark"),
-            },
-            "ports": ports,
+        folders = {
+            "runs": (str(tmp_path / "runs"), "mark"),
+            "outputs.store": (str(tmp_path / "later/outputs"), "mark"),
         }
-        facts = Facts(**Probe().examine(asked))
-    assert facts.versions["python"] == ".".join(map(str, sys.version_info[:3]))
-    assert facts.code == Facts(**Probe().examine({"folders": {}, "ports": []})).code != ""
-    assert facts.host == socket.gethostname()
+        machine = Machine("here", **Probe().examine(folders, ports))
+    assert machine.versions["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert machine.code == Machine("here", **Probe().examine({}, [])).code != ""
     if sys.platform == "linux":
-        assert facts.listeners == {ports[0]: ["127.0.0.1"], ports[1]: ["0.0.0.0"]}
-        assert facts.memory_free is not None
-        assert 0 < facts.memory_free <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    assert facts.folders["runs"]["marked"]
-    assert facts.folders["outputs.store"]["there"] == str(tmp_path)
-    assert not facts.folders["outputs.store"]["marked"]
+        assert machine.listeners == {ports[0]: ["127.0.0.1"], ports[1]: ["0.0.0.0"]}
+        assert machine.memory_free is not None
+        assert 0 < machine.memory_free <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert machine.folders["runs"]["marked"]
+    assert machine.folders["outputs.store"]["there"] == str(tmp_path)
+    assert not machine.folders["outputs.store"]["marked"]
+
+
+def test_a_token_that_others_can_read_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "auth_token"
+    file.write_text("secret")
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(file))
+    for mode, found in ((0o640, str(file)), (0o600, "")):
+        file.chmod(mode)
+        assert Probe().examine({}, [])["token_file"] == found
 
 
 def test_the_probe_needs_nothing_of_this_package() -> None:
@@ -368,13 +341,13 @@ def test_points_of_a_study_share_records(make_job: Any) -> None:
 
 def test_a_tracking_server_that_is_away_is_a_finding_without_its_password(make_job: Any) -> None:
     job = make_job(**{"tracking.uri": "http://ann:secret@127.0.0.1:9"})
-    one = only(diagnose(cluster(tracking=_tracking(job)), NEEDS, REQUIREMENTS))
-    assert (one.check, one.level) == ("MLflow", "error")
+    (one,) = tracking_faults(job)
+    assert (one.node, one.check, one.level) == ("driver", "MLflow", "error")
     assert "127.0.0.1:9" in one.problem
     assert "secret" not in one.problem + one.remedy
     assert "curl" in one.remedy
-    assert _tracking(make_job()) == ""
-    assert _tracking(make_job(**{"tracking.uri": "sqlite:////nowhere/mlflow.db"})) == ""
+    assert tracking_faults(make_job()) == []
+    assert tracking_faults(make_job(**{"tracking.uri": "sqlite:////nowhere/mlflow.db"})) == []
 
 
 def test_an_address_where_nobody_listens_is_one_error_at_once() -> None:

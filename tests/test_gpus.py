@@ -12,7 +12,7 @@ import yaml
 
 from agrekd_ray.config import Job, JobError, check_job, load_job
 from agrekd_ray.data import Dataset, open_dataset
-from agrekd_ray.guidance.placement import Node, Wanted, place, shares_on
+from agrekd_ray.guidance.placement import Node, ResourceRequest, place, shares_on
 from agrekd_ray.models import Model
 from agrekd_ray.run import gpus as module
 from agrekd_ray.run import settled as preparation
@@ -35,7 +35,7 @@ from agrekd_ray.run.gpus import (
 from .conftest import TINY, merged
 from .shared import pool_of
 
-TASK = Wanted("the training of a teacher", {"CPU": 1})
+TASK = ResourceRequest("the training of a teacher", {"CPU": 1})
 BIG = Model(name="torchvision/resnet50")
 """In place of the job's own student: its size alone counts."""
 
@@ -125,16 +125,6 @@ def test_workers_of_a_student_share_no_gpu(gpus: Any, sound: bool) -> None:
 # --- a job on machines with GPUs and without
 
 
-def test_without_gpus_nobody_has_one(teachers: Any, make_job: Callable[..., Job]) -> None:
-    data, checkpoints = teachers
-    for guidance in ("auto", "live"):
-        job = make_job(guidance=guidance, **{"student.workers": 2})
-        given = with_gpus(job, [node()], data, models=[BIG], checkpoints=checkpoints)
-        assert both(given) == (0, 0)
-        assert what_stays_idle(job, given, [node()], workers_of(given.student), "student") == ""
-    assert share_of_task(TASK, "auto", 5, [node()], lambda: pytest.fail("looked at models")) == 0
-
-
 @pytest.mark.parametrize("guidance", ["auto", "live"])
 def test_nothing_but_its_gpus_changes_of_a_job(
     teachers: Any, make_job: Callable[..., Job], guidance: str
@@ -153,85 +143,79 @@ def test_nothing_but_its_gpus_changes_of_a_job(
     assert both(numbered(job)) == both(without) == (0, 0)
 
 
-def test_what_a_job_says_is_what_it_has(teachers: Any, make_job: Callable[..., Job]) -> None:
-    data, checkpoints = teachers
-    job = make_job(**{"student.gpus": 0.25, "fleet.gpus": 0})
-    given = with_gpus(job, [node(gpus=8)], data, models=[BIG], checkpoints=checkpoints)
-    assert both(given) == (0.25, 0)
-    half = make_job(**{"student.gpus": 0.5})
-    given = with_gpus(half, [node(gpus=1)], data, models=[BIG], checkpoints=checkpoints)
-    assert given.student.gpus == 0.5
-    assert given.fleet.gpus == pytest.approx(0.5 / 3, abs=0.05)
-
-
 # --- students and the teachers beside them
 
+LIVE, PAIR = {"guidance": "live"}, {"student.workers": 2}
 
-def test_one_gpu_is_shared_by_the_student_and_its_teachers(
-    teachers: Any, make_job: Callable[..., Job]
+
+@pytest.mark.parametrize(
+    ("gpus", "groups", "hosted", "changes", "numbers"),
+    [
+        ([1], 1, True, {}, (0.5, 0.1666)),
+        ([1], 1, True, LIVE, (0.5, 0.1666)),
+        ([1], 1, False, {}, (1, 0)),  # teachers that are recorded need none
+        ([2], 1, True, {}, (1, 0.3333)),
+        ([3], 1, True, {}, (1, 0.5)),
+        ([4], 1, True, {}, (1, 1)),
+        ([8], 1, True, {}, (1, 1)),
+        ([1], 4, False, {}, (0.25, 0)),
+        ([4], 4, False, {}, (1, 0)),
+        ([1], 2, True, {}, (0.3333, 0.1111)),
+        ([4], 4, True, {}, (0.5, 0.5)),
+        ([2, 4], 1, True, {"student.workers": 4}, (1, 0.5)),
+        ([2, 2], 1, False, {"student.workers": 4}, (1, 0)),
+        ([3], 1, True, {"student.workers": 4}, (0, 1)),
+        ([2], 1, True, PAIR, (1, 0.5)),  # three teachers on two GPUs, then two workers
+        ([2], 1, True, {**PAIR, **LIVE}, (1, 0)),
+        ([0], 1, True, PAIR, (0, 0)),
+        ([0], 1, True, {**PAIR, **LIVE}, (0, 0)),
+        ([8], 1, True, {"student.gpus": 0.25, "fleet.gpus": 0}, (0.25, 0)),  # as the job says
+        ([1], 1, True, {"student.gpus": 0.5}, (0.5, 0.1666)),
+    ],
+)
+def test_student_and_teachers_share_the_gpus(
+    teachers: Any,
+    make_job: Callable[..., Job],
+    gpus: list[int],
+    groups: int,
+    hosted: bool,
+    changes: dict[str, Any],
+    numbers: tuple[float, float],
 ) -> None:
     data, checkpoints = teachers
-    for guidance in ("auto", "live"):
-        job = make_job(guidance=guidance)
-        given = with_gpus(job, [node(gpus=1)], data, models=[BIG], checkpoints=checkpoints)
-        assert both(given) == (0.5, 0.1666)
-        shares = shares_on([node(gpus=1)], checkpoints, given.fleet, workers_of(given.student))
-        assert len(shares) == 3
+    nodes = [node(str(number), count) for number, count in enumerate(gpus)]
+    hosting = checkpoints if hosted else None
+    job = make_job(**changes)
+    given = with_gpus(job, nodes, data, models=[BIG], groups=groups, checkpoints=hosting)
+    assert both(given) == numbers
 
 
-def test_a_student_whose_teachers_are_recorded_has_a_gpu_to_itself(
-    teachers: Any, make_job: Callable[..., Job]
-) -> None:
-    data, _ = teachers
-    assert with_gpus(make_job(), [node(gpus=1)], data, models=[BIG]).student.gpus == 1
-
-
-def test_with_several_gpus_teachers_have_the_others(
-    teachers: Any, make_job: Callable[..., Job]
-) -> None:
-    data, checkpoints = teachers
-    for count, share in ((2, 0.3333), (3, 0.5), (4, 1), (8, 1)):
-        given = with_gpus(
-            make_job(), [node(gpus=count)], data, models=[BIG], checkpoints=checkpoints
-        )
-        assert both(given) == (1, share)
-
-
-def test_several_students_at_once_have_equal_shares(
-    teachers: Any, make_job: Callable[..., Job]
-) -> None:
-    data, checkpoints = teachers
-
-    def shares(groups: int, gpus: int, hosted: Any) -> tuple[Any, Any]:
-        nodes = [node(gpus=gpus)]
-        return both(
-            with_gpus(make_job(), nodes, data, models=[BIG], groups=groups, checkpoints=hosted)
-        )
-
-    assert shares(4, 1, None)[0] == 0.25
-    assert shares(4, 4, None)[0] == 1
-    assert shares(2, 1, checkpoints) == (0.3333, 0.1111)
-    assert shares(4, 4, checkpoints) == (0.5, 0.5)
-
-
-def test_workers_of_a_student_have_a_gpu_each_or_none(
-    teachers: Any, make_job: Callable[..., Job]
+@pytest.mark.parametrize(
+    ("gpus", "changes", "line"),
+    [
+        (
+            3,
+            {"student.workers": 4},
+            "students train on CPUs: student.workers = 4 need a GPU each, and 3 can be had; with "
+            "student.workers=3 they would be used",
+        ),
+        (
+            2,
+            {**PAIR, **LIVE},
+            "teachers answer on CPUs: the students have all GPUs that they could have; fewer "
+            "student.workers leave them some",
+        ),
+        (0, PAIR, ""),
+    ],
+)
+def test_who_is_left_without_a_gpu_is_said(
+    teachers: Any, make_job: Callable[..., Job], gpus: int, changes: dict[str, Any], line: str
 ) -> None:
     data, checkpoints = teachers
-    job = make_job(**{"student.workers": 4})
-
-    def given(*nodes: Node) -> Job:
-        return with_gpus(job, nodes, data, models=[BIG], checkpoints=checkpoints)
-
-    assert both(given(node("a", 2), node("b", 4))) == (1, 1 / 2)
-    assert given(node("a", 2), node("b", 2)).student.gpus == 1
-    few = [node("a", 3)]
-    assert both(given(*few)) == (0, 1)
-    line = what_stays_idle(job, given(*few), few, workers_of(given(*few).student), "student")
-    assert line == (
-        "students train on CPUs: student.workers = 4 need a GPU each, and 3 can be had; with "
-        "student.workers=3 they would be used"
-    )
+    job, nodes = make_job(**changes), [node(gpus=gpus)]
+    given = with_gpus(job, nodes, data, models=[BIG], checkpoints=checkpoints)
+    busy = workers_of(given.student)
+    assert what_stays_idle(job, given, nodes, busy, "student", "fleet") == line
 
 
 def test_teachers_that_have_no_gpu_left_record_before_the_students(
@@ -241,23 +225,9 @@ def test_teachers_that_have_no_gpu_left_record_before_the_students(
     nodes = [node(gpus=2)]
     job = make_job(**{"student.workers": 2})
     given = with_gpus(job, nodes, data, models=[BIG], checkpoints=checkpoints)
-    assert both(given) == (1, 0.5)  # three teachers on two GPUs, then two workers
     shares = [share.wanted for share in shares_on(nodes, checkpoints, given.fleet, ())]
     assert not place(shares, nodes).without_room
     assert place([*workers_of(given.student), *shares], nodes).without_room
-
-
-def test_live_teachers_that_have_no_gpu_left_answer_on_cpus_and_that_is_said(
-    teachers: Any, make_job: Callable[..., Job]
-) -> None:
-    data, checkpoints = teachers
-    nodes = [node(gpus=2)]
-    job = make_job(guidance="live", **{"student.workers": 2})
-    given = with_gpus(job, nodes, data, models=[BIG], checkpoints=checkpoints)
-    assert both(given) == (1, 0)
-    line = what_stays_idle(job, given, nodes, workers_of(given.student), "student", "fleet")
-    assert line.startswith("teachers answer on CPUs")
-    assert "student.workers" in line
 
 
 def many(checkpoints: dict[str, Path], count: int, monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -344,6 +314,7 @@ def test_small_models_share_gpus_and_large_ones_do_not() -> None:
     assert {share(count, one, most=LARGE) for count in (1, 5, 50)} == {1}
     assert share(5, node("a", cpus=0, gpus=2), node("b")) == 0  # no CPU beside the GPUs
     assert share_of_task(TASK, 0, 5, [one], lambda: SMALL) == 0
+    assert share_of_task(TASK, "auto", 5, [node()], lambda: pytest.fail("looked at models")) == 0
     assert share_of_task(TASK, 0.3, 5, [one], lambda: SMALL) == 0.3
     assert with_share(TASK, 0.5).resources == {"CPU": 1, "GPU": 0.5}
 

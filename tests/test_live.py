@@ -381,6 +381,8 @@ def test_students_side_by_side_are_those_of_one_after_another(
     channel.close()
     assert len(killed) == 1
     assert (tmp_path / "group-1" / "placement-group").exists()
+    # Of finished students; a worker that is killed at a student's end leaves one to the run's end.
+    assert len(list((tmp_path / "states").glob("*.pt"))) <= len(killed)
     for assignment in given:
         local = reference(assignment, data, checkpoints)
         same(load(students / assignment.name)[0], local.model)

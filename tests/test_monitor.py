@@ -137,7 +137,7 @@ def test_views_that_are_recorded_before_the_students_are_no_epochs_of_theirs() -
     display = Display(Console(file=screen, width=200))
     display.stage("outputs", 160, RECORDED)
     show_progress(display, OutputsDone(4, 160))
-    assert "outputs  160/160 samples · view 4 is recorded" in screen.getvalue()
+    assert "outputs  160/160 samples · view 4\n" in screen.getvalue()
     outbox.close()
 
 

@@ -20,7 +20,7 @@ from agrekd_ray.errors import TrackingError
 from agrekd_ray.passwords import hidden, revealed, without_password
 from agrekd_ray.report import job as report
 from agrekd_ray.report.page import write_report
-from agrekd_ray.run.ending import ending
+from agrekd_ray.run.ending import tracked
 from agrekd_ray.run.folder import Folder, RunFolder
 from agrekd_ray.run.job import run_job
 from agrekd_ray.search.folder import SearchFolder
@@ -206,9 +206,8 @@ def test_a_report_of_an_earlier_version_does_not_tell_it(tmp_path: Path) -> None
 def test_the_reason_of_a_failed_run_does_not_tell_it(tmp_path: Path, error: Any) -> None:
     folder = Folder(tmp_path)
     tracker = MlflowTracker(None, "digits", tmp_path)
-    run = tracker.start_job("digits", {}, {})
     outbox = Outbox(lambda text: None)
-    with pytest.raises(error), ending(folder, tracker, outbox, run, lambda text: None):
+    with pytest.raises(error), tracked(folder, tracker, outbox, "digits", {}):
         raise error(f"no answer from https://ann:{SECRET}@host")
     assert "https://ann:***@host" in str(folder.state().reason)
     assert holders(tmp_path) == []

@@ -11,7 +11,7 @@ from agrekd_ray.guidance.fleet_settings import FleetSettings
 from agrekd_ray.guidance.placement import (
     Node,
     Placement,
-    Wanted,
+    ResourceRequest,
     check_room,
     cpus_of,
     matches,
@@ -31,9 +31,9 @@ def node(name: str, cpus: float = 0, gpus: float = 0, free: float | None = None,
     return Node(name, total, {key: share * value for key, value in total.items()}, labels)
 
 
-def teacher(gpus: float = 0, cpus: float = 1, **labels: str) -> Wanted:
+def teacher(gpus: float = 0, cpus: float = 1, **labels: str) -> ResourceRequest:
     """One actor."""
-    return Wanted("teachers erm-0", {"CPU": cpus, "GPU": gpus}, labels)
+    return ResourceRequest("teachers erm-0", {"CPU": cpus, "GPU": gpus}, labels)
 
 
 def nodes_of(plan: Placement) -> list[str | None]:
@@ -126,7 +126,7 @@ def test_teachers_take_turns_where_not_all_find_room() -> None:
 
 def test_the_plan_is_a_line_a_kind() -> None:
     nodes = [node("a", 4), node("b", 1)]
-    worker = Wanted("student's worker", {"CPU": 1, "GPU": 0}, kind="students' workers")
+    worker = ResourceRequest("student's worker", {"CPU": 1, "GPU": 0}, kind="students' workers")
     assert place([worker, *[teacher(cpus=2)] * 3], nodes).lines() == [
         "students' workers: 1 × (1 CPU) on b",
         "teachers' actors: 3 × (2 CPU) on a × 2, no room for 1",

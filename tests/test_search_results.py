@@ -26,6 +26,7 @@ from agrekd_ray.results.search import (
     SearchResult,
     TrialResult,
 )
+from agrekd_ray.search import board
 from agrekd_ray.search.board import Board
 from agrekd_ray.search.folder import Journal
 from agrekd_ray.search.ranking import best, rule_reports, verdict
@@ -151,6 +152,21 @@ def test_without_a_terminal_there_are_quiet_lines() -> None:
         board.show([over], over)
     assert "trials   1/1" in screen.getvalue()
     assert "trial-000 finished, worst_group 40.0" in screen.getvalue()
+
+
+def test_the_time_that_is_left_is_of_this_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the trials had ended before: four that are left take twice as long as these two."""
+    now = 100.0
+    monkeypatch.setattr(board.time, "monotonic", lambda: now)
+    screen = io.StringIO()
+    earlier = [trial(n, 0.1, worst_group=0.3) for n in range(6)]
+    with Board(Console(file=screen, width=200), "worst_group", 12, 2, None) as shown:
+        for number in (6, 7):
+            shown.show([*earlier, replace(trial(number, 0.1), state=RUNNING)])
+            now += 30
+            earlier.append(trial(number, 0.1, worst_group=0.3))
+            shown.show(earlier, earlier[-1])
+    assert "trials   8/12 · about 02:00 left" in screen.getvalue()
 
 
 @pytest.mark.parametrize("score", [0.1, 0.5, 0.9])

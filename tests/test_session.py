@@ -279,6 +279,25 @@ def test_whatever_keeps_ray_from_starting_is_one_error(
         RaySession(None, 1, print)
 
 
+def test_ray_that_is_slow_to_start_is_started_once_more(
+    alone: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    tries: list[dict[str, Any]] = []
+
+    def fail(**settings: Any) -> None:
+        tries.append(settings)
+        raise RuntimeError("The current node timed out during startup. This could happen because")
+
+    monkeypatch.setattr(ray, "init", fail)
+    said: list[str] = []
+    with pytest.raises(RunError, match=r"timed out during startup.*RAY_TMPDIR=/ANOTHER/FOLDER"):
+        RaySession(None, 1, said.append)
+    assert len(tries) == 2
+    assert said == ["Ray was slow to start on this machine, and has been given up; once more."]
+
+
 def test_ray_starts_below_a_long_temporary_folder(tmp_path: Path) -> None:
     long = tmp_path / ("x" * 90)
     long.mkdir()

@@ -73,10 +73,11 @@ def test_another_driver_lays_out_anew_what_is_left(tmp_path: Path) -> None:
     ("start", "epoch", "pays"),
     [
         (5.0, 3.0, True),  # 108 s are left, two groups would take (108 + 5) / 2
-        (5.0, 0.5, True),  # 18 s
-        (7.0, 0.35, False),  # 13 s, of which little would be saved
-        (300.0, 2.0, True),  # the first has waited for room: 72 s against 30
-        (300.0, 1.6, False),
+        (5.0, 2.0, True),  # 72 s
+        (20.0, 2.0, False),  # they would take 46 s, if neither took anything from the other
+        (2.0, 0.5, False),  # the pace of 1.5 s is not to be trusted
+        (300.0, 4.0, True),  # the first has waited for room: 144 s against 30
+        (300.0, 3.0, False),
     ],
 )
 def test_a_group_more_is_started_where_it_pays(

@@ -16,11 +16,21 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from rich.console import Console
 
+from agrekd_ray.config import Job
+from agrekd_ray.errors import TrackingError
+from agrekd_ray.run.folder import RunFolder
+from agrekd_ray.run.job import run_job
+from agrekd_ray.search.driver import run_search
+from agrekd_ray.search.folder import SearchFolder
 from agrekd_ray.stops import STOPS
+from agrekd_ray.study.driver import run_study
+from agrekd_ray.tracking.mlflow_experiment import Experiment
 
 from .shared import AGREKD, under_way, until
 from .test_run import write_job
+from .test_search_space import planned
 
 WAITS = """
 import sys, threading
@@ -111,6 +121,94 @@ def test_a_run_whose_terminal_is_closed_is_interrupted_and_leaves_nothing_behind
     client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
     assert client.get_run(state["tracking_run"]).info.status == "KILLED"
     until(lambda: not relatives(mark))  # what ends takes its time
+
+
+EARLY = {
+    "MLflow is opened": "__init__",
+    "its run is made": "create",
+    "its run has been made": "set_tags",
+}
+"""Moments of a run's beginning, and what of `Experiment` is at work then."""
+
+
+@pytest.mark.parametrize("kind", ["job", "study", "search"])
+@pytest.mark.parametrize("moment", EARLY)
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [
+        (KeyboardInterrupt(), ("interrupted", "stopped by the user")),
+        (ValueError("no answer"), ("failed", "no answer")),
+    ],
+)
+def test_what_ends_a_run_before_it_has_begun_is_told(
+    make_job: Callable[..., Job],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    moment: str,
+    error: BaseException,
+    state: tuple[str, str],
+) -> None:
+    folder: RunFolder | SearchFolder
+    if kind == "search":
+        folder = SearchFolder.create(planned(tmp_path))
+    else:
+        points = {"sweep": {"distillation.temperature": [2, 4]}} if kind == "study" else {}
+        folder = RunFolder.create(make_job(guidance="local", **points))
+
+    def ended(*_: Any, **__: Any) -> None:
+        patch.undo()
+        raise error
+
+    def go() -> None:
+        if isinstance(folder, SearchFolder):
+            run_search(folder, Console(quiet=True))
+        else:
+            {"job": run_job, "study": run_study}[kind](folder, Console(quiet=True))
+
+    patch = monkeypatch
+    patch.setattr(Experiment, EARLY[moment], ended)
+    with pytest.raises(type(error)):
+        go()
+    told = folder.state()
+    assert (told.status, told.reason) == state
+    if moment == "its run has been made":
+        assert told.tracking_run is not None
+        client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
+        run = client.get_run(told.tracking_run)
+        assert run.info.status == ("KILLED" if state[0] == "interrupted" else "FAILED")
+        assert run.data.tags["agrekd.reason"] == state[1]
+
+
+def test_a_finished_run_stays_finished_when_a_later_look_at_it_fails(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, None)  # type: ignore[arg-type]
+    folder.update(status="finished")
+    with pytest.raises(OSError, match="data have gone"), folder.claimed():
+        raise OSError("data have gone")
+    assert (folder.state().status, folder.state().reason) == ("finished", None)
+
+
+@pytest.mark.parametrize("moment", ["MLflow is opened", "its run is looked up"])
+def test_a_finished_run_stays_finished_when_mlflow_is_away(
+    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    job = make_job(guidance="local", methods=["one_hot"], **{"tracking.models": False})
+    folder = RunFolder.create(job)
+    run_job(folder, Console(quiet=True))
+    before = folder.state()
+    assert before.status == "finished"
+
+    def away(*_: Any, **__: Any) -> None:
+        monkeypatch.undo()
+        raise ConnectionError("no answer")
+
+    name = {**EARLY, "its run is looked up": "lookup"}[moment]
+    monkeypatch.setattr(Experiment, name, away)
+    with pytest.raises((ConnectionError, TrackingError)):
+        run_job(RunFolder.open(folder.path), Console(quiet=True))
+    assert folder.state() == before
+    client = MlflowClient(f"sqlite:///{job.runs}/mlflow.db")
+    assert client.get_run(str(before.tracking_run)).info.status == "FINISHED"
 
 
 def reader_ends(command: list[str]) -> tuple[int, str]:

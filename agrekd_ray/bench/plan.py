@@ -15,15 +15,19 @@ from pathlib import Path
 from typing import Any
 
 from agrekd_ray.bench.workloads import PLAN, Cell, Workload
+from agrekd_ray.capacity.forecast import Costs, Machines, Times, live_step, place
+from agrekd_ray.capacity.measure import (
+    STRATEGY,
+    Calibration,
+    averaged,
+    forward_times,
+    reading_ms,
+    weighing_costs,
+)
+from agrekd_ray.capacity.size import JobSize
 from agrekd_ray.data import TRAIN, open_dataset
 from agrekd_ray.guidance.fleet_settings import FleetSettings
 from agrekd_ray.models import Model
-from agrekd_ray.planning.calibration import STRATEGY, Calibration, averaged
-from agrekd_ray.planning.measure import forward_times, reading_ms, weighing_costs
-from agrekd_ray.planning.placing import place
-from agrekd_ray.planning.settings import Costs, Machines, Times
-from agrekd_ray.planning.setup import Setup
-from agrekd_ray.planning.step import live_step
 
 SHAPES = ((50, 8, 2), (5, 8, 2), (5, 4, 0))
 """Fleets: the teachers' delay in ms, backbones of an actor at most, batches of look-ahead."""
@@ -107,10 +111,10 @@ def calibrated(workload: Workload, calibration: Calibration) -> dict[str, Any]:
     }
 
 
-def setup_of(workload: Workload, teachers: int) -> Setup:
+def setup_of(workload: Workload, teachers: int) -> JobSize:
     """A cell as the planner sees it; its teachers are spread over the actors that there are."""
     actors = -(-workload.most // workload.fleet.backbones_per_actor)
-    return Setup(
+    return JobSize(
         strategy=STRATEGY,
         strategies=(STRATEGY,),
         plain=0,

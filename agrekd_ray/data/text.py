@@ -24,7 +24,8 @@ from agrekd_ray.data.prepared import (
 )
 from agrekd_ray.data.rows import Columns, TableSettings, open_table, read_rows
 from agrekd_ray.data.table import Table
-from agrekd_ray.errors import DataError
+from agrekd_ray.errors import AgrekdError, DataError
+from agrekd_ray.hub import hub_library
 from agrekd_ray.settings import Count, LocalPath, Seed, Settings, fingerprint
 
 TOKENISING = 1
@@ -220,12 +221,9 @@ def other_tokens(samples: Samples, folder: Path) -> str:
 @functools.lru_cache(maxsize=4)
 def _tokenizer(name: str) -> Any:
     try:
-        import transformers
-    except ImportError:
-        raise DataError(
-            "data.tokenizer: transformers is not installed; pip install 'agrekd_ray[text]'"
-        ) from None
-    transformers.logging.set_verbosity_error()
+        transformers = hub_library("transformers", "text")
+    except AgrekdError as error:
+        raise DataError(f"data.tokenizer: {error}") from None
     if name.startswith("/") and not Path(name).is_dir():
         raise DataError(f"data.tokenizer: no folder {name}.")
     try:

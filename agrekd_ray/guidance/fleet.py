@@ -25,7 +25,7 @@ from agrekd_ray.guidance.fleet_settings import FleetSettings
 from agrekd_ray.guidance.host import WHOLE, Part
 from agrekd_ray.guidance.lesson import Lesson, Question
 from agrekd_ray.guidance.nodes import DriverData, cluster_nodes, look_for_room, waits_for_room
-from agrekd_ray.guidance.placement import Share, Wanted, place, rounds, shares_on
+from agrekd_ray.guidance.placement import ResourceRequest, Share, place, rounds, shares_on
 from agrekd_ray.outputs import OutputSettings
 from agrekd_ray.results import Effort
 from agrekd_ray.training import Column
@@ -137,7 +137,7 @@ class Fleet:
         *,
         outputs: OutputSettings | None = None,
         askers: int = 1,
-        students: Sequence[Wanted] = (),
+        students: Sequence[ResourceRequest] = (),
     ) -> None:
         shares = _placed(checkpoints, settings, post, students)
         shown = DriverData.of(data)
@@ -201,7 +201,7 @@ class Fleet:
         return [actor for _, actors in self._hosts for actor in actors]
 
     @property
-    def wanted(self) -> list[Wanted]:
+    def wanted(self) -> list[ResourceRequest]:
         """Room that they take."""
         return [share.wanted for share, actors in self._hosts for _ in actors]
 
@@ -328,7 +328,7 @@ class Fleet:
 
 
 def fits(
-    checkpoints: Mapping[str, Path], settings: FleetSettings, students: Sequence[Wanted]
+    checkpoints: Mapping[str, Path], settings: FleetSettings, students: Sequence[ResourceRequest]
 ) -> bool:
     """Whether the cluster has room for all teachers at once, beside the students."""
     nodes = cluster_nodes()
@@ -354,7 +354,7 @@ def _placed(
     checkpoints: Mapping[str, Path],
     settings: FleetSettings,
     post: Post,
-    students: Sequence[Wanted],
+    students: Sequence[ResourceRequest],
 ) -> list[Share]:
     """Which teachers live together, on a cluster that has room for them and the students.
 

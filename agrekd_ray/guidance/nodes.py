@@ -16,7 +16,7 @@ from agrekd_ray.data import Dataset, DataSettings, open_dataset
 from agrekd_ray.devices import device_for
 from agrekd_ray.errors import DataError
 from agrekd_ray.events import Note, Post
-from agrekd_ray.guidance.placement import Node, Wanted, check_room
+from agrekd_ray.guidance.placement import Node, ResourceRequest, check_room
 
 _OURS = ("node:", "object_store_memory", "memory", "accelerator_type:")
 SETTLE_SECONDS = 3.0
@@ -55,7 +55,9 @@ class DriverData:
         return there
 
 
-def look_for_room(students: Sequence[Wanted], teachers: Sequence[Wanted], post: Post) -> list[Node]:
+def look_for_room(
+    students: Sequence[ResourceRequest], teachers: Sequence[ResourceRequest], post: Post
+) -> list[Node]:
     """Refuse what never finds room on the cluster; say what waits for room that others hold.
 
     Args:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from heapq import heapify, heappop, heapreplace
+from itertools import groupby
 from pathlib import Path
 
 from agrekd_ray.errors import RunError
@@ -36,11 +39,11 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """One process that must find room.
+class ResourceRequest:
+    """What one process asks of the node that it finds room on.
 
     Attributes:
-        what: it is, in words.
+        what: the process is, in words.
         resources: that it takes, by name.
         labels: that its node must have: a value, `!value`, `in(a,b)` or `!in(a,b)` by key, as
             Ray has them.
@@ -54,7 +57,7 @@ class Wanted:
 
     @property
     def in_words(self) -> str:
-        """What it takes."""
+        """The amounts and labels in a line."""
         amounts = [f"{value:g} {name}" for name, value in self.resources.items() if value]
         labels = [f"{key}={value}" for key, value in self.labels.items()]
         return ", ".join(amounts or ["0 CPU"]) + (f" on {' '.join(labels)}" if labels else "")
@@ -70,7 +73,7 @@ class Share:
     """
 
     teachers: tuple[str, ...]
-    wanted: Wanted
+    wanted: ResourceRequest
 
 
 def shares_of(
@@ -102,7 +105,7 @@ def shares_of(
             names = [name for some in backbones[number::actors] for name in some]
             own = settings.of(names[0])
             resources = {"CPU": cpus or 0.0, "GPU": a_number(own.gpus), **own.resources}
-            wanted = Wanted(f"teachers {', '.join(names)}", resources, own.labels)
+            wanted = ResourceRequest(f"teachers {', '.join(names)}", resources, own.labels)
             found.append(Share(tuple(names), wanted))
     return found
 
@@ -111,7 +114,7 @@ def shares_on(
     nodes: Sequence[Node],
     checkpoints: Mapping[str, Path],
     settings: FleetSettings,
-    students: Sequence[Wanted],
+    students: Sequence[ResourceRequest],
 ) -> list[Share]:
     """Which teachers live together, and what they take beside the students.
 
@@ -158,12 +161,12 @@ class Placement:
         idle: GPUs of each node that nobody was put on.
     """
 
-    placed: tuple[tuple[Wanted, str | None], ...]
+    placed: tuple[tuple[ResourceRequest, str | None], ...]
     nodes: tuple[Node, ...]
     idle: Mapping[str, int]
 
     @property
-    def without_room(self) -> list[Wanted]:
+    def without_room(self) -> list[ResourceRequest]:
         """Who finds none."""
         return [wanted for wanted, node in self.placed if node is None]
 
@@ -186,7 +189,9 @@ class Placement:
         return found
 
 
-def place(wanted: Sequence[Wanted], nodes: Sequence[Node], *, free: bool = False) -> Placement:
+def place(
+    wanted: Sequence[ResourceRequest], nodes: Sequence[Node], *, free: bool = False
+) -> Placement:
     """Work out who finds room where: the largest first, on the emptiest node that has room.
 
     A share of a GPU is one of a single GPU, the fullest of its node that has it left, as with Ray.
@@ -196,64 +201,72 @@ def place(wanted: Sequence[Wanted], nodes: Sequence[Node], *, free: bool = False
         nodes: of the cluster.
         free: count the room that is free now, not all that there is.
     """
-    left = {node.name: dict(node.free if free else node.total) for node in nodes}
-    gpus = {name: _Gpus(room.pop("GPU", 0)) for name, room in left.items()}
-    guests: Counter[str] = Counter()
+    left = [dict(node.free if free else node.total) for node in nodes]
+    gpus = [_Gpus(room.pop("GPU", 0)) for room in left]
+    guests = [0] * len(nodes)
     where: dict[int, str | None] = {}
     order = sorted(
         range(len(wanted)),
         key=lambda one: [-wanted[one].resources.get(name, 0) for name in ("GPU", "CPU")],
     )
-    for one in order:
-        fitting = [
-            node
-            for node in nodes
-            if matches(node.labels, wanted[one].labels)
-            and _has_room(left[node.name], gpus[node.name], wanted[one].resources)
-        ]
-        if not fitting:
-            where[one] = None
-            continue
-        chosen = min(fitting, key=lambda node: guests[node.name]).name
-        guests[chosen] += 1
-        for name, amount in wanted[one].resources.items():
-            if name == "GPU":
-                gpus[chosen].take(amount)
-            else:
-                left[chosen][name] = left[chosen].get(name, 0) - amount
-        where[one] = chosen
+    for _, alike in groupby(order, lambda one: (wanted[one].resources, wanted[one].labels)):
+        one, *more = alike
+        resources, labels = wanted[one].resources, wanted[one].labels
+        emptiest = [(guests[n], n) for n, node in enumerate(nodes) if matches(node.labels, labels)]
+        heapify(emptiest)
+        for number in (one, *more):
+            # A node that has no room for one of several that are alike has none for the next.
+            while emptiest and not _has_room(left[emptiest[0][1]], gpus[emptiest[0][1]], resources):
+                heappop(emptiest)
+            if not emptiest:
+                where[number] = None
+                continue
+            chosen = emptiest[0][1]
+            guests[chosen] += 1
+            heapreplace(emptiest, (guests[chosen], chosen))
+            gpus[chosen].take(resources.get("GPU", 0))
+            for name, amount in resources.items():
+                if name != "GPU":
+                    left[chosen][name] = left[chosen].get(name, 0) - amount
+            where[number] = nodes[chosen].name
     placed = tuple((w, where[n]) for n, w in enumerate(wanted))
-    return Placement(placed, tuple(nodes), {name: own.idle for name, own in gpus.items()})
+    idle = {node.name: own.idle for node, own in zip(nodes, gpus, strict=True)}
+    return Placement(placed, tuple(nodes), idle)
 
 
 class _Gpus:
-    """A node's GPUs, each with what is left of it."""
+    """A node's GPUs: how many there are of which so much is left."""
 
     def __init__(self, amount: float) -> None:
         whole = int(amount + _ROUNDING)
-        self._left = [1.0] * whole + ([amount - whole] if amount - whole > _ROUNDING else [])
+        self._left = Counter({1.0: whole, round(amount - whole, 6): 1})
 
-    def fitting(self, amount: float) -> list[int]:
-        """Those on which an amount finds room, by number; none where it does not."""
-        if amount <= 1:
-            room = [n for n, left in enumerate(self._left) if left + _ROUNDING >= amount]
-            return [min(room, key=self._left.__getitem__)] if room else []
-        free = [n for n, left in enumerate(self._left) if left + _ROUNDING >= 1]
-        return free[: int(amount)] if len(free) >= amount else []
+    def _fullest(self, amount: float) -> float | None:
+        """What is left of the fullest one that still has room for an amount."""
+        return min(
+            (left for left, n in self._left.items() if n and left + _ROUNDING >= amount),
+            default=None,
+        )
+
+    def have(self, amount: float) -> bool:
+        """Whether an amount finds room: a share on one of them, more than one on whole ones."""
+        return self._left[1.0] >= amount if amount > 1 else self._fullest(amount) is not None
 
     def take(self, amount: float) -> None:
         """Give an amount to somebody for whom there is room."""
-        for number in self.fitting(amount) if amount else ():
-            self._left[number] -= min(amount, 1.0)
+        count, share = (math.ceil(amount), 1.0) if amount > 1 else (1, amount)
+        if share and (left := self._fullest(share)) is not None:
+            self._left[left] -= count
+            self._left[round(left - share, 6)] += count
 
     @property
     def idle(self) -> int:
         """How many are untouched."""
-        return sum(left >= 1 for left in self._left)
+        return self._left[1.0]
 
 
 def check_room(
-    students: Sequence[Wanted], teachers: Sequence[Wanted], nodes: Sequence[Node]
+    students: Sequence[ResourceRequest], teachers: Sequence[ResourceRequest], nodes: Sequence[Node]
 ) -> str:
     """Refuse what will never find room on these nodes, however long one waits.
 
@@ -282,7 +295,7 @@ def check_room(
     )
 
 
-def _never(lacking: Sequence[Wanted], of: int, nodes: Sequence[Node], alone: bool) -> str:
+def _never(lacking: Sequence[ResourceRequest], of: int, nodes: Sequence[Node], alone: bool) -> str:
     first = lacking[0]
     what = (
         f"{first.what}: no node has room for it: {first.in_words} wanted"
@@ -299,14 +312,14 @@ def _never(lacking: Sequence[Wanted], of: int, nodes: Sequence[Node], alone: boo
     )
 
 
-def _in_words(node: Node, wanted: Wanted) -> str:
+def _in_words(node: Node, wanted: ResourceRequest) -> str:
     names = [name for name, value in wanted.resources.items() if value] or ["CPU"]
     amounts = ", ".join(f"{node.total.get(name, 0):g} {name}" for name in names)
     labels = " ".join(f"{key}={node.labels.get(key, '(none)')}" for key in wanted.labels)
     return f"{node.name} {amounts}" + (f" {labels}" if labels else "")
 
 
-def rounds(wanted: Sequence[Wanted], nodes: Sequence[Node]) -> list[list[int]]:
+def rounds(wanted: Sequence[ResourceRequest], nodes: Sequence[Node]) -> list[list[int]]:
     """Who is hosted together, where not all find room at once: in turns, as few as it takes.
 
     Args:
@@ -347,7 +360,7 @@ def matches(labels: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
 
 def _has_room(left: Mapping[str, float], gpus: _Gpus, resources: Mapping[str, float]) -> bool:
     return all(
-        not amount or bool(gpus.fitting(amount))
+        not amount or gpus.have(amount)
         if name == "GPU"
         else left.get(name, 0) + _ROUNDING >= amount
         for name, amount in resources.items()

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import nn
 
-from agrekd_ray.errors import AgrekdError
-from agrekd_ray.models.classifier import Classifier, Preprocessed, cut, first_line
+from agrekd_ray.errors import AgrekdError, first_line
+from agrekd_ray.models.classifier import Classifier, Preprocessed, cut
 from agrekd_ray.models.cnns import cnn, cnn_deep, delayed
 from agrekd_ray.models.family import Family, Parts
 from agrekd_ray.models.from_timm import Timm

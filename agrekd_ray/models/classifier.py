@@ -88,8 +88,3 @@ def replace(network: nn.Module, path: str, new: nn.Module) -> None:
     """Put another module at a path."""
     parent, _, child = path.rpartition(".")
     setattr(network.get_submodule(parent), child, new)
-
-
-def first_line(error: Exception) -> str:
-    """What an error says first, or its kind where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -10,11 +10,11 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from agrekd_ray.errors import AgrekdError
+from agrekd_ray.errors import AgrekdError, first_line
 from agrekd_ray.files import in_a_line
-from agrekd_ray.models.classifier import first_line, last_linear
+from agrekd_ray.hub import hub_library, not_there, offline_errors
+from agrekd_ray.models.classifier import last_linear
 from agrekd_ray.models.family import Parts
-from agrekd_ray.models.hub import missing_extra, not_there, offline_errors
 from agrekd_ray.models.model import PRETRAINED, Model, Preprocessing, Shape, in_words, is_file
 
 
@@ -26,10 +26,9 @@ class Timm:
     def names(self) -> list[str]:
         """See `Family.names`; none where timm is not installed."""
         try:
-            import timm
-        except ImportError:
+            return _timm().list_models()
+        except AgrekdError:
             return []
-        return timm.list_models()
 
     def identified(self, model: Model) -> Model:
         """See `Family.identified`; published weights get the tag that timm knows them by."""
@@ -142,11 +141,7 @@ def described(folder: Path, config: Mapping[str, Any], shape: Shape) -> tuple[Mo
 
 
 def _timm() -> Any:
-    try:
-        import timm
-    except ImportError as error:
-        raise missing_extra("timm", error) from None
-    return timm
+    return hub_library("timm", "timm")
 
 
 def _head(network: Any, classes: int, name: str) -> str:

@@ -9,8 +9,8 @@ from urllib.error import URLError
 import torch
 from torch import nn
 
-from agrekd_ray.errors import AgrekdError
-from agrekd_ray.models.classifier import first_line, last_linear, replace
+from agrekd_ray.errors import AgrekdError, first_line
+from agrekd_ray.models.classifier import last_linear, replace
 from agrekd_ray.models.family import Parts
 from agrekd_ray.models.model import Model, Shape, is_file
 from agrekd_ray.models.weights import Contents, State, fit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from agrekd_ray.errors import AgrekdError
+from agrekd_ray.errors import AgrekdError, first_line
 from agrekd_ray.files import in_a_line
-from agrekd_ray.models.classifier import first_line, last_linear
+from agrekd_ray.hub import hub_library, not_there, offline_errors
+from agrekd_ray.models.classifier import last_linear
 from agrekd_ray.models.described import is_timm, read_config
 from agrekd_ray.models.family import Parts
-from agrekd_ray.models.hub import missing_extra, not_there, offline_errors
 from agrekd_ray.models.model import (
     PRETRAINED,
     TRANSFORMERS,
@@ -182,16 +183,24 @@ class Transformers:
         return True
 
 
-@functools.cache
 def _library() -> Any:
+    return hub_library("transformers", "text")
+
+
+_AWAY: dict[str, Exception] = {}
+"""Models of the hub that it was asked for in vain: it takes a minute to be found away."""
+
+
+def _published(name: str) -> Any:
+    """The configuration of a folder, or of a model of the hub, which is asked for it once."""
+    if name in _AWAY:
+        raise _AWAY[name]
     try:
-        import transformers
-    except ImportError as error:
-        raise missing_extra("text", error) from None
-    # Its warnings speak of heads that stay fresh, which is meant, and its bars of milliseconds.
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    return transformers
+        return _library().AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except offline_errors() as error:
+        if not _folder(name):
+            _AWAY[name] = error
+        raise
 
 
 def _folder(name: str) -> bool:
@@ -223,14 +232,18 @@ def _config(model: Model, **more: Any) -> Any:
             plain = library.AutoConfig.for_model(name)
             config = library.AutoConfig.for_model(name, **model.args, **more)
         else:
-            plain = library.AutoConfig.from_pretrained(name, trust_remote_code=False)
+            plain = _published(name)
             config = library.AutoConfig.from_pretrained(
                 name, trust_remote_code=False, **model.args, **more
             )
     except offline_errors() as error:
-        if not _folder(name) and "/" not in name:
-            raise LookupError(model.name) from None
-        raise not_there(model.name, "configuration", error) from None
+        near = difflib.get_close_matches(name, library.CONFIG_MAPPING, 1) if "/" not in name else []
+        raise not_there(
+            model.name,
+            "configuration",
+            error,
+            f" Or an architecture is meant: did you mean {TRANSFORMERS}{near[0]}?" if near else "",
+        ) from None
     except Exception as error:  # every configuration class has checks of its own
         raise AgrekdError(f"{model.name}: {_all_lines(error)}") from None
     known = _taken(plain)

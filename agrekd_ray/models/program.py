@@ -18,8 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from agrekd_ray.errors import CheckpointError
-from agrekd_ray.models.classifier import first_line
+from agrekd_ray.errors import CheckpointError, first_line
 
 EXPORTED = "exported"
 """Name of the architecture in a manifest."""

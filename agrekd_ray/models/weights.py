@@ -19,8 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
-from agrekd_ray.errors import AgrekdError, CheckpointError, listed
-from agrekd_ray.models.classifier import first_line
+from agrekd_ray.errors import AgrekdError, CheckpointError, first_line, listed
 from agrekd_ray.models.foreign import kind_of
 
 State = dict[str, Tensor]

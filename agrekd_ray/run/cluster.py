@@ -17,7 +17,7 @@ from agrekd_ray.guidance.nodes import (
     look_for_room,
     settled_nodes,
 )
-from agrekd_ray.guidance.placement import Node, Wanted, check_room, place
+from agrekd_ray.guidance.placement import Node, ResourceRequest, check_room, place
 from agrekd_ray.results import Effort
 from agrekd_ray.run.engine import Handle
 from agrekd_ray.run.gpus import (
@@ -91,7 +91,7 @@ class RayEngine:
         self._say_idle(numbered(job), [room] * len(families), nodes, "teachers")
         first = First()
         with Waiting([room], post, first.awaited), self.listening(first.watch):
-            look_for_room([], [room], post)
+            first.look_for_room(room, post)
             make_all(families, job.teachers.store, DriverData.of(job.data), room, post)
 
     def train_students(
@@ -155,7 +155,7 @@ class RayEngine:
         """See `Engine.ask`."""
         post, nodes = self._channel.post, settled_nodes()
         folders = [one.folder for one in asked]
-        rooms: dict[Asked, Wanted] = {}
+        rooms: dict[Asked, ResourceRequest] = {}
         for one in asked:
             room, gpus = self._asking(one), self._job.fleet.of(one.name).gpus or 0
             share = share_of_task(room, gpus, len(asked), nodes, lambda: most_of_finished(folders))
@@ -164,20 +164,20 @@ class RayEngine:
         first = First()
         with Waiting(different[:1], post, first.awaited), self.listening(first.watch):
             for room in different:
-                look_for_room([], [room], post)
+                first.look_for_room(room, post)
             ask_all(rooms, DriverData.of(self._job.data), take, post)
 
     @property
-    def _training(self) -> Wanted:
+    def _training(self) -> ResourceRequest:
         """Room that the training of a teacher takes, besides a GPU."""
-        return Wanted("the training of a teacher", {"CPU": self._job.teachers.cpus})
+        return ResourceRequest("the training of a teacher", {"CPU": self._job.teachers.cpus})
 
-    def _asking(self, one: Asked) -> Wanted:
+    def _asking(self, one: Asked) -> ResourceRequest:
         """Room that a finished model takes to answer, besides a GPU: as a teacher in the fleet."""
         job, own = self._job, self._job.fleet.of(one.name)
         cpus = job.teachers.cpus if job.fleet.cpus is None else job.fleet.cpus
         resources = {"CPU": cpus, **own.resources}
-        return Wanted(f"the evaluation of {one.name}", resources, own.labels)
+        return ResourceRequest(f"the evaluation of {one.name}", resources, own.labels)
 
     def record(self, checkpoints: dict[str, Path], views: Sequence[int]) -> Effort:
         """See `Engine.record`."""
@@ -191,7 +191,7 @@ class RayEngine:
         return teaching.effort
 
     def _say_idle(
-        self, given: Job, wanted: Sequence[Wanted], nodes: Sequence[Node], *keys: str
+        self, given: Job, wanted: Sequence[ResourceRequest], nodes: Sequence[Node], *keys: str
     ) -> None:
         """See `what_stays_idle`."""
         if idle := what_stays_idle(self._job, given, nodes, wanted, *keys):

@@ -110,7 +110,7 @@ class Display:
         self._end_stage()
         return [
             f"{name} {seconds:.1f} s"
-            + (f" (the first {began:.1f} s until its first step)" if began is not None else "")
+            + (f" (the first {began:.1f} s until its first step)" if (began or 0) >= 1 else "")
             for name, (seconds, began) in self._stages.items()
         ]
 

@@ -1,13 +1,13 @@
-"""How a run of any kind leaves its folder and MLflow when it is stopped or fails."""
+"""How a run of any kind begins in MLflow, and what it leaves there and in its folder at its end."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
-from agrekd_ray.passwords import without_password
+from agrekd_ray import __version__
 from agrekd_ray.run.folder import Folder
-from agrekd_ray.stops import stopped_by
 from agrekd_ray.tracking.outbox import Outbox
 from agrekd_ray.tracking.tracker import FAILED, KILLED, Tracker
 
@@ -16,36 +16,52 @@ PATIENCE_AT_FAILURE = 5.0
 
 
 @contextmanager
-def ending(
-    folder: Folder, tracker: Tracker, outbox: Outbox, run_id: str, say: Callable[[str], None]
-) -> Iterator[None]:
-    """When the block raises, the run is left in a state that says what happened, and it raises on.
+def tracked(
+    folder: Folder,
+    tracker: Tracker,
+    outbox: Outbox,
+    name: str,
+    params: Mapping[str, Any],
+    *,
+    tags: Mapping[str, str] | None = None,
+    role: str = "job",
+) -> Iterator[str]:
+    """While the block lasts, the run is running in its folder and in MLflow.
+
+    When the block raises, or MLflow's run cannot be opened, both are left in a state that says
+    what happened, and it raises on.
 
     Args:
         folder: of the run.
         tracker: MLflow.
         outbox: through which it is told; closed in any case.
-        run_id: in MLflow.
-        say: shows a line, where even that cannot be recorded.
+        name: of the job, study or search.
+        params: see `Tracker.start_job`.
+        tags: further ones, in MLflow.
+        role: see `Tracker.start_job`.
+
+    Yields:
+        The id of the run in MLflow.
     """
-
-    def end(status: str, reason: str, mlflow_status: str) -> None:
-        """Nothing here hides the reason."""
-        try:
-            folder.update(status=status, reason=reason)
-            outbox.put(lambda: tracker.fail(run_id, reason, mlflow_status))
-            outbox.drain(PATIENCE_AT_FAILURE)
-        except Exception as error:
-            say(f"could not record that the run ended: {error}")
-
     try:
-        yield
-    except KeyboardInterrupt:
-        end("interrupted", f"stopped by {stopped_by()}", KILLED)
-        raise
-    except BaseException as error:
-        reason = without_password(str(error)) or type(error).__name__
-        end("failed", reason, FAILED)
+        yield tracker.start_job(
+            f"{name} {folder.path.name}",
+            params,
+            {"agrekd.folder": str(folder.path), "agrekd.version": __version__, **(tags or {})},
+            folder.state().tracking_run,
+            role,
+            lambda run_id: folder.update(status="running", tracking_run=run_id, reason=None),
+        )
+    except BaseException as error:  # nothing here hides the reason
+        try:
+            state = folder.ended_by(error)
+            run_id, reason = state.tracking_run, state.reason or ""
+            if run_id is not None and state.status != "finished":
+                status = KILLED if state.status == "interrupted" else FAILED
+                outbox.put(lambda: tracker.fail(run_id, reason, status))
+                outbox.drain(PATIENCE_AT_FAILURE)
+        except Exception as second:
+            outbox.note(f"could not record that the run ended: {second}")
         raise
     finally:
         outbox.close()

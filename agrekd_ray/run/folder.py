@@ -29,6 +29,8 @@ from agrekd_ray.files import (
     real,
     unreadable,
 )
+from agrekd_ray.passwords import without_password
+from agrekd_ray.stops import stopped_by
 from agrekd_ray.student import STATES
 
 JOB, STATE = "job.yaml", "state.json"
@@ -111,7 +113,9 @@ class Folder:
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
-        """While this process works on the run, no other may.
+        """While this process works on the run, no other may; what ends it stands in the folder.
+
+        A run that had come to its end stays finished, whatever a later look at it raises.
 
         Raises:
             RunError: another process is at it, or the folder cannot be written.
@@ -125,7 +129,30 @@ class Folder:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise RunError(f"{self.path}: another process is running this run.") from None
-            yield
+            try:
+                yield
+            except BaseException as error:
+                with contextlib.suppress(RunError):  # nothing hides the reason
+                    self.ended_by(error)
+                raise
+
+    def ended_by(self, error: BaseException) -> State:
+        """Say what has ended the run, without a password; one that is finished stays so.
+
+        Returns:
+            Where it stands now.
+
+        Raises:
+            RunError: the state cannot be read or written.
+        """
+        state = self.state()
+        if state.status != "finished":
+            status, reason = "failed", without_password(str(error)) or type(error).__name__
+            if isinstance(error, KeyboardInterrupt):
+                status, reason = "interrupted", f"stopped by {stopped_by()}"
+            state = replace(state, status=status, reason=reason)
+            self.write_state(state)
+        return state
 
 
 @dataclass(frozen=True)

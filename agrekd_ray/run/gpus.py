@@ -25,7 +25,7 @@ from typing import Literal
 from agrekd_ray.config import Job
 from agrekd_ray.data import Dataset
 from agrekd_ray.guidance.fleet_settings import FleetSettings, TeacherPlace
-from agrekd_ray.guidance.placement import Node, Wanted, place, shares_on
+from agrekd_ray.guidance.placement import Node, ResourceRequest, place, shares_on
 from agrekd_ray.models import Model, Shape, check_name, read_manifest
 from agrekd_ray.models.checkpoint import WEIGHTS
 from agrekd_ray.settings import AUTO
@@ -81,20 +81,28 @@ def open_to(nodes: Sequence[Node]) -> list[Node]:
 
 
 def divided(
-    fits: Callable[[float | None, float | None], bool],
+    wanted: Callable[[float | None, float | None], Sequence[ResourceRequest]],
     workers: Sequence[float],
     actors: Sequence[float],
+    nodes: Sequence[Node],
     in_turns: bool,
 ) -> tuple[float, float]:
-    """Shares of a student's worker and of a teachers' actor.
+    """Shares of a GPU for a student's worker and for a teachers' actor.
 
     Args:
-        fits: whether all workers with one share and all actors with another find room; None where
+        wanted: everybody who must find room, for the shares of a worker and an actor; None where
             the others are not there.
         workers: possible shares, the largest first.
         actors: the same.
+        nodes: of the cluster.
         in_turns: whether teachers may record what they say before the students begin.
     """
+    if len(workers) == len(actors) == 1:
+        return workers[0], actors[0]
+
+    def fits(worker: float | None, actor: float | None) -> bool:
+        return not place(wanted(worker, actor), nodes).without_room
+
     for worker in workers:
         share = _first(actors, lambda actor, worker=worker: fits(worker, actor))  # type: ignore[misc]
         if share is not None:
@@ -111,9 +119,9 @@ def divided(
     return worker, actors[0]
 
 
-def workers_of(student: StudentSettings) -> list[Wanted]:
+def workers_of(student: StudentSettings) -> list[ResourceRequest]:
     """Room that the workers of a student take."""
-    one = Wanted("student's worker", student.takes, student.labels, "students' workers")
+    one = ResourceRequest("student's worker", student.takes, student.labels, "students' workers")
     return [one] * student.workers
 
 
@@ -138,21 +146,19 @@ def with_gpus(
     """
     nodes, student, fleet = open_to(nodes), job.student, job.fleet
     checkpoints = checkpoints or {}
+
+    def wanted(worker: float | None, actor: float | None) -> list[ResourceRequest]:
+        found: list[ResourceRequest] = []
+        if worker is not None and models:
+            found = workers_of(_filled(student, worker)) * groups
+        if actor is not None and checkpoints:
+            shares = shares_on(nodes, checkpoints, _filled_fleet(fleet, nodes, actor), found)
+            found = found + [one.wanted for one in shares for _ in range(fleet.replicas)]
+        return found
+
     workers = _worker_shares(student, models, samples, nodes)
     actors = _actor_shares(fleet, checkpoints, nodes)
-    if len(workers) == len(actors) == 1:
-        return numbered(job, nodes, student=workers[0], fleet=actors[0])
-
-    def fits(worker: float | None, actor: float | None) -> bool:
-        wanted: list[Wanted] = []
-        if worker is not None and models:
-            wanted = workers_of(_filled(student, worker)) * groups
-        if actor is not None and checkpoints:
-            shares = shares_on(nodes, checkpoints, _filled_fleet(fleet, nodes, actor), wanted)
-            wanted = wanted + [one.wanted for one in shares for _ in range(fleet.replicas)]
-        return not place(wanted, nodes).without_room
-
-    worker, actor = divided(fits, workers, actors, job.guidance == "auto")
+    worker, actor = divided(wanted, workers, actors, nodes, job.guidance == "auto")
     return numbered(job, nodes, student=worker, fleet=actor)
 
 
@@ -175,7 +181,7 @@ def numbered(
 
 
 def share_of_task(
-    wanted: Wanted,
+    wanted: ResourceRequest,
     gpus: float | Literal["auto"],
     count: int,
     nodes: Sequence[Node],
@@ -217,7 +223,7 @@ def groups_at_once(
     *,
     models: Collection[Model],
     most: int,
-    beside: Sequence[Wanted] = (),
+    beside: Sequence[ResourceRequest] = (),
     crowded: bool = False,
 ) -> int:
     """Worker groups that find room side by side, one at least.
@@ -237,16 +243,39 @@ def groups_at_once(
     if job.student.gpus == AUTO:
         nodes = open_to(nodes)
     shares = _worker_shares(job.student, models, samples, nodes)
-    large = len(shares) == LARGE and not crowded
-    workers = workers_of(_filled(job.student, shares[0] if large else shares[-1]))
+    workers = workers_of(_filled(job.student, 0.0))
+    return side_by_side(workers, shares, nodes, most, beside=beside, crowded=crowded)
+
+
+def side_by_side(
+    workers: Sequence[ResourceRequest],
+    shares: Sequence[float],
+    nodes: Sequence[Node],
+    most: int,
+    *,
+    beside: Sequence[ResourceRequest] = (),
+    crowded: bool = False,
+) -> int:
+    """How many groups of workers find room at the same time, one at least; see `groups_at_once`.
+
+    Args:
+        workers: of one group.
+        shares: of a GPU that a worker may have, the largest first, as `worker_shares` has them.
+        nodes: of the cluster.
+        most: groups that have work.
+        beside: what must find room at the same time.
+        crowded: as many as may share a GPU, large students too.
+    """
+    share = shares[0] if len(shares) == LARGE and not crowded else shares[-1]
+    group = [with_share(one, share) for one in workers]
 
     def too_many(groups: int) -> bool:
-        return bool(place([*beside, *workers * groups], nodes).without_room)
+        return bool(place([*beside, *group * groups], nodes).without_room)
 
     return 1 + bisect.bisect_left(range(2, min(most, MOST_GROUPS) + 1), True, key=too_many)
 
 
-def with_share(wanted: Wanted, gpus: float) -> Wanted:
+def with_share(wanted: ResourceRequest, gpus: float) -> ResourceRequest:
     """The same process with a share of a GPU."""
     return replace(wanted, resources={**wanted.resources, "GPU": gpus})
 
@@ -262,18 +291,35 @@ def most_of_finished(folders: Collection[Path]) -> int:
     )
 
 
+def worker_shares(
+    workers: Sequence[ResourceRequest],
+    gpus: float | Literal["auto"],
+    nodes: Sequence[Node],
+    most: Callable[[], int],
+) -> list[float]:
+    """Shares of a GPU that a student's worker may have, the largest first.
+
+    Args:
+        workers: of the student, besides their GPUs; none where none trains.
+        gpus: as the job has it; a number is the only choice.
+        nodes: of the cluster.
+        most: how many of them share a GPU at most, as `most_on_a_gpu` has it.
+    """
+    if gpus != AUTO:
+        return [gpus]
+    if not workers or not _may_have(workers[0], nodes):
+        return [0.0]
+    if len(workers) > 1:
+        together = [with_share(one, 1.0) for one in workers]
+        return [0.0 if place(together, nodes).without_room else 1.0]
+    return parts(most())
+
+
 def _worker_shares(
     student: StudentSettings, models: Collection[Model], samples: Dataset, nodes: Sequence[Node]
 ) -> list[float]:
-    """Shares that a student's worker may have, the largest first; where it has no choice, one."""
-    if student.gpus != AUTO:
-        return [student.gpus]
-    if not models or not _may_have(workers_of(_filled(student, 0.0))[0], nodes):
-        return [0.0]
-    if student.workers > 1:
-        together = workers_of(_filled(student, 1.0))
-        return [0.0 if place(together, nodes).without_room else 1.0]
-    return parts(most_of(models, samples))
+    workers = workers_of(_filled(student, 0.0)) if models else []
+    return worker_shares(workers, student.gpus, nodes, lambda: most_of(models, samples))
 
 
 def _actor_shares(
@@ -289,10 +335,10 @@ def _actor_shares(
 def _open(fleet: FleetSettings, own: TeacherPlace, nodes: Sequence[Node]) -> bool:
     """Whether there is a GPU that teachers with a place of their own may have."""
     resources = {"CPU": fleet.cpus or 0.0, **own.resources}
-    return _may_have(Wanted("teachers", resources, own.labels), nodes)
+    return _may_have(ResourceRequest("teachers", resources, own.labels), nodes)
 
 
-def _may_have(wanted: Wanted, nodes: Sequence[Node]) -> bool:
+def _may_have(wanted: ResourceRequest, nodes: Sequence[Node]) -> bool:
     """Whether a node that suits a process has a GPU."""
     hosts = [node for node in nodes if node.total.get("GPU", 0)]
     return not place([with_share(wanted, 0.0)], hosts).without_room
@@ -334,7 +380,7 @@ def _first(shares: Sequence[float], holds: Callable[[float], bool]) -> float | N
 
 
 def what_stays_idle(
-    job: Job, given: Job, nodes: Sequence[Node], wanted: Sequence[Wanted], *keys: str
+    job: Job, given: Job, nodes: Sequence[Node], wanted: Sequence[ResourceRequest], *keys: str
 ) -> str:
     """What a part of a job leaves of the cluster's GPUs, in a line, with the key that would use it.
 
@@ -372,7 +418,7 @@ def what_stays_idle(
         labels, resources = getattr(own, "labels", {}), getattr(own, "resources", {})
         if own.gpus == 0:
             reasons.append(f"{key}.gpus = 0 declines them")
-        elif (labels or resources) and not _may_have(Wanted("", resources, labels), left):
+        elif (labels or resources) and not _may_have(ResourceRequest("", resources, labels), left):
             kept = "labels" if labels else "resources"
             reasons.append(f"{key}.{kept} keeps away from them")
     if not reasons and "student" in keys:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -28,7 +29,7 @@ from agrekd_ray.results import Cost, Diagnostics, Effort, Member, Outcome
 from agrekd_ray.run.account import Account
 from agrekd_ray.run.answers import Answers, members
 from agrekd_ray.run.display import Display, ready_data
-from agrekd_ray.run.ending import ending
+from agrekd_ray.run.ending import tracked
 from agrekd_ray.run.engine import Engine, Handle, LocalEngine
 from agrekd_ray.run.environment import prepare
 from agrekd_ray.run.folder import RunFolder
@@ -174,25 +175,16 @@ class _Run:
         if self.folder.state().status == "finished" and self._whole():
             self.known = results_of(read_job, self.folder.path)
         self.display.stage("start", 0, "")
-        self._open_engine()
-        try:
-            run_id = self.tracker.start_job(
-                f"{self.job.name} {self.folder.path.name}",
-                flat(self.folder.job.model_dump(mode="json")),
-                {
-                    "agrekd.folder": str(self.folder.path),
-                    "agrekd.version": __version__,
-                    **self.tags,
-                },
-                self.folder.state().tracking_run,
-            )
-            self.folder.update(status="running", tracking_run=run_id, reason=None)
-        except BaseException:
-            self._close_engine()
-            raise
-        say = functools.partial(self.display.note, style="yellow")
         with (
-            ending(self.folder, self.tracker, self.outbox, run_id, say),
+            self._engine_opened(),
+            tracked(
+                self.folder,
+                self.tracker,
+                self.outbox,
+                self.job.name,
+                flat(self.folder.job.model_dump(mode="json")),
+                tags=self.tags,
+            ) as run_id,
             self.display,
             self.account,
         ):
@@ -201,8 +193,6 @@ class _Run:
             except BaseException:
                 self._stopped = True  # models are left to `resume`: they would hold up the end
                 raise
-            finally:
-                self._close_engine()
         self.folder.finish()
         self._show(outcomes, self.account.cost)
         if unsent:
@@ -214,7 +204,8 @@ class _Run:
             )
         return outcomes
 
-    def _open_engine(self) -> None:
+    @contextmanager
+    def _engine_opened(self) -> Iterator[None]:
         """Start what trains the students, while MLflow's store is opened: both take seconds.
 
         Where that fails, it fails again where the engine is used, so that MLflow hears of it.
@@ -229,12 +220,12 @@ class _Run:
         except BaseException as error:
             self._engine = opened
             opened.set_exception(error)
-
-    def _close_engine(self) -> None:
-        """End an engine that nobody has used."""
-        engine, self._engine = self._engine, None
-        if engine is not None and engine.exception() is None:
-            engine.result().close()
+        try:
+            yield
+        finally:  # an engine that nobody has used
+            unused, self._engine = self._engine, None
+            if unused is not None and unused.exception() is None:
+                unused.result().close()
 
     def _left(self) -> list[Assignment]:
         """Students that are not finished."""
@@ -482,7 +473,10 @@ class _Run:
         report.render_degraded(report.degraded_lines(outcomes), console)
         for name, value in (
             ("finished in", cost.in_words),
-            ("of them", ", ".join(self.display.stages())),
+            (
+                "this time" if self.known or cost.attempts > 1 else "of them",
+                ", ".join(self.display.stages()),
+            ),
             *([("teachers", cost.effort.in_words)] if cost.effort else []),
             *_spent_lines(outcomes, cost.effort),
             ("results", str(self.folder.path)),

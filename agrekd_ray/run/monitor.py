@@ -34,7 +34,7 @@ def show_progress(display: Display, event: Event) -> None:
     elif isinstance(event, OutputsDone):
         # Where the line counts students' epochs, their teachers take turns before the first one.
         steps = event.samples if display.unit == RECORDED else 0
-        display.advance(f"view {event.view} is recorded", steps)
+        display.advance(f"view {event.view}", steps)
     elif isinstance(event, Note):
         display.note(event.text, "yellow")
 

@@ -18,6 +18,8 @@ from agrekd_ray.run.reach import refusal
 
 SHORT = Path("/tmp")
 """Where Ray keeps its sockets if the temporary folder has too long a name for them."""
+SLOW = "timed out during startup"
+"""What Ray says where its own patience with a machine has ended."""
 LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107
 """Bytes of its path."""
 
@@ -68,21 +70,27 @@ def _start(cpus: int, say: Callable[[str], None]) -> None:
         RunError: it does not start.
     """
     folder = _folder_of_sockets(say)
-    try:
-        ray.init(
-            address=HERE,
-            num_cpus=max(os.cpu_count() or 1, cpus),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="WARNING",
-            _temp_dir=str(folder),
-        )
-    except Exception as error:  # Ray has no kind of its own for what hinders its start
-        raise RunError(
-            f"Ray cannot start on this machine ({_in_one_line(error)}). Its files and sockets are "
-            f"in {folder}, where {shutil.disk_usage(folder).free / 1e6:.0f} MB are free; another "
-            f"folder is taken with RAY_TMPDIR={SHORT} agrekd ..."
-        ) from error
+    for tries_left in (1, 0):
+        try:
+            ray.init(
+                address=HERE,
+                num_cpus=max(os.cpu_count() or 1, cpus),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="WARNING",
+                _temp_dir=str(folder),
+            )
+        except Exception as error:  # Ray has no kind of its own for what hinders its start
+            why = _in_one_line(error)
+            if tries_left and SLOW in why:
+                say("Ray was slow to start on this machine, and has been given up; once more.")
+                continue
+            raise RunError(
+                f"Ray cannot start on this machine ({why}). Its files and sockets are in {folder}, "
+                f"where {shutil.disk_usage(folder).free / 1e6:.0f} MB are free; another folder is "
+                "taken with RAY_TMPDIR=/ANOTHER/FOLDER agrekd ..."
+            ) from error
+        return
 
 
 def _folder_of_sockets(say: Callable[[str], None]) -> Path:

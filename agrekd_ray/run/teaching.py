@@ -17,7 +17,7 @@ from agrekd_ray.guidance import Replay, Source
 from agrekd_ray.guidance.fleet import Fleet, fits, turns
 from agrekd_ray.guidance.keeper import Keeper
 from agrekd_ray.guidance.nodes import cluster_nodes, settled_nodes
-from agrekd_ray.guidance.placement import Wanted
+from agrekd_ray.guidance.placement import ResourceRequest
 from agrekd_ray.models import Model
 from agrekd_ray.outputs import Outputs
 from agrekd_ray.results import Effort
@@ -107,7 +107,7 @@ class Teaching(AbstractContextManager["Teaching"]):
         return self._fleet is not None
 
     @property
-    def hosted(self) -> list[Wanted]:
+    def hosted(self) -> list[ResourceRequest]:
         """Room that the teachers take now."""
         return self._fleet.wanted if self._fleet is not None else []
 
@@ -157,6 +157,7 @@ class Teaching(AbstractContextManager["Teaching"]):
                 fleet.record(view, outputs.count, step)
                 self._fetch(view)
             self._release()
+            self._post(TeachersCost(self.effort))
 
     def watch(self, event: Event) -> None:
         """Tell what the teachers cost, and release them when nothing more will be asked of them."""
@@ -171,6 +172,7 @@ class Teaching(AbstractContextManager["Teaching"]):
             ]
             if not self._missing:
                 self._release()
+                self._post(TeachersCost(self.effort))
                 self._post(Note("the teachers' outputs are recorded; their actors are released"))
 
     def _tell(self) -> None:

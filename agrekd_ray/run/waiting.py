@@ -9,15 +9,23 @@ from contextlib import AbstractContextManager
 from agrekd_ray.errors import RunError
 from agrekd_ray.events import Began, Event, Note, Post
 from agrekd_ray.guidance.fleet import STALL_SECONDS
-from agrekd_ray.guidance.nodes import cluster_nodes
-from agrekd_ray.guidance.placement import Wanted, check_room
+from agrekd_ray.guidance.nodes import cluster_nodes, look_for_room
+from agrekd_ray.guidance.placement import ResourceRequest, check_room
 
 
 class First:
-    """Whether the first of several tasks has room and has begun."""
+    """Whether the first of several tasks waits for room, and has not begun.
+
+    What has room when it is asked for does not wait: its process starts, and imports PyTorch.
+    """
 
     def __init__(self) -> None:
         self._begun = threading.Event()
+
+    def look_for_room(self, room: ResourceRequest, post: Post) -> None:
+        """See `nodes.look_for_room`; called before the task is started."""
+        if not check_room([], [room], look_for_room([], [room], post)):
+            self._begun.set()
 
     def watch(self, event: Event) -> None:
         """Hears of it."""
@@ -38,7 +46,9 @@ class Waiting(AbstractContextManager["Waiting"]):
         pending: whether it waits.
     """
 
-    def __init__(self, wanted: Sequence[Wanted], post: Post, pending: Callable[[], bool]) -> None:
+    def __init__(
+        self, wanted: Sequence[ResourceRequest], post: Post, pending: Callable[[], bool]
+    ) -> None:
         self._wanted, self._post, self._pending = wanted, post, pending
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._say, name="waiting", daemon=True)

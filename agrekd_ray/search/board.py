@@ -42,6 +42,7 @@ class Board:
         self._began = self._spoken = time.monotonic()
         self._deadline = deadline
         self._trials: Sequence[TrialResult] = ()
+        self._earlier: int | None = None  # trials that had ended before
         self._live: Live | None = None
         if console.is_terminal:
             self._live = Live(
@@ -72,6 +73,8 @@ class Board:
         self._trials = trials
         now = time.monotonic()
         over = sum(trial.state != RUNNING for trial in trials)
+        if self._earlier is None:
+            self._earlier = over - (ended is not None)
         last = ended is not None and over == self._total
         if self._live or ended is None:
             return
@@ -104,8 +107,8 @@ class Board:
         if self._deadline is not None:
             parts.append(max(0.0, self._deadline - (now - self._began)))
         over = [trial for trial in self._trials if trial.state != RUNNING]
-        if self._total and over:
-            parts.append((now - self._began) / len(over) * (self._total - len(over)))
+        if self._total and (done := len(over) - (self._earlier or 0)) > 0:
+            parts.append((now - self._began) / done * (self._total - len(over)))
         return clock(min(parts)) if parts else None
 
     def _best(self) -> TrialResult | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
@@ -16,14 +17,13 @@ from ray import tune
 from ray.tune import CheckpointConfig, FailureConfig, ResultGrid, RunConfig, TuneConfig, Tuner
 from rich.console import Console
 
-from agrekd_ray import __version__
 from agrekd_ray.data import SELECT, TEST, open_dataset, splits_in_words
 from agrekd_ray.errors import AgrekdError, RunError
 from agrekd_ray.events import Event, GroupPlaced, TeachersCost
 from agrekd_ray.guidance import Replay
 from agrekd_ray.guidance.fleet import Fleet
 from agrekd_ray.guidance.nodes import DriverData, cluster_nodes, settled_nodes
-from agrekd_ray.guidance.placement import Wanted, check_room
+from agrekd_ray.guidance.placement import ResourceRequest, check_room
 from agrekd_ray.models import Model, load
 from agrekd_ray.outputs import Outputs
 from agrekd_ray.report.archive import read_result
@@ -35,7 +35,7 @@ from agrekd_ray.run.account import Account
 from agrekd_ray.run.answers import Answers, members
 from agrekd_ray.run.cluster import RayEngine
 from agrekd_ray.run.display import Display, ready_data
-from agrekd_ray.run.ending import ending
+from agrekd_ray.run.ending import tracked
 from agrekd_ray.run.gpus import (
     MOST_GROUPS,
     groups_at_once,
@@ -122,17 +122,16 @@ class _Searching:
         """Trials."""
 
     def go(self) -> SearchResult:
-        run_id = self.tracker.start_job(
-            f"{self.search.name} {self.folder.path.name}",
-            flat({"search": self.search.model_dump(mode="json", exclude_none=True)})
-            | flat(self.planned.base.model_dump(mode="json")),
-            {"agrekd.folder": str(self.folder.path), "agrekd.version": __version__},
-            self.folder.state().tracking_run,
-            role="search",
-        )
-        self.folder.update(status="running", tracking_run=run_id, reason=None)
         with (
-            ending(self.folder, self.tracker, self.outbox, run_id, self._note),
+            tracked(
+                self.folder,
+                self.tracker,
+                self.outbox,
+                self.search.name,
+                flat({"search": self.search.model_dump(mode="json", exclude_none=True)})
+                | flat(self.planned.base.model_dump(mode="json")),
+                role="search",
+            ) as run_id,
             self._flushed(),
             self.account,
         ):
@@ -283,7 +282,7 @@ class _Searching:
         """
         nodes, asked = cluster_nodes(), self.search.concurrency
         # Beside trials that ask it live, something must be left for the fleet.
-        fleet = [Wanted("a teacher", {"CPU": 0.1})] if self.job.guidance == "live" else []
+        fleet = [ResourceRequest("a teacher", {"CPU": 0.1})] if self.job.guidance == "live" else []
         check_room(workers_of(numbered(self.job).student), fleet, nodes)
         room = groups_at_once(
             self.job,
@@ -314,6 +313,8 @@ class _Searching:
     def _trials(self, engine: RayEngine, shared: Shared) -> None:
         """Run the trials that are left."""
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # trials say what they failed of
+        # Of a trial that goes on, Tune tells Optuna once more what it had reported.
+        warnings.filterwarnings("ignore", "The reported value is ignored because this 'step")
         at_once, total = self.at_once, trainable.trials(self.planned)
         deadline = self.search.minutes * 60 if self.search.minutes else None
         board = Board(self.console, self.search.select, total, at_once, deadline)

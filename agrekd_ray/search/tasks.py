@@ -10,7 +10,7 @@ from typing import Any
 import ray
 
 from agrekd_ray.guidance.nodes import DriverData
-from agrekd_ray.guidance.placement import Wanted
+from agrekd_ray.guidance.placement import ResourceRequest
 from agrekd_ray.results import Metrics
 from agrekd_ray.search.settings import Planned
 from agrekd_ray.search.space import Setting
@@ -37,7 +37,7 @@ def test_all(
     planned: Planned,
     trials: Mapping[str, Untested],
     data: DriverData,
-    room: Wanted,
+    room: ResourceRequest,
     take: Callable[[str, Metrics], None],
 ) -> None:
     """Test trials, as many at a time as the cluster has room for.

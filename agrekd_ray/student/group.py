@@ -101,23 +101,26 @@ def train_group(
     left = [n for n in range(len(work.assignments)) if not work.finished(n)]
     shared = SharedWork(work.training)
     shared.lay_out(left)
-    changed = threading.Event()
+    changed, over = threading.Event(), threading.Event()
     groups: list[_Group] = []
-    while True:
-        alive = [group for group in groups if group.is_alive()]
-        begun = sum(group.begun for group in alive)
-        if (fault := _fault(work, groups)) is not None:
-            for group in groups:
-                group.give_up()
-            raise fault from None
-        work_for_more = len(shared.waiting) > len(alive) - begun
-        if not groups or (work_for_more and another(len(alive), begun)):
-            groups.append(_Group(work, settings, len(groups), changed))
-        elif not alive or (len(alive) < len(groups) and all(map(work.finished, left))):
-            break  # a group that still waits for room will find nothing to do, and end
-        else:
-            changed.wait(POLL_SECONDS)
-            changed.clear()
+    try:
+        while True:
+            alive = [group for group in groups if group.is_alive()]
+            begun = sum(group.begun for group in alive)
+            if (fault := _fault(work, groups)) is not None:
+                for group in groups:
+                    group.give_up()
+                raise fault from None
+            work_for_more = len(shared.waiting) > len(alive) - begun
+            if not groups or (work_for_more and another(len(alive), begun)):
+                groups.append(_Group(work, settings, len(groups), changed, over))
+            elif not alive or (len(alive) < len(groups) and all(map(work.finished, left))):
+                break  # a group that still waits for room will find nothing to do, and end
+            else:
+                changed.wait(POLL_SECONDS)
+                changed.clear()
+    finally:
+        over.set()
     missing = [work.assignments[n].name for n in left if not work.finished(n)]
     if missing:
         raise RunError(f"{len(missing)} students are not finished, the first is {missing[0]}.")
@@ -141,16 +144,23 @@ class _Group(threading.Thread):
         settings: its workers and their resources.
         number: among the groups of the training.
         changed: set when it has ended.
+        over: set when nobody waits for it any more: Ray may be shut down, and whoever calls it
+            then ends the process.
 
     Attributes:
         error: what it failed of.
     """
 
     def __init__(
-        self, work: Schoolwork, settings: StudentSettings, number: int, changed: threading.Event
+        self,
+        work: Schoolwork,
+        settings: StudentSettings,
+        number: int,
+        changed: threading.Event,
+        over: threading.Event,
     ) -> None:
         super().__init__(name=f"group-{number}", daemon=True)
-        self._work, self._settings, self._changed = work, settings, changed
+        self._work, self._settings, self._changed, self._over = work, settings, changed, over
         self._folder = work.training / self.name
         self.error: AgrekdError | None = None
         self._room.unlink(missing_ok=True)
@@ -193,6 +203,8 @@ class _Group(threading.Thread):
             try:
                 _fit(self._work, self._settings, self._folder)
             except (ray.train.TrainingFailedError, RayError) as error:
+                if self._over.is_set():
+                    return
                 failures: Sequence[Any] = list(getattr(error, "worker_failures", {}).values())
                 fault = failures[0] if failures else getattr(error, "controller_failure", error)
                 reason = plain_error(fault, WHAT)

@@ -21,8 +21,11 @@ WAITING = "waiting"
 """Folder of the students that no group has taken, below that of the training."""
 RECENT = 50
 """Epochs from which the pace is taken."""
-SHORTEST = 1.0
-"""Seconds between the first and the last of them, at least."""
+SHORTEST = 5.0
+"""Seconds between the first and the last of them, at least: the first ones are slow."""
+WORTH_STARTS = 4
+"""Starts of a group that what is left must take, for each group that is at work. One would do if
+groups took nothing from each other; on full cores they do, and the start of another even more."""
 LONGEST_START = 30.0
 """Seconds that the start of a group is taken to last, at most: it may have waited for room."""
 
@@ -98,10 +101,10 @@ class Pace:
         self._times.clear()
 
     def pays(self, groups: int) -> bool:
-        """Whether what is left takes twice as long as a group more must save to be worth while.
+        """Whether what is left takes so long that a group more makes up for its start by far.
 
         Work of R seconds that n groups share takes R / n. A further group that starts in S seconds
-        makes that (R + S) / (n + 1), which is less where R > n * S.
+        makes that (R + S) / (n + 1), which is less where R > n * S; see `WORTH_STARTS`.
 
         Args:
             groups: n, which are at work.
@@ -110,4 +113,4 @@ class Pace:
         if self._start is None or len(times) < 2 or times[-1] - times[0] < SHORTEST:
             return False
         seconds_an_epoch = groups * (times[-1] - times[0]) / (len(times) - 1)
-        return sum(self._left.values()) * seconds_an_epoch > 2 * groups * self._start
+        return sum(self._left.values()) * seconds_an_epoch > WORTH_STARTS * groups * self._start

@@ -9,7 +9,6 @@ alone are not drawn: they would take longer than its students. `agrekd resume PO
 
 from __future__ import annotations
 
-import functools
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -20,7 +19,6 @@ from typing import Any
 
 from rich.console import Console
 
-from agrekd_ray import __version__
 from agrekd_ray.config import Job
 from agrekd_ray.config.points import points_of
 from agrekd_ray.config.sweep import Setting
@@ -34,7 +32,7 @@ from agrekd_ray.results.study import PointResult, StudyResult
 from agrekd_ray.run.account import Account
 from agrekd_ray.run.answers import Answers
 from agrekd_ray.run.display import Display, prepare_data, ready_data
-from agrekd_ray.run.ending import ending
+from agrekd_ray.run.ending import tracked
 from agrekd_ray.run.environment import prepare
 from agrekd_ray.run.folder import RunFolder
 from agrekd_ray.run.job import (
@@ -137,17 +135,15 @@ class _Study:
     def go(self) -> StudyResult:
         if self.folder.state().status == "finished":
             self.known = results_of(read_study, self.folder.path)
-        run_id = self.tracker.start_job(
-            f"{self.job.name} {self.folder.path.name}",
-            flat(self.job.model_dump(mode="json", exclude={"published"})),
-            {"agrekd.folder": str(self.folder.path), "agrekd.version": __version__},
-            self.folder.state().tracking_run,
-            role="study",
-        )
-        self.folder.update(status="running", tracking_run=run_id, reason=None)
-        say = functools.partial(self.display.note, style="yellow")
         with (
-            ending(self.folder, self.tracker, self.outbox, run_id, say),
+            tracked(
+                self.folder,
+                self.tracker,
+                self.outbox,
+                self.job.name,
+                flat(self.job.model_dump(mode="json", exclude={"published"})),
+                role="study",
+            ) as run_id,
             self.display,
             self.account,
         ):

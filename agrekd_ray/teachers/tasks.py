@@ -16,7 +16,7 @@ from ray.exceptions import RayError
 from agrekd_ray.channel import plain_error
 from agrekd_ray.events import Began, Post, TeacherDone, TeacherEpoch
 from agrekd_ray.guidance.nodes import DriverData, device_here
-from agrekd_ray.guidance.placement import Wanted
+from agrekd_ray.guidance.placement import ResourceRequest
 from agrekd_ray.teachers.answers import Asked, Take, answers
 from agrekd_ray.teachers.pool import Pool, Recipe
 
@@ -25,7 +25,11 @@ RETRIES = 3
 
 
 def make_all(
-    families: Sequence[Sequence[Recipe]], store: Path, data: DriverData, room: Wanted, post: Post
+    families: Sequence[Sequence[Recipe]],
+    store: Path,
+    data: DriverData,
+    room: ResourceRequest,
+    post: Post,
 ) -> None:
     """Make families of models, as many at a time as the cluster has room for.
 
@@ -49,7 +53,9 @@ def make_all(
     )
 
 
-def ask_all(asked: Mapping[Asked, Wanted], data: DriverData, take: Take, post: Post) -> None:
+def ask_all(
+    asked: Mapping[Asked, ResourceRequest], data: DriverData, take: Take, post: Post
+) -> None:
     """Ask finished models, as many at a time as the cluster has room for.
 
     A task whose process dies is tried again.
@@ -116,7 +122,7 @@ def task_device() -> str:
     return device_here()
 
 
-def placed(room: Wanted) -> dict[str, Any]:
+def placed(room: ResourceRequest) -> dict[str, Any]:
     """Options of a task that takes such room."""
     resources = dict(room.resources)
     return {

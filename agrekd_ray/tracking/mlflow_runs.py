@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import shlex
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,7 @@ class MlflowTracker(Tracker):
         tags: Mapping[str, str],
         run_id: str | None = None,
         role: str = "job",
+        opened: Callable[[str], None] = lambda run_id: None,
     ) -> str:
         """Opens the parent run; the students and trials of this tracker become its children."""
         with self._runs.explained("open the job's run"):
@@ -98,8 +99,9 @@ class MlflowTracker(Tracker):
             else:
                 self._job = str(run.info.run_id)
                 known = run.data.params
-                if run.info.status != FINISHED:
-                    self._runs.reopen(run)
+            opened(self._job)
+            if run is not None and run.info.status != FINISHED:
+                self._runs.reopen(run)
             self._runs.set_tags(self._job, tags)
             self._runs.add_params(self._job, params, known)
         return self._job

@@ -23,7 +23,7 @@ class Outbox:
     """
 
     def __init__(self, note: Callable[[str], None], pause: float = SECONDS_BETWEEN_TRIES) -> None:
-        self._note, self._pause = note, pause
+        self.note, self._pause = note, pause
         self._writes: deque[Callable[[], None]] = deque()
         self._changed = threading.Condition()
         self._away_since: float | None = None
@@ -85,7 +85,7 @@ class Outbox:
                 if error.temporary:
                     self._wait(error)
                     continue
-                self._note(f"MLflow refuses a part of this run: {error}")
+                self.note(f"MLflow refuses a part of this run: {error}")
             except BaseException as error:
                 with self._changed:
                     self._error = error
@@ -94,7 +94,7 @@ class Outbox:
             with self._changed:
                 self._writes.popleft()
                 if self._away_since is not None:
-                    self._note("MLflow answers again; what was kept for it is being sent")
+                    self.note("MLflow answers again; what was kept for it is being sent")
                 self._away_since = None
                 self._changed.notify_all()
 
@@ -108,7 +108,7 @@ class Outbox:
         with self._changed:
             if self._away_since is None:
                 self._away_since = time.monotonic()
-                self._note(
+                self.note(
                     f"MLflow is away; the run goes on, and what it is to be told is kept. {error}"
                 )
             if not self._closed:

@@ -6,7 +6,7 @@ methods, in a file of its own, and a line in `open_tracker`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -43,6 +43,7 @@ class Tracker(Protocol):
         tags: Mapping[str, str],
         run_id: str | None = None,
         role: str = "job",
+        opened: Callable[[str], None] = lambda run_id: None,
     ) -> str:
         """Opens the parent run; the students and trials of this tracker become its children.
 
@@ -54,6 +55,7 @@ class Tracker(Protocol):
             run_id: the run of an earlier attempt, which goes on; a finished one stays finished
                 until `reopen`. A new one is made where it is not there any more.
             role: `job`, `study` or `search`.
+            opened: hears the run's id as soon as there is one, so that it can be ended.
         """
 
     def reopen(self, run_id: str) -> None:

@@ -13,7 +13,6 @@ import os
 import platform
 import resource
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -32,19 +31,20 @@ _LISTENS = "0A"
 class Probe:
     """Answers for the machine that it runs on; becomes an actor on each node."""
 
-    def examine(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+    def examine(
+        self, folders: Mapping[str, tuple[str, str]], ports: Sequence[int]
+    ) -> dict[str, Any]:
         """Everything that is found out at once.
 
         Args:
-            asked: `folders`, by key of the job their path and the name of a file to look for there;
-                `ports`, whose listeners are named.
+            folders: by key of the job, their path and the name of a file to look for there.
+            ports: whose listeners are named.
 
         Returns:
-            What `Facts` holds.
+            Attributes of `Machine`.
         """
         shared = Path("/dev/shm")
         return {
-            "host": socket.gethostname(),
             "versions": _versions(),
             "code": _code(),
             "accelerators": _accelerators(),
@@ -52,10 +52,8 @@ class Probe:
             "shared_memory": shutil.disk_usage(shared).total if shared.is_dir() else None,
             "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
             "temporary": _space(Path(tempfile.gettempdir())),
-            "folders": {
-                key: _folder(Path(at), name) for key, (at, name) in asked["folders"].items()
-            },
-            "listeners": _listeners(asked["ports"]),
+            "folders": {key: _folder(Path(at), name) for key, (at, name) in folders.items()},
+            "listeners": _listeners(ports),
             "token": _token(),
             "token_file": _open_token_file(),
         }

@@ -1,0 +1,553 @@
+"""`agrekd doctor`: asks every node of a cluster, and says what is wrong and what to do about it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import ipaddress
+import math
+import queue
+import threading
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, metadata, requires
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from packaging.requirements import Requirement
+from packaging.version import InvalidVersion, Version
+from rich.console import Console
+from rich.filesize import decimal
+
+from agrekd_ray.addresses import sqlite_file
+from agrekd_ray.capacity import probe
+from agrekd_ray.capacity.report import ERROR, WARNING, Finding, say, show_findings
+from agrekd_ray.capacity.size import Needs, needs_of
+from agrekd_ray.cluster_address import cluster_address
+from agrekd_ray.config import Job, load_job
+from agrekd_ray.config.points import points_of
+from agrekd_ray.data import open_dataset
+from agrekd_ray.errors import RunError, TrackingError
+from agrekd_ray.run.environment import prepare
+from agrekd_ray.run.settled import settled
+
+ANSWER_SECONDS, TRACKING_SECONDS = 30.0, 30.0
+TORCH_SECONDS = 120.0
+"""PyTorch may start slowly, from a disk across the network."""
+DATA_SECONDS = 600.0
+"""Opening a data set may read large tables."""
+TICKS = 5
+"""Round trips of which the quickest measures a clock."""
+FULL = 0.95
+"""Share of a disk beyond which Ray stops writing to it."""
+FEW_FILES = 4096
+SKEW_SECONDS = 1.0
+DRIVER = "driver"
+"""The name of the process that asks."""
+MAY_DIFFER = {"outputs.store"}
+"""Folders that may be each node's own: records travel through Ray where they are not shared."""
+_HEAD = "node:__internal_head__"
+REMEDIES = {
+    "answer": "look at /tmp/ray/session_latest/logs there; `ray stop` and start it again",
+    "clock": "let a time service (chrony, systemd-timesyncd) set it",
+    "memory": "add nodes, or record with fewer teachers at a time",
+    "object store": "start Ray there with a larger --object-store-memory, or lower "
+    "student.training.batch_size",
+    "open files": "ulimit -n 65536 before `ray start`",
+    "ports": "export RAY_AUTH_MODE=token on every node and client before `ray start`, with one "
+    "token for all (ray get-auth-token --generate; RAY_AUTH_TOKEN); keep --dashboard-host "
+    "127.0.0.1",
+    "shared memory": "docker run --shm-size=4g; on Kubernetes an emptyDir with medium: Memory at "
+    "/dev/shm",
+    "versions": "install the same on every node, best of all from one image (Dockerfile)",
+}
+"""What to do about a finding, by what was looked at, where that is always the same."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The driver's machine, or a node of the cluster: what Ray counts, and what it says of itself.
+
+    Attributes:
+        name: `driver`, or host and the beginning of Ray's id, for people.
+        cpus: logical CPUs that Ray counts.
+        gpus: GPUs that Ray counts.
+        object_store: bytes of its object store.
+        silence: why it did not answer; then nothing more is known of it.
+        skew: seconds by which its clock is ahead of the driver's, and how far that may be off; None
+            where it was not measured.
+        torch_gpus: that PyTorch finds, or why it does not say; None where nobody asked, because
+            neither Ray nor the machine knows of a GPU.
+        data: what `Probe.data` says of each of the job's data sets.
+        data_silence: why it does not; empty where it does, or was not asked.
+        versions: by package, `python` and `agrekd_ray` included; or that one is missing.
+        code: digest of this package's source text there; empty where it is missing.
+        accelerators: whether it has device files of GPUs.
+        memory_free: bytes; None where the system does not tell.
+        shared_memory: bytes of `/dev/shm`; None where there is none.
+        open_files: that a process may have; -1 for no limit.
+        temporary: bytes `free` and `total` of the temporary folder's disk, where Ray writes.
+        folders: by key of the job, what the probe finds there.
+        listeners: addresses by port, of the ports that it was asked for.
+        token: whether Ray asks for a token there.
+        token_file: where the token is, if other users can read it; else empty.
+    """
+
+    name: str
+    cpus: float = 0
+    gpus: float = 0
+    object_store: int = 0
+    silence: str = ""
+    skew: tuple[float, float] | None = None
+    torch_gpus: int | str | None = None
+    data: Sequence[Mapping[str, str]] = ()
+    data_silence: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    code: str = ""
+    accelerators: bool = False
+    memory_free: int | None = None
+    shared_memory: int | None = None
+    open_files: int = -1
+    temporary: Mapping[str, int] = field(default_factory=dict)
+    folders: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    listeners: Mapping[int, Sequence[str]] = field(default_factory=dict)
+    token: bool = False
+    token_file: str = ""
+
+    @property
+    def in_words(self) -> str:
+        """The machine in a line."""
+        room = f"{self.name}: {self.cpus:g} CPUs, {self.gpus:g} GPUs"
+        if self.silence:
+            return f"{room}; does not answer"
+        free = "unknown" if self.memory_free is None else decimal(self.memory_free)
+        versions = ", ".join(" ".join(one) for one in self.versions.items())
+        return f"{room}, {free} of memory free, {versions}"
+
+
+def doctor(
+    path: Path | None, overrides: Sequence[str], address: str | None, console: Console
+) -> bool:
+    """Look whether a job will run on a cluster, and say what is in its way.
+
+    Args:
+        path: of the job; None looks at the cluster alone.
+        overrides: `key.path=value` changes to it.
+        address: of the cluster; None takes the job's, and without one this machine alone.
+        console: to print on.
+
+    Returns:
+        Whether no error was found.
+
+    Raises:
+        JobError: the job itself is faulty.
+        RunError: no cluster answers at the address.
+    """
+    job = load_job(path, overrides) if path is not None else None
+    points = [point for _, point in points_of(settled(job))] if job is not None else []
+    needs = needs_of(points) if points else Needs()
+    where = job.ray.address if job is not None else None
+    if address is not None:
+        try:
+            where = cluster_address(address)
+        except ValueError as error:
+            raise RunError(f"--address = {address}: {error}.") from None
+    driver, nodes, ports = _asked(job, points, where, console)
+    findings = diagnose(driver, nodes, needs, requirements(), ports)
+    findings = sorted([*findings, *tracking_faults(job)], key=lambda one: one.level != ERROR)
+    for node in nodes:
+        say(console, node.in_words)
+    if needs.memory:
+        memory, disk = decimal(int(needs.memory)), decimal(sum(needs.disk.values()))
+        say(console, f"the job: {memory} of memory besides its data, {disk} on disk")
+    show_findings(findings, len(nodes), console)
+    return not any(finding.level == ERROR for finding in findings)
+
+
+def requirements() -> list[str]:
+    """What this package requires, Python included; empty where it runs without being installed."""
+    try:
+        python = metadata("agrekd_ray")["Requires-Python"]
+        return [f"python{python}", *(requires("agrekd_ray") or ())]
+    except PackageNotFoundError:
+        return []
+
+
+def tracking_faults(job: Job | None) -> list[Finding]:
+    """What is wrong with the job's MLflow store; a file that is made by the first run is fine."""
+    if job is None or job.tracking.uri is None:
+        return []
+    from agrekd_ray.passwords import without_password
+    from agrekd_ray.tracking.mlflow_store import open_existing, unless_set
+
+    uri, faults = job.tracking.uri, queue.Queue[str]()
+    if (path := sqlite_file(uri)) is not None and not path.exists():
+        return []
+
+    def look() -> None:
+        try:
+            with unless_set({"MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}):
+                open_existing(uri)
+            faults.put("")
+        except TrackingError as error:
+            faults.put(str(error))
+
+    threading.Thread(target=look, daemon=True).start()  # a database's driver may wait for ever
+    try:
+        fault = faults.get(timeout=TRACKING_SECONDS)
+    except queue.Empty:
+        fault = f"{without_password(uri)} does not answer within {TRACKING_SECONDS:.0f} s"
+    problem, _, remedy = fault.partition("\n")
+    remedy = remedy or "set tracking.uri to a store that answers"
+    return [Finding(DRIVER, "MLflow", problem, remedy)] if fault else []
+
+
+# --- the driver's machine and every node are asked
+
+
+def _asked(
+    job: Job | None, points: Sequence[Job], address: str | None, console: Console
+) -> tuple[Machine, list[Machine], dict[int, str]]:
+    """The driver, every node of the cluster at an address, and the head node's ports by number.
+
+    Args:
+        job: the job; None for the cluster alone.
+        points: of the job.
+        address: of the cluster; None for this machine alone.
+        console: for what is to be said of the connection.
+    """
+    prepare(starts_cluster=address is None)
+    import ray  # reads the environment
+
+    from agrekd_ray.run.session import RaySession
+
+    data = {point.data.model_dump_json(): open_dataset(point.data).fingerprint for point in points}
+    folders: dict[str, Path] = {}
+    if job is not None:
+        folders = {"runs": job.runs, "teachers.store": job.teachers.store}
+        folders["outputs.store"] = job.outputs.store
+    session = RaySession(address, 1, lambda text: say(console, text, "yellow"))
+    try:
+        listening = {"Ray's control service (GCS)": ray.get_runtime_context().gcs_address}
+        if session.dashboard:
+            listening["the dashboard"] = session.dashboard
+        ports = {int(at.rpartition(":")[2]): name for name, at in listening.items()}
+        with _marked(folders) as marked:
+            said = probe.Probe().examine(marked, [])
+            nodes = _ask_nodes(marked, sorted(ports), list(data))
+    finally:
+        session.close()
+    mine = [{"fingerprint": fingerprint} for fingerprint in data.values()]
+    return Machine(DRIVER, data=mine, **said), nodes, ports
+
+
+@contextlib.contextmanager
+def _marked(folders: Mapping[str, Path]) -> Iterator[dict[str, tuple[str, str]]]:
+    """While the block runs, a small file lies in every folder, or in its nearest parent there.
+
+    Yields:
+        By key, the folder and the name of the file. Where it could not be written, the driver's own
+        answer says so.
+    """
+    name = f".agrekd-doctor-{uuid.uuid4().hex}"
+    places = {
+        next(one for one in (folder, *folder.parents) if one.is_dir())
+        for folder in folders.values()
+    }
+    try:
+        for place in places:
+            with contextlib.suppress(OSError):
+                (place / name).touch(exist_ok=False)
+        yield {key: (str(folder), name) for key, folder in folders.items()}
+    finally:
+        for place in places:
+            with contextlib.suppress(OSError):
+                (place / name).unlink()
+
+
+def _ask_nodes(
+    folders: Mapping[str, tuple[str, str]], ports: Sequence[int], data: Sequence[str]
+) -> list[Machine]:
+    """What every node says.
+
+    Args:
+        folders: as `Probe.examine` has them.
+        ports: of the head node, which alone has them.
+        data: settings of the job's data sets, as JSON.
+    """
+    import ray
+    from ray.cloudpickle import register_pickle_by_value, unregister_pickle_by_value
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    register_pickle_by_value(probe)  # so that nodes without this package answer, too
+    actors: dict[int, Any] = {}
+    try:
+        # No CPU and no GPU of their own: a cluster that is all taken answers, too.
+        shell = ray.remote(num_cpus=0, max_restarts=0)(probe.Probe)
+        for number, node in enumerate(alive):
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            actors[number] = shell.options(scheduling_strategy=there).remote()
+        asking = {
+            number: actor.examine.remote(
+                folders, ports if _HEAD in alive[number]["Resources"] else []
+            )
+            for number, actor in actors.items()
+        }
+        answers = _answers(asking, ANSWER_SECONDS)
+        nodes = {n: _node(alive[n], said, why) for n, (said, why) in answers.items()}
+        talking = {n: actors[n] for n, node in nodes.items() if not node.silence}
+        for number, actor in talking.items():
+            nodes[number] = replace(nodes[number], skew=_skew(actor))
+        may_have_gpus = {n for n in talking if nodes[n].gpus or nodes[n].accelerators}
+        asking = {number: actors[number].torch_gpus.remote() for number in may_have_gpus}
+        for number, (said, why) in _answers(asking, TORCH_SECONDS).items():
+            nodes[number] = replace(nodes[number], torch_gpus=why if said is None else said)
+        asking = {n: actor.data.remote(data) for n, actor in talking.items() if data}
+        for number, (said, why) in _answers(asking, DATA_SECONDS).items():
+            nodes[number] = replace(nodes[number], data=said or (), data_silence=why)
+        return list(nodes.values())
+    finally:
+        for actor in actors.values():
+            ray.kill(actor)
+        unregister_pickle_by_value(probe)
+
+
+def _node(node: Mapping[str, Any], said: Mapping[str, Any] | None, why: str) -> Machine:
+    resources = node["Resources"]
+    return Machine(
+        name=f"{node['NodeManagerHostname']} {node['NodeID'][:6]}",
+        cpus=resources.get("CPU", 0),
+        gpus=resources.get("GPU", 0),
+        object_store=int(resources.get("object_store_memory", 0)),
+        silence=why,
+        **(said or {}),
+    )
+
+
+def _skew(actor: Any) -> tuple[float, float] | None:
+    """A node's clock against this one, by halving the quickest round trip."""
+    trips = []
+    for _ in range(TICKS):
+        sent = time.time()
+        ((there, _),) = _answers({0: actor.clock.remote()}, ANSWER_SECONDS).values()
+        if there is not None:
+            back = time.time()
+            trips.append((back - sent, there - (sent + back) / 2))
+    trip, skew = min(trips, default=(0.0, None))
+    return None if skew is None else (skew, trip / 2)
+
+
+def _answers(references: Mapping[int, Any], seconds: float) -> dict[int, tuple[Any, str]]:
+    """Answers that come in time and an empty text, or None and why there is none; by number."""
+    import ray
+    from ray.exceptions import RayError
+
+    ready: list[Any] = []
+    if references:
+        asked = list(references.values())
+        ready, _ = ray.wait(asked, num_returns=len(asked), timeout=seconds)
+    answers: dict[int, tuple[Any, str]] = {}
+    for number, reference in references.items():
+        if reference not in ready:
+            answers[number] = None, f"no answer within {seconds:.0f} s"
+            continue
+        try:
+            answers[number] = ray.get(reference), ""
+        except RayError as error:
+            lines = [line for line in str(error).splitlines() if line.strip()]
+            answers[number] = None, lines[-1].strip() if lines else type(error).__name__
+    return answers
+
+
+# --- from facts to findings
+
+
+def diagnose(
+    driver: Machine,
+    nodes: Sequence[Machine],
+    needs: Needs,
+    requirements: Sequence[str],
+    ports: Mapping[int, str] = MappingProxyType({}),
+) -> list[Finding]:
+    """All findings, errors first.
+
+    Args:
+        driver: the machine of the driver.
+        nodes: those that Ray counts as alive.
+        needs: of the job.
+        requirements: of this package, as its metadata has them (`torch<3,>=2.6`).
+        ports: of the head node, with what listens there.
+    """
+    findings = [
+        *_of_driver(driver, needs, requirements),
+        *_of_cluster(nodes, needs),
+        *(one for node in nodes for one in _of_node(node, driver, needs, ports)),
+    ]
+    return sorted(findings, key=lambda finding: finding.level != ERROR)
+
+
+def _of_driver(mine: Machine, needs: Needs, requirements: Sequence[str]) -> Iterable[Finding]:
+    """What is wrong with the driver's machine."""
+    for name, wanted in ranges(requirements).items():
+        if (version := mine.versions.get(name)) is not None and not _within(version, wanted):
+            yield _finding(DRIVER, "versions", f"{name} {version}, not {wanted.specifier}")
+    by_disk: dict[int, list[str]] = {}
+    for key, folder in mine.folders.items():
+        if problem := _unwritable(folder):
+            remedy = f"set {key} to a folder that can be written"
+            yield _finding(DRIVER, "folders", f"{key}: {problem}", remedy)
+        if "device" in folder:
+            by_disk.setdefault(folder["device"], []).append(key)
+    for sharing in by_disk.values():
+        taken = {key: needs.disk.get(key, 0) for key in sharing}
+        total, free = sum(taken.values()), mine.folders[sharing[0]]["free"]
+        if total > free:
+            parts = ", ".join(f"{key} {decimal(size)}" for key, size in taken.items())
+            problem = f"{decimal(total)} will be written ({parts}), {decimal(free)} are free"
+            remedy = "free the disk, name another folder, prune (agrekd outputs prune), or set "
+            remedy += "outputs.dtype=float16 or data.views.count"
+            yield _finding(DRIVER, "disk", problem, remedy)
+
+
+def _of_cluster(nodes: Sequence[Machine], needs: Needs) -> Iterable[Finding]:
+    """GPUs that the job declines, and too little memory for its largest process, or for all."""
+    if (count := sum(node.gpus for node in nodes)) and needs.declined:
+        keys = ", ".join(needs.declined)
+        problem = f"Ray counts {count:g}, and the job declines them: {keys} = 0"
+        remedy = "leave the keys out, or set them to auto"
+        yield _finding("cluster", "GPUs", problem, remedy, WARNING)
+    free = {node.name: node.memory_free for node in nodes if node.memory_free is not None}
+    name, most = max(free.items(), key=lambda item: item[1], default=("", math.inf))
+    if needs.process > most:
+        problem = f"the job's largest process takes about {decimal(int(needs.process))}, the node "
+        problem += f"with most memory free ({name}) has {decimal(int(most))}"
+        remedy = "lower fleet.backbones_per_actor, or take nodes with more memory"
+        yield _finding("cluster", "memory", problem, remedy)
+    elif free and needs.memory > (total := sum(free.values())):
+        problem = f"teachers and students take about {decimal(int(needs.memory))}, free are "
+        problem += f"{decimal(total)} on all nodes together ({len(free)})"
+        yield _finding("cluster", "memory", problem)
+
+
+def _of_node(
+    node: Machine, driver: Machine, needs: Needs, ports: Mapping[int, str]
+) -> Iterable[Finding]:
+    """What is wrong with a node, by itself or beside the driver."""
+    finding = functools.partial(_finding, node.name)
+    if node.silence:
+        problem = f"Ray counts it as alive, but it runs no task ({node.silence})"
+        yield finding("answer", problem)
+        return
+    for name, version in node.versions.items():
+        if version != (here := driver.versions.get(name)):
+            yield finding("versions", f"{name} {version}, the driver has {here}")
+    same = node.versions.get("agrekd_ray") == driver.versions.get("agrekd_ray")
+    if same and node.code != driver.code:
+        yield finding("versions", "other code of agrekd_ray under the same version")
+    if gpus := _gpus(node):
+        yield finding("GPUs", *gpus)
+    store = decimal(node.object_store)
+    if node.object_store < needs.object_store:
+        coming = decimal(int(needs.object_store))
+        yield finding("object store", f"{store}, the job has {coming} on its way at once")
+    if node.shared_memory is not None and node.shared_memory < node.object_store:
+        problem = f"/dev/shm has {decimal(node.shared_memory)}, the object store wants {store}"
+        yield finding("shared memory", f"{problem}, so it lives on disk, slowly", level=WARNING)
+    if 0 <= node.open_files < FEW_FILES:  # -1 is no limit
+        yield finding("open files", f"a process may have {node.open_files}", level=WARNING)
+    total, free = node.temporary["total"], node.temporary["free"]
+    if free < (1 - FULL) * total:
+        problem = f"the disk of the temporary folder is full: {decimal(free)} of {decimal(total)} "
+        problem += f"are left, and Ray stops at {1 - FULL:.0%}"
+        remedy = "free it, or start Ray there with --temp-dir on another disk"
+        yield finding("disk", problem, remedy)
+    for key, folder in driver.folders.items():
+        if _unwritable(folder):
+            continue  # which is the driver's finding
+        there = node.folders[key]
+        if key in MAY_DIFFER or there.get("marked", "error" in there):
+            problem = _unwritable(there, marked=True)
+            remedy = "let the user that Ray runs as write there, on every node"
+        else:
+            problem = f"{folder['there']} is not the driver's"
+            remedy = f"mount the same storage there, or set {key} to a folder that is shared"
+        if problem:
+            yield finding("folders", f"{key}: {problem}", remedy)
+    if node.data_silence:
+        remedy = "look whether the storage of the data answers there"
+        yield finding("data", node.data_silence, remedy)
+    for mine, other in zip(driver.data, node.data, strict=False):
+        if error := other.get("error"):
+            remedy = "put the data at the same path as on the driver, readable for Ray's user"
+            yield finding("data", f"cannot be opened ({error})", remedy)
+        elif other != mine:
+            theirs, ours = other["fingerprint"][:12], mine["fingerprint"][:12]
+            problem = f"other data than the driver's ({theirs} instead of {ours})"
+            yield finding("data", problem, "copy them there again, or share one folder")
+    if node.skew is not None and abs(node.skew[0]) - node.skew[1] > SKEW_SECONDS:
+        ahead = "ahead of" if node.skew[0] > 0 else "behind"
+        problem = f"{abs(node.skew[0]):.1f} s {ahead} the driver's"
+        yield finding("clock", problem, level=WARNING)
+    for port, addresses in node.listeners.items():
+        if not (node.token or all(ipaddress.ip_address(one).is_loopback for one in addresses)):
+            problem = f"{ports.get(port, 'Ray')} listens at {', '.join(sorted(set(addresses)))}, "
+            problem += f"port {port}, without a token: whoever reaches it can run anything there"
+            yield finding("ports", problem, level=WARNING)
+    if node.token_file:
+        problem = f"{node.token_file} can be read by other users, who can then run anything"
+        remedy = f"chmod 600 {node.token_file} (Ray makes it so from 2.60.1 on)"
+        yield finding("token", problem, remedy, WARNING)
+
+
+def _finding(node: str, check: str, problem: str, remedy: str = "", level: str = ERROR) -> Finding:
+    return Finding(node, check, problem, remedy or REMEDIES[check], level)
+
+
+def _gpus(node: Machine) -> tuple[str, str, str] | None:
+    """Problem, remedy and level where PyTorch does not find the GPUs that Ray counts."""
+    count = node.torch_gpus
+    if isinstance(count, str):
+        problem = f"PyTorch does not say how many it finds ({count})"
+        remedy = 'try there: python -c "import torch; print(torch.cuda.device_count())"'
+        return problem, remedy, ERROR
+    if count is None or count == node.gpus:
+        return None
+    if count > node.gpus:
+        problem = f"PyTorch finds {count}, Ray counts {node.gpus:g}; the others stay idle"
+        return problem, f"start Ray there with --num-gpus={count}", WARNING
+    remedy = "install a PyTorch with CUDA and the driver that it needs (image VARIANT=-gpu), or "
+    remedy += "start Ray there with --num-gpus as many as there are"
+    return f"Ray counts {node.gpus:g}, PyTorch finds {count}", remedy, ERROR
+
+
+def _unwritable(folder: Mapping[str, Any], marked: bool | None = None) -> str:
+    """Why nothing can be written to a folder, as `Probe` found it; empty where it can.
+
+    Args:
+        folder: what was found.
+        marked: whether a file could be made there; None asks the folder.
+    """
+    if error := folder.get("error"):
+        return f"cannot be reached ({error})"
+    if not folder["writable"]:
+        return f"{folder['there']} cannot be written"
+    if folder["marked"] if marked is None else marked:
+        return ""
+    return "no file can be made there; its disk may be full"
+
+
+def ranges(requirements: Sequence[str]) -> dict[str, Requirement]:
+    """What this package takes, by name; what only an extra takes is left out."""
+    parsed = [Requirement(text) for text in requirements]
+    return {one.name: one for one in parsed if one.marker is None or one.marker.evaluate()}
+
+
+def _within(version: str, wanted: Requirement) -> bool:
+    try:
+        return wanted.specifier.contains(Version(version), prereleases=True)
+    except InvalidVersion:
+        return False

@@ -1,0 +1,339 @@
+"""Times of a job's own models, of weighing, and of questions to a fleet, taken on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+
+from agrekd_ray.capacity.forecast import Costs
+from agrekd_ray.capacity.size import JobSize
+from agrekd_ray.config import Job
+from agrekd_ray.core.kd import kd_gradient
+from agrekd_ray.core.quadratic import shortest_mixture
+from agrekd_ray.data import TRAIN, Dataset, open_dataset
+from agrekd_ray.data.colored import ColoredDigits
+from agrekd_ray.devices import device_of
+from agrekd_ray.guidance import Lesson, Question, Replies
+from agrekd_ray.guidance.fleet import Fleet
+from agrekd_ray.guidance.fleet_settings import FleetSettings
+from agrekd_ray.guidance.lesson import weigh_replies
+from agrekd_ray.models import Manifest, Model, build, save
+from agrekd_ray.numerics import computing_in, numbers_on, training_kernels
+from agrekd_ray.settings import Precision, Training, fingerprint
+from agrekd_ray.training import Labels, Loader, Trainer
+
+WARM, COUNTED = 2, 7
+SMALL, LARGE = (8, 64, 10), (8, 64, 2000)
+"""Teachers, samples and classes at which weighing is timed."""
+PROGRAMME = 256
+"""Teachers for whom AE-KD's quadratic programme is timed."""
+TEMPERATURE = 4.0
+CPU = torch.device("cpu")
+STRATEGY = "agre_kd"
+ACTORS, DEEP, SLEEP_MS = 3, 4, 1
+"""The fleet that is measured: actors, teachers of each, and how long a teacher sleeps."""
+ROUNDS, ASKED = 4, 15
+"""Rounds of questions, whose means count, as the mean of an epoch's steps does."""
+LARGE_MESSAGE = 4_000_000
+"""Numbers of a message that shows what its bytes cost, float32."""
+
+
+def model_times(job: Job, dataset: Dataset, size: JobSize) -> dict[str, float]:
+    """What `Times` needs to know of a job's student, teachers and data; on this machine's devices.
+
+    Weights are fresh: costs do not depend on them.
+
+    Args:
+        job: the job.
+        dataset: its data.
+        size: of the job.
+    """
+    fleet, student = job.fleet, job.student
+    threads = max(1, int(fleet.cpus or 1))
+    ids = np.resize(dataset.splits[TRAIN], size.batch)
+    inputs_ms = reading_ms(dataset, ids, threads)
+    teaching = torch.device(device_of(fleet.gpus, "fleet.gpus"))
+    learning = torch.device(device_of(student.gpus, "student.gpus"))
+    each = [
+        forward_times(model, dataset, ids, teaching, fleet.precision, threads)
+        for model in (job.teachers.model, *job.teachers.others)
+    ]
+    with _threads(max(1, int(student.cpus))):
+        step_ms = student_step(student.model, dataset, student.training, size.part, learning)
+    return {
+        "forward_ms": statistics.mean(wall for wall, _ in each),
+        "forward_busy": statistics.mean(busy for _, busy in each),
+        "inputs_ms": inputs_ms,
+        "step_ms": step_ms,
+    }
+
+
+def student_step(
+    model: Model, dataset: Dataset, training: Training, samples: int, device: torch.device
+) -> float:
+    """Milliseconds of a training step on labels alone."""
+    settings = training.model_copy(update={"batch_size": samples, "epochs": 1_000})
+    built = build(model, dataset.shape, len(dataset.classes), 0).to(device)
+    trainer = Trainer(built, dataset, settings, Labels(), seed=0, loader=Loader(dataset, device))
+    built.train()
+    steps = trainer.loaded(map(trainer.plan.batch, range(len(trainer.plan))))
+    kernels = training_kernels(device, deterministic=training.deterministic)
+    with contextlib.closing(steps), kernels:
+        return timed(lambda: trainer.step(*next(steps)), device)[0]
+
+
+def reading_ms(dataset: Dataset, ids: np.ndarray, threads: int = 1) -> float:
+    """Milliseconds in which a teachers' actor reads a batch."""
+    with _threads(threads):
+        return timed(lambda: dataset.inputs(ids, 0))[0]
+
+
+def forward_times(
+    model: Model,
+    dataset: Dataset,
+    ids: np.ndarray,
+    device: torch.device = CPU,
+    precision: Precision = "auto",
+    threads: int = 1,
+) -> tuple[float, float]:
+    """Milliseconds of a forward pass as a `TeacherHost` makes it, and how busy its device is.
+
+    Args:
+        model: fresh weights of it.
+        dataset: the data.
+        ids: of the batch.
+        device: that it is put on.
+        precision: of the pass.
+        threads: of a pass without a GPU.
+    """
+    built = build(model, dataset.shape, len(dataset.classes), 0).to(device).eval()
+    inputs = dataset.inputs(ids, 0).to(device)
+    if inputs.ndim == 4:
+        built = built.to(memory_format=torch.channels_last)
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+    numbers = numbers_on(precision, device)
+
+    @torch.inference_mode()
+    def forward() -> None:
+        with computing_in(numbers, device):
+            built(inputs).float().cpu()
+
+    with _threads(threads):
+        wall, cores = timed(forward, device)
+    return wall, 1.0 if device.type == "cuda" else min(1.0, cores / wall / threads)
+
+
+def weighing_costs(strategies: tuple[str, ...]) -> dict[str, Any]:
+    """What `Costs` needs to know of weighing and of the teachers' gradients."""
+    with _threads(1):
+        reply_ms, reply_ns = _line(_reply_of)
+        lines = {name: _line(_weighing_of, name) for name in dict.fromkeys(strategies)}
+        costs: dict[str, Any] = {
+            "reply_ms": reply_ms,
+            "reply_ns": reply_ns,
+            "weigh_ms": statistics.median(fixed for fixed, _ in lines.values()),
+            "weigh_ns": {name: slope for name, (_, slope) in lines.items()},
+        }
+        if "ae_kd" in lines:
+            vectors_MC = torch.randn(PROGRAMME, 100, dtype=torch.float64)
+            gram_MM = vectors_MC @ vectors_MC.T
+            milliseconds = timed(lambda: shortest_mixture(gram_MM, 0.6))[0]
+            costs["programme_us"] = 1e3 * milliseconds / PROGRAMME**2
+    return costs
+
+
+def timed(work: Callable[[], object], device: torch.device = CPU) -> tuple[float, float]:
+    """Median milliseconds of some work, and of the process's cores meanwhile."""
+    wait = (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else (lambda: None)
+    walls, cores = [], []
+    for _ in range(WARM + COUNTED):
+        wait()
+        start, used = time.perf_counter(), time.process_time()
+        work()
+        wait()
+        walls.append(1e3 * (time.perf_counter() - start))
+        cores.append(1e3 * (time.process_time() - used))
+    return statistics.median(walls[WARM:]), statistics.median(cores[WARM:])
+
+
+def _line(work_of: Callable[..., Callable[[], object]], *given: Any) -> tuple[float, float]:
+    """Milliseconds of work at no numbers, and nanoseconds for each, through the two sizes."""
+
+    def one_of_ten(work: Callable[[], object]) -> float:
+        return timed(lambda: [work() for _ in range(10)])[0] / 10
+
+    small, large = (one_of_ten(work_of(*given, *size)) for size in (SMALL, LARGE))
+    few, many = (int(np.prod(size)) for size in (SMALL, LARGE))
+    slope = max(0.0, large - small) / (many - few)
+    return max(0.0, small - slope * few), 1e6 * slope
+
+
+def question_of(strategy: str, teachers: int, samples: int, classes: int) -> Question:
+    """A question with a student's random logits, to teachers `teacher-0`, ..."""
+    names = tuple(f"teacher-{number}" for number in range(teachers))
+    lesson = Lesson(strategy, names, names[0], TEMPERATURE)
+    return Question(lesson, 0, 0, np.arange(samples), _logits(samples, classes))
+
+
+def replies_to(question: Question, names: tuple[str, ...], seed: int = 1) -> Replies:
+    """What teachers with random logits say."""
+    generator = torch.Generator().manual_seed(seed)
+    logits_mBC = torch.randn(len(names), *question.logits_BC.shape, generator=generator)
+    student_BC = torch.from_numpy(question.logits_BC)
+    gradients_mBC = kd_gradient(student_BC, logits_mBC, TEMPERATURE).numpy()
+    entropy = torch.rand(len(names), len(question.ids), generator=generator).numpy()
+    return Replies(names, gradients_mBC, entropy if question.lesson.cross_entropy else None)
+
+
+def _logits(*shape: int) -> np.ndarray:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0)).numpy()
+
+
+def _weighing_of(strategy: str, *size: int) -> Callable[[], object]:
+    question = question_of(strategy, *size)
+    told = [replies_to(question, question.lesson.members)]
+    return lambda: weigh_replies(question, told)
+
+
+def _reply_of(teachers: int, samples: int, classes: int) -> Callable[[], object]:
+    logits_mBC = torch.randn(teachers, samples, classes)
+    student_BC = torch.randn(samples, classes)
+    return lambda: kd_gradient(student_BC, logits_mBC, TEMPERATURE)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Echo:
+    """An actor that only answers."""
+
+    def back(self, numbers: np.ndarray) -> np.ndarray:
+        """The same numbers."""
+        return numbers
+
+
+class Calibration(AbstractContextManager["Calibration"]):
+    """A real fleet whose teachers sleep for a millisecond, to be asked as often as one likes.
+
+    Its three actors answer for one teacher, for three in three actors, and for four in one. Nothing
+    is subtracted but what its actors say that they computed, and what weighing takes. It needs a
+    Ray session.
+    """
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="agrekd-plan-")
+        settings = ColoredDigits(name="colored_digits", train=512, val=100)
+        self._data = open_dataset(settings)
+        checkpoints = _sleepers(Path(self._folder.name), self._data)
+        self._names = tuple(checkpoints)
+        fleet = FleetSettings(
+            backbones_per_actor=DEEP, concurrent=DEEP, cpus=0.01, gpus=0, look_ahead=0
+        )
+        self._fleet = Fleet(checkpoints, settings, fleet, lambda event: None)
+        self._echo = ray.remote(_Echo).options(num_cpus=0).remote()
+        self._asked = 0
+
+    def costs(self, costs: Costs, samples: int) -> dict[str, float]:
+        """What `Costs` needs to know of calls, of teachers' processes, and of messages' bytes.
+
+        Args:
+            costs: with what weighing takes here, which is taken off.
+            samples: of a question.
+        """
+        ids, classes = np.resize(self._data.splits[TRAIN], samples), len(self._data.classes)
+        inputs = reading_ms(self._data, ids)
+        one = self._round(self._names[:1], ids)
+        wide = self._round(self._names[:ACTORS], ids)
+        deep = self._round(self._names[::ACTORS], ids)
+        reply = costs.reply(1, samples, classes)
+
+        def call(asked: tuple[float, float], teachers: int) -> float:
+            weighed = costs.weigh(STRATEGY, teachers, samples, classes)
+            return max(0.0, asked[0] - asked[1] - weighed - reply)
+
+        called = call(one, 1)
+        empty, large = (np.zeros(count, dtype=np.float32) for count in (1, LARGE_MESSAGE))
+        small = _mean_ms(lambda: ray.get(self._echo.back.remote(empty)))
+        copying = _mean_ms(lambda: ray.get(self._echo.back.remote(large))) - small
+        return {
+            "call_ms": called,
+            "actor_ms": max(0.0, call(wide, ACTORS) - called) / (ACTORS - 1),
+            "host_ms": max(0.0, one[1] - inputs - SLEEP_MS),
+            "backbone_ms": max(0.0, deep[1] - one[1]) / (DEEP - 1),
+            "copy_gb": 2 * large.nbytes / max(1e-3, copying) / 1e6,
+        }
+
+    def _round(self, names: tuple[str, ...], ids: np.ndarray) -> tuple[float, float]:
+        """Milliseconds of a question, and of what one actor computes for it."""
+        lesson = Lesson(STRATEGY, names, names[0], TEMPERATURE)
+        source, logits_BC = self._fleet.source(), _logits(len(ids), len(self._data.classes))
+        actors = min(ACTORS, len(names)) if names == self._names[: len(names)] else 1
+
+        def ask() -> None:
+            self._asked += 1  # another view, so that no answer is there already
+            source.ask(Question(lesson, self._asked, self._asked, ids, logits_BC))
+
+        ask()
+        before = self._fleet.effort().seconds
+        asked = _mean_ms(ask)
+        computed = 1e3 * (self._fleet.effort().seconds - before)
+        return asked, computed / (ROUNDS * ASKED * actors)
+
+    def __exit__(self, *failure: object) -> None:
+        self._fleet.close()
+        ray.kill(self._echo)
+        self._folder.cleanup()
+
+
+def averaged(calibrations: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Means of several calibrations, number by number."""
+    return {
+        key: averaged([one[key] for one in calibrations])
+        if isinstance(value, dict)
+        else statistics.mean(one[key] for one in calibrations)
+        for key, value in calibrations[0].items()
+    }
+
+
+def _sleepers(folder: Path, data: Dataset) -> dict[str, Path]:
+    """Checkpoints of teachers that sleep, by name."""
+    model = Model(name="delayed", args={"milliseconds": SLEEP_MS})
+    checkpoints = {f"teacher-{n}": folder / f"teacher-{n}" for n in range(ACTORS * DEEP)}
+    for number, path in enumerate(checkpoints.values()):
+        manifest = Manifest(
+            model=model,
+            shape=data.shape,
+            classes=data.classes,
+            fingerprint=fingerprint(model, number),
+            data=data.fingerprint,
+        )
+        save(path, build(model, data.shape, len(data.classes), number), manifest)
+    return checkpoints
+
+
+def _mean_ms(work: Callable[[], object]) -> float:
+    """Milliseconds, the median over rounds of their means."""
+    rounds = []
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        for _ in range(ASKED):
+            work()
+        rounds.append(1e3 * (time.perf_counter() - start) / ASKED)
+    return statistics.median(rounds)

@@ -1,0 +1,266 @@
+"""`agrekd plan`: what a job would take on other machines, what holds it up, what would help."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from rich.console import Console
+
+from agrekd_ray.capacity.forecast import (
+    Costs,
+    Forecast,
+    Machines,
+    Times,
+    actors_wanted,
+    forecast,
+    groups_with_room,
+    workers_wanted,
+)
+from agrekd_ray.capacity.report import as_json, show_forecast
+from agrekd_ray.capacity.size import JobSize, read_size
+from agrekd_ray.config import Fault, Job, JobError, faults_of, read_job
+from agrekd_ray.data import Dataset
+from agrekd_ray.errors import RunError
+from agrekd_ray.run.display import Display, prepare_data
+from agrekd_ray.run.environment import prepare
+from agrekd_ray.run.gpus import numbered, what_stays_idle
+from agrekd_ray.settings import Settings
+
+SETTINGS = TypeVar("SETTINGS", bound=Settings)
+GUESSED = {"forward_ms": "--forward-ms", "step_ms": "--step-ms"}
+"""Times that nobody can guess, with their options."""
+WORTH = 0.97
+"""A change counts where what is left of the time is less than this share."""
+MOST = 3
+"""Changes that are advised."""
+
+
+def plan(
+    path: Path,
+    overrides: Sequence[str],
+    console: Console,
+    *,
+    machines: Mapping[str, Any],
+    times: Mapping[str, Any],
+    times_file: Path | None = None,
+    measure: bool = False,
+    classes: int | None = None,
+    samples: int | None = None,
+    weighting_actors: int | None = None,
+    json_file: Path | None = None,
+) -> None:
+    """Forecast a job, and show and write the forecast.
+
+    Args:
+        path: of the job.
+        overrides: `key.path=value` changes to it.
+        console: for the tables.
+        machines: values of `Machines`; None is not given.
+        times: values of `Times`, which count before all others; None is not given.
+        times_file: YAML with values of `Times`, which count before those measured.
+        measure: take the times on this machine.
+        classes: C; None asks the data.
+        samples: of the training split; None asks the data.
+        weighting_actors: 1, or as many as student workers; None lets the plan choose.
+        json_file: for the forecast; None writes none.
+
+    Raises:
+        JobError: what is wrong with the job, or with what is given.
+        RunError: a file that cannot be written, or nothing to measure on.
+    """
+    if json_file is not None and not json_file.absolute().parent.is_dir():
+        raise RunError(f"{json_file}: its folder does not exist; nothing was planned.")
+    there = _checked("agrekd plan", Machines, _given(machines))
+    options = _given(times)
+    told = read_job(times_file, what="file of times") if times_file is not None else {}
+    for source, values in ((str(times_file), told), ("agrekd plan", options)):
+        _checked(source, Times, merged(dict.fromkeys(GUESSED, 1), values))
+    job, dataset, size = read_size(path, overrides, classes, samples)
+    if weighting_actors not in (None, 1, size.workers if size.may_shard else 1):
+        why = " (one worker, or a strategy that sees the whole batch)"
+        allowed = f"1 or {size.workers}, one a worker" if size.may_shard else f"1{why}"
+        fault = Fault("--weighting-actors", str(weighting_actors), f"must be {allowed}")
+        raise JobError("agrekd plan", [fault])
+    values = merged(_measured(job, dataset, size, console) if measure else {}, told, options)
+    require_times(str(path), values)
+    taken = _checked("agrekd plan", Times, values)
+    expected = forecast(size, there, taken, weighting_actors)
+    advice = advise(expected, size, there, taken, weighting_actors)
+    idle = idle_gpus(job, expected.setup, there)
+    show_forecast(job.name, expected, advice, there, idle, console)
+    if job.is_study:
+        console.print("The job is a study; this is one of its points, as the job itself says.")
+    if json_file is not None:
+        content = as_json(job.name, expected, advice, there, taken)
+        try:
+            json_file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise RunError(f"{json_file}: cannot be written ({error.strerror}).") from None
+
+
+def _measured(job: Job, dataset: Dataset | None, size: JobSize, console: Console) -> dict[str, Any]:
+    """Times of the job's models, weighing and actors here."""
+    if dataset is None:
+        raise RunError("the job's data are not here, so that nothing can be measured with them.")
+    prepare(starts_cluster=True)
+    from agrekd_ray.capacity import measure  # imports Ray, which reads the environment
+    from agrekd_ray.run.session import RaySession
+
+    with Display(console) as display:
+        prepare_data(dataset, display)
+        display.stage("measure", 3, "parts")
+        times: dict[str, Any] = measure.model_times(job, dataset, size)
+        display.advance("models")
+        costs = measure.weighing_costs(tuple(dict.fromkeys(("agre_kd", *size.strategies))))
+        display.advance("weighing")
+        session = RaySession(None, 2, display.note)
+        try:
+            with measure.Calibration() as calibration:
+                costs |= calibration.costs(Costs.model_validate(costs), size.part)
+        finally:
+            session.close()
+        display.advance("actors")
+    return {**times, "costs": costs}
+
+
+def merged(*parts: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested values, where later ones count."""
+    whole: dict[str, Any] = {}
+    for part in parts:
+        for key, value in part.items():
+            before = whole.get(key)
+            both = isinstance(before, dict) and isinstance(value, Mapping)
+            whole[key] = merged(before, value) if both and before else value
+    return whole
+
+
+def require_times(source: str, values: Mapping[str, Any]) -> None:
+    """Refuse values without those that nobody can guess.
+
+    Raises:
+        JobError: says how to give or measure them.
+    """
+    problem = "is not known; give {} or a file (--times), or measure (--measure)"
+    faults = [Fault(k, "", problem.format(o)) for k, o in GUESSED.items() if k not in values]
+    if faults:
+        raise JobError(source, faults)
+
+
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _checked(source: str, model: type[SETTINGS], values: Mapping[str, Any]) -> SETTINGS:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise JobError(source, faults_of(error, model)) from None
+
+
+def advise(
+    now: Forecast,
+    size: JobSize,
+    machines: Machines,
+    times: Times,
+    weighting_actors: int | None,
+    most: int = MOST,
+) -> list[tuple[str, Forecast]]:
+    """The changes that help most and what each would bring; those of the job before new machines.
+
+    Args:
+        now: the forecast as things are.
+        size: of the job.
+        machines: that it has.
+        times: of student and teachers.
+        weighting_actors: as `forecast` was told.
+        most: changes that are given, at most.
+    """
+    tried: list[tuple[float, str, Forecast]] = []
+    for change, one, there, each, actors in _changes(now, size, machines, times):
+        after = forecast(one, there, each, actors or weighting_actors)
+        if now.shortage is None and after.shortage is not None:
+            continue
+        job, step = after.seconds / now.seconds, after.step.ms / now.step.ms
+        recorded = 1.0
+        if now.recording and after.recording:
+            recorded = after.recording["seconds"] / now.recording["seconds"]
+        # What only makes a step or the recording faster must not make the other slower.
+        parts = min(step, recorded) < WORTH and max(step, recorded) <= 1.01
+        if job < WORTH or (job <= 1.01 and parts):
+            tried.append((job + step + recorded, change, after))
+    return [(change, after) for _, change, after in sorted(tried, key=lambda one: one[0])[:most]]
+
+
+Change = tuple[str, JobSize, Machines, Times, int | None]
+
+
+def _changes(now: Forecast, size: JobSize, machines: Machines, times: Times) -> Iterator[Change]:
+    """Every change that a person can make, in words, and what a forecast is then made of."""
+
+    def change(
+        words: str, there: Machines = machines, parts: Times = times, **of_job: Any
+    ) -> Change:
+        return words, replace(size, **of_job), there, parts, None
+
+    if size.look_ahead == 0:
+        yield change("fleet.look_ahead=2", look_ahead=2)
+    if not size.records:
+        views = min(size.views, size.epochs)
+        yield change("guidance=auto: record once, then replay", records=True, views=views)
+    if now.setup.weighting_actors == 1 and size.may_shard:
+        words = f"fleet.weighting_actors={size.workers}: one for each of the student's workers"
+        yield words, size, machines, times, size.workers
+    hosted = size.backbones_per_actor
+    if size.actors > 1:
+        more = min(2 * hosted, size.backbones)
+        yield change(f"fleet.backbones_per_actor={more}: fewer actors", backbones_per_actor=more)
+    if hosted > 1:
+        fewer = max(1, min(hosted, size.backbones) // 2)
+        yield change(f"fleet.backbones_per_actor={fewer}: more actors", backbones_per_actor=fewer)
+    if size.concurrent < size.fullest and times.forward_busy < 1:
+        yield change(f"fleet.concurrent={size.fullest}", concurrent=size.fullest)
+    if size.number_bytes == 4 and size.records:
+        yield change("outputs.dtype=float16: half the disk", number_bytes=2)
+    half = times.model_copy(update={"step_ms": times.step_ms / 2})
+    if size.part % 2 == 0:
+        more = 2 * size.workers
+        words = f"student.workers={more}, if half of the samples take half the time"
+        yield change(words, parts=half, workers=more)
+    twice = {
+        "nodes": f"{2 * machines.nodes} nodes instead of {machines.nodes}",
+        "gpus": f"{2 * machines.gpus} GPUs a node" if machines.gpus else "",
+        "cpus": f"{2 * machines.cpus} cores a node",
+        "gbit": f"a network of {2 * machines.gbit:g} Gbit/s" if machines.nodes > 1 else "",
+        "disk_mb": "a disk twice as fast",
+    }
+    for key, words in twice.items():
+        if words:
+            yield change(words, machines.model_copy(update={key: 2 * getattr(machines, key)}))
+    faster = times.model_copy(update={"forward_ms": times.forward_ms / 2})
+    words = "teachers twice as fast (a faster device, fleet.precision=bfloat16)"
+    yield change(words, parts=faster)
+    yield change("a student's step twice as fast (device, precision)", parts=half)
+
+
+def idle_gpus(job: Job, size: JobSize, machines: Machines) -> str:
+    """What a job leaves of the GPUs, with the key that would use it; empty where nothing is.
+
+    Args:
+        job: the job; the machines have all labels and resources that it asks for.
+        size: of the job, with the GPUs that it has.
+        machines: that it has.
+    """
+    anywhere: dict[str, Any] = {"labels": {}, "resources": {}}
+    blocks = {
+        "student": job.student.model_copy(update=anywhere),
+        "fleet": job.fleet.model_copy(update=anywhere),
+    }
+    job, nodes = job.model_copy(update=blocks), machines.as_nodes()
+    given = numbered(job, nodes, student=size.student_gpus, fleet=size.actor_gpus)
+    busy = workers_wanted(size) * groups_with_room(size, machines) + actors_wanted(size)
+    return what_stays_idle(job, given, nodes, busy, "student", "fleet")

@@ -1,1 +1,0 @@
-"""Whether a cluster is fit for a job: facts of every node, and what is wrong with them."""

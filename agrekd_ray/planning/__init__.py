@@ -1,1 +1,0 @@
-"""What a job will take, before anything is bought or started: `agrekd plan`."""
