@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
 import signal
 import threading
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from ray.exceptions import RayActorError
 
 from agrekd_ray.core.weighting import STRATEGIES, SampleWeighting
 from agrekd_ray.data import TRAIN, Dataset
@@ -473,3 +475,78 @@ def test_training_goes_on_where_the_controller_itself_gives_up(
     module.train_group(dataclasses.replace(work, post=channel.post), settings)
     channel.close()
     assert (tmp_path / "s" / given[0].name / "outcome.json").exists()
+
+
+@pytest.mark.parametrize("ends", [RayActorError, SystemExit, ValueError])
+def test_a_handle_of_ray_is_not_dropped_while_ray_shuts_down(
+    tmp_path: Path, make_job: Any, monkeypatch: Any, ends: type[BaseException]
+) -> None:
+    """One that is, in another thread, ends the process with code 1 before it can say anything."""
+    from agrekd_ray.guidance.nodes import DriverData
+    from agrekd_ray.student import group as module
+
+    dropped, shut_down, threads = list[str](), threading.Event(), list[threading.Thread]()
+
+    class Handle:
+        def __del__(self) -> None:
+            dropped.append("handle")
+
+    def fit(*_: Any) -> None:
+        handle = Handle()
+        threads.append(threading.current_thread())
+        shut_down.wait()
+        assert handle
+        raise ends
+
+    def interrupted(groups: int, begun: int) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_fit", fit)
+    given = tuple(Assignment("one_hot", seed, STUDENT, TRAINING) for seed in range(2))
+    data = DriverData.of(make_job().data)
+    work = module.Schoolwork(given, data, None, tmp_path / "s", tmp_path, [].append, 0)
+    settings = StudentSettings(model=STUDENT, training=TRAINING, cpus=0.5, gpus=0)
+    with pytest.raises(KeyboardInterrupt):
+        module.train_group(work, settings, interrupted)
+    shut_down.set()
+    threads[0].join()
+    gc.collect()
+    assert dropped == []
+
+
+def test_a_group_with_nothing_left_to_do_is_awaited(
+    tmp_path: Path, make_job: Any, monkeypatch: Any
+) -> None:
+    """What follows may shut Ray down. One that waits for room could keep it waiting for ever."""
+    from agrekd_ray.guidance.nodes import DriverData
+    from agrekd_ray.student import group as module
+
+    ended, finished = list[str](), set[int]()
+    all_there, over = threading.Event(), threading.Event()
+
+    def fit(work: Any, settings: Any, folder: Path) -> None:
+        if folder.name == "group-2":
+            all_there.set()
+            over.wait()
+            return
+        folder.mkdir()
+        (folder / module.ROOM).write_text("00", encoding="utf-8")
+        all_there.wait()
+        if folder.name == "group-0":
+            finished.update(range(3))
+        else:
+            while ended != ["group-0"]:
+                time.sleep(0.01)  # polls for the moment
+            time.sleep(2 * module.POLL_SECONDS)  # as its workers take to end
+        ended.append(folder.name)
+
+    monkeypatch.setattr(module, "_fit", fit)
+    monkeypatch.setattr(module.Schoolwork, "finished", lambda self, number: number in finished)
+    given = tuple(Assignment("one_hot", seed, STUDENT, TRAINING) for seed in range(3))
+    data = DriverData.of(make_job().data)
+    work = module.Schoolwork(given, data, None, tmp_path / "s", tmp_path, [].append, 0)
+    settings = StudentSettings(model=STUDENT, training=TRAINING, cpus=0.5, gpus=0)
+    more = iter([True, True])
+    module.train_group(work, settings, lambda groups, begun: next(more, False))
+    over.set()
+    assert ended == ["group-0", "group-1"]

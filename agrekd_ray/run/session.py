@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -59,8 +60,16 @@ class RaySession:
 
     def close(self) -> None:
         """Leave the cluster; end it where it was started here."""
-        if self._owner:
+        if not self._owner:
+            return
+        # A handle of an actor that is collected in another thread meanwhile would end the process.
+        collects = gc.isenabled()
+        gc.disable()
+        try:
             ray.shutdown()
+        finally:
+            if collects:
+                gc.enable()
 
 
 def _start(cpus: int, say: Callable[[str], None]) -> None:

@@ -48,7 +48,13 @@ MAX_CONTROLLERS = 4
 """Controllers of Ray Train that may die before a run gives up."""
 POLL_SECONDS = 1.0
 """Between two looks at whether a group more pays."""
+SECONDS_TO_END = 10.0
+"""What groups that have nothing left to do may take to end."""
 WHAT = "training the students"
+_KEPT: list[BaseException] = []
+"""What calls of Ray ended with that were still under way when nobody waited for them any more: in
+their frames are handles of actors, and one that is dropped while Ray shuts down ends the process.
+"""
 
 
 @dataclass(frozen=True)
@@ -119,6 +125,9 @@ def train_group(
             else:
                 changed.wait(POLL_SECONDS)
                 changed.clear()
+        for group in alive:
+            if group.begun:
+                group.join(SECONDS_TO_END)
     finally:
         over.set()
     missing = [work.assignments[n].name for n in left if not work.finished(n)]
@@ -181,10 +190,11 @@ class _Group(threading.Thread):
             self._train()
         except AgrekdError as error:
             self.error = error
-        except SystemExit:  # Ray has been shut down
-            pass
-        except Exception as error:
-            self.error = plain_error(error, WHAT)
+        except BaseException as error:
+            if self._over.is_set() or not isinstance(error, Exception):
+                _KEPT.append(error)
+            else:
+                self.error = plain_error(error, WHAT)
         finally:
             self._changed.set()
 
@@ -204,7 +214,7 @@ class _Group(threading.Thread):
                 _fit(self._work, self._settings, self._folder)
             except (ray.train.TrainingFailedError, RayError) as error:
                 if self._over.is_set():
-                    return
+                    raise
                 failures: Sequence[Any] = list(getattr(error, "worker_failures", {}).values())
                 fault = failures[0] if failures else getattr(error, "controller_failure", error)
                 reason = plain_error(fault, WHAT)
