@@ -101,11 +101,13 @@ def teachers(members: Sequence[Member], biased: Member | None) -> Table | None:
     everyone = [(member, family(member.kind)) for member in members]
     everyone += [(biased, "the biased model")] if biased else []
     shown = [(member, role) for member, role in everyone if TEST in member.metrics]
+    # One that an earlier version measured does not say it.
+    coverage = max((member.metrics[TEST].coverage for member, _ in shown), key=len, default=None)
     table = pd.DataFrame(
         (
             (number, *value)
             for number, (member, _) in enumerate(shown)
-            for value in values_of(member.metrics[TEST])
+            for value in values_of(member.metrics[TEST], coverage)
         ),
         columns=["member", "metric", "group", "value"],
     )
