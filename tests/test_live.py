@@ -485,7 +485,8 @@ def test_a_handle_of_ray_is_not_dropped_while_ray_shuts_down(
     from agrekd_ray.guidance.nodes import DriverData
     from agrekd_ray.student import group as module
 
-    dropped, shut_down, threads = list[str](), threading.Event(), list[threading.Thread]()
+    dropped, threads = list[str](), list[threading.Thread]()
+    waits, shut_down = threading.Event(), threading.Event()
 
     class Handle:
         def __del__(self) -> None:
@@ -494,11 +495,13 @@ def test_a_handle_of_ray_is_not_dropped_while_ray_shuts_down(
     def fit(*_: Any) -> None:
         handle = Handle()
         threads.append(threading.current_thread())
+        waits.set()
         shut_down.wait()
         assert handle
         raise ends
 
     def interrupted(groups: int, begun: int) -> bool:
+        waits.wait()
         raise KeyboardInterrupt
 
     monkeypatch.setattr(module, "_fit", fit)
@@ -522,11 +525,11 @@ def test_a_group_with_nothing_left_to_do_is_awaited(
     from agrekd_ray.student import group as module
 
     ended, finished = list[str](), set[int]()
-    all_there, over = threading.Event(), threading.Event()
+    all_there, over = threading.Barrier(3), threading.Event()
 
     def fit(work: Any, settings: Any, folder: Path) -> None:
         if folder.name == "group-2":
-            all_there.set()
+            all_there.wait()
             over.wait()
             return
         folder.mkdir()

@@ -512,7 +512,7 @@ def test_resume_without_a_run_is_one_error(tmp_path: Path, store: Path) -> None:
 
 
 @pytest.fixture
-def shell(tmp_path: Path, make_job: Any) -> Any:
+def shell(ray_session: Any, tmp_path: Path, make_job: Any) -> Any:
     """Makes trials' actors without Tune around them: `shell("name", scheduler={...})`."""
     from agrekd_ray.guidance.nodes import DriverData
     from agrekd_ray.search.trainable import SETTING, TrialActor

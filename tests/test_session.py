@@ -311,6 +311,27 @@ def test_ray_starts_below_a_long_temporary_folder(tmp_path: Path) -> None:
     assert "1 node: " in done.stdout, done.stdout + done.stderr
 
 
+def test_no_call_of_ray_joins_a_cluster_or_starts_one_by_itself() -> None:
+    """Not before our own start, nor after our end: that cluster would be somebody else's."""
+    program = (
+        "from agrekd_ray.run.environment import prepare\n"
+        "prepare(starts_cluster=True)\n"
+        "import ray\n"
+        "for call in (ray.nodes, ray.get_runtime_context().get_accelerator_ids):\n"
+        "    try:\n"
+        "        call()\n"
+        "    except Exception as error:\n"
+        "        assert not ray.is_initialized()\n"
+        "        print('refused:', str(error).splitlines()[0])\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ENABLE_AUTO_CONNECT"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.count("refused:") == 2, done.stdout
+    assert done.stdout.count("has not been started") == 2, done.stdout
+
+
 def test_modules_in_the_users_folder_stand_for_no_others(tmp_path: Path, store: Path) -> None:
     """Neither in the driver nor in Ray's processes."""
     for name in ("random", "logging", "json", "queue", "types", "string"):

@@ -14,6 +14,9 @@ def prepare(starts_cluster: bool) -> None:
     """
     wanted = {
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Nothing but our own `ray.init` starts a cluster, or joins one, whichever that may be; a
+        # call before it, or after the cluster's end, is an error.
+        "RAY_ENABLE_AUTO_CONNECT": "0",
         # The behaviour to come; without it Ray prints a notice about it.
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         # How often Train's controller looks whether a worker has died or all have ended.
