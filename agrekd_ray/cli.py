@@ -159,7 +159,7 @@ def compare(
     runs: Annotated[Path, typer.Option(help="Folder with mlflow.db, without --uri.")] = RUNS,
 ) -> None:
     """Compare runs that are in MLflow: jobs, students, searches, trials."""
-    from agrekd_ray.comparison.command import compare as compared
+    from agrekd_ray.commands.compare import compare as compared
 
     compared(
         screen(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 
 
@@ -44,6 +45,16 @@ def listed(words: Iterable[str | None], most: int = 12) -> str:
     every = [word for word in words if word]
     more = f", and {len(every) - most} more" if len(every) > most else ""
     return ", ".join(every[:most]) + more
+
+
+def near(word: str, known: Iterable[str]) -> str:
+    """What was probably meant, or else what there is."""
+    known = list(dict.fromkeys(known))
+    lower = {name.lower(): name for name in known}
+    found = difflib.get_close_matches(word.lower(), lower, 1)
+    if found:
+        return f" Did you mean {lower[found[0]]}?"
+    return f" There are: {listed(known)}." if known else ""
 
 
 def first_line(error: Exception) -> str:

@@ -19,7 +19,7 @@ from agrekd_ray.config import JobError, check_job, load_job
 from agrekd_ray.errors import TrackingError
 from agrekd_ray.passwords import hidden, revealed
 from agrekd_ray.run.folder import RunFolder
-from agrekd_ray.tracking.mlflow_runs import Tracker
+from agrekd_ray.tracking.mlflow_runs import MlflowTracker
 from agrekd_ray.tracking.mlflow_store import open_existing
 
 from .conftest import TINY, merged
@@ -109,7 +109,7 @@ def test_an_address_that_is_none_is_refused_in_one_line(address: str, here: Path
     assert job is None
     assert [fault.key for fault in faults] == ["tracking.uri"]
     with pytest.raises(TrackingError, match="\\."):
-        Tracker(address or " ", "x", here)
+        MlflowTracker(address or " ", "x", here)
     assert [path.name for path in here.iterdir()] == ["home"]
 
 
@@ -151,7 +151,7 @@ def test_the_store_of_a_folder_with_odd_signs_is_in_it(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = here / "lr:x:1 what? a#b 100% %3F Vögel [red]"
-    tracker = Tracker(None, "x", place / "runs")
+    tracker = MlflowTracker(None, "x", place / "runs")
     (place / "results.json").write_text("{}")
     run = tracker.start_job("x", {}, {})
     tracker.finish_job(run, place, "FINISHED", {})

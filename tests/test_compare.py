@@ -18,18 +18,20 @@ from matplotlib.text import Text
 from mlflow import MlflowClient
 from rich.console import Console
 
-from agrekd_ray.comparison import plots as pictures
-from agrekd_ray.comparison.command import compare
-from agrekd_ray.comparison.plots import Chosen, Point
-from agrekd_ray.comparison.rows import Child, Row, baselines, difference, rows, settings
-from agrekd_ray.comparison.scales import Scale
-from agrekd_ray.comparison.tables import Layout, markdown
+from agrekd_ray.commands.compare import compare
 from agrekd_ray.errors import RunError, TrackingError
+from agrekd_ray.report import settings_plots as pictures
+from agrekd_ray.report import style
+from agrekd_ray.report.compare import Layout, markdown
+from agrekd_ray.report.scales import Scale
+from agrekd_ray.report.settings_plots import Chosen, Point
 from agrekd_ray.results import Epoch, Metrics, Outcome
-from agrekd_ray.tracking.intervals import bootstrap_interval, paired_difference
-from agrekd_ray.tracking.metrics import figure, less_is_better, metric_label
-from agrekd_ray.tracking.mlflow_runs import KILLED, Tracker
+from agrekd_ray.results.intervals import bootstrap_interval, paired_difference
+from agrekd_ray.results.metrics import metric, metric_label
+from agrekd_ray.results.runs import Child, Row, baselines, difference, rows, settings
+from agrekd_ray.tracking.mlflow_runs import MlflowTracker
 from agrekd_ray.tracking.mlflow_values import split_metrics
+from agrekd_ray.tracking.tracker import KILLED
 
 WORST = "test/worst_group_accuracy"
 AGRE, AVER = {0: 0.30, 1: 0.34, 2: 0.35}, {0: 0.20, 1: 0.21, 2: 0.22}
@@ -69,7 +71,7 @@ class Written:
 def written(tmp_path_factory) -> Written:
     """Four jobs in one experiment, a search in another, and a run of somebody else's."""
     folder = tmp_path_factory.mktemp("compared runs")
-    tracker = Tracker(None, "digits", folder)
+    tracker = MlflowTracker(None, "digits", folder)
     client = MlflowClient(tracker.uri)
     found = Written(folder, client, {}, {})
 
@@ -98,7 +100,7 @@ def written(tmp_path_factory) -> Written:
     tracker.fail(stopped, "interrupted", KILLED)
     found.jobs["stopped"] = stopped
 
-    search = Tracker(None, "searches", folder)
+    search = MlflowTracker(None, "searches", folder)
     found.jobs["search"] = search.start_job("my search", BASE, {}, role="search")
     states = ["finished", "stopped early", "finished", "failed", "finished"]
     for number, state in enumerate(states):
@@ -328,7 +330,7 @@ def test_csv_and_markdown_say_the_same(shown, tmp_path):
     assert len(line["runs"].split()) == 4
     assert lines[-1][WORST] == ""
     page = files["markdown"].read_text()
-    assert "| AGRE-KD temperature=4 aligned=0.98 | 5 (2 debiased) | 4 | 34.8 ±  4.1 |" in page
+    assert "| AGRE-KD temperature=4 aligned=0.98 | 5 (2 debiased) | 4 | 34.8 ± 4.1 |" in page
     assert "Loss" in page
     assert "1,234" in page
     assert str(files["csv"]) in text
@@ -353,7 +355,7 @@ def test_plots_are_those_that_show_something(shown, tmp_path):
 
 
 def test_without_groups_the_worst_class_is_compared(tmp_path):
-    tracker = Tracker(None, "plain", tmp_path)
+    tracker = MlflowTracker(None, "plain", tmp_path)
     job = tracker.start_job("plain", BASE, {})
     for method, worst in (("aver", 0.3), ("agre_kd", 0.4)):
         found = replace(metrics(worst), groups_known=False, worst_class_accuracy=worst)
@@ -383,10 +385,10 @@ def test_reading_takes_a_query_a_page_and_none_a_run(shown, monkeypatch):
     monkeypatch.setattr(MlflowClient, "search_runs", counted)
     monkeypatch.setattr(MlflowClient, "get_run", None)
     monkeypatch.setattr(MlflowClient, "get_metric_history", None)
-    monkeypatch.setattr("agrekd_ray.comparison.store._PAGE", 7)
+    monkeypatch.setattr("agrekd_ray.tracking.mlflow_reader._PAGE", 7)
     small, _ = shown()
     pages = len(asked)
-    monkeypatch.setattr("agrekd_ray.comparison.store._PAGE", 1000)
+    monkeypatch.setattr("agrekd_ray.tracking.mlflow_reader._PAGE", 1000)
     asked.clear()
     large, _ = shown()
     assert len(asked) == 2
@@ -432,7 +434,7 @@ def test_a_part_of_the_groups_is_named_in_the_header_or_where_rows_differ_in_the
 
 
 def test_the_store_keeps_over_how_much_a_run_is_measured(tmp_path):
-    tracker = Tracker(None, "some", tmp_path)
+    tracker = MlflowTracker(None, "some", tmp_path)
     job = tracker.start_job("some", BASE, {})
     coverage = {"groups": (2, 4), "classes": (1, 2)}
     test = replace(metrics(0.5), coverage=coverage)
@@ -478,7 +480,7 @@ def test_values_that_are_no_numbers_are_left_out():
     values = (math.nan, 1.7976931348623157e308, 0.5)
     (row,) = rows(child(seeds=(n,), metrics={WORST: v}) for n, v in enumerate(values))
     assert (row.mean(WORST), row.spread(WORST)) == (0.5, None)
-    assert figure(WORST, None) == figure(WORST, math.nan) == "–"
+    assert metric(WORST).text(None) == metric(WORST).text(math.nan) == "–"
 
 
 def test_the_interval_of_paired_differences():
@@ -515,8 +517,8 @@ def test_metrics_have_words_and_a_better_end():
     assert metric_label(WORST) == "Worst group"
     assert metric_label("val/ece") == "ECE (val)"
     assert metric_label("test/group/a, red") == "a, red"
-    assert all(map(less_is_better, ("test/ece", "train/loss", "cost/steps")))
-    assert not less_is_better(WORST)
+    assert all(metric(n).less_is_better for n in ("test/ece", "train/loss", "cost/steps"))
+    assert not metric(WORST).less_is_better
 
 
 def points(count: int, **changes: object) -> list[Point]:
@@ -589,7 +591,7 @@ def test_values_over_more_than_a_decade_have_a_logarithmic_axis():
 def figures(monkeypatch):
     """The figures that are drawn, by the name of their file."""
     drawn = {}
-    monkeypatch.setattr(pictures, "save", lambda figure, path: drawn.update({path.stem: figure}))
+    monkeypatch.setattr(style, "save", lambda figure, path: drawn.update({path.stem: figure}))
     return drawn
 
 

@@ -19,7 +19,7 @@ from agrekd_ray.run.display import RECORDED, Display
 from agrekd_ray.run.monitor import Monitor, show_progress
 from agrekd_ray.settings import Training
 from agrekd_ray.student import Assignment
-from agrekd_ray.tracking.mlflow_runs import Tracker
+from agrekd_ray.tracking.mlflow_runs import MlflowTracker
 from agrekd_ray.tracking.outbox import Outbox
 
 METRICS = Metrics(0.5, 0.25, 0.6, 0.5, 0.1, 0.3, {"a": 0.25, "b": 0.75}, {"a": 4, "b": 4})
@@ -39,7 +39,7 @@ def watched(tracker: Any) -> tuple[Monitor, Outbox, io.StringIO]:
 
 
 def test_an_epoch_that_is_told_twice_counts_once(tmp_path: Path) -> None:
-    tracker = Tracker(None, "test", tmp_path)
+    tracker = MlflowTracker(None, "test", tmp_path)
     tracker.start_job("job", {}, {})
     monitor, outbox, screen = watched(tracker)
     for epoch in (HISTORY[0], HISTORY[1], HISTORY[1], HISTORY[2]):  # as after a restart
@@ -57,7 +57,7 @@ def test_an_epoch_that_is_told_twice_counts_once(tmp_path: Path) -> None:
 class _Flaky:
     """A tracker whose store is away until it is said to be back."""
 
-    def __init__(self, tracker: Tracker) -> None:
+    def __init__(self, tracker: MlflowTracker) -> None:
         self.tracker, self.away = tracker, True
 
     def __getattr__(self, name: str) -> Any:
@@ -70,7 +70,7 @@ class _Flaky:
 
 
 def test_a_store_that_goes_away_is_said_once_and_gets_everything_later(tmp_path: Path) -> None:
-    tracker = Tracker(None, "test", tmp_path)
+    tracker = MlflowTracker(None, "test", tmp_path)
     tracker.start_job("job", {}, {})
     flaky = _Flaky(tracker)
     monitor, outbox, screen = watched(flaky)

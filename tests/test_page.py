@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 
 from agrekd_ray.errors import RunError
+from agrekd_ray.report import job as report
 from agrekd_ray.report import page
 from agrekd_ray.report.job import headline, remarks
 from agrekd_ray.report.page import write_report
 from agrekd_ray.results import Agreement, Epoch, Member, Metrics, Outcome
-from agrekd_ray.search.results import RuleReport, SearchResult, TrialResult
-from agrekd_ray.tracking import tables
+from agrekd_ray.results.search import RuleReport, SearchResult, TrialResult
 
 PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -211,7 +211,7 @@ def job(tmp_path: Path) -> Callable[..., Path]:
         (folder / "plots").mkdir(parents=True, exist_ok=True)
         (folder / "job.yaml").write_text("name: digits\n")
         path = folder / "results.json"
-        tables.write_json(path, outcomes, members, MEMBERS[0], ABOUT | about)
+        report.write_json(path, outcomes, members, MEMBERS[0], ABOUT | about)
         return folder
 
     return make
@@ -242,7 +242,7 @@ def test_a_job_is_on_its_page(job):
     found = read(folder)
     assert found.headline == (
         "AGRE-KD is the best distilled student: 41.0 ± 1.0 % on the worst group, "
-        "+21.0 points by seed (from +20.0 to +22.0, 3 seeds) against AVER."
+        "+21.0 points (95 % bootstrap interval +20.0 … +22.0, 3 seeds) against AVER."
     )
     for text in (
         "24 November 2026, 08:37 UTC",
@@ -428,7 +428,7 @@ def test_a_method_that_shares_no_seed_with_aver_is_not_held_against_it():
 def test_remarks_name_what_the_headline_leaves_out():
     shares = {"one_hot_dfr": 0.6, "aver": 0.2, "ae_kd": 0.5, "agre_kd": 0.4}
     ours, reference = remarks([student(method, 0, share) for method, share in shares.items()])
-    assert ours == "AGRE-KD against AVER: +20.0 points by seed (1 seed)."
+    assert ours == "AGRE-KD against AVER: +20.0 points (1 seed)."
     assert reference.startswith("One-hot + DFR, a reference without distillation, does better")
     assert remarks([student("aver", 0, 0.2), student("one_hot", 0, 0.1)]) == []
 
@@ -470,7 +470,7 @@ def test_a_search_is_on_its_page(search):
         "4: 2 finished, 1 failed, 1 stopped early",
         "in each trial 0; for winner and default 100, 101",
         "Test data never selected.",
-        "+5.0 points by seed (from +5.0 to +5.0, 2 seeds)",
+        "+5.0 points (95 % bootstrap interval +5.0 … +5.0, 2 seeds)",
         "loguniform:",
         "learning_rate: 0.05",
     ):

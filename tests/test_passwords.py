@@ -18,14 +18,14 @@ from agrekd_ray.config import JobError, check_job, load_job
 from agrekd_ray.config.points import points_of
 from agrekd_ray.errors import TrackingError
 from agrekd_ray.passwords import hidden, revealed, without_password
+from agrekd_ray.report import job as report
 from agrekd_ray.report.page import write_report
 from agrekd_ray.run.ending import tracked
 from agrekd_ray.run.folder import Folder, RunFolder
 from agrekd_ray.run.job import run_job
 from agrekd_ray.search.folder import SearchFolder
 from agrekd_ray.search.settings import load_search
-from agrekd_ray.tracking import tables
-from agrekd_ray.tracking.mlflow_runs import Tracker
+from agrekd_ray.tracking.mlflow_runs import MlflowTracker
 from agrekd_ray.tracking.outbox import Outbox
 
 from .conftest import TINY, merged
@@ -196,7 +196,7 @@ def test_a_store_that_is_not_there_does_not_tell_it(
 def test_a_report_of_an_earlier_version_does_not_tell_it(tmp_path: Path) -> None:
     about = {**ABOUT, "settings": {**SETTINGS, "tracking": {"uri": f"https://ann:{SECRET}@host"}}}
     (tmp_path / "job.yaml").write_text("name: digits\n")
-    tables.write_json(tmp_path / "results.json", OUTCOMES, MEMBERS, None, about)
+    report.write_json(tmp_path / "results.json", OUTCOMES, MEMBERS, None, about)
     page = write_report(tmp_path).read_text()
     assert "https://ann:***@host" in page
     assert SECRET not in page
@@ -205,7 +205,7 @@ def test_a_report_of_an_earlier_version_does_not_tell_it(tmp_path: Path) -> None
 @pytest.mark.parametrize("error", [RuntimeError, TrackingError])
 def test_the_reason_of_a_failed_run_does_not_tell_it(tmp_path: Path, error: Any) -> None:
     folder = Folder(tmp_path)
-    tracker = Tracker(None, "digits", tmp_path)
+    tracker = MlflowTracker(None, "digits", tmp_path)
     outbox = Outbox(lambda text: None)
     with pytest.raises(error), tracked(folder, tracker, outbox, "digits", {}):
         raise error(f"no answer from https://ann:{SECRET}@host")

@@ -14,7 +14,7 @@ from agrekd_ray.config.sweep import settings_of
 from agrekd_ray.outputs import Key, listed, prune, write_record
 from agrekd_ray.run.teachers import import_for
 from agrekd_ray.search.settings import Search
-from agrekd_ray.tracking.mlflow_runs import Tracker
+from agrekd_ray.tracking.mlflow_runs import MlflowTracker
 
 from .conftest import TINY, merged
 
@@ -87,7 +87,7 @@ def test_a_folder_that_cannot_be_one_is_refused(
 def test_an_experiment_is_no_path(tmp_path: Path) -> None:
     runs = tmp_path / "a" / "b" / "runs"
     for name in ("../../outside", "/outside", "a/../../../b"):
-        tracker = Tracker(None, name, runs)
+        tracker = MlflowTracker(None, name, runs)
         tracker.start_job(name, {}, {})
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["runs"]

@@ -22,9 +22,9 @@ from agrekd_ray.errors import RunError
 from agrekd_ray.events import GroupPlaced
 from agrekd_ray.guidance import LocalTeachers, TeacherHost
 from agrekd_ray.results import Epoch, Metrics
+from agrekd_ray.results.search import FAILED, FINISHED, STOPPED, SearchResult, TrialResult
 from agrekd_ray.search import trial as trials
 from agrekd_ray.search.folder import Journal, SearchFolder
-from agrekd_ray.search.results import FAILED, FINISHED, STOPPED, SearchResult, TrialResult
 from agrekd_ray.search.settings import Planned
 from agrekd_ray.search.trial import Shared, Trial, opened
 from agrekd_ray.training import Judge

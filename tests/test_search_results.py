@@ -13,14 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from rich.console import Console
 
-from agrekd_ray.comparison import plots as pictures
+from agrekd_ray.report import style
+from agrekd_ray.report.search import publish_files, write_trials
 from agrekd_ray.results import Epoch, Metrics, Outcome
-from agrekd_ray.search import board
-from agrekd_ray.search.board import Board
-from agrekd_ray.search.folder import Journal
-from agrekd_ray.search.ranking import best, rule_reports, verdict
-from agrekd_ray.search.report import publish_files, write_trials
-from agrekd_ray.search.results import (
+from agrekd_ray.results.search import (
     DEFAULT,
     FAILED,
     FINISHED,
@@ -30,6 +26,10 @@ from agrekd_ray.search.results import (
     SearchResult,
     TrialResult,
 )
+from agrekd_ray.search import board
+from agrekd_ray.search.board import Board
+from agrekd_ray.search.folder import Journal
+from agrekd_ray.search.ranking import best, rule_reports, verdict
 
 
 def metrics(worst: float) -> Metrics:
@@ -205,14 +205,14 @@ def test_the_pictures_of_a_search_mark_what_it_chose(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: dict[str, str] = {}
-    save = pictures.save
+    save = style.save
 
     def saved(figure: Figure, path: Path) -> None:
         texts = (text.get_text() for text in figure.findobj(Text))
         said[path.stem] = " ".join(" ".join(texts).split())
         save(figure, path)
 
-    monkeypatch.setattr(pictures, "save", saved)
+    monkeypatch.setattr(style, "save", saved)
     # The rule's choice is the worst on test.
     trials = [
         replace(

@@ -26,18 +26,18 @@ from rich.table import Table
 
 import agrekd_ray
 from agrekd_ray import terminal
-from agrekd_ray.comparison.plots import (
+from agrekd_ray.files import DamagedError, read_text
+from agrekd_ray.report import tables
+from agrekd_ray.report.settings_plots import (
     Point,
     parallel_coordinates,
     parameter_effects,
     worst_against_accuracy,
 )
-from agrekd_ray.files import DamagedError, read_text
+from agrekd_ray.report.style import new_figure, save
 from agrekd_ray.run.display import Display
 from agrekd_ray.settings import absolute
 from agrekd_ray.terminal import in_utf8, prepare_streams, screen
-from agrekd_ray.tracking.columns import Column, markdown_table
-from agrekd_ray.tracking.plots import new_figure, save
 
 from .conftest import TINY, merged
 
@@ -272,7 +272,8 @@ def test_a_cell_in_markdown_means_nothing_but_itself() -> None:
         r"a\|b\\c", r"\`x\` \*y\* \<b>",
         r"[x\](y)", "two lines", r"\_all\_ val_loss", "+1 [-2, 3]", r"\$x\$",
     ]  # fmt: skip
-    table = markdown_table([Column("name", "a|b", cells, words=True)]).splitlines()
+    found = tables.Table("", [tables.words("name", "a|b", cells)])
+    table = tables.markdown(found).splitlines()
     assert table == [r"| a\|b |", "| :--- |", *(f"| {cell} |" for cell in shown)]
 
 

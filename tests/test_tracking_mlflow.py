@@ -28,7 +28,8 @@ from agrekd_ray.run.engine import LocalEngine
 from agrekd_ray.run.folder import RunFolder
 from agrekd_ray.run.job import run_job
 from agrekd_ray.student import Student
-from agrekd_ray.tracking.mlflow_runs import KILLED, Tracker
+from agrekd_ray.tracking.mlflow_runs import MlflowTracker
+from agrekd_ray.tracking.tracker import KILLED
 
 EXAMPLE = np.random.default_rng(0).random((1, 3, 8, 8), dtype=np.float32)
 CLASSES = [str(digit) for digit in range(10)]
@@ -89,8 +90,8 @@ def store(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def opened(store) -> Tracker:
-    return Tracker(None, "digits", store)
+def opened(store) -> MlflowTracker:
+    return MlflowTracker(None, "digits", store)
 
 
 @pytest.fixture(autouse=True)
@@ -108,9 +109,9 @@ def reader(opened, monkeypatch):
 
 
 @pytest.fixture
-def tracker(store, opened) -> Tracker:
+def tracker(store, opened) -> MlflowTracker:
     """A driver of its own on the store that exists already."""
-    tracker = Tracker(None, "digits", store)
+    tracker = MlflowTracker(None, "digits", store)
     tracker.start_job("job", {}, {})
     return tracker
 
@@ -128,7 +129,7 @@ def test_a_new_store_is_made_quietly_and_inside_its_folder(tmp_path, capfd, monk
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     logging.getLogger().setLevel(logging.INFO)
-    tracker = Tracker(None, "digits", tmp_path / "runs")
+    tracker = MlflowTracker(None, "digits", tmp_path / "runs")
     assert capfd.readouterr() == ("", "")
     assert (tmp_path / "runs" / "mlflow.db").is_file()
     assert not list((tmp_path / "elsewhere").iterdir())
@@ -139,8 +140,9 @@ def test_a_new_store_is_made_quietly_and_inside_its_folder(tmp_path, capfd, monk
 
 def test_a_store_whose_maker_was_killed_is_made_again(tmp_path):
     """SIGKILL at some moments of its making; what is there in the end opens."""
-    make = "import sys; from agrekd_ray.tracking.mlflow_runs import Tracker; from pathlib import "
-    make += "Path; Tracker(None, 'made', Path(sys.argv[1]))"
+    make = "import sys; from pathlib import Path; "
+    make += "from agrekd_ray.tracking.mlflow_runs import MlflowTracker; "
+    make += "MlflowTracker(None, 'made', Path(sys.argv[1]))"
     for seconds in (0.0, 0.3, 0.8):
         maker = subprocess.Popen([sys.executable, "-c", make, str(tmp_path)])
         while not list(tmp_path.glob(".mlflow.db.draft-*")):
@@ -149,7 +151,7 @@ def test_a_store_whose_maker_was_killed_is_made_again(tmp_path):
         time.sleep(seconds)  # the moment itself
         maker.kill()
         maker.wait()
-    made = Tracker(None, "made", tmp_path)
+    made = MlflowTracker(None, "made", tmp_path)
     assert made.start_job("job", {}, {})
     assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
 
@@ -157,7 +159,7 @@ def test_a_store_whose_maker_was_killed_is_made_again(tmp_path):
 def test_the_command_for_the_interface_is_quoted_and_keeps_secrets(opened, store):
     assert opened.ui_command() == f"mlflow ui --backend-store-uri 'sqlite:///{store}/mlflow.db'"
     with pytest.raises(TrackingError) as caught:
-        Tracker("http://me:secret@127.0.0.1:9", "digits", store)
+        MlflowTracker("http://me:secret@127.0.0.1:9", "digits", store)
     assert "secret" not in str(caught.value)
 
 
@@ -178,7 +180,7 @@ def test_a_job_and_its_students(tracker, client):
 
 
 def test_resume_finds_the_same_runs(store, opened, client):
-    first = Tracker(None, "digits", store)
+    first = MlflowTracker(None, "digits", store)
     job = first.start_job("job", {"epochs": 3, "name": "x"}, {})
     mine = first.student("agre_kd", 1, {"epochs": 3})
     others = {first.student("agre_kd", 0, {}), first.student("aver", 1, {})}
@@ -189,7 +191,7 @@ def test_resume_finds_the_same_runs(store, opened, client):
         assert ended.info.status == "KILLED"
         assert ended.data.tags["agrekd.reason"] == "interrupted by the user"
 
-    second = Tracker(None, "digits", store)
+    second = MlflowTracker(None, "digits", store)
     assert second.start_job("job", {"epochs": 5, "name": "x"}, {}, run_id=job) == job
     assert second.student("agre_kd", 1, {"epochs": 5}) == mine
     second.log_epochs(mine, epochs(4))
@@ -217,7 +219,7 @@ def test_a_run_that_is_gone_is_made_anew(tracker, client, gone):
 
 def test_a_student_needs_a_job(store, opened):
     with pytest.raises(TrackingError, match="start_job"):
-        Tracker(None, "digits", store).student("aver", 0, {})
+        MlflowTracker(None, "digits", store).student("aver", 0, {})
 
 
 def test_methods_with_quotes_are_told_apart(tracker):
@@ -465,21 +467,21 @@ def test_failing_one_student_leaves_the_others(tracker, client):
 def test_a_store_that_cannot_be_used_says_what_to_do(tmp_path, uri, says):
     (tmp_path / "mlflow.db").write_text("no database " * 100)
     with pytest.raises(TrackingError, match=says):
-        Tracker(uri, "digits", tmp_path)
+        MlflowTracker(uri, "digits", tmp_path)
     assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
 
 
 def test_a_folder_that_is_a_file(tmp_path):
     (tmp_path / "runs").write_text("")
     with pytest.raises(TrackingError, match="Check that the place exists"):
-        Tracker(None, "digits", tmp_path / "runs")
+        MlflowTracker(None, "digits", tmp_path / "runs")
 
 
 def test_a_deleted_experiment_says_how_to_take_it_back(store, opened, client):
-    tracker = Tracker(None, "thrown away", store)
+    tracker = MlflowTracker(None, "thrown away", store)
     client.delete_experiment(tracker.experiment_id)
     with pytest.raises(TrackingError, match=f"restore -x {tracker.experiment_id}"):
-        Tracker(None, "thrown away", store)
+        MlflowTracker(None, "thrown away", store)
 
 
 def test_a_run_that_vanished_is_a_tracking_error(tracker):
@@ -492,7 +494,7 @@ def test_students_become_models_while_the_next_ones_train(make_job, monkeypatch)
     job = make_job(methods=["aver", "agre_kd"])
     monkeypatch.setattr(job_module, "open_engine", LocalEngine)
     first = threading.Event()
-    log, epoch = Tracker.log_model, Student.epoch
+    log, epoch = MlflowTracker.log_model, Student.epoch
 
     def logged(self, *given):
         found = log(self, *given)
@@ -503,7 +505,7 @@ def test_students_become_models_while_the_next_ones_train(make_job, monkeypatch)
         assert self.assignment.method == "aver" or first.wait(120)
         return epoch(self)
 
-    monkeypatch.setattr(Tracker, "log_model", logged)
+    monkeypatch.setattr(MlflowTracker, "log_model", logged)
     monkeypatch.setattr(Student, "epoch", trained)
     screen = StringIO()
     run_job(RunFolder.create(job), Console(file=screen, width=120))
@@ -515,7 +517,7 @@ def test_a_stopped_run_leaves_its_models_to_the_next_attempt(make_job, monkeypat
     job = make_job(methods=["aver", "govern", "agre_kd"])
     monkeypatch.setattr(job_module, "open_engine", LocalEngine)
     busy, stopped = threading.Event(), threading.Event()
-    log, epoch, names = Tracker.log_model, Student.epoch, []
+    log, epoch, names = MlflowTracker.log_model, Student.epoch, []
 
     def logged(self, run_id, *given):
         names.append(run_id)
@@ -538,7 +540,7 @@ def test_a_stopped_run_leaves_its_models_to_the_next_attempt(make_job, monkeypat
             stopped.set()
 
     with monkeypatch.context() as patch:
-        patch.setattr(Tracker, "log_model", logged)
+        patch.setattr(MlflowTracker, "log_model", logged)
         patch.setattr(Student, "epoch", trained)
         patch.setattr(RunFolder, "write_state", written)
         folder = RunFolder.create(job)

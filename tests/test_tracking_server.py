@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from agrekd_ray.results import Epoch, Metrics, Outcome
-from agrekd_ray.tracking.mlflow_runs import Tracker
+from agrekd_ray.tracking.mlflow_runs import MlflowTracker
 from agrekd_ray.tracking.outbox import Outbox
 
 from .shared import until
@@ -85,7 +85,7 @@ def test_a_server_that_is_stopped_in_mid_run_gets_everything_in_the_end(
     server: Server, tmp_path: Path
 ) -> None:
     said: list[str] = []
-    tracker = Tracker(server.uri, "served", tmp_path)
+    tracker = MlflowTracker(server.uri, "served", tmp_path)
     job = tracker.start_job("job", {"data.aligned": 0.9}, {})
     outbox = Outbox(said.append, pause=0.1)
     run = tracker.student("aver", 0, {})

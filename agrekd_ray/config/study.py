@@ -10,7 +10,8 @@ from typing import Any
 
 from agrekd_ray.config.faults import Fault
 from agrekd_ray.config.job import METHODS, Job
-from agrekd_ray.config.sweep import FIXED, Setting, changed, changes, in_words, settings_of
+from agrekd_ray.config.sweep import FIXED, Setting, changed, changes, settings_of
+from agrekd_ray.results.points import in_words
 
 MOST_POINTS = 10_000
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +12,45 @@ from torch.nn import functional
 
 from agrekd_ray.core.diagnostics import reliability
 from agrekd_ray.core.kd import check_labels, floating
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What is measured of every group beside its accuracy.
+
+    Attributes:
+        label: as people read it.
+        of: takes probabilities [n, C] and labels [n] of the samples of one group.
+        unit: `%` for a share in [0, 1], else nothing.
+        less_is_better: whether its smallest value is the best.
+    """
+
+    label: str
+    of: Callable[[Tensor, Tensor], Tensor | float]
+    unit: str = "%"
+    less_is_better: bool = False
+
+
+MEASURES: dict[str, Measure] = {}
+"""By name. Whatever is in here is in records, tables, files and MLflow, for every group."""
+
+
+def measured_by_group(
+    label: str, unit: str = "%", less_is_better: bool = False
+) -> Callable[[Callable[[Tensor, Tensor], Tensor | float]], Callable[[Tensor, Tensor], Any]]:
+    """Registers a function of probabilities and labels as a measure under its name.
+
+    Args:
+        label: as people read it.
+        unit: `%` for a share in [0, 1], else nothing.
+        less_is_better: whether its smallest value is the best.
+    """
+
+    def register(of: Callable[[Tensor, Tensor], Tensor | float]) -> Callable[..., Any]:
+        MEASURES[of.__name__] = Measure(label, of, unit, less_is_better)
+        return of
+
+    return register
 
 
 @torch.no_grad()
@@ -48,7 +88,8 @@ def group_metrics(
         largest probability, Guo et al. 2017); then `groups` (accuracy by name), `counts`, and
         `coverage`: of the `groups`, the `classes` and the `overlapping groups`, how many have a
         sample, and how many there are; where there are overlapping groups with a sample, also
-        `overlapping` (accuracy by name) and `worst_overlapping_group_accuracy`.
+        `overlapping` (accuracy by name) and `worst_overlapping_group_accuracy`; and `by_group`:
+        of each of `MEASURES`, the value by name of the group.
 
     Raises:
         ValueError: for no samples, NaN, rows that are not probabilities, shapes that differ,
@@ -96,6 +137,14 @@ def group_metrics(
         "groups": {group_names[g]: float(accuracy_G[g]) for g in present},
         "counts": {group_names[g]: int(count_G[g]) for g in present},
         "coverage": coverage,
+        "by_group": {
+            name: {
+                group_names[g]: float(measure.of(probabilities_NC[at_N], labels_N.cpu()[at_N]))
+                for g in present
+                for at_N in (groups_N == g,)
+            }
+            for name, measure in MEASURES.items()
+        },
         **further,
     }
 

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from agrekd_ray.errors import RunError
-from agrekd_ray.files import DamagedError, checked
+from agrekd_ray.files import DamagedError, cannot_read, checked, in_a_line, read_json, unreadable
 from agrekd_ray.results import Cost, Diagnostics, Effort, Member, Outcome
-from agrekd_ray.search.results import SearchResult
+from agrekd_ray.results.search import SearchResult
+from agrekd_ray.results.study import StudyResult
 from agrekd_ray.search.space import Domain
-from agrekd_ray.study.results import StudyResult
 
 RESULTS = "results.json"
 
@@ -33,29 +33,25 @@ class JobSettings:
     seeds: list[int]
 
 
-@dataclass(frozen=True)
-class JobAbout:
-    """What a job's results say about the job itself.
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What results say about a run itself.
 
     Attributes:
-        name: of the job.
-        folder: where it ran.
+        settings: the resolved job or search.
+        versions: of packages, by name.
         classes: their names.
         groups: names of the evaluation groups.
-        versions: of packages, by name.
-        settings: the resolved job.
         splits: what says them, and their sizes.
         seconds: that it took.
         effort: what the teachers cost, where there were any.
         attempts: in which it was run.
     """
 
-    name: str
-    folder: str
+    settings: dict[str, Any]
+    versions: dict[str, str]
     classes: list[str]
     groups: list[str]
-    versions: dict[str, str]
-    settings: dict[str, Any]
     splits: str = ""
     seconds: float = math.nan
     effort: Effort | None = None
@@ -65,6 +61,14 @@ class JobAbout:
     def cost(self) -> Cost:
         """What it took."""
         return Cost(self.seconds, self.effort, self.attempts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobAbout(About):
+    """What a job's results say about the job: also its name, and the folder where it ran."""
+
+    name: str
+    folder: str
 
 
 @dataclass(frozen=True)
@@ -110,38 +114,12 @@ class SearchSettings:
     minutes: float | None = None
 
 
-@dataclass(frozen=True)
-class SearchAbout:
-    """What a search's results say about the search itself.
+@dataclass(frozen=True, kw_only=True)
+class SearchAbout(About):
+    """What a search's results say about it: also its resolved base job, and the ensemble."""
 
-    Attributes:
-        settings: the resolved search.
-        job: the resolved base job.
-        versions: of packages, by name.
-        classes: their names.
-        groups: names of the evaluation groups.
-        splits: what says them, and their sizes.
-        seconds: that it took.
-        effort: what the teachers cost.
-        attempts: in which it was run.
-        members: the ensemble.
-    """
-
-    settings: dict[str, Any]
     job: dict[str, Any]
-    versions: dict[str, str]
-    classes: list[str]
-    groups: list[str]
-    splits: str = ""
-    seconds: float = math.nan
-    effort: Effort | None = None
-    attempts: int = 1
     members: list[Member] = field(default_factory=list)
-
-    @property
-    def cost(self) -> Cost:
-        """What it took."""
-        return Cost(self.seconds, self.effort, self.attempts)
 
 
 @dataclass(frozen=True)
@@ -180,6 +158,25 @@ def read_search(folder: Path) -> SearchArchive:
         RunError: there are none yet, or they are damaged.
     """
     return _read(folder, _search)
+
+
+def read_result(folder: Path) -> SearchResult | None:
+    """The results of a search; None where it has not come to its end.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    path = folder / RESULTS
+    try:
+        return read_json(path, SearchResult)
+    except FileNotFoundError:
+        return None
+    except (DamagedError, OSError) as error:
+        if unreadable(error):
+            raise cannot_read(path, error) from None
+        raise RunError(
+            f"{path}: damaged ({in_a_line(error)}); remove it to finish the search again."
+        ) from None
 
 
 def read_study(folder: Path) -> StudyResult:

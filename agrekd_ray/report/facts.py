@@ -13,9 +13,9 @@ import yaml
 
 from agrekd_ray.passwords import without_password
 from agrekd_ray.report.archive import JobSettings
-from agrekd_ray.report.tables import plain
 from agrekd_ray.results import Cost, Member, Metrics
-from agrekd_ray.tracking.labels import family
+from agrekd_ray.results.labels import family
+from agrekd_ray.results.metrics import setting_text
 
 _MOST_NAMES = 12
 
@@ -46,7 +46,7 @@ def data_facts(
     counts = tested[0].counts if tested else {}
     told = [f"{name} ({counts[name]:,})" if name in counts else name for name in groups]
     details = [
-        f"{key} {plain(value)}"
+        f"{key} {setting_text(value)}"
         for key, value in job.data.items()
         if key != "name" and isinstance(value, str | int | float)
     ]
@@ -82,7 +82,7 @@ def student_facts(job: JobSettings) -> list[Fact]:
     if isinstance(training, dict) and "epochs" in training:
         parts.append(f"{training['epochs']} epochs")
     parts += [
-        f"{key} {plain(job.distillation[key])}"
+        f"{key} {setting_text(job.distillation[key])}"
         for key in ("temperature", "alpha")
         if key in job.distillation
     ]

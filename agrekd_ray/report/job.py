@@ -1,13 +1,23 @@
-"""What the page of a job holds."""
+"""What people see of a job: its table, files, plots and page, and its summary in MLflow."""
 
 from __future__ import annotations
 
+import json
+import math
+import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from agrekd_ray.report import tables
+import pandas as pd
+from rich.console import Console
+from rich.text import Text
+
+from agrekd_ray.core.diagnostics import CASES
+from agrekd_ray.files import exists
+from agrekd_ray.report import plots
 from agrekd_ray.report.archive import read_job
 from agrekd_ray.report.facts import (
     Fact,
@@ -19,22 +29,451 @@ from agrekd_ray.report.facts import (
     student_facts,
     teacher_facts,
 )
-from agrekd_ray.report.words import (
-    WGA,
+from agrekd_ray.report.models import BY_GROUP, TEST, by_seed, models, taught, teachers, tested
+from agrekd_ray.report.style import draw_plots
+from agrekd_ray.report.tables import Cell, Column, Table, markdown, numbers, show, words
+from agrekd_ray.results import Diagnostics, Effort, Member, Outcome, Span
+from agrekd_ray.results.frame import (
+    INFLUENCE,
+    WEIGHT,
+    Row,
+    best_distilled,
     best_of,
-    degraded,
-    difference_in_words,
-    finite,
-    in_words,
-    over,
-    test_metrics,
-    tested,
+    coverage_of,
+    coverage_values,
+    difference,
+    epochs,
+    figures,
+    frame,
+    is_coverage,
+    worst_words,
 )
-from agrekd_ray.results import Outcome
-from agrekd_ray.tracking.labels import is_distilled, label
-from agrekd_ray.tracking.tables import paired
+from agrekd_ray.results.labels import ALL, family, is_distilled, label
+from agrekd_ray.results.metrics import (
+    ACCURACY,
+    CLASS,
+    ECE,
+    GROUP,
+    WORST_CLASS,
+    WORST_GROUP,
+    WORST_OVERLAPPING,
+    measured_over,
+    metric,
+)
+from agrekd_ray.tracking.files import replacing
 
 JOB = "job.yaml"
+# From left to right on the screen, and what gives way last.
+_SCREEN = (
+    *("method", "teachers", WORST_GROUP, WORST_OVERLAPPING, ACCURACY, BY_GROUP),
+    *("balanced_accuracy", WORST_CLASS, ECE),
+)
+_IMPORTANCE = (
+    *("method", WORST_GROUP, ACCURACY, "teachers", BY_GROUP, WORST_OVERLAPPING, ECE),
+    *("balanced_accuracy", WORST_CLASS),
+)
+_SLOWEST = 3
+"""Backbones that have a line of their own at the end of a run."""
+
+
+def compared(
+    outcomes: Sequence[Outcome],
+    title: str = "Methods on the test split",
+    name: Callable[[str], str] = label,
+    strong: str | None = None,
+    **columns: str,
+) -> Table | None:
+    """Methods over their seeds, on the test split; None without students.
+
+    Args:
+        outcomes: finished students.
+        title: of the table.
+        name: what people call a method.
+        strong: the method that stands out.
+        columns: headers of the columns of words, `method` and `teachers`.
+    """
+    rows = tested(outcomes)
+    taught_by = {outcome.method: outcome.teachers for outcome in reversed(outcomes)}
+    cells = {"method": map(name, rows), "teachers": (taught_by[method] for method in rows)}
+    about = [words(key, header, cells[key]) for key, header in columns.items()]
+    stands_out = [number for number, method in enumerate(rows) if method == strong]
+    return models(title, about, list(rows.values()), stands_out)
+
+
+def over_seeds(rows: Mapping[str, Row]) -> str:
+    """What figures are means of."""
+    counts = {row[WORST_GROUP].count for row in rows.values()}
+    if counts <= {1}:
+        return "one seed"
+    many = f"{max(counts)}" if len(counts) == 1 else f"up to {max(counts)}"
+    return f"mean ± sd over {many} seeds"
+
+
+def render(outcomes: Sequence[Outcome], members: Sequence[Member], console: Console) -> None:
+    """Prints the methods of a job, as wide as the console allows, and two lines below.
+
+    All figures are percent. The best distilled student's worst-group accuracy is bold.
+
+    Args:
+        outcomes: finished students.
+        members: the ensemble, for the line that says how good the teachers are.
+        console: where to print.
+    """
+    rows = tested(outcomes)
+    best = best_distilled(rows)
+    table = _on_screen(outcomes, rows)
+    if table is None:
+        console.print("No student is finished yet.")
+        return
+    importance = list(dict.fromkeys([*_IMPORTANCE, *(c.block for c in table.columns)]))
+    show(table, console, importance, (list(rows).index(best), WORST_GROUP) if best else None)
+    console.print()
+    for line in _below(outcomes, members):
+        console.print(Text(line))
+
+
+def description(outcomes: Sequence[Outcome], members: Sequence[Member]) -> str:
+    """The comparison as Markdown, for the description of the job's run; empty without students."""
+    table = _on_screen(outcomes, tested(outcomes))
+    if table is None:
+        return ""
+    important = table.named(("method", "teachers", WORST_GROUP, ACCURACY))
+    return "\n\n".join([*reversed(_below(outcomes, members)), table.title, markdown(important)])
+
+
+def _on_screen(outcomes: Sequence[Outcome], rows: Mapping[str, Row]) -> Table | None:
+    title = f"Accuracy on the {TEST} split in %, {over_seeds(rows)}" if rows else ""
+    table = compared(outcomes, title, method="Method", teachers="Teachers")
+    if table is None:
+        return None
+    known = any(name.startswith(GROUP) for row in rows.values() for name in row)
+    classes = () if known else (WORST_CLASS,)  # which the first figures are already
+    further = (c.over for c in table.columns if c.over and c.over != BY_GROUP)
+    columns = [column for column in table.columns if column.below != "overlapping"]
+    return replace(table, columns=columns).named(
+        dict.fromkeys([*(name for name in _SCREEN if name not in classes), *further])
+    )
+
+
+def _below(outcomes: Sequence[Outcome], members: Sequence[Member]) -> list[str]:
+    lines = []
+    worst = worst_words(next(iter(tested(outcomes).values())))
+    if shares := _teachers_range(members):
+        lines.append(f"Teachers' {worst}: {shares}")
+    if found := difference(outcomes, "agre_kd", "aver"):
+        told = f"{label('agre_kd')} against {label('aver')}, {worst} by seed"
+        lines.append(f"{told}: {found.in_words()}")
+    return lines
+
+
+def _teachers_range(members: Sequence[Member]) -> str:
+    parts = []
+    for kind in dict.fromkeys(member.kind for member in members):
+        shares = [
+            100 * member.metrics[TEST].worst_group_accuracy
+            for member in members
+            if member.kind == kind and TEST in member.metrics
+        ]
+        if shares:
+            low, high = f"{min(shares):.1f}", f"{max(shares):.1f}"
+            reach = low if low == high else f"{low} … {high}"
+            parts.append(f"{len(shares)} {family(kind)} {reach}")
+    return ", ".join(parts)
+
+
+def degraded_lines(outcomes: Sequence[Outcome], name: Callable[[str], str] = label) -> list[str]:
+    """Which students lost teachers on the way, a line each (`fleet.on_teacher_loss: drop`).
+
+    Args:
+        outcomes: finished students.
+        name: what people call a method.
+    """
+    return [f"{name(o.method)}, seed {o.seed}: {o.degraded}" for o in outcomes if o.degraded]
+
+
+def render_degraded(lines: Iterable[str], console: Console) -> None:
+    """Prints what `degraded_lines` says, if anything."""
+    for line in lines:
+        console.print(Text(f"degraded    {line}", style="yellow"), soft_wrap=True)
+
+
+# --- files -----------------------------------------------------------------------------------
+
+
+def publish_files(
+    folder: Path,
+    outcomes: Sequence[Outcome],
+    members: Sequence[Member],
+    biased: Member | None,
+    job: dict[str, Any],
+    diagnostics: Diagnostics,
+    *,
+    anew: bool = True,
+) -> None:
+    """Writes results.json and results.csv.
+
+    Args:
+        folder: of the job.
+        outcomes: finished students.
+        members: the ensemble.
+        biased: the biased model, where the job has one.
+        job: what to say about the job itself; values that JSON does not know become text.
+        diagnostics: of the ensemble.
+        anew: false writes what is missing and leaves the rest as it is.
+
+    Raises:
+        OSError: where one cannot be written.
+    """
+    if anew or not exists(folder / "results.csv"):
+        write_csv(outcomes, folder / "results.csv")
+    if anew:
+        write_json(folder / "results.json", outcomes, members, biased, job, diagnostics)
+
+
+def draw(
+    folder: Path,
+    outcomes: Sequence[Outcome],
+    members: Sequence[Member],
+    diagnostics: Diagnostics,
+    *,
+    anew: bool = True,
+) -> None:
+    """Draws a job's plots, those that there is something to draw for.
+
+    Args:
+        folder: of the PNGs.
+        outcomes: finished students.
+        members: the ensemble.
+        diagnostics: of the ensemble.
+        anew: false leaves those that are there.
+    """
+    draw_plots(
+        folder,
+        {
+            "worst_group_by_method": lambda path: plots.worst_group_by_method(outcomes, path),
+            "training_curves": lambda path: plots.training_curves(outcomes, path),
+            "agreement_by_group": lambda path: plots.agreement_by_group(diagnostics, path),
+            **plots.of_training(outcomes, members),
+        },
+        anew=anew,
+    )
+
+
+def write_csv(
+    outcomes: Sequence[Outcome], path: Path, where: Sequence[Mapping[str, Any]] = ()
+) -> None:
+    """Writes a row for each method, seed and split; accuracies are shares.
+
+    The column `groups` holds the accuracy by evaluation group, as compact JSON, and a column
+    `MEASURE_by_group` what further measures there are; where the data have overlapping groups, two
+    columns more hold the smallest of theirs, and all of them; where groups or classes have no
+    sample in a split, a column `measured_over` says how many have.
+
+    Args:
+        outcomes: finished students.
+        path: the file, replaced as a whole.
+        where: further columns in front, by name: the same ones for each outcome.
+
+    Raises:
+        OSError: where it cannot be written.
+    """
+    rows = [
+        {
+            **place,
+            "method": outcome.method,
+            "teachers": outcome.teachers,
+            "seed": outcome.seed,
+            "split": split,
+            ACCURACY: round(metrics.accuracy, 6),
+            WORST_GROUP: round(metrics.worst_group_accuracy, 6),
+            "groups": _compact(metrics.groups),
+            WORST_OVERLAPPING: _rounded(metrics.worst_overlapping_group_accuracy),
+            "overlapping": _compact(metrics.overlapping),
+            "measured_over": measured_over(metrics.coverage),
+            **{f"{name}_by_group": _compact(of) for name, of in metrics.by_group.items()},
+        }
+        for place, outcome in zip(where or [{}] * len(outcomes), outcomes, strict=True)
+        for split, metrics in outcome.splits.items()
+    ]
+    table = pd.DataFrame(rows, columns=None if rows else ["method"])
+    measured = [metrics for outcome in outcomes for metrics in outcome.splits.values()]
+    if not any(metrics.overlapping for metrics in measured):
+        table = table.drop(columns=[WORST_OVERLAPPING, "overlapping"], errors="ignore")
+    if not any(measured_over(metrics.coverage) for metrics in measured):
+        table = table.drop(columns="measured_over", errors="ignore")
+    with replacing(path) as draft:
+        table.to_csv(draft, index=False, lineterminator="\r\n")
+
+
+def write_json(
+    path: Path,
+    outcomes: Sequence[Outcome],
+    members: Sequence[Member],
+    biased: Member | None,
+    job: dict[str, Any],
+    diagnostics: Diagnostics | None = None,
+) -> None:
+    """Writes everything that reports know about a job; arguments as `publish_files`.
+
+    The object has the keys `job`, `members`, `biased`, `outcomes` (with history), `summary` and
+    `diagnostics`. A value that is not a finite number becomes null, which every JSON reader
+    understands.
+
+    Raises:
+        OSError: where it cannot be written.
+    """
+    content = {
+        "job": job,
+        "members": [asdict(member) for member in members],
+        "biased": asdict(biased) if biased else None,
+        "outcomes": [outcome.to_json() for outcome in outcomes],
+        "summary": summary(outcomes),
+        "diagnostics": asdict(diagnostics or Diagnostics()),
+    }
+    with replacing(path) as draft:
+        text = json.dumps(
+            _plain(content), ensure_ascii=False, allow_nan=False, indent=1, default=str
+        )
+        draft.write_text(text + "\n", encoding="utf-8")
+
+
+def summary(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """Mean and sample standard deviation over seeds, by method and split, as plain values."""
+    table = frame(outcomes)
+    rows = []
+    for (method, split), row in figures(table, ["method", "split"]).items():
+        mine = [o for o in outcomes if o.method == method and split in o.splits]
+        shown = {
+            re.sub(f"^{CLASS}", GROUP, name): figure
+            for name, figure in row.items()
+            if not is_coverage(name)
+        }
+        rows.append(
+            {
+                "method": method,
+                "teachers": mine[0].teachers,
+                "split": split,
+                "seeds": sorted(outcome.seed for outcome in mine),
+                "mean": {name: figure.mean for name, figure in shown.items()},
+                "std": {name: figure.sd for name, figure in shown.items()},
+                "worst": worst_words(row),
+                "groups_known": not worst_words(row).endswith("class"),
+                "coverage": coverage_of({name: figure.mean for name, figure in row.items()}),
+            }
+        )
+    return rows
+
+
+def _compact(shares: Mapping[str, float]) -> str:
+    rounded = {name: _plain(round(share, 6)) for name, share in shares.items()}
+    return json.dumps(rounded, ensure_ascii=False, separators=(",", ":"))
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 6)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+# --- MLflow ----------------------------------------------------------------------------------
+
+
+def summary_metrics(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """The summary as MLflow names it: `<method>/test/worst_group_accuracy/mean` and `/std`.
+
+    Args:
+        outcomes: finished students.
+
+    Returns:
+        Mean and standard deviation of the worst-group accuracy on the test split,
+        `agre_kd_minus_aver/test/worst_group_accuracy` where both methods share a seed, and where
+        groups or classes have no sample, how many have (`test/groups_with_samples`, ...).
+    """
+    values: dict[str, float] = {}
+    for method, row in tested(outcomes).items():
+        means = coverage_values({name: figure.mean for name, figure in row.items()})
+        values |= {f"{TEST}/{name}": value for name, value in means.items()}
+        values[f"{method}/{TEST}/{WORST_GROUP}/mean"] = row[WORST_GROUP].mean
+        values[f"{method}/{TEST}/{WORST_GROUP}/std"] = row[WORST_GROUP].sd
+    if found := difference(outcomes, "agre_kd", "aver"):
+        values[f"agre_kd_minus_aver/{TEST}/{WORST_GROUP}"] = found.mean
+    return values
+
+
+def agreement_metrics(diagnostics: Diagnostics) -> dict[str, float]:
+    """How the vote stands to the biased model, as MLflow names it: `agreement/<split>/<case>`.
+
+    By group it is `agreement/<split>/group/<name>/<case>`.
+    """
+    return {
+        f"agreement/{split}/{part}{case}": getattr(shares, case)
+        for split, found in diagnostics.agreement.items()
+        for part, shares in {
+            "": found.overall,
+            **{f"{GROUP}{name}/": shares for name, shares in found.groups.items()},
+        }.items()
+        for case in CASES
+    }
+
+
+# --- words -----------------------------------------------------------------------------------
+
+
+def spent(outcomes: Sequence[Outcome], effort: Effort | None) -> list[tuple[str, str]]:
+    """Where the time went: the students' steps, their guidance, the teachers.
+
+    Args:
+        outcomes: finished students.
+        effort: of the teachers, where there were any.
+
+    Returns:
+        What took the time, and `1,350 × 4.1 ms = 5.5 s`; of many backbones, the slowest ones.
+    """
+    trained = [epoch for outcome in outcomes for epoch in outcome.history]
+    guided = [e for o in outcomes if o.teachers != "-" for e in o.history]
+    lines = [("students' steps", _added(trained, "steps", "seconds"), "")]
+    if asked := sum(epoch.steps for epoch in guided):
+        waited = _added(guided, "steps", "guidance_seconds")
+        share = waited.seconds / max(sum(epoch.seconds for epoch in guided), 1e-9)
+        replayed = sum(epoch.replayed_steps for epoch in guided) / asked
+        note = f"{share:.0%} of the taught students' time; {replayed:.0%} replayed"
+        lines.append(("of them, guidance", waited, note))
+    spans = effort.spans if effort else {}
+    forwards = {name: span for name, span in spans.items() if name.startswith("forward ")}
+    slowest = sorted(forwards, key=lambda name: -_each(forwards[name]))
+    lines += [(name, forwards[name], "") for name in slowest[:_SLOWEST]]
+    if rest := slowest[_SLOWEST:]:
+        together = sum((forwards[name] for name in rest), Span())
+        lines.append((f"forward of {len(rest)} others", together, ""))
+    again = f"{effort.retries} asked again" if effort and effort.retries else ""
+    lines.append(("waiting for teachers", spans.get("gather", Span()), again))
+    lines.append(("weighting", spans.get("weigh", Span()), ""))
+    return [
+        (
+            what,
+            f"{span.count:,} × {_each(span):.3g} ms = {span.seconds:,.1f} s"
+            + (f" ({note})" if note else ""),
+        )
+        for what, span, note in lines
+        if span.count
+    ]
+
+
+def _added(trained: Sequence[Any], count: str, seconds: str) -> Span:
+    return Span(sum(getattr(e, count) for e in trained), sum(getattr(e, seconds) for e in trained))
+
+
+def _each(span: Span) -> float:
+    """Milliseconds each time, in the mean."""
+    return 1000 * span.seconds / max(span.count, 1)
 
 
 def headline(outcomes: Sequence[Outcome]) -> str:
@@ -44,18 +483,21 @@ def headline(outcomes: Sequence[Outcome]) -> str:
         outcomes: finished students.
     """
     rows = tested(outcomes)
-    best = best_of(rows)
+    best = best_distilled(rows)
     if best is None:
         return "No distilled student is finished, so there is nothing to hold against AVER."
-    text = f"{label(best.method)} is the best distilled student: {in_words(best)}"
-    if best.method != "aver":
-        found = difference_in_words(paired(outcomes, best.method, "aver"))
-        return f"{text}, {found} against {label('aver')}." if found else f"{text}."
-    second = best_of(row for row in rows if row is not best)
+    text = f"{label(best)} is the best distilled student: {on_the_worst(rows[best])}"
+    if best != "aver":
+        found = difference(outcomes, best, "aver")
+        return f"{text}, {found.in_words()} against {label('aver')}." if found else f"{text}."
+    second = best_distilled({name: row for name, row in rows.items() if name != best})
     if second is None:
         return f"{text}. There is no other to hold against it."
-    found = difference_in_words(paired(outcomes, second.method, "aver")) or in_words(second)
-    return f"{text}. The next is {label(second.method)}: {found}."
+    found = difference(outcomes, second, "aver")
+    return (
+        f"{text}. The next is {label(second)}: "
+        f"{found.in_words() if found else on_the_worst(rows[second])}."
+    )
 
 
 def remarks(outcomes: Sequence[Outcome]) -> list[str]:
@@ -69,27 +511,35 @@ def remarks(outcomes: Sequence[Outcome]) -> list[str]:
         does better than every distilled student.
     """
     rows = tested(outcomes)
-    best, found = best_of(rows), []
-    difference = difference_in_words(paired(outcomes, "agre_kd", "aver"))
-    if best and best.method not in ("agre_kd", "aver") and difference:
-        found.append(f"{label('agre_kd')} against {label('aver')}: {difference}.")
-    references = finite(row for row in rows if not is_distilled(row.method))
-    leading = max(references, key=lambda row: row.mean[WGA], default=None)
+    best, said = best_distilled(rows), []
+    found = difference(outcomes, "agre_kd", "aver")
+    if best not in (None, "agre_kd", "aver") and found:
+        said.append(f"{label('agre_kd')} against {label('aver')}: {found.in_words()}.")
+    leading = best_of({name: row for name, row in rows.items() if not is_distilled(name)})
     if leading and best is None:
-        found.append(f"{label(leading.method)} is the best reference: {in_words(leading)}.")
-    elif leading and best and leading.mean[WGA] > best.mean[WGA]:
-        found.append(
-            f"{label(leading.method)}, a reference without distillation, does better than every "
-            f"distilled student: {in_words(leading)}."
+        said.append(f"{label(leading)} is the best reference: {on_the_worst(rows[leading])}.")
+    elif leading and best and rows[leading][WORST_GROUP].mean > rows[best][WORST_GROUP].mean:
+        said.append(
+            f"{label(leading)}, a reference without distillation, does better than every "
+            f"distilled student: {on_the_worst(rows[leading])}."
         )
-    return found
+    return said
+
+
+def on_the_worst(row: Row) -> str:
+    """`39.0 ± 2.4 % on the worst group`."""
+    return f"{row[WORST_GROUP].words} % on the {worst_words(row)}"
+
+
+# --- the page --------------------------------------------------------------------------------
 
 
 def content(folder: Path) -> dict[str, Any]:
     """What the template needs of the job in a folder, besides its plots."""
     run = read_job(folder)
     rows = tested(run.outcomes)
-    best = best_of(rows)
+    tests = [outcome.splits[TEST] for outcome in run.outcomes if TEST in outcome.splits]
+    best = best_distilled(rows)
     return {
         "kind": "job",
         "name": run.job.name,
@@ -97,13 +547,7 @@ def content(folder: Path) -> dict[str, Any]:
         "headline": headline(run.outcomes),
         "remarks": [*remarks(run.outcomes), *degraded(run.outcomes, label)],
         "facts": [
-            *data_facts(
-                run.settings,
-                run.job.classes,
-                run.job.groups,
-                run.job.splits,
-                test_metrics(run.outcomes),
-            ),
+            *data_facts(run.settings, run.job.classes, run.job.groups, run.job.splits, tests),
             *teacher_facts(run.members, run.biased),
             *student_facts(run.settings),
             Fact("Seeds", listed(run.settings.seeds)),
@@ -111,17 +555,49 @@ def content(folder: Path) -> dict[str, Any]:
             Fact("Folder", str(folder), code=True),
             Fact("To run it again", f"agrekd run {shlex.quote(str(folder / JOB))}", code=True),
         ],
-        "over": over(rows),
-        "comparison": tables.comparison(
-            "Methods on the test split",
-            [(row, [label(row.method), row.teachers], row is best) for row in rows],
-            ["Method", "Teachers"],
-        ),
-        "seeds": tables.by_seed(run.outcomes, label),
-        "weights": tables.weights(run.outcomes, run.members, label),
-        "influence": tables.influence(run.outcomes, run.members, label),
-        "agreement": tables.agreement(run.diagnostics),
-        "teachers": tables.teachers(run.members, run.biased),
+        "over": over_seeds(rows),
+        "comparison": compared(run.outcomes, strong=best, method="Method", teachers="Teachers"),
+        **students(run.outcomes, run.members, label),
+        "agreement": agreement(run.diagnostics),
+        "teachers": teachers(run.members, run.biased),
         "configuration": [("The job", as_yaml(run.job.settings))],
         "versions": run.job.versions,
     }
+
+
+def students(
+    outcomes: Sequence[Outcome], members: Sequence[Member], name: Callable[[str], str]
+) -> dict[str, Table | None]:
+    """The tables of every student, and of who taught whom."""
+    training = epochs(outcomes)
+    return {
+        "seeds": by_seed(outcomes, name),
+        "weights": taught(training, members, name, WEIGHT),
+        "influence": taught(training, members, name, INFLUENCE),
+    }
+
+
+def degraded(outcomes: Sequence[Outcome], name: Callable[[str], str]) -> list[str]:
+    """Students that were taught without somebody who was lost, as sentences."""
+    return [f"Degraded: {line}." for line in degraded_lines(outcomes, name)]
+
+
+def agreement(diagnostics: Diagnostics) -> Table | None:
+    """The teachers' vote against the biased model, a row a split and group."""
+    rows = [
+        (split, group, shares)
+        for split, found in diagnostics.agreement.items()
+        for group, shares in {ALL: found.overall, **found.groups, **found.overlapping}.items()
+    ]
+    columns = [
+        words("split", "Split", [split for split, _, _ in rows]),
+        words("group", "Group", [group for _, group, _ in rows]),
+        numbers("count", "Samples", [f"{shares.count:,}" for *_, shares in rows]),
+    ]
+    for case in CASES:
+        verb, right = case.split("_")
+        who = "both " if verb == "agrees" else "is "
+        shares_of = [Cell(metric(ACCURACY).text(getattr(shares, case))) for *_, shares in rows]
+        over = "The teachers' vote (%)"
+        columns.append(Column(case, verb, shares_of, below=f"{who}{right}", over=over))
+    return Table("Agreement of the teachers with the biased model", columns) if rows else None

@@ -1,15 +1,23 @@
-"""What the page of a search holds."""
+"""What people see of a search: trials, rules and winner on the screen, in files and its page."""
 
 from __future__ import annotations
 
+import json
+import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+from rich.console import Console
+from rich.text import Text
+
 from agrekd_ray.core.selection import RULES
-from agrekd_ray.report import tables
-from agrekd_ray.report.archive import SearchSettings, read_search
+from agrekd_ray.core.weighting import STRATEGIES
+from agrekd_ray.files import exists
+from agrekd_ray.report import plots
+from agrekd_ray.report.archive import RESULTS, SearchSettings, read_search
 from agrekd_ray.report.facts import (
     Fact,
     as_yaml,
@@ -20,13 +28,241 @@ from agrekd_ray.report.facts import (
     student_facts,
     teacher_facts,
 )
-from agrekd_ray.report.tables import plain
-from agrekd_ray.report.words import degraded, difference_in_words, over, test_metrics, tested
-from agrekd_ray.search.results import DEFAULT, WINNER, TrialResult
-from agrekd_ray.tracking.labels import label
-from agrekd_ray.tracking.tables import paired
+from agrekd_ray.report.job import (
+    compared,
+    degraded,
+    degraded_lines,
+    over_seeds,
+    render_degraded,
+    students,
+)
+from agrekd_ray.report.models import TEST, teachers, tested
+from agrekd_ray.report.settings_plots import (
+    Chosen,
+    Point,
+    parallel_coordinates,
+    parameter_effects,
+    trial_history,
+    worst_against_accuracy,
+)
+from agrekd_ray.report.style import draw_plots
+from agrekd_ray.report.tables import Table, numbers, words
+from agrekd_ray.report.tables import show as show_table
+from agrekd_ray.results import Cost, Metrics, member_from_json
+from agrekd_ray.results.frame import difference
+from agrekd_ray.results.intervals import signed
+from agrekd_ray.results.labels import label
+from agrekd_ray.results.metrics import (
+    ACCURACY,
+    ECE,
+    METRICS,
+    MISSING,
+    WORST_GROUP,
+    measured_over,
+    setting_text,
+    short_paths,
+)
+from agrekd_ray.results.search import DEFAULT, FAILED, WINNER, SearchResult, TrialResult
+from agrekd_ray.search.board import in_words
+from agrekd_ray.search.settings import default_strategy
+from agrekd_ray.search.space import STRATEGY, Domain, applied, conditions
+from agrekd_ray.tracking.files import replacing
 
-SEARCH = "search.yaml"
+SEARCH, TRIALS = "search.yaml", "trials.csv"
+SHOWN = 8
+"""Trials in the table on the screen; all are in the folder."""
+
+
+def publish_files(folder: Path, result: SearchResult, *, anew: bool = True) -> None:
+    """Write results.json, trials.csv, and what there is to draw as `plots/*.png`.
+
+    Args:
+        folder: of the search.
+        result: what came out.
+        anew: false writes what is missing and leaves the rest as it is.
+
+    Raises:
+        OSError: where they cannot be written.
+    """
+    if anew:
+        with replacing(folder / RESULTS) as draft:
+            draft.write_text(json.dumps(result.to_json(), default=str) + "\n", encoding="utf-8")
+    if anew or not exists(folder / TRIALS):
+        write_trials(folder / TRIALS, result.trials)
+    trials, final = [_point(trial) for trial in result.trials], result.final
+    winner = next((point for point in trials if point.number == result.winner), None)
+    chosen = None if winner is None else Chosen(winner, f"the winner by {result.select}")
+    members = [member_from_json(values) for values in result.about.get("members", [])]
+    score = f"select/{result.select}"
+    draw_plots(
+        folder / "plots",
+        {
+            "worst_against_accuracy": lambda path: worst_against_accuracy(trials, path),
+            "parameter_effects": lambda path: parameter_effects(trials, path, chosen=chosen),
+            "parallel_coordinates": lambda path: parallel_coordinates(trials, path, chosen=chosen),
+            "trial_history": lambda path: trial_history(trials, path, score, chosen),
+            "winner_against_default": lambda path: plots.worst_group_by_method(final, path),
+            **plots.of_training(final, members),
+        },
+        anew=anew,
+    )
+
+
+def _point(trial: TrialResult) -> Point:
+    """A trial as pictures take it."""
+
+    def named(split: str, metrics: Metrics | None) -> dict[str, float]:
+        scalars = metrics.scalars() if metrics else {}
+        return {f"{split}/{name}": value for name, value in scalars.items()}
+
+    last = trial.history[-1] if trial.history else None
+    scores = last.selection if last else {}
+    metrics = named(TEST, trial.test) | named("val", last.val if last else None)
+    metrics |= {f"select/{rule}": score for rule, score in scores.items()}
+    return Point(trial.name, trial.number, trial.setting, metrics, state=trial.state)
+
+
+def write_trials(path: Path, trials: Sequence[TrialResult]) -> None:
+    """A row a trial: setting, state, epochs, score by rule, test metrics.
+
+    Args:
+        path: the file, replaced as a whole.
+        trials: of a search.
+    """
+    paths = dict.fromkeys(path for trial in trials for path in trial.setting)
+    rows = [
+        {
+            "trial": trial.name,
+            **{path: _in_a_cell(trial.setting.get(path, "")) for path in paths},
+            "state": trial.state,
+            "epochs": len(trial.history),
+            "seconds": f"{trial.seconds:.2f}",
+            **{f"select/{rule}": _digits(trial.score(rule)) for rule in RULES},
+            f"{TEST}/{WORST_GROUP}": _digits(
+                trial.test.worst_group_accuracy if trial.test else None
+            ),
+            f"{TEST}/{ACCURACY}": _digits(trial.test.accuracy if trial.test else None),
+            f"{TEST}/measured_over": measured_over(trial.test.coverage) if trial.test else "",
+            "reason": trial.reason or "",
+        }
+        for trial in trials
+    ]
+    table = pd.DataFrame(rows, columns=None if rows else ["trial"])
+    if rows and not table[f"{TEST}/measured_over"].any():
+        table = table.drop(columns=f"{TEST}/measured_over")
+    with replacing(path) as draft:
+        table.to_csv(draft, index=False, lineterminator="\r\n")
+
+
+def _digits(value: float | None) -> str:
+    return "" if value is None else f"{value:.6f}"
+
+
+def _in_a_cell(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+# --- the screen ------------------------------------------------------------------------------
+
+
+def show(result: SearchResult, cost: Cost, console: Console, mlflow: str, unsent: int) -> None:
+    """The end of a search on the screen.
+
+    Args:
+        result: what came out.
+        cost: of all attempts, to their ends.
+        console: to print on.
+        mlflow: what a person types to see the runs.
+        unsent: writes that MLflow did not get.
+    """
+    for table in (_trials_on_screen(result), _rules_on_screen(result), _final(result)):
+        if table is not None:
+            console.print()
+            strong = next(iter(table.strong), None)
+            bold = None if strong is None else (strong, table.columns[0].name)
+            show_table(table, console, bold=bold)
+    console.print()
+    render_degraded(degraded_lines(result.final, str), console)
+    winner = next(trial for trial in result.trials if trial.number == result.winner)
+    lines = [
+        ("winner", f"{winner.name}, chosen by {result.selected_on}: {in_words(winner.setting)}"),
+        ("verdict", result.verdict),
+        ("finished in", cost.in_words),
+        ("teachers", cost.effort.in_words if cost.effort else ""),
+        ("results", result.folder),
+        ("MLflow", mlflow),
+    ]
+    for name, value in lines:
+        if value:
+            console.print(Text(f"{name:<12}{value}"), soft_wrap=True)
+    if unsent:
+        text = (
+            f"MLflow did not get everything: when it answers again, agrekd resume {result.folder}"
+        )
+        console.print(Text(text, style="yellow"), soft_wrap=True)
+
+
+def _trials_on_screen(result: SearchResult) -> Table:
+    over = [trial for trial in result.trials if trial.state != FAILED]
+    ranked = sorted(over, key=lambda t: (-(t.score(result.select) or -1.0), t.number))
+    failed = len(result.trials) - len(over)
+    title = f"{len(result.trials)} trials"
+    title += f", {failed} of them failed" if failed else ""
+    title += f", the best {SHOWN} by {result.select}" if len(ranked) > SHOWN else ""
+    shown = ranked[:SHOWN]
+    columns = [
+        words("trial", "Trial", [trial.name for trial in shown]),
+        words("setting", "Setting", [in_words(trial.setting) for trial in shown], folds=True),
+        words("state", "State", [trial.state for trial in shown]),
+        numbers("epochs", "Epochs", [f"{len(t.history)}/{t.epochs}" for t in shown]),
+        numbers("score", result.select, [percent(t.score(result.select)) for t in shown]),
+        numbers("test", "Test WGA", [percent(_worst(t)) for t in shown]),
+    ]
+    strong = {n for n, trial in enumerate(shown) if trial.number == result.winner}
+    return Table(title, columns, frozenset(strong))
+
+
+def _rules_on_screen(result: SearchResult) -> Table:
+    trials = max((rule.trials for rule in result.rules), default=0)
+    title = f"Rules: their choices, and rank correlation with test WGA over {trials} trials"
+    title += f"; WGA: {result.worst}" if result.worst != "worst group" else ""
+    rules = result.rules
+    columns = [
+        words("rule", "Rule", [rule.rule for rule in rules]),
+        words("needs", "Needs", [", ".join(rule.needs) for rule in rules]),
+        numbers("correlation", "Correlation", [_correlation(rule.correlation) for rule in rules]),
+        words("choice", "Its choice", [f"trial-{rule.choice:03}" for rule in rules]),
+        numbers("test", "Test WGA", [percent(r.test_worst_group_accuracy) for r in rules]),
+    ]
+    return Table(title, columns, _chosen(result))
+
+
+def _chosen(result: SearchResult) -> frozenset[int]:
+    """The row of the rule that chose."""
+    return frozenset(n for n, rule in enumerate(result.rules) if rule.rule == result.select)
+
+
+def _final(result: SearchResult) -> Table | None:
+    seeds = len({outcome.seed for outcome in result.final})
+    title = f"Trained again, {seeds} fresh seed{'s' * (seeds != 1)}, test split in %"
+    table = compared(result.final, title, str, method="")
+    return table and table.named(("method", WORST_GROUP, ACCURACY, ECE))
+
+
+def percent(share: float | None) -> str:
+    """A share in percent, without the sign."""
+    return METRICS[ACCURACY].text(share)
+
+
+def _worst(trial: TrialResult) -> float | None:
+    return trial.test.worst_group_accuracy if trial.test else None
+
+
+def _correlation(value: float | None) -> str:
+    return MISSING if value is None else signed(value, 2)
+
+
+# --- the page --------------------------------------------------------------------------------
 
 
 def content(folder: Path) -> dict[str, Any]:
@@ -34,13 +270,15 @@ def content(folder: Path) -> dict[str, Any]:
     run = read_search(folder)
     result, about, settings = run.result, run.about, run.settings
     winner = next((trial for trial in result.trials if trial.number == result.winner), None)
-    rows = tested(result.final)
-    measured = [*test_metrics(result.final), *(trial.test for trial in result.trials if trial.test)]
+    measured = [outcome.splits[TEST] for outcome in result.final if TEST in outcome.splits]
+    measured += [trial.test for trial in result.trials if trial.test]
     names = {WINNER: f"Winner (trial {result.winner})", DEFAULT: "Default"}
 
     def name(method: str) -> str:
         return names.get(method, label(method))
 
+    title = "Winner and default on the test split"
+    found = difference(result.final, WINNER, DEFAULT)
     return {
         "kind": "search",
         "name": result.name,
@@ -62,32 +300,139 @@ def content(folder: Path) -> dict[str, Any]:
             Fact("Folder", str(folder), code=True),
             Fact("To run it again", f"agrekd tune {shlex.quote(str(folder / SEARCH))}", code=True),
         ],
-        "space": tables.space(settings.space),
+        "space": _space(settings.space),
         "select": result.select,
         "selected_on": result.selected_on,
         "select_summary": RULES[result.select].summary if result.select in RULES else "",
-        "rules": tables.rules(result),
+        "rules": _rules(result),
         "winner": winner,
-        "setting": winner and tables.setting(winner, about.job, settings.final.default),
-        "over": over(rows),
-        "comparison": tables.comparison(
-            "Winner and default on the test split",
-            [(row, [name(row.method)], row.method == WINNER) for row in rows],
-            ["Setting"],
-        ),
-        "difference": difference_in_words(paired(result.final, WINNER, DEFAULT)),
-        "seeds": tables.by_seed(result.final, name),
-        "trials": tables.trials(result, list(settings.space)),
-        "weights": tables.weights(result.final, about.members, name),
-        "influence": tables.influence(result.final, about.members, name),
+        "setting": winner and _setting(winner, about.job, settings.final.default),
+        "over": over_seeds(tested(result.final)),
+        "comparison": compared(result.final, title, name, WINNER, method="Setting"),
+        "difference": found.in_words() if found else "",
+        **students(result.final, about.members, name),
+        "trials": _trials(result, list(settings.space)),
         "agreement": None,
-        "teachers": tables.teachers(about.members, None),
+        "teachers": teachers(about.members, None),
         "configuration": [
             ("The search", as_yaml(about.settings)),
             ("Its base job", as_yaml(about.job)),
         ],
         "versions": about.versions,
     }
+
+
+def _trials(result: SearchResult, paths: Sequence[str]) -> Table | None:
+    """The trials, best score of the selecting rule first; without a score by number."""
+
+    def score(trial: TrialResult) -> float:
+        found = trial.score(result.select)
+        return -math.inf if found is None or math.isnan(found) else found
+
+    trials = sorted(result.trials, key=lambda trial: (-score(trial), trial.number))
+    if not trials:
+        return None
+    short = short_paths(paths)
+    seconds = [f"{t.seconds:.0f}" if math.isfinite(t.seconds) else MISSING for t in trials]
+    columns = [
+        words("trial", "Trial", [str(trial.number) for trial in trials]),
+        *(
+            words(path, short[path], [_value(trial.setting, path) for trial in trials])
+            for path in paths
+        ),
+        words("state", "State", [trial.state for trial in trials]),
+        numbers("epochs", "Epochs", [f"{len(t.history)} of {t.epochs}" for t in trials]),
+        numbers("score", f"Score, {result.selected_on}", [percent(score(t)) for t in trials]),
+        numbers("test", f"Test {result.worst}", [percent(_worst(t)) for t in trials]),
+        numbers("seconds", "Seconds", seconds),
+    ]
+    strong = frozenset(n for n, trial in enumerate(trials) if trial.number == result.winner)
+    failed = {n: trial.reason for n, trial in enumerate(trials) if trial.state == FAILED}
+    notes = {n: reason or "No reason is known." for n, reason in failed.items()}
+    return Table("Trials", columns, strong, notes)
+
+
+def _value(setting: Mapping[str, Any], path: str) -> str:
+    return setting_text(setting[path]) if path in setting else MISSING
+
+
+def _rules(result: SearchResult) -> Table | None:
+    """How well each selection rule would have served; the one that chose stands out."""
+    rules = result.rules
+    if not rules:
+        return None
+    columns = [
+        words("rule", "Rule", [rule.rule for rule in rules]),
+        words("needs", "Needs", [", ".join(rule.needs) or "nothing" for rule in rules]),
+        numbers("correlation", "Rank correlation", [_correlation(r.correlation) for r in rules]),
+        numbers("trials", "Over trials", [str(rule.trials) for rule in rules]),
+        numbers("choice", "Chooses trial", [str(rule.choice) for rule in rules]),
+        numbers(
+            "test",
+            f"Its test {result.worst}",
+            [percent(rule.test_worst_group_accuracy) for rule in rules],
+        ),
+    ]
+    notes = {n: RULES[r.rule].summary for n, r in enumerate(rules) if r.rule in RULES}
+    return Table("Selection rules", columns, _chosen(result), notes)
+
+
+def _space(domains: Mapping[str, Domain]) -> Table:
+    """What a search varies."""
+    begin = {
+        "uniform": "real, ",
+        "loguniform": "real, logarithmic, ",
+        "integer": "whole, ",
+        "choice": "one of ",
+        "grid": "each of ",
+    }
+
+    def values(domain: Domain) -> str:
+        several = domain.kind in ("choice", "grid")
+        shown = map(setting_text, (domain.listed or ()) if several else domain.bounds)
+        return begin[domain.kind] + (", " if several else " … ").join(shown)
+
+    def when(path: str, domain: Domain) -> str:
+        found = conditions(path, domain, STRATEGIES).items()
+        return "; ".join(f"{p} = {' or '.join(map(setting_text, these))}" for p, these in found)
+
+    columns = [
+        words("path", "Parameter", domains),
+        words("values", "Values", map(values, domains.values())),
+        words("when", "Only where", [when(path, domain) for path, domain in domains.items()]),
+    ]
+    return Table("Search space", columns)
+
+
+def _setting(winner: TrialResult, job: dict[str, Any], default: dict[str, Any]) -> Table:
+    """The winner's setting beside the default's.
+
+    Args:
+        winner: the trial.
+        job: the resolved base job.
+        default: changes to it that the winner is held against.
+    """
+
+    def having(changes: dict[str, Any], path: str) -> str:
+        if path in changes:
+            value = changes[path]
+        elif path == STRATEGY:
+            value = default_strategy(job)
+        else:
+            value = applied(job, changes)
+            for part in path.split("."):
+                value = value.get(part) if isinstance(value, dict) else None
+        return setting_text(value)
+
+    paths = list(dict.fromkeys([*winner.setting, *default]))
+    columns = [
+        words("path", "Parameter", paths),
+        words(
+            "winner", f"Winner, trial {winner.number}", [having(winner.setting, p) for p in paths]
+        ),
+        words("default", "Default", [having(default, path) for path in paths]),
+    ]
+    return Table("The winner's setting", columns)
 
 
 def _no_verdict(winner: TrialResult | None) -> str:
@@ -98,11 +443,11 @@ def _no_verdict(winner: TrialResult | None) -> str:
 
 def _named(found: dict[str, Any]) -> str:
     """A searcher or a scheduler, with its options."""
-    options = ", ".join(f"{key} {plain(value)}" for key, value in found.items() if key != "name")
+    options = [f"{key} {setting_text(value)}" for key, value in found.items() if key != "name"]
     name = str(found.get("name", ""))
     if name == "none":
         return "none: every trial trains to its end"
-    return f"{name} ({options})" if options else name
+    return f"{name} ({', '.join(options)})" if options else name
 
 
 def _budget(settings: SearchSettings) -> str:

@@ -1,50 +1,194 @@
-"""What the page of a study holds: its figures place by place, and what AGRE-KD gains there."""
+"""What people see of a study: tables on the screen and in Markdown, files, plots and its page."""
 
 from __future__ import annotations
 
+import json
 import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from agrekd_ray.config.sweep import in_words, key_names
+from rich.console import Console
+from rich.text import Text
+
+from agrekd_ray.files import exists
 from agrekd_ray.report.archive import read_study
 from agrekd_ray.report.facts import Fact, as_yaml, cost_facts, date, split_facts
-from agrekd_ray.report.job import JOB
-from agrekd_ray.report.tables import Cell, Grid, Line, percent, signed
-from agrekd_ray.results import over
-from agrekd_ray.study.results import (
-    ACCURACY,
-    OURS,
-    WGA,
-    Figure,
-    Gain,
-    Panel,
-    StudyResult,
-    heading,
+from agrekd_ray.report.job import JOB, degraded_lines, render_degraded, write_csv
+from agrekd_ray.report.study_plots import gains_plot, sweep_plots
+from agrekd_ray.report.tables import (
+    Cell,
+    Table,
+    figure_column,
+    fits,
+    words,
 )
-from agrekd_ray.tracking.labels import label
+from agrekd_ray.report.tables import markdown as table_markdown
+from agrekd_ray.report.tables import show as show_table
+from agrekd_ray.results.intervals import INTERVAL
+from agrekd_ray.results.labels import label
+from agrekd_ray.results.metrics import ACCURACY, MISSING, WORST_GROUP, accuracy_of
+from agrekd_ray.results.points import in_words, key_names
+from agrekd_ray.results.study import OURS, Gain, Panel, StudyResult, gain_in_words
+from agrekd_ray.tracking.files import replacing
+
+
+def publish_files(result: StudyResult, folder: Path, *, anew: bool = True) -> None:
+    """Write results.json, results.csv, results.md and the plots.
+
+    Args:
+        result: of the study.
+        folder: of it.
+        anew: false writes what is missing and leaves the rest as it is.
+
+    Raises:
+        OSError: where one cannot be written.
+    """
+    if anew or not exists(folder / "results.csv"):
+        where = [
+            {key: in_words(value) for key, value in point.at.items()}
+            | ({} if point.draw is None else {"draw": point.draw})
+            for point in result.points
+            for _ in point.outcomes
+        ]
+        write_csv(result.outcomes, folder / "results.csv", where)
+    if anew:
+        with replacing(folder / "results.json") as draft:
+            text = json.dumps(result.to_json(), ensure_ascii=False, indent=1)
+            draft.write_text(text + "\n", encoding="utf-8")
+    if anew or not exists(folder / "results.md"):
+        with replacing(folder / "results.md") as draft:
+            draft.write_text(f"# {result.name}\n\n{markdown(result)}\n", encoding="utf-8")
+    plots = folder / "plots"
+    plots.mkdir(exist_ok=True)
+    sweep_plots(result, plots, anew=anew)
+    if anew or not exists(plots / "gains.png"):
+        gains_plot(result, plots / "gains.png")
+
+
+def show(result: StudyResult, console: Console) -> None:
+    """Prints worst-group accuracy by method and place, then what AGRE-KD gains and how surely."""
+    for panel in result.panels:
+        console.print()
+        title = _title(result, panel, accuracy_of(result.worst).capitalize())
+        table = _pivot(result, panel, WORST_GROUP, title)
+        show_table(table if fits(table, console.width) else _long(result, panel, title), console)
+    gains = list(_gain_lines(result))
+    if gains:
+        console.print()
+    for place, lines in gains:
+        if place:
+            console.print(Text(place, style="bold"))
+        for line in lines:
+            console.print(Text(line))
+    for point in result.points:
+        lost = degraded_lines(point.outcomes)
+        render_degraded([f"{point.label}: {line}" for line in lost], console)
+    console.print()
+
+
+def markdown(result: StudyResult) -> str:
+    """Tables of worst-group accuracy and accuracy, and the gains, as Markdown."""
+    parts = [f"*{result.unfinished.capitalize()}.*"] if result.unfinished else []
+    for metric, what in (
+        (WORST_GROUP, accuracy_of(result.worst).capitalize()),
+        (ACCURACY, "Accuracy"),
+    ):
+        for panel in result.panels:
+            title = _title(result, panel, what)
+            parts += [title, table_markdown(_pivot(result, panel, metric, title))]
+    for place, lines in _gain_lines(result):
+        parts.append("\n".join([*([f"{place}:", ""] if place else []), *(f"- {x}" for x in lines)]))
+    return "\n\n".join(parts)
+
+
+def _title(result: StudyResult, panel: Panel, what: str) -> str:
+    source = f"; in brackets: {result.published.source}" if result.published else ""
+    place = f"{panel.where}. " if panel.where else ""
+    return f"{place}{result.heading(what)}{source}"
+
+
+def _pivot(result: StudyResult, panel: Panel, metric: str, title: str) -> Table:
+    """A row a method, a column a value of the last swept key."""
+    names = panel.columns if result.sweep else [result.worst.capitalize()]
+    columns = [words("method", "Method", map(label, panel.methods))]
+    # One part for all places stands in the title; those that differ stand in the cells.
+    parts = "title" if result.worst not in ("worst group", "worst class") else "cells"
+    for number, (at, name) in enumerate(zip(panel.places, names, strict=True)):
+        figures = [(result.row(at, method) or {}).get(metric) for method in panel.methods]
+        published = [result.published_at(at, method, metric) for method in panel.methods]
+        columns.append(figure_column(str(number), figures, name, published, parts))
+    return Table(title, columns)
+
+
+def _long(result: StudyResult, panel: Panel, title: str) -> Table:
+    """A row a place and method, for narrow screens."""
+    last = next(reversed(list(result.sweep)), "")
+    shown = [(at, m) for at in panel.places for m in result.methods if result.row(at, m)]
+    places = [in_words(at[last]) if last else "" for at, _ in shown]
+    first = ["" if n and places[n - 1] == text else text for n, text in enumerate(places)]
+    columns = [
+        words("place", key_names(result.sweep).get(last, ""), first),
+        words("method", "Method", [label(method) for _, method in shown]),
+    ]
+    rows = [result.row(at, method) or {} for at, method in shown]
+    parts = "title" if result.worst not in ("worst group", "worst class") else "cells"
+    for metric, header in ((WORST_GROUP, result.worst.capitalize()), (ACCURACY, "Accuracy")):
+        published = [result.published_at(at, method, metric) for at, method in shown]
+        figures = [row.get(metric) for row in rows]
+        columns.append(figure_column(metric, figures, header, published, parts))
+    return Table(title, columns if last else columns[1:])
+
+
+def _gain_lines(result: StudyResult) -> Iterator[tuple[str, Sequence[str]]]:
+    for at in result.places:
+        lines = [gain_in_words(result, gain) for gain in result.gains if gain.at == at]
+        if lines:
+            yield (result.place_name(at) if result.sweep else ""), lines
+
+
+# --- the page --------------------------------------------------------------------------------
 
 
 def verdict(result: StudyResult) -> str:
     """The study in a sentence: where AGRE-KD gains over AVER, and where it does not."""
-    if result.unfinished:
-        return f"{result.unfinished.capitalize()}. {_verdict(result)}"
-    return _verdict(result)
-
-
-def _verdict(result: StudyResult) -> str:
+    begin = f"{result.unfinished.capitalize()}. " if result.unfinished else ""
     gains = [gain for gain in result.gains if gain.against == "aver"]
     if not gains:
-        return "The study does not hold AGRE-KD against AVER."
+        return f"{begin}The study does not hold AGRE-KD against AVER."
     best = max(gains, key=lambda gain: gain.difference.mean)
     worst = min(gains, key=lambda gain: gain.difference.mean)
-    ahead = sum(1 for gain in gains if gain.difference.low is not None and gain.difference.low > 0)
+    ahead = sum(map(_sure, gains))
     text = f"{label(OURS)} against {label('aver')}, {result.worst}: {_points(best)}"
     if len(gains) > 1:
         text += f" at best ({result.place_name(best.at)}), {_points(worst)} at worst"
         text += f" ({result.place_name(worst.at)}); the interval is above 0 at {ahead} of"
         text += f" {len(gains)} places"
-    return f"{text}."
+    return f"{begin}{text}."
+
+
+def content(folder: Path) -> dict[str, Any]:
+    """What the template needs of the study in a folder, besides its plots."""
+    result = read_study(folder)
+    return {
+        "kind": "study",
+        "name": result.name,
+        "date": date(result.folder),
+        "headline": verdict(result),
+        "remarks": [],
+        "facts": _facts(result, folder),
+        "over": result.heading(),
+        "worst": result.worst,
+        "panels": [(panel.where, _with_gains(result, panel)) for panel in result.panels],
+        "accuracies": [
+            (panel.where, _pivot(result, panel, ACCURACY, panel.where or result.heading()))
+            for panel in result.panels
+        ],
+        **dict.fromkeys(("weights", "influence", "agreement", "teachers")),
+        "configuration": [("The study", as_yaml(result.settings))],
+        "versions": result.versions,
+    }
 
 
 def _facts(result: StudyResult, folder: Path) -> list[Fact]:
@@ -54,7 +198,7 @@ def _facts(result: StudyResult, folder: Path) -> list[Fact]:
         for key, values in result.sweep.items()
     ]
     draws = ", ".join(map(str, result.draws)) or "one"
-    seeds = sorted({outcome.seed for point in result.points for outcome in point.outcomes})
+    seeds = sorted({outcome.seed for outcome in result.outcomes})
     return [
         *swept,
         Fact("Draws of data and teachers", draws),
@@ -68,83 +212,35 @@ def _facts(result: StudyResult, folder: Path) -> list[Fact]:
     ]
 
 
-def tables(result: StudyResult, metric: str) -> list[tuple[str, Grid]]:
-    """A title and a table for each panel: methods down, places across, then what AGRE-KD gains."""
-    found = []
-    for panel in result.panels:
-        lines = [
-            Line(
-                [label(method)],
-                [_cell(result, result.figure(at, method), metric) for at in panel.places],
-                method == OURS,
-            )
-            for method in panel.methods
-        ]
-        if metric == WGA:
-            lines += _gain_lines(result, panel)
-        title = panel.where or heading(result)
-        columns = panel.columns if result.sweep else [result.worst.capitalize()]
-        found.append((panel.where, Grid(title, ["Method"], columns, lines)))
-    return found
-
-
-def _gain_lines(result: StudyResult, panel: Panel) -> list[Line]:
-    """`AGRE-KD − AVER`, with intervals; strong where it is above 0 at every place."""
-    lines = []
+def _with_gains(result: StudyResult, panel: Panel) -> Table:
+    """Methods down, places across, then `AGRE-KD − AVER`; strong where it is above 0 everywhere."""
+    table = _pivot(result, panel, WORST_GROUP, panel.where or result.heading())
+    cells = [list(column.cells) for column in table.columns]
+    strong = {number for number, method in enumerate(panel.methods) if method == OURS}
     for other in panel.methods:
         gains = [result.gain(at, other) for at in panel.places]
         if any(gains):
-            sure = all(g and g.difference.low is not None and g.difference.low > 0 for g in gains)
-            lines.append(Line([f"{label(OURS)} − {label(other)}"], list(map(_gain, gains)), sure))
-    return lines
+            if all(gain and _sure(gain) for gain in gains):
+                strong.add(len(cells[0]))
+            line = [Cell(f"{label(OURS)} − {label(other)}"), *map(_gain_cell, gains)]
+            for column, cell in zip(cells, line, strict=True):
+                column.append(cell)
+    columns = [replace(c, cells=those) for c, those in zip(table.columns, cells, strict=True)]
+    return replace(table, columns=columns, strong=frozenset(strong))
 
 
-def content(folder: Path) -> dict[str, Any]:
-    """What the template needs of the study in a folder, besides its plots."""
-    result = read_study(folder)
-    return {
-        "kind": "study",
-        "name": result.name,
-        "date": date(result.folder),
-        "headline": verdict(result),
-        "remarks": [],
-        "facts": _facts(result, folder),
-        "over": heading(result),
-        "worst": result.worst,
-        "panels": tables(result, WGA),
-        "accuracies": tables(result, ACCURACY),
-        "weights": None,
-        "influence": None,
-        "agreement": None,
-        "teachers": None,
-        "configuration": [("The study", as_yaml(result.settings))],
-        "versions": result.versions,
-    }
-
-
-def _cell(result: StudyResult, figure: Figure | None, metric: str) -> Cell:
-    if figure is None:
-        return Cell("–")
-    text = percent(figure.mean[metric])
-    spread = f"± {percent(figure.std[metric])}" if figure.count > 1 else ""
-    if metric in figure.published:
-        spread = f"{spread} [{figure.published[metric]:.1f}]".strip()
-    return Cell(over(text, result.part(figure, metric)), spread)
-
-
-def _gain(gain: Gain | None) -> Cell:
+def _gain_cell(gain: Gain | None) -> Cell:
     if gain is None:
-        return Cell("–")
-    d = gain.difference
-    reach = ""
-    if d.low is not None and d.high is not None:
-        reach = f"({signed(100 * d.low, 1)} … {signed(100 * d.high, 1)})"
-    return Cell(signed(100 * d.mean, 1), reach)
+        return Cell(MISSING)
+    interval = gain.difference.interval()
+    return Cell(gain.difference.points, f"({interval})" if interval else "")
+
+
+def _sure(gain: Gain) -> bool:
+    """Whether the whole interval is above 0."""
+    return gain.difference.low is not None and gain.difference.low > 0
 
 
 def _points(gain: Gain) -> str:
-    d = gain.difference
-    reach = ""
-    if d.low is not None and d.high is not None:
-        reach = f" (95 % {signed(100 * d.low, 1)} … {signed(100 * d.high, 1)})"
-    return f"{signed(100 * d.mean, 1)} points{reach}"
+    interval = gain.difference.interval()
+    return f"{gain.difference.points} points" + (f" ({INTERVAL} {interval})" if interval else "")

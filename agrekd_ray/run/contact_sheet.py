@@ -13,8 +13,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch.nn import functional
 
+from agrekd_ray.report.style import FAINT, INK
 from agrekd_ray.tracking.files import replacing
-from agrekd_ray.tracking.plots import FAINT, INK
 
 DPI = 100
 CELL, GAP = 96, 6

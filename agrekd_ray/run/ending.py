@@ -8,8 +8,8 @@ from typing import Any
 
 from agrekd_ray import __version__
 from agrekd_ray.run.folder import Folder
-from agrekd_ray.tracking.mlflow_runs import FAILED, KILLED, Tracker
 from agrekd_ray.tracking.outbox import Outbox
+from agrekd_ray.tracking.tracker import FAILED, KILLED, Tracker
 
 PATIENCE_AT_FAILURE = 5.0
 """Seconds that a run which has failed waits for an MLflow that is away."""

@@ -21,8 +21,9 @@ from agrekd_ray.config import Job
 from agrekd_ray.data import SELECT, TEST, Dataset, Prepared, open_dataset, splits_in_words
 from agrekd_ray.errors import AgrekdError, RunError
 from agrekd_ray.events import Event, StudentDone, TeachersCost
-from agrekd_ray.files import cannot_read, exists, unreadable
+from agrekd_ray.files import cannot_read, unreadable
 from agrekd_ray.models import load
+from agrekd_ray.report import job as report
 from agrekd_ray.report.archive import RESULTS, JobArchive, read_job
 from agrekd_ray.results import Cost, Diagnostics, Effort, Member, Outcome
 from agrekd_ray.run.account import Account
@@ -37,10 +38,8 @@ from agrekd_ray.run.plan import Plan, epochs_of, make_plan
 from agrekd_ray.run.settled import settled
 from agrekd_ray.student import Assignment, read_outcome, write_outcome
 from agrekd_ray.teachers import Asked, Pool
-from agrekd_ray.tracking import diagnostic_plots, plots, tables
-from agrekd_ray.tracking.mlflow_runs import DEGRADED, Tracker
 from agrekd_ray.tracking.outbox import Outbox
-from agrekd_ray.tracking.timing import spent
+from agrekd_ray.tracking.tracker import DEGRADED, open_tracker
 from agrekd_ray.training import agreement, calibration, score
 
 
@@ -156,7 +155,7 @@ class _Run:
         self.pool = Pool(self.job.teachers.store, self.dataset)
         self.answers = Answers(self.job, self.dataset)
         self.display = Display(console)
-        self.tracker = Tracker(
+        self.tracker = open_tracker(
             self.job.tracking.uri,
             self.job.tracking.experiment or self.job.name,
             self.job.runs,
@@ -409,26 +408,9 @@ class _Run:
             "versions": package_versions(),
             "settings": self.folder.job.model_dump(mode="json"),
         }
-        if anew or not exists(path / "results.csv"):
-            tables.write_csv(outcomes, path / "results.csv")
-        if anew:
-            tables.write_json(path / "results.json", outcomes, members, biased, about, diagnostics)
+        report.publish_files(path, outcomes, members, biased, about, diagnostics, anew=anew)
         if self.draws:
-            self._draw(outcomes, members, anew)
-
-    def _draw(self, outcomes: list[Outcome], members: list[Member], anew: bool) -> None:
-        drawn = {
-            "worst_group_by_method": lambda path: plots.worst_group_by_method(outcomes, path),
-            "training_curves": lambda path: plots.training_curves(outcomes, path),
-            "weights_by_group": lambda path: plots.weights_by_group(outcomes, members, path),
-            "influence_by_group": lambda path: plots.influence_by_group(outcomes, members, path),
-            "fallback_by_group": lambda path: diagnostic_plots.fallback_by_group(outcomes, path),
-            "agreement_by_group": lambda path: diagnostic_plots.agreement_by_group(
-                self.diagnostics, path
-            ),
-            "calibration": lambda path: diagnostic_plots.calibration(outcomes, path),
-        }
-        plots.draw_plots(self.folder.plots, drawn, anew=anew)
+            report.draw(self.folder.plots, outcomes, members, diagnostics, anew=anew)
 
     @functools.cached_property
     def _example(self) -> np.ndarray:
@@ -468,14 +450,14 @@ class _Run:
         for outcome in students:
             self._log_model(outcome)
         metrics = {
-            **tables.summary_metrics(outcomes),
-            **tables.agreement_metrics(self.diagnostics),
+            **report.summary_metrics(outcomes),
+            **report.agreement_metrics(self.diagnostics),
             **cost_metrics(cost, outcomes),
         }
-        if degraded := tables.degraded_lines(outcomes):
+        if degraded := report.degraded_lines(outcomes):
             tags = {DEGRADED: "; ".join(degraded)}
             self.outbox.put(lambda: self.tracker.set_tags(run_id, tags))
-        description = tables.markdown(outcomes, self._members()[0])
+        description = report.description(outcomes, self._members()[0])
         self.outbox.put(
             lambda: self.tracker.finish_job(
                 run_id, self.folder.path, "FINISHED", metrics, description
@@ -486,9 +468,9 @@ class _Run:
         members, _ = self._members()
         console = self.console
         console.print()
-        tables.render(outcomes, members, console)
+        report.render(outcomes, members, console)
         console.print()
-        tables.render_degraded(tables.degraded_lines(outcomes), console)
+        report.render_degraded(report.degraded_lines(outcomes), console)
         for name, value in (
             ("finished in", cost.in_words),
             (
@@ -506,9 +488,9 @@ class _Run:
 
 def _spent_lines(outcomes: Sequence[Outcome], effort: Effort | None) -> list[tuple[str, str]]:
     """Where the time went, a line each; the first has the heading."""
-    lines = spent(outcomes, effort)
-    width = max((len(line.what) for line in lines), default=0)
+    lines = report.spent(outcomes, effort)
+    width = max((len(what) for what, _ in lines), default=0)
     return [
-        ("" if number else "time", f"{line.what:<{width}}  {line.in_words}")
-        for number, line in enumerate(lines)
+        ("" if number else "time", f"{what:<{width}}  {told}")
+        for number, (what, told) in enumerate(lines)
     ]

@@ -19,8 +19,8 @@ from agrekd_ray.events import (
 from agrekd_ray.results import Epoch, Outcome
 from agrekd_ray.run.display import RECORDED, Display
 from agrekd_ray.student import Assignment
-from agrekd_ray.tracking.mlflow_runs import Tracker
 from agrekd_ray.tracking.outbox import Outbox
+from agrekd_ray.tracking.tracker import Tracker
 
 SECONDS_BETWEEN_WRITES = 5.0
 

@@ -15,9 +15,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from agrekd_ray.results.search import FAILED, FINISHED, RUNNING, STOPPED, TrialResult
 from agrekd_ray.run.display import clock
 from agrekd_ray.search.ranking import best
-from agrekd_ray.search.results import FAILED, FINISHED, RUNNING, STOPPED, TrialResult
 from agrekd_ray.search.space import STRATEGY
 
 SECONDS_BETWEEN_LINES = 5.0

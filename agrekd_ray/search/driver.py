@@ -26,7 +26,11 @@ from agrekd_ray.guidance.nodes import DriverData, cluster_nodes, settled_nodes
 from agrekd_ray.guidance.placement import ResourceRequest, check_room
 from agrekd_ray.models import Model, load
 from agrekd_ray.outputs import Outputs
+from agrekd_ray.report.archive import read_result
+from agrekd_ray.report.job import summary_metrics
+from agrekd_ray.report.search import publish_files, show
 from agrekd_ray.results import Effort, Metrics, Outcome
+from agrekd_ray.results.search import DEFAULT, FAILED, RUNNING, STOPPED, WINNER, SearchResult
 from agrekd_ray.run.account import Account
 from agrekd_ray.run.answers import Answers, members
 from agrekd_ray.run.cluster import RayEngine
@@ -53,8 +57,6 @@ from agrekd_ray.search import trainable
 from agrekd_ray.search.board import Board
 from agrekd_ray.search.folder import Journal, SearchFolder
 from agrekd_ray.search.ranking import best, rule_reports, verdict
-from agrekd_ray.search.report import publish_files, read_result, show
-from agrekd_ray.search.results import DEFAULT, FAILED, RUNNING, STOPPED, WINNER, SearchResult
 from agrekd_ray.search.tasks import Untested, test_all
 from agrekd_ray.search.trainable import (
     TrialActor,
@@ -68,9 +70,8 @@ from agrekd_ray.search.trial import Shared, assignments, last_state, read_test
 from agrekd_ray.search.watch import Groups, TrialRuns, Watch
 from agrekd_ray.student import Assignment, read_outcome
 from agrekd_ray.teachers import Pool
-from agrekd_ray.tracking.mlflow_runs import Tracker
 from agrekd_ray.tracking.outbox import Outbox
-from agrekd_ray.tracking.tables import summary_metrics
+from agrekd_ray.tracking.tracker import open_tracker
 
 TUNE = "trials"
 """Name of the experiment in Tune's storage."""
@@ -108,7 +109,7 @@ class _Searching:
         self.pool = Pool(self.job.teachers.store, self.dataset)
         self.answers = Answers(self.job, self.dataset)
         self.display = Display(console)
-        self.tracker = Tracker(
+        self.tracker = open_tracker(
             self.job.tracking.uri, self.job.tracking.experiment or self.job.name, self.job.runs
         )
         self.outbox = Outbox(self._note)

@@ -20,8 +20,8 @@ from agrekd_ray.files import (
     real,
     unreadable,
 )
+from agrekd_ray.results.search import TrialResult
 from agrekd_ray.run.folder import Folder, new_folder, read_resolved
-from agrekd_ray.search.results import TrialResult
 from agrekd_ray.search.settings import Planned, check_resolved
 
 SEARCH = "search.yaml"

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from agrekd_ray.core.selection import RULES
 from agrekd_ray.results import Outcome
-from agrekd_ray.search.results import DEFAULT, FAILED, WINNER, RuleReport, TrialResult
-from agrekd_ray.tracking.intervals import paired_difference
-from agrekd_ray.tracking.labels import accuracy_of
+from agrekd_ray.results.frame import difference
+from agrekd_ray.results.intervals import INTERVAL
+from agrekd_ray.results.metrics import accuracy_of
+from agrekd_ray.results.search import DEFAULT, FAILED, WINNER, RuleReport, TrialResult
 
 FEWEST = 3
 """Trials without which a rank correlation says nothing."""
@@ -69,18 +70,14 @@ def verdict(final: Sequence[Outcome], select: str) -> str:
         final: students of both, with the same seeds.
         select: the rule that chose the winner; see `SearchResult.selected_on`.
     """
-    by_seed = {
-        method: {o.seed: o.splits["test"].worst_group_accuracy for o in final if o.method == method}
-        for method in (WINNER, DEFAULT)
-    }
-    found = paired_difference(by_seed[WINNER], by_seed[DEFAULT])
+    found = difference(final, WINNER, DEFAULT)
     if found is None:
         return ""
     worst = accuracy_of(final[0].splits["test"].worst)
-    points = f"{signed(found.mean)} points of {worst} on the test split"
+    points = f"{found.points} points of {worst} on the test split"
     if found.low is None or found.high is None:
         return f"The winner ({select}) is {points} from the default with one seed: no interval."
-    interval = f"95 % interval {signed(found.low)} … {signed(found.high)}"
+    interval = f"{INTERVAL} {found.interval()}"
     seeds = f"{found.seeds} fresh seeds"
     if found.low > 0:
         words = "The winner is better than the default"
@@ -89,11 +86,6 @@ def verdict(final: Sequence[Outcome], select: str) -> str:
     else:
         words = "The winner is not shown to differ from the default"
     return f"{words}: {points} ({interval}, {seeds}, chosen by {select})."
-
-
-def signed(share: float) -> str:
-    """A difference of shares in points, with its sign."""
-    return f"{100 * share:+.1f}".replace("-", "−")
 
 
 def _correlation(pairs: Sequence[tuple[float | None, float]]) -> float | None:

@@ -11,21 +11,20 @@ from ray import tune
 
 from agrekd_ray.events import GroupPlaced
 from agrekd_ray.results import Epoch, degraded, epochs_from_json
+from agrekd_ray.results.search import FAILED, FINISHED, RUNNING, STOPPED, TrialResult
 from agrekd_ray.run.monitor import student_params
 from agrekd_ray.search.board import Board
 from agrekd_ray.search.folder import Journal
-from agrekd_ray.search.results import FAILED, FINISHED, RUNNING, STOPPED, TrialResult
 from agrekd_ray.search.settings import Planned
 from agrekd_ray.search.trainable import setting_of
 from agrekd_ray.search.trial import assignments
 from agrekd_ray.student.room import give_back
-from agrekd_ray.tracking.mlflow_runs import DEGRADED, KILLED, Tracker
-from agrekd_ray.tracking.mlflow_runs import FAILED as RUN_FAILED
-from agrekd_ray.tracking.mlflow_runs import FINISHED as RUN_FINISHED
 from agrekd_ray.tracking.outbox import Outbox
+from agrekd_ray.tracking.tracker import DEGRADED, KILLED, REASON, SEARCHED, STATE, Tracker
+from agrekd_ray.tracking.tracker import FAILED as RUN_FAILED
+from agrekd_ray.tracking.tracker import FINISHED as RUN_FINISHED
 
 SECONDS_BETWEEN_WRITES = 5.0
-STATE, SEARCHED = "agrekd.state", "agrekd.searched"
 
 
 class TrialRuns:
@@ -86,7 +85,7 @@ class TrialRuns:
         """A trial has come to its end."""
         self.flush()
         status = {FINISHED: RUN_FINISHED, FAILED: RUN_FAILED}.get(trial.state, KILLED)
-        tags = {STATE: trial.state, **({"agrekd.reason": trial.reason} if trial.reason else {})}
+        tags = {STATE: trial.state, **({REASON: trial.reason} if trial.reason else {})}
         if lost := degraded(trial.history):
             tags[DEGRADED] = lost
         steps = {"cost/steps": float(sum(epoch.steps for epoch in trial.history))}

@@ -26,7 +26,9 @@ from agrekd_ray.data import open_dataset, splits_in_words
 from agrekd_ray.errors import AgrekdError, RunError
 from agrekd_ray.events import Event, Failed, StudentEpoch, TeachersCost
 from agrekd_ray.report.archive import read_study
+from agrekd_ray.report.study import markdown, publish_files, show
 from agrekd_ray.results import Cost, Effort
+from agrekd_ray.results.study import PointResult, StudyResult
 from agrekd_ray.run.account import Account
 from agrekd_ray.run.answers import Answers
 from agrekd_ray.run.display import Display, prepare_data, ready_data
@@ -46,12 +48,10 @@ from agrekd_ray.run.plan import epochs_of, make_plan
 from agrekd_ray.run.settled import settled
 from agrekd_ray.settings import fingerprint
 from agrekd_ray.student import Assignment, read_outcome
-from agrekd_ray.study.report import markdown, publish_files, show
-from agrekd_ray.study.results import PointResult, StudyResult
 from agrekd_ray.teachers import Pool, Recipe
 from agrekd_ray.terminal import screen
-from agrekd_ray.tracking.mlflow_runs import PARENT, Tracker
 from agrekd_ray.tracking.outbox import Outbox
+from agrekd_ray.tracking.tracker import PARENT, open_tracker
 
 POINTS = "points"
 
@@ -126,7 +126,7 @@ class _Study:
         self.account = Account(folder.path)
         self.known: StudyResult | None = None
         """Of a study that had come to its end: only what is missing is added to it."""
-        self.tracker = Tracker(
+        self.tracker = open_tracker(
             self.job.tracking.uri, self.job.tracking.experiment or self.job.name, self.job.runs
         )
         self.outbox = Outbox(lambda text: self.display.note(text, "yellow"))

@@ -20,9 +20,10 @@ from agrekd_ray.errors import TrackingError
 from agrekd_ray.passwords import hidden, revealed
 from agrekd_ray.tracking.mlflow_store import check_store, checked_address, explained, unless_set
 from agrekd_ray.tracking.mlflow_values import as_text, distinct_names, milliseconds, shortened
+from agrekd_ray.tracking.tracker import REASON
 
-REASON, CHANGED = "agrekd.reason", "agrekd.changed_params"
-"""Tags: why a run ended early; which parameters are not those of the job's first start."""
+CHANGED = "agrekd.changed_params"
+"""Tag: which parameters are not those of the job's first start."""
 METRICS_A_BATCH = 1000
 """That a store takes at once."""
 

@@ -22,8 +22,8 @@ from mlflow.exceptions import MlflowException
 
 from agrekd_ray.errors import TrackingError
 from agrekd_ray.results import Epoch, Metrics, Outcome
-from agrekd_ray.tracking.metrics import CLASS, GROUP
-from agrekd_ray.tracking.mlflow_experiment import METRICS_A_BATCH, REASON, Experiment
+from agrekd_ray.results.metrics import CLASS, GROUP
+from agrekd_ray.tracking.mlflow_experiment import METRICS_A_BATCH, Experiment
 from agrekd_ray.tracking.mlflow_export import export
 from agrekd_ray.tracking.mlflow_values import (
     distinct_names,
@@ -31,33 +31,18 @@ from agrekd_ray.tracking.mlflow_values import (
     epoch_metrics,
     split_metrics,
 )
+from agrekd_ray.tracking.tracker import DEGRADED, FAILED, FINISHED, PARENT, REASON, Tracker
 
-FINISHED, FAILED, KILLED = "FINISHED", "FAILED", "KILLED"
-"""How a run can end; KILLED is for what was interrupted."""
-
-PARENT = "mlflow.parentRunId"
-"""Tags by which runs are found again and compared."""
-ROLE, METHOD, SEED = "agrekd.role", "agrekd.method", "agrekd.seed"
-_CHECKPOINT = "agrekd.checkpoint"
-DEGRADED = "agrekd.degraded"
-"""Tag of runs that lost teachers on the way, with when."""
-_TEACHERS, TRIAL = "agrekd.teachers", "agrekd.trial"
+ROLE, METHOD, SEED, TRIAL = "agrekd.role", "agrekd.method", "agrekd.seed", "agrekd.trial"
+"""Tags by which runs are found again and compared, with `PARENT`."""
+_CHECKPOINT, _TEACHERS = "agrekd.checkpoint", "agrekd.teachers"
 _REPORTS = {".png", ".json", ".csv", ".yaml", ".yml", ".md"}
 
 
-class Tracker:
-    """The store of one experiment, and the runs of one job in it.
+class MlflowTracker(Tracker):
+    """The store of one experiment, and the runs of one job in it; see `open_tracker`.
 
-    Args:
-        uri: any MLflow tracking URI; None for the file `mlflow.db` in `root`.
-        experiment: name of the experiment, created where it is missing.
-        root: the folder of the runs. Models and reports go to its `mlartifacts`, unless an
-            MLflow server keeps them.
-        wait: whether the store is opened now; else in a thread (a new one takes seconds), for
-            which the first method that is called waits.
-
-    Raises:
-        TrackingError: the store cannot be created or reached. Every method raises it too.
+    Models and reports go to `mlartifacts` beside the runs, unless an MLflow server keeps them.
     """
 
     def __init__(self, uri: str | None, experiment: str, root: Path, *, wait: bool = True) -> None:
@@ -105,22 +90,7 @@ class Tracker:
         role: str = "job",
         opened: Callable[[str], None] = lambda run_id: None,
     ) -> str:
-        """Opens the parent run; the students and trials of this tracker become its children.
-
-        Args:
-            name: what people call the job.
-            params: flat, with dotted keys. What MLflow does not take is cut or spelt otherwise.
-                A parameter that had another value when the job was first started keeps it; the
-                new one stands in the tag `agrekd.changed_params`.
-            tags: more about the job.
-            run_id: the run of an earlier attempt, which goes on; a finished one stays finished
-                until `reopen`. A new one is made where it is not in this experiment any more.
-            role: `job`, `study` or `search`.
-            opened: hears the run's id as soon as there is one, so that it can be ended.
-
-        Returns:
-            The run's id.
-        """
+        """Opens the parent run; the students and trials of this tracker become its children."""
         with self._runs.explained("open the job's run"):
             run = self._runs.lookup(run_id) if run_id else None
             if run is None:
@@ -144,36 +114,13 @@ class Tracker:
                 self._runs.reopen(run)
 
     def student(self, method: str, seed: int, params: Mapping[str, Any]) -> str:
-        """The run of one student under this job: found again on resume, made otherwise.
-
-        Args:
-            method: name of the method.
-            seed: the student's seed.
-            params: as for `start_job`; `method` and `seed` are added, to group and compare by.
-
-        Returns:
-            The run's id. A run that had failed or was interrupted is running again; a finished
-            one stays finished.
-
-        Raises:
-            TrackingError: also without `start_job`.
-        """
+        """The run of one student under this job: found again on resume, made otherwise."""
         marks = {METHOD: method, SEED: str(seed)}
         params = {"method": method, "seed": seed, **params}
         return self._child("student", f"{method}-seed-{seed}", marks, params)
 
     def trial(self, name: str, number: int, params: Mapping[str, Any], seeds: Sequence[int]) -> str:
-        """The run of one trial under this search; as `student`.
-
-        Args:
-            name: of the run.
-            number: of the trial.
-            params: as for `student`.
-            seeds: of the trial's students, whose means are logged.
-
-        Raises:
-            TrackingError: also without `start_job`.
-        """
+        """The run of one trial under this search; as `student`."""
         params = {**params, "seeds": list(seeds)}
         return self._child("trial", name, {TRIAL: str(number)}, params)
 
@@ -211,12 +158,7 @@ class Tracker:
             self._runs.set_tags(run_id, tags)
 
     def log_epochs(self, run_id: str, epochs: Sequence[Epoch]) -> None:
-        """Writes finished epochs of one student, step = epoch; those already there are left out.
-
-        Args:
-            run_id: of the student.
-            epochs: in order.
-        """
+        """Writes finished epochs of one student, step = epoch; those already there are left out."""
         with self._runs.explained("log epochs"):
             if run_id not in self._logged:
                 seen = self._client.get_metric_history(run_id, "train/loss")
@@ -240,12 +182,7 @@ class Tracker:
             known |= {epoch.epoch: end for epoch, end in zip(fresh, ends, strict=True)}
 
     def finish_student(self, run_id: str, outcome: Outcome) -> None:
-        """Writes what a student came to, and ends its run.
-
-        Args:
-            run_id: of the student.
-            outcome: its `test` metrics are written, and the others where no epoch wrote them.
-        """
+        """Writes what a student came to, and ends its run."""
         with self._runs.explained("finish a student"):
             values: dict[str, float] = {}
             for split, metrics in outcome.splits.items():
@@ -274,29 +211,13 @@ class Tracker:
             self._runs.log_final(run_id, split_metrics("test", metrics))
 
     def end(self, run_id: str, status: str, tags: Mapping[str, str]) -> None:
-        """Ends one run, and tags it.
-
-        Args:
-            run_id: of a trial.
-            status: `FINISHED`, `FAILED` or `KILLED`.
-            tags: more about how it ended.
-        """
+        """Ends one run, and tags it."""
         with self._runs.explained("end a run"):
             self._runs.set_tags(run_id, tags)
             self._runs.end(run_id, status)
 
     def register(self, model_id: str, run_id: str, name: str, alias: str) -> str:
-        """Puts a logged model into the model registry, under an alias that moves to it.
-
-        Args:
-            model_id: as `log_model` returned it.
-            run_id: of its student.
-            name: of the registered model, made where it is missing.
-            alias: `models:/NAME@ALIAS` loads it from now on.
-
-        Returns:
-            The version's number.
-        """
+        """Puts a model into the registry: `models:/NAME@ALIAS` loads it from now on."""
         with self._runs.explained("register a model"):
             try:
                 self._client.create_registered_model(name)
@@ -317,25 +238,9 @@ class Tracker:
     ) -> str:
         """Stores a student as an MLflow model that anybody can load, without this package.
 
-        The model is exported (`pt2`: a traced graph, so loading runs no foreign code) in
-        evaluation mode. It maps [-1, ...] as in the example to logits [-1, C], float32. The
-        student's test metrics are shown with it, so call `finish_student` first. A run that has
-        a model keeps that one.
-
-        The first export of a process costs about four seconds of imports, each further one of a
-        small network a quarter of a second.
-
-        Args:
-            run_id: of the student.
-            model: the student; not changed.
-            example: a few inputs [B, ...]; two are kept, unless they are very large.
-            classes: names of the C classes, kept in the model's metadata.
-
-        Returns:
-            The model's id: `mlflow.pyfunc.load_model(f"models:/{id}")`.
-
-        Raises:
-            TrackingError: also where the model cannot be exported; the run stays as it is.
+        The model is exported (`pt2`: a traced graph, so loading runs no foreign code) in evaluation
+        mode; `mlflow.pyfunc.load_model(f"models:/{id}")` loads it. The first export of a process
+        costs about four seconds of imports, each further one of a small network a quarter.
         """
         with self._runs.explained("log a model"):
             run = self._client.get_run(run_id)
@@ -369,16 +274,7 @@ class Tracker:
         metrics: Mapping[str, float],
         description: str = "",
     ) -> None:
-        """Puts reports and the summary on the parent run, and ends it.
-
-        Args:
-            run_id: of the job.
-            folder: where the job's reports are. Its PNG, JSON, CSV, YAML and Markdown files, and
-                those of its folder `plots`, become artifacts; deeper ones do not.
-            status: `FINISHED`, `FAILED` or `KILLED`.
-            metrics: the summary, as `tables.summary_metrics` makes it.
-            description: Markdown that the run's page begins with; see `tables.markdown`.
-        """
+        """Puts reports and the summary on the parent run, and ends it."""
         with self._runs.explained("finish the job's run"):
             names = distinct_names(metrics)
             self._runs.log_final(run_id, {names[name]: value for name, value in metrics.items()})
@@ -391,13 +287,7 @@ class Tracker:
             self._runs.end(run_id, status)
 
     def fail(self, run_id: str, reason: str, status: str = FAILED) -> None:
-        """Ends a run that did not come to its end, and its children that are still running.
-
-        Args:
-            run_id: of the job or of a student.
-            reason: for people; becomes the tag `agrekd.reason`.
-            status: `FAILED`, or `KILLED` for what was interrupted.
-        """
+        """Ends a run that did not come to its end, and its children that are still running."""
         with self._runs.explained("end a run"):
             running = self._client.search_runs(
                 [self._runs.id], f"tags.`{PARENT}` = '{run_id}' and status = 'RUNNING'"

@@ -9,15 +9,8 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from agrekd_ray.results import Coverage, Epoch, Metrics
-from agrekd_ray.tracking.metrics import (
-    CLASS,
-    GROUP,
-    IN_ALL,
-    OVERLAPPING,
-    WITH_SAMPLES,
-    WORST_GROUP,
-)
+from agrekd_ray.results import Epoch, Metrics
+from agrekd_ray.results.frame import coverage_values, is_coverage, key, values_of
 
 _LONGEST_NAME = 250
 
@@ -53,29 +46,14 @@ def split_metrics(split: str, metrics: Metrics) -> dict[str, float]:
 
     Where the data have no groups, its classes stand in for them, as `<split>/class/<name>`.
     """
-    place, groups = _part(split), distinct_names(metrics.groups)
-    worst = {WORST_GROUP: metrics.worst_group_accuracy}
-    values = {**worst, **metrics.scalars()}
-    part = GROUP if metrics.groups_known else CLASS
-    values |= {f"{part}{groups[name]}": value for name, value in metrics.groups.items()}
-    further = distinct_names(metrics.overlapping)
-    values |= {f"{OVERLAPPING}{further[name]}": v for name, v in metrics.overlapping.items()}
-    values |= coverage_metrics(metrics.coverage)
-    return {f"{place}/{name}": value for name, value in values.items()}
-
-
-def coverage_metrics(coverage: Coverage) -> dict[str, float]:
-    """How many groups and classes have a sample, and how many there are; where all have, nothing.
-
-    Returns:
-        `groups_with_samples`, `groups_in_all` and so on, of every kind.
-    """
-    if all(some == every for some, every in coverage.values()):
-        return {}
+    values = list(values_of(metrics))
+    names = distinct_names({group for _, group, _ in values if group})
+    row = {key(name, names[group] if group else ""): value for name, group, value in values}
+    told = coverage_values(row)
     return {
-        f"{kind.replace(' ', '_')}_{name}": float(count)
-        for kind, counts in coverage.items()
-        for name, count in zip((WITH_SAMPLES, IN_ALL), counts, strict=True)
+        f"{_part(split)}/{name}": value
+        for name, value in row.items()
+        if name in told or not is_coverage(name)
     }
 
 

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from random import Random
 
-from agrekd_ray.config.sweep import Published
+from agrekd_ray.report import job as report
 from agrekd_ray.report.page import write_report
-from agrekd_ray.study.results import PointResult, StudyResult
-from agrekd_ray.tracking import tables
+from agrekd_ray.results.points import Published
+from agrekd_ray.results.study import PointResult, StudyResult
 
 from ..test_page import ABOUT, MEMBERS, OUTCOMES, PIXEL, RESULT, Page
 from .cases import Subject
@@ -19,7 +19,7 @@ def _make_job_report() -> None:
     Path("plots").mkdir()
     Path("plots/training_curves.png").write_bytes(PIXEL)
     Path("job.yaml").write_text("name: digits\n")
-    tables.write_json(Path("results.json"), OUTCOMES, MEMBERS, MEMBERS[0], ABOUT)
+    report.write_json(Path("results.json"), OUTCOMES, MEMBERS, MEMBERS[0], ABOUT)
 
 
 def _make_search_report() -> None:

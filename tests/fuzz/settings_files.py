@@ -15,16 +15,17 @@ from rich.console import Console
 
 from agrekd_ray.config import Job, load_job, read_job
 from agrekd_ray.config.points import points_of
+from agrekd_ray.report import job as report
+from agrekd_ray.report.archive import read_result
+from agrekd_ray.report.search import write_trials
 from agrekd_ray.results import Outcome
+from agrekd_ray.results.search import TrialResult
 from agrekd_ray.run.folder import Folder, RunFolder, State
 from agrekd_ray.run.job import outcomes_of
 from agrekd_ray.run.plan import make_plan
 from agrekd_ray.search.folder import Journal, SearchFolder
-from agrekd_ray.search.report import read_result, write_trials
-from agrekd_ray.search.results import TrialResult
 from agrekd_ray.search.settings import Planned, load_search
 from agrekd_ray.student import read_outcome, write_outcome
-from agrekd_ray.tracking import tables
 
 from ..conftest import TINY, merged
 from ..test_jobs import JOBS, SWEPT, stand_in
@@ -186,10 +187,10 @@ def _use_run(rng: Random | None, truth: list[Outcome], target: Path) -> None:
             if not target.is_relative_to(folder.students / one.name):
                 assert found == one
         outcomes = outcomes_of(folder)
-        tables.render(outcomes, [], Console(file=io.StringIO()))
-        tables.summary_metrics(outcomes)
-        tables.write_csv(outcomes, folder.path / "new.csv")
-        tables.write_json(folder.path / "new.json", outcomes, [], None, {})
+        report.render(outcomes, [], Console(file=io.StringIO()))
+        report.summary_metrics(outcomes)
+        report.write_csv(outcomes, folder.path / "new.csv")
+        report.write_json(folder.path / "new.json", outcomes, [], None, {})
 
 
 def _told(read: Callable[[], Outcome | None]) -> Outcome | None:

@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from agrekd_ray.comparison.command import compare
+from agrekd_ray.commands.compare import compare
 from agrekd_ray.config import Job
 from agrekd_ray.data import SELECT, TEST, TRAIN, Dataset, open_dataset
 from agrekd_ray.errors import CheckpointError
@@ -332,9 +332,9 @@ def _use_weights(rng: Random | None, truth: dict[str, torch.Tensor], target: Pat
 
 
 def _make_store() -> None:
-    from agrekd_ray.tracking.mlflow_runs import Tracker
+    from agrekd_ray.tracking.mlflow_runs import MlflowTracker
 
-    tracker = Tracker(None, "digits", Path("runs"))
+    tracker = MlflowTracker(None, "digits", Path("runs"))
     tracker.start_job("digits", {"data.name": "digits"}, {})
     for outcome in OUTCOMES[3:]:
         run = tracker.student(outcome.method, outcome.seed, {"teachers": "2"})

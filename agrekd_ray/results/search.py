@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from agrekd_ray.files import checked
-from agrekd_ray.results import Cost, Epoch, Metrics, Outcome, part_measured
+from agrekd_ray.results.metrics import part_measured
+from agrekd_ray.results.records import Cost, Epoch, Metrics, Outcome
 
 WINNER, DEFAULT = "winner", "default"
 """Methods of the students trained after a search: its winner, and the base job's setting."""

@@ -1,7 +1,9 @@
 """Pictures of many settings: how good each is, what each setting does, and how a search went.
 
 They take plain `Point`s, so that runs from MLflow and trials from a search's folder are drawn
-alike. Each function writes one PNG, and says whether there was anything to draw.
+alike. Each function leaves out points without the metric (by MLflow's name), lets the chosen point
+stand out (or else the best by the metric), writes one PNG, which is replaced as a whole, and says
+whether there was anything to draw; without it there is no file.
 """
 
 from __future__ import annotations
@@ -21,34 +23,34 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from agrekd_ray.comparison.annotations import place_labels
-from agrekd_ray.comparison.scales import Scale, text_of
-from agrekd_ray.tracking.metrics import (
-    ACCURACY,
-    WORST_CLASS,
-    WORST_GROUP,
-    is_share,
-    less_is_better,
-    metric_label,
-    short_paths,
-)
-from agrekd_ray.tracking.plots import (
+from agrekd_ray.report import style
+from agrekd_ray.report.scales import Scale, text_of
+from agrekd_ray.report.style import (
     BLUE,
     FAINT,
     INK,
-    LEGEND,
     ORANGE,
-    headline,
+    dress,
+    finish,
     marker,
     new_figure,
-    save,
+    panel,
+    place_labels,
+    stroke,
 )
+from agrekd_ray.results.metrics import (
+    ACCURACY,
+    WORST_CLASS,
+    WORST_GROUP,
+    metric_label,
+    short_paths,
+)
+from agrekd_ray.results.metrics import metric as metric_of
 
 _BELOW = -0.16
 """Height of what does not apply, below an axis from 0 to 1."""
 _FINISHED, _STOPPED, _FAILED = "finished", "stopped early", "failed"
 _MOST_LABELS, _MOST_PANELS, _MOST_AXES = 12, 12, 10
-_DECADE = 10.0
 _GREY = "#c4c4c4"
 # Without its palest end, which is lost on white.
 _COLORS = LinearSegmentedColormap.from_list(
@@ -79,13 +81,12 @@ class Point:
     def value(self, metric: str) -> float:
         """In the unit that pictures use: percent for shares; NaN where there is none."""
         value = self.metrics.get(metric, math.nan)
-        return (100 * value if is_share(metric) else value) if math.isfinite(value) else math.nan
+        return _scale(metric) * value if math.isfinite(value) else math.nan
 
     def deviation(self, metric: str) -> float:
         """As `value`; 0 where there is none."""
-        found = self.spread.get(metric, 0.0)
-        found = found if math.isfinite(found) else 0.0
-        return 100 * found if is_share(metric) else found
+        spread = self.spread.get(metric, 0.0)
+        return _scale(metric) * spread if math.isfinite(spread) else 0.0
 
 
 @dataclass(frozen=True)
@@ -108,14 +109,6 @@ def worst_against_accuracy(
 
     The best twelve by worst group have their label beside them, where there is room; what is no
     trial is an orange diamond.
-
-    Args:
-        points: those without both metrics are left out.
-        path: the PNG, replaced as a whole.
-        metric: whose split is taken for both; of the worst group or the worst class.
-
-    Returns:
-        Whether there was anything to draw; without it there is no file.
     """
     split, _, name = metric.partition("/")
     x, y = f"{split}/{ACCURACY}", metric
@@ -123,7 +116,7 @@ def worst_against_accuracy(
     if not shown:
         return False
     figure = new_figure(8.2, 5.6)
-    axes = _panel(figure.subplots())
+    axes = panel(figure.subplots())
     for point in shown:
         trial = point.number is not None
         axes.errorbar(
@@ -152,18 +145,16 @@ def worst_against_accuracy(
     axes.set_ylabel(f"{words.replace(' ', '-')} accuracy (%)".lower())
     axes.margins(0.12, 0.12)
     _within(axes, (0, 100))
-    headline(figure, f"{words} against all samples, {what}")
     keys = []
     if any(p.number is not None for p in shown):
-        keys.append(_dot(BLUE, INK, "trial"))
+        keys.append(_key(BLUE, INK, "trial"))
         if any(p.number is None for p in shown):
-            keys.append(_dot(ORANGE, ORANGE, "student", "D"))
+            keys.append(_key(ORANGE, ORANGE, "student", "D"))
     if any(p.state != _FINISHED for p in shown):
-        keys.append(_dot("white", BLUE if keys else ORANGE, "not trained to its end"))
+        keys.append(_key("white", BLUE if keys else ORANGE, "not trained to its end"))
     if any(p.deviation(x) or p.deviation(y) for p in shown):
-        keys.append(Line2D([], [], color=FAINT, lw=1.1, label="± sd over seeds"))
-    if keys:
-        figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), **LEGEND)
+        keys.append(stroke("± sd over seeds", FAINT))
+    dress(figure, f"{words} against all samples, {what}", keys)
     others = [p for p in shown if p.number is None]
     best = sorted(shown, key=lambda p: -p.value(y))
     chosen = list({id(p): p for p in (*others[:_MOST_LABELS], *best)}.values())[:_MOST_LABELS]
@@ -177,7 +168,7 @@ def worst_against_accuracy(
             for p in chosen
         ],
     )
-    save(figure, path)
+    style.save(figure, path)
     return True
 
 
@@ -191,15 +182,6 @@ def parameter_effects(
 
     Values that span more than a decade have a logarithmic axis; what is no number is a category.
     The chosen point is orange. Beyond twelve settings, those with the most values are shown.
-
-    Args:
-        points: those without the metric are left out.
-        path: the PNG, replaced as a whole.
-        metric: MLflow's name.
-        chosen: who stands out; None for the best by the metric.
-
-    Returns:
-        Whether there was anything to draw; without it there is no file.
     """
     shown = [point for point in points if math.isfinite(point.value(metric))]
     paths = _varying(shown, _MOST_PANELS)
@@ -221,18 +203,15 @@ def parameter_effects(
         xs = scale.places([point.settings[setting] for point in having])
         if scale.categories:
             xs = _jittered(xs)
-        _panel(axes)
+        panel(axes)
         _states(axes, xs, having, metric, best.point)
         scale.dress(axes)
         axes.set_xlabel(names[setting], size=9)
         axes.tick_params(labelsize=8)
         if place % across == 0:
             axes.set_ylabel(_unit(metric), size=9)
-    headline(figure, textwrap.fill(f"What each setting does to {_lower(metric)}", 36 + 16 * across))
-    keys = _state_keys(shown, best)
-    figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), **LEGEND)
-    save(figure, path)
-    return True
+    title = textwrap.fill(f"What each setting does to {_lower(metric)}", 36 + 16 * across)
+    return finish(figure, path, title, _state_keys(shown, best))
 
 
 def parallel_coordinates(
@@ -245,15 +224,6 @@ def parallel_coordinates(
 
     What does not apply to a point goes through a place of its own below the axis. Beyond ten
     settings, those with the most values are shown.
-
-    Args:
-        points: those without the metric are left out.
-        path: the PNG, replaced as a whole.
-        metric: MLflow's name.
-        chosen: who stands out; None for the best by the metric.
-
-    Returns:
-        Whether there was anything to draw; without it there is no file.
     """
     shown = [point for point in points if math.isfinite(point.value(metric))]
     paths = _varying(shown, _MOST_AXES)
@@ -274,7 +244,7 @@ def parallel_coordinates(
     if span[0] == span[1]:
         span = (span[0] - 1, span[1] + 1)
     heights[:, -1] = (values - span[0]) / (span[1] - span[0])
-    goodness = 1 - heights[:, -1] if less_is_better(metric) else heights[:, -1]
+    goodness = 1 - heights[:, -1] if metric_of(metric).less_is_better else heights[:, -1]
 
     figure = new_figure(max(6.4, 2.0 + 1.65 * len(paths)), 4.6)
     axes = figure.subplots()
@@ -305,7 +275,7 @@ def parallel_coordinates(
     last = len(paths)
     bar = np.linspace(0, 1, 256)[:, None]
     axes.imshow(
-        bar if not less_is_better(metric) else 1 - bar,
+        bar if not metric_of(metric).less_is_better else 1 - bar,
         extent=(last - 0.02, last + 0.02, 0, 1),
         origin="lower",
         aspect="auto",
@@ -319,9 +289,7 @@ def parallel_coordinates(
             height = (value - span[0]) / (span[1] - span[0])
             _tick(axes, last + 0.03, height, f"{value:.4g}", left=False)
     thick = f"; the thick line is {best.words}" if stands_out.any() else ""
-    headline(figure, textwrap.fill(f"Settings and {_lower(metric)}{thick}", 90))
-    save(figure, path)
-    return True
+    return finish(figure, path, textwrap.fill(f"Settings and {_lower(metric)}{thick}", 90))
 
 
 def trial_history(
@@ -333,25 +301,16 @@ def trial_history(
     """Draws each trial's last value by the trial's number, and the best so far as a line.
 
     Trials without the metric are crosses at the bottom.
-
-    Args:
-        points: what is no trial is left out.
-        path: the PNG, replaced as a whole.
-        metric: MLflow's name.
-        chosen: who stands out; None for the best by the metric.
-
-    Returns:
-        Whether there was anything to draw; without it there is no file.
     """
     trials = sorted((p for p in points if p.number is not None), key=lambda p: p.number or 0)
     shown = [point for point in trials if math.isfinite(point.value(metric))]
     if not shown:
         return False
     figure = new_figure(8.2, 4.2)
-    axes = _panel(figure.subplots())
+    axes = panel(figure.subplots())
     best = chosen or _best(shown, metric)
     numbers = np.array([point.number or 0 for point in shown], dtype=float)
-    worst_to_best = np.minimum if less_is_better(metric) else np.maximum
+    worst_to_best = np.minimum if metric_of(metric).less_is_better else np.maximum
     so_far = worst_to_best.accumulate([point.value(metric) for point in shown])
     end = max(point.number or 0 for point in trials)
     axes.step(
@@ -385,10 +344,7 @@ def trial_history(
     if end == 0:
         axes.set_xlim(-1, 1)
         axes.set_xticks([0])
-    headline(figure, f"Trials of the search, {_lower(metric)}")
-    figure.legend(handles=keys, loc="outside lower center", ncols=min(5, len(keys)), **LEGEND)
-    save(figure, path)
-    return True
+    return finish(figure, path, f"Trials of the search, {_lower(metric)}", keys, min(5, len(keys)))
 
 
 def _varying(points: Sequence[Point], most: int) -> list[str]:
@@ -442,34 +398,27 @@ def _state_keys(points: Sequence[Point], best: Chosen) -> list[Line2D]:
     keys: list[Line2D] = []
     for state in dict.fromkeys(point.state for point in points):
         if state == _FINISHED:
-            keys.insert(0, _dot(BLUE, INK, state))
+            keys.insert(0, _key(BLUE, INK, state))
         else:
             keys.append(marker(_shape(state), FAINT, 5, state))
     state = best.point.state
     if not any(point is best.point for point in points):
         return keys
     face = ORANGE if state == _FINISHED else "white"
-    return [*keys, _dot(face, ORANGE, best.words, _shape(state))]
+    return [*keys, _key(face, ORANGE, best.words, _shape(state))]
 
 
-def _dot(face: str, edge: str, text: str, shape: str = "o") -> Line2D:
-    return Line2D([], [], ls="", marker=shape, mfc=face, mec=edge, ms=6, label=text)
+def _key(face: str, edge: str, text: str, shape: str = "o") -> Line2D:
+    return marker(shape, edge, 6, text, face, 1.0)
 
 
 def _best(points: Sequence[Point], metric: str) -> Chosen:
     """The best that was trained to its end, or of all where none was."""
     done = [point for point in points if point.state == _FINISHED] or points
-    choose: Callable[..., Point] = min if less_is_better(metric) else max
+    choose: Callable[..., Point] = min if metric_of(metric).less_is_better else max
     split = metric.partition("/")[0]
     words = {"test": "best on test", "val": "best on validation"}.get(split, "best")
     return Chosen(choose(done, key=lambda point: point.value(metric)), words)
-
-
-def _panel(axes: Axes) -> Axes:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#ececec", lw=0.8)
-    axes.set_axisbelow(True)
-    return axes
 
 
 def _within(axes: Axes, span: tuple[float, float]) -> None:
@@ -506,9 +455,13 @@ def _jittered(xs: np.ndarray) -> np.ndarray:
     return xs + np.random.default_rng(0).uniform(-0.16, 0.16, len(xs))
 
 
+def _scale(metric: str) -> int:
+    """What pictures multiply a metric by: shares are in percent."""
+    return 100 if metric_of(metric).unit == "%" else 1
+
+
 def _unit(metric: str) -> str:
-    words = _lower(metric)
-    return f"{words} (%)" if is_share(metric) else words
+    return _lower(metric) + (" (%)" if _scale(metric) == 100 else "")
 
 
 def _lower(metric: str) -> str:

@@ -14,16 +14,15 @@ from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 
-from agrekd_ray.comparison.rows import Child, Row, parsed, rows
-from agrekd_ray.comparison.words import near
-from agrekd_ray.errors import TrackingError, listed
+from agrekd_ray.errors import TrackingError, listed, near
 from agrekd_ray.passwords import without_password
-from agrekd_ray.tracking.metrics import TEACHER_STEPS
+from agrekd_ray.results.metrics import TEACHER_STEPS
+from agrekd_ray.results.runs import Child, Row, parsed, rows
 from agrekd_ray.tracking.mlflow_experiment import CHANGED
-from agrekd_ray.tracking.mlflow_runs import METHOD, PARENT, ROLE, SEED, TRIAL
+from agrekd_ray.tracking.mlflow_runs import METHOD, ROLE, SEED, TRIAL
 from agrekd_ray.tracking.mlflow_store import explained, open_existing
+from agrekd_ray.tracking.tracker import PARENT, SEARCHED, STATE
 
-STATE, SEARCHED = "agrekd.state", "agrekd.searched"
 MISSING_TEACHERS = "-"
 """As outcomes have it, where nobody taught."""
 

@@ -29,13 +29,6 @@ def label(method: str) -> str:
     return _METHODS.get(method, method.replace("_", " "))
 
 
-def accuracy_of(worst: str) -> str:
-    """`worst-group accuracy`, `accuracy of the worst of 2 of 4 groups`; see `Metrics.worst`."""
-    if worst in ("worst group", "worst class"):
-        return f"{worst.replace(' ', '-')} accuracy"
-    return f"accuracy of the {worst}"
-
-
 def is_distilled(method: str) -> bool:
     """Whether teachers taught the student; no for references and for votes."""
     return method not in _REFERENCES

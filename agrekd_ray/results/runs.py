@@ -6,15 +6,16 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
-from agrekd_ray.comparison.words import near
-from agrekd_ray.errors import TrackingError
-from agrekd_ray.results import part_measured
-from agrekd_ray.tracking.intervals import PairedDifference, paired_difference
-from agrekd_ray.tracking.labels import label
-from agrekd_ray.tracking.metrics import STEPS, coverage_in, less_is_better, short_paths
+import pandas as pd
+
+from agrekd_ray.errors import TrackingError, near
+from agrekd_ray.results.frame import Figure, figures
+from agrekd_ray.results.intervals import PairedDifference, paired_difference
+from agrekd_ray.results.labels import label
+from agrekd_ray.results.metrics import STEPS, metric, setting_text, short_paths
 
 DEFAULT_BASELINES = ("default", "aver")
 """Methods that others are compared with where nobody says which; of two, the first."""
@@ -85,6 +86,8 @@ class Row:
         distinct: what tells it from the rows of the same name, by dotted path.
         origin: experiment or job, where nothing else tells it from another row.
         short: the paths of `distinct`, as short as they are unambiguous.
+        figures: over the seeds, by MLflow's name of the metric; a seed that was trained again
+            counts once. Values that are not finite are left out.
     """
 
     name: str
@@ -92,11 +95,14 @@ class Row:
     distinct: Mapping[str, Any] = field(default_factory=dict)
     origin: str = ""
     short: Mapping[str, str] = field(default_factory=dict)
+    figures: Mapping[str, Figure] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
         """The name, and what tells it from others of the same name."""
-        words = [f"{self.short[path]}={shown(value)}" for path, value in self.distinct.items()]
+        words = [
+            f"{self.short[path]}={setting_text(value)}" for path, value in self.distinct.items()
+        ]
         return " ".join([self.name, *words, *([f"({self.origin})"] if self.origin else [])])
 
     @property
@@ -117,28 +123,14 @@ class Row:
             return states[0]
         return ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
 
-    def values(self, metric: str) -> dict[str, float]:
-        """A metric by `Child.pair`; a seed that was trained again has the mean of its runs."""
-        found: dict[str, list[float]] = {}
-        for child in self.children:
-            if math.isfinite(value := child.value(metric)):
-                found.setdefault(child.pair, []).append(value)
-        return {pair: mean(values) for pair, values in found.items()}
-
     def mean(self, metric: str) -> float | None:
         """Mean over the seeds that have the metric; None without any."""
-        values = self.values(metric)
-        return mean(values.values()) if values else None
-
-    def part(self, metric: str) -> str:
-        """`2 of 4 groups`: what a metric is measured over, where the others have no sample."""
-        split, _, name = metric.partition("/")
-        return part_measured(coverage_in(split, self.first.metrics), name)
+        return self.figures[metric].mean if metric in self.figures else None
 
     def spread(self, metric: str) -> float | None:
         """Sample standard deviation over seeds; None for one seed, and for a trial's mean."""
-        values = self.values(metric)
-        return stdev(values.values()) if len(values) > 1 else None
+        figure = self.figures.get(metric)
+        return figure.sd if figure and figure.count > 1 else None
 
 
 def rows(children: Iterable[Child]) -> list[Row]:
@@ -171,11 +163,30 @@ def rows(children: Iterable[Child]) -> list[Row]:
         for group, mine in zip(several, values, strict=True):
             distinct[id(group)] = {path: v for path, v in mine.items() if path in varied}
     short = short_paths({path for found in distinct.values() for path in found})
+    measured = _measured(list(groups.values()))
     found = [
-        Row(_name(group[0]), tuple(group), distinct[id(group)], short=short)
-        for group in groups.values()
+        Row(_name(g[0]), tuple(g), distinct[id(g)], "", short, measured.get(number, {}))
+        for number, g in enumerate(groups.values())
     ]
     return _apart(found)
+
+
+def _measured(groups: Sequence[Sequence[Child]]) -> dict[int, Mapping[str, Figure]]:
+    """Figures by number of the group, out of one tidy table of all runs."""
+    table = pd.DataFrame(
+        (
+            (number, child.pair, name, "", value)
+            for number, group in enumerate(groups)
+            for child in group
+            for name in child.metrics
+            if math.isfinite(value := child.value(name))
+        ),
+        columns=["point", "seed", "metric", "group", "value"],
+    )
+    if table.empty:
+        return {}
+    by_seed = table.groupby(["point", "seed", "metric", "group"], sort=False)["value"].mean()
+    return figures(by_seed.reset_index(), ["point"])
 
 
 def settings(found: Sequence[Row]) -> dict[int, dict[str, Any]]:
@@ -263,37 +274,31 @@ def _pairs(one: Child, others: Sequence[Child]) -> list[Child]:
     ]
 
 
-def ordered(found: Sequence[Row], metric: str) -> list[Row]:
+def ordered(found: Sequence[Row], name: str) -> list[Row]:
     """Rows from best to worst; those without the metric last, in the order they were in."""
+    less = metric(name).less_is_better
 
     def place(row: Row) -> tuple[bool, float]:
-        value = row.mean(metric)
+        value = row.mean(name)
         if value is None:
             return True, 0.0
-        return False, value if less_is_better(metric) else -value
+        return False, value if less else -value
 
     return sorted(found, key=place)
 
 
-def checked_metric(metric: str, known: Iterable[str]) -> str:
-    """The metric, if any run has it.
+def check_metric(name: str, known: Iterable[str]) -> None:
+    """Whether any run has a metric.
 
     Raises:
         TrackingError: none has; it names the nearest.
     """
     known = sorted(known)
-    if metric in known:
-        return metric
-    ending = [name for name in known if name.endswith(f"/{metric}")]
-    hint = f" Did you mean {_preferred(ending)}?" if ending else near(metric, known)
-    raise TrackingError(f"No run found has the metric {metric!r}.{hint}")
-
-
-def shown(value: Any) -> str:
-    """A setting's value in few characters."""
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    ending = [other for other in known if other.endswith(f"/{name}")]
+    ending.sort(key=lambda other: not other.startswith("test/"))
+    hint = f" Did you mean {ending[0]}?" if ending else near(name, known)
+    if name not in known:
+        raise TrackingError(f"No run found has the metric {name!r}.{hint}")
 
 
 def parsed(text: str) -> Any:
@@ -360,7 +365,3 @@ def _origins(found: list[Row], count: int) -> dict[int, str]:
 
 def _means(values: Mapping[str, list[float]]) -> dict[str, float]:
     return {key: mean(found) for key, found in values.items()}
-
-
-def _preferred(names: Sequence[str]) -> str:
-    return next((name for name in names if name.startswith("test/")), names[0])

@@ -1,9 +1,12 @@
-"""How sure a mean difference is: paired by seed, with a bootstrap interval."""
+"""How sure a mean difference is: paired by seed or draw, with a bootstrap interval.
+
+This is the one kind of interval of all reports, and `PairedDifference.in_words` names it.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 from typing import Any
@@ -11,6 +14,7 @@ from typing import Any
 import numpy as np
 
 CONFIDENCE = 0.95
+INTERVAL = f"{100 * CONFIDENCE:.0f} % bootstrap interval"
 
 
 @dataclass(frozen=True)
@@ -21,13 +25,40 @@ class PairedDifference:
         mean: mean difference, in the unit of the values.
         low: lower end of the bootstrap interval; None for a single seed.
         high: upper end.
-        seeds: number of seeds that were paired.
+        seeds: number of seeds, or draws, that were paired.
     """
 
     mean: float
     low: float | None
     high: float | None
     seeds: int
+
+    @property
+    def points(self) -> str:
+        """The mean difference of shares in points, with its sign."""
+        return signed(100 * self.mean)
+
+    def interval(self, between: str = " … ") -> str:
+        """The ends in points: `+5.1 … +10.2`; empty for a single seed."""
+        if self.low is None or self.high is None:
+            return ""
+        return f"{signed(100 * self.low)}{between}{signed(100 * self.high)}"
+
+    def in_words(self, unit: str = "seed") -> str:
+        """`+8.0 points (95 % bootstrap interval +5.1 … +10.2, 4 seeds)`, `+8.0 points (1 seed)`.
+
+        Args:
+            unit: what was paired, `seed` or `draw`.
+        """
+        count = f"{self.seeds} {unit}{'s' * (self.seeds != 1)}"
+        sure = f"{INTERVAL} {self.interval()}, " if self.interval() else ""
+        return f"{self.points} points ({sure}{count})"
+
+
+def signed(number: float, places: int = 1) -> str:
+    """A number with its sign."""
+    # Adding 0 turns a rounded -0.0 into 0.0.
+    return f"{round(number, places) + 0.0:+.{places}f}".replace("-", "−")
 
 
 def paired_difference(
@@ -43,14 +74,23 @@ def paired_difference(
         The mean difference with the interval of `bootstrap_interval`; None where the two share no
         seed with finite values.
     """
-    differences = [
-        values_by_seed[seed] - baseline_by_seed[seed]
-        for seed in _shared(values_by_seed, baseline_by_seed)
-    ]
+    differences = list(differences_by_seed(values_by_seed, baseline_by_seed).values())
     if not differences:
         return None
     low, high = bootstrap_interval(differences) or (None, None)
     return PairedDifference(mean(differences), low, high, len(differences))
+
+
+def differences_by_seed(
+    values_by_seed: Mapping[Any, float], baseline_by_seed: Mapping[Any, float]
+) -> dict[Any, float]:
+    """The differences of those that both have, where both are finite."""
+    found = {
+        seed: value - baseline_by_seed[seed]
+        for seed, value in values_by_seed.items()
+        if seed in baseline_by_seed
+    }
+    return {seed: value for seed, value in found.items() if math.isfinite(value)}
 
 
 def bootstrap_interval(
@@ -78,7 +118,7 @@ def bootstrap_interval(
         return low, high
     from scipy.stats import bootstrap  # a second that few processes need
 
-    found = bootstrap(
+    ends = bootstrap(
         (np.asarray(differences, dtype=float),),
         np.mean,
         confidence_level=confidence,
@@ -86,13 +126,4 @@ def bootstrap_interval(
         rng=0,
     ).confidence_interval
     # Means of equal numbers are off by a rounding error.
-    return max(float(found.low), low), min(float(found.high), high)
-
-
-def _shared(first: Mapping[Any, float], second: Mapping[Any, float]) -> list[Hashable]:
-    """Keys of both, where both are finite."""
-    return [
-        key
-        for key in first
-        if key in second and math.isfinite(first[key]) and math.isfinite(second[key])
-    ]
+    return max(float(ends.low), low), min(float(ends.high), high)

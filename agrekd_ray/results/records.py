@@ -7,40 +7,13 @@ stopped can be completed by another process from the files alone.
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from statistics import mean
 from typing import Any
 
 from agrekd_ray.files import checked
-
-Coverage = dict[str, tuple[int, int]]
-"""How many have a sample, and how many there are: `groups`, `classes`, `overlapping groups`."""
-_MEASURED_OVER = {
-    "worst_group_accuracy": "groups",
-    "weighted_accuracy": "groups",
-    "balanced_accuracy": "classes",
-    "worst_class_accuracy": "classes",
-    "worst_overlapping_group_accuracy": "overlapping groups",
-}
-
-
-def part_measured(coverage: Coverage, metric: str) -> str:
-    """`2 of 4 groups`: what a metric is over; empty where that is all there are, or unknown."""
-    kind = _MEASURED_OVER.get(metric, "")
-    if kind == "groups" and kind not in coverage:  # the classes stand in for them
-        kind = "classes"
-    some, every = coverage.get(kind, (0, 0))
-    return f"{some} of {every} {kind}" if some < every else ""
-
-
-def over(words: str, part: str) -> str:
-    """`worst of 2 of 4 groups`, `Balanced over 1 of 2 classes`; the words alone without a part."""
-    if not part:
-        return words
-    told, worst = re.subn(r"(?i)\b(worst)[ -](group|class|overlapping)", rf"\1 of {part}", words)
-    return told if worst else f"{words} over {part}"
+from agrekd_ray.results.metrics import WORST_GROUP, Coverage, over, part_measured
 
 
 @dataclass(frozen=True)
@@ -63,6 +36,7 @@ class Metrics:
         coverage: of the `groups` (where the data have any), the `classes` and the `overlapping
             groups`, how many have a sample, and how many there are; empty where an earlier version
             measured. Those without a sample are left out of every smallest and mean accuracy.
+        by_group: further measures (`core.groups.MEASURES`) by name and evaluation group.
     """
 
     accuracy: float
@@ -77,6 +51,7 @@ class Metrics:
     overlapping: dict[str, float] = field(default_factory=dict)
     worst_overlapping_group_accuracy: float | None = None
     coverage: Coverage = field(default_factory=dict)
+    by_group: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def scalars(self) -> dict[str, float]:
         """The metrics that are one number each and are there, by name."""
@@ -90,7 +65,7 @@ class Metrics:
     def worst(self) -> str:
         """What `worst_group_accuracy` is of, in words: `worst group`, `worst of 2 of 4 groups`."""
         words = "worst group" if self.groups_known else "worst class"
-        return over(words, part_measured(self.coverage, "worst_group_accuracy"))
+        return over(words, part_measured(self.coverage, WORST_GROUP))
 
 
 @dataclass(frozen=True)
@@ -147,56 +122,34 @@ def epochs_from_json(values: list[dict[str, Any]]) -> list[Epoch]:
 
 def mean_metrics(several: Sequence[Metrics]) -> Metrics:
     """Means of all figures, over students that were measured on the same samples."""
-    first = several[0]
-    scalars = {name: mean(getattr(m, name) for m in several) for name in first.scalars()}
-    groups = {name: mean(m.groups[name] for m in several) for name in first.groups}
-    overlapping = {name: mean(m.overlapping[name] for m in several) for name in first.overlapping}
-    return Metrics(
-        **scalars,
-        groups=groups,
-        counts=first.counts,
-        groups_known=first.groups_known,
-        overlapping=overlapping,
-        coverage=first.coverage,
-    )
+    names = (*several[0].scalars(), "groups", "overlapping", "by_group")
+    return replace(several[0], **_means_of(several, names))
 
 
 def mean_epoch(several: Sequence[Epoch]) -> Epoch:
     """Means of the same epoch of several students with the same teachers; their seconds add up."""
-    first = several[0]
-    return Epoch(
-        epoch=first.epoch,
-        loss=mean(epoch.loss for epoch in several),
-        learning_rate=first.learning_rate,
-        seconds=sum(epoch.seconds for epoch in several),
+    means = ("loss", "weights", "fallback_share", "selection", "fallback_by_group", "influence")
+    added_up = ("seconds", "steps", "guidance_seconds", "replayed_steps")
+    lost = dict.fromkeys(name for epoch in several for name in epoch.lost_steps)
+    return replace(
+        several[0],
         val=mean_metrics([epoch.val for epoch in several]),
-        weights=_means_by_group([epoch.weights for epoch in several]),
-        fallback_share=mean(epoch.fallback_share for epoch in several),
-        selection={rule: mean(e.selection[rule] for e in several) for rule in first.selection},
-        steps=sum(epoch.steps for epoch in several),
-        fallback_by_group=_means([epoch.fallback_by_group for epoch in several]),
-        influence=_means([epoch.influence for epoch in several]),
-        influence_by_group=_means_by_group([epoch.influence_by_group for epoch in several]),
-        guidance_seconds=sum(epoch.guidance_seconds for epoch in several),
-        replayed_steps=sum(epoch.replayed_steps for epoch in several),
-        lost_steps=_sums([epoch.lost_steps for epoch in several]),
+        lost_steps={name: sum(e.lost_steps.get(name, 0) for e in several) for name in lost},
+        **{name: sum(getattr(epoch, name) for epoch in several) for name in added_up},
+        **_means_of(several, (*means, "influence_by_group")),
     )
 
 
-def _sums(several: Sequence[dict[str, int]]) -> dict[str, int]:
+def _means_of(several: Sequence[Any], names: Iterable[str]) -> dict[str, Any]:
+    return {name: _mean([getattr(one, name) for one in several]) for name in names}
+
+
+def _mean(several: Sequence[Any]) -> Any:
+    """Means of numbers, or by name over those that have it: an earlier version may not."""
+    if not isinstance(several[0], dict):
+        return mean(several)
     names = dict.fromkeys(name for values in several for name in values)
-    return {name: sum(values.get(name, 0) for values in several) for name in names}
-
-
-def _means(several: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Means by name, over those that have it: an epoch of an earlier version may not."""
-    names = dict.fromkeys(name for values in several for name in values)
-    return {name: mean(v[name] for v in several if name in v) for name in names}
-
-
-def _means_by_group(several: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
-    groups = dict.fromkeys(group for values in several for group in values)
-    return {group: _means([v[group] for v in several if group in v]) for group in groups}
+    return {name: _mean([values[name] for values in several if name in values]) for name in names}
 
 
 def degraded(history: Sequence[Epoch]) -> str:

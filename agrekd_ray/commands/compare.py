@@ -8,19 +8,13 @@ from pathlib import Path
 from rich.console import Console
 
 from agrekd_ray.addresses import sqlite_address
-from agrekd_ray.comparison import plots as pictures
-from agrekd_ray.comparison.plots import Point
-from agrekd_ray.comparison.rows import (
-    Row,
-    baselines,
-    checked_metric,
-    ordered,
-    settings,
-)
-from agrekd_ray.comparison.store import read
-from agrekd_ray.comparison.tables import Layout, render, write_csv, write_markdown
 from agrekd_ray.errors import RunError
-from agrekd_ray.tracking.metrics import ACCURACY, WORST_GROUP, worst_metric
+from agrekd_ray.report import settings_plots as pictures
+from agrekd_ray.report.compare import Layout, render, write_csv, write_markdown
+from agrekd_ray.report.settings_plots import Point
+from agrekd_ray.results.metrics import ACCURACY, WORST_GROUP, worst_metric
+from agrekd_ray.results.runs import Row, baselines, check_metric, ordered, settings
+from agrekd_ray.tracking.mlflow_reader import read
 from agrekd_ray.tracking.mlflow_store import checked_address
 
 
@@ -67,7 +61,7 @@ def compare(
     place = checked_address(uri) if uri else sqlite_address(runs.absolute() / "mlflow.db")
     found = read(place, ids, experiments, filter)
     for metric in (*metrics, *([sort] if sort else [])):
-        checked_metric(metric, found.metrics)
+        check_metric(metric, found.metrics)
     # A search measures the test split when it is over.
     split = "val" if f"test/{WORST_GROUP}" not in found.metrics else "test"
     worst = worst_metric(split, found.metrics)
@@ -81,8 +75,13 @@ def compare(
     )
     rows = ordered(found.rows, layout.sort)
     render(rows, layout, console)
+    files = {csv: write_csv, markdown: write_markdown}
+    written = [path for path in files if path is not None]
     try:
-        written = _written(rows, layout, csv, markdown, plots)
+        for path in written:
+            files[path](rows, layout, path)
+        if plots is not None:
+            written += _drawn(rows, layout, plots)
     except OSError as error:
         raise RunError(
             f"Cannot write {error.filename or 'the comparison'}: {error.strerror or error}. "
@@ -116,24 +115,6 @@ def points(rows: Sequence[Row], metrics: Sequence[str]) -> list[Point]:
         )
         for row in rows
     ]
-
-
-def _written(
-    rows: Sequence[Row],
-    layout: Layout,
-    csv: Path | None,
-    markdown: Path | None,
-    plots: Path | None,
-) -> list[Path]:
-    """What was written."""
-    files = []
-    if csv is not None:
-        write_csv(rows, layout, csv)
-        files.append(csv)
-    if markdown is not None:
-        write_markdown(rows, layout, markdown)
-        files.append(markdown)
-    return files if plots is None else files + _drawn(rows, layout, plots)
 
 
 def _drawn(rows: Sequence[Row], layout: Layout, folder: Path) -> list[Path]:

@@ -12,6 +12,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from agrekd_ray.report.style import brief
+
 _DECADE = 10.0
 
 
@@ -113,14 +115,6 @@ def text_of(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-
-
-def brief(text: str, most: int) -> str:
-    """A text cut in its middle: labels differ at their ends."""
-    if len(text) <= most:
-        return text
-    end = most // 2
-    return f"{text[: most - end - 1]}…{text[-end:]}"
 
 
 def _category_order(text: str) -> tuple[int, float, str]:

@@ -1,1 +1,0 @@
-"""Runs held against each other: out of MLflow, as a table, files and pictures."""

@@ -1,0 +1,178 @@
+"""Tables of models: methods over their seeds, students, teachers, and who taught whom."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+
+import pandas as pd
+
+from agrekd_ray.report.tables import Cell, Column, Table, figure_column, metric_columns, words
+from agrekd_ray.results import Member, Outcome
+from agrekd_ray.results.frame import Row, figures, frame, last_epochs, values_of, worst_words
+from agrekd_ray.results.labels import family
+from agrekd_ray.results.metrics import (
+    ACCURACY,
+    ECE,
+    MISSING,
+    OVERLAPPING,
+    WORST_CLASS,
+    WORST_GROUP,
+    WORST_OVERLAPPING,
+)
+
+TEST = "test"
+COLUMNS = (
+    *(WORST_GROUP, WORST_OVERLAPPING, ACCURACY, "weighted_accuracy", "balanced_accuracy"),
+    *(WORST_CLASS, ECE),
+)
+"""Metrics of every table of models, from left to right; those by group follow."""
+BY_GROUP = "Accuracy by group"
+_MOST_TEACHERS = 10
+_ORDER = {"dfr": 0, "erm": 1}
+
+
+def tested(outcomes: Sequence[Outcome]) -> dict[str, Row]:
+    """Figures of the test split by method, over the seeds."""
+    table = frame(outcomes)
+    return figures(table[table["split"] == TEST])
+
+
+def models(
+    title: str, about: Iterable[Column], rows: Sequence[Row], strong: Iterable[int] = ()
+) -> Table | None:
+    """Models with all their figures on a split; None without models.
+
+    Args:
+        title: of the table.
+        about: the first columns.
+        rows: figures by model.
+        strong: numbers of the rows that stand out.
+    """
+    if not rows:
+        return None
+    headers = {WORST_GROUP: worst_words({n: None for row in rows for n in row}).capitalize()}
+    columns = [*about, *metric_columns(rows, COLUMNS, **headers)]
+    for name in sorted({n for row in rows for n in row if "/" in n}, key=_place(rows)):
+        *measure, kind, group = name.split("/", 2) if _of_measure(name) else name.split("/", 1)
+        figure = figure_column(name, [row.get(name) for row in rows], group)
+        below = "overlapping" if f"{kind}/" == OVERLAPPING else ""
+        over = f"{_measure_label(measure[0])} by group" if measure else BY_GROUP
+        columns.append(replace(figure, over=over, below=below))
+    return Table(title, columns, frozenset(strong))
+
+
+def _of_measure(name: str) -> bool:
+    """Whether a figure of one group is of another measure than its accuracy."""
+    return not name.startswith(("group/", "class/", "overlapping/"))
+
+
+def _measure_label(name: str) -> str:
+    from agrekd_ray.core.groups import MEASURES
+
+    return MEASURES[name].label if name in MEASURES else name
+
+
+def _place(rows: Sequence[Row]) -> Callable[[str], tuple[bool, int]]:
+    """Accuracies first, each in the order in which it first occurs."""
+    order = list(dict.fromkeys(name for row in rows for name in row))
+    return lambda name: (_of_measure(name), order.index(name))
+
+
+def by_seed(outcomes: Sequence[Outcome], name: Callable[[str], str]) -> Table | None:
+    """Every student on the test split.
+
+    Args:
+        outcomes: finished students.
+        name: what people call a method.
+    """
+    table = frame(outcomes)
+    rows = figures(table[table["split"] == TEST], ["method", "seed"])
+    about = [
+        words("method", "Method", [name(method) for method, _ in rows]),
+        words("seed", "Seed", [str(seed) for _, seed in rows]),
+    ]
+    return models("Every student on the test split", about, list(rows.values()))
+
+
+def teachers(members: Sequence[Member], biased: Member | None) -> Table | None:
+    """The ensemble and the biased model on the test split."""
+    everyone = [(member, family(member.kind)) for member in members]
+    everyone += [(biased, "the biased model")] if biased else []
+    shown = [(member, role) for member, role in everyone if TEST in member.metrics]
+    # One that an earlier version measured does not say it.
+    coverage = max((member.metrics[TEST].coverage for member, _ in shown), key=len, default=None)
+    table = pd.DataFrame(
+        (
+            (number, *value)
+            for number, (member, _) in enumerate(shown)
+            for value in values_of(member.metrics[TEST], coverage)
+        ),
+        columns=["member", "metric", "group", "value"],
+    )
+    about = [
+        words("teacher", "Teacher", [member.name for member, _ in shown]),
+        words("role", "Role", [role for _, role in shown]),
+        words("fingerprint", "Fingerprint", [member.fingerprint[:12] for member, _ in shown]),
+    ]
+    rows = list(figures(table, ["member"]).values())
+    return models("Teachers on the test split", about, rows)
+
+
+def taught(
+    table: pd.DataFrame, members: Sequence[Member], name: Callable[[str], str], metric: str
+) -> Table | None:
+    """Shares of the teachers in the last epoch: a row a method and group, means over seeds.
+
+    Args:
+        table: the training, as `results.frame.epochs` has it.
+        members: the ensemble; tells debiased teachers from biased ones.
+        name: what people call a method.
+        metric: `weight` or `influence`.
+    """
+    title, over = {
+        "weight": ("Who taught whom", "Mean weight of a teacher"),
+        "influence": ("Who moved the student", "Influence of a teacher"),
+    }[metric]
+    if table.empty:
+        return None
+    shares = last_epochs(table)
+    shares = shares[shares["metric"] == metric]
+    if shares.empty:
+        return None
+    present = set(shares["teacher"])
+    kinds = kinds_of(present, members)
+    known = {member.name for member in members}
+    shown = {t: (t, family(kind) if t in known else "") for t, kind in kinds.items()}
+    if len(kinds) > _MOST_TEACHERS:
+        counts = pd.Series(kinds).value_counts()
+        shown = {t: (family(kind), f"mean of {counts[kind]}") for t, kind in kinds.items()}
+    column = shares["teacher"].map(shown)
+    means = shares.groupby(["method", "group", column], sort=False)["value"].mean().unstack()
+    largest = means.max().max() or 1
+    rows = list(dict.fromkeys(zip(shares["method"], shares["group"], strict=True)))
+    columns = [
+        words("method", "Method", [name(method) for method, _ in rows]),
+        words("group", "Taught group", [group for _, group in rows]),
+    ]
+    for header, below in dict.fromkeys(shown.values()):
+        cells = [_shaded(means[(header, below)][row], largest) for row in rows]
+        columns.append(Column(header, header, cells, below=below, over=over))
+    return Table(title, columns)
+
+
+def kinds_of(teachers: Iterable[str], members: Sequence[Member]) -> dict[str, str]:
+    """Kinds of teachers by name, debiased ones first; what is no member is an own checkpoint."""
+    present = set(teachers)
+    kinds = {member.name: member.kind for member in members if member.name in present}
+    kinds |= dict.fromkeys(sorted(present - kinds.keys()), "own")
+    return {
+        name: kinds[name] for name in sorted(kinds, key=lambda name: _ORDER.get(kinds[name], 2))
+    }
+
+
+def _shaded(share: float, largest: float) -> Cell:
+    if not math.isfinite(share):
+        return Cell(MISSING)
+    return Cell(f"{share:.3f}", depth=round(max(share, 0) / largest, 3))

@@ -1,0 +1,49 @@
+"""What was measured: records on disk, metrics by name, one tidy table, and intervals.
+
+Records turn into JSON and back without loss, so that a run that was stopped can be completed by
+another process from the files alone.
+"""
+
+from agrekd_ray.results.metrics import Coverage, over, part_measured
+from agrekd_ray.results.records import (
+    Agreement,
+    Bin,
+    Cost,
+    Diagnostics,
+    Effort,
+    Epoch,
+    Member,
+    Metrics,
+    Outcome,
+    Span,
+    SplitAgreement,
+    added,
+    degraded,
+    epochs_from_json,
+    mean_epoch,
+    mean_metrics,
+    member_from_json,
+)
+
+__all__ = [
+    "Agreement",
+    "Bin",
+    "Cost",
+    "Coverage",
+    "Diagnostics",
+    "Effort",
+    "Epoch",
+    "Member",
+    "Metrics",
+    "Outcome",
+    "Span",
+    "SplitAgreement",
+    "added",
+    "degraded",
+    "epochs_from_json",
+    "mean_epoch",
+    "mean_metrics",
+    "member_from_json",
+    "over",
+    "part_measured",
+]

@@ -1,0 +1,80 @@
+"""Points of a study in words, and what others published of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from agrekd_ray.settings import Settings
+
+
+class PublishedFigures(Settings):
+    """Published results at one point of a study, in percent.
+
+    Attributes:
+        at: the point: a value for each key of the sweep that matters.
+        worst_group_accuracy: by method.
+        accuracy: by method.
+    """
+
+    at: dict[str, Any] = Field(default_factory=dict)
+    worst_group_accuracy: dict[str, Annotated[float, Field(ge=0, le=100)]] = Field(
+        default_factory=dict
+    )
+    accuracy: dict[str, Annotated[float, Field(ge=0, le=100)]] = Field(default_factory=dict)
+
+    def holds_at(self, settings: Mapping[str, Any]) -> bool:
+        """Whether these are the figures of a point with such settings."""
+        return all(settings.get(key) == value for key, value in self.at.items())
+
+
+class Published(Settings):
+    """Results to stand beside one's own.
+
+    Attributes:
+        source: where they were published.
+        figures: by point.
+    """
+
+    source: str
+    figures: tuple[PublishedFigures, ...] = ()
+
+    def at(self, settings: Mapping[str, Any], method: str, metric: str) -> float | None:
+        """A published figure in percent; None where there is none.
+
+        Args:
+            settings: of the point, by key.
+            method: name of the method.
+            metric: `worst_group_accuracy` or `accuracy`.
+        """
+        for figures in self.figures:
+            if figures.holds_at(settings) and method in getattr(figures, metric):
+                return float(getattr(figures, metric)[method])
+        return None
+
+
+def key_names(keys: Iterable[str]) -> dict[str, str]:
+    """A short name for each dotted path: its last part, or all of it where two end alike."""
+    every = list(keys)
+    last = [key.rpartition(".")[2] for key in every]
+    return {
+        key: name if last.count(name) == 1 else key for key, name in zip(every, last, strict=True)
+    }
+
+
+def in_words(value: Any) -> str:
+    """A swept value as people read it; a block of keys goes by its name."""
+    if isinstance(value, Mapping):
+        rest = {k: v for k, v in value.items() if k != "name" and v not in (None, False, {})}
+        parts = [
+            in_words(v) if isinstance(v, Mapping) else f"{k}={in_words(v)}" for k, v in rest.items()
+        ]
+        return " ".join([*([str(value["name"])] if "name" in value else []), *parts])
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, float):
+        short = f"{value:g}"
+        return short if float(short) == value else repr(value)
+    return str(value)

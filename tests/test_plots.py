@@ -1,0 +1,187 @@
+"""The pictures of students are drawn, whatever the number of methods, groups and teachers."""
+
+from __future__ import annotations
+
+import math
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from agrekd_ray.report import plots, style
+from agrekd_ray.results import (
+    Agreement,
+    Bin,
+    Diagnostics,
+    Epoch,
+    Member,
+    Metrics,
+    Outcome,
+    SplitAgreement,
+)
+from agrekd_ray.results.labels import ALL
+
+DISTILLED = ("random", "aver", "ae_kd", "ca_mkd", "govern", "agre_kd")
+
+
+def metrics(worst: float) -> Metrics:
+    return Metrics(0.2 + worst / 2, worst, 0.9, 0.4, 0.1, 0.1, {"a": 0.9, "b": worst}, {})
+
+
+def ensemble(count: int) -> list[Member]:
+    kinds = ["dfr" if n % 3 == 0 else "erm" for n in range(count)]
+    return [Member(f"{kind}-{n}", kind, "f") for n, kind in enumerate(kinds)]
+
+
+def student(
+    method: str, seed: int, teachers: int, groups: int = 2, epochs: int = 3, met: float = 0.2
+) -> Outcome:
+    rng = np.random.default_rng([seed, len(method)])
+    names = [f"class {g // 2}, background {g}" for g in range(groups)]
+
+    def shares(below: float) -> dict[str, float]:
+        drawn = rng.dirichlet(np.ones(teachers)) * (1 + below) - below / teachers
+        return {t.name: float(s) for t, s in zip(ensemble(teachers), drawn, strict=True)}
+
+    history = [
+        Epoch(
+            epoch,
+            3.0 / (epoch + 1),
+            0.1,
+            1.0,
+            metrics(0.1 * epoch),
+            {name: shares(0) for name in names},
+            fallback_by_group={name: met * rng.random() for name in names},
+            influence=shares(0.5),
+            influence_by_group={name: shares(0.5) for name in names},
+        )
+        for epoch in range(epochs)
+    ]
+    bins = [Bin(k / 15, (k + 1) / 15, 1 + 7 * k, (k + 0.5) / 15, k / 20) for k in (0, 3, 9, 14)]
+    tests = {"test": metrics(0.3 + 0.02 * seed)}
+    return Outcome(method, seed, "5", tests, history, calibration=bins)
+
+
+def ink(path: Path) -> np.ndarray:
+    """The picture as shares of ink [height, width]; fails where it is blank."""
+    picture = 1 - imread(path)[..., :3].mean(axis=2)
+    assert min(picture.shape) > 200
+    assert (picture > 0.05).mean() > 0.01
+    return picture
+
+
+def test_methods_have_a_bar_each(tmp_path: Path) -> None:
+    job = [student(m, s, 5) for m in ("one_hot", *DISTILLED) for s in (0, 1, 2)]
+    assert plots.worst_group_by_method(job, tmp_path / "new" / "all.png")
+    assert plots.worst_group_by_method(job[:1], tmp_path / "few.png")
+    assert len(ink(tmp_path / "new" / "all.png")) > len(ink(tmp_path / "few.png"))
+
+
+def test_training_curves_of_students_of_whom_one_diverged(tmp_path: Path) -> None:
+    job = [student(m, s, 5) for m in DISTILLED for s in (0, 1)]
+    diverged = replace(job[0].history[-1], loss=math.nan)
+    job[0] = replace(job[0], history=[*job[0].history[:-1], diverged])
+    assert plots.training_curves(job, tmp_path / "curves.png")
+    ink(tmp_path / "curves.png")
+
+
+@pytest.mark.parametrize(
+    ("teachers", "groups", "epochs"), [(5, 2, 4), (50, 16, 3), (1, 1, 1), (3, 20, 2)]
+)
+def test_what_is_shown_by_group(tmp_path: Path, teachers: int, groups: int, epochs: int) -> None:
+    job = [student(m, s, teachers, groups, epochs) for m in ("aver", "agre_kd") for s in (0, 1)]
+    for name, draw in plots.of_training(job, ensemble(teachers)).items():
+        assert draw(tmp_path / f"{name}.png")
+        ink(tmp_path / f"{name}.png")
+    # One that no member names is an own checkpoint.
+    assert plots.weights_by_group(job[:1], [], tmp_path / "own.png")
+
+
+def test_a_method_that_never_met_the_0_0_case_is_left_out(tmp_path: Path) -> None:
+    met, never = student("agre_kd", 0, 3), student("aver", 0, 3, met=0.0)
+    assert not plots.fallback_by_group([never], tmp_path / "never.png")
+    assert plots.fallback_by_group([met], tmp_path / "met.png")
+    assert plots.fallback_by_group([met, never], tmp_path / "both.png")
+    np.testing.assert_array_equal(ink(tmp_path / "met.png"), ink(tmp_path / "both.png"))
+
+
+def test_the_most_telling_groups_are_shown() -> None:
+    shares = {f"g{n}": n / 100 for n in range(20)}
+    assert plots._chosen([*shares, ALL], shares) == [*(f"g{n}" for n in range(13, 20)), ALL]
+    assert plots._chosen(list(shares)[:8], shares) == list(shares)[:8]
+
+
+@pytest.mark.parametrize("groups", [1, 2, 16])
+def test_agreement(tmp_path: Path, groups: int) -> None:
+    shares = Agreement(1234, 0.5, 0.2, 0.25, 0.05)
+    found = SplitAgreement(shares, {f"group {g}": shares for g in range(groups)})
+    less = replace(found, groups={}, overlapping={"identity": shares})
+    one, two = tmp_path / "one.png", tmp_path / "two.png"
+    assert plots.agreement_by_group(Diagnostics({"test": found}), one)
+    assert plots.agreement_by_group(Diagnostics({"val": less, "test": found}), two)
+    assert ink(one).shape[1] < ink(two).shape[1]
+
+
+@pytest.mark.parametrize("methods", [1, 5, 12])
+def test_calibration(tmp_path: Path, methods: int) -> None:
+    job = [student(f"rule_{m}", s, 3) for m in range(methods) for s in (0, 1)]
+    assert plots.calibration(job, tmp_path / "calibration.png")
+    ink(tmp_path / "calibration.png")
+
+
+def test_seeds_are_pooled_by_their_samples() -> None:
+    first = student("aver", 0, 3)
+    some = replace(first, calibration=[Bin(0.6, 2 / 3, 30, 0.62, 0.5), Bin(0.0, 1 / 15, 1, 0, 1)])
+    more = replace(first, calibration=[Bin(0.6, 2 / 3, 10, 0.66, 0.9)])
+    low, high = plots.pooled([some, more])
+    assert low == Bin(0.0, 1 / 15, 1, 0, 1)
+    assert (high.count, high.accuracy) == (40, pytest.approx(0.6))
+    assert high.confidence == pytest.approx(0.63)
+
+
+def test_colours_tell_families_apart_and_ours_stays_the_same() -> None:
+    styles = plots._teacher_styles({m.name: m.kind for m in ensemble(8)})
+    blue = {s["color"] for name, s in styles.items() if name.startswith("dfr")}
+    orange = {s["color"] for name, s in styles.items() if name.startswith("erm")}
+    assert not blue & orange
+    assert len({(s["color"], s["linestyle"]) for s in styles.values()}) == 8
+    alone, among = style.method_styles(["agre_kd"]), style.method_styles(["one_hot", *DISTILLED])
+    assert alone["agre_kd"] == among["agre_kd"]
+    assert style.method_styles(["aver"])["aver"] == among["aver"]
+    assert len({(s["color"], s["linestyle"]) for s in among.values()}) == 7
+
+
+def test_influence_is_drawn_below_zero(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    below = {"dfr-0": 1.25, "erm-1": -0.25}
+    job = student("agre_kd", 0, 1)
+    epochs = [replace(e, influence=below, influence_by_group={"a": below}) for e in job.history]
+    drawn_axes = []
+    monkeypatch.setattr(style, "save", lambda figure, path: drawn_axes.extend(figure.axes))
+    assert plots.influence_by_group([replace(job, history=epochs)], [], tmp_path / "i.png")
+    assert len(drawn_axes) == 2
+    assert all(axes.get_ylim()[0] < -0.25 for axes in drawn_axes)
+
+
+def test_nothing_to_draw_leaves_no_file(tmp_path: Path) -> None:
+    old = Outcome("agre_kd", 0, "5", {"val": metrics(0.3)}, [Epoch(0, 1.0, 0.1, 1.0, metrics(0.3))])
+    assert not plots.worst_group_by_method([old], tmp_path / "a.png")
+    assert not plots.training_curves([replace(old, history=[])], tmp_path / "b.png")
+    assert not plots.agreement_by_group(Diagnostics(), tmp_path / "c.png")
+    # An earlier version knew of no influence, cases and calibration.
+    drawn = plots.of_training([old], ensemble(2)).items()
+    assert not any(draw(tmp_path / f"{name}.png") for name, draw in drawn)
+    assert not list(tmp_path.iterdir())
+
+
+def test_drawing_works_in_another_thread_and_leaves_no_global_state(tmp_path: Path) -> None:
+    before = dict(matplotlib.rcParams)
+    job = [student("agre_kd", 0, 3)]
+    thread = threading.Thread(target=plots.training_curves, args=(job, tmp_path / "t.png"))
+    thread.start()
+    thread.join()
+    ink(tmp_path / "t.png")
+    assert dict(matplotlib.rcParams) == before
