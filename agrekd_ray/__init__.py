@@ -1,7 +1,7 @@
 """Group-robust distillation of large teacher ensembles on Ray (AGRE-KD).
 
 Three files to read first: `student/training.py` (the step), `core/weighting.py` (who teaches
-whom) and `guidance/fleet.py` (where the gradients come from).
+whom) and `fleet/fleet.py` (where the gradients come from).
 """
 
 __version__ = "0.1.0"

@@ -19,7 +19,7 @@ from agrekd_ray.terminal import in_utf8, prepare_streams, screen
 
 if TYPE_CHECKING:
     from agrekd_ray.config import Job
-    from agrekd_ray.run.folder import RunFolder
+    from agrekd_ray.experiment.folder import RunFolder
     from agrekd_ray.search.folder import SearchFolder
 
 FAILED, INTERRUPTED = 1, 130
@@ -67,18 +67,18 @@ STORE, RUNS = Path("runs/outputs"), Path("runs")
 def run(job: JobFile, overrides: Overrides = None) -> None:
     """Train the pool of teachers and every method with every seed, and compare them."""
     from agrekd_ray.config import load_job
-    from agrekd_ray.run.folder import RunFolder
+    from agrekd_ray.experiment.folder import RunFolder
 
     _run(RunFolder.create(load_job(job, overrides or [])))
 
 
 def _run(folder: RunFolder) -> None:
     if folder.job.is_study:
-        from agrekd_ray.study.driver import run_study
+        from agrekd_ray.experiment.study import run_study
 
         _resumable(folder.path, lambda: run_study(folder, screen()))
         return
-    from agrekd_ray.run.job import run_job
+    from agrekd_ray.experiment.job import run_job
 
     _resumable(folder.path, lambda: run_job(folder, screen()))
 
@@ -88,7 +88,7 @@ def resume(
     folder: Annotated[Path, typer.Argument(help="Of the run, like runs/JOB/latest.")],
 ) -> None:
     """Go on with a job, study or search that was stopped or killed, where it was."""
-    from agrekd_ray.run.folder import RunFolder
+    from agrekd_ray.experiment.folder import RunFolder
     from agrekd_ray.search.folder import SearchFolder
 
     if SearchFolder.holds(folder):
@@ -102,7 +102,7 @@ def record(job: JobFile, overrides: Overrides = None) -> None:
     """Record what a job's teachers say, in one pass; its runs then start no teacher."""
     from agrekd_ray.config import load_job
     from agrekd_ray.config.points import points_of
-    from agrekd_ray.run.recording import record_job
+    from agrekd_ray.experiment.recording import record_job
 
     for _, point in points_of(load_job(job, overrides or [])):
         record_job(point, screen())
@@ -117,15 +117,15 @@ def tune(
     ] = False,
 ) -> None:
     """Search temperature, weighting and other settings of a job; trials share its teachers."""
+    from agrekd_ray.config.search import load_search
     from agrekd_ray.search.folder import SearchFolder
-    from agrekd_ray.search.settings import load_search
 
     planned = load_search(space, overrides or [])
     _search(SearchFolder.last(planned) if resume else SearchFolder.create(planned))
 
 
 def _search(folder: SearchFolder) -> None:
-    from agrekd_ray.run.environment import prepare
+    from agrekd_ray.cluster.environment import prepare
 
     prepare(starts_cluster=folder.planned.base.ray.address is None)
     from agrekd_ray.search.driver import run_search  # imports Ray, which reads the environment
@@ -192,8 +192,8 @@ def report(
 def validate(job: JobFile, overrides: Overrides = None) -> None:
     """Check a job or a search whole, without starting anything: all its faults at once."""
     from agrekd_ray.config import load_job, read_values
+    from agrekd_ray.config.search import load_search
     from agrekd_ray.config.sweep import settings_of
-    from agrekd_ray.search.settings import load_search
 
     if "space" in (read_values(job, overrides or [])[0] or {}):
         planned = load_search(job, overrides or [])
@@ -265,7 +265,7 @@ def import_teacher(
     overrides: Overrides = None,
 ) -> None:
     """Turn a model of another maker into a checkpoint that can teach on a job's data."""
-    from agrekd_ray.run.teachers import import_for, show_imported
+    from agrekd_ray.commands.teachers import import_for, show_imported
 
     imported, dataset = import_for(
         job,
@@ -288,8 +288,8 @@ def import_teacher(
 @teachers.command("list")
 def list_teachers(job: JobFile, overrides: Overrides = None) -> None:
     """A job's teachers and those imported: architecture, kind, metrics, where they are."""
+    from agrekd_ray.commands.teachers import list_teachers as listed
     from agrekd_ray.config import load_job
-    from agrekd_ray.run.teachers import list_teachers as listed
 
     listed(load_job(job, overrides or []), screen())
 
@@ -309,8 +309,8 @@ def evaluate_teachers(
     ] = None,
 ) -> None:
     """Accuracy by group of every teacher and of the biased model, on validation and test."""
+    from agrekd_ray.commands.teachers import evaluate_teachers as evaluated
     from agrekd_ray.config import load_job
-    from agrekd_ray.run.teachers import evaluate_teachers as evaluated
 
     given = names or []
     overrides = [text for text in given if "=" in text]
@@ -327,7 +327,7 @@ def check_data(
     ] = False,
 ) -> None:
     """What a job's data are, and whether they are whole; exit code 1 where a sample is broken."""
-    from agrekd_ray.run.data import check_data as checked
+    from agrekd_ray.commands.data import check_data as checked
 
     if not checked(job, overrides or [], fast, screen()):
         raise typer.Exit(FAILED)
@@ -346,7 +346,7 @@ def show_data(
     ] = None,
 ) -> None:
     """Draw examples of every group, with counts; print excerpts where the data are text."""
-    from agrekd_ray.run.data import show_data as shown
+    from agrekd_ray.commands.data import show_data as shown
 
     shown(job, overrides or [], output, examples, epoch, screen())
 
@@ -354,7 +354,7 @@ def show_data(
 @outputs.command("list")
 def list_outputs(store: Store = STORE) -> None:
     """Whose outputs are recorded, and what they take on disk."""
-    from agrekd_ray.outputs.report import show
+    from agrekd_ray.logits.report import show
 
     show(store, screen())
 
@@ -362,7 +362,7 @@ def list_outputs(store: Store = STORE) -> None:
 @outputs.command("verify")
 def verify_outputs(store: Store = STORE) -> None:
     """Read every record and compare its checksum; exit code 1 where one is damaged."""
-    from agrekd_ray.outputs.report import check
+    from agrekd_ray.logits.report import check
 
     if not check(store, screen()):
         raise typer.Exit(FAILED)
@@ -377,7 +377,7 @@ def prune_outputs(
     dry_run: Annotated[bool, typer.Option(help="Only say what would be removed.")] = False,
 ) -> None:
     """Remove records that have long not been used; a run that needs them makes them again."""
-    from agrekd_ray.outputs.report import remove
+    from agrekd_ray.logits.report import remove
 
     remove(store, days, screen(), keep=dry_run)
 
@@ -532,7 +532,7 @@ def main() -> None:
     except Exception as error:
         if all(kind.__module__ != "ray.exceptions" for kind in type(error).__mro__):
             raise  # a fault of ours
-        from agrekd_ray.channel import plain_error
+        from agrekd_ray.cluster.channel import plain_error
 
         errors.print(f"error: {plain_error(error, 'Ray')}", style="red")
         sys.exit(FAILED)

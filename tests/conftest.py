@@ -12,8 +12,8 @@ import hypothesis
 import pytest
 import torch
 
+from agrekd_ray.cluster.environment import prepare
 from agrekd_ray.config import Job, check_job
-from agrekd_ray.run.environment import prepare
 from agrekd_ray.stops import STOPS
 
 prepare(starts_cluster=True)

@@ -20,7 +20,7 @@ from torch import Tensor
 from agrekd_ray.config import Job
 from agrekd_ray.data import Dataset, open_dataset
 from agrekd_ray.data.views import Views, augment, draws
-from agrekd_ray.outputs import Outputs
+from agrekd_ray.logits import Outputs
 from agrekd_ray.teachers import Draw, Pool, draw
 
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]

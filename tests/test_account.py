@@ -15,12 +15,12 @@ from rich.console import Console
 
 from agrekd_ray.config import Job
 from agrekd_ray.errors import RunError
+from agrekd_ray.experiment import account as module
+from agrekd_ray.experiment.account import ATTEMPTS, Account
+from agrekd_ray.experiment.folder import RunFolder
+from agrekd_ray.experiment.job import run_job
 from agrekd_ray.report.page import write_report
 from agrekd_ray.results import Cost, Effort, Span
-from agrekd_ray.run import account as module
-from agrekd_ray.run.account import ATTEMPTS, Account
-from agrekd_ray.run.folder import RunFolder
-from agrekd_ray.run.job import run_job
 from agrekd_ray.student import Student
 
 ONE = Effort(1, 10, 500, 2.0, 1, {"weigh": Span(4, 0.5)})

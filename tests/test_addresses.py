@@ -17,8 +17,8 @@ from sqlalchemy import create_engine, text
 from agrekd_ray.addresses import is_database, sqlite_address, sqlite_file, store_address
 from agrekd_ray.config import JobError, check_job, load_job
 from agrekd_ray.errors import TrackingError
+from agrekd_ray.experiment.folder import RunFolder
 from agrekd_ray.passwords import hidden, revealed
-from agrekd_ray.run.folder import RunFolder
 from agrekd_ray.tracking.mlflow_runs import MlflowTracker
 from agrekd_ray.tracking.mlflow_store import open_existing
 

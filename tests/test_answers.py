@@ -13,11 +13,11 @@ from rich.console import Console
 
 from agrekd_ray.data import SELECT, TEST
 from agrekd_ray.errors import CheckpointError, DataError, RunError
+from agrekd_ray.experiment.display import Display
+from agrekd_ray.experiment.engine import LocalEngine
+from agrekd_ray.experiment.eval_logits import Answers, members
+from agrekd_ray.experiment.plan import make_plan
 from agrekd_ray.models import load, save
-from agrekd_ray.run.answers import Answers, members
-from agrekd_ray.run.display import Display
-from agrekd_ray.run.engine import LocalEngine
-from agrekd_ray.run.plan import make_plan
 from agrekd_ray.teachers import Asked, Pool
 from agrekd_ray.training import evaluate, predict
 
@@ -59,7 +59,7 @@ def test_models_are_asked_once_and_vote(make_job: Any) -> None:
 
 def test_tasks_answer_as_one_process_does(ray_session: Any, make_job: Any, tmp_path: Path) -> None:
     """The user's own teacher and the members of a deep ensemble among them; recorded for good."""
-    from agrekd_ray.run.cluster import RayEngine
+    from agrekd_ray.experiment.ray_engine import RayEngine
 
     data, checkpoints, drawn = pool_of(make_job())
     own = Path(shutil.copytree(checkpoints[drawn.teachers[0]], tmp_path / "mine"))
@@ -99,9 +99,9 @@ def test_tasks_answer_as_one_process_does(ray_session: Any, make_job: Any, tmp_p
 def test_what_cannot_be_asked_is_one_clear_error(
     ray_session: Any, make_job: Any, tmp_path: Path
 ) -> None:
-    from agrekd_ray.guidance.nodes import DriverData
-    from agrekd_ray.run.cluster import RayEngine
-    from agrekd_ray.teachers.tasks import ask_all
+    from agrekd_ray.cluster.nodes import DriverData
+    from agrekd_ray.experiment.ray_engine import RayEngine
+    from agrekd_ray.experiment.teacher_tasks import ask_all
 
     job = make_job()
     _, checkpoints, drawn = pool_of(job)

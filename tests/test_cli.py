@@ -266,8 +266,8 @@ def test_a_run_from_start_to_finish_and_a_second_one(
 
 
 def test_outputs_are_listed_verified_and_pruned(agrekd: Run, tmp_path: Path) -> None:
-    from agrekd_ray.outputs import Key, write_record
-    from agrekd_ray.outputs.store import MANIFEST
+    from agrekd_ray.logits import Key, write_record
+    from agrekd_ray.logits.cache import MANIFEST
 
     store = tmp_path / "outputs"
     key = Key("erm-7-abc", "w", {"name": "cnn"}, "d", "v", "none", "float32", 50, 10)

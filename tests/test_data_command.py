@@ -14,12 +14,12 @@ import yaml
 from PIL import Image
 from rich.console import Console
 
+from agrekd_ray.commands import data as command
+from agrekd_ray.commands.contact_sheet import CELL, GAP, HEAD, WORDS, Sheet, draw
 from agrekd_ray.config import load_job
 from agrekd_ray.data import SELECT, TEST, open_dataset
 from agrekd_ray.data.colored import ColoredDigits
-from agrekd_ray.run import data as command
-from agrekd_ray.run.contact_sheet import CELL, GAP, HEAD, WORDS, Sheet, draw
-from agrekd_ray.run.folder import RunFolder
+from agrekd_ray.experiment.folder import RunFolder
 from tests import pictures
 from tests.conftest import TINY, merged
 from tests.test_cli import Run, agrekd  # noqa: F401 (a fixture)

@@ -21,8 +21,8 @@ from agrekd_ray.data.civilcomments import FILE, IDENTITIES, CivilComments
 from agrekd_ray.data.contract import check_contract
 from agrekd_ray.data.text import TextTable
 from agrekd_ray.errors import AgrekdError, DataError
-from agrekd_ray.run.folder import RunFolder
-from agrekd_ray.run.job import run_job
+from agrekd_ray.experiment.folder import RunFolder
+from agrekd_ray.experiment.job import run_job
 from tests import texts
 from tests.texts import WORDS, comments
 

@@ -21,8 +21,8 @@ from agrekd_ray.core.gradient import there
 from agrekd_ray.core.kd import kd_gradient, label_gradient
 from agrekd_ray.core.weighting import STRATEGIES, SampleWeighting, combine, told
 from agrekd_ray.data import TRAIN, Groups
-from agrekd_ray.guidance.distilled import Distilled
-from agrekd_ray.guidance.lesson import Lesson
+from agrekd_ray.distillation.distilled import Distilled
+from agrekd_ray.distillation.spec import Lesson
 from agrekd_ray.models import Model, build
 from agrekd_ray.settings import Precision, Training
 from agrekd_ray.training import (

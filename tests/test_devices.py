@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from agrekd_ray import devices
+from agrekd_ray.cluster.events import Failed, Note
 from agrekd_ray.config import Job
 from agrekd_ray.data import TEST
 from agrekd_ray.devices import device_for, device_of
 from agrekd_ray.errors import RunError
-from agrekd_ray.events import Failed, Note
-from agrekd_ray.run import engine as module
-from agrekd_ray.run.engine import LocalEngine
-from agrekd_ray.run.plan import make_plan
+from agrekd_ray.experiment import engine as module
+from agrekd_ray.experiment.engine import LocalEngine
+from agrekd_ray.experiment.plan import make_plan
 from agrekd_ray.student import Assignment
 from agrekd_ray.teachers import Asked
 
@@ -137,7 +137,7 @@ def test_a_local_run_says_what_it_declines(
 @pytest.fixture
 def useless_gpus(ray_session: Any, add_node: Callable[..., Any]) -> str:
     """A node of the session whose GPUs PyTorch cannot use; its name."""
-    from agrekd_ray.guidance.nodes import cluster_nodes
+    from agrekd_ray.cluster.nodes import cluster_nodes
 
     add_node(num_cpus=4, num_gpus=2)
     (name,) = [node.name for node in cluster_nodes() if node.total.get("GPU")]
@@ -160,7 +160,7 @@ def test_a_granted_gpu_that_is_of_no_use_ends_the_job(
     useless_gpus: str, make_job: Callable[..., Job], tmp_path: Path
 ) -> None:
     """In every kind of process of a job that leaves its GPUs open: no CPU stands in for one."""
-    from agrekd_ray.run.cluster import RayEngine
+    from agrekd_ray.experiment.ray_engine import RayEngine
 
     _, checkpoints, drawn = pool_of(make_job())
     places = (tmp_path / "students", tmp_path / "state")

@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from agrekd_ray.run.display import Display
+from agrekd_ray.experiment.display import Display
 
 
 @pytest.mark.parametrize("terminal", [False, True])

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 import torch
 
+from agrekd_ray.cluster.events import Note
 from agrekd_ray.data import TRAIN
+from agrekd_ray.distillation import Lesson, LocalTeachers, Question, TeacherHost
 from agrekd_ray.errors import AgrekdError, RunError
-from agrekd_ray.events import Note
-from agrekd_ray.guidance import Lesson, LocalTeachers, Question, TeacherHost
 from agrekd_ray.models import Model, read_manifest, save
 from agrekd_ray.settings import Training
 from agrekd_ray.student import STATE, Assignment, Student
@@ -125,7 +125,7 @@ def test_a_teacher_without_room_is_waited_for_beyond_all_patience(
     ray_session: Any, make_job: Any, add_node: Any, monkeypatch: Any
 ) -> None:
     """Somebody else's actor holds the only slot."""
-    from agrekd_ray.guidance import fleet as module
+    from agrekd_ray.fleet import fleet as module
 
     monkeypatch.setattr(module, "STALL_SECONDS", 1.0)
     add_node(num_cpus=1, resources={"slot": 1})
@@ -165,7 +165,7 @@ def test_a_teacher_without_room_is_waited_for_beyond_all_patience(
 def test_a_teacher_that_hangs_is_named_and_in_the_end_given_up(
     ray_session: Any, make_job: Any, monkeypatch: Any
 ) -> None:
-    from agrekd_ray.guidance import fleet as module
+    from agrekd_ray.fleet import fleet as module
 
     monkeypatch.setattr(module, "STALL_SECONDS", 1.0)
     job = make_job(fleet={"cpus": 0.1, "patience": 15})

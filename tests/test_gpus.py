@@ -10,14 +10,13 @@ from typing import Any
 import pytest
 import yaml
 
+from agrekd_ray.cluster.placement import Node, ResourceRequest, place, shares_on
 from agrekd_ray.config import Job, JobError, check_job, load_job
 from agrekd_ray.data import Dataset, open_dataset
-from agrekd_ray.guidance.placement import Node, ResourceRequest, place, shares_on
-from agrekd_ray.models import Model
-from agrekd_ray.run import gpus as module
-from agrekd_ray.run import settled as preparation
-from agrekd_ray.run.folder import RunFolder
-from agrekd_ray.run.gpus import (
+from agrekd_ray.experiment import gpus as module
+from agrekd_ray.experiment import settled as preparation
+from agrekd_ray.experiment.folder import RunFolder
+from agrekd_ray.experiment.gpus import (
     LARGE,
     SMALL,
     groups_at_once,
@@ -31,6 +30,7 @@ from agrekd_ray.run.gpus import (
     with_share,
     workers_of,
 )
+from agrekd_ray.models import Model
 
 from .conftest import TINY, merged
 from .shared import pool_of
@@ -232,7 +232,7 @@ def test_teachers_that_have_no_gpu_left_record_before_the_students(
 
 def many(checkpoints: dict[str, Path], count: int, monkeypatch: pytest.MonkeyPatch) -> Any:
     """So many teachers, each with a backbone of its own."""
-    from agrekd_ray.guidance import placement
+    from agrekd_ray.cluster import placement
 
     (folder, *_) = checkpoints.values()
     read = placement.read_manifest

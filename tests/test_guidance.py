@@ -12,9 +12,9 @@ import torch.nn.functional as F
 
 from agrekd_ray.core.weighting import STRATEGIES, SampleWeighting
 from agrekd_ray.data import TRAIN
+from agrekd_ray.distillation import Distilled, Lesson, LocalTeachers, Question, TeacherHost
+from agrekd_ray.distillation.spec import weigh_replies
 from agrekd_ray.errors import CheckpointError, RunError
-from agrekd_ray.guidance import Distilled, Lesson, LocalTeachers, Question, TeacherHost
-from agrekd_ray.guidance.lesson import weigh_replies
 from agrekd_ray.models import load
 from agrekd_ray.training import Batch, BatchPlan, Loader, Request
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 
+from agrekd_ray.distillation import Lesson, Question
 from agrekd_ray.errors import DataError, RunError
-from agrekd_ray.guidance import Lesson, Question
-from agrekd_ray.guidance import home as module
-from agrekd_ray.guidance.home import Home
+from agrekd_ray.fleet import replicas as module
+from agrekd_ray.fleet.replicas import Home
 
 LESSON = Lesson("aver", ("erm-0",), "erm-1", 4.0)
 

@@ -12,8 +12,8 @@ import yaml
 from rich.console import Console
 
 from agrekd_ray.config import check_job, read_job
-from agrekd_ray.run.folder import RunFolder
-from agrekd_ray.study.driver import run_study
+from agrekd_ray.experiment.folder import RunFolder
+from agrekd_ray.experiment.study import run_study
 
 from . import pictures, texts
 from .conftest import merged
@@ -128,7 +128,7 @@ def test_a_table_of_the_paper_is_one_command(path: Path, tmp_path: Path, store: 
     assert job is not None, faults
     screen = tmp_path / "screen.txt"
     if not job.is_study:
-        from agrekd_ray.run.job import run_job
+        from agrekd_ray.experiment.job import run_job
 
         with screen.open("w") as file:
             outcomes = run_job(RunFolder.create(job), Console(file=file, width=160))

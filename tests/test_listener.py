@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError
 
-from agrekd_ray.channel import Channel
+from agrekd_ray.cluster.channel import Channel
+from agrekd_ray.cluster.events import Event, Note, TeacherDone
 from agrekd_ray.errors import RunError
-from agrekd_ray.events import Event, Note, TeacherDone
-from agrekd_ray.run.listener import Listener
+from agrekd_ray.experiment.listener import Listener
 
 
 class Stream:

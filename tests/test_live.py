@@ -17,12 +17,12 @@ import pytest
 import torch
 from ray.exceptions import RayActorError
 
+from agrekd_ray.cluster.events import Note, StudentDone, StudentEpoch
+from agrekd_ray.cluster.fleet_settings import FleetSettings
 from agrekd_ray.core.weighting import STRATEGIES, SampleWeighting
 from agrekd_ray.data import TRAIN, Dataset
+from agrekd_ray.distillation import Lesson, LocalTeachers, Question, TeacherHost
 from agrekd_ray.errors import AgrekdError, DataError, RunError
-from agrekd_ray.events import Note, StudentDone, StudentEpoch
-from agrekd_ray.guidance import Lesson, LocalTeachers, Question, TeacherHost
-from agrekd_ray.guidance.fleet_settings import FleetSettings
 from agrekd_ray.models import Model, load
 from agrekd_ray.settings import Training
 from agrekd_ray.student import Assignment, Student, StudentSettings, read_outcome
@@ -53,7 +53,7 @@ def assignments(drawn: Any) -> tuple[Assignment, ...]:
 @contextmanager
 def fleet_of(job: Any, checkpoints: dict[str, Path], **settings: Any) -> Iterator[Any]:
     """A fleet, ended afterwards."""
-    from agrekd_ray.guidance.fleet import Fleet
+    from agrekd_ray.fleet.fleet import Fleet
 
     fleet = Fleet(
         checkpoints,
@@ -195,9 +195,9 @@ def test_workers_train_what_one_process_trains(
     ray_session: Any, make_job: Any, tmp_path: Path
 ) -> None:
     """One worker group, every strategy in turn; 2 workers × B/2 = 1 process × B."""
-    from agrekd_ray.channel import Channel
-    from agrekd_ray.guidance.nodes import DriverData
-    from agrekd_ray.run.teaching import Given
+    from agrekd_ray.cluster.channel import Channel
+    from agrekd_ray.cluster.nodes import DriverData
+    from agrekd_ray.experiment.teacher_provider import Given
     from agrekd_ray.student.group import Schoolwork, train_group
 
     job = make_job()
@@ -270,9 +270,9 @@ def test_a_killed_worker_goes_on_with_its_epoch(
     ray_session: Any, make_job: Any, tmp_path: Path, victim: str
 ) -> None:
     """SIGKILL of the Train worker, or its controller, in the middle of its second student."""
-    from agrekd_ray.channel import Channel
-    from agrekd_ray.guidance.nodes import DriverData
-    from agrekd_ray.run.teaching import Given
+    from agrekd_ray.cluster.channel import Channel
+    from agrekd_ray.cluster.nodes import DriverData
+    from agrekd_ray.experiment.teacher_provider import Given
     from agrekd_ray.student.group import Schoolwork, train_group
 
     job = make_job(**{"data.views": {"flip": True}})
@@ -327,15 +327,15 @@ def test_fault_of_a_teacher_is_one_clear_error(
     ):
         fleet.source().ask(asked)
     other = make_job(**{"data.seed": 1})
-    from agrekd_ray.guidance.actors import TeacherActor
-    from agrekd_ray.guidance.nodes import DriverData
+    from agrekd_ray.cluster.nodes import DriverData
+    from agrekd_ray.fleet.actors import TeacherActor
 
     with pytest.raises(DataError, match="data there differ"):
         TeacherActor(checkpoints, DriverData(other.data, data.fingerprint), FleetSettings(), 4)
 
 
 def test_a_stall_is_said(ray_session: Any, make_job: Any, monkeypatch: Any) -> None:
-    from agrekd_ray.guidance import fleet as module
+    from agrekd_ray.fleet import fleet as module
 
     job = make_job()
     data, checkpoints, drawn = pool_of(job)
@@ -355,9 +355,9 @@ def test_students_side_by_side_are_those_of_one_after_another(
     ray_session: Any, make_job: Any, tmp_path: Path
 ) -> None:
     """Two groups share five students; a worker of one is killed."""
-    from agrekd_ray.channel import Channel
-    from agrekd_ray.guidance.nodes import DriverData
-    from agrekd_ray.run.teaching import Given
+    from agrekd_ray.cluster.channel import Channel
+    from agrekd_ray.cluster.nodes import DriverData
+    from agrekd_ray.experiment.teacher_provider import Given
     from agrekd_ray.student.group import Schoolwork, train_group
 
     job = make_job(**{"data.views": {"flip": True}})
@@ -393,8 +393,8 @@ def test_students_side_by_side_are_those_of_one_after_another(
 def test_a_fault_of_one_group_ends_the_others(
     ray_session: Any, make_job: Any, tmp_path: Path
 ) -> None:
-    from agrekd_ray.channel import Channel
-    from agrekd_ray.guidance.nodes import DriverData
+    from agrekd_ray.cluster.channel import Channel
+    from agrekd_ray.cluster.nodes import DriverData
     from agrekd_ray.student.group import Schoolwork, train_group
 
     wild = Training(epochs=1, batch_size=32, learning_rate=1e30)
@@ -416,9 +416,9 @@ def test_a_fault_of_one_group_ends_the_others(
 def test_a_worker_group_stops_at_a_fault_that_would_repeat(
     ray_session: Any, make_job: Any, tmp_path: Path, workers: int
 ) -> None:
-    from agrekd_ray.channel import Channel
-    from agrekd_ray.events import Failed
-    from agrekd_ray.guidance.nodes import DriverData
+    from agrekd_ray.cluster.channel import Channel
+    from agrekd_ray.cluster.events import Failed
+    from agrekd_ray.cluster.nodes import DriverData
     from agrekd_ray.student.group import Schoolwork, train_group
 
     job = make_job()
@@ -445,8 +445,8 @@ def test_training_goes_on_where_the_controller_itself_gives_up(
     from ray.exceptions import OutOfMemoryError
     from ray.train import ControllerError
 
-    from agrekd_ray.channel import Channel
-    from agrekd_ray.guidance.nodes import DriverData
+    from agrekd_ray.cluster.channel import Channel
+    from agrekd_ray.cluster.nodes import DriverData
     from agrekd_ray.student import group as module
 
     short = ControllerError(OutOfMemoryError("9 worker(s) were killed: low on memory."))
@@ -482,7 +482,7 @@ def test_a_handle_of_ray_is_not_dropped_while_ray_shuts_down(
     tmp_path: Path, make_job: Any, monkeypatch: Any, ends: type[BaseException]
 ) -> None:
     """One that is, in another thread, ends the process with code 1 before it can say anything."""
-    from agrekd_ray.guidance.nodes import DriverData
+    from agrekd_ray.cluster.nodes import DriverData
     from agrekd_ray.student import group as module
 
     dropped, threads = list[str](), list[threading.Thread]()
@@ -521,7 +521,7 @@ def test_a_group_with_nothing_left_to_do_is_awaited(
     tmp_path: Path, make_job: Any, monkeypatch: Any
 ) -> None:
     """What follows may shut Ray down. One that waits for room could keep it waiting for ever."""
-    from agrekd_ray.guidance.nodes import DriverData
+    from agrekd_ray.cluster.nodes import DriverData
     from agrekd_ray.student import group as module
 
     ended, finished = list[str](), set[int]()

@@ -16,19 +16,19 @@ import torch
 import yaml
 
 from agrekd_ray.config import Job, JobError, check_job, load_job
+from agrekd_ray.config.search import load_search
+from agrekd_ray.config.space import Domain
 from agrekd_ray.data.prepared import PreparedRows
 from agrekd_ray.data.table import Table
 from agrekd_ray.errors import CheckpointError, DataError, RunError
+from agrekd_ray.experiment.folder import Folder, RunFolder, State
+from agrekd_ray.experiment.plan import make_plan
 from agrekd_ray.files import DamagedError, checked, read_json
+from agrekd_ray.logits import Key, read_record, write_record
 from agrekd_ray.models import Manifest, Model, build, load, read_manifest, save
-from agrekd_ray.outputs import Key, read_record, write_record
 from agrekd_ray.report.page import write_report
 from agrekd_ray.results import Metrics, Outcome
-from agrekd_ray.run.folder import Folder, RunFolder, State
-from agrekd_ray.run.plan import make_plan
 from agrekd_ray.search.folder import SearchFolder
-from agrekd_ray.search.settings import load_search
-from agrekd_ray.search.space import Domain
 from agrekd_ray.student import read_outcome, write_outcome
 from agrekd_ray.teachers import measured
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from agrekd_ray import meters
+from agrekd_ray.cluster import meters
 from agrekd_ray.results import Epoch, Metrics, Span
 
 

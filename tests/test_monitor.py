@@ -10,13 +10,13 @@ import pytest
 from mlflow import MlflowClient
 from rich.console import Console
 
+from agrekd_ray.cluster.events import OutputsDone, StudentDone, StudentEpoch
 from agrekd_ray.errors import TrackingError
-from agrekd_ray.events import OutputsDone, StudentDone, StudentEpoch
+from agrekd_ray.experiment import display
+from agrekd_ray.experiment.display import RECORDED, Display
+from agrekd_ray.experiment.monitor import Monitor, show_progress
 from agrekd_ray.models import Model
 from agrekd_ray.results import Epoch, Metrics, Outcome
-from agrekd_ray.run import display
-from agrekd_ray.run.display import RECORDED, Display
-from agrekd_ray.run.monitor import Monitor, show_progress
 from agrekd_ray.settings import Training
 from agrekd_ray.student import Assignment
 from agrekd_ray.tracking.mlflow_runs import MlflowTracker
@@ -117,7 +117,7 @@ def test_a_fault_of_ours_is_not_swallowed() -> None:
 def test_the_time_left_counts_from_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither how long the processes took to start counts, nor what an earlier run had done."""
     clock = [1000.0]
-    monkeypatch.setattr("agrekd_ray.run.display.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("agrekd_ray.experiment.display.time.monotonic", lambda: clock[0])
     screen = io.StringIO()
     display = Display(Console(file=screen, width=200))
     display.stage("students", 100, "epochs", done=40)

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 
+from agrekd_ray.cluster.events import Note
 from agrekd_ray.data import Dataset
+from agrekd_ray.distillation import Lesson, LocalTeachers, TeacherHost
 from agrekd_ray.errors import RunError
-from agrekd_ray.events import Note
-from agrekd_ray.guidance import Lesson, LocalTeachers, TeacherHost
+from agrekd_ray.experiment.gpus import numbered
 from agrekd_ray.models import Model, load
-from agrekd_ray.run.gpus import numbered
 from agrekd_ray.settings import Training
 from agrekd_ray.student import Assignment, Student
 
@@ -49,7 +49,7 @@ def taught(given: Assignment, data: Dataset, source: Any, between: Any = None) -
 @contextmanager
 def fleet_of(job: Any, checkpoints: dict[str, Path], told: list[Any], **more: Any) -> Iterator[Any]:
     """A fleet, ended afterwards."""
-    from agrekd_ray.guidance.fleet import Fleet
+    from agrekd_ray.fleet.fleet import Fleet
 
     fleet = Fleet(checkpoints, job.data, numbered(job).fleet, told.append, askers=1, **more)
     try:
@@ -115,7 +115,7 @@ def test_replicas_record_a_view_in_parts(ray_session: Any, make_job: Any, add_no
 def test_teachers_without_room_take_turns_to_be_recorded(
     ray_session: Any, make_job: Any, add_node: Any
 ) -> None:
-    from agrekd_ray.run.teaching import Teaching
+    from agrekd_ray.experiment.teacher_provider import Teaching
 
     add_node(num_cpus=1, resources={"slot": 1})
     job = make_job(**{"data.views": VIEWS, "fleet": in_slots()})

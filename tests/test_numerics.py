@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch import nn
 
+from agrekd_ray.cluster.fleet_settings import FleetSettings
 from agrekd_ray.config import check_job
 from agrekd_ray.data import TEST, open_dataset
 from agrekd_ray.errors import RunError
-from agrekd_ray.guidance import actors
-from agrekd_ray.guidance.actors import numbers_here
-from agrekd_ray.guidance.fleet_settings import FleetSettings
+from agrekd_ray.fleet import actors
+from agrekd_ray.fleet.actors import numbers_here
+from agrekd_ray.logits import Outputs
 from agrekd_ray.models import Model, build, load, save
 from agrekd_ray.numerics import compiled, computing_in, numbers_on, training_kernels
-from agrekd_ray.outputs import Outputs
 from agrekd_ray.settings import Precision, Training, fingerprint
 from agrekd_ray.teachers import DfrSettings, Pool, Recipe
 from agrekd_ray.training import filling, predict

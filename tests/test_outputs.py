@@ -17,21 +17,14 @@ import pyarrow as pa
 import pytest
 import torch
 
+from agrekd_ray.cluster.events import StudentEpoch
 from agrekd_ray.core import strategies, weighting
 from agrekd_ray.core.weighting import STRATEGIES
 from agrekd_ray.data import SELECT, TEST, TRAIN
+from agrekd_ray.distillation import Lesson, LocalTeachers, RecordedTeachers, Replay, TeacherHost
+from agrekd_ray.distillation import cached as recorded
 from agrekd_ray.errors import RunError
-from agrekd_ray.events import StudentEpoch
-from agrekd_ray.guidance import (
-    Lesson,
-    LocalTeachers,
-    RecordedTeachers,
-    Replay,
-    TeacherHost,
-    recorded,
-)
-from agrekd_ray.models import Model, load
-from agrekd_ray.outputs import (
+from agrekd_ray.logits import (
     Evaluations,
     Key,
     OutputSettings,
@@ -42,7 +35,8 @@ from agrekd_ray.outputs import (
     verify,
     write_record,
 )
-from agrekd_ray.outputs import store as store_module
+from agrekd_ray.logits import cache as store_module
+from agrekd_ray.models import Model, load
 from agrekd_ray.settings import Training
 from agrekd_ray.student import Assignment, Student
 from agrekd_ray.training import predict
@@ -520,8 +514,8 @@ def test_a_teacher_killed_while_it_records_costs_nothing_but_time(
     ray_session: Any, make_job: Any
 ) -> None:
     """SIGKILL in mid-recording: the restarted actor goes on with the record; replay agrees."""
-    from agrekd_ray.guidance.fleet import Fleet
-    from agrekd_ray.guidance.fleet_settings import FleetSettings
+    from agrekd_ray.cluster.fleet_settings import FleetSettings
+    from agrekd_ray.fleet.fleet import Fleet
 
     job = make_job(**{"data.views": {**VIEWS, "count": 3}})
     data, checkpoints, drawn = pool_of(job)
@@ -553,10 +547,10 @@ def test_a_teacher_killed_while_it_records_costs_nothing_but_time(
 @pytest.mark.chaos
 def test_a_released_fleet_is_not_missed(ray_session: Any, make_job: Any, tmp_path: Path) -> None:
     """Two workers, every strategy, augmented: recorded as they train, replayed without an actor."""
-    from agrekd_ray.channel import Channel
-    from agrekd_ray.guidance.nodes import DriverData
-    from agrekd_ray.run.listener import Listener
-    from agrekd_ray.run.teaching import Teaching
+    from agrekd_ray.cluster.channel import Channel
+    from agrekd_ray.cluster.nodes import DriverData
+    from agrekd_ray.experiment.listener import Listener
+    from agrekd_ray.experiment.teacher_provider import Teaching
     from agrekd_ray.student import StudentSettings
     from agrekd_ray.student.group import Schoolwork, train_group
 
@@ -594,8 +588,8 @@ def test_without_a_shared_folder_records_go_through_the_object_store(
 
     Of the first view nobody answers in time; it is fetched with the second one.
     """
-    from agrekd_ray.guidance import fleet
-    from agrekd_ray.run import teaching as module
+    from agrekd_ray.experiment import teacher_provider as module
+    from agrekd_ray.fleet import fleet
 
     add_node(num_cpus=1)
     theirs, students = (OutputSettings(store=tmp_path / name) for name in ("theirs", "students"))

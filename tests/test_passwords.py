@@ -16,15 +16,15 @@ from agrekd_ray import passwords
 from agrekd_ray.cli import main
 from agrekd_ray.config import JobError, check_job, load_job
 from agrekd_ray.config.points import points_of
+from agrekd_ray.config.search import load_search
 from agrekd_ray.errors import TrackingError
+from agrekd_ray.experiment.ending import tracked
+from agrekd_ray.experiment.folder import Folder, RunFolder
+from agrekd_ray.experiment.job import run_job
 from agrekd_ray.passwords import hidden, revealed, without_password
 from agrekd_ray.report import job as report
 from agrekd_ray.report.page import write_report
-from agrekd_ray.run.ending import tracked
-from agrekd_ray.run.folder import Folder, RunFolder
-from agrekd_ray.run.job import run_job
 from agrekd_ray.search.folder import SearchFolder
-from agrekd_ray.search.settings import load_search
 from agrekd_ray.tracking.mlflow_runs import MlflowTracker
 from agrekd_ray.tracking.outbox import Outbox
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from agrekd_ray.commands.teachers import import_for
 from agrekd_ray.config import Job, JobError, check_job
 from agrekd_ray.config.points import points_of
+from agrekd_ray.config.search import Search
 from agrekd_ray.config.sweep import settings_of
-from agrekd_ray.outputs import Key, listed, prune, write_record
-from agrekd_ray.run.teachers import import_for
-from agrekd_ray.search.settings import Search
+from agrekd_ray.logits import Key, listed, prune, write_record
 from agrekd_ray.tracking.mlflow_runs import MlflowTracker
 
 from .conftest import TINY, merged

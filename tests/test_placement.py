@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agrekd_ray.errors import RunError
-from agrekd_ray.guidance.fleet_settings import FleetSettings
-from agrekd_ray.guidance.placement import (
+from agrekd_ray.cluster.fleet_settings import FleetSettings
+from agrekd_ray.cluster.placement import (
     Node,
     Placement,
     ResourceRequest,
@@ -20,6 +19,7 @@ from agrekd_ray.guidance.placement import (
     shares_of,
     unknown_patterns,
 )
+from agrekd_ray.errors import RunError
 
 from .shared import pool_of
 

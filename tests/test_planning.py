@@ -39,8 +39,8 @@ from agrekd_ray.capacity.size import (
 )
 from agrekd_ray.config import JobError
 from agrekd_ray.core.weighting import STRATEGIES
-from agrekd_ray.guidance import Lesson, Question
-from agrekd_ray.guidance.lesson import reply, weigh_replies
+from agrekd_ray.distillation import Lesson, Question
+from agrekd_ray.distillation.spec import reply, weigh_replies
 
 FREE = Costs(
     call_ms=0,
@@ -395,7 +395,7 @@ def test_messages_are_as_large_as_the_real_ones(
 PEAK = """
 import re, torch
 from pathlib import Path
-from agrekd_ray.guidance.lesson import weigh_replies
+from agrekd_ray.distillation.spec import weigh_replies
 from agrekd_ray.capacity.measure import question_of, replies_to
 
 def kilobytes(name):

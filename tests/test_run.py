@@ -18,12 +18,12 @@ import yaml
 from rich.console import Console
 
 from agrekd_ray.config import Job
+from agrekd_ray.experiment.folder import RunFolder
+from agrekd_ray.experiment.job import run_job
+from agrekd_ray.experiment.recording import record_job
+from agrekd_ray.logits.report import check as check_outputs
 from agrekd_ray.models import load
-from agrekd_ray.outputs.report import check as check_outputs
 from agrekd_ray.results import Effort
-from agrekd_ray.run.folder import RunFolder
-from agrekd_ray.run.job import run_job
-from agrekd_ray.run.recording import record_job
 
 from .conftest import TINY, merged
 from .shared import AGREKD, flat_parameters, under_way, until

@@ -17,15 +17,15 @@ import pytest
 from mlflow import MlflowClient
 from rich.console import Console
 
+from agrekd_ray.cluster.events import GroupPlaced
+from agrekd_ray.config.search import Planned
 from agrekd_ray.data import SELECT, open_dataset
+from agrekd_ray.distillation import LocalTeachers, TeacherHost
 from agrekd_ray.errors import RunError
-from agrekd_ray.events import GroupPlaced
-from agrekd_ray.guidance import LocalTeachers, TeacherHost
 from agrekd_ray.results import Epoch, Metrics
 from agrekd_ray.results.search import FAILED, FINISHED, STOPPED, SearchResult, TrialResult
 from agrekd_ray.search import trial as trials
 from agrekd_ray.search.folder import Journal, SearchFolder
-from agrekd_ray.search.settings import Planned
 from agrekd_ray.search.trial import Shared, Trial, opened
 from agrekd_ray.training import Judge
 
@@ -226,7 +226,7 @@ def test_students_with_several_workers_are_stopped_early_and_leave_nothing(
 def test_a_trial_whose_process_dies_at_its_end_is_tested_by_a_task(
     ray_session: Any, tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from agrekd_ray.search.watch import Watch
+    from agrekd_ray.search.callback import Watch
 
     ended = Watch.on_trial_complete
 
@@ -249,7 +249,7 @@ def test_trials_that_time_ends_are_tested_where_they_were(
     """Also one that is in the middle of an epoch: its last saved students are meant."""
     from ray.tune.stopper.timeout import TimeoutStopper
 
-    from agrekd_ray.search.watch import Watch
+    from agrekd_ray.search.callback import Watch
 
     refuse_tasks(monkeypatch)
     epochs: dict[str, int] = {}
@@ -313,7 +313,7 @@ def test_trials_go_where_students_labels_say(
 def test_a_killed_trial_is_retried_and_a_diverged_one_is_not(
     ray_session: Any, tmp_path: Path, store: Path, make_job: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from agrekd_ray.search.watch import Watch
+    from agrekd_ray.search.callback import Watch
 
     killed: list[int] = []
     heard = Watch.on_trial_result
@@ -386,8 +386,8 @@ def test_a_worker_group_keeps_step_with_its_trial_and_leaves_nothing(
     ray_session: Any, tmp_path: Path, make_job: Any
 ) -> None:
     """Two workers: the same epoch as one; ended after it, as by a scheduler; nothing is held."""
-    from agrekd_ray.channel import Channel
-    from agrekd_ray.guidance.nodes import DriverData
+    from agrekd_ray.cluster.channel import Channel
+    from agrekd_ray.cluster.nodes import DriverData
     from agrekd_ray.search.nested import GroupTrial
 
     found = planned(tmp_path, changes={"student.training.epochs": 3, "student.cpus": 0.5})
@@ -430,7 +430,7 @@ def test_a_worker_group_keeps_step_with_its_trial_and_leaves_nothing(
 def test_a_placement_group_that_a_dead_trial_left_is_given_back(ray_session: Any) -> None:
     from ray.util import placement_group
 
-    from agrekd_ray.search.watch import Groups
+    from agrekd_ray.search.callback import Groups
 
     groups = Groups()
     for trial in ("a", "b"):
@@ -514,7 +514,7 @@ def test_resume_without_a_run_is_one_error(tmp_path: Path, store: Path) -> None:
 @pytest.fixture
 def shell(ray_session: Any, tmp_path: Path, make_job: Any) -> Any:
     """Makes trials' actors without Tune around them: `shell("name", scheduler={...})`."""
-    from agrekd_ray.guidance.nodes import DriverData
+    from agrekd_ray.cluster.nodes import DriverData
     from agrekd_ray.search.trainable import SETTING, TrialActor
 
     class Shell(TrialActor):

@@ -27,9 +27,9 @@ from agrekd_ray.results.search import (
     TrialResult,
 )
 from agrekd_ray.search import board
-from agrekd_ray.search.board import Board
 from agrekd_ray.search.folder import Journal
 from agrekd_ray.search.ranking import best, rule_reports, verdict
+from agrekd_ray.search.trial_table import Board
 
 
 def metrics(worst: float) -> Metrics:

@@ -11,10 +11,10 @@ import pytest
 import yaml
 
 from agrekd_ray.config import JobError
+from agrekd_ray.config.search import Planned, load_search
+from agrekd_ray.config.space import Domain, Sampler, applied
 from agrekd_ray.core.weighting import STRATEGIES
 from agrekd_ray.search.folder import _resolved
-from agrekd_ray.search.settings import Planned, load_search
-from agrekd_ray.search.space import Domain, Sampler, applied
 from agrekd_ray.search.trainable import param_space
 
 from .conftest import TINY, merged

@@ -167,7 +167,7 @@ def test_who_has_no_token_or_another_gets_nothing_from_any_port(ports: Any) -> N
 def test_a_driver_without_the_token_cannot_join(
     ray_cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from agrekd_ray.run.reach import refusal
+    from agrekd_ray.cluster.reach import refusal
 
     host, _, port = ray_cluster.address.rpartition(":")
     assert refusal(host, int(port)) == ""
@@ -181,7 +181,7 @@ def test_a_driver_without_the_token_cannot_join(
 def test_a_cluster_that_a_run_starts_has_a_token_of_its_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from agrekd_ray.run import environment
+    from agrekd_ray.cluster import environment
 
     tokens = []
     for _ in range(2):

@@ -18,11 +18,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agrekd_ray.cluster_address import Place, cluster_address, read_address
+from agrekd_ray.cluster.address import Place, cluster_address, read_address
+from agrekd_ray.cluster.session import LONGEST_SOCKET, RaySession, _folder_of_sockets
 from agrekd_ray.config import load_job
 from agrekd_ray.config.faults import JobError
 from agrekd_ray.errors import RunError
-from agrekd_ray.run.session import LONGEST_SOCKET, RaySession, _folder_of_sockets
 
 from .shared import AGREKD
 from .test_run import write_job
@@ -200,7 +200,7 @@ def test_the_dashboards_port_is_recognised(alone: None) -> None:
 def test_a_cluster_with_another_token_or_a_port_of_another_part_is_refused(
     ray_cluster: Any, alone: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from agrekd_ray.run.reach import refusal
+    from agrekd_ray.cluster.reach import refusal
 
     host, _, port = ray_cluster.address.rpartition(":")
     assert refusal(host, int(port)) == ""
@@ -248,7 +248,7 @@ def test_a_temporary_folder_that_cannot_be_is_one_error(
     (file := tmp_path / "file").touch()
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setenv("TMPDIR", place.format(file=file))
-    monkeypatch.setattr("agrekd_ray.run.session.LONGEST_SOCKET", 300)
+    monkeypatch.setattr("agrekd_ray.cluster.session.LONGEST_SOCKET", 300)
     with pytest.raises(RunError, match=r"TMPDIR = .*cannot keep its files there.*RAY_TMPDIR=/tmp"):
         _folder_of_sockets(print)
 
@@ -314,7 +314,7 @@ def test_ray_starts_below_a_long_temporary_folder(tmp_path: Path) -> None:
 def test_no_call_of_ray_joins_a_cluster_or_starts_one_by_itself() -> None:
     """Not before our own start, nor after our end: that cluster would be somebody else's."""
     program = (
-        "from agrekd_ray.run.environment import prepare\n"
+        "from agrekd_ray.cluster.environment import prepare\n"
         "prepare(starts_cluster=True)\n"
         "import ray\n"
         "for call in (ray.nodes, ray.get_runtime_context().get_accelerator_ids):\n"

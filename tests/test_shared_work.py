@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from agrekd_ray.events import StudentEpoch
+from agrekd_ray.cluster.events import StudentEpoch
 from agrekd_ray.models import Model
 from agrekd_ray.results import Epoch, Metrics
 from agrekd_ray.settings import Training

@@ -20,12 +20,12 @@ from rich.console import Console
 
 from agrekd_ray.config import Job
 from agrekd_ray.errors import TrackingError
-from agrekd_ray.run.folder import RunFolder
-from agrekd_ray.run.job import run_job
+from agrekd_ray.experiment.folder import RunFolder
+from agrekd_ray.experiment.job import run_job
+from agrekd_ray.experiment.study import run_study
 from agrekd_ray.search.driver import run_search
 from agrekd_ray.search.folder import SearchFolder
 from agrekd_ray.stops import STOPS
-from agrekd_ray.study.driver import run_study
 from agrekd_ray.tracking.mlflow_experiment import Experiment
 
 from .shared import AGREKD, under_way, until

@@ -16,18 +16,18 @@ from rich.console import Console
 from agrekd_ray.config import Job, check_job
 from agrekd_ray.config.points import points_of
 from agrekd_ray.config.sweep import changes, settings_of
+from agrekd_ray.experiment import study as driver
+from agrekd_ray.experiment.folder import RunFolder
+from agrekd_ray.experiment.job import run_job
+from agrekd_ray.experiment.plan import make_plan
+from agrekd_ray.experiment.study import run_study
 from agrekd_ray.report.page import write_report
 from agrekd_ray.report.study import markdown, show
 from agrekd_ray.report.study_plots import gains_plot, sweep_plots
 from agrekd_ray.results import Metrics, Outcome
 from agrekd_ray.results.points import Published
 from agrekd_ray.results.study import PointResult, StudyResult
-from agrekd_ray.run.folder import RunFolder
-from agrekd_ray.run.job import run_job
-from agrekd_ray.run.plan import make_plan
 from agrekd_ray.settings import Settings
-from agrekd_ray.study import driver
-from agrekd_ray.study.driver import run_study
 
 METHODS = ["one_hot", "aver", "agre_kd"]
 SWEEP = {"distillation.temperature": [2.0, 4.0]}

@@ -22,8 +22,10 @@ from typer.testing import CliRunner
 from agrekd_ray.cli import app
 from agrekd_ray.config import Job
 from agrekd_ray.data import SELECT, open_dataset
+from agrekd_ray.distillation import TeacherHost
 from agrekd_ray.errors import AgrekdError, CheckpointError
-from agrekd_ray.guidance import TeacherHost
+from agrekd_ray.experiment.folder import RunFolder
+from agrekd_ray.experiment.job import run_job
 from agrekd_ray.models import (
     Classifier,
     Manifest,
@@ -38,8 +40,6 @@ from agrekd_ray.models import (
 from agrekd_ray.models.checkpoint import WEIGHTS
 from agrekd_ray.models.classifier import seen_shape
 from agrekd_ray.models.program import Program, read_program
-from agrekd_ray.run.folder import RunFolder
-from agrekd_ray.run.job import run_job
 from agrekd_ray.teachers import DfrSettings, Pool, draw, retrain_head
 from agrekd_ray.teachers.imported import Source, import_teacher
 from agrekd_ray.training import evaluate, predict

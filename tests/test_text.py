@@ -26,6 +26,7 @@ from rich.table import Table
 
 import agrekd_ray
 from agrekd_ray import terminal
+from agrekd_ray.experiment.display import Display
 from agrekd_ray.files import DamagedError, read_text
 from agrekd_ray.report import tables
 from agrekd_ray.report.settings_plots import (
@@ -35,7 +36,6 @@ from agrekd_ray.report.settings_plots import (
     worst_against_accuracy,
 )
 from agrekd_ray.report.style import new_figure, save
-from agrekd_ray.run.display import Display
 from agrekd_ray.settings import absolute
 from agrekd_ray.terminal import in_utf8, prepare_streams, screen
 

@@ -22,11 +22,11 @@ from mlflow.entities import LoggedModelStatus
 from rich.console import Console
 
 from agrekd_ray.errors import TrackingError
+from agrekd_ray.experiment import job as job_module
+from agrekd_ray.experiment.engine import LocalEngine
+from agrekd_ray.experiment.folder import RunFolder
+from agrekd_ray.experiment.job import run_job
 from agrekd_ray.results import Epoch, Metrics, Outcome
-from agrekd_ray.run import job as job_module
-from agrekd_ray.run.engine import LocalEngine
-from agrekd_ray.run.folder import RunFolder
-from agrekd_ray.run.job import run_job
 from agrekd_ray.student import Student
 from agrekd_ray.tracking.mlflow_runs import MlflowTracker
 from agrekd_ray.tracking.tracker import KILLED

@@ -16,10 +16,10 @@ import pytest
 
 from agrekd_ray.data.prepared import PreparedRows
 from agrekd_ray.errors import RunError
+from agrekd_ray.experiment.folder import STATE, Folder, State
 from agrekd_ray.files import exists, is_file, is_folder
+from agrekd_ray.logits import Key, Partial, listed, read_record, verify, write_record
 from agrekd_ray.models.checkpoint import MANIFEST, WEIGHTS
-from agrekd_ray.outputs import Key, Partial, listed, read_record, verify, write_record
-from agrekd_ray.run.folder import STATE, Folder, State
 from agrekd_ray.search.folder import read_trial
 from agrekd_ray.teachers import Pool
 

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from agrekd_ray.cluster.events import Note
 from agrekd_ray.data import TEST
-from agrekd_ray.events import Note
+from agrekd_ray.experiment.display import Display
+from agrekd_ray.experiment.eval_logits import Answers
+from agrekd_ray.experiment.plan import make_plan
 from agrekd_ray.models import Model
-from agrekd_ray.run.answers import Answers
-from agrekd_ray.run.display import Display
-from agrekd_ray.run.plan import make_plan
 from agrekd_ray.settings import Training
 from agrekd_ray.student import Assignment
 from agrekd_ray.teachers import Pool
@@ -52,8 +52,8 @@ def held_slot(ray_session: Any, add_node: Any) -> Callable[[Callable[[], bool]],
 def test_what_waits_for_room_is_said_again_and_again(
     held_slot: Any, make_job: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    from agrekd_ray.run import waiting
-    from agrekd_ray.run.cluster import RayEngine
+    from agrekd_ray.experiment import waiting
+    from agrekd_ray.experiment.ray_engine import RayEngine
 
     monkeypatch.setattr(waiting, "STALL_SECONDS", 0.5)
     slot = {"resources": {"slot": 1}}

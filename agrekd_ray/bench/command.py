@@ -13,8 +13,8 @@ from rich.console import Console
 
 from agrekd_ray.bench.report import conclusions, render, summaries
 from agrekd_ray.bench.workloads import DATA, GPU, PLAN, SEARCH, workloads
+from agrekd_ray.cluster.environment import prepare
 from agrekd_ray.errors import RunError
-from agrekd_ray.run.environment import prepare
 
 
 def bench(

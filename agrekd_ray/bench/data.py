@@ -19,7 +19,7 @@ from agrekd_ray.bench.measure import anonymous_bytes
 from agrekd_ray.bench.workloads import DATA
 from agrekd_ray.data import TRAIN, Prepared
 from agrekd_ray.data.image_table import ImageTable, open_image_table
-from agrekd_ray.run.display import Display
+from agrekd_ray.experiment.display import Display
 
 SIDE, SMALLER = 32, 10
 """Pixels that models see; the smaller set has so many times fewer pictures."""

@@ -36,21 +36,21 @@ from agrekd_ray.bench.workloads import (
     Cell,
     Workload,
 )
-from agrekd_ray.channel import Channel
+from agrekd_ray.cluster.channel import Channel
+from agrekd_ray.cluster.events import Event, Note, Post
+from agrekd_ray.cluster.fleet_settings import FleetSettings
+from agrekd_ray.cluster.nodes import device_here
+from agrekd_ray.cluster.session import RaySession
 from agrekd_ray.data import TRAIN, Arrays, Dataset, open_dataset
 from agrekd_ray.data.image_table import ImageTable
 from agrekd_ray.data.views import Crop, Views
-from agrekd_ray.events import Event, Note, Post
-from agrekd_ray.guidance import Lesson, Replay, Source, TeacherHost
-from agrekd_ray.guidance.fleet import Fleet
-from agrekd_ray.guidance.fleet_settings import FleetSettings
-from agrekd_ray.guidance.nodes import device_here
+from agrekd_ray.distillation import Lesson, Replay, Source, TeacherHost
+from agrekd_ray.experiment.display import Display
+from agrekd_ray.experiment.listener import Listener
+from agrekd_ray.fleet.fleet import Fleet
+from agrekd_ray.logits import Outputs, OutputSettings
 from agrekd_ray.models import Model, build, load
 from agrekd_ray.numerics import numbers_on
-from agrekd_ray.outputs import Outputs, OutputSettings
-from agrekd_ray.run.display import Display
-from agrekd_ray.run.listener import Listener
-from agrekd_ray.run.session import RaySession
 from agrekd_ray.settings import Compile, Training
 from agrekd_ray.student import Assignment, Student
 

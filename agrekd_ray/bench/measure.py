@@ -15,12 +15,12 @@ import torch
 
 from agrekd_ray.bench.naive import NaiveTrainer
 from agrekd_ray.bench.workloads import LOOK_AHEAD, Cell, Workload
+from agrekd_ray.cluster.events import Note, Post
 from agrekd_ray.data import TRAIN, Dataset, DataSettings, open_dataset
-from agrekd_ray.events import Note, Post
-from agrekd_ray.guidance import Distilled, Lesson, LocalTeachers, Question, Replay, Source
-from agrekd_ray.guidance.host import TeacherHost
+from agrekd_ray.distillation import Distilled, Lesson, LocalTeachers, Question, Replay, Source
+from agrekd_ray.distillation.host import TeacherHost
+from agrekd_ray.logits import Outputs, OutputSettings
 from agrekd_ray.models import build, load
-from agrekd_ray.outputs import Outputs, OutputSettings
 from agrekd_ray.settings import Training
 from agrekd_ray.training import Guidance, Labels, Trainer
 

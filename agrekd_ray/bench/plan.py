@@ -25,8 +25,8 @@ from agrekd_ray.capacity.measure import (
     weighing_costs,
 )
 from agrekd_ray.capacity.size import JobSize
+from agrekd_ray.cluster.fleet_settings import FleetSettings
 from agrekd_ray.data import TRAIN, open_dataset
-from agrekd_ray.guidance.fleet_settings import FleetSettings
 from agrekd_ray.models import Model
 
 SHAPES = ((50, 8, 2), (5, 8, 2), (5, 4, 0))

@@ -22,14 +22,14 @@ from agrekd_ray.bench.measure import Setting, measure, replay_memory
 from agrekd_ray.bench.plan import measure_plan
 from agrekd_ray.bench.search import measure_search
 from agrekd_ray.bench.workloads import DATA, GPU, PLAN, SEARCH, Workload, workloads
-from agrekd_ray.channel import Channel, plain_error
+from agrekd_ray.cluster.channel import Channel, plain_error
+from agrekd_ray.cluster.events import Event, Note
+from agrekd_ray.cluster.session import RaySession
 from agrekd_ray.data import DataSettings
-from agrekd_ray.events import Event, Note
-from agrekd_ray.guidance.fleet import Fleet
-from agrekd_ray.outputs import OutputSettings
-from agrekd_ray.run.display import Display
-from agrekd_ray.run.listener import Listener
-from agrekd_ray.run.session import RaySession
+from agrekd_ray.experiment.display import Display
+from agrekd_ray.experiment.listener import Listener
+from agrekd_ray.fleet.fleet import Fleet
+from agrekd_ray.logits import OutputSettings
 from agrekd_ray.student.room import GroupTrainer
 
 

@@ -15,16 +15,16 @@ from ray.tune import CheckpointConfig, RunConfig, TuneConfig, Tuner
 from rich.console import Console
 
 from agrekd_ray.bench.workloads import workloads
+from agrekd_ray.cluster.nodes import DriverData
 from agrekd_ray.config import Job
+from agrekd_ray.config.search import Planned, Search
 from agrekd_ray.data import SELECT, open_dataset
+from agrekd_ray.distillation import Replay
 from agrekd_ray.errors import RunError
-from agrekd_ray.guidance import Replay
-from agrekd_ray.guidance.nodes import DriverData
-from agrekd_ray.run.cluster import RayEngine
-from agrekd_ray.run.display import Display
-from agrekd_ray.run.plan import make_plan
-from agrekd_ray.run.recording import make_and_record
-from agrekd_ray.search.settings import Planned, Search
+from agrekd_ray.experiment.display import Display
+from agrekd_ray.experiment.plan import make_plan
+from agrekd_ray.experiment.ray_engine import RayEngine
+from agrekd_ray.experiment.recording import make_and_record
 from agrekd_ray.search.trainable import SETTING, TrialActor
 from agrekd_ray.search.trial import Shared
 from agrekd_ray.teachers import Pool

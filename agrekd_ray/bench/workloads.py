@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from agrekd_ray.cluster.fleet_settings import FleetSettings
 from agrekd_ray.data import Dataset, DataSettings, open_dataset
 from agrekd_ray.data.colored import ColoredDigits, ColoredIdx
 from agrekd_ray.data.digits import bundled_digits
 from agrekd_ray.data.views import Views
-from agrekd_ray.guidance.fleet_settings import FleetSettings
 from agrekd_ray.models import Classifier, Manifest, Model, build, save
 from agrekd_ray.settings import fingerprint
 

@@ -26,13 +26,13 @@ from agrekd_ray.addresses import sqlite_file
 from agrekd_ray.capacity import probe
 from agrekd_ray.capacity.report import ERROR, WARNING, Finding, say, show_findings
 from agrekd_ray.capacity.size import Needs, needs_of
-from agrekd_ray.cluster_address import cluster_address
+from agrekd_ray.cluster.address import cluster_address
+from agrekd_ray.cluster.environment import prepare
 from agrekd_ray.config import Job, load_job
 from agrekd_ray.config.points import points_of
 from agrekd_ray.data import open_dataset
 from agrekd_ray.errors import RunError, TrackingError
-from agrekd_ray.run.environment import prepare
-from agrekd_ray.run.settled import settled
+from agrekd_ray.experiment.settled import settled
 
 ANSWER_SECONDS, TRACKING_SECONDS = 30.0, 30.0
 TORCH_SECONDS = 120.0
@@ -222,7 +222,7 @@ def _asked(
     prepare(starts_cluster=address is None)
     import ray  # reads the environment
 
-    from agrekd_ray.run.session import RaySession
+    from agrekd_ray.cluster.session import RaySession
 
     data = {point.data.model_dump_json(): open_dataset(point.data).fingerprint for point in points}
     folders: dict[str, Path] = {}

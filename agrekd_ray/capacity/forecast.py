@@ -21,9 +21,9 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from agrekd_ray.capacity.size import FLOAT, PROCESS, JobSize, Traffic
+from agrekd_ray.cluster.placement import Node, ResourceRequest
 from agrekd_ray.core.weighting import STRATEGIES
-from agrekd_ray.guidance.placement import Node, ResourceRequest
-from agrekd_ray.run.gpus import LARGE, divided, parts, side_by_side, worker_shares
+from agrekd_ray.experiment.gpus import LARGE, divided, parts, side_by_side, worker_shares
 from agrekd_ray.settings import AUTO, Count, NonNegative, Positive, Settings, Share, Whole
 from agrekd_ray.student.shared_work import WORTH_STARTS
 

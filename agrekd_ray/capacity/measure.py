@@ -17,16 +17,16 @@ import torch
 
 from agrekd_ray.capacity.forecast import Costs
 from agrekd_ray.capacity.size import JobSize
+from agrekd_ray.cluster.fleet_settings import FleetSettings
 from agrekd_ray.config import Job
 from agrekd_ray.core.kd import kd_gradient
 from agrekd_ray.core.quadratic import shortest_mixture
 from agrekd_ray.data import TRAIN, Dataset, open_dataset
 from agrekd_ray.data.colored import ColoredDigits
 from agrekd_ray.devices import device_of
-from agrekd_ray.guidance import Lesson, Question, Replies
-from agrekd_ray.guidance.fleet import Fleet
-from agrekd_ray.guidance.fleet_settings import FleetSettings
-from agrekd_ray.guidance.lesson import weigh_replies
+from agrekd_ray.distillation import Lesson, Question, Replies
+from agrekd_ray.distillation.spec import weigh_replies
+from agrekd_ray.fleet.fleet import Fleet
 from agrekd_ray.models import Manifest, Model, build, save
 from agrekd_ray.numerics import computing_in, numbers_on, training_kernels
 from agrekd_ray.settings import Precision, Training, fingerprint

@@ -23,12 +23,12 @@ from agrekd_ray.capacity.forecast import (
 )
 from agrekd_ray.capacity.report import as_json, show_forecast
 from agrekd_ray.capacity.size import JobSize, read_size
+from agrekd_ray.cluster.environment import prepare
 from agrekd_ray.config import Fault, Job, JobError, faults_of, read_job
 from agrekd_ray.data import Dataset
 from agrekd_ray.errors import RunError
-from agrekd_ray.run.display import Display, prepare_data
-from agrekd_ray.run.environment import prepare
-from agrekd_ray.run.gpus import numbered, what_stays_idle
+from agrekd_ray.experiment.display import Display, prepare_data
+from agrekd_ray.experiment.gpus import numbered, what_stays_idle
 from agrekd_ray.settings import Settings
 
 SETTINGS = TypeVar("SETTINGS", bound=Settings)
@@ -109,7 +109,7 @@ def _measured(job: Job, dataset: Dataset | None, size: JobSize, console: Console
         raise RunError("the job's data are not here, so that nothing can be measured with them.")
     prepare(starts_cluster=True)
     from agrekd_ray.capacity import measure  # imports Ray, which reads the environment
-    from agrekd_ray.run.session import RaySession
+    from agrekd_ray.cluster.session import RaySession
 
     with Display(console) as display:
         prepare_data(dataset, display)

@@ -16,13 +16,13 @@ from pydantic import ValidationError
 from agrekd_ray.config import Fault, Job, JobError, check_job, read_job
 from agrekd_ray.core.weighting import find_strategy, needs_global_batch
 from agrekd_ray.data import SELECT, TEST, TRAIN, Dataset, open_dataset
+from agrekd_ray.distillation.spec import INLINE
+from agrekd_ray.experiment.gpus import SMALL, most_on_a_gpu, numbered
+from agrekd_ray.experiment.plan import Plan, make_plan
 from agrekd_ray.files import exists, is_file
-from agrekd_ray.guidance.lesson import INLINE
+from agrekd_ray.logits import Outputs
 from agrekd_ray.models import Model, Shape, check_name, read_manifest
 from agrekd_ray.models.checkpoint import WEIGHTS
-from agrekd_ray.outputs import Outputs
-from agrekd_ray.run.gpus import SMALL, most_on_a_gpu, numbered
-from agrekd_ray.run.plan import Plan, make_plan
 from agrekd_ray.settings import AUTO, a_number
 from agrekd_ray.teachers import Pool
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from agrekd_ray.cluster.placement import unknown_patterns
 from agrekd_ray.config.faults import Fault, JobError, elsewhere, faults_of
 from agrekd_ray.config.job import DFR_METHODS, SEEDS_APART, Job
 from agrekd_ray.config.reading import read_values
@@ -29,7 +30,6 @@ from agrekd_ray.data import (
     tokens_of,
 )
 from agrekd_ray.errors import AgrekdError, DataError, listed
-from agrekd_ray.guidance.placement import unknown_patterns
 from agrekd_ray.models import Model, check, check_classes, check_name, in_words, read_manifest
 from agrekd_ray.models.model import PRETRAINED, TRANSFORMERS
 from agrekd_ray.settings import AUTO, MOST_SEEDS

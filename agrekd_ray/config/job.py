@@ -8,12 +8,12 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from agrekd_ray.addresses import store_address
-from agrekd_ray.cluster_address import cluster_address
+from agrekd_ray.cluster.address import cluster_address
+from agrekd_ray.cluster.fleet_settings import FleetSettings
 from agrekd_ray.config.sweep import Sweep
 from agrekd_ray.core.weighting import STRATEGIES, SampleWeighting
 from agrekd_ray.data import DataSettings
-from agrekd_ray.guidance.fleet_settings import FleetSettings
-from agrekd_ray.outputs import OutputSettings
+from agrekd_ray.logits import OutputSettings
 from agrekd_ray.passwords import hidden
 from agrekd_ray.results.points import Published
 from agrekd_ray.settings import LocalPath, Positive, Seed, Settings, Share

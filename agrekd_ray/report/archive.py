@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from agrekd_ray.config.space import Domain
 from agrekd_ray.errors import RunError
 from agrekd_ray.files import DamagedError, cannot_read, checked, in_a_line, read_json, unreadable
 from agrekd_ray.results import Cost, Diagnostics, Effort, Member, Outcome
 from agrekd_ray.results.search import SearchResult
 from agrekd_ray.results.study import StudyResult
-from agrekd_ray.search.space import Domain
 
 RESULTS = "results.json"
 
@@ -102,7 +102,7 @@ class Final:
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """Of a resolved search, what reports name, as in `agrekd_ray.search.settings.Search`."""
+    """Of a resolved search, what reports name, as in `agrekd_ray.config.search.Search`."""
 
     job: str
     space: dict[str, Domain]

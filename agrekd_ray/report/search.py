@@ -13,6 +13,8 @@ import pandas as pd
 from rich.console import Console
 from rich.text import Text
 
+from agrekd_ray.config.search import default_strategy
+from agrekd_ray.config.space import STRATEGY, Domain, applied, conditions
 from agrekd_ray.core.selection import RULES
 from agrekd_ray.core.weighting import STRATEGIES
 from agrekd_ray.files import exists
@@ -63,9 +65,7 @@ from agrekd_ray.results.metrics import (
     short_paths,
 )
 from agrekd_ray.results.search import DEFAULT, FAILED, WINNER, SearchResult, TrialResult
-from agrekd_ray.search.board import in_words
-from agrekd_ray.search.settings import default_strategy
-from agrekd_ray.search.space import STRATEGY, Domain, applied, conditions
+from agrekd_ray.search.trial_table import in_words
 from agrekd_ray.tracking.files import replacing
 
 SEARCH, TRIALS = "search.yaml", "trials.csv"

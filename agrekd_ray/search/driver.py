@@ -17,26 +17,17 @@ from ray import tune
 from ray.tune import CheckpointConfig, FailureConfig, ResultGrid, RunConfig, TuneConfig, Tuner
 from rich.console import Console
 
+from agrekd_ray.cluster.events import Event, GroupPlaced, TeachersCost
+from agrekd_ray.cluster.nodes import DriverData, cluster_nodes, settled_nodes
+from agrekd_ray.cluster.placement import ResourceRequest, check_room
 from agrekd_ray.data import SELECT, TEST, open_dataset, splits_in_words
+from agrekd_ray.distillation import Replay
 from agrekd_ray.errors import AgrekdError, RunError
-from agrekd_ray.events import Event, GroupPlaced, TeachersCost
-from agrekd_ray.guidance import Replay
-from agrekd_ray.guidance.fleet import Fleet
-from agrekd_ray.guidance.nodes import DriverData, cluster_nodes, settled_nodes
-from agrekd_ray.guidance.placement import ResourceRequest, check_room
-from agrekd_ray.models import Model, load
-from agrekd_ray.outputs import Outputs
-from agrekd_ray.report.archive import read_result
-from agrekd_ray.report.job import summary_metrics
-from agrekd_ray.report.search import publish_files, show
-from agrekd_ray.results import Effort, Metrics, Outcome
-from agrekd_ray.results.search import DEFAULT, FAILED, RUNNING, STOPPED, WINNER, SearchResult
-from agrekd_ray.run.account import Account
-from agrekd_ray.run.answers import Answers, members
-from agrekd_ray.run.cluster import RayEngine
-from agrekd_ray.run.display import Display, ready_data
-from agrekd_ray.run.ending import tracked
-from agrekd_ray.run.gpus import (
+from agrekd_ray.experiment.account import Account
+from agrekd_ray.experiment.display import Display, ready_data
+from agrekd_ray.experiment.ending import tracked
+from agrekd_ray.experiment.eval_logits import Answers, members
+from agrekd_ray.experiment.gpus import (
     MOST_GROUPS,
     groups_at_once,
     most_of,
@@ -47,14 +38,23 @@ from agrekd_ray.run.gpus import (
     with_share,
     workers_of,
 )
-from agrekd_ray.run.job import cost_metrics, package_versions
-from agrekd_ray.run.monitor import Monitor, flat, show_progress
-from agrekd_ray.run.plan import make_plan
-from agrekd_ray.run.recording import make_and_record
-from agrekd_ray.run.settled import settled
-from agrekd_ray.run.teaching import Given, keeper_of
+from agrekd_ray.experiment.job import cost_metrics, package_versions
+from agrekd_ray.experiment.monitor import Monitor, flat, show_progress
+from agrekd_ray.experiment.plan import make_plan
+from agrekd_ray.experiment.ray_engine import RayEngine
+from agrekd_ray.experiment.recording import make_and_record
+from agrekd_ray.experiment.settled import settled
+from agrekd_ray.experiment.teacher_provider import Given, keeper_of
+from agrekd_ray.fleet.fleet import Fleet
+from agrekd_ray.logits import Outputs
+from agrekd_ray.models import Model, load
+from agrekd_ray.report.archive import read_result
+from agrekd_ray.report.job import summary_metrics
+from agrekd_ray.report.search import publish_files, show
+from agrekd_ray.results import Effort, Metrics, Outcome
+from agrekd_ray.results.search import DEFAULT, FAILED, RUNNING, STOPPED, WINNER, SearchResult
 from agrekd_ray.search import trainable
-from agrekd_ray.search.board import Board
+from agrekd_ray.search.callback import Groups, TrialRuns, Watch
 from agrekd_ray.search.folder import Journal, SearchFolder
 from agrekd_ray.search.ranking import best, rule_reports, verdict
 from agrekd_ray.search.tasks import Untested, test_all
@@ -67,7 +67,7 @@ from agrekd_ray.search.trainable import (
     searcher,
 )
 from agrekd_ray.search.trial import Shared, assignments, last_state, read_test
-from agrekd_ray.search.watch import Groups, TrialRuns, Watch
+from agrekd_ray.search.trial_table import Board
 from agrekd_ray.student import Assignment, read_outcome
 from agrekd_ray.teachers import Pool
 from agrekd_ray.tracking.outbox import Outbox

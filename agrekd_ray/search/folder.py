@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from agrekd_ray.config import JobError
+from agrekd_ray.config.search import Planned, check_resolved
 from agrekd_ray.errors import RunError
+from agrekd_ray.experiment.folder import Folder, new_folder, read_resolved
 from agrekd_ray.files import (
     DamagedError,
     cannot_read,
@@ -21,8 +23,6 @@ from agrekd_ray.files import (
     unreadable,
 )
 from agrekd_ray.results.search import TrialResult
-from agrekd_ray.run.folder import Folder, new_folder, read_resolved
-from agrekd_ray.search.settings import Planned, check_resolved
 
 SEARCH = "search.yaml"
 

@@ -22,10 +22,10 @@ import torch.distributed as dist
 from ray.train import FailureConfig, RunConfig
 from ray.train.v2.api.config import LoggingConfig
 
-from agrekd_ray.channel import plain_error
+from agrekd_ray.cluster.channel import plain_error
+from agrekd_ray.cluster.events import GroupPlaced
 from agrekd_ray.config import Job
 from agrekd_ray.errors import AgrekdError, RunError
-from agrekd_ray.events import GroupPlaced
 from agrekd_ray.files import checked, exists
 from agrekd_ray.results import Epoch, Metrics, epochs_from_json, mean_epoch, mean_metrics
 from agrekd_ray.search.trial import Shared, assignments, opened

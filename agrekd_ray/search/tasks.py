@@ -9,13 +9,13 @@ from typing import Any
 
 import ray
 
-from agrekd_ray.guidance.nodes import DriverData
-from agrekd_ray.guidance.placement import ResourceRequest
+from agrekd_ray.cluster.nodes import DriverData
+from agrekd_ray.cluster.placement import ResourceRequest
+from agrekd_ray.config.search import Planned
+from agrekd_ray.config.space import Setting
+from agrekd_ray.experiment.teacher_tasks import each, placed, task_device
 from agrekd_ray.results import Metrics
-from agrekd_ray.search.settings import Planned
-from agrekd_ray.search.space import Setting
 from agrekd_ray.search.trial import test_metrics
-from agrekd_ray.teachers.tasks import each, placed, task_device
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,13 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
+from agrekd_ray.cluster.nodes import device_here
+from agrekd_ray.config.search import Planned
+from agrekd_ray.config.space import Domain, Sampler, Setting, Space
 from agrekd_ray.errors import AgrekdError, RunError
-from agrekd_ray.guidance.nodes import device_here
 from agrekd_ray.results.search import FINISHED, TrialResult
 from agrekd_ray.search.folder import read_trial
 from agrekd_ray.search.nested import GroupTrial
-from agrekd_ray.search.settings import Planned
-from agrekd_ray.search.space import Domain, Sampler, Setting, Space
 from agrekd_ray.search.trial import Shared, Trial, last_state, leave_test, opened, save_state
 from agrekd_ray.student import StudentSettings
 

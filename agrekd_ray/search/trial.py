@@ -15,22 +15,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from agrekd_ray.cluster.events import Post
 from agrekd_ray.config import Job
+from agrekd_ray.config.search import Planned
+from agrekd_ray.config.space import Setting
 from agrekd_ray.data import SELECT, TEST, Dataset, Samples
+from agrekd_ray.distillation import Source
 from agrekd_ray.errors import AgrekdError
-from agrekd_ray.events import Post
+from agrekd_ray.experiment.plan import make_plan
 from agrekd_ray.files import DamagedError, read_json
-from agrekd_ray.guidance import Source
 from agrekd_ray.models import build
 from agrekd_ray.results import Epoch, Metrics, mean_epoch, mean_metrics
-from agrekd_ray.run.plan import make_plan
-from agrekd_ray.search.settings import Planned
-from agrekd_ray.search.space import Setting
 from agrekd_ray.student import Assignment, Student
 from agrekd_ray.training import Judge, evaluate
 
 if TYPE_CHECKING:
-    from agrekd_ray.guidance.nodes import DriverData  # which imports Ray
+    from agrekd_ray.cluster.nodes import DriverData
 
 TESTED = "test.json"
 """File beside a trial's last state: its students' metrics on the test split."""

@@ -28,15 +28,15 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.config import LoggingConfig
 from torch import Tensor
 
-from agrekd_ray.channel import plain_error
+from agrekd_ray.cluster.channel import plain_error
+from agrekd_ray.cluster.events import Failed, Note, Post, StudentDone, StudentEpoch
+from agrekd_ray.cluster.meters import StudentMeter
+from agrekd_ray.cluster.nodes import DriverData
 from agrekd_ray.data import Dataset, Samples
+from agrekd_ray.distillation import Source
 from agrekd_ray.errors import AgrekdError, RunError
-from agrekd_ray.events import Failed, Note, Post, StudentDone, StudentEpoch
 from agrekd_ray.files import exists
-from agrekd_ray.guidance import Source
-from agrekd_ray.guidance.home import DIED
-from agrekd_ray.guidance.nodes import DriverData
-from agrekd_ray.meters import StudentMeter
+from agrekd_ray.fleet.replicas import DIED
 from agrekd_ray.student.room import GroupTrainer, device_of_worker, give_back, held
 from agrekd_ray.student.shared_work import SharedWork
 from agrekd_ray.student.student import Assignment, Student, StudentSettings, read_outcome

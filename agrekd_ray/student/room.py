@@ -15,8 +15,8 @@ from ray.train.torch.config import _TorchBackend
 from ray.util import get_current_placement_group, remove_placement_group
 from ray.util.placement_group import PlacementGroup
 
+from agrekd_ray.cluster.nodes import device_here
 from agrekd_ray.errors import RunError
-from agrekd_ray.guidance.nodes import device_here
 
 UNWANTED = ("PlacementGroupCleanerCallback", "DatasetsCallback")
 """Two actors that Ray Train starts beside its controller.

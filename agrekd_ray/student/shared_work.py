@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from agrekd_ray.events import Event, StudentEpoch
+from agrekd_ray.cluster.events import Event, StudentEpoch
 from agrekd_ray.student.student import Assignment
 
 WAITING = "waiting"

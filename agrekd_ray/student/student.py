@@ -1,6 +1,6 @@
 """One student: an assignment, its trainer, and what it leaves behind. No Ray here.
 
-The two shells around it are `group.py` (Ray Train) and `run/engine.py` (this process).
+The two shells around it are `group.py` (Ray Train) and `experiment/engine.py` (this process).
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from agrekd_ray.data import SELECT, TEST, Dataset
+from agrekd_ray.distillation import Distilled, Lesson, Source
 from agrekd_ray.errors import RunError
 from agrekd_ray.files import DamagedError, checked, exists, in_a_line, read_json
-from agrekd_ray.guidance import Distilled, Lesson, Source
 from agrekd_ray.models import Classifier, Manifest, Model, build, identified, save
 from agrekd_ray.results import Epoch, Metrics, Outcome
 from agrekd_ray.settings import (

@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from agrekd_ray.run.environment import prepare
+from agrekd_ray.cluster.environment import prepare
 
 
 def main() -> int:

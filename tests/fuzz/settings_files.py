@@ -15,16 +15,16 @@ from rich.console import Console
 
 from agrekd_ray.config import Job, load_job, read_job
 from agrekd_ray.config.points import points_of
+from agrekd_ray.config.search import Planned, load_search
+from agrekd_ray.experiment.folder import Folder, RunFolder, State
+from agrekd_ray.experiment.job import outcomes_of
+from agrekd_ray.experiment.plan import make_plan
 from agrekd_ray.report import job as report
 from agrekd_ray.report.archive import read_result
 from agrekd_ray.report.search import write_trials
 from agrekd_ray.results import Outcome
 from agrekd_ray.results.search import TrialResult
-from agrekd_ray.run.folder import Folder, RunFolder, State
-from agrekd_ray.run.job import outcomes_of
-from agrekd_ray.run.plan import make_plan
 from agrekd_ray.search.folder import Journal, SearchFolder
-from agrekd_ray.search.settings import Planned, load_search
 from agrekd_ray.student import read_outcome, write_outcome
 
 from ..conftest import TINY, merged

@@ -18,17 +18,17 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from agrekd_ray.commands.compare import compare
+from agrekd_ray.commands.teachers import list_teachers
 from agrekd_ray.config import Job
 from agrekd_ray.data import SELECT, TEST, TRAIN, Dataset, open_dataset
 from agrekd_ray.errors import CheckpointError
+from agrekd_ray.experiment.eval_logits import Answers, members
+from agrekd_ray.experiment.plan import make_plan
+from agrekd_ray.logits import Outputs, OutputSettings, listed
+from agrekd_ray.logits.report import check, show
 from agrekd_ray.models import Manifest, Model, build, load, read_manifest, save
 from agrekd_ray.models.checkpoint import MANIFEST, WEIGHTS
 from agrekd_ray.models.weights import read_contents
-from agrekd_ray.outputs import Outputs, OutputSettings, listed
-from agrekd_ray.outputs.report import check, show
-from agrekd_ray.run.answers import Answers, members
-from agrekd_ray.run.plan import make_plan
-from agrekd_ray.run.teachers import list_teachers
 from agrekd_ray.settings import Training
 from agrekd_ray.student import Assignment, Student
 from agrekd_ray.teachers import Pool, Recipe

@@ -8,8 +8,8 @@ from random import Random
 
 import pytest
 
+from agrekd_ray.cluster.session import RaySession
 from agrekd_ray.errors import RunError
-from agrekd_ray.run.session import RaySession
 
 from ..test_session import answering, unused, web
 

@@ -1,0 +1,181 @@
+"""Replay: the ensemble's answers out of records, in the student's own process, without an actor."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from agrekd_ray.core.gradient import DistillationGradient
+from agrekd_ray.core.weighting import told
+from agrekd_ray.data import Samples
+from agrekd_ray.distillation.spec import Lesson, Question, Source, known, weigh_known
+from agrekd_ray.errors import RunError
+from agrekd_ray.logits import Outputs, OutputSettings
+from agrekd_ray.settings import Numbers
+from agrekd_ray.training import Column
+from agrekd_ray.training.loader import IN_MEMORY
+
+_Answers = tuple[tuple[str, ...], int]
+"""Of some members to a view."""
+
+
+class RecordedTeachers:
+    """Records where all who are asked have one, else the fleet (a `Source`).
+
+    Every view is looked up when an epoch begins; so a student leaves its teachers alone as soon as
+    what they said is there whole. Where it is, the next epoch's is looked up and put together in a
+    thread of its own meanwhile. Where views repeat, what they say stays in memory, as far as it
+    has room there.
+
+    Args:
+        outputs: the records.
+        samples: the data set.
+        fleet: who answers where a record is missing; None where all should be there.
+    """
+
+    def __init__(self, outputs: Outputs, samples: Samples, fleet: Source | None) -> None:
+        self._outputs, self._samples, self._fleet = outputs, samples, fleet
+        self._looked: tuple[int, tuple[str, ...]] | None = None
+        self._recorded: tuple[Column, ...] = ()
+        self._columns: OrderedDict[_Answers, Column] = OrderedDict()
+        self._thread = ThreadPoolExecutor(1, "records")
+        self._coming: dict[_Answers, Future[Column | None]] = {}
+
+    def columns(self, lesson: Lesson, epoch: int) -> Sequence[Column]:
+        """See `Source.columns`.
+
+        Raises:
+            RunError: a record is missing or damaged, and there is no fleet.
+        """
+        if self._looked != (epoch, lesson.members):
+            self._look(lesson, epoch)
+        elif self._recorded:  # not before the epoch's first batch is there: its step waits for it
+            self._look_ahead(lesson, epoch + 1)
+        if not self._recorded and self._fleet is None:
+            raise self._lost(lesson, epoch)
+        return self._recorded
+
+    def fault(self, lesson: Lesson, epoch: int) -> str:
+        """See `Source.fault`."""
+        view, faults = self._samples.view(epoch), []
+        for name in lesson.members:
+            record = self._outputs.read(name, view)
+            broken = 0 if record is None else int((~np.isfinite(record)).any(1).sum())
+            if broken:
+                faults.append(
+                    f"teacher {name}'s record of epoch {epoch + 1} holds NaN or infinite logits "
+                    f"({broken} of {self._outputs.count} samples); remove it, and `agrekd resume "
+                    f"RUN` computes it again: {self._outputs.path(name, view)}."
+                )
+        return " ".join(faults)
+
+    def ask(self, question: Question) -> DistillationGradient:
+        """See `Source.ask`.
+
+        Raises:
+            RunError: a record is missing or damaged, and there is no fleet.
+            AgrekdError: what the fleet raised.
+        """
+        lesson = question.lesson
+        if self._fleet is None:
+            raise self._lost(lesson, question.epoch)
+        try:
+            return self._fleet.ask(question)
+        except RunError:
+            # The fleet is released when the last record is finished, maybe just now.
+            if not self._look(lesson, question.epoch):
+                raise
+        logits_BmC = self._recorded[0].gathered(question.ids)
+        labels_B = self._samples.labels(question.ids) if lesson.cross_entropy else None
+        student_BC = torch.from_numpy(np.array(question.logits_BC))
+        before = known(lesson, logits_BmC, labels_B)
+        found = told([weigh_known(lesson, question.step, student_BC, before)])
+        return replace(found, lost_M=torch.zeros(len(lesson.teachers), dtype=torch.bool))
+
+    def complete(self, epoch: int) -> None:
+        """See `Source.complete`."""
+        if self._fleet is not None and not self._recorded:
+            try:
+                self._fleet.complete(epoch)
+            except RunError:
+                view = self._samples.view(epoch)
+                if self._outputs.missing([view]):
+                    raise
+        self._looked = None
+
+    def _look(self, lesson: Lesson, epoch: int) -> bool:
+        """Whether all members have a record of the epoch's view."""
+        view = self._samples.view(epoch)
+        answers, columns = (lesson.members, view), self._columns
+        if answers not in columns:
+            coming = self._coming.pop(answers, None)
+            column = coming.result() if coming is not None else None
+            column = column or self._read(*answers)  # recorded since, maybe
+            if column is not None:
+                columns[answers] = column
+        self._looked = (epoch, lesson.members)
+        self._recorded = (columns[answers],) if answers in columns else ()
+        if self._recorded:
+            columns.move_to_end(answers)
+            room = IN_MEMORY if view < epoch else 0  # else no view has been seen twice
+            while len(columns) > 1 and sum(column.nbytes for column in columns.values()) > room:
+                columns.popitem(last=False)
+        return bool(self._recorded)
+
+    def _look_ahead(self, lesson: Lesson, epoch: int) -> None:
+        answers = (lesson.members, self._samples.view(epoch))
+        if answers not in self._columns and answers not in self._coming:
+            self._coming = {answers: self._thread.submit(self._read, *answers)}
+
+    def _read(self, members: tuple[str, ...], view: int) -> Column | None:
+        """What all members say to a view, put together; None where a record is missing."""
+        records = []
+        for name in members:
+            if (record := self._outputs.read(name, view)) is None:
+                return None
+            records.append(record)
+        column = Column(*records, row_of=self._outputs.row_of, stacked=True)
+        column.put_together()
+        return column
+
+    def _lost(self, lesson: Lesson, epoch: int) -> RunError:
+        view = self._samples.view(epoch)
+        members = [n for n in lesson.members if self._outputs.read(n, view) is None]
+        return RunError(
+            f"the recorded outputs of {', '.join(members)} for view {view} are missing or damaged; "
+            "`agrekd resume RUN` computes them again."
+        )
+
+
+Opening = Callable[[OutputSettings, Mapping[str, Path], Samples, Numbers], Outputs]
+"""Opens records as `Outputs(...)` does where they lie on this node."""
+
+
+@dataclass(frozen=True)
+class Replay:
+    """How any process opens a job's records; may travel, and opens nothing itself.
+
+    Attributes:
+        settings: where the records are.
+        checkpoints: folders of the teachers, by name.
+        numbers: that the teachers' forward passes compute in.
+        fleet: who answers where a record is missing.
+        opening: opens the records, where a node may not have them (`keeper.Keeper`).
+    """
+
+    settings: OutputSettings
+    checkpoints: Mapping[str, Path]
+    numbers: Numbers
+    fleet: Source | None
+    opening: Opening = Outputs
+
+    def __call__(self, samples: Samples) -> Source:
+        """A student's source in this process."""
+        outputs = self.opening(self.settings, self.checkpoints, samples, self.numbers)
+        return RecordedTeachers(outputs, samples, self.fleet)

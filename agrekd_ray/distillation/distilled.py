@@ -1,0 +1,174 @@
+"""A student's guidance by its teachers: out of their records or from a source, and the labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from agrekd_ray.core.gradient import DistillationGradient, there
+from agrekd_ray.core.weighting import told
+from agrekd_ray.data import Samples
+from agrekd_ray.distillation.host import TeacherHost
+from agrekd_ray.distillation.spec import (
+    Lesson,
+    Question,
+    Source,
+    known,
+    no_longer_finite,
+    weigh_known,
+    weigh_replies,
+)
+from agrekd_ray.errors import RunError
+from agrekd_ray.training import Batch, Column, Loaded, label_guidance
+
+
+class LocalTeachers:
+    """All teachers in this process: the reference that the fleet is held to (a `Source`)."""
+
+    def __init__(self, host: TeacherHost) -> None:
+        self._host = host
+
+    def columns(self, lesson: Lesson, epoch: int) -> Sequence[Column]:
+        """See `Source.columns`."""
+        return ()
+
+    def fault(self, lesson: Lesson, epoch: int) -> str:
+        """See `Source.fault`."""
+        return ""
+
+    def ask(self, question: Question) -> DistillationGradient:
+        """See `Source.ask`."""
+        return weigh_replies(question, [self._host.replies(question.lesson.members, question)])
+
+    def complete(self, epoch: int) -> None:
+        """See `Source.complete`."""
+        self._host.complete(epoch)
+
+
+class Distilled:
+    """The gradient of alpha * L_wKD + (1 - alpha) * L_cls (a `Guidance`; paper, equation 5).
+
+    Where the teachers' logits are recorded they come along with the batch, and all is computed on
+    its device, which nothing waits for. Else the source is asked.
+
+    Weightings that need the whole batch see it whole: the workers gather their logits. Out of
+    records each then computes the whole and takes its part; else the first one asks, and all get
+    the answer. So a source keeps nothing between two questions.
+
+    Attributes:
+        replayed: steps so far whose gradients came out of records.
+    """
+
+    def __init__(self, lesson: Lesson, source: Source, samples: Samples) -> None:
+        self._lesson, self._source = lesson, source
+        self._labels = Column(samples.labels(np.arange(samples.size)).numpy())
+        self.whole_batch = lesson.whole_batch
+        self.replayed = 0
+
+    def columns(self, epoch: int) -> Sequence[Column]:
+        """See `Guidance.columns`: the members' logits, and labels where weights need them."""
+        logits = self._source.columns(self._lesson, epoch)
+        return (*logits, self._labels) if logits and self._lesson.cross_entropy else logits
+
+    def fault(self, epoch: int) -> str:
+        """See `Guidance.fault`."""
+        return self._source.fault(self._lesson, epoch)
+
+    def ready(self, further: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """See `Guidance.ready`: what the members' logits say without the student's."""
+        if not further:
+            return ()
+        logits_BmC, *labels = further
+        return known(self._lesson, logits_BmC, labels[0] if labels else None)
+
+    def gradient(self, batch: Batch, loaded: Loaded, logits_BC: Tensor) -> DistillationGradient:
+        """See `Guidance.gradient`.
+
+        Raises:
+            RunError: on the CPU, logits of the student or of a teacher's record are not finite.
+        """
+        whole = self.whole_batch and batch.world > 1
+        if loaded.further:
+            self.replayed += 1
+            student_BC = _gathered(batch, logits_BC) if whole else logits_BC
+            try:
+                distilled = weigh_known(self._lesson, batch.step, student_BC, loaded.further)
+            except FloatingPointError:
+                why = self.fault(batch.epoch) or no_longer_finite(batch.step, batch.epoch)
+                raise RunError(why) from None
+            if whole:
+                distilled = _part(told([distilled]), batch)
+        elif whole:
+            distilled = self._ask_whole(batch, logits_BC)
+        else:
+            distilled = self._ask(batch, batch.ids, logits_BC)
+        alpha = self._lesson.alpha
+        if alpha == 1:
+            return distilled
+        distilled, labels = told([distilled]), label_guidance(logits_BC, loaded.labels_B)
+        return replace(
+            distilled,
+            gradient_BC=alpha * distilled.gradient_BC + (1 - alpha) * labels.gradient_BC,
+            loss_B=alpha * there(distilled.loss_B) + (1 - alpha) * there(labels.loss_B),
+        )
+
+    def _ask(self, batch: Batch, ids: np.ndarray, logits_BC: Tensor) -> DistillationGradient:
+        question = Question.of(self._lesson, batch, ids, logits_BC)
+        return self._source.ask(question).to(logits_BC.device)
+
+    def _ask_whole(self, batch: Batch, logits_BC: Tensor) -> DistillationGradient:
+        every_BC = _gathered(batch, logits_BC)
+        M = len(self._lesson.teachers)
+        widths = (every_BC.shape[1], 1, M, 1, M, M)
+        packed = every_BC.new_empty(len(every_BC), sum(widths))
+        if batch.rank == 0:
+            packed = _packed(self._ask(batch, batch.every, every_BC))
+        dist.broadcast(packed, 0)
+        gradient_BC, loss_B1, weights_BM, fallback_B1, pull_BM, lost_BM = packed.split(widths, 1)
+        found = DistillationGradient(
+            gradient_BC,
+            loss_B1[:, 0],
+            weights_BM.T,
+            fallback_B1[:, 0] > 0,
+            pull_BM.T,
+            lost_BM[0] > 0,
+        )
+        return _part(found, batch)
+
+
+def _gathered(batch: Batch, logits_BC: Tensor) -> Tensor:
+    """The student's logits for the whole global batch, from all workers."""
+    parts = [torch.empty_like(logits_BC) for _ in range(batch.world)]
+    dist.all_gather(parts, logits_BC.contiguous())
+    return torch.cat(parts)
+
+
+def _packed(whole: DistillationGradient) -> Tensor:
+    """All parts side by side, a row a sample: one message costs less than six."""
+    parts_BK = (
+        whole.gradient_BC,
+        there(whole.loss_B)[:, None],
+        there(whole.weights_MB).T,
+        there(whole.fallback_B)[:, None],
+        there(whole.pull_MB).T,
+        there(whole.lost_M).expand(len(whole.gradient_BC), -1),
+    )
+    return torch.cat([part.to(whole.gradient_BC.dtype) for part in parts_BK], 1)
+
+
+def _part(whole: DistillationGradient, batch: Batch) -> DistillationGradient:
+    """What is for this worker's samples."""
+    mine = slice(batch.rank * len(batch.ids), (batch.rank + 1) * len(batch.ids))
+    return DistillationGradient(
+        whole.gradient_BC[mine],
+        there(whole.loss_B)[mine],
+        there(whole.weights_MB)[:, mine],
+        there(whole.fallback_B)[mine],
+        there(whole.pull_MB)[:, mine],
+        whole.lost_M,
+    )

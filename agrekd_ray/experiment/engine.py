@@ -1,0 +1,170 @@
+"""Who does the work: a Ray cluster, or this process alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from agrekd_ray.cluster.events import (
+    Event,
+    Note,
+    StudentDone,
+    StudentEpoch,
+    TeacherDone,
+    TeacherEpoch,
+    TeachersCost,
+)
+from agrekd_ray.config import Job
+from agrekd_ray.data import open_dataset
+from agrekd_ray.devices import device_of
+from agrekd_ray.distillation import LocalTeachers, TeacherHost
+from agrekd_ray.errors import RunError
+from agrekd_ray.results import Effort
+from agrekd_ray.student import Assignment, Student, read_outcome
+from agrekd_ray.teachers import Asked, Pool, Recipe, Take, answers
+
+Handle = Callable[[Event], None]
+
+
+class Engine(Protocol):
+    """Makes teachers and trains students; events go to a handler in the driver."""
+
+    def make_teachers(self, families: Sequence[Sequence[Recipe]]) -> None:
+        """Make what the pool is missing."""
+        ...
+
+    def train_students(
+        self,
+        assignments: tuple[Assignment, ...],
+        checkpoints: dict[str, Path],
+        students: Path,
+        storage: Path,
+    ) -> Effort:
+        """Train the students that are not finished yet; returns what their teachers cost.
+
+        Args:
+            assignments: the students, in order.
+            checkpoints: folders of the teachers and the biased model, by name.
+            students: where finished ones are put.
+            storage: for checkpoints of the training under way.
+        """
+        ...
+
+    def ask(self, asked: Sequence[Asked], take: Take) -> None:
+        """Ask finished models about splits without augmentation.
+
+        Args:
+            asked: them.
+            take: gets what each says, in the order in which they finish.
+        """
+        ...
+
+    def record(self, checkpoints: dict[str, Path], views: Sequence[int]) -> Effort:
+        """Record what the teachers say to whole views.
+
+        Args:
+            checkpoints: folders of the teachers and the biased model, by name.
+            views: their numbers.
+        """
+        ...
+
+    def close(self) -> None:
+        """End everything that was started."""
+        ...
+
+
+class LocalEngine:
+    """Everything in this process, without Ray: the reference, and the place to debug.
+
+    Students, teachers and their answers are computed on a GPU where there is one and
+    `student.gpus` does not decline it.
+
+    Raises:
+        RunError: `student.gpus` asks for a GPU that PyTorch cannot use.
+    """
+
+    def __init__(self, job: Job, handle: Handle) -> None:
+        self._job, self._handle = job, handle
+        self.device = device_of(job.student.gpus, "student.gpus")
+        if self.device == "cpu" and torch.cuda.is_available():
+            idle = torch.cuda.device_count()
+            handle(Note(f"{idle} of {idle} GPUs stay idle: student.gpus = 0 declines them"))
+        torch.set_num_threads(max(1, round(job.student.cpus)))
+
+    def make_teachers(self, families: Sequence[Sequence[Recipe]]) -> None:
+        """See `Engine.make_teachers`."""
+        pool = Pool(self._job.teachers.store, open_dataset(self._job.data))
+        for family in families:
+            pool.make(
+                family,
+                self.device,
+                progress=lambda name, epoch, epochs: self._handle(
+                    TeacherEpoch(name, epoch, epochs)
+                ),
+            )
+            for recipe in family:
+                self._handle(TeacherDone(recipe.name))
+
+    def train_students(
+        self,
+        assignments: tuple[Assignment, ...],
+        checkpoints: dict[str, Path],
+        students: Path,
+        storage: Path,
+    ) -> Effort:
+        """See `Engine.train_students`."""
+        dataset = open_dataset(self._job.data)
+        source, host = None, None
+        if checkpoints:
+            fleet = self._job.fleet
+            host = TeacherHost(
+                checkpoints,
+                dataset,
+                device=self.device,
+                precision=fleet.precision,
+                capacity=fleet.look_ahead + 2,
+            )
+            source = LocalTeachers(host)
+
+        def effort() -> Effort:
+            if host is None:
+                return Effort()
+            return Effort(forwards=host.forwards, seconds=host.seconds, spans=host.spans)
+
+        storage.mkdir(parents=True, exist_ok=True)
+        for assignment in assignments:
+            if read_outcome(students / assignment.name) is not None:
+                continue
+            student = Student(assignment, dataset, source, device=self.device)
+            state = student.take_up(storage)
+            while not student.done:
+                record = student.epoch()
+                student.save_state(state)
+                self._handle(TeachersCost(effort()))
+                if record is not None:
+                    epochs = assignment.training.epochs
+                    self._handle(StudentEpoch(assignment.name, epochs, record))
+            for outcome in student.finish(students):
+                self._handle(StudentDone(outcome))
+            state.unlink(missing_ok=True)
+        return effort()
+
+    def ask(self, asked: Sequence[Asked], take: Take) -> None:
+        """See `Engine.ask`."""
+        dataset = open_dataset(self._job.data)
+        for one in asked:
+            take(one, answers(one, dataset, self.device))
+
+    def record(self, checkpoints: dict[str, Path], views: Sequence[int]) -> Effort:
+        """See `Engine.record`.
+
+        Raises:
+            RunError: this engine keeps no records.
+        """
+        raise RunError("guidance: local keeps no records; set guidance=auto.")
+
+    def close(self) -> None:
+        """See `Engine.close`."""

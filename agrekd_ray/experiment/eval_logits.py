@@ -1,0 +1,131 @@
+"""What a job's finished models say to the splits that nobody trains on: asked once, then known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from agrekd_ray.config import Job
+from agrekd_ray.core.groups import majority_vote
+from agrekd_ray.data import SELECT, TEST, Dataset
+from agrekd_ray.errors import RunError
+from agrekd_ray.experiment.display import Display
+from agrekd_ray.experiment.engine import Engine
+from agrekd_ray.experiment.plan import Plan
+from agrekd_ray.logits import Evaluations
+from agrekd_ray.models import read_manifest
+from agrekd_ray.results import Member
+from agrekd_ray.settings import Precision
+from agrekd_ray.teachers import Asked, Pool, measured
+from agrekd_ray.training import score
+
+
+class Answers:
+    """Logits of finished models, recorded; only in memory where the job keeps to one process.
+
+    Args:
+        job: the job.
+        dataset: of the job.
+    """
+
+    def __init__(self, job: Job, dataset: Dataset) -> None:
+        self.dataset = dataset
+        recorded = job.guidance != "local"
+        self._precision: Precision = job.fleet.computes_in if recorded else job.fleet.precision
+        self._records = (
+            Evaluations(job.outputs.store, dataset, job.fleet.computes_in) if recorded else None
+        )
+        self._told: dict[tuple[Path, str], Tensor] = {}
+
+    def missing(
+        self, models: Mapping[Path, str], splits: Sequence[str] = (SELECT, TEST)
+    ) -> list[Asked]:
+        """Who is still to be asked.
+
+        Args:
+            models: names by folder of the checkpoint, all of them made.
+            splits: that must be known.
+        """
+        found = []
+        for folder, name in models.items():
+            left = tuple(split for split in splits if self._known(folder, split) is None)
+            if left:
+                found.append(Asked(name, folder, left, self._precision))
+        return found
+
+    def complete(self, asked: Sequence[Asked], engine: Engine, display: Display) -> int:
+        """Ask models.
+
+        Args:
+            asked: what is `missing`.
+            engine: does the work.
+            display: the progress line.
+
+        Returns:
+            Forward passes that it took: splits that were answered.
+        """
+        if not asked:
+            return 0
+        display.stage("answers", len(asked), "models")
+
+        def take(one: Asked, told: Mapping[str, Tensor]) -> None:
+            for split, logits_NC in told.items():
+                if self._records is None:
+                    self._told[one.folder, split] = logits_NC
+                else:
+                    self._records.write(one.folder, split, logits_NC)
+            display.advance(one.name)
+
+        engine.ask(asked, take)
+        return sum(len(one.splits) for one in asked)
+
+    def logits(self, folder: Path, split: str) -> Tensor:
+        """What a model says to a split, float32 [N, C].
+
+        Raises:
+            RunError: nobody knows it any more.
+        """
+        known = self._known(folder, split)
+        if known is None:
+            raise RunError(
+                f"{folder}: what this model says to {split} was recorded, and is gone or damaged. "
+                "`agrekd resume` asks it again."
+            )
+        return known
+
+    def vote(self, folders: Iterable[Path], split: str) -> tuple[Tensor, Tensor]:
+        """Majority vote of several models: probabilities [N, C] and predictions [N]."""
+        return majority_vote(torch.stack([self.logits(folder, split) for folder in folders]))
+
+    def _known(self, folder: Path, split: str) -> Tensor | None:
+        if self._records is None:
+            return self._told.get((folder, split))
+        return self._records.read(folder, split)
+
+
+def members(plan: Plan, pool: Pool, answers: Answers) -> tuple[list[Member], Member]:
+    """The teachers of a plan, and its biased model, with their metrics.
+
+    Args:
+        plan: of a job; its teachers are all made.
+        pool: that has them.
+        answers: of those that are the user's own.
+    """
+    checkpoints = plan.checkpoints(pool)
+
+    def member(name: str) -> Member:
+        folder = checkpoints[name]
+        manifest = read_manifest(folder)
+        if name in plan.draw.own:  # what its maker measured was not on these data
+            metrics = {
+                split: score(answers.dataset, split, answers.logits(folder, split).softmax(1))
+                for split in (SELECT, TEST)
+            }
+        else:
+            metrics = measured(folder, manifest)
+        return Member(name, name.partition("-")[0], manifest.fingerprint, metrics)
+
+    return [member(name) for name in plan.draw.teachers], member(plan.draw.biased)

@@ -1,0 +1,158 @@
+"""What the driver does with events: the progress line, MLflow, and the list of what is finished."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import Any
+
+from agrekd_ray.cluster.events import (
+    Event,
+    Failed,
+    Note,
+    OutputsDone,
+    StudentDone,
+    StudentEpoch,
+    TeacherDone,
+    TeacherEpoch,
+)
+from agrekd_ray.experiment.display import RECORDED, Display
+from agrekd_ray.results import Epoch, Outcome
+from agrekd_ray.student import Assignment
+from agrekd_ray.tracking.outbox import Outbox
+from agrekd_ray.tracking.tracker import Tracker
+
+SECONDS_BETWEEN_WRITES = 5.0
+
+
+def show_progress(display: Display, event: Event) -> None:
+    """On the progress line, what the teachers did; a note as a line that stays."""
+    if isinstance(event, TeacherEpoch):
+        display.advance(f"{event.name} epoch {event.epoch}/{event.epochs}")
+    elif isinstance(event, TeacherDone):
+        display.advance(f"{event.name} finished", 0)
+    elif isinstance(event, OutputsDone):
+        # Where the line counts students' epochs, their teachers take turns before the first one.
+        steps = event.samples if display.unit == RECORDED else 0
+        display.advance(f"view {event.view}", steps)
+    elif isinstance(event, Note):
+        display.note(event.text, "yellow")
+
+
+class Monitor:
+    """Handles events, one at a time. A repeated event (after a restart) counts once.
+
+    Args:
+        display: the progress line.
+        tracker: MLflow.
+        outbox: through which it is told.
+        assignments: the students that are trained.
+    """
+
+    def __init__(
+        self,
+        display: Display,
+        tracker: Tracker,
+        outbox: Outbox,
+        assignments: tuple[Assignment, ...],
+    ) -> None:
+        self._display, self._tracker, self._outbox = display, tracker, outbox
+        self._assignments = {assignment.name: assignment for assignment in assignments}
+        self._seen: set[tuple[str, int]] = set()
+        self._runs: dict[str, str] = {}
+        self._unwritten: dict[str, list[Epoch]] = {}
+        self._finished: set[str] = set()
+        self._written = time.monotonic()
+        self.failure: str | None = None
+        """What a worker said before it ended the run."""
+
+    def handle(self, event: Event) -> None:
+        """One event."""
+        if isinstance(event, StudentEpoch):
+            self._epoch(event)
+        elif isinstance(event, StudentDone):
+            self.finished(event.outcome)
+        elif isinstance(event, Failed):
+            self.failure = event.text
+        else:
+            show_progress(self._display, event)
+
+    def finished(self, outcome: Outcome) -> None:
+        """Record a finished method × seed in MLflow; one that is there already stays as it is."""
+        if outcome.name in self._finished:
+            return
+        self._finished.add(outcome.name)
+        self._unwritten.pop(outcome.name, None)
+
+        def write() -> None:
+            run = self.run(outcome)
+            if outcome.history:
+                self._tracker.log_epochs(run, outcome.history)
+            self._tracker.finish_student(run, outcome)
+
+        self._outbox.put(write)
+
+    def run(self, what: Outcome | Assignment) -> str:
+        """The MLflow run of a method × seed."""
+        if what.name not in self._runs:
+            given = self._assignments.get(what.name)
+            params = student_params(given) if given else {"teachers": what.teachers}
+            self._runs[what.name] = self._tracker.student(what.method, what.seed, params)
+        return self._runs[what.name]
+
+    def _epoch(self, event: StudentEpoch) -> None:
+        epoch = event.epoch
+        if (event.student, epoch.epoch) in self._seen:
+            return
+        self._seen.add((event.student, epoch.epoch))
+        self._display.advance(
+            f"{event.student} epoch {epoch.epoch + 1}/{event.epochs}, val {epoch.val.worst} "
+            f"{epoch.val.worst_group_accuracy:.1%}"
+        )
+        self._unwritten.setdefault(event.student, []).append(epoch)
+        if time.monotonic() - self._written >= SECONDS_BETWEEN_WRITES:
+            self._write_epochs()
+
+    def _write_epochs(self) -> None:
+        """Several at once: a write costs the store about the same for one epoch as for many."""
+        unwritten, self._unwritten = self._unwritten, {}
+        self._written = time.monotonic()
+
+        def write() -> None:
+            for student, epochs in unwritten.items():
+                self._tracker.log_epochs(self.run(self._assignments[student]), epochs)
+
+        self._outbox.put(write)
+
+
+def student_params(given: Assignment) -> dict[str, Any]:
+    """What a student is made of, flat, under the same names for jobs and searches."""
+    params: dict[str, Any] = {
+        "teachers": given.teachers,
+        **_flat("student.model", given.model.model_dump()),
+        **_flat("student.training", given.training.model_dump()),
+    }
+    if given.lesson is not None:
+        weighting = given.lesson.sample_weighting
+        params |= {
+            "distillation.strategy": given.lesson.strategy,
+            "distillation.temperature": given.lesson.temperature,
+            "distillation.alpha": given.lesson.alpha,
+            **_flat(f"distillation.{given.lesson.strategy}", given.lesson.options),
+            **_flat("distillation.sample_weighting", asdict(weighting) if weighting else {}),
+        }
+    return params
+
+
+def _flat(prefix: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Nested values under dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}.{key}" if prefix else key
+        flat |= _flat(name, value) if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def flat(values: dict[str, Any]) -> dict[str, Any]:
+    """A job's values under their dotted paths."""
+    return _flat("", values)

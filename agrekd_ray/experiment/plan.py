@@ -1,0 +1,113 @@
+"""What a job comes down to: models of the pool, and an assignment for every student."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from agrekd_ray.config import Job
+from agrekd_ray.config.job import SEEDS_APART
+from agrekd_ray.core.weighting import STRATEGIES
+from agrekd_ray.distillation import Lesson
+from agrekd_ray.student import Assignment
+from agrekd_ray.teachers import Draw, Pool, Recipe, draw
+
+DEEP_ENSEMBLES = {"deep_ensemble": "erm", "deep_ensemble_dfr": "dfr"}
+"""Methods that vote among models of the student's size, and the kind of their members."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A job, worked out.
+
+    Attributes:
+        draw: the ensemble.
+        assignments: the students, seed by seed, so that a job that is stopped has whole seeds.
+        votes: members of each deep ensemble, by (method, seed).
+        strategies: the distillation methods of the job.
+        needs_ensemble: whether any method of the job has teachers.
+    """
+
+    draw: Draw
+    assignments: tuple[Assignment, ...]
+    votes: dict[tuple[str, int], tuple[Recipe, ...]]
+    strategies: tuple[str, ...]
+    needs_ensemble: bool
+
+    @property
+    def recipes(self) -> list[Recipe]:
+        """Every model that the pool must hold."""
+        ensemble = list(self.draw.recipes.values()) if self.needs_ensemble else []
+        return ensemble + [recipe for members in self.votes.values() for recipe in members]
+
+    def checkpoints(self, pool: Pool) -> dict[str, Path]:
+        """Folders of the teachers and the biased model, by name."""
+        made = {name: pool.folder(recipe) for name, recipe in self.draw.recipes.items()}
+        return made | self.draw.own
+
+    def answering(self, pool: Pool) -> dict[Path, str]:
+        """Names of everyone whose answers a run's end needs, by folder of the checkpoint."""
+        found: dict[Path, str] = {}
+        for members in self.votes.values():
+            found |= {pool.folder(member): member.name for member in members}
+        if self.needs_ensemble:
+            named = self.checkpoints(pool)
+            found |= {named[name]: name for name in (*self.draw.teachers, self.draw.biased)}
+        return found
+
+
+def make_plan(job: Job) -> Plan:
+    """Work out a job; the same job gives the same plan everywhere."""
+    drawn = draw(job.ensemble, job.teachers)
+    strategies = tuple(method for method in job.methods if method in STRATEGIES)
+    votes = {
+        (method, seed): _members(job, kind, seed, len(drawn.teachers))
+        for method, kind in DEEP_ENSEMBLES.items()
+        if method in job.methods
+        for seed in job.seeds
+    }
+    assignments: list[Assignment] = []
+    for seed in job.seeds:
+        if {"one_hot", "one_hot_dfr"} & set(job.methods):
+            dfr = job.teachers.dfr if "one_hot_dfr" in job.methods else None
+            assignments.append(
+                Assignment("one_hot", seed, job.student.model, job.student.training, dfr=dfr)
+            )
+        for strategy in strategies:
+            assignments.append(_taught(job, drawn, strategy, seed))
+    needs_ensemble = bool(strategies) or "teacher_vote" in job.methods
+    return Plan(drawn, tuple(assignments), votes, strategies, needs_ensemble)
+
+
+def _taught(job: Job, drawn: Draw, strategy: str, seed: int) -> Assignment:
+    how = job.distillation
+    lesson = Lesson(
+        strategy=strategy,
+        teachers=drawn.teachers,
+        biased=drawn.biased,
+        temperature=how.temperature,
+        alpha=how.alpha,
+        options=how.options(strategy),
+        sample_weighting=how.sample_weighting.build() if how.sample_weighting else None,
+        seed=seed,
+    )
+    return Assignment(
+        strategy, seed, job.student.model, job.student.training, lesson, drawn.in_words
+    )
+
+
+def _members(job: Job, kind: str, seed: int, count: int) -> tuple[Recipe, ...]:
+    first = (seed + 1) * SEEDS_APART
+    shared = {
+        "kind": kind,
+        "model": job.student.model,
+        "training": job.student.training,
+        "dfr": job.teachers.dfr if kind == "dfr" else None,
+    }
+    return tuple(Recipe.model_validate({**shared, "seed": first + n}) for n in range(count))
+
+
+def epochs_of(families: Sequence[Sequence[Recipe]]) -> int:
+    """Epochs of training that a list of the pool's families takes."""
+    return sum(family[0].training.epochs for family in families)

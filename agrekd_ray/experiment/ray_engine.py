@@ -1,0 +1,212 @@
+"""The engine on a Ray cluster."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from agrekd_ray.cluster.channel import Channel
+from agrekd_ray.cluster.events import Note, Post
+from agrekd_ray.cluster.nodes import (
+    DriverData,
+    cluster_nodes,
+    group_waits,
+    look_for_room,
+    settled_nodes,
+)
+from agrekd_ray.cluster.placement import Node, ResourceRequest, check_room, place
+from agrekd_ray.cluster.session import RaySession
+from agrekd_ray.config import Job
+from agrekd_ray.data import open_dataset
+from agrekd_ray.experiment.engine import Handle
+from agrekd_ray.experiment.gpus import (
+    groups_at_once,
+    most_of,
+    most_of_finished,
+    numbered,
+    share_of_task,
+    what_stays_idle,
+    with_share,
+    workers_of,
+)
+from agrekd_ray.experiment.listener import Listener
+from agrekd_ray.experiment.teacher_provider import Teaching
+from agrekd_ray.experiment.teacher_tasks import ask_all, make_all
+from agrekd_ray.experiment.waiting import First, Waiting
+from agrekd_ray.results import Effort
+from agrekd_ray.settings import AUTO
+from agrekd_ray.student import Assignment, read_outcome
+from agrekd_ray.student.group import Schoolwork, train_group
+from agrekd_ray.student.shared_work import Pace
+from agrekd_ray.teachers import Asked, Recipe, Take
+
+
+def session_of(jobs: Sequence[Job], handle: Handle) -> RaySession:
+    """A session that has room for the students of any of these jobs, which share a cluster.
+
+    Args:
+        jobs: them.
+        handle: gets what is to be said of it.
+    """
+    taken = max(job.student.workers * job.student.cpus for job in jobs)
+    return RaySession(jobs[0].ray.address, math.ceil(taken) + 1, lambda text: handle(Note(text)))
+
+
+class RayEngine:
+    """Ray tasks make teachers, a fleet records them, a Ray Train worker group trains the students.
+
+    Args:
+        job: the job.
+        handle: gets every event, in a thread of the driver's.
+    """
+
+    def __init__(self, job: Job, handle: Handle) -> None:
+        self._job = job
+        self._session = session_of([job], handle)
+        try:
+            check_room(workers_of(numbered(job).student), [], cluster_nodes())
+            if job.teachers.count:
+                gpus = job.teachers.gpus
+                room = with_share(self._training, 0 if gpus == AUTO else gpus)
+                check_room([], [room], cluster_nodes())
+            self._channel = Channel(self._session.node_id)
+            self._handle = handle
+        except BaseException:
+            self._session.close()
+            raise
+
+    def make_teachers(self, families: Sequence[Sequence[Recipe]]) -> None:
+        """See `Engine.make_teachers`."""
+        job, post, nodes = self._job, self._channel.post, settled_nodes()
+        models = [family[0].model for family in families]
+        share = share_of_task(
+            self._training,
+            job.teachers.gpus,
+            len(families),
+            nodes,
+            lambda: most_of(models, open_dataset(job.data)),
+        )
+        room = with_share(self._training, share)
+        self._say_idle(numbered(job), [room] * len(families), nodes, "teachers")
+        first = First()
+        with Waiting([room], post, first.awaited), self.listening(first.watch):
+            first.look_for_room(room, post)
+            make_all(families, job.teachers.store, DriverData.of(job.data), room, post)
+
+    def train_students(
+        self,
+        assignments: tuple[Assignment, ...],
+        checkpoints: dict[str, Path],
+        students: Path,
+        storage: Path,
+    ) -> Effort:
+        """See `Engine.train_students`."""
+        samples = open_dataset(self._job.data)
+        epochs = max((a.training.epochs for a in assignments if a.lesson), default=0)
+        views = sorted({samples.view(epoch) for epoch in range(epochs)})
+        post, nodes = self._channel.post, settled_nodes()
+        left = [a for a in assignments if read_outcome(students / a.name) is None]
+        models, most = [assignment.model for assignment in left], self._job.student.at_once
+        pace = Pace(left)
+        side_by_side = groups_at_once(
+            self._job,
+            nodes,
+            samples,
+            models=models,
+            most=len(left) if most == "auto" else min(most, len(left)),
+            crowded=most != "auto",
+        )
+        teaching = Teaching(
+            self._job, checkpoints, samples, views, post, models=models, groups=side_by_side
+        )
+        job, workers = teaching.job, workers_of(teaching.job.student)
+
+        def another(groups: int, begun: int) -> bool:
+            wanted = (begun == groups and pace.pays(groups)) if most == "auto" else groups < most
+            full = job.student.takes["GPU"] > 0 and groups >= side_by_side
+            coming = workers * (groups - begun + 1)
+            if not wanted or full or place(coming, cluster_nodes(), free=True).without_room:
+                return False
+            pace.grown()
+            return True
+
+        with teaching, self.listening(teaching.watch, pace.watch):
+            source = teaching.source()
+            if not teaching.hosts:  # else the fleet has looked, for the students too
+                look_for_room(workers, [], post)
+            keys = ("student", "fleet") if teaching.hosts else ("student",)
+            busy = [*workers * side_by_side, *teaching.hosted]
+            self._say_idle(job, busy, nodes, *keys)
+            work = Schoolwork(
+                assignments,
+                DriverData(job.data, samples.fingerprint),
+                source,
+                students,
+                storage,
+                post,
+                job.fleet.look_ahead,
+            )
+            with Waiting(workers, post, group_waits):
+                train_group(work, job.student, another)
+        return teaching.effort
+
+    def ask(self, asked: Sequence[Asked], take: Take) -> None:
+        """See `Engine.ask`."""
+        post, nodes = self._channel.post, settled_nodes()
+        folders = [one.folder for one in asked]
+        rooms: dict[Asked, ResourceRequest] = {}
+        for one in asked:
+            room, gpus = self._asking(one), self._job.fleet.of(one.name).gpus or 0
+            share = share_of_task(room, gpus, len(asked), nodes, lambda: most_of_finished(folders))
+            rooms[one] = with_share(room, share)
+        different = list({room.in_words: room for room in rooms.values()}.values())
+        first = First()
+        with Waiting(different[:1], post, first.awaited), self.listening(first.watch):
+            for room in different:
+                first.look_for_room(room, post)
+            ask_all(rooms, DriverData.of(self._job.data), take, post)
+
+    @property
+    def _training(self) -> ResourceRequest:
+        """Room that the training of a teacher takes, besides a GPU."""
+        return ResourceRequest("the training of a teacher", {"CPU": self._job.teachers.cpus})
+
+    def _asking(self, one: Asked) -> ResourceRequest:
+        """Room that a finished model takes to answer, besides a GPU: as a teacher in the fleet."""
+        job, own = self._job, self._job.fleet.of(one.name)
+        cpus = job.teachers.cpus if job.fleet.cpus is None else job.fleet.cpus
+        resources = {"CPU": cpus, **own.resources}
+        return ResourceRequest(f"the evaluation of {one.name}", resources, own.labels)
+
+    def record(self, checkpoints: dict[str, Path], views: Sequence[int]) -> Effort:
+        """See `Engine.record`."""
+        samples, post = open_dataset(self._job.data), self._channel.post
+        with (
+            Teaching(self._job, checkpoints, samples, views, post) as teaching,
+            self.listening(teaching.watch),
+        ):
+            self._say_idle(teaching.job, [], cluster_nodes(), "fleet")
+            teaching.record()
+        return teaching.effort
+
+    def _say_idle(
+        self, given: Job, wanted: Sequence[ResourceRequest], nodes: Sequence[Node], *keys: str
+    ) -> None:
+        """See `what_stays_idle`."""
+        if idle := what_stays_idle(self._job, given, nodes, wanted, *keys):
+            self._channel.post(Note(idle))
+
+    @property
+    def post(self) -> Post:
+        """Tells the driver, from any process."""
+        return self._channel.post
+
+    def listening(self, *watchers: Handle) -> Listener:
+        """While the block runs, events reach the handler, and these."""
+        return Listener(self._channel, (self._handle, *watchers))
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        self._channel.close()
+        self._session.close()

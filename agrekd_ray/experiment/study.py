@@ -1,0 +1,410 @@
+"""Runs a study: what its points share is made once, then each point is an ordinary run.
+
+All points whose students are placed alike (`placement`) have their teachers made in one go and
+their students trained in one worker group; a student that several points need (a one-hot student
+at every temperature) is trained once. What that leaves in the points' folders is what `run_job`
+would have left there, so that each point ends, resumes and reports like any other job. Its plots
+alone are not drawn: they would take longer than its students. `agrekd resume POINT` draws them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from agrekd_ray.cluster.environment import prepare
+from agrekd_ray.cluster.events import Event, Failed, StudentEpoch, TeachersCost
+from agrekd_ray.config import Job
+from agrekd_ray.config.points import points_of
+from agrekd_ray.config.sweep import Setting
+from agrekd_ray.data import open_dataset, splits_in_words
+from agrekd_ray.errors import AgrekdError, RunError
+from agrekd_ray.experiment.account import Account
+from agrekd_ray.experiment.display import Display, prepare_data, ready_data
+from agrekd_ray.experiment.ending import tracked
+from agrekd_ray.experiment.eval_logits import Answers
+from agrekd_ray.experiment.folder import RunFolder
+from agrekd_ray.experiment.job import (
+    cost_metrics,
+    open_engine,
+    outcomes_of,
+    package_versions,
+    results_of,
+    run_job,
+)
+from agrekd_ray.experiment.monitor import flat, show_progress
+from agrekd_ray.experiment.plan import epochs_of, make_plan
+from agrekd_ray.experiment.settled import settled
+from agrekd_ray.report.archive import read_study
+from agrekd_ray.report.study import markdown, publish_files, show
+from agrekd_ray.results import Cost, Effort
+from agrekd_ray.results.study import PointResult, StudyResult
+from agrekd_ray.settings import fingerprint
+from agrekd_ray.student import Assignment, read_outcome
+from agrekd_ray.teachers import Pool, Recipe
+from agrekd_ray.terminal import screen
+from agrekd_ray.tracking.outbox import Outbox
+from agrekd_ray.tracking.tracker import PARENT, open_tracker
+
+POINTS = "points"
+
+
+def run_study(folder: RunFolder, console: Console) -> StudyResult:
+    """Do what is left of a study.
+
+    Args:
+        folder: of the study; its points are folders of their own in it.
+        console: for progress and the table.
+
+    Returns:
+        Every outcome of every point.
+
+    Raises:
+        AgrekdError: it cannot go on; what is finished stays in the folder.
+        KeyboardInterrupt: it was stopped.
+    """
+    with folder.claimed():
+        return _Study(folder, console).go()
+
+
+@dataclass
+class _Cohort:
+    """Points whose students may train side by side: of the same `placement`.
+
+    Attributes:
+        job: of the first point; gives data, pool and all that places a student.
+        assignments: of all points, each put into its point's folder.
+        checkpoints: folders of everybody who teaches at any point, by name.
+        recipes: of every model that the pool must hold.
+        points: their numbers in the study.
+    answering: names of the models whose answers the ends of points need, by checkpoint; none
+        where nothing is recorded: each point asks for itself.
+    """
+
+    job: Job
+    assignments: list[Assignment] = field(default_factory=list)
+    checkpoints: dict[str, Path] = field(default_factory=dict)
+    recipes: list[Recipe] = field(default_factory=list)
+    points: list[int] = field(default_factory=list)
+    answering: dict[Path, str] = field(default_factory=dict)
+
+    def distinct(self, students: Path) -> list[list[Assignment]]:
+        """The assignments, those that come to the same student together, finished ones first."""
+        alike: list[list[Assignment]] = []
+        for given in self.assignments:
+            plain = replace(given, folder="")
+            twins = next((a for a in alike if replace(a[0], folder="") == plain), None)
+            if twins is None:
+                alike.append([given])
+            else:
+                twins.append(given)
+        return [
+            sorted(twins, key=lambda a: read_outcome(students / a.name) is None) for twins in alike
+        ]
+
+
+class _Study:
+    """The state that the parts of one study share."""
+
+    def __init__(self, folder: RunFolder, console: Console) -> None:
+        self.folder, self.console = folder, console
+        self.job = folder.job
+        self.points = points_of(self.job)
+        self.display = Display(console)
+        self.root = folder.path / POINTS
+        self.folders: list[RunFolder] = []
+        self.results: dict[int, PointResult] = {}
+        """Of the points that are finished, by number."""
+        self.failure: str | None = None
+        self.account = Account(folder.path)
+        self.known: StudyResult | None = None
+        """Of a study that had come to its end: only what is missing is added to it."""
+        self.tracker = open_tracker(
+            self.job.tracking.uri, self.job.tracking.experiment or self.job.name, self.job.runs
+        )
+        self.outbox = Outbox(lambda text: self.display.note(text, "yellow"))
+        self.splits: list[str] = []
+
+    def go(self) -> StudyResult:
+        if self.folder.state().status == "finished":
+            self.known = results_of(read_study, self.folder.path)
+        with (
+            tracked(
+                self.folder,
+                self.tracker,
+                self.outbox,
+                self.job.name,
+                flat(self.job.model_dump(mode="json", exclude={"published"})),
+                role="study",
+            ) as run_id,
+            self.display,
+            self.account,
+        ):
+            for _, job in self.points:
+                dataset = open_dataset(job.data)
+                if (splits := splits_in_words(dataset)) not in self.splits:
+                    self.splits.append(splits)
+                ready_data(dataset, self.display, dfr=job.retrains)
+            self.folders = [self._point_folder(setting, job) for setting, job in self.points]
+            if self.known is None:
+                self.tracker.reopen(run_id)
+            self._train(run_id)
+            if left := [n for n in range(len(self.points)) if n not in self.results]:
+                self._finish(left, run_id)
+            if self.known is not None:
+                self.account.forget()
+            result = self._result(self.known.cost if self.known else self.account.cost)
+            publish_files(result, self.folder.path, anew=self.known is None)
+            self._publish(run_id, result)
+        self.folder.finish()
+        show(result, self.console)
+        self._where(self.account.cost)
+        return result
+
+    def _point_folder(self, setting: Setting, job: Job) -> RunFolder:
+        return RunFolder.inside(self.root / setting.folder, job)
+
+    def _train(self, run_id: str) -> None:
+        """Everything that needs an engine, cohort by cohort, whose results then stand."""
+        cohorts = [c for c in self._cohorts() if self._incomplete(c)]
+        if not cohorts:
+            return
+        self._more_to_do(run_id)
+        with self._session(cohorts):
+            for number, cohort in enumerate(cohorts):
+                name = f"{number + 1}/{len(cohorts)}" if len(cohorts) > 1 else ""
+                self._train_cohort(cohort, name)
+                self._finish(cohort.points, run_id)
+
+    def _more_to_do(self, run_id: str) -> None:
+        """A study that had come to its end has lost something that must be made again."""
+        if self.known is not None:
+            self.known = None
+            self.tracker.reopen(run_id)
+
+    def _train_cohort(self, cohort: _Cohort, name: str) -> None:
+        self.display.stage(f"start {name}".strip(), 0, "")
+        engine = open_engine(cohort.job, self._handle)
+        try:
+            families = self._pool(cohort).missing(cohort.recipes)
+            if families:
+                self.display.stage(f"teachers {name}".strip(), epochs_of(families), "epochs")
+                engine.make_teachers(families)
+            answers = self._answers(cohort)
+            asked = answers.missing(cohort.answering)
+            answers.complete(asked, engine, self.display)
+            teachers = {*cohort.checkpoints.values()}
+            if took := sum(len(one.splits) for one in asked if one.folder in teachers):
+                self.account.add(Effort(forwards=took))
+            left = self._left(cohort)
+            if left:
+                epochs = sum(a.training.epochs for a in left)
+                self.display.stage(f"students {name}".strip(), epochs, "epochs")
+                taught = any(a.lesson for a in left)
+                key = fingerprint(sorted(a.name for a in cohort.assignments))[:12]
+                effort = engine.train_students(
+                    tuple(left),
+                    cohort.checkpoints if taught else {},
+                    self.root,
+                    self.folder.training / key,
+                )
+                if taught:
+                    self.account.add(effort)
+        except AgrekdError:
+            if self.failure:
+                raise RunError(self.failure) from None
+            raise
+        finally:
+            engine.close()
+        for first, *others in cohort.distinct(self.root):
+            for twin in others:
+                _share(self.root, first, twin)
+
+    def _left(self, cohort: _Cohort) -> list[Assignment]:
+        """One of each that is not finished anywhere."""
+        firsts = [twins[0] for twins in cohort.distinct(self.root)]
+        return [a for a in firsts if read_outcome(self.root / a.name) is None]
+
+    def _cohorts(self) -> list[_Cohort]:
+        cohorts: dict[str, list[_Cohort]] = {}
+        for number, (setting, job) in enumerate(self.points):
+            plan = make_plan(job)
+            dataset = open_dataset(job.data)
+            prepare_data(dataset, self.display)
+            pool = Pool(job.teachers.store, dataset)
+            checkpoints = plan.checkpoints(pool) if plan.needs_ensemble else {}
+            alike = cohorts.setdefault(placement(job), [])
+            fits = (c for c in alike if _agree(c.checkpoints, checkpoints))
+            cohort = next(fits, None)
+            if cohort is None:
+                alike.append(cohort := _Cohort(settled(job)))
+            inside = f"{setting.folder}/students"
+            cohort.assignments += [replace(a, folder=inside) for a in plan.assignments]
+            cohort.checkpoints |= checkpoints
+            cohort.recipes += plan.recipes
+            cohort.points.append(number)
+            if job.guidance != "local" and self.folders[number].state().status != "finished":
+                cohort.answering |= plan.answering(pool)
+        return [cohort for alike in cohorts.values() for cohort in alike]
+
+    def _incomplete(self, cohort: _Cohort) -> bool:
+        """Whether there is work for an engine."""
+        if self._left(cohort):
+            return True
+        if self.known is not None:  # its students are all there, and need no teachers any more
+            return False
+        return bool(self._pool(cohort).missing(cohort.recipes)) or bool(
+            self._answers(cohort).missing(cohort.answering)
+        )
+
+    def _answers(self, cohort: _Cohort) -> Answers:
+        return Answers(cohort.job, open_dataset(cohort.job.data))
+
+    def _pool(self, cohort: _Cohort) -> Pool:
+        return Pool(cohort.job.teachers.store, open_dataset(cohort.job.data))
+
+    @contextmanager
+    def _session(self, cohorts: Sequence[_Cohort]) -> Iterator[None]:
+        """One Ray session for all cohorts, where they need one."""
+        if self.job.guidance == "local":
+            yield
+            return
+        prepare(starts_cluster=self.job.ray.address is None)
+        from agrekd_ray.experiment.ray_engine import session_of
+
+        session = session_of([cohort.job for cohort in cohorts], self._handle)
+        try:
+            yield
+        finally:
+            session.close()
+
+    def _handle(self, event: Event) -> None:
+        if isinstance(event, StudentEpoch):
+            point, _, student = event.student.partition("/students/")
+            worst = event.epoch.val.worst_group_accuracy
+            self.display.advance(
+                f"{point.replace(',', ' ')} {student} epoch {event.epoch.epoch + 1}/"
+                f"{event.epochs}, val {event.epoch.val.worst} {worst:.1%}"
+            )
+        elif isinstance(event, TeachersCost):
+            self.account.so_far(event.effort)
+        elif isinstance(event, Failed):
+            self.failure = event.text
+        else:
+            show_progress(self.display, event)
+
+    def _finish(self, numbers: Sequence[int], run_id: str) -> None:
+        """Votes, tables and MLflow of points; with more to come, the files of those so far."""
+        self.display.stage("points", len(numbers), "points")
+        for number in numbers:
+            setting, point = self.points[number][0], self.folders[number]
+            if number in self.results:
+                outcomes = self.results[number].outcomes
+            elif point.state().status == "finished":
+                outcomes = outcomes_of(point)
+            else:
+                tags = {PARENT: run_id, "agrekd.point": setting.label}
+                self._more_to_do(run_id)
+                outcomes = run_job(point, screen(quiet=True), tags, draw=False)
+                if (effort := Account(point.path).cost.effort) is not None:
+                    self.account.add(effort)
+            self.results[number] = PointResult(setting.label, setting.at, setting.draw, outcomes)
+            self.display.advance(setting.label)
+        if len(self.results) < len(self.points):
+            self.display.stage("report", 0, "")
+            publish_files(result := self._result(self.account.cost), self.folder.path)
+            self.display.note(f"{result.unfinished}; to see them: agrekd report {self.folder.path}")
+
+    def _result(self, cost: Cost) -> StudyResult:
+        points = [result for _, result in sorted(self.results.items())]
+        return StudyResult(
+            name=self.job.name,
+            folder=str(self.folder.path),
+            sweep={
+                key: [value for value in values if any(p.at[key] == value for p in points)]
+                for key, values in self.job.sweep.items()
+            },
+            methods=list(self.job.methods),
+            published=self.job.published,
+            points=points,
+            planned=len(self.points),
+            **vars(cost),
+            settings=self.job.model_dump(mode="json"),
+            versions=package_versions(),
+            splits="; ".join(filter(None, self.splits)),
+        )
+
+    def _publish(self, run_id: str, result: StudyResult) -> None:
+        self.outbox.put(
+            lambda: self.tracker.finish_job(
+                run_id,
+                self.folder.path,
+                "FINISHED",
+                result.metrics() | cost_metrics(result.cost, result.outcomes),
+                markdown(result),
+            )
+        )
+        self.outbox.drain()
+
+    def _where(self, cost: Cost) -> None:
+        for name, value in (
+            ("finished in", cost.in_words),
+            *([("teachers", cost.effort.in_words)] if cost.effort else []),
+            ("results", str(self.folder.path)),
+            ("plots", str(self.folder.plots)),
+            ("MLflow", self.tracker.ui_command()),
+        ):
+            self.console.print(f"{name:<12}{value}", soft_wrap=True)
+
+
+def placement(job: Job) -> str:
+    """A fingerprint of all that places and paces a job's students: points of the same share it.
+
+    Everything counts but what each point brings along: its assignments have the student's model,
+    training and lesson, its recipes what makes the teachers, and its reports are its own.
+    """
+    return fingerprint(
+        job.model_dump(
+            mode="json",
+            exclude={
+                "student": {"model", "training"},
+                "teachers": {"model", "others", "training", "count", "seed", "dfr"},
+                **dict.fromkeys(("ensemble", "distillation", "methods", "seeds"), True),
+                **dict.fromkeys(("name", "sweep", "draws", "published", "tracking", "runs"), True),
+            },
+        )
+    )
+
+
+def _agree(some: dict[str, Path], others: dict[str, Path]) -> bool:
+    """Whether no name stands for two teachers."""
+    return all(some.get(name, path) == path for name, path in others.items())
+
+
+def _share(students: Path, made: Assignment, twin: Assignment) -> None:
+    """Give a twin what the same student left behind; whole or not at all."""
+    for source, target in zip(made.results, twin.results, strict=True):
+        place = students / target
+        if read_outcome(place) is not None:
+            continue
+        partial = place.with_name(f".{place.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(students / source, partial, copy_function=_link)
+        shutil.rmtree(place, ignore_errors=True)
+        os.replace(partial, place)
+
+
+def _link(source: str, target: str) -> Any:
+    """A second name for the file, which nobody changes; a copy where that cannot be."""
+    try:
+        os.link(source, target)
+    except OSError:
+        return shutil.copy2(source, target)
+    return target

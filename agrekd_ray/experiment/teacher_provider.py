@@ -1,0 +1,235 @@
+"""The teachers' side of a run: their records, and a fleet for as long as something is missing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from agrekd_ray.cluster.events import Event, Note, OutputsDone, Post, StudentEpoch, TeachersCost
+from agrekd_ray.cluster.nodes import cluster_nodes, settled_nodes
+from agrekd_ray.cluster.placement import ResourceRequest
+from agrekd_ray.config import Job
+from agrekd_ray.data import Dataset, Samples
+from agrekd_ray.distillation import Replay, Source
+from agrekd_ray.errors import RunError
+from agrekd_ray.experiment.gpus import with_gpus, workers_of
+from agrekd_ray.files import exists
+from agrekd_ray.fleet.fleet import Fleet, fits, turns
+from agrekd_ray.fleet.logits_server import Keeper
+from agrekd_ray.logits import Outputs
+from agrekd_ray.models import Model
+from agrekd_ray.results import Effort
+
+SECONDS_BETWEEN_COSTS = 5.0
+"""That the teachers are asked what they have cost until now."""
+PATIENCE = 1.0
+"""Seconds that they have to say it; they may be busy with better things."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """A source that is the same in every process; may travel."""
+
+    source: Source
+
+    def __call__(self, samples: Samples) -> Source:
+        """The source, as it is."""
+        return self.source
+
+
+def keeper_of(job: Job, checkpoints: Mapping[str, Path]) -> Keeper | None:
+    """Who lends the driver's records to other nodes; None where all there is is this machine.
+
+    Args:
+        job: the job.
+        checkpoints: folders of the teachers and the biased model, by name.
+    """
+    if job.ray.address is None and len(cluster_nodes()) == 1:
+        return None
+    return Keeper.start(job.outputs, checkpoints, job.data, job.fleet.computes_in)
+
+
+class Teaching(AbstractContextManager["Teaching"]):
+    """Starts teachers where something must be computed, and releases them when nothing is.
+
+    Args:
+        job: the job.
+        checkpoints: folders of the teachers and the biased model, by name; may be empty.
+        samples: the data set.
+        views: that will be asked for.
+        post: tells the driver.
+        models: of the students that train beside them; none where only records are made.
+        groups: of workers that train side by side.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        checkpoints: Mapping[str, Path],
+        samples: Dataset,
+        views: Sequence[int],
+        post: Post,
+        models: Collection[Model] = (),
+        groups: int = 1,
+    ) -> None:
+        self._checkpoints, self._samples = checkpoints, samples
+        self._views, self._post, self._groups = views, post, groups
+        self._fleet: Fleet | None = None
+        self._outputs: Outputs | None = None
+        self._missing: list[tuple[str, int]] = []
+        self._shown: set[int] = set()
+        self._keeper: Keeper | None = None
+        self._told = time.monotonic()
+        self.effort = Effort()
+        """What the teachers cost so far."""
+        if checkpoints and job.guidance == "auto":
+            self._outputs = Outputs(job.outputs, checkpoints, samples, job.fleet.computes_in)
+            self._missing = self._outputs.missing(views)
+            self._say_damaged(self._outputs)
+            self._outputs.touch()
+        missing = {name for name, _ in self._missing}
+        hosted = checkpoints if (missing and models) or self._outputs is None else missing
+        self.job = self._job = with_gpus(
+            job,
+            settled_nodes(),
+            samples,
+            models=models,
+            groups=groups,
+            checkpoints={name: checkpoints[name] for name in hosted},
+        )
+        """With numbers for the GPUs of student and fleet."""
+
+    @property
+    def hosts(self) -> bool:
+        """Whether there is a fleet now."""
+        return self._fleet is not None
+
+    @property
+    def hosted(self) -> list[ResourceRequest]:
+        """Room that the teachers take now."""
+        return self._fleet.wanted if self._fleet is not None else []
+
+    def source(self) -> Callable[[Samples], Source] | None:
+        """Opens a student's source in any process; the fleet is started where it is needed."""
+        if not self._checkpoints:
+            return None
+        if self._outputs is None:
+            return Given(self._start(self._checkpoints).source())
+        if self._missing and not fits(
+            self._checkpoints, self._job.fleet, workers_of(self._job.student)
+        ):
+            self._post(
+                Note(
+                    "the cluster has no room for all teachers beside the students: they take "
+                    "turns, and what they say is recorded before the first student"
+                )
+            )
+            self.record()
+            self._missing = []
+        fleet = self._start(self._checkpoints).source() if self._missing else None
+        job = self._job
+        self._keeper = keeper_of(job, self._checkpoints)
+        opening = self._keeper or Outputs
+        return Replay(job.outputs, self._checkpoints, job.fleet.computes_in, fleet, opening)
+
+    def record(self) -> None:
+        """Record every view that is missing; teachers that do not all find room take turns.
+
+        Raises:
+            AgrekdError: what a teacher raised, or that one finds no room at all.
+        """
+        missing = {name for name, _ in self._missing}
+        outputs = self._outputs
+        if outputs is None or not missing:
+            return
+        left = {name: path for name, path in self._checkpoints.items() if name in missing}
+        for teachers in turns(left, self._job.fleet):
+            views = sorted({view for name, view in self._missing if name in teachers})
+            fleet = self._start(teachers, alone=True)
+            share = len(teachers) / len(left)
+            for view in views:
+
+                def step(done: float, view: int = view, share: float = share) -> None:
+                    self._post(OutputsDone(view, done * share))
+
+                fleet.record(view, outputs.count, step)
+                self._fetch(view)
+            self._release()
+            self._post(TeachersCost(self.effort))
+
+    def watch(self, event: Event) -> None:
+        """Tell what the teachers cost, and release them when nothing more will be asked of them."""
+        if isinstance(event, StudentEpoch | OutputsDone):
+            self._tell()
+        if isinstance(event, StudentEpoch) and self._fleet and self._outputs:
+            self._shown.add(self._samples.view(event.epoch.epoch))
+            for view in sorted(self._shown.intersection(view for _, view in self._missing)):
+                self._fetch(view)  # an earlier one too, where an actor has not answered in time
+            self._missing = [
+                (name, view)
+                for name, view in self._missing
+                if self._outputs.read(name, view) is None
+            ]
+            if not self._missing:
+                self._release()
+                self._post(TeachersCost(self.effort))
+                self._post(Note("the teachers' outputs are recorded; their actors are released"))
+
+    def _tell(self) -> None:
+        """What the teachers have cost until now, in case that nobody lives to hear the end."""
+        fleet = self._fleet
+        if fleet is not None and time.monotonic() - self._told >= SECONDS_BETWEEN_COSTS:
+            self._told = time.monotonic()
+            self._post(TeachersCost(self.effort + fleet.effort(PATIENCE)))
+
+    def __exit__(self, *failure: object) -> None:
+        self._release(count=failure[1] is None)
+        if self._keeper is not None:
+            self._keeper.close()
+
+    def _fetch(self, view: int) -> None:
+        """Take over the records of a view that teachers have on a disk of their own node."""
+        fleet, outputs = self._fleet, self._outputs
+        if fleet is None or outputs is None:
+            return
+        elsewhere = {n for n, v in self._missing if v == view and outputs.read(n, v) is None}
+        if elsewhere:
+            try:
+                for name, record in fleet.recorded(elsewhere, view).items():
+                    outputs.write(name, view, record)
+            except RunError as error:  # the students are taught all the same
+                self._post(Note(str(error)))
+
+    def _start(self, teachers: Mapping[str, Path], *, alone: bool = False) -> Fleet:
+        job = self._job
+        self._fleet = Fleet(
+            teachers,
+            job.data,
+            job.fleet,
+            self._post,
+            outputs=job.outputs if self._outputs else None,
+            askers=job.student.workers * self._groups,
+            students=() if alone else workers_of(job.student),
+        )
+        return self._fleet
+
+    def _release(self, *, count: bool = True) -> None:
+        fleet, self._fleet = self._fleet, None
+        if fleet is not None:
+            cost = fleet.effort() if count else Effort(len(fleet.actors))
+            fleet.close()
+            recorded = self._outputs.bytes() if self._outputs else 0
+            self.effort = replace(self.effort + cost, recorded=recorded)
+
+    def _say_damaged(self, outputs: Outputs) -> None:
+        damaged = [outputs.path(*one) for one in self._missing if exists(outputs.path(*one))]
+        if damaged:
+            self._post(
+                Note(
+                    f"{len(damaged)} damaged records of teachers' outputs are computed again "
+                    f"(the first is {damaged[0]})"
+                )
+            )

@@ -1,0 +1,155 @@
+"""Models of the pool as Ray tasks, side by side: made, and asked when they are finished."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from ray.exceptions import RayError
+
+from agrekd_ray.cluster.channel import plain_error
+from agrekd_ray.cluster.events import Began, Post, TeacherDone, TeacherEpoch
+from agrekd_ray.cluster.nodes import DriverData, device_here
+from agrekd_ray.cluster.placement import ResourceRequest
+from agrekd_ray.teachers.answers import Asked, Take, answers
+from agrekd_ray.teachers.pool import Pool, Recipe
+
+RETRIES = 3
+"""Of a task whose process dies."""
+
+
+def make_all(
+    families: Sequence[Sequence[Recipe]],
+    store: Path,
+    data: DriverData,
+    room: ResourceRequest,
+    post: Post,
+) -> None:
+    """Make families of models, as many at a time as the cluster has room for.
+
+    A task whose process dies is tried again; what is finished stays in the store.
+
+    Args:
+        families: see `Pool.make`.
+        store: folder of the pool.
+        data: that they are trained on.
+        room: that the training of one takes.
+        post: tells the driver.
+
+    Raises:
+        AgrekdError: what a task raised.
+        RunError: a task's process died over and over.
+    """
+    task = ray.remote(_make).options(**placed(room))
+    each(
+        {task.remote(family, store, data, post): "training a teacher" for family in families},
+        lambda _, done: None,
+    )
+
+
+def ask_all(
+    asked: Mapping[Asked, ResourceRequest], data: DriverData, take: Take, post: Post
+) -> None:
+    """Ask finished models, as many at a time as the cluster has room for.
+
+    A task whose process dies is tried again.
+
+    Args:
+        asked: them, and the room that each takes.
+        data: whose splits they are asked about.
+        take: gets what each says, in the order in which they finish.
+        post: tells the driver.
+
+    Raises:
+        AgrekdError: what a task raised.
+        RunError: a task's process died over and over.
+    """
+    tasks = {
+        ray.remote(_ask)
+        .options(**placed(room))
+        .remote(
+            replace(one, folder=one.folder.resolve()),
+            data,
+            post,
+        ): one
+        for one, room in asked.items()
+    }
+
+    def done(task: Any, said: dict[str, np.ndarray]) -> None:
+        take(tasks[task], {k: torch.from_numpy(np.array(v)) for k, v in said.items()})
+
+    each({task: f"evaluating {one.name}" for task, one in tasks.items()}, done)
+
+
+def _make(family: Sequence[Recipe], store: Path, data: DriverData, post: Post) -> None:
+    """Make one family of models in this process."""
+    device = _begun(post)
+
+    def progress(name: str, epoch: int, epochs: int) -> None:
+        post(TeacherEpoch(name, epoch, epochs))
+
+    Pool(store, data.open()).make(family, device, progress)
+    for recipe in family:
+        post(TeacherDone(recipe.name))
+
+
+def _ask(asked: Asked, data: DriverData, post: Post) -> dict[str, np.ndarray]:
+    """Ask one model in this process."""
+    device = _begun(post)
+    said = answers(asked, data.open(), device)
+    return {split: logits_NC.numpy() for split, logits_NC in said.items()}
+
+
+def _begun(post: Post) -> str:
+    """The device of this process, which has its room now."""
+    post(Began())
+    return task_device()
+
+
+def task_device() -> str:
+    """The device of a task, a GPU where Ray gave it one; sets its threads too.
+
+    Raises:
+        RunError: PyTorch cannot use the GPU.
+    """
+    torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+    return device_here()
+
+
+def placed(room: ResourceRequest) -> dict[str, Any]:
+    """Options of a task that takes such room."""
+    resources = dict(room.resources)
+    return {
+        "num_cpus": resources.pop("CPU", 0),
+        "num_gpus": resources.pop("GPU", 0),
+        "resources": resources,
+        "label_selector": dict(room.labels) or None,
+        "max_retries": RETRIES,
+    }
+
+
+def each(tasks: Mapping[Any, str], done: Callable[[Any, Any], None]) -> None:
+    """Wait for every task; where one fails, the others are stopped.
+
+    Args:
+        tasks: what each does, in words.
+        done: gets a task and what it returned.
+    """
+    pending = list(tasks)
+    try:
+        while pending:
+            (finished, *_), pending = ray.wait(pending)
+            try:
+                told = ray.get(finished)
+            except RayError as error:
+                raise plain_error(error, tasks[finished]) from None
+            done(finished, told)
+    finally:
+        for task in pending:
+            ray.cancel(task, force=True)

@@ -1,0 +1,221 @@
+"""The processes of a fleet: teachers, and who weighs what they say.
+
+They hold no mathematics: `TeacherHost` and `weigh_replies` do the work, with Ray or without.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+
+from agrekd_ray.cluster.channel import plain_error
+from agrekd_ray.cluster.fleet_settings import FleetSettings
+from agrekd_ray.cluster.meters import TeacherMeter, WeightingMeter
+from agrekd_ray.cluster.nodes import DriverData, device_here, this_node
+from agrekd_ray.core.gradient import DistillationGradient
+from agrekd_ray.distillation.host import WHOLE, Part, TeacherHost
+from agrekd_ray.distillation.spec import INLINE, Question, Replies, View, weigh_replies
+from agrekd_ray.errors import RunError
+from agrekd_ray.fleet.replicas import LOST, Home
+from agrekd_ray.logits import Outputs, OutputSettings
+from agrekd_ray.numerics import numbers_on
+from agrekd_ray.results import Effort, Span, added
+from agrekd_ray.settings import Numbers
+
+
+class TeacherActor:
+    """Shell of a `TeacherHost` in its own process. Rebuilt by Ray where it dies."""
+
+    def __init__(
+        self,
+        checkpoints: Mapping[str, Path],
+        data: DriverData,
+        settings: FleetSettings,
+        capacity: int,
+        outputs: OutputSettings | None = None,
+    ) -> None:
+        torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+        device = device_here()
+        samples = data.open()
+        numbers = numbers_here(settings, device, checkpoints)
+        self._host = TeacherHost(
+            checkpoints,
+            samples,
+            device=device,
+            precision=numbers,
+            capacity=capacity,
+            concurrent=settings.concurrent,
+            outputs=Outputs(outputs, checkpoints, samples, numbers) if outputs else None,
+        )
+        self._meter = TeacherMeter()
+
+    def replies(
+        self, names: Sequence[str], question: Question, ahead: tuple[View, ...] | None = None
+    ) -> Replies:
+        """See `TeacherHost.replies`; with other coming views than the question's, if given."""
+        if ahead is not None:
+            question = replace(question, ahead=ahead)
+        replies = self._host.replies(names, question)
+        self._meter.observe(self._host.spans)
+        return replies
+
+    def expect(self, names: Sequence[str], views: Sequence[View]) -> None:
+        """See `TeacherHost.expect`."""
+        self._host.expect(names, views)
+
+    def complete(self, epoch: int) -> int:
+        """See `TeacherHost.complete`."""
+        return self._complete(epoch, None, WHOLE)
+
+    def record(self, view: int, part: Part) -> int:
+        """A stride of what is missing of a view; see `TeacherHost.complete`."""
+        return self._complete(view, self._host.stride, part)
+
+    def _complete(self, epoch: int, limit: int | None, part: Part) -> int:
+        left = self._host.complete(epoch, limit, part)
+        self._meter.observe(self._host.spans)
+        return left
+
+    def leave(self, epoch: int) -> None:
+        """See `TeacherHost.leave`."""
+        self._host.leave(epoch)
+
+    def recorded(self, name: str, view: int) -> np.ndarray | None:
+        """See `TeacherHost.recorded`."""
+        return self._host.recorded(name, view)
+
+    def effort(self) -> Effort:
+        """What the teachers here have cost so far."""
+        host = self._host
+        return Effort(1, host.forwards, seconds=host.seconds, spans=host.spans)
+
+    def process(self) -> int:
+        """Id of the process that the actor lives in now."""
+        return os.getpid()
+
+    def node(self) -> str:
+        """Name of the node that the actor lives on now."""
+        return this_node()
+
+
+def numbers_here(settings: FleetSettings, device: str, teachers: Iterable[str]) -> Numbers:
+    """What teachers compute in on this node, where the device can.
+
+    Raises:
+        RunError: it cannot; names teachers and node.
+    """
+    try:
+        return numbers_on(settings.computes_in, device)
+    except RunError as error:
+        who = ", ".join(teachers)
+        raise RunError(f"teachers {who} on node {this_node()}: fleet.{error}") from None
+
+
+class WeightingActor:
+    """Gathers the replies to a question from all teachers and weighs them.
+
+    It keeps nothing but which teachers it has lost; restarted, it loses them again.
+
+    Args:
+        homes: teachers that live together, with the names of the actors that host them.
+        room: questions whose gradients are held at once; further ones wait.
+        patience: seconds that a teacher may take to answer; None for any time.
+        drop: go on without teachers that are lost.
+    """
+
+    def __init__(
+        self,
+        homes: Sequence[tuple[tuple[str, ...], tuple[str, ...]]],
+        room: int,
+        patience: float | None,
+        drop: bool,
+    ) -> None:
+        torch.set_num_threads(1)  # small tensors: more threads only wait for each other
+        # Actors by name: handles among the arguments would not outlive a restart of this actor.
+        self._homes = [
+            Home(teachers, {name: ray.get_actor(name) for name in actors}, patience)
+            for teachers, actors in homes
+        ]
+        self._of = {name: home for home in self._homes for name in home.teachers}
+        self._room = asyncio.Semaphore(room)
+        self._drop = drop
+        self._lost: dict[Home, str] = {}
+        self._spans: dict[str, Span] = {}
+        self._meter = WeightingMeter()
+
+    async def ask(self, question: Question) -> DistillationGradient:
+        """See `Source.ask`."""
+        self._meter.asked()
+        try:
+            return await self._ask(question)
+        finally:
+            self._meter.answered()
+
+    async def _ask(self, question: Question) -> DistillationGradient:
+        wanted: dict[Home, list[str]] = {}
+        for name in question.lesson.members:
+            wanted.setdefault(self._of[name], []).append(name)
+        async with self._room:
+            asked = time.perf_counter()
+            # Many classes: all actors read the same object instead of one of their own each.
+            sent = ray.put(question) if question.logits_BC.nbytes > INLINE else None
+            told = await asyncio.gather(
+                *(self._replies(home, names, question, sent) for home, names in wanted.items())
+            )
+            gathered = time.perf_counter()
+            lost = {name for home in self._lost for name in home.teachers}
+            answer = weigh_replies(question, [some for some in told if some is not None], lost)
+            weighed = time.perf_counter()
+        spans = {"gather": Span(1, gathered - asked), "weigh": Span(1, weighed - gathered)}
+        self._spans = added(self._spans, spans)
+        self._meter.observe(spans, self._retries)
+        return answer
+
+    async def _replies(
+        self, home: Home, names: Sequence[str], question: Question, sent: Any
+    ) -> Replies | None:
+        """What teachers say; None where they are lost and the others can teach without them."""
+        if home not in self._lost:
+            try:
+                return await home.replies(names, question, sent)
+            except LOST as error:
+                lost = {name for other in (*self._lost, home) for name in other.teachers}
+                if not self._drop or not question.lesson.can_do_without(lost):
+                    raise
+                self._lost[home] = str(plain_error(error, f"teachers {', '.join(home.teachers)}"))
+        return None
+
+    async def lost(self) -> dict[str, str]:
+        """Why teachers are lost, by name."""
+        return {name: why for home, why in self._lost.items() for name in home.teachers}
+
+    async def complete(self, epoch: int) -> None:
+        """See `Source.complete`."""
+        await asyncio.gather(
+            *(home.complete(epoch) for home in self._homes if home not in self._lost)
+        )
+
+    async def awaited(self) -> list[str]:
+        """Who has been asked and has not answered yet, in words."""
+        return [words for home in self._homes for words in home.awaited()]
+
+    async def effort(self) -> Effort:
+        """Where its time has gone so far, and what had to be asked again."""
+        return Effort(retries=self._retries, spans=self._spans)
+
+    @property
+    def _retries(self) -> int:
+        return sum(home.retries for home in self._homes)
+
+    async def process(self) -> int:
+        """Id of the process that the actor lives in now."""
+        return os.getpid()

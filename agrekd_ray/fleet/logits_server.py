@@ -1,0 +1,131 @@
+"""Records without a shared folder: the driver's node keeps them, others read them through Ray.
+
+What teachers record stays on the disk of their own node until the driver fetches it (`Fleet.
+recorded`). A student on a node without a record gets it from the keeper as an object of Ray's
+store: one copy a node, which all processes there read in place.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from agrekd_ray.cluster.channel import plain_error
+from agrekd_ray.data import DataSettings, open_dataset
+from agrekd_ray.logits import Outputs, OutputSettings
+from agrekd_ray.settings import Numbers
+
+VIEWS_KEPT = 4
+"""Views whose records are held in the object store at once: those of students side by side."""
+VIEWS_BORROWED = 2
+"""Views whose objects a process holds: an epoch's, and the next one's."""
+ATTEMPTS = 3
+"""To read a record; an object is gone when the keeper that made it died."""
+
+
+class RecordKeeper:
+    """Actor on the driver's node: lends the records there to processes on others."""
+
+    def __init__(
+        self,
+        settings: OutputSettings,
+        checkpoints: Mapping[str, Path],
+        data: DataSettings,
+        numbers: Numbers,
+    ) -> None:
+        self._outputs = Outputs(settings, checkpoints, open_dataset(data), numbers)
+        self._lent: OrderedDict[int, dict[str, Any]] = OrderedDict()
+
+    def record(self, name: str, view: int) -> list[Any]:
+        """A reference to a record's logits [N, C] in a list; an empty one where there is none."""
+        lent = self._lent.setdefault(view, {})
+        self._lent.move_to_end(view)
+        while len(self._lent) > VIEWS_KEPT:
+            self._lent.popitem(last=False)
+        if name not in lent:
+            record = self._outputs.read(name, view)
+            if record is None:
+                return []
+            lent[name] = ray.put(record)
+        return [lent[name]]
+
+
+class LentOutputs(Outputs):
+    """Records on this node's disk or, where it has none, the keeper's."""
+
+    def __init__(self, keeper: Any, *given: Any) -> None:
+        super().__init__(*given)
+        self._keeper = keeper
+        self._borrowed: OrderedDict[int, dict[str, np.ndarray]] = OrderedDict()
+
+    def read(self, name: str, view: int) -> np.ndarray | None:
+        """See `Outputs.read`.
+
+        Raises:
+            RunError: the keeper cannot be reached any more.
+        """
+        borrowed = self._borrowed.get(view, {}).get(name)
+        if borrowed is not None:
+            return borrowed
+        own = super().read(name, view)
+        return own if own is not None else self._borrow(name, view)
+
+    def _borrow(self, name: str, view: int) -> np.ndarray | None:
+        for attempt in range(ATTEMPTS):
+            try:
+                lent = ray.get(self._keeper.record.remote(name, view))
+                if not lent:
+                    return None
+                record: np.ndarray = ray.get(lent[0])
+            except RayError as error:
+                if attempt + 1 == ATTEMPTS:
+                    raise plain_error(error, "the keeper of recorded outputs") from None
+            else:
+                break
+        self._borrowed.setdefault(view, {})[name] = record
+        while len(self._borrowed) > VIEWS_BORROWED:
+            self._borrowed.popitem(last=False)
+        return record
+
+
+@dataclass(frozen=True)
+class Keeper:
+    """The driver's end of a `RecordKeeper`, which it owns; may travel."""
+
+    actor: Any
+
+    @classmethod
+    def start(
+        cls,
+        settings: OutputSettings,
+        checkpoints: Mapping[str, Path],
+        data: DataSettings,
+        numbers: Numbers,
+    ) -> Keeper:
+        """Starts one on this node; it takes no room that is counted."""
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
+        folders = {name: path.resolve() for name, path in checkpoints.items()}
+        return cls(
+            ray.remote(RecordKeeper)
+            .options(scheduling_strategy=here, **options)
+            .remote(settings, folders, data, numbers)
+        )
+
+    def __call__(self, *given: Any) -> Outputs:
+        """The records as another process reads them; takes what `Outputs` does."""
+        return LentOutputs(self.actor, *given)
+
+    def close(self) -> None:
+        """Ends it, and what it lent."""
+        with suppress(RayError):
+            ray.kill(self.actor)

@@ -1,0 +1,308 @@
+"""The folder of all records: a folder a teacher, a file a view."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agrekd_ray.data import TRAIN, Samples
+from agrekd_ray.errors import RunError
+from agrekd_ray.files import cannot_read, exists, is_folder, read_json, unreadable
+from agrekd_ray.logits.record import Key, OutputSettings, cannot_write, read_record, write_record
+from agrekd_ray.logits.writer import Partial
+from agrekd_ray.models import read_manifest
+from agrekd_ray.settings import Numbers
+
+MANIFEST = "key.json"
+_FOLDER = re.compile(r"[0-9a-f]{20}")
+"""Names of the folders that `Key.folder` gives."""
+MAPPED = 4096
+"""Records that a process keeps mapped; the kernel allows some 65,000 maps a process."""
+
+
+class Outputs:
+    """The records that one job reads and writes.
+
+    Args:
+        settings: where they are.
+        checkpoints: folders of the teachers, by name.
+        samples: the data set.
+        numbers: that the teachers' forward passes compute in.
+    """
+
+    def __init__(
+        self,
+        settings: OutputSettings,
+        checkpoints: Mapping[str, Path],
+        samples: Samples,
+        numbers: Numbers,
+    ) -> None:
+        self._store, self._samples = settings.store, samples
+        ids = samples.splits[TRAIN]
+        self.count = len(ids)
+        """N, samples of a view."""
+        self.row_of = np.full(samples.size, -1)
+        """The row that a sample of the training split has in a record, by id; -1 for others."""
+        self.row_of[ids] = np.arange(len(ids))
+        self.keys = {
+            name: _key(folder, settings, samples, numbers) for name, folder in checkpoints.items()
+        }
+        self._read: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
+        self._reading = Lock()  # of several threads
+
+    def rows(self, ids: np.ndarray) -> np.ndarray:
+        """Rows of the records that samples of the training split have."""
+        return self.row_of[ids]
+
+    def ids(self, rows: np.ndarray) -> np.ndarray:
+        """The samples of some rows."""
+        return self._samples.splits[TRAIN][rows]
+
+    def path(self, name: str, view: int) -> Path:
+        """Where a teacher's record of a view is, or will be."""
+        return self._store / self.keys[name].folder / _file(view)
+
+    def read(self, name: str, view: int) -> np.ndarray | None:
+        """Logits [N, C] of a teacher and view; None where there is no sound record.
+
+        The first look verifies the checksum; later ones cost nothing.
+        """
+        known = self._read.get((name, view))
+        if known is None:
+            known = read_record(self.path(name, view), self.keys[name])
+            if known is None:
+                return None
+        with self._reading:
+            known = self._read.setdefault((name, view), known)
+            self._read.move_to_end((name, view))
+            while len(self._read) > MAPPED:
+                self._read.popitem(last=False)
+        return known
+
+    def missing(self, views: Iterable[int]) -> list[tuple[str, int]]:
+        """Teachers and views without a sound record."""
+        return [
+            (name, view) for view in views for name in self.keys if self.read(name, view) is None
+        ]
+
+    def begin(self, name: str, view: int) -> Partial:
+        """A record in the making: what was left of an earlier one, or a new one.
+
+        Raises:
+            RunError: the disk is full or cannot be written.
+        """
+        path, key = self.path(name, view), self.keys[name]
+        _describe(path, key)
+        return Partial(path, key)
+
+    def write(self, name: str, view: int, logits_NC: np.ndarray) -> None:
+        """Keep a record that another node has made.
+
+        Args:
+            name: of the teacher.
+            view: number of the view.
+            logits_NC: all rows [N, C], in the dtype of the records.
+
+        Raises:
+            RunError: the disk is full or cannot be written.
+        """
+        path, key = self.path(name, view), self.keys[name]
+        _describe(path, key)
+        write_record(path, key, np.ascontiguousarray(logits_NC))
+
+    def touch(self) -> None:
+        """Note that the records are used today, for `prune`."""
+        for key in self.keys.values():
+            _touch(self._store / key.folder)
+
+    def bytes(self) -> int:
+        """Size of the finished records of these teachers."""
+        folders = {self._store / key.folder for key in self.keys.values()}
+        return sum(f.stat().st_size for folder in folders for f in folder.glob("view-*.arrow"))
+
+
+class Evaluations:
+    """What models say to splits without augmentation, recorded like everything they say.
+
+    Args:
+        store: the folder of all records.
+        samples: the data set.
+        numbers: that the models' forward passes compute in.
+    """
+
+    def __init__(self, store: Path, samples: Samples, numbers: Numbers) -> None:
+        self._settings = OutputSettings(store=store, dtype="float32")
+        self._samples, self._numbers = samples, numbers
+
+    def read(self, folder: Path, split: str) -> Tensor | None:
+        """Logits [N, C], float32; None where they are not recorded.
+
+        Args:
+            folder: the model's checkpoint.
+            split: name of the split.
+
+        Raises:
+            CheckpointError: there is no checkpoint.
+        """
+        path, key = self._place(folder, split)
+        known = read_record(path, key)
+        if known is None:
+            return None
+        _touch(path.parent)
+        return torch.from_numpy(np.array(known))
+
+    def write(self, folder: Path, split: str, logits_NC: Tensor) -> None:
+        """Record logits [N, C]; other arguments as `read`.
+
+        Raises:
+            RunError: the disk is full or cannot be written.
+        """
+        path, key = self._place(folder, split)
+        _describe(path, key)
+        write_record(path, key, logits_NC.contiguous().numpy())
+
+    def _place(self, folder: Path, split: str) -> tuple[Path, Key]:
+        key = _key(folder, self._settings, self._samples, self._numbers, split)
+        return self._settings.store / key.folder / _file(0), key
+
+
+def _key(
+    folder: Path, settings: OutputSettings, samples: Samples, numbers: Numbers, split: str = TRAIN
+) -> Key:
+    manifest = read_manifest(folder)
+    return Key(
+        teacher=folder.name,
+        weights=manifest.weights,
+        model=manifest.model.model_dump(mode="json"),
+        data=samples.fingerprint,
+        views=samples.views_fingerprint if split == TRAIN else "evaluation",
+        autocast="none" if numbers == "float32" else numbers,
+        dtype=settings.dtype,
+        rows=len(samples.splits[split]),
+        classes=len(samples.classes),
+        split=split,
+    )
+
+
+def _file(view: int) -> str:
+    return f"view-{view:05}.arrow"
+
+
+def _touch(folder: Path) -> None:
+    """Note that a teacher's records are used today; others' records may be read-only."""
+    with contextlib.suppress(OSError):
+        os.utime(folder / MANIFEST)
+
+
+def _describe(path: Path, key: Key) -> None:
+    """Say beside a record, for people and for `prune`, whose it is."""
+    about = path.with_name(MANIFEST)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not exists(about):
+            partial = about.with_name(f".{MANIFEST}.{uuid.uuid4().hex[:8]}")
+            partial.write_text(json.dumps(asdict(key), indent=1) + "\n", encoding="utf-8")
+            os.replace(partial, about)
+    except OSError as error:
+        raise cannot_write(path, error) from None
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A teacher's records, for people.
+
+    Attributes:
+        folder: of the records.
+        key: of the teacher; None where its description is damaged.
+        views: finished records.
+        unfinished: records in the making, or left by a writer that died.
+        bytes: on disk, of all of them.
+        used: seconds since the epoch when they were last used.
+    """
+
+    folder: Path
+    key: Key | None
+    views: tuple[Path, ...]
+    unfinished: tuple[Path, ...]
+    bytes: int
+    used: float
+
+
+def listed(store: Path) -> list[Listed]:
+    """All records of a store, the one used last first.
+
+    Raises:
+        RunError: there is no such folder.
+    """
+    if not is_folder(store):
+        raise RunError(f"{store}: no folder of recorded outputs; name one with --store.")
+    try:
+        # Other folders with such a file are somebody else's, and not to be pruned.
+        folders = [path for path in store.iterdir() if _FOLDER.fullmatch(path.name)]
+        found = [_listed(folder) for folder in folders if exists(folder / MANIFEST)]
+    except OSError as error:
+        raise cannot_read(Path(error.filename or store), error) from None
+    return sorted(found, key=lambda one: -one.used)
+
+
+def _listed(folder: Path) -> Listed:
+    about = folder / MANIFEST
+    try:
+        found = read_json(about, Key)
+        key = found if found.folder == folder.name else None  # or it is of others
+    except (OSError, ValueError) as error:
+        if unreadable(error):
+            raise cannot_read(about, error) from None
+        key = None
+    views = tuple(sorted(folder.glob("view-*.arrow")))
+    left = tuple(sorted(folder.glob("view-*.partial")))
+    size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+    return Listed(folder, key, views, left, size, about.lstat().st_mtime)
+
+
+def verify(store: Path) -> Iterator[tuple[Path, bool]]:
+    """Every finished record of a store, and whether it is sound.
+
+    Raises:
+        RunError: there is no such folder.
+    """
+    for one in listed(store):
+        for path in one.views:
+            sound = one.key is not None and read_record(path, one.key) is not None
+            yield path, sound
+
+
+def prune(store: Path, days: float, *, keep: bool = False) -> list[Listed]:
+    """Remove the records of teachers that no run has used for so many days.
+
+    Args:
+        store: the folder.
+        days: unused for as long, at least.
+        keep: only say what would be removed.
+
+    Raises:
+        RunError: there is no such folder, or it cannot be written.
+    """
+    old = [one for one in listed(store) if one.used <= time.time() - days * 86400]
+    for one in [] if keep else old:
+        try:
+            shutil.rmtree(one.folder)
+        except OSError as error:
+            raise RunError(
+                f"{one.folder}: cannot be removed ({error.strerror or error})."
+            ) from None
+    return old

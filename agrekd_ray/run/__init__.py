@@ -1,1 +1,0 @@
-"""The driver: one job from nothing to its table, and again from where it was stopped."""
