@@ -20,7 +20,7 @@ from torch import Tensor
 from agrekd_ray.config import Job
 from agrekd_ray.data import Dataset, open_dataset
 from agrekd_ray.data.views import Views, augment, draws
-from agrekd_ray.logits import Outputs
+from agrekd_ray.logits import LogitsCache
 from agrekd_ray.teachers import Draw, Pool, draw
 
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
@@ -64,9 +64,9 @@ def pool_of(job: Job) -> tuple[Dataset, dict[str, Path], Draw]:
     return data, {name: pool.folder(recipe) for name, recipe in drawn.recipes.items()}, drawn
 
 
-def records(job: Job, data: Dataset, checkpoints: dict[str, Path]) -> Outputs:
+def records(job: Job, data: Dataset, checkpoints: dict[str, Path]) -> LogitsCache:
     """The records of the job's teachers."""
-    return Outputs(job.outputs, checkpoints, data, job.fleet.computes_in)
+    return LogitsCache(job.outputs, checkpoints, data, job.fleet.computes_in)
 
 
 def flat_parameters(model: Any) -> torch.Tensor:

@@ -20,11 +20,11 @@ from agrekd_ray.experiment.account import ATTEMPTS, Account
 from agrekd_ray.experiment.folder import RunFolder
 from agrekd_ray.experiment.job import run_job
 from agrekd_ray.report.page import write_report
-from agrekd_ray.results import Cost, Effort, Span
+from agrekd_ray.results import Cost, Span, TeacherCost
 from agrekd_ray.student import Student
 
-ONE = Effort(1, 10, 500, 2.0, 1, {"weigh": Span(4, 0.5)})
-TWO = Effort(2, 5, 700, 1.0, 0, {"weigh": Span(6, 1.5)})
+ONE = TeacherCost(1, 10, 500, 2.0, 1, {"weigh": Span(4, 0.5)})
+TWO = TeacherCost(2, 5, 700, 1.0, 0, {"weigh": Span(6, 1.5)})
 
 
 def written(folder: Path) -> list[dict[str, Any]]:
@@ -34,13 +34,13 @@ def written(folder: Path) -> list[dict[str, Any]]:
 def test_attempts_add_up(tmp_path: Path) -> None:
     with Account(tmp_path) as first:
         first.add(ONE)
-        first.so_far(Effort(forwards=3))  # replaced by what follows
+        first.so_far(TeacherCost(forwards=3))  # replaced by what follows
         first.add(TWO)
-    assert first.cost.effort == Effort(3, 15, 700, 3.0, 1, {"weigh": Span(10, 2.0)})
+    assert first.cost.effort == TeacherCost(3, 15, 700, 3.0, 1, {"weigh": Span(10, 2.0)})
     with Account(tmp_path) as second:
         assert second.cost.effort == first.cost.effort
         second.add(ONE)
-    assert second.cost.effort == Effort(4, 25, 700, 5.0, 2, {"weigh": Span(14, 2.5)})
+    assert second.cost.effort == TeacherCost(4, 25, 700, 5.0, 2, {"weigh": Span(14, 2.5)})
     assert second.cost.attempts == 2
     assert second.cost.seconds >= first.cost.seconds
     with Account(tmp_path) as third:
@@ -57,7 +57,7 @@ def test_an_attempt_that_is_killed_counts_as_far_as_it_is_known(
     with killed:
         killed.add(ONE)
         killed.so_far(TWO)
-        killed.so_far(Effort(forwards=1))  # some teachers did not answer in time
+        killed.so_far(TeacherCost(forwards=1))  # some teachers did not answer in time
         while not (tmp_path / ATTEMPTS).exists() or not written(tmp_path)[0]["effort"]:
             time.sleep(0.01)
         (tmp_path / "left").mkdir()

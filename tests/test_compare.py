@@ -25,7 +25,7 @@ from agrekd_ray.report import style
 from agrekd_ray.report.compare import Layout, markdown
 from agrekd_ray.report.scales import Scale
 from agrekd_ray.report.settings_plots import Chosen, Point
-from agrekd_ray.results import Epoch, Metrics, Outcome
+from agrekd_ray.results import Epoch, Metrics, StudentResult
 from agrekd_ray.results.intervals import bootstrap_interval, paired_difference
 from agrekd_ray.results.metrics import metric, metric_label
 from agrekd_ray.results.runs import Child, Row, baselines, difference, rows, settings
@@ -48,9 +48,9 @@ def metrics(worst: float) -> Metrics:
     return Metrics(worst + 0.1, worst, 0.9, 0.4, 0.1, 0.9 - worst, {"a": 0.9, "b": worst}, {})
 
 
-def outcome(method: str, seed: int, worst: float, steps: int = 60) -> Outcome:
+def outcome(method: str, seed: int, worst: float, steps: int = 60) -> StudentResult:
     epochs = [Epoch(e, 2.0, 0.1, 1.5, metrics(worst / 2), steps=steps // 2) for e in range(2)]
-    return Outcome(method, seed, "5 (2 debiased)", {"test": metrics(worst)}, epochs)
+    return StudentResult(method, seed, "5 (2 debiased)", {"test": metrics(worst)}, epochs)
 
 
 @dataclass

@@ -22,7 +22,7 @@ from agrekd_ray.core.kd import kd_gradient, label_gradient
 from agrekd_ray.core.weighting import STRATEGIES, SampleWeighting, combine, told
 from agrekd_ray.data import TRAIN, Groups
 from agrekd_ray.distillation.distilled import Distilled
-from agrekd_ray.distillation.spec import Lesson
+from agrekd_ray.distillation.spec import DistillationSpec
 from agrekd_ray.models import Model, build
 from agrekd_ray.settings import Precision, Training
 from agrekd_ray.training import (
@@ -30,7 +30,7 @@ from agrekd_ray.training import (
     Guidance,
     Labels,
     Loaded,
-    TeachingRecord,
+    TeacherWeightRecorder,
     Trainer,
     label_guidance,
     loop,
@@ -99,7 +99,7 @@ TEACHERS = tuple("abcde")
 
 def stepped(
     monkeypatch: pytest.MonkeyPatch,
-    lesson: Lesson | None,
+    spec: DistillationSpec | None,
     model: str,
     precision: Precision = "float32",
 ) -> None:
@@ -109,7 +109,7 @@ def stepped(
     data: Any = Eight()
     source: Any = SimpleNamespace(columns=lambda *_: ())
     loader: Any = SimpleNamespace(device=torch.device("cuda"))
-    guidance: Guidance = Labels() if lesson is None else Distilled(lesson, source, data)
+    guidance: Guidance = Labels() if spec is None else Distilled(spec, source, data)
     # AdamW, for of SGD's fused kernel there is no fake.
     settings = Training(
         epochs=1,
@@ -122,8 +122,8 @@ def stepped(
     seen: list[torch.dtype] = []
     monkeypatch.setattr(nn.Module, "to", lambda self, **_: self)  # fake parameters stay in place
     with FakeTensorMode():
-        further = () if lesson is None else (fake(B, len(lesson.members), C),)
-        if lesson is not None and lesson.cross_entropy:
+        further = () if spec is None else (fake(B, len(spec.members), C),)
+        if spec is not None and spec.cross_entropy:
             further = (*further, fake(B, dtype=torch.int64))
         further = guidance.ready(further)
         with torch.device("cuda"):
@@ -139,7 +139,7 @@ def stepped(
         monkeypatch.setattr(Tensor, "backward", backward)
         labels_B, ids_B = fake(B, dtype=torch.int64), fake(B, dtype=torch.int64)
         loaded = Loaded(fake(B, *data.shape), ids_B, labels_B, further)
-        record = TeachingRecord(data, TEACHERS, "cuda")
+        record = TeacherWeightRecorder(data, TEACHERS, "cuda")
         steps = [trainer.step(Batch(step, 0, np.arange(B)), loaded) for step in range(2)]
         whole = told(steps)
         for step in steps:
@@ -161,8 +161,8 @@ def test_a_step_stays_on_the_device(
     alpha: float,
     precision: Precision,
 ) -> None:
-    lesson = Lesson(name, TEACHERS, "biased", 4.0, alpha, sample_weighting=weighting)
-    stepped(monkeypatch, lesson, "cnn", precision)
+    spec = DistillationSpec(name, TEACHERS, "biased", 4.0, alpha, sample_weighting=weighting)
+    stepped(monkeypatch, spec, "cnn", precision)
     assert waits == (["programme"] * 2 if name == "ae_kd" else [])
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from agrekd_ray import devices
-from agrekd_ray.cluster.events import Failed, Note
+from agrekd_ray.cluster.events import Failed, Notice
 from agrekd_ray.config import Job
 from agrekd_ray.data import TEST
 from agrekd_ray.devices import device_for, device_of
@@ -19,7 +19,7 @@ from agrekd_ray.errors import RunError
 from agrekd_ray.experiment import engine as module
 from agrekd_ray.experiment.engine import LocalEngine
 from agrekd_ray.experiment.plan import make_plan
-from agrekd_ray.student import Assignment
+from agrekd_ray.student import StudentSpec
 from agrekd_ray.teachers import Asked
 
 from .shared import pool_of
@@ -116,7 +116,7 @@ def test_everything_of_a_local_run_is_computed_on_the_device(
     fakes = {"Pool": FakePool, "TeacherHost": FakeHost, "Student": FakeStudent}
     for name, fake in {**fakes, "answers": fake_answers}.items():
         monkeypatch.setattr(module, name, fake)
-    given = Assignment("aver", 0, job.student.model, job.student.training)
+    given = StudentSpec("aver", 0, job.student.model, job.student.training)
     local.make_teachers([[]])
     local.train_students((given,), {"erm-0": tmp_path}, tmp_path / "students", tmp_path / "state")
     local.ask([Asked("erm-0", tmp_path, ("test",))], lambda asked, said: None)
@@ -131,7 +131,7 @@ def test_a_local_run_says_what_it_declines(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     LocalEngine(make_job(guidance="local", **{"student.gpus": 0}), told.append)
     LocalEngine(make_job(guidance="local"), told.append)
-    assert told == [Note("2 of 2 GPUs stay idle: student.gpus = 0 declines them")]
+    assert told == [Notice("2 of 2 GPUs stay idle: student.gpus = 0 declines them")]
 
 
 @pytest.fixture

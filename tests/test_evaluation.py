@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from agrekd_ray.data import Groups
-from agrekd_ray.results import Agreement, Bin, Outcome, mean_metrics, over, part_measured
+from agrekd_ray.results import Agreement, Bin, StudentResult, mean_metrics, over, part_measured
 from agrekd_ray.training import agreement, calibration, score
 
 LABELS = torch.tensor([0, 1, 1, 0, 1, 0])
@@ -68,10 +68,10 @@ def test_an_outcome_keeps_its_bins_and_does_without_them() -> None:
     probabilities_NC = torch.tensor([[0.8, 0.2]] * 5)
     metrics = score(DATA, "test", probabilities_NC)
     bins = [Bin(0.0, 0.5, 3, 0.4, 0.25)]
-    outcome = Outcome("aver", 0, "5", {"test": metrics}, calibration=bins)
-    assert Outcome.from_json(outcome.to_json()) == outcome
+    outcome = StudentResult("aver", 0, "5", {"test": metrics}, calibration=bins)
+    assert StudentResult.from_json(outcome.to_json()) == outcome
     old = {name: value for name, value in asdict(outcome).items() if name != "calibration"}
-    assert Outcome.from_json(old).calibration == []
+    assert StudentResult.from_json(old).calibration == []
 
 
 def test_the_worst_of_some_groups_is_told_from_the_worst_of_all() -> None:
@@ -112,11 +112,13 @@ def test_overlapping_groups_without_a_sample_are_counted_too() -> None:
 
 
 def test_metrics_of_an_earlier_version_say_nothing_of_their_coverage() -> None:
-    outcome = Outcome("aver", 0, "5", {"test": score(DATA, "test", torch.tensor([[0.8, 0.2]] * 5))})
+    outcome = StudentResult(
+        "aver", 0, "5", {"test": score(DATA, "test", torch.tensor([[0.8, 0.2]] * 5))}
+    )
     values = json.loads(json.dumps(outcome.to_json()))
-    assert Outcome.from_json(values) == outcome
+    assert StudentResult.from_json(values) == outcome
     del values["splits"]["test"]["coverage"]
-    assert Outcome.from_json(values).splits["test"].worst == "worst group"
+    assert StudentResult.from_json(values).splits["test"].worst == "worst group"
 
 
 @pytest.mark.parametrize(

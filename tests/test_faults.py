@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 import torch
 
-from agrekd_ray.cluster.events import Note
+from agrekd_ray.cluster.events import Notice
 from agrekd_ray.data import TRAIN
-from agrekd_ray.distillation import Lesson, LocalTeachers, Question, TeacherHost
+from agrekd_ray.distillation import DistillationSpec, GradientRequest, LocalTeachers, TeacherHost
 from agrekd_ray.errors import AgrekdError, RunError
 from agrekd_ray.models import Model, read_manifest, save
 from agrekd_ray.settings import Training
-from agrekd_ray.student import STATE, Assignment, Student
+from agrekd_ray.student import STATE, Student, StudentSpec
 
 from .shared import flat_parameters, full, pool_of, records, small_disk
 from .test_nodes import fleet_of, in_slots, taught
@@ -47,10 +47,10 @@ def disk_of(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
         yield make
 
 
-def given_of(drawn: Any) -> Assignment:
+def given_of(drawn: Any) -> StudentSpec:
     """A student of all teachers."""
-    lesson = Lesson("agre_kd", drawn.teachers, drawn.biased, 4.0)
-    return Assignment("agre_kd", 3, STUDENT, TRAINING, lesson)
+    spec = DistillationSpec("agre_kd", drawn.teachers, drawn.biased, 4.0)
+    return StudentSpec("agre_kd", 3, STUDENT, TRAINING, spec)
 
 
 def test_a_full_disk_while_recording_is_one_error_and_loses_nothing(
@@ -114,10 +114,10 @@ def held(process: int) -> Iterator[None]:
         os.kill(process, signal.SIGCONT)
 
 
-def warmed(session: Any, fleet: Any, asked: Question) -> list[str]:
+def warmed(session: Any, fleet: Any, asked: GradientRequest) -> list[str]:
     """The actors' nodes, once each has started and answered; patience runs for none of it."""
     for share, actors in fleet._hosts:
-        session.get([actor.replies.remote(share.teachers, asked) for actor in actors])
+        session.get([actor.gradients.remote(share.teachers, asked) for actor in actors])
     return list(session.get([actor.node.remote() for actor in fleet.actors]))
 
 
@@ -140,14 +140,14 @@ def test_a_teacher_without_room_is_waited_for_beyond_all_patience(
     told: list[Any] = []
 
     def stalls() -> list[str]:
-        texts = [note.text for note in told if isinstance(note, Note)]
+        texts = [note.text for note in told if isinstance(note, Notice)]
         return [text for text in texts if "has waited" in text and "waiting for room" in text]
 
     with fleet_of(job, checkpoints, told) as fleet:
         given = given_of(drawn)
-        assert given.lesson is not None
+        assert given.spec is not None
         ids = data.splits[TRAIN][:16]
-        asked = Question(given.lesson, 7, 0, ids, torch.zeros(16, 10).numpy())
+        asked = GradientRequest(given.spec, 7, 0, ids, torch.zeros(16, 10).numpy())
 
         def end() -> None:
             while len(stalls()) < 3:  # each a second after the other
@@ -173,21 +173,21 @@ def test_a_teacher_that_hangs_is_named_and_in_the_end_given_up(
     told: list[Any] = []
     with fleet_of(job, checkpoints, told) as fleet:
         given = given_of(drawn)
-        assert given.lesson is not None
+        assert given.spec is not None
         ids = data.splits[TRAIN][:16]
-        asked = Question(given.lesson, 7, 0, ids, torch.zeros(16, 10).numpy())
+        asked = GradientRequest(given.spec, 7, 0, ids, torch.zeros(16, 10).numpy())
         silent = fleet.actors[0]
         node, *_ = warmed(ray_session, fleet, asked)
         fleet.source().ask(asked)
         told.clear()
         with held(ray_session.get(silent.process.remote())):
-            other = Question(given.lesson, 8, 0, data.splits[TRAIN][16:32], asked.logits_BC)
+            other = GradientRequest(given.spec, 8, 0, data.splits[TRAIN][16:32], asked.logits_BC)
             with pytest.raises(
                 RunError, match=r"no answer to step 8.*15 s.*fleet\.patience"
             ) as error:
                 fleet.source().ask(other)
     assert node in str(error.value)
-    stalls = [note.text for note in told if isinstance(note, Note) and "has waited" in note.text]
+    stalls = [note.text for note in told if isinstance(note, Notice) and "has waited" in note.text]
     (names,) = [share.teachers for share, actors in fleet._hosts if actors[0] is silent]
     whom = f"teachers {', '.join(names)} (actor "
     named = [text for text in stalls if whom in text]
@@ -206,9 +206,11 @@ def test_a_teacher_that_is_lost_may_be_dropped(ray_session: Any, make_job: Any) 
     with fleet_of(job, checkpoints, told) as fleet:
         of = {name: actor for share, (actor,) in fleet._hosts for name in share.teachers}
         given = given_of(drawn)
-        assert given.lesson is not None
+        assert given.spec is not None
         ids = data.splits[TRAIN][:16]
-        warmed(ray_session, fleet, Question(given.lesson, 7, 0, ids, torch.zeros(16, 10).numpy()))
+        warmed(
+            ray_session, fleet, GradientRequest(given.spec, 7, 0, ids, torch.zeros(16, 10).numpy())
+        )
         with held(ray_session.get(of[lost].process.remote())):
             student = Student(given, data, fleet.source())
             student.epoch()
@@ -220,10 +222,10 @@ def test_a_teacher_that_is_lost_may_be_dropped(ray_session: Any, make_job: Any) 
             pytest.raises(RunError, match=rf"{drawn.biased}.*no answer to step 0"),
         ):
             Student(given, data, fleet.source()).epoch()
-    fewer = replace(given, lesson=replace(given.lesson, teachers=rest))
+    fewer = replace(given, spec=replace(given.spec, teachers=rest))
     reference = taught(fewer, data, LocalTeachers(TeacherHost(checkpoints, data)))
     torch.testing.assert_close(flat_parameters(student.model), reference, rtol=1e-3, atol=2e-5)
-    (line,) = [note.text for note in told if isinstance(note, Note) and note.text[:4] == "lost"]
+    (line,) = [note.text for note in told if isinstance(note, Notice) and note.text[:4] == "lost"]
     assert line.startswith(f"lost: {lost}; the others teach on from step 0 (")
     assert "no answer to step 0 of epoch 0 for 8 s" in line
 

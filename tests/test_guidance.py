@@ -12,8 +12,14 @@ import torch.nn.functional as F
 
 from agrekd_ray.core.weighting import STRATEGIES, SampleWeighting
 from agrekd_ray.data import TRAIN
-from agrekd_ray.distillation import Distilled, Lesson, LocalTeachers, Question, TeacherHost
-from agrekd_ray.distillation.spec import weigh_replies
+from agrekd_ray.distillation import (
+    DistillationSpec,
+    Distilled,
+    GradientRequest,
+    LocalTeachers,
+    TeacherHost,
+)
+from agrekd_ray.distillation.spec import combine_gradients
 from agrekd_ray.errors import CheckpointError, RunError
 from agrekd_ray.models import load
 from agrekd_ray.training import Batch, BatchPlan, Loader, Request
@@ -28,13 +34,13 @@ def ensemble(make_job: Any) -> Any:
     return pool_of(job)
 
 
-def lesson(drawn: Any, strategy: str = "agre_kd", **changes: Any) -> Lesson:
-    return Lesson(strategy, drawn.teachers, drawn.biased, 4.0, **changes)
+def spec(drawn: Any, strategy: str = "agre_kd", **changes: Any) -> DistillationSpec:
+    return DistillationSpec(strategy, drawn.teachers, drawn.biased, 4.0, **changes)
 
 
-def question(drawn: Any, ids: np.ndarray, seed: int = 0, epoch: int = 0, **changes: Any) -> Any:
+def request(drawn: Any, ids: np.ndarray, seed: int = 0, epoch: int = 0, **changes: Any) -> Any:
     logits = np.random.default_rng(seed).normal(size=(len(ids), 10)).astype(np.float32)
-    return Question(lesson(drawn, **changes), 0, epoch, ids, logits)
+    return GradientRequest(spec(drawn, **changes), 0, epoch, ids, logits)
 
 
 @pytest.mark.parametrize("alpha", [1.0, 0.7, 0.0])
@@ -42,7 +48,7 @@ def test_the_gradient_is_that_of_the_papers_loss(ensemble: Any, alpha: float) ->
     """Autograd through alpha * sum_m w_m tau² KL(m ‖ s) + (1 - alpha) * cross-entropy."""
     data, checkpoints, drawn = ensemble
     host = TeacherHost(checkpoints, data)
-    guidance = Distilled(lesson(drawn, alpha=alpha), LocalTeachers(host), data)
+    guidance = Distilled(spec(drawn, alpha=alpha), LocalTeachers(host), data)
     batch = BatchPlan(data.splits[TRAIN], 24, 1, 0).batch(0)
     logits = torch.randn(24, 10, generator=torch.Generator().manual_seed(0), requires_grad=True)
     (loaded,) = Loader(data)([Request(batch.ids, 0)])
@@ -65,7 +71,7 @@ def test_heads_of_one_backbone_cost_one_forward(ensemble: Any) -> None:
     host = TeacherHost(checkpoints, data)
     backbones = {name.split("-")[1] for name in checkpoints}
     assert host.backbones == len(backbones)
-    host.replies(drawn.teachers, question(drawn, data.splits[TRAIN][:16]))
+    host.gradients(drawn.teachers, request(drawn, data.splits[TRAIN][:16]))
     assert host.forwards == len({name.split("-")[1] for name in drawn.teachers})
 
 
@@ -75,11 +81,11 @@ def test_a_view_is_computed_once_and_another_one_again(make_job: Any) -> None:
     data, checkpoints, drawn = pool_of(job)
     host = TeacherHost(checkpoints, data, outputs=records(job, data, checkpoints))
     ids = data.splits[TRAIN][:32]
-    first = host.replies(drawn.teachers, question(drawn, ids))
+    first = host.gradients(drawn.teachers, request(drawn, ids))
     once = host.forwards
-    again = host.replies(drawn.teachers, question(drawn, ids[::-1].copy(), seed=1))
+    again = host.gradients(drawn.teachers, request(drawn, ids[::-1].copy(), seed=1))
     assert host.forwards == once
-    other = host.replies(drawn.teachers, question(drawn, ids, epoch=1))
+    other = host.gradients(drawn.teachers, request(drawn, ids, epoch=1))
     assert host.forwards == 2 * once
     assert not np.allclose(first.gradients_mBC, other.gradients_mBC)
     assert not np.allclose(first.gradients_mBC, again.gradients_mBC)
@@ -90,7 +96,7 @@ def test_repeated_questions_have_the_same_answer(make_job: Any, recorded: bool) 
     job = make_job(**{"ensemble.debiased": 2})
     data, checkpoints, drawn = pool_of(job)
     ids = data.splits[TRAIN][:32]
-    asked = question(drawn, ids)
+    asked = request(drawn, ids)
     host, other = (
         TeacherHost(
             checkpoints, data, outputs=records(job, data, checkpoints) if recorded else None
@@ -98,7 +104,7 @@ def test_repeated_questions_have_the_same_answer(make_job: Any, recorded: bool) 
         for _ in range(2)
     )
     first = LocalTeachers(host).ask(asked)
-    LocalTeachers(host).ask(question(drawn, data.splits[TRAIN][32:64], seed=5))
+    LocalTeachers(host).ask(request(drawn, data.splits[TRAIN][32:64], seed=5))
     for again in (LocalTeachers(host).ask(asked), LocalTeachers(other).ask(asked)):
         np.testing.assert_array_equal(first.gradient_BC, again.gradient_BC)
         np.testing.assert_array_equal(first.weights_MB, again.weights_MB)
@@ -110,12 +116,12 @@ def test_coming_batches_are_computed_before_they_are_asked_for(ensemble: Any) ->
     host = TeacherHost(checkpoints, data, capacity=4)
     batch = plan.batch(0)
     logits = torch.zeros(32, 10)
-    host.replies(drawn.teachers, Question.of(lesson(drawn), batch, batch.ids, logits))
+    host.gradients(drawn.teachers, GradientRequest.of(spec(drawn), batch, batch.ids, logits))
     for kept in list(host._kept.values()):
         kept.result()
     done = host.forwards
     for later in batch.ahead:
-        host.replies(drawn.teachers, Question.of(lesson(drawn), later, later.ids, logits))
+        host.gradients(drawn.teachers, GradientRequest.of(spec(drawn), later, later.ids, logits))
     assert done == 3 * len({name.split("-")[1] for name in drawn.teachers})
     assert host.forwards == done
     assert len(host._kept) <= 4
@@ -125,8 +131,10 @@ def test_coming_batches_are_computed_before_they_are_asked_for(ensemble: Any) ->
 def test_the_biased_model_is_asked_only_where_it_is_used(ensemble: Any, strategy: str) -> None:
     _, _, drawn = ensemble
     outside = next(n for n in ("erm-0", "erm-1", "erm-2") if n not in drawn.teachers)
-    plain = Lesson(strategy, drawn.teachers, outside, 4.0)
-    weighted = Lesson(strategy, drawn.teachers, outside, 4.0, sample_weighting=SampleWeighting())
+    plain = DistillationSpec(strategy, drawn.teachers, outside, 4.0)
+    weighted = DistillationSpec(
+        strategy, drawn.teachers, outside, 4.0, sample_weighting=SampleWeighting()
+    )
     assert (outside in plain.members) == (strategy == "agre_kd")
     assert outside in weighted.members
     assert weighted.whole_batch
@@ -139,7 +147,7 @@ def test_a_teacher_with_broken_logits_is_named(ensemble: Any) -> None:
     with torch.no_grad():
         host._heads[name][1].bias[0] = float("nan")
     with pytest.raises(RunError, match=f"teacher {name} answers with NaN"):
-        host.replies(drawn.teachers, question(drawn, data.splits[TRAIN][:16]))
+        host.gradients(drawn.teachers, request(drawn, data.splits[TRAIN][:16]))
 
 
 def test_a_teacher_of_other_classes_is_refused(ensemble: Any) -> None:
@@ -161,7 +169,7 @@ def test_questions_carry_ids_and_logits_and_no_image(ensemble: Any) -> None:
     data, _, drawn = ensemble
     plan = BatchPlan(data.splits[TRAIN], 64, 1, 0, look_ahead=2)
     batch: Batch = plan.batch(0)
-    size = len(pickle.dumps(Question.of(lesson(drawn), batch, batch.ids, torch.zeros(64, 10))))
+    size = len(pickle.dumps(GradientRequest.of(spec(drawn), batch, batch.ids, torch.zeros(64, 10))))
     assert size < 64 * (10 * 4 + 3 * 8) + 1500
 
 
@@ -173,10 +181,10 @@ def test_without_a_lost_teacher_the_others_teach_as_if_it_had_never_been(
     gone, *rest = drawn.teachers
     host = TeacherHost(checkpoints, data)
     ids = data.splits[TRAIN][:24]
-    asked = question(drawn, ids, strategy=strategy)
-    fewer = replace(asked, lesson=replace(asked.lesson, teachers=tuple(rest)))
-    others = [name for name in asked.lesson.members if name != gone]
-    answer = weigh_replies(asked, [host.replies(others, asked)], {gone})
+    asked = request(drawn, ids, strategy=strategy)
+    fewer = replace(asked, spec=replace(asked.spec, teachers=tuple(rest)))
+    others = [name for name in asked.spec.members if name != gone]
+    answer = combine_gradients(asked, [host.gradients(others, asked)], {gone})
     expected = LocalTeachers(host).ask(fewer)
     np.testing.assert_array_equal(answer.gradient_BC, expected.gradient_BC)
     np.testing.assert_array_equal(answer.weights_MB[1:], expected.weights_MB)
@@ -188,7 +196,7 @@ def test_without_a_lost_teacher_the_others_teach_as_if_it_had_never_been(
 
 
 def test_who_can_be_done_without() -> None:
-    given = Lesson("agre_kd", ("dfr-0", "erm-1"), "erm-2", 4.0)
+    given = DistillationSpec("agre_kd", ("dfr-0", "erm-1"), "erm-2", 4.0)
     assert given.can_do_without({"dfr-0"})
     assert not given.can_do_without({"dfr-0", "erm-1"})
     assert not given.can_do_without({"erm-2"})

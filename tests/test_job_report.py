@@ -18,13 +18,13 @@ from agrekd_ray.report import job as report
 from agrekd_ray.results import (
     Agreement,
     Diagnostics,
-    Effort,
     Epoch,
-    Member,
     Metrics,
-    Outcome,
     Span,
     SplitAgreement,
+    StudentResult,
+    TeacherCost,
+    TeacherResult,
 )
 from agrekd_ray.results.frame import COLUMNS, difference, frame
 from agrekd_ray.results.labels import is_distilled, label
@@ -49,10 +49,10 @@ def metrics(worst: float) -> Metrics:
     )
 
 
-def outcome(method: str, seed: int, worst: float | None = None) -> Outcome:
+def outcome(method: str, seed: int, worst: float | None = None) -> StudentResult:
     worst = WORST[method] + 0.01 * seed if worst is None else worst
     history = [Epoch(0, 1.5, 0.1, 2.0, metrics(worst), {"a": {"erm-0": 1.0}})]
-    return Outcome(
+    return StudentResult(
         method=method,
         seed=seed,
         teachers="5 (2 debiased)" if is_distilled(method) else "-",
@@ -74,20 +74,20 @@ def test_students_that_lost_teachers_are_named(job):
 
 
 @pytest.fixture
-def job() -> list[Outcome]:
+def job() -> list[StudentResult]:
     return [outcome(method, seed) for method in METHODS for seed in (0, 1, 2)]
 
 
 @pytest.fixture
-def ensemble() -> list[Member]:
+def ensemble() -> list[TeacherResult]:
     kinds = ("erm", "erm", "dfr")
     return [
-        Member(f"{kind}-{n}", kind, "f", {"test": metrics(0.1 + 0.1 * n)})
+        TeacherResult(f"{kind}-{n}", kind, "f", {"test": metrics(0.1 + 0.1 * n)})
         for n, kind in enumerate(kinds)
     ]
 
 
-def printed(job: list[Outcome], ensemble: list[Member], width: int) -> str:
+def printed(job: list[StudentResult], ensemble: list[TeacherResult], width: int) -> str:
     console = Console(file=io.StringIO(), width=width)
     report.render(job, ensemble, console)
     return console.file.getvalue()
@@ -140,7 +140,10 @@ def test_a_new_measure_by_group_is_one_function(job, tmp_path, monkeypatch):
     table = report.compared(measured_job, method="Method")
     assert [head for head, _ in table.heads] == ["Accuracy by group", "Confidence by group"]
     assert table.columns[-1].cells[0].text == "60.0"
-    assert Outcome.from_json(json.loads(json.dumps(measured_job[0].to_json()))) == measured_job[0]
+    assert (
+        StudentResult.from_json(json.loads(json.dumps(measured_job[0].to_json())))
+        == measured_job[0]
+    )
 
 
 def test_one_seed_has_no_deviation(job, ensemble):
@@ -267,7 +270,7 @@ def test_json_holds_everything(job, ensemble, tmp_path):
     content = json.loads(path.read_text())
     assert set(content) == {"job", "members", "biased", "outcomes", "summary", "diagnostics"}
     assert content["job"] == {"name": "digits", "folder": str(tmp_path)}
-    assert [Outcome.from_json(o) for o in content["outcomes"]] == job
+    assert [StudentResult.from_json(o) for o in content["outcomes"]] == job
     assert content["biased"]["name"] == "erm-0"
     assert len(content["summary"]) == 2 * len(METHODS)
     assert content["diagnostics"] == {"agreement": {}}
@@ -336,7 +339,7 @@ def test_overlapping_groups_have_columns_where_there_are_any(tmp_path, job):
     assert row["worst_overlapping_group_accuracy"] == "0.25"
     assert json.loads(row["overlapping"]) == {"a": 0.5, "b": 0.25}
     assert "Worst overlapping" in printed(some, [], 200)
-    assert Outcome.from_json(json.loads(json.dumps(some[0].to_json()))) == some[0]
+    assert StudentResult.from_json(json.loads(json.dumps(some[0].to_json()))) == some[0]
 
 
 def over_some(found: Metrics) -> Metrics:
@@ -388,12 +391,12 @@ def test_nothing_is_said_where_all_groups_have_samples(job, ensemble, tmp_path):
     assert (tmp_path / "whole").read_text() == (tmp_path / "old").read_text()
 
 
-def trained(method: str, teachers: str, replayed: int = 0, guided: float = 0.0) -> Outcome:
+def trained(method: str, teachers: str, replayed: int = 0, guided: float = 0.0) -> StudentResult:
     """A student of one epoch: 10 steps in 2 s."""
     epoch = Epoch(
         0, 1.0, 0.1, 2.0, metrics(0.5), steps=10, guidance_seconds=guided, replayed_steps=replayed
     )
-    return Outcome(method, 0, teachers, {"test": metrics(0.5)}, [epoch])
+    return StudentResult(method, 0, teachers, {"test": metrics(0.5)}, [epoch])
 
 
 def test_where_the_time_of_students_and_their_guidance_went():
@@ -411,7 +414,9 @@ def test_where_the_time_of_students_and_their_guidance_went():
 
 def test_the_slowest_teachers_come_first_and_the_rest_together():
     forwards = {f"forward erm-{n}": Span(10, float(n)) for n in range(6)}
-    effort = Effort(spans={**forwards, "gather": Span(4, 1.0), "weigh": Span(4, 0.4)}, retries=2)
+    effort = TeacherCost(
+        spans={**forwards, "gather": Span(4, 1.0), "weigh": Span(4, 0.4)}, retries=2
+    )
     lines = dict(report.spent([], effort))
     assert list(lines) == [
         "forward erm-5",
@@ -426,6 +431,8 @@ def test_the_slowest_teachers_come_first_and_the_rest_together():
 
 
 def test_effort_adds_up():
-    one = Effort(1, 2, 30, 4.0, 0, {"gather": Span(1, 1.0)})
-    other = Effort(1, 1, 10, 1.0, 1, {"gather": Span(2, 0.5), "weigh": Span(1, 0.1)})
-    assert one + other == Effort(2, 3, 30, 5.0, 1, {"gather": Span(3, 1.5), "weigh": Span(1, 0.1)})
+    one = TeacherCost(1, 2, 30, 4.0, 0, {"gather": Span(1, 1.0)})
+    other = TeacherCost(1, 1, 10, 1.0, 1, {"gather": Span(2, 0.5), "weigh": Span(1, 0.1)})
+    assert one + other == TeacherCost(
+        2, 3, 30, 5.0, 1, {"gather": Span(3, 1.5), "weigh": Span(1, 0.1)}
+    )

@@ -10,7 +10,7 @@ import pytest
 from ray.exceptions import ActorDiedError
 
 from agrekd_ray.cluster.channel import Channel
-from agrekd_ray.cluster.events import Event, Note, TeacherDone
+from agrekd_ray.cluster.events import Event, Notice, TeacherDone
 from agrekd_ray.errors import RunError
 from agrekd_ray.experiment.listener import Listener
 
@@ -51,7 +51,7 @@ def test_a_fault_of_a_handler_is_said_once_and_survived(fault: Exception) -> Non
         stream.empty.wait()
         stream.events = EVENTS[:1]
     assert seen == [*EVENTS, EVENTS[0]]  # nothing is left in the mailbox
-    (note,) = [event for event in heard if isinstance(event, Note)]
+    (note,) = [event for event in heard if isinstance(event, Notice)]
     assert "a fault of the driver at TeacherDone, which costs lines on the screen" in note.text
     assert f"and no result: {type(fault).__name__}: " in note.text
     assert "test_listener.py:" in note.text
@@ -128,7 +128,7 @@ def test_an_error_that_matters_ends_a_wait_for_ray(ray_session: Any) -> None:
 
     channel = Channel(ray_session.get_runtime_context().get_node_id())
     never = ray_session.remote(Never).options(num_cpus=0).remote()
-    channel.post(EVENTS[0])
+    channel.emit(EVENTS[0])
     try:
         with (
             pytest.raises(RunError, match="the record cannot be read"),

@@ -17,15 +17,15 @@ import pytest
 import torch
 from ray.exceptions import RayActorError
 
-from agrekd_ray.cluster.events import Note, StudentDone, StudentEpoch
+from agrekd_ray.cluster.events import Notice, StudentDone, StudentEpoch
 from agrekd_ray.cluster.fleet_settings import FleetSettings
 from agrekd_ray.core.weighting import STRATEGIES, SampleWeighting
 from agrekd_ray.data import TRAIN, Dataset
-from agrekd_ray.distillation import Lesson, LocalTeachers, Question, TeacherHost
+from agrekd_ray.distillation import DistillationSpec, GradientRequest, LocalTeachers, TeacherHost
 from agrekd_ray.errors import AgrekdError, DataError, RunError
 from agrekd_ray.models import Model, load
 from agrekd_ray.settings import Training
-from agrekd_ray.student import Assignment, Student, StudentSettings, read_outcome
+from agrekd_ray.student import Student, StudentSettings, StudentSpec, read_outcome
 
 from . import pictures, texts
 from .shared import flat_parameters, own_processes, pool_of
@@ -34,10 +34,10 @@ STUDENT = Model(name="cnn", args={"width": 4})
 TRAINING = Training(epochs=2, batch_size=32, learning_rate=0.05)
 
 
-def assignments(drawn: Any) -> tuple[Assignment, ...]:
+def assignments(drawn: Any) -> tuple[StudentSpec, ...]:
     """A student for every strategy, one with everything that an objective can have, and labels."""
-    lessons = {name: Lesson(name, drawn.teachers, drawn.biased, 4.0) for name in STRATEGIES}
-    lessons["mixed"] = Lesson(
+    specs = {name: DistillationSpec(name, drawn.teachers, drawn.biased, 4.0) for name in STRATEGIES}
+    specs["mixed"] = DistillationSpec(
         "agre_kd",
         drawn.teachers,
         drawn.biased,
@@ -46,8 +46,8 @@ def assignments(drawn: Any) -> tuple[Assignment, ...]:
         options={"fallback": "skip"},
         sample_weighting=SampleWeighting(),
     )
-    taught = [Assignment(name, 3, STUDENT, TRAINING, what) for name, what in lessons.items()]
-    return (*taught, Assignment("one_hot", 3, STUDENT, TRAINING))
+    taught = [StudentSpec(name, 3, STUDENT, TRAINING, what) for name, what in specs.items()]
+    return (*taught, StudentSpec("one_hot", 3, STUDENT, TRAINING))
 
 
 @contextmanager
@@ -68,7 +68,7 @@ def fleet_of(job: Any, checkpoints: dict[str, Path], **settings: Any) -> Iterato
         fleet.close()
 
 
-def reference(given: Assignment, data: Dataset, checkpoints: dict[str, Path]) -> Student:
+def reference(given: StudentSpec, data: Dataset, checkpoints: dict[str, Path]) -> Student:
     """The same student in this process."""
     student = Student(given, data, LocalTeachers(TeacherHost(checkpoints, data)))
     while not student.done:
@@ -153,8 +153,8 @@ def test_prepared_data_are_read_wherever_teachers_are(
         }
     )
     data, checkpoints, drawn = pool_of(job)
-    lesson = Lesson("agre_kd", drawn.teachers, drawn.biased, 4.0)
-    given = Assignment("agre_kd", 0, learner, TRAINING, lesson)
+    spec = DistillationSpec("agre_kd", drawn.teachers, drawn.biased, 4.0)
+    given = StudentSpec("agre_kd", 0, learner, TRAINING, spec)
     with fleet_of(job, checkpoints) as fleet:
         live = Student(given, data, fleet.source(), look_ahead=2)
         while not live.done:
@@ -182,8 +182,8 @@ def test_a_large_question_is_one_object_for_all_actors(
     changes = {"data": settings, "teachers.store": str(tmp_path / "pool")}
     job = make_job(**changes, **{"ensemble.debiased": 0})
     data, checkpoints, drawn = pool_of(job)
-    lesson = Lesson("agre_kd", drawn.teachers, drawn.biased, 4.0)
-    given = Assignment("agre_kd", 0, STUDENT, TRAINING, lesson)
+    spec = DistillationSpec("agre_kd", drawn.teachers, drawn.biased, 4.0)
+    given = StudentSpec("agre_kd", 0, STUDENT, TRAINING, spec)
     with fleet_of(job, checkpoints, replicas=replicas) as fleet:
         live = Student(given, data, fleet.source(), look_ahead=2)
         while not live.done:
@@ -197,21 +197,21 @@ def test_workers_train_what_one_process_trains(
     """One worker group, every strategy in turn; 2 workers × B/2 = 1 process × B."""
     from agrekd_ray.cluster.channel import Channel
     from agrekd_ray.cluster.nodes import DriverData
-    from agrekd_ray.experiment.teacher_provider import Given
-    from agrekd_ray.student.group import Schoolwork, train_group
+    from agrekd_ray.experiment.teacher_provider import FixedSource
+    from agrekd_ray.student.group import TrainConfig, train_group
 
     job = make_job()
     data, checkpoints, drawn = pool_of(job)
     channel = Channel(ray_session.get_runtime_context().get_node_id())
     given = assignments(drawn)
     with fleet_of(job, checkpoints, backbones_per_actor=3, weighting_actors=2) as fleet:
-        work = Schoolwork(
+        work = TrainConfig(
             given,
             DriverData.of(job.data),
-            Given(fleet.source()),
+            FixedSource(fleet.source()),
             tmp_path / "students",
             tmp_path,
-            channel.post,
+            channel.emit,
             2,
         )
         settings = StudentSettings(model=STUDENT, training=TRAINING, workers=2, cpus=0.5, gpus=0)
@@ -248,8 +248,8 @@ def test_a_killed_actor_costs_time_and_nothing_else(
     job = make_job(**{"data.views": {"flip": True}})
     data, checkpoints, drawn = pool_of(job)
     training = Training(epochs=6, batch_size=32, learning_rate=0.05)
-    lesson = Lesson("agre_kd", drawn.teachers, drawn.biased, 4.0)
-    given = Assignment("agre_kd", 3, STUDENT, training, lesson)
+    spec = DistillationSpec("agre_kd", drawn.teachers, drawn.biased, 4.0)
+    given = StudentSpec("agre_kd", 3, STUDENT, training, spec)
     with fleet_of(job, checkpoints, backbones_per_actor=2) as fleet:
         actor = fleet.actors[0] if victim == "teacher" else fleet.weighting[0]
         first = ray_session.get(actor.process.remote())
@@ -272,26 +272,26 @@ def test_a_killed_worker_goes_on_with_its_epoch(
     """SIGKILL of the Train worker, or its controller, in the middle of its second student."""
     from agrekd_ray.cluster.channel import Channel
     from agrekd_ray.cluster.nodes import DriverData
-    from agrekd_ray.experiment.teacher_provider import Given
-    from agrekd_ray.student.group import Schoolwork, train_group
+    from agrekd_ray.experiment.teacher_provider import FixedSource
+    from agrekd_ray.student.group import TrainConfig, train_group
 
     job = make_job(**{"data.views": {"flip": True}})
     data, checkpoints, drawn = pool_of(job)
     training = Training(epochs=40, batch_size=32, learning_rate=0.05)
-    lesson = Lesson("agre_kd", drawn.teachers, drawn.biased, 4.0)
-    given = tuple(Assignment("agre_kd", seed, STUDENT, training, lesson) for seed in (0, 1))
+    spec = DistillationSpec("agre_kd", drawn.teachers, drawn.biased, 4.0)
+    given = tuple(StudentSpec("agre_kd", seed, STUDENT, training, spec) for seed in (0, 1))
     channel = Channel(ray_session.get_runtime_context().get_node_id())
     students = tmp_path / "students"
     first = students / given[0].name / "outcome.json"
     killer, killed = killing(f"ray::{victim}", first.exists)
     with fleet_of(job, checkpoints, backbones_per_actor=3) as fleet:
-        work = Schoolwork(
+        work = TrainConfig(
             given,
             DriverData.of(job.data),
-            Given(fleet.source()),
+            FixedSource(fleet.source()),
             students,
             tmp_path,
-            channel.post,
+            channel.emit,
             2,
         )
         # So many that the next group finds no room before the first has given back its own.
@@ -315,9 +315,9 @@ def test_fault_of_a_teacher_is_one_clear_error(
 
     job = make_job()
     data, checkpoints, drawn = pool_of(job)
-    lesson = Lesson("aver", drawn.teachers, drawn.biased, 4.0)
+    spec = DistillationSpec("aver", drawn.teachers, drawn.biased, 4.0)
     ids = data.splits[TRAIN][:16]
-    asked = Question(lesson, 0, 0, ids, torch.zeros(16, 10).numpy())
+    asked = GradientRequest(spec, 0, 0, ids, torch.zeros(16, 10).numpy())
     broken = tmp_path / "broken"
     shutil.copytree(checkpoints[drawn.teachers[0]], broken)
     (broken / "model.safetensors").write_bytes(b"half")
@@ -343,10 +343,10 @@ def test_a_stall_is_said(ray_session: Any, make_job: Any, monkeypatch: Any) -> N
     told: list[Any] = []
     with fleet_of(job, checkpoints) as fleet:
         source = module.FleetSource(tuple(fleet.weighting), told.append)
-        lesson = Lesson("aver", drawn.teachers, drawn.biased, 4.0)
+        spec = DistillationSpec("aver", drawn.teachers, drawn.biased, 4.0)
         ids = data.splits[TRAIN][:16]
-        source.ask(Question(lesson, 7, 0, ids, torch.zeros(16, 10).numpy()))
-    assert isinstance(told[0], Note)
+        source.ask(GradientRequest(spec, 7, 0, ids, torch.zeros(16, 10).numpy()))
+    assert isinstance(told[0], Notice)
     assert "step 7 has waited" in told[0].text
     assert drawn.teachers[0] in told[0].text
 
@@ -357,24 +357,24 @@ def test_students_side_by_side_are_those_of_one_after_another(
     """Two groups share five students; a worker of one is killed."""
     from agrekd_ray.cluster.channel import Channel
     from agrekd_ray.cluster.nodes import DriverData
-    from agrekd_ray.experiment.teacher_provider import Given
-    from agrekd_ray.student.group import Schoolwork, train_group
+    from agrekd_ray.experiment.teacher_provider import FixedSource
+    from agrekd_ray.student.group import TrainConfig, train_group
 
     job = make_job(**{"data.views": {"flip": True}})
     data, checkpoints, drawn = pool_of(job)
-    lesson = Lesson("agre_kd", drawn.teachers, drawn.biased, 4.0)
-    given = tuple(Assignment("agre_kd", seed, STUDENT, TRAINING, lesson) for seed in range(5))
+    spec = DistillationSpec("agre_kd", drawn.teachers, drawn.biased, 4.0)
+    given = tuple(StudentSpec("agre_kd", seed, STUDENT, TRAINING, spec) for seed in range(5))
     channel = Channel(ray_session.get_runtime_context().get_node_id())
     students = tmp_path / "students"
     killer, killed = killing("ray::RayTrainWorker", lambda: list(tmp_path.glob("group-1/taken/*")))
     with fleet_of(job, checkpoints, backbones_per_actor=3) as fleet:
-        work = Schoolwork(
+        work = TrainConfig(
             given,
             DriverData.of(job.data),
-            Given(fleet.source()),
+            FixedSource(fleet.source()),
             students,
             tmp_path,
-            channel.post,
+            channel.emit,
             2,
         )
         settings = StudentSettings(model=STUDENT, training=TRAINING, cpus=0.5, gpus=0)
@@ -395,14 +395,14 @@ def test_a_fault_of_one_group_ends_the_others(
 ) -> None:
     from agrekd_ray.cluster.channel import Channel
     from agrekd_ray.cluster.nodes import DriverData
-    from agrekd_ray.student.group import Schoolwork, train_group
+    from agrekd_ray.student.group import TrainConfig, train_group
 
     wild = Training(epochs=1, batch_size=32, learning_rate=1e30)
     long = Training(epochs=10_000, batch_size=32, learning_rate=0.01)
     channel = Channel(ray_session.get_runtime_context().get_node_id())
-    given = (Assignment("one_hot", 0, STUDENT, long), Assignment("one_hot", 1, STUDENT, wild))
+    given = (StudentSpec("one_hot", 0, STUDENT, long), StudentSpec("one_hot", 1, STUDENT, wild))
     data = DriverData.of(make_job().data)
-    work = Schoolwork(given, data, None, tmp_path / "students", tmp_path, channel.post, 0)
+    work = TrainConfig(given, data, None, tmp_path / "students", tmp_path, channel.emit, 0)
     settings = StudentSettings(model=STUDENT, training=long, cpus=0.5, gpus=0)
     with pytest.raises(RunError, match="diverged"):
         train_group(work, settings, lambda groups, begun: groups < 2)
@@ -419,14 +419,14 @@ def test_a_worker_group_stops_at_a_fault_that_would_repeat(
     from agrekd_ray.cluster.channel import Channel
     from agrekd_ray.cluster.events import Failed
     from agrekd_ray.cluster.nodes import DriverData
-    from agrekd_ray.student.group import Schoolwork, train_group
+    from agrekd_ray.student.group import TrainConfig, train_group
 
     job = make_job()
     wild = Training(epochs=1, batch_size=32, learning_rate=1e30)
     channel = Channel(ray_session.get_runtime_context().get_node_id())
-    given = (Assignment("one_hot", 0, STUDENT, wild),)
-    work = Schoolwork(
-        given, DriverData.of(job.data), None, tmp_path / "students", tmp_path, channel.post, 0
+    given = (StudentSpec("one_hot", 0, STUDENT, wild),)
+    work = TrainConfig(
+        given, DriverData.of(job.data), None, tmp_path / "students", tmp_path, channel.emit, 0
     )
     with pytest.raises(RunError):
         train_group(
@@ -460,9 +460,9 @@ def test_training_goes_on_where_the_controller_itself_gives_up(
 
     monkeypatch.setattr(module, "_fit", fails_at_first)
     told: list[Any] = []
-    given = (Assignment("one_hot", 0, STUDENT, TRAINING),)
+    given = (StudentSpec("one_hot", 0, STUDENT, TRAINING),)
     data = DriverData.of(make_job().data)
-    work = module.Schoolwork(given, data, None, tmp_path / "s", tmp_path, told.append, 0)
+    work = module.TrainConfig(given, data, None, tmp_path / "s", tmp_path, told.append, 0)
     settings = StudentSettings(model=STUDENT, training=TRAINING, cpus=0.5, gpus=0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "MAX_CONTROLLERS", 2)
@@ -472,7 +472,7 @@ def test_training_goes_on_where_the_controller_itself_gives_up(
     assert note.text.endswith("It goes on with the last epoch that was finished.")
     faults.append(short)
     channel = Channel(ray_session.get_runtime_context().get_node_id())
-    module.train_group(dataclasses.replace(work, post=channel.post), settings)
+    module.train_group(dataclasses.replace(work, emit=channel.emit), settings)
     channel.close()
     assert (tmp_path / "s" / given[0].name / "outcome.json").exists()
 
@@ -505,9 +505,9 @@ def test_a_handle_of_ray_is_not_dropped_while_ray_shuts_down(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(module, "_fit", fit)
-    given = tuple(Assignment("one_hot", seed, STUDENT, TRAINING) for seed in range(2))
+    given = tuple(StudentSpec("one_hot", seed, STUDENT, TRAINING) for seed in range(2))
     data = DriverData.of(make_job().data)
-    work = module.Schoolwork(given, data, None, tmp_path / "s", tmp_path, [].append, 0)
+    work = module.TrainConfig(given, data, None, tmp_path / "s", tmp_path, [].append, 0)
     settings = StudentSettings(model=STUDENT, training=TRAINING, cpus=0.5, gpus=0)
     with pytest.raises(KeyboardInterrupt):
         module.train_group(work, settings, interrupted)
@@ -544,10 +544,10 @@ def test_a_group_with_nothing_left_to_do_is_awaited(
         ended.append(folder.name)
 
     monkeypatch.setattr(module, "_fit", fit)
-    monkeypatch.setattr(module.Schoolwork, "finished", lambda self, number: number in finished)
-    given = tuple(Assignment("one_hot", seed, STUDENT, TRAINING) for seed in range(3))
+    monkeypatch.setattr(module.TrainConfig, "finished", lambda self, number: number in finished)
+    given = tuple(StudentSpec("one_hot", seed, STUDENT, TRAINING) for seed in range(3))
     data = DriverData.of(make_job().data)
-    work = module.Schoolwork(given, data, None, tmp_path / "s", tmp_path, [].append, 0)
+    work = module.TrainConfig(given, data, None, tmp_path / "s", tmp_path, [].append, 0)
     settings = StudentSettings(model=STUDENT, training=TRAINING, cpus=0.5, gpus=0)
     more = iter([True, True])
     module.train_group(work, settings, lambda groups, begun: next(more, False))

@@ -27,7 +27,7 @@ from agrekd_ray.files import DamagedError, checked, read_json
 from agrekd_ray.logits import Key, read_record, write_record
 from agrekd_ray.models import Manifest, Model, build, load, read_manifest, save
 from agrekd_ray.report.page import write_report
-from agrekd_ray.results import Metrics, Outcome
+from agrekd_ray.results import Metrics, StudentResult
 from agrekd_ray.search.folder import SearchFolder
 from agrekd_ray.student import read_outcome, write_outcome
 from agrekd_ray.teachers import measured
@@ -168,7 +168,7 @@ def test_what_an_earlier_version_wrote_is_read() -> None:
     del values["calibration"]
     for epoch in values["history"]:
         del epoch["influence"], epoch["influence_by_group"]
-    assert Outcome.from_json(values).history[0].influence == {}
+    assert StudentResult.from_json(values).history[0].influence == {}
 
 
 @pytest.mark.parametrize(

@@ -16,18 +16,18 @@ from agrekd_ray.experiment import display
 from agrekd_ray.experiment.display import RECORDED, Display
 from agrekd_ray.experiment.monitor import Monitor, show_progress
 from agrekd_ray.models import Model
-from agrekd_ray.results import Epoch, Metrics, Outcome
+from agrekd_ray.results import Epoch, Metrics, StudentResult
 from agrekd_ray.settings import Training
-from agrekd_ray.student import Assignment
+from agrekd_ray.student import StudentSpec
 from agrekd_ray.tracking.mlflow_runs import MlflowTracker
 from agrekd_ray.tracking.outbox import Outbox
 
 METRICS = Metrics(0.5, 0.25, 0.6, 0.5, 0.1, 0.3, {"a": 0.25, "b": 0.75}, {"a": 4, "b": 4})
-GIVEN = Assignment(
+GIVEN = StudentSpec(
     "one_hot", 0, Model(name="cnn"), Training(epochs=3, batch_size=8, learning_rate=1)
 )
 HISTORY = [Epoch(number, 1.0 / (1 + number), 0.1, 0.2, METRICS) for number in range(3)]
-OUTCOME = Outcome("one_hot", 0, "-", {"val": METRICS, "test": METRICS}, HISTORY)
+OUTCOME = StudentResult("one_hot", 0, "-", {"val": METRICS, "test": METRICS}, HISTORY)
 
 
 def watched(tracker: Any) -> tuple[Monitor, Outbox, io.StringIO]:

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from agrekd_ray.cluster.events import Note
+from agrekd_ray.cluster.events import Notice
 from agrekd_ray.data import Dataset
-from agrekd_ray.distillation import Lesson, LocalTeachers, TeacherHost
+from agrekd_ray.distillation import DistillationSpec, LocalTeachers, TeacherHost
 from agrekd_ray.errors import RunError
 from agrekd_ray.experiment.gpus import numbered
 from agrekd_ray.models import Model, load
 from agrekd_ray.settings import Training
-from agrekd_ray.student import Assignment, Student
+from agrekd_ray.student import Student, StudentSpec
 
 from .shared import flat_parameters, pool_of, records
 
@@ -27,14 +27,18 @@ TRAINING = Training(epochs=4, batch_size=32, learning_rate=0.05)
 VIEWS = {"flip": True, "shift": 1, "count": 2}
 
 
-def lesson_of(drawn: Any) -> Assignment:
+def lesson_of(drawn: Any) -> StudentSpec:
     """A student of all teachers and the biased model."""
-    return Assignment(
-        "agre_kd", 3, STUDENT, TRAINING, Lesson("agre_kd", drawn.teachers, drawn.biased, 4.0)
+    return StudentSpec(
+        "agre_kd",
+        3,
+        STUDENT,
+        TRAINING,
+        DistillationSpec("agre_kd", drawn.teachers, drawn.biased, 4.0),
     )
 
 
-def taught(given: Assignment, data: Dataset, source: Any, between: Any = None) -> torch.Tensor:
+def taught(given: StudentSpec, data: Dataset, source: Any, between: Any = None) -> torch.Tensor:
     """Parameters of a student; `between` is called after each epoch, with its number."""
     student = Student(given, data, source, look_ahead=2)
     epoch = 0
@@ -85,7 +89,7 @@ def test_replicas_on_two_nodes_teach_what_one_process_teaches(
     torch.testing.assert_close(live, reference, rtol=1e-3, atol=2e-5)
     shares = [effort.forwards for effort in both]
     assert min(shares) > 0.3 * max(shares)  # they share the work
-    (line,) = [note.text for note in told if isinstance(note, Note)]
+    (line,) = [note.text for note in told if isinstance(note, Notice)]
     assert line.startswith("teachers' actors: 2 × (0.1 CPU, 1 slot on zone=in(a,b)) on ")
 
 
@@ -115,18 +119,18 @@ def test_replicas_record_a_view_in_parts(ray_session: Any, make_job: Any, add_no
 def test_teachers_without_room_take_turns_to_be_recorded(
     ray_session: Any, make_job: Any, add_node: Any
 ) -> None:
-    from agrekd_ray.experiment.teacher_provider import Teaching
+    from agrekd_ray.experiment.teacher_provider import TeacherProvider
 
     add_node(num_cpus=1, resources={"slot": 1})
     job = make_job(**{"data.views": VIEWS, "fleet": in_slots()})
     data, checkpoints, drawn = pool_of(job)
     told: list[Any] = []
-    with Teaching(job, checkpoints, data, [0, 1], told.append) as teaching:
+    with TeacherProvider(job, checkpoints, data, [0, 1], told.append) as teaching:
         source = teaching.source()
         assert source is not None
         replay = taught(lesson_of(drawn), data, source(data))
     assert teaching.effort.actors == 3  # backbones, one after the other
-    assert any("take turns" in note.text for note in told if isinstance(note, Note))
+    assert any("take turns" in note.text for note in told if isinstance(note, Notice))
     assert records(job, data, checkpoints).missing([0, 1]) == []
     reference = taught(lesson_of(drawn), data, LocalTeachers(TeacherHost(checkpoints, data)))
     torch.testing.assert_close(replay, reference, rtol=1e-3, atol=2e-5)

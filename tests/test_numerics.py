@@ -18,7 +18,7 @@ from agrekd_ray.data import TEST, open_dataset
 from agrekd_ray.errors import RunError
 from agrekd_ray.fleet import actors
 from agrekd_ray.fleet.actors import numbers_here
-from agrekd_ray.logits import Outputs
+from agrekd_ray.logits import LogitsCache
 from agrekd_ray.models import Model, build, load, save
 from agrekd_ray.numerics import compiled, computing_in, numbers_on, training_kernels
 from agrekd_ray.settings import Precision, Training, fingerprint
@@ -184,7 +184,7 @@ def test_records_of_an_earlier_version_are_found(make_job: Any) -> None:
     job = make_job()
     data, checkpoints, _ = pool_of(job)
     for numbers, before in (("float32", "none"), ("bfloat16", "bfloat16")):
-        outputs = Outputs(job.outputs, checkpoints, data, numbers)  # type: ignore[arg-type]
+        outputs = LogitsCache(job.outputs, checkpoints, data, numbers)  # type: ignore[arg-type]
         assert {key.autocast for key in outputs.keys.values()} == {before}
 
 

@@ -19,7 +19,7 @@ from agrekd_ray.report import job as report
 from agrekd_ray.report import page
 from agrekd_ray.report.job import headline, remarks
 from agrekd_ray.report.page import write_report
-from agrekd_ray.results import Agreement, Epoch, Member, Metrics, Outcome
+from agrekd_ray.results import Agreement, Epoch, Metrics, StudentResult, TeacherResult
 from agrekd_ray.results.search import RuleReport, SearchResult, TrialResult
 
 PIXEL = base64.b64decode(
@@ -126,7 +126,7 @@ def metrics(worst: float) -> Metrics:
     return Metrics(0.1 + 0.8 * worst, worst, 0.9, 0.5, worst / 2, 0.15, groups, counts)
 
 
-def student(method: str, seed: int, worst: float, teachers: tuple[str, ...] = ()) -> Outcome:
+def student(method: str, seed: int, worst: float, teachers: tuple[str, ...] = ()) -> StudentResult:
     first = {group: dict.fromkeys(teachers, 9.0) for group in ("aligned", "conflicting")}
     shares = [0.5 ** (n + 1) for n in range(len(teachers))]
     last = {
@@ -139,12 +139,12 @@ def student(method: str, seed: int, worst: float, teachers: tuple[str, ...] = ()
         Epoch(1, 1.0, 0.1, 1.0, metrics(worst), last, **moved),
     ]
     splits = {"val": metrics(worst + 0.05), "test": metrics(worst)}
-    return Outcome(method, seed, "2 (1 debiased)", splits, history if teachers else [])
+    return StudentResult(method, seed, "2 (1 debiased)", splits, history if teachers else [])
 
 
 WORST = {"one_hot_dfr": 0.6, "aver": 0.2, "agre_kd": 0.4}
 MEMBERS = [
-    Member(name, name[:3], f"{name}{'f' * 64}", {"test": metrics(0.3)})
+    TeacherResult(name, name[:3], f"{name}{'f' * 64}", {"test": metrics(0.3)})
     for name in ("erm-0", "dfr-1")
 ]
 OUTCOMES = [
@@ -205,7 +205,9 @@ def job(tmp_path: Path) -> Callable[..., Path]:
     """Makes the folder of a job."""
 
     def make(
-        outcomes: list[Outcome] = OUTCOMES, members: list[Member] = MEMBERS, **about: Any
+        outcomes: list[StudentResult] = OUTCOMES,
+        members: list[TeacherResult] = MEMBERS,
+        **about: Any,
     ) -> Path:
         folder = tmp_path / "20261124-083700-ab12"
         (folder / "plots").mkdir(parents=True, exist_ok=True)
@@ -314,7 +316,7 @@ def test_the_vote_stands_against_the_biased_model(job):
 
 def test_many_teachers_are_shown_by_family(job):
     names = tuple(f"{'dfr' if n < 3 else 'erm'}-{n}" for n in range(20))
-    members = [Member(name, name[:3], "f") for name in names]
+    members = [TeacherResult(name, name[:3], "f") for name in names]
     taught = read(job([student("aver", 0, 0.2, names)], members)).tables["Who taught whom"]
     assert taught[1] == ["debiased (DFR) mean of 3", "biased (ERM) mean of 17"]
     assert taught[2][:3] == ["AVER", "aligned", f"{(0.5 + 0.25 + 0.125) / 3:.3f}"]
@@ -549,8 +551,8 @@ HOSTILE = (
 def test_what_a_file_holds_stays_text(job, search, name):
     worst = replace(metrics(0.3), groups={name: 0.3, "b": 0.9}, counts={name: 7, "b": 90})
     history = [Epoch(0, 1.0, 0.1, 1.0, worst, {name: {name: 0.5}})]
-    odd = Outcome(name, 0, name, {"test": worst}, history)
-    member = Member(name, name, name, {"test": worst})
+    odd = StudentResult(name, 0, name, {"test": worst}, history)
+    member = TeacherResult(name, name, name, {"test": worst})
     about = dict.fromkeys(("name", "folder"), name) | {"classes": [name], "groups": [name]}
     about["versions"] = {name: name}
     about["settings"] = SETTINGS | {"data": {"name": name, name: name}}

@@ -39,8 +39,8 @@ from agrekd_ray.capacity.size import (
 )
 from agrekd_ray.config import JobError
 from agrekd_ray.core.weighting import STRATEGIES
-from agrekd_ray.distillation import Lesson, Question
-from agrekd_ray.distillation.spec import reply, weigh_replies
+from agrekd_ray.distillation import DistillationSpec, GradientRequest
+from agrekd_ray.distillation.spec import combine_gradients, teacher_gradients
 
 FREE = Costs(
     call_ms=0,
@@ -366,19 +366,19 @@ def test_messages_are_as_large_as_the_real_ones(
 ) -> None:
     """The real arrays, pickled as messages are."""
     names = tuple(f"erm-{number}" for number in range(teachers))
-    lesson = Lesson(strategy, names, names[0], 4.0)
+    spec = DistillationSpec(strategy, names, names[0], 4.0)
     ids = np.arange(samples)
     coming = tuple((0, ids + n) for n in range(ahead))
     logits_BC = np.random.default_rng(0).normal(size=(samples, classes)).astype(np.float32)
-    question = Question(lesson, 3, 0, ids, logits_BC, coming)
+    question = GradientRequest(spec, 3, 0, ids, logits_BC, coming)
 
     class Labelled:
         def labels(self, ids: np.ndarray) -> torch.Tensor:
             return torch.zeros(len(ids), dtype=torch.int64)
 
     logits_mBC = torch.randn(teachers, samples, classes)
-    told = reply(question, names, logits_mBC, Labelled())  # type: ignore[arg-type]
-    answer = weigh_replies(question, [told])
+    told = teacher_gradients(question, names, logits_mBC, Labelled())  # type: ignore[arg-type]
+    answer = combine_gradients(question, [told])
     lengths = tuple(map(len, names))
     for counted, real in (
         (question_bytes(lengths, samples, classes, ahead), question),
@@ -395,7 +395,7 @@ def test_messages_are_as_large_as_the_real_ones(
 PEAK = """
 import re, torch
 from pathlib import Path
-from agrekd_ray.distillation.spec import weigh_replies
+from agrekd_ray.distillation.spec import combine_gradients
 from agrekd_ray.capacity.measure import question_of, replies_to
 
 def kilobytes(name):
@@ -403,12 +403,12 @@ def kilobytes(name):
 
 torch.set_num_threads(1)
 small = question_of("agre_kd", 4, 8, 10)
-weigh_replies(small, [replies_to(small, small.lesson.members)])
+combine_gradients(small, [replies_to(small, small.spec.members)])
 question = question_of("agre_kd", 8, 64, 8000)
-told = [replies_to(question, question.lesson.members)]
+told = [replies_to(question, question.spec.members)]
 Path("/proc/self/clear_refs").write_text("5")
 before = kilobytes("VmRSS")
-weigh_replies(question, told)
+combine_gradients(question, told)
 print((kilobytes("VmHWM") - before) * 1024)
 """
 

@@ -18,10 +18,10 @@ from agrekd_ray.results import (
     Bin,
     Diagnostics,
     Epoch,
-    Member,
     Metrics,
-    Outcome,
     SplitAgreement,
+    StudentResult,
+    TeacherResult,
 )
 from agrekd_ray.results.labels import ALL
 
@@ -32,14 +32,14 @@ def metrics(worst: float) -> Metrics:
     return Metrics(0.2 + worst / 2, worst, 0.9, 0.4, 0.1, 0.1, {"a": 0.9, "b": worst}, {})
 
 
-def ensemble(count: int) -> list[Member]:
+def ensemble(count: int) -> list[TeacherResult]:
     kinds = ["dfr" if n % 3 == 0 else "erm" for n in range(count)]
-    return [Member(f"{kind}-{n}", kind, "f") for n, kind in enumerate(kinds)]
+    return [TeacherResult(f"{kind}-{n}", kind, "f") for n, kind in enumerate(kinds)]
 
 
 def student(
     method: str, seed: int, teachers: int, groups: int = 2, epochs: int = 3, met: float = 0.2
-) -> Outcome:
+) -> StudentResult:
     rng = np.random.default_rng([seed, len(method)])
     names = [f"class {g // 2}, background {g}" for g in range(groups)]
 
@@ -63,7 +63,7 @@ def student(
     ]
     bins = [Bin(k / 15, (k + 1) / 15, 1 + 7 * k, (k + 0.5) / 15, k / 20) for k in (0, 3, 9, 14)]
     tests = {"test": metrics(0.3 + 0.02 * seed)}
-    return Outcome(method, seed, "5", tests, history, calibration=bins)
+    return StudentResult(method, seed, "5", tests, history, calibration=bins)
 
 
 def ink(path: Path) -> np.ndarray:
@@ -167,7 +167,9 @@ def test_influence_is_drawn_below_zero(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_nothing_to_draw_leaves_no_file(tmp_path: Path) -> None:
-    old = Outcome("agre_kd", 0, "5", {"val": metrics(0.3)}, [Epoch(0, 1.0, 0.1, 1.0, metrics(0.3))])
+    old = StudentResult(
+        "agre_kd", 0, "5", {"val": metrics(0.3)}, [Epoch(0, 1.0, 0.1, 1.0, metrics(0.3))]
+    )
     assert not plots.worst_group_by_method([old], tmp_path / "a.png")
     assert not plots.training_curves([replace(old, history=[])], tmp_path / "b.png")
     assert not plots.agreement_by_group(Diagnostics(), tmp_path / "c.png")

@@ -23,7 +23,7 @@ from agrekd_ray.experiment.job import run_job
 from agrekd_ray.experiment.recording import record_job
 from agrekd_ray.logits.report import check as check_outputs
 from agrekd_ray.models import load
-from agrekd_ray.results import Effort
+from agrekd_ray.results import TeacherCost
 
 from .conftest import TINY, merged
 from .shared import AGREKD, flat_parameters, under_way, until
@@ -184,7 +184,7 @@ def test_recorded_up_front_no_run_starts_a_teacher(
         assert (first["actors"], first["forwards"]) == (0, 6)  # the vote, on two splits
         assert "recorded" in screen()
         other = {"seeds": [4], "distillation.temperature": 2, "distillation.alpha": 0.9}
-        assert effort(make_job(**changes, **other)) == asdict(Effort())
+        assert effort(make_job(**changes, **other)) == asdict(TeacherCost())
         assert "no forward pass: all that they say had been recorded before" in screen()
 
 

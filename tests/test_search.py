@@ -25,7 +25,7 @@ from agrekd_ray.errors import RunError
 from agrekd_ray.results import Epoch, Metrics
 from agrekd_ray.results.search import FAILED, FINISHED, STOPPED, SearchResult, TrialResult
 from agrekd_ray.search import trial as trials
-from agrekd_ray.search.folder import Journal, SearchFolder
+from agrekd_ray.search.folder import SearchFolder, TrialStore
 from agrekd_ray.search.trial import Shared, Trial, opened
 from agrekd_ray.training import Judge
 
@@ -110,7 +110,9 @@ def refuse_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
 def judged_here(result: SearchResult, trial: TrialResult) -> Metrics:
     """What the students that a trial left behind are worth on the test split."""
     folder = SearchFolder.open(Path(result.folder))
-    (trial_id,) = [i for i, t in Journal(folder.trials).all().items() if t.number == trial.number]
+    (trial_id,) = [
+        i for i, t in TrialStore(folder.trials).all().items() if t.number == trial.number
+    ]
     state = trials.last_state(folder.states / trial_id)
     assert state is not None
     dataset = open_dataset(folder.planned.base.data)
@@ -226,15 +228,15 @@ def test_students_with_several_workers_are_stopped_early_and_leave_nothing(
 def test_a_trial_whose_process_dies_at_its_end_is_tested_by_a_task(
     ray_session: Any, tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from agrekd_ray.search.callback import Watch
+    from agrekd_ray.search.callback import TuneCallback
 
-    ended = Watch.on_trial_complete
+    ended = TuneCallback.on_trial_complete
 
     def kill(self: Any, iteration: int, trials: Any, trial: Any) -> None:
         ended(self, iteration, trials, trial)
         os.kill(trial.last_result["pid"], signal.SIGKILL)
 
-    monkeypatch.setattr(Watch, "on_trial_complete", kill)
+    monkeypatch.setattr(TuneCallback, "on_trial_complete", kill)
     result = search(tmp_path, store, trials=1, searcher={"name": "random"})
     (trial,) = result.trials
     assert trial.state == FINISHED
@@ -249,11 +251,11 @@ def test_trials_that_time_ends_are_tested_where_they_were(
     """Also one that is in the middle of an epoch: its last saved students are meant."""
     from ray.tune.stopper.timeout import TimeoutStopper
 
-    from agrekd_ray.search.callback import Watch
+    from agrekd_ray.search.callback import TuneCallback
 
     refuse_tasks(monkeypatch)
     epochs: dict[str, int] = {}
-    heard = Watch.on_trial_result
+    heard = TuneCallback.on_trial_result
 
     def count(self: Any, iteration: int, trials: Any, trial: Any, result: Any) -> None:
         heard(self, iteration, trials, trial, result)
@@ -262,7 +264,7 @@ def test_trials_that_time_ends_are_tested_where_they_were(
     def up(self: Any) -> bool:
         return len(epochs) == 2 and min(epochs.values()) >= 2
 
-    monkeypatch.setattr(Watch, "on_trial_result", count)
+    monkeypatch.setattr(TuneCallback, "on_trial_result", count)
     monkeypatch.setattr(TimeoutStopper, "stop_all", up)
     changes = {"student.training.epochs": 100_000}
     result = search(tmp_path, store, space=STUDENT_ONLY, trials=2, minutes=60, changes=changes)
@@ -313,10 +315,10 @@ def test_trials_go_where_students_labels_say(
 def test_a_killed_trial_is_retried_and_a_diverged_one_is_not(
     ray_session: Any, tmp_path: Path, store: Path, make_job: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from agrekd_ray.search.callback import Watch
+    from agrekd_ray.search.callback import TuneCallback
 
     killed: list[int] = []
-    heard = Watch.on_trial_result
+    heard = TuneCallback.on_trial_result
 
     def kill_once(self: Any, iteration: int, trials: Any, trial: Any, result: Any) -> None:
         heard(self, iteration, trials, trial, result)
@@ -325,7 +327,7 @@ def test_a_killed_trial_is_retried_and_a_diverged_one_is_not(
             killed.append(result["pid"])
             os.kill(result["pid"], signal.SIGKILL)
 
-    monkeypatch.setattr(Watch, "on_trial_result", kill_once)
+    monkeypatch.setattr(TuneCallback, "on_trial_result", kill_once)
     result = search(
         tmp_path,
         store,
@@ -401,7 +403,7 @@ def test_a_worker_group_keeps_step_with_its_trial_and_leaves_nothing(
         Local(checkpoints),
         answers_N,
         answers_N,
-        channel.post,
+        channel.emit,
         tmp_path / "trials",
         tmp_path / "states",
         tmp_path / "groups",
@@ -503,7 +505,7 @@ def test_a_killed_search_goes_on(tmp_path: Path, store: Path) -> None:
 
 def _trials(folder: Path) -> list[Any]:
     trials = folder / "trials"
-    return list(Journal(trials).all().values()) if trials.exists() else []
+    return list(TrialStore(trials).all().values()) if trials.exists() else []
 
 
 def test_resume_without_a_run_is_one_error(tmp_path: Path, store: Path) -> None:

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from agrekd_ray.report import style
 from agrekd_ray.report.search import publish_files, write_trials
-from agrekd_ray.results import Epoch, Metrics, Outcome
+from agrekd_ray.results import Epoch, Metrics, StudentResult
 from agrekd_ray.results.search import (
     DEFAULT,
     FAILED,
@@ -27,9 +27,9 @@ from agrekd_ray.results.search import (
     TrialResult,
 )
 from agrekd_ray.search import board
-from agrekd_ray.search.folder import Journal
+from agrekd_ray.search.folder import TrialStore
 from agrekd_ray.search.ranking import best, rule_reports, verdict
-from agrekd_ray.search.trial_table import Board
+from agrekd_ray.search.trial_table import TrialTable
 
 
 def metrics(worst: float) -> Metrics:
@@ -46,9 +46,9 @@ def trial(
     return TrialResult(number, setting, state, 3, history, 0.5 * epochs, metrics(truth))
 
 
-def students(method: str, *values: float) -> list[Outcome]:
+def students(method: str, *values: float) -> list[StudentResult]:
     return [
-        Outcome(method, 100 + n, "5", {"val": metrics(value), "test": metrics(value)})
+        StudentResult(method, 100 + n, "5", {"val": metrics(value), "test": metrics(value)})
         for n, value in enumerate(values)
     ]
 
@@ -106,14 +106,14 @@ def test_there_is_no_verdict_without_students() -> None:
 
 
 def test_a_journal_outlives_its_driver(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
+    journal = TrialStore(tmp_path)
     for number, name in enumerate("abc"):
         journal.put(name, trial(number, 0.1 * number, worst_group=0.3))
-    again = Journal(tmp_path)
+    again = TrialStore(tmp_path)
     assert again.all() == journal.all()
     assert (again.number(1), again.number(7)) == (3, 7)
     again.forget({"a"})
-    assert list(Journal(tmp_path).all()) == ["b", "c"]
+    assert list(TrialStore(tmp_path).all()) == ["b", "c"]
 
 
 def test_a_result_survives_its_file() -> None:
@@ -135,7 +135,7 @@ def test_the_live_table_cuts_settings_and_nothing_else(width: int) -> None:
     trials = [replace(one, setting={**one.setting, **long}) for one in trials]
     screen = io.StringIO()
     console = Console(file=screen, width=width, height=20, force_terminal=True, color_system=None)
-    with Board(console, "worst_group", 8, 2, None) as board:
+    with TrialTable(console, "worst_group", 8, 2, None) as board:
         board.show(trials, trials[1])
     text = screen.getvalue()
     for shown in ("trial-000", "trial-002", "stopped early", "running", "3/3", "60.0", "2/8"):
@@ -147,7 +147,7 @@ def test_the_live_table_cuts_settings_and_nothing_else(width: int) -> None:
 def test_without_a_terminal_there_are_quiet_lines() -> None:
     screen = io.StringIO()
     over = trial(0, 0.1, worst_group=0.4)
-    with Board(Console(file=screen, width=100), "worst_group", 1, 2, None) as board:
+    with TrialTable(Console(file=screen, width=100), "worst_group", 1, 2, None) as board:
         board.show([replace(over, state=RUNNING)])
         board.show([over], over)
     assert "trials   1/1" in screen.getvalue()
@@ -160,7 +160,7 @@ def test_the_time_that_is_left_is_of_this_attempt(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(board.time, "monotonic", lambda: now)
     screen = io.StringIO()
     earlier = [trial(n, 0.1, worst_group=0.3) for n in range(6)]
-    with Board(Console(file=screen, width=200), "worst_group", 12, 2, None) as shown:
+    with TrialTable(Console(file=screen, width=200), "worst_group", 12, 2, None) as shown:
         for number in (6, 7):
             shown.show([*earlier, replace(trial(number, 0.1), state=RUNNING)])
             now += 30
@@ -174,7 +174,7 @@ def test_the_best_so_far_is_of_trials_that_have_ended_and_never_falls(score: flo
     screen = io.StringIO()
     ended = [trial(n, 0.1, worst_group=0.3 + 0.1 * n) for n in range(2)]
     under_way = replace(trial(2, 0.1, worst_group=score), state=RUNNING)
-    with Board(Console(file=screen, width=200), "worst_group", 2, 2, None) as board:
+    with TrialTable(Console(file=screen, width=200), "worst_group", 2, 2, None) as board:
         board.show([*ended, under_way], ended[1])
     assert "best that has ended trial-001 40.0" in screen.getvalue()
 

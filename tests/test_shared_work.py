@@ -11,11 +11,11 @@ from agrekd_ray.cluster.events import StudentEpoch
 from agrekd_ray.models import Model
 from agrekd_ray.results import Epoch, Metrics
 from agrekd_ray.settings import Training
-from agrekd_ray.student import Assignment, shared_work
+from agrekd_ray.student import StudentSpec, shared_work
 from agrekd_ray.student.shared_work import Pace, SharedWork
 
 GIVEN = tuple(
-    Assignment(
+    StudentSpec(
         "one_hot",
         seed,
         Model(name="cnn"),

@@ -24,7 +24,7 @@ from agrekd_ray.experiment.study import run_study
 from agrekd_ray.report.page import write_report
 from agrekd_ray.report.study import markdown, show
 from agrekd_ray.report.study_plots import gains_plot, sweep_plots
-from agrekd_ray.results import Metrics, Outcome
+from agrekd_ray.results import Metrics, StudentResult
 from agrekd_ray.results.points import Published
 from agrekd_ray.results.study import PointResult, StudyResult
 from agrekd_ray.settings import Settings
@@ -383,9 +383,9 @@ def test_on_ray_one_session_and_one_fleet_serve_all_points(
         assert accuracy[0] == pytest.approx(accuracy[1], abs=0.01)
 
 
-def outcome(method: str, seed: int, worst: float) -> Outcome:
+def outcome(method: str, seed: int, worst: float) -> StudentResult:
     metrics = Metrics(worst + 0.1, worst, 0.5, 0.5, 0.1, 0.2, {"a": worst}, {"a": 10})
-    return Outcome(method, seed, "5 (2 debiased)", {"test": metrics})
+    return StudentResult(method, seed, "5 (2 debiased)", {"test": metrics})
 
 
 def made_up(draws: list[int | None], published: Published | None = None) -> StudyResult:
@@ -483,7 +483,7 @@ def test_what_is_finished_of_a_stopped_study_can_be_seen(
 def over_some(result: StudyResult, places: int) -> StudyResult:
     """A study whose first places are measured on some of the groups."""
 
-    def some(outcome: Outcome) -> Outcome:
+    def some(outcome: StudentResult) -> StudentResult:
         test = replace(outcome.splits["test"], coverage={"groups": (1, 2), "classes": (3, 3)})
         return replace(outcome, splits={"test": test})
 

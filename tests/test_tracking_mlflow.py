@@ -26,7 +26,7 @@ from agrekd_ray.experiment import job as job_module
 from agrekd_ray.experiment.engine import LocalEngine
 from agrekd_ray.experiment.folder import RunFolder
 from agrekd_ray.experiment.job import run_job
-from agrekd_ray.results import Epoch, Metrics, Outcome
+from agrekd_ray.results import Epoch, Metrics, StudentResult
 from agrekd_ray.student import Student
 from agrekd_ray.tracking.mlflow_runs import MlflowTracker
 from agrekd_ray.tracking.tracker import KILLED
@@ -78,9 +78,11 @@ def epochs(count: int, teachers: int = 5, groups: int = 2) -> list[Epoch]:
     ]
 
 
-def outcome(method: str = "agre_kd", history: int = 3) -> Outcome:
+def outcome(method: str = "agre_kd", history: int = 3) -> StudentResult:
     splits = {"val": metrics(0.28), "test": metrics(0.30)}
-    return Outcome(method, 0, "5 (2 debiased)", splits, epochs(history), "students/agre_kd-seed-0")
+    return StudentResult(
+        method, 0, "5 (2 debiased)", splits, epochs(history), "students/agre_kd-seed-0"
+    )
 
 
 @pytest.fixture(scope="module")

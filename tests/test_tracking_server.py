@@ -17,7 +17,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from agrekd_ray.results import Epoch, Metrics, Outcome
+from agrekd_ray.results import Epoch, Metrics, StudentResult
 from agrekd_ray.tracking.mlflow_runs import MlflowTracker
 from agrekd_ray.tracking.outbox import Outbox
 
@@ -26,7 +26,7 @@ from .test_search import STUDENT_ONLY, search
 
 METRICS = Metrics(0.5, 0.25, 0.6, 0.5, 0.1, 0.3, {"a": 0.25, "b": 0.75}, {"a": 4, "b": 4})
 HISTORY = [Epoch(n, 1 / (1 + n), 0.1, 0.2, METRICS, steps=5) for n in range(6)]
-OUTCOME = Outcome("aver", 0, "2", {"val": METRICS, "test": METRICS}, HISTORY)
+OUTCOME = StudentResult("aver", 0, "2", {"val": METRICS, "test": METRICS}, HISTORY)
 
 
 class Server:

@@ -20,7 +20,7 @@ from agrekd_ray.data import TRAIN, open_dataset
 from agrekd_ray.errors import RunError
 from agrekd_ray.models import Model, build
 from agrekd_ray.settings import Precision, Training
-from agrekd_ray.student import Assignment, Student
+from agrekd_ray.student import Student, StudentSpec
 from agrekd_ray.training import Batch, BatchPlan, Labels, Trainer, loop, predict
 from agrekd_ray.training.optimization import make_optimizer, make_schedule
 
@@ -115,7 +115,7 @@ def test_resuming_ends_in_the_same_parameters(make_job: Any, tmp_path: Any, opti
         clip_norm=1.0,
     )
     model = Model(name="torchvision/mobilenet_v3_small", args={"dropout": 0.5}, small_stem=True)
-    given = Assignment("one_hot", 4, model, training)
+    given = StudentSpec("one_hot", 4, model, training)
     whole = Student(given, data, None)
     while not whole.done:
         whole.epoch()
@@ -136,7 +136,7 @@ def test_resuming_ends_in_the_same_parameters(make_job: Any, tmp_path: Any, opti
 def test_a_state_of_another_student_is_not_taken(make_job: Any, tmp_path: Any) -> None:
     data = open_dataset(make_job().data)
     one, other = (
-        Student(Assignment("one_hot", seed, Model(name="cnn"), SMALL), data, None)
+        Student(StudentSpec("one_hot", seed, Model(name="cnn"), SMALL), data, None)
         for seed in (0, 1)
     )
     one.save_state(tmp_path / "state.pt")
@@ -232,7 +232,7 @@ def test_a_last_step_that_diverges_is_an_error_too(make_job: Any) -> None:
     """No loss tells of it any more, but the student's answers do."""
     data = open_dataset(make_job().data)
     wild = Training(epochs=1, batch_size=160, learning_rate=1e30)
-    student = Student(Assignment("one_hot", 0, Model(name="cnn"), wild), data, None)
+    student = Student(StudentSpec("one_hot", 0, Model(name="cnn"), wild), data, None)
     with pytest.raises(RunError, match=r"NaN to \d+ of \d+ samples of val.*diverged"):
         student.epoch()
 

@@ -18,7 +18,7 @@ from agrekd_ray.data.prepared import PreparedRows
 from agrekd_ray.errors import RunError
 from agrekd_ray.experiment.folder import STATE, Folder, State
 from agrekd_ray.files import exists, is_file, is_folder
-from agrekd_ray.logits import Key, Partial, listed, read_record, verify, write_record
+from agrekd_ray.logits import Key, LogitsWriter, listed, read_record, verify, write_record
 from agrekd_ray.models.checkpoint import MANIFEST, WEIGHTS
 from agrekd_ray.search.folder import read_trial
 from agrekd_ray.teachers import Pool
@@ -75,13 +75,13 @@ def test_a_record(tmp_path: Path, fail: Fail, monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_record_in_the_making(tmp_path: Path, fail: Fail) -> None:
     path = tmp_path / "view-00000.arrow"
-    begun = Partial(path, KEY)
+    begun = LogitsWriter(path, KEY)
     begun.put(np.arange(2), np.ones((2, 2), np.float32))
     begun.close()
     (left,) = tmp_path.iterdir()
     fail(left)
     with pytest.raises(RunError, match="cannot record"):
-        Partial(path, KEY)
+        LogitsWriter(path, KEY)
     assert list(tmp_path.iterdir()) == [left]
 
 

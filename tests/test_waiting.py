@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from agrekd_ray.cluster.events import Note
+from agrekd_ray.cluster.events import Notice
 from agrekd_ray.data import TEST
 from agrekd_ray.experiment.display import Display
 from agrekd_ray.experiment.eval_logits import Answers
 from agrekd_ray.experiment.plan import make_plan
 from agrekd_ray.models import Model
 from agrekd_ray.settings import Training
-from agrekd_ray.student import Assignment
+from agrekd_ray.student import StudentSpec
 from agrekd_ray.teachers import Pool
 
 from .shared import pool_of
@@ -63,7 +63,7 @@ def test_what_waits_for_room_is_said_again_and_again(
 
     def twice(what: str) -> Callable[[], bool]:
         def said() -> bool:
-            texts = [event.text for event in told if isinstance(event, Note)]
+            texts = [event.text for event in told if isinstance(event, Notice)]
             return sum(text.startswith("for ") and what in text for text in texts) >= 2
 
         return said
@@ -83,12 +83,12 @@ def test_what_waits_for_room_is_said_again_and_again(
         leaves = held_slot(twice("student's worker"))
         model = Model(name="cnn", args={"width": 4})
         training = Training(epochs=1, batch_size=32, learning_rate=0.05)
-        given = Assignment("one_hot", 0, model, training)
+        given = StudentSpec("one_hot", 0, model, training)
         engine.train_students((given,), {}, tmp_path / "students", tmp_path / "training")
         leaves.join()
     finally:
         engine.close()
     assert (tmp_path / "students" / given.name / "outcome.json").exists()
-    first = next(event.text for event in told if isinstance(event, Note))
+    first = next(event.text for event in told if isinstance(event, Notice))
     assert "wait for room that others hold now" in first
     assert "1 slot" in first

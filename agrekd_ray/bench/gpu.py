@@ -37,22 +37,22 @@ from agrekd_ray.bench.workloads import (
     Workload,
 )
 from agrekd_ray.cluster.channel import Channel
-from agrekd_ray.cluster.events import Event, Note, Post
+from agrekd_ray.cluster.events import Emit, Event, Notice
 from agrekd_ray.cluster.fleet_settings import FleetSettings
 from agrekd_ray.cluster.nodes import device_here
 from agrekd_ray.cluster.session import RaySession
 from agrekd_ray.data import TRAIN, Arrays, Dataset, open_dataset
 from agrekd_ray.data.image_table import ImageTable
 from agrekd_ray.data.views import Crop, Views
-from agrekd_ray.distillation import Lesson, Replay, Source, TeacherHost
+from agrekd_ray.distillation import DistillationSpec, Replay, Source, TeacherHost
 from agrekd_ray.experiment.display import Display
 from agrekd_ray.experiment.listener import Listener
 from agrekd_ray.fleet.fleet import Fleet
-from agrekd_ray.logits import Outputs, OutputSettings
+from agrekd_ray.logits import LogitsCache, OutputSettings
 from agrekd_ray.models import Model, build, load
 from agrekd_ray.numerics import numbers_on
 from agrekd_ray.settings import Compile, Training
-from agrekd_ray.student import Assignment, Student
+from agrekd_ray.student import Student, StudentSpec
 
 VIEWS = 2
 """Views that the students' epochs show in turn."""
@@ -160,7 +160,7 @@ def measure_gpu(repeats: int, quick: bool, session: RaySession, display: Display
     channel = Channel(session.node_id)
 
     def progress(event: Event) -> None:
-        if isinstance(event, Note):
+        if isinstance(event, Notice):
             display.advance(event.text)
 
     # `max_calls`: memory that one leaves behind is not the next one's.
@@ -173,9 +173,9 @@ def measure_gpu(repeats: int, quick: bool, session: RaySession, display: Display
                 with tempfile.TemporaryDirectory(prefix="agrekd-bench-") as folder:
                     place = _Place(Path(folder), size, classes)
                     place.make()
-                    with place.fleet(gpu, channel.post) as fleet:
+                    with place.fleet(gpu, channel.emit) as fleet:
                         source = fleet.source()
-                        device, cells = ray.get(task.remote(place, source, repeats, channel.post))
+                        device, cells = ray.get(task.remote(place, source, repeats, channel.emit))
                     found += cells
                     devices.append(device)
     finally:
@@ -239,13 +239,13 @@ class _Place:
         return {one: self.folder / name / one for one in names}
 
     @contextlib.contextmanager
-    def fleet(self, gpu: bool, post: Post) -> Iterator[Fleet]:
+    def fleet(self, gpu: bool, emit: Emit) -> Iterator[Fleet]:
         """The teachers who answer live, in one actor."""
         hosted = self.size.hosted
         settings = FleetSettings(
             backbones_per_actor=hosted, cpus=0.1, gpus=SHARE if gpu else 0, look_ahead=2
         )
-        fleet = Fleet(self.checkpoints("hosted", hosted), self.data(VIEWS), settings, post)
+        fleet = Fleet(self.checkpoints("hosted", hosted), self.data(VIEWS), settings, emit)
         try:
             yield fleet
         finally:
@@ -257,7 +257,7 @@ class _Place:
 
 
 def measured(
-    place: _Place, live: Source, repeats: int, post: Post
+    place: _Place, live: Source, repeats: int, emit: Emit
 ) -> tuple[str, list[dict[str, Any]]]:
     """All rows of one number of classes; runs in a process of its own.
 
@@ -265,13 +265,13 @@ def measured(
         place: of pictures and teachers.
         live: the teachers who answer live.
         repeats: that count.
-        post: is told of every row.
+        emit: is told of every row.
 
     Returns:
         Name of the device, and the fields of the rows.
     """
     device = torch.device(device_here())
-    rows = [asdict(row) for row in _Rows(place, live, repeats, device, post)]
+    rows = [asdict(row) for row in _Rows(place, live, repeats, device, emit)]
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     return name, rows
 
@@ -284,14 +284,14 @@ class _Rows:
         live: the teachers who answer live.
         repeats: that count.
         device: to compute on.
-        post: is told of every row.
+        emit: is told of every row.
     """
 
     def __init__(
-        self, place: _Place, live: Source, repeats: int, device: torch.device, post: Post
+        self, place: _Place, live: Source, repeats: int, device: torch.device, emit: Emit
     ) -> None:
         self._place, self._live, self._repeats = place, live, repeats
-        self._device, self._post = device, post
+        self._device, self._emit = device, emit
         self._dataset: Dataset = open_dataset(place.data(VIEWS))
 
     def __iter__(self) -> Iterator[Measured]:
@@ -337,7 +337,7 @@ class _Rows:
                     seconds.append(time.perf_counter() - began)
         most = torch.cuda.max_memory_allocated(self._device) if on_gpu else peak.most
         classes = self._place.classes
-        self._post(Note(f"{way}, B {batch_size}, {classes} classes"))
+        self._emit(Notice(f"{way}, B {batch_size}, {classes} classes"))
         return Measured(
             way, batch_size, classes, teachers, how, images, seconds, busy.percent, most
         )
@@ -352,9 +352,9 @@ class _Rows:
                 epochs=self._repeats + 1, batch_size=batch_size, learning_rate=1e-3, compile=how
             )
             names = tuple(f"teacher-{number}" for number in range(teachers))
-            lesson = Lesson("agre_kd", names, names[0], TEMPERATURE) if names else None
+            spec = DistillationSpec("agre_kd", names, names[0], TEMPERATURE) if names else None
             student = Student(
-                Assignment(way, 0, self._place.size.student, training, lesson),
+                StudentSpec(way, 0, self._place.size.student, training, spec),
                 self._dataset,
                 self._source(way, teachers) if names else None,
                 device=self._device,
@@ -374,7 +374,7 @@ class _Rows:
             return self._live
         settings = OutputSettings(store=self._place.folder / "outputs")
         checkpoints = self._place.checkpoints("recorded", teachers)
-        outputs = Outputs(settings, checkpoints, self._dataset, "float32")
+        outputs = LogitsCache(settings, checkpoints, self._dataset, "float32")
         shape = (outputs.count, len(self._dataset.classes))
         for number, (name, view) in enumerate(outputs.missing(range(VIEWS))):
             logits_NC = np.random.default_rng(number).normal(0, 3, shape).astype(np.float32)
@@ -405,7 +405,7 @@ class _Rows:
         data: Dataset = open_dataset(self._place.data(None))
         checkpoints = self._place.checkpoints("hosted", 1)
         settings = OutputSettings(store=self._place.folder / "recording")
-        outputs = Outputs(settings, checkpoints, data, numbers_on("auto", self._device))
+        outputs = LogitsCache(settings, checkpoints, data, numbers_on("auto", self._device))
         host = TeacherHost(checkpoints, data, device=self._device, outputs=outputs)
         epochs = iter(range(self._repeats + 1))
 

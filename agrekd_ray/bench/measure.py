@@ -15,11 +15,18 @@ import torch
 
 from agrekd_ray.bench.naive import NaiveTrainer
 from agrekd_ray.bench.workloads import LOOK_AHEAD, Cell, Workload
-from agrekd_ray.cluster.events import Note, Post
+from agrekd_ray.cluster.events import Emit, Notice
 from agrekd_ray.data import TRAIN, Dataset, DataSettings, open_dataset
-from agrekd_ray.distillation import Distilled, Lesson, LocalTeachers, Question, Replay, Source
+from agrekd_ray.distillation import (
+    DistillationSpec,
+    Distilled,
+    GradientRequest,
+    LocalTeachers,
+    Replay,
+    Source,
+)
 from agrekd_ray.distillation.host import TeacherHost
-from agrekd_ray.logits import Outputs, OutputSettings
+from agrekd_ray.logits import LogitsCache, OutputSettings
 from agrekd_ray.models import build, load
 from agrekd_ray.settings import Training
 from agrekd_ray.training import Guidance, Labels, Trainer
@@ -40,7 +47,7 @@ class Setting:
         outputs: where it records.
         repeats: epochs of each cell that count; one more, not counted, warms up.
         result: file for the figures.
-        post: tells the driver.
+        emit: tells the driver.
         actors: processes of a fleet, which have a core each.
     """
 
@@ -52,7 +59,7 @@ class Setting:
     outputs: OutputSettings
     repeats: int
     result: Path
-    post: Post
+    emit: Emit
     actors: int
 
 
@@ -74,7 +81,7 @@ def measure(config: dict[str, Any]) -> None:
             if repeat:
                 seconds[cell].append(time.perf_counter() - start)
             memory[cell] = anonymous_bytes()
-            setting.post(Note(f"{cell.way} {cell.teachers}"))
+            setting.emit(Notice(f"{cell.way} {cell.teachers}"))
     figures = {
         "workload": work.name,
         "steps": work.steps,
@@ -140,7 +147,7 @@ class _Room:
         source = self._source(cell)
         guidance: Guidance = Labels()
         if source is not None:
-            guidance = Distilled(self._lesson(names), source, samples)
+            guidance = Distilled(self._spec(names), source, samples)
         ahead = work.look_ahead if cell.way in ("live", "record") else 0
         return Trainer(model, samples, training, guidance, seed=0, look_ahead=ahead), source
 
@@ -152,20 +159,20 @@ class _Room:
         ids = self._samples.splits[TRAIN][: setting.workload.batch_size]
         logits = torch.zeros(len(ids), len(self._samples.classes)).numpy()
         ahead = tuple((0, ids) for _ in range(LOOK_AHEAD))
-        question = Question(self._lesson(self._names[:1]), 0, 0, ids, logits, ahead)
+        question = GradientRequest(self._spec(self._names[:1]), 0, 0, ids, logits, ahead)
         found: dict[str, Any] = {
             "question_bytes": len(pickle.dumps(question)),
             "reply_bytes": logits.nbytes,
         }
         if setting.recording is not None:
-            outputs = Outputs(setting.outputs, setting.checkpoints, self._samples, "float32")
+            outputs = LogitsCache(setting.outputs, setting.checkpoints, self._samples, "float32")
             size = outputs.path(self._names[0], 0).stat().st_size
             found["record_bytes"] = size / outputs.count
             found["record_bytes_computed"] = outputs.keys[self._names[0]].row_bytes
         return found
 
-    def _lesson(self, names: tuple[str, ...]) -> Lesson:
-        return Lesson("agre_kd", names, names[0], TEMPERATURE)
+    def _spec(self, names: tuple[str, ...]) -> DistillationSpec:
+        return DistillationSpec("agre_kd", names, names[0], TEMPERATURE)
 
     def _source(self, cell: Cell) -> Source | None:
         setting = self._setting

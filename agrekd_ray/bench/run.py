@@ -23,7 +23,7 @@ from agrekd_ray.bench.plan import measure_plan
 from agrekd_ray.bench.search import measure_search
 from agrekd_ray.bench.workloads import DATA, GPU, PLAN, SEARCH, Workload, workloads
 from agrekd_ray.cluster.channel import Channel, plain_error
-from agrekd_ray.cluster.events import Event, Note
+from agrekd_ray.cluster.events import Event, Notice
 from agrekd_ray.cluster.session import RaySession
 from agrekd_ray.data import DataSettings
 from agrekd_ray.experiment.display import Display
@@ -85,7 +85,7 @@ def _measured(
         channel = Channel(session.node_id)
 
         def progress(event: Event) -> None:
-            if isinstance(event, Note):
+            if isinstance(event, Notice):
                 display.advance(event.text)
 
         try:
@@ -103,7 +103,7 @@ def _measured(
                     outputs,
                     repeats,
                     place / "figures.json",
-                    channel.post,
+                    channel.emit,
                     len(live.actors) if live else 1,
                 )
                 _train(setting, place)
@@ -140,7 +140,7 @@ def _fleet(
         {name: checkpoints[name] for name in list(checkpoints)[:hosted]},
         data,
         workload.fleet.model_copy(update={"cpus": 0.1, "gpus": 0.0}),
-        channel.post,
+        channel.emit,
         outputs=outputs,
         askers=len(counts),  # so many students, in turn
     )

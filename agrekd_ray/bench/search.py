@@ -113,7 +113,7 @@ def _shared(job: Job, engine: RayEngine, place: Path) -> Shared:
     source = Replay(job.outputs, checkpoints, job.fleet.computes_in, None)
     folders = (place / "trials", place / "states", place / "groups")
     return Shared(
-        planned, DriverData.of(job.data), source, answers_N, answers_N, engine.post, *folders
+        planned, DriverData.of(job.data), source, answers_N, answers_N, engine.emit, *folders
     )
 
 

@@ -24,8 +24,8 @@ from agrekd_ray.core.quadratic import shortest_mixture
 from agrekd_ray.data import TRAIN, Dataset, open_dataset
 from agrekd_ray.data.colored import ColoredDigits
 from agrekd_ray.devices import device_of
-from agrekd_ray.distillation import Lesson, Question, Replies
-from agrekd_ray.distillation.spec import weigh_replies
+from agrekd_ray.distillation import DistillationSpec, GradientRequest, TeacherGradients
+from agrekd_ray.distillation.spec import combine_gradients
 from agrekd_ray.fleet.fleet import Fleet
 from agrekd_ray.models import Manifest, Model, build, save
 from agrekd_ray.numerics import computing_in, numbers_on, training_kernels
@@ -178,21 +178,23 @@ def _line(work_of: Callable[..., Callable[[], object]], *given: Any) -> tuple[fl
     return max(0.0, small - slope * few), 1e6 * slope
 
 
-def question_of(strategy: str, teachers: int, samples: int, classes: int) -> Question:
+def question_of(strategy: str, teachers: int, samples: int, classes: int) -> GradientRequest:
     """A question with a student's random logits, to teachers `teacher-0`, ..."""
     names = tuple(f"teacher-{number}" for number in range(teachers))
-    lesson = Lesson(strategy, names, names[0], TEMPERATURE)
-    return Question(lesson, 0, 0, np.arange(samples), _logits(samples, classes))
+    spec = DistillationSpec(strategy, names, names[0], TEMPERATURE)
+    return GradientRequest(spec, 0, 0, np.arange(samples), _logits(samples, classes))
 
 
-def replies_to(question: Question, names: tuple[str, ...], seed: int = 1) -> Replies:
+def replies_to(
+    question: GradientRequest, names: tuple[str, ...], seed: int = 1
+) -> TeacherGradients:
     """What teachers with random logits say."""
     generator = torch.Generator().manual_seed(seed)
     logits_mBC = torch.randn(len(names), *question.logits_BC.shape, generator=generator)
     student_BC = torch.from_numpy(question.logits_BC)
     gradients_mBC = kd_gradient(student_BC, logits_mBC, TEMPERATURE).numpy()
     entropy = torch.rand(len(names), len(question.ids), generator=generator).numpy()
-    return Replies(names, gradients_mBC, entropy if question.lesson.cross_entropy else None)
+    return TeacherGradients(names, gradients_mBC, entropy if question.spec.cross_entropy else None)
 
 
 def _logits(*shape: int) -> np.ndarray:
@@ -201,8 +203,8 @@ def _logits(*shape: int) -> np.ndarray:
 
 def _weighing_of(strategy: str, *size: int) -> Callable[[], object]:
     question = question_of(strategy, *size)
-    told = [replies_to(question, question.lesson.members)]
-    return lambda: weigh_replies(question, told)
+    told = [replies_to(question, question.spec.members)]
+    return lambda: combine_gradients(question, told)
 
 
 def _reply_of(teachers: int, samples: int, classes: int) -> Callable[[], object]:
@@ -282,13 +284,13 @@ class Calibration(AbstractContextManager["Calibration"]):
 
     def _round(self, names: tuple[str, ...], ids: np.ndarray) -> tuple[float, float]:
         """Milliseconds of a question, and of what one actor computes for it."""
-        lesson = Lesson(STRATEGY, names, names[0], TEMPERATURE)
+        spec = DistillationSpec(STRATEGY, names, names[0], TEMPERATURE)
         source, logits_BC = self._fleet.source(), _logits(len(ids), len(self._data.classes))
         actors = min(ACTORS, len(names)) if names == self._names[: len(names)] else 1
 
         def ask() -> None:
             self._asked += 1  # another view, so that no answer is there already
-            source.ask(Question(lesson, self._asked, self._asked, ids, logits_BC))
+            source.ask(GradientRequest(spec, self._asked, self._asked, ids, logits_BC))
 
         ask()
         before = self._fleet.effort().seconds

@@ -20,7 +20,7 @@ from agrekd_ray.distillation.spec import INLINE
 from agrekd_ray.experiment.gpus import SMALL, most_on_a_gpu, numbered
 from agrekd_ray.experiment.plan import Plan, make_plan
 from agrekd_ray.files import exists, is_file
-from agrekd_ray.logits import Outputs
+from agrekd_ray.logits import LogitsCache
 from agrekd_ray.models import Model, Shape, check_name, read_manifest
 from agrekd_ray.models.checkpoint import WEIGHTS
 from agrekd_ray.settings import AUTO, a_number
@@ -355,10 +355,10 @@ def size_of(
     Raises:
         AgrekdError: a checkpoint that the job names cannot be read.
     """
-    lessons = [a.lesson for a in plan.assignments if a.lesson is not None]
-    hosted = {*plan.draw.recipes, *plan.draw.own} if lessons else set()
+    specs = [a.spec for a in plan.assignments if a.spec is not None]
+    hosted = {*plan.draw.recipes, *plan.draw.own} if specs else set()
     if job.guidance == "live":
-        hosted = {name for lesson in lessons for name in lesson.members}
+        hosted = {name for spec in specs for name in spec.members}
     student, training, fleet = job.student, job.student.training, job.fleet
     splits = dataset.splits if dataset is not None else {}
     shape = dataset.shape if dataset is not None else UNKNOWN_SHAPE
@@ -376,9 +376,9 @@ def size_of(
     given = numbered(job)
     return JobSize(
         strategy=plan.strategies[0] if plan.strategies else "",
-        strategies=tuple(lesson.strategy for lesson in lessons),
-        plain=len(plan.assignments) - len(lessons),
-        names=tuple(len(name) for name in lessons[0].members) if lessons else (),
+        strategies=tuple(spec.strategy for spec in specs),
+        plain=len(plan.assignments) - len(specs),
+        names=tuple(len(name) for name in specs[0].members) if specs else (),
         teachers=len(plan.draw.teachers),
         hosted=len(hosted),
         backbones=len({backbone for backbone, _ in backbones.values()}),
@@ -520,7 +520,7 @@ def _missing_records(
         return {}
     ensemble = plan.checkpoints(Pool(job.teachers.store, dataset))
     made = {name: folder for name, folder in ensemble.items() if is_file(folder / WEIGHTS)}
-    outputs = Outputs(job.outputs, made, dataset, job.fleet.computes_in)
+    outputs = LogitsCache(job.outputs, made, dataset, job.fleet.computes_in)
     return {
         (folder, view): size.view_bytes // size.hosted
         for name, folder in ensemble.items()

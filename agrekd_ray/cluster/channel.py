@@ -8,7 +8,7 @@ import ray
 from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from agrekd_ray.cluster.events import Event, Post
+from agrekd_ray.cluster.events import Emit, Event
 from agrekd_ray.errors import AgrekdError, RunError
 
 
@@ -48,14 +48,14 @@ class Channel:
         return ray.get(self._actor.take.remote())
 
     @property
-    def post(self) -> Post:
+    def emit(self) -> Emit:
         """What others send with; may travel to any process."""
         actor = self._actor
 
-        def post(event: Event) -> None:
+        def emit(event: Event) -> None:
             actor.put.remote(event)
 
-        return post
+        return emit
 
     def close(self) -> None:
         """End the actor."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from agrekd_ray.results import Effort, Epoch, Outcome
+from agrekd_ray.results import Epoch, StudentResult, TeacherCost
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class StudentEpoch:
 class StudentDone:
     """A student is finished."""
 
-    outcome: Outcome
+    outcome: StudentResult
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,10 @@ class OutputsDone:
 
 
 @dataclass(frozen=True)
-class TeachersCost:
+class TeacherCostSoFar:
     """What the teachers that are at work have cost until now."""
 
-    effort: Effort
+    effort: TeacherCost
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class GroupPlaced:
 
 
 @dataclass(frozen=True)
-class Note:
+class Notice:
     """Something that the user should read now."""
 
     text: str
@@ -90,10 +90,10 @@ Event = (
     | StudentEpoch
     | StudentDone
     | OutputsDone
-    | TeachersCost
+    | TeacherCostSoFar
     | GroupPlaced
-    | Note
+    | Notice
     | Failed
 )
-Post = Callable[[Event], None]
+Emit = Callable[[Event], None]
 """Tells the driver something; returns at once."""

@@ -12,7 +12,7 @@ import torch
 from ray._private.state import actors, available_resources_per_node
 from ray.util import placement_group_table
 
-from agrekd_ray.cluster.events import Note, Post
+from agrekd_ray.cluster.events import Emit, Notice
 from agrekd_ray.cluster.placement import Node, ResourceRequest, check_room
 from agrekd_ray.data import Dataset, DataSettings, open_dataset
 from agrekd_ray.devices import device_for
@@ -56,14 +56,14 @@ class DriverData:
 
 
 def look_for_room(
-    students: Sequence[ResourceRequest], teachers: Sequence[ResourceRequest], post: Post
+    students: Sequence[ResourceRequest], teachers: Sequence[ResourceRequest], emit: Emit
 ) -> list[Node]:
     """Refuse what never finds room on the cluster; say what waits for room that others hold.
 
     Args:
         students: workers.
         teachers: what else must be there at the same time.
-        post: tells the driver.
+        emit: tells the driver.
 
     Returns:
         The nodes.
@@ -78,7 +78,7 @@ def look_for_room(
         time.sleep(0.1)
         nodes = cluster_nodes()
     if waits:
-        post(Note(waits))
+        emit(Notice(waits))
     return nodes
 
 

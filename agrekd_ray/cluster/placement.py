@@ -64,7 +64,7 @@ class ResourceRequest:
 
 
 @dataclass(frozen=True)
-class Share:
+class ActorSpec:
     """Teachers that live in one actor, and what it takes.
 
     Attributes:
@@ -78,7 +78,7 @@ class Share:
 
 def shares_of(
     checkpoints: Mapping[str, Path], settings: FleetSettings, cpus: float | None = None
-) -> list[Share]:
+) -> list[ActorSpec]:
     """Which teachers live together, and what they take.
 
     All heads of a backbone live together, and so many backbones an actor as the settings say;
@@ -106,7 +106,7 @@ def shares_of(
             own = settings.of(names[0])
             resources = {"CPU": cpus or 0.0, "GPU": a_number(own.gpus), **own.resources}
             wanted = ResourceRequest(f"teachers {', '.join(names)}", resources, own.labels)
-            found.append(Share(tuple(names), wanted))
+            found.append(ActorSpec(tuple(names), wanted))
     return found
 
 
@@ -115,7 +115,7 @@ def shares_on(
     checkpoints: Mapping[str, Path],
     settings: FleetSettings,
     students: Sequence[ResourceRequest],
-) -> list[Share]:
+) -> list[ActorSpec]:
     """Which teachers live together, and what they take beside the students.
 
     Args:

@@ -25,11 +25,12 @@ from agrekd_ray.config import (
     read_values,
 )
 from agrekd_ray.config.reading import ambiguous
-from agrekd_ray.config.space import STRATEGY, Domain, Sampler, Setting, applied, conditions
+from agrekd_ray.config.space import Domain, Sampler, Setting, applied, conditions
 from agrekd_ray.core.selection import GROUPS, RULES
 from agrekd_ray.core.weighting import STRATEGIES
 from agrekd_ray.data import open_dataset
 from agrekd_ray.passwords import all_hidden
+from agrekd_ray.results.search import STRATEGY
 from agrekd_ray.settings import Count, Positive, Seed, Settings
 
 RULE_NAMES = tuple(RULES)

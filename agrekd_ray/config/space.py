@@ -16,10 +16,8 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from agrekd_ray.config.sweep import changed
+from agrekd_ray.results.search import STRATEGY
 from agrekd_ray.settings import Settings
-
-STRATEGY = "strategy"
-"""The one path that is no key of a job: the weighting, of which a trial has one."""
 
 Number = int | float
 Bounds = Annotated[tuple[Number, ...], Field(min_length=2, max_length=2)]

@@ -14,9 +14,15 @@ import torch
 from agrekd_ray.core.gradient import DistillationGradient
 from agrekd_ray.core.weighting import told
 from agrekd_ray.data import Samples
-from agrekd_ray.distillation.spec import Lesson, Question, Source, known, weigh_known
+from agrekd_ray.distillation.spec import (
+    DistillationSpec,
+    GradientRequest,
+    Source,
+    combine_recorded,
+    known,
+)
 from agrekd_ray.errors import RunError
-from agrekd_ray.logits import Outputs, OutputSettings
+from agrekd_ray.logits import LogitsCache, OutputSettings
 from agrekd_ray.settings import Numbers
 from agrekd_ray.training import Column
 from agrekd_ray.training.loader import IN_MEMORY
@@ -25,7 +31,7 @@ _Answers = tuple[tuple[str, ...], int]
 """Of some members to a view."""
 
 
-class RecordedTeachers:
+class CachedTeachers:
     """Records where all who are asked have one, else the fleet (a `Source`).
 
     Every view is looked up when an epoch begins; so a student leaves its teachers alone as soon as
@@ -39,7 +45,7 @@ class RecordedTeachers:
         fleet: who answers where a record is missing; None where all should be there.
     """
 
-    def __init__(self, outputs: Outputs, samples: Samples, fleet: Source | None) -> None:
+    def __init__(self, outputs: LogitsCache, samples: Samples, fleet: Source | None) -> None:
         self._outputs, self._samples, self._fleet = outputs, samples, fleet
         self._looked: tuple[int, tuple[str, ...]] | None = None
         self._recorded: tuple[Column, ...] = ()
@@ -47,24 +53,24 @@ class RecordedTeachers:
         self._thread = ThreadPoolExecutor(1, "records")
         self._coming: dict[_Answers, Future[Column | None]] = {}
 
-    def columns(self, lesson: Lesson, epoch: int) -> Sequence[Column]:
+    def columns(self, spec: DistillationSpec, epoch: int) -> Sequence[Column]:
         """See `Source.columns`.
 
         Raises:
             RunError: a record is missing or damaged, and there is no fleet.
         """
-        if self._looked != (epoch, lesson.members):
-            self._look(lesson, epoch)
+        if self._looked != (epoch, spec.members):
+            self._look(spec, epoch)
         elif self._recorded:  # not before the epoch's first batch is there: its step waits for it
-            self._look_ahead(lesson, epoch + 1)
+            self._look_ahead(spec, epoch + 1)
         if not self._recorded and self._fleet is None:
-            raise self._lost(lesson, epoch)
+            raise self._lost(spec, epoch)
         return self._recorded
 
-    def fault(self, lesson: Lesson, epoch: int) -> str:
+    def fault(self, spec: DistillationSpec, epoch: int) -> str:
         """See `Source.fault`."""
         view, faults = self._samples.view(epoch), []
-        for name in lesson.members:
+        for name in spec.members:
             record = self._outputs.read(name, view)
             broken = 0 if record is None else int((~np.isfinite(record)).any(1).sum())
             if broken:
@@ -75,28 +81,28 @@ class RecordedTeachers:
                 )
         return " ".join(faults)
 
-    def ask(self, question: Question) -> DistillationGradient:
+    def ask(self, request: GradientRequest) -> DistillationGradient:
         """See `Source.ask`.
 
         Raises:
             RunError: a record is missing or damaged, and there is no fleet.
             AgrekdError: what the fleet raised.
         """
-        lesson = question.lesson
+        spec = request.spec
         if self._fleet is None:
-            raise self._lost(lesson, question.epoch)
+            raise self._lost(spec, request.epoch)
         try:
-            return self._fleet.ask(question)
+            return self._fleet.ask(request)
         except RunError:
             # The fleet is released when the last record is finished, maybe just now.
-            if not self._look(lesson, question.epoch):
+            if not self._look(spec, request.epoch):
                 raise
-        logits_BmC = self._recorded[0].gathered(question.ids)
-        labels_B = self._samples.labels(question.ids) if lesson.cross_entropy else None
-        student_BC = torch.from_numpy(np.array(question.logits_BC))
-        before = known(lesson, logits_BmC, labels_B)
-        found = told([weigh_known(lesson, question.step, student_BC, before)])
-        return replace(found, lost_M=torch.zeros(len(lesson.teachers), dtype=torch.bool))
+        logits_BmC = self._recorded[0].gathered(request.ids)
+        labels_B = self._samples.labels(request.ids) if spec.cross_entropy else None
+        student_BC = torch.from_numpy(np.array(request.logits_BC))
+        before = known(spec, logits_BmC, labels_B)
+        found = told([combine_recorded(spec, request.step, student_BC, before)])
+        return replace(found, lost_M=torch.zeros(len(spec.teachers), dtype=torch.bool))
 
     def complete(self, epoch: int) -> None:
         """See `Source.complete`."""
@@ -109,17 +115,17 @@ class RecordedTeachers:
                     raise
         self._looked = None
 
-    def _look(self, lesson: Lesson, epoch: int) -> bool:
+    def _look(self, spec: DistillationSpec, epoch: int) -> bool:
         """Whether all members have a record of the epoch's view."""
         view = self._samples.view(epoch)
-        answers, columns = (lesson.members, view), self._columns
+        answers, columns = (spec.members, view), self._columns
         if answers not in columns:
             coming = self._coming.pop(answers, None)
             column = coming.result() if coming is not None else None
             column = column or self._read(*answers)  # recorded since, maybe
             if column is not None:
                 columns[answers] = column
-        self._looked = (epoch, lesson.members)
+        self._looked = (epoch, spec.members)
         self._recorded = (columns[answers],) if answers in columns else ()
         if self._recorded:
             columns.move_to_end(answers)
@@ -128,8 +134,8 @@ class RecordedTeachers:
                 columns.popitem(last=False)
         return bool(self._recorded)
 
-    def _look_ahead(self, lesson: Lesson, epoch: int) -> None:
-        answers = (lesson.members, self._samples.view(epoch))
+    def _look_ahead(self, spec: DistillationSpec, epoch: int) -> None:
+        answers = (spec.members, self._samples.view(epoch))
         if answers not in self._columns and answers not in self._coming:
             self._coming = {answers: self._thread.submit(self._read, *answers)}
 
@@ -144,17 +150,17 @@ class RecordedTeachers:
         column.put_together()
         return column
 
-    def _lost(self, lesson: Lesson, epoch: int) -> RunError:
+    def _lost(self, spec: DistillationSpec, epoch: int) -> RunError:
         view = self._samples.view(epoch)
-        members = [n for n in lesson.members if self._outputs.read(n, view) is None]
+        members = [n for n in spec.members if self._outputs.read(n, view) is None]
         return RunError(
             f"the recorded outputs of {', '.join(members)} for view {view} are missing or damaged; "
             "`agrekd resume RUN` computes them again."
         )
 
 
-Opening = Callable[[OutputSettings, Mapping[str, Path], Samples, Numbers], Outputs]
-"""Opens records as `Outputs(...)` does where they lie on this node."""
+Opening = Callable[[OutputSettings, Mapping[str, Path], Samples, Numbers], LogitsCache]
+"""Opens records as `LogitsCache(...)` does where they lie on this node."""
 
 
 @dataclass(frozen=True)
@@ -166,16 +172,16 @@ class Replay:
         checkpoints: folders of the teachers, by name.
         numbers: that the teachers' forward passes compute in.
         fleet: who answers where a record is missing.
-        opening: opens the records, where a node may not have them (`keeper.Keeper`).
+        opening: opens the records, where a node may not have them (`keeper.LogitsServer`).
     """
 
     settings: OutputSettings
     checkpoints: Mapping[str, Path]
     numbers: Numbers
     fleet: Source | None
-    opening: Opening = Outputs
+    opening: Opening = LogitsCache
 
     def __call__(self, samples: Samples) -> Source:
         """A student's source in this process."""
         outputs = self.opening(self.settings, self.checkpoints, samples, self.numbers)
-        return RecordedTeachers(outputs, samples, self.fleet)
+        return CachedTeachers(outputs, samples, self.fleet)

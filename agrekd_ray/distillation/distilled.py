@@ -15,13 +15,13 @@ from agrekd_ray.core.weighting import told
 from agrekd_ray.data import Samples
 from agrekd_ray.distillation.host import TeacherHost
 from agrekd_ray.distillation.spec import (
-    Lesson,
-    Question,
+    DistillationSpec,
+    GradientRequest,
     Source,
+    combine_gradients,
+    combine_recorded,
     known,
     no_longer_finite,
-    weigh_known,
-    weigh_replies,
 )
 from agrekd_ray.errors import RunError
 from agrekd_ray.training import Batch, Column, Loaded, label_guidance
@@ -33,17 +33,17 @@ class LocalTeachers:
     def __init__(self, host: TeacherHost) -> None:
         self._host = host
 
-    def columns(self, lesson: Lesson, epoch: int) -> Sequence[Column]:
+    def columns(self, spec: DistillationSpec, epoch: int) -> Sequence[Column]:
         """See `Source.columns`."""
         return ()
 
-    def fault(self, lesson: Lesson, epoch: int) -> str:
+    def fault(self, spec: DistillationSpec, epoch: int) -> str:
         """See `Source.fault`."""
         return ""
 
-    def ask(self, question: Question) -> DistillationGradient:
+    def ask(self, request: GradientRequest) -> DistillationGradient:
         """See `Source.ask`."""
-        return weigh_replies(question, [self._host.replies(question.lesson.members, question)])
+        return combine_gradients(request, [self._host.gradients(request.spec.members, request)])
 
     def complete(self, epoch: int) -> None:
         """See `Source.complete`."""
@@ -58,33 +58,33 @@ class Distilled:
 
     Weightings that need the whole batch see it whole: the workers gather their logits. Out of
     records each then computes the whole and takes its part; else the first one asks, and all get
-    the answer. So a source keeps nothing between two questions.
+    the answer. So a source keeps nothing between two requests.
 
     Attributes:
         replayed: steps so far whose gradients came out of records.
     """
 
-    def __init__(self, lesson: Lesson, source: Source, samples: Samples) -> None:
-        self._lesson, self._source = lesson, source
+    def __init__(self, spec: DistillationSpec, source: Source, samples: Samples) -> None:
+        self._spec, self._source = spec, source
         self._labels = Column(samples.labels(np.arange(samples.size)).numpy())
-        self.whole_batch = lesson.whole_batch
+        self.whole_batch = spec.whole_batch
         self.replayed = 0
 
     def columns(self, epoch: int) -> Sequence[Column]:
         """See `Guidance.columns`: the members' logits, and labels where weights need them."""
-        logits = self._source.columns(self._lesson, epoch)
-        return (*logits, self._labels) if logits and self._lesson.cross_entropy else logits
+        logits = self._source.columns(self._spec, epoch)
+        return (*logits, self._labels) if logits and self._spec.cross_entropy else logits
 
     def fault(self, epoch: int) -> str:
         """See `Guidance.fault`."""
-        return self._source.fault(self._lesson, epoch)
+        return self._source.fault(self._spec, epoch)
 
     def ready(self, further: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """See `Guidance.ready`: what the members' logits say without the student's."""
         if not further:
             return ()
         logits_BmC, *labels = further
-        return known(self._lesson, logits_BmC, labels[0] if labels else None)
+        return known(self._spec, logits_BmC, labels[0] if labels else None)
 
     def gradient(self, batch: Batch, loaded: Loaded, logits_BC: Tensor) -> DistillationGradient:
         """See `Guidance.gradient`.
@@ -97,7 +97,7 @@ class Distilled:
             self.replayed += 1
             student_BC = _gathered(batch, logits_BC) if whole else logits_BC
             try:
-                distilled = weigh_known(self._lesson, batch.step, student_BC, loaded.further)
+                distilled = combine_recorded(self._spec, batch.step, student_BC, loaded.further)
             except FloatingPointError:
                 why = self.fault(batch.epoch) or no_longer_finite(batch.step, batch.epoch)
                 raise RunError(why) from None
@@ -107,7 +107,7 @@ class Distilled:
             distilled = self._ask_whole(batch, logits_BC)
         else:
             distilled = self._ask(batch, batch.ids, logits_BC)
-        alpha = self._lesson.alpha
+        alpha = self._spec.alpha
         if alpha == 1:
             return distilled
         distilled, labels = told([distilled]), label_guidance(logits_BC, loaded.labels_B)
@@ -118,12 +118,12 @@ class Distilled:
         )
 
     def _ask(self, batch: Batch, ids: np.ndarray, logits_BC: Tensor) -> DistillationGradient:
-        question = Question.of(self._lesson, batch, ids, logits_BC)
-        return self._source.ask(question).to(logits_BC.device)
+        request = GradientRequest.of(self._spec, batch, ids, logits_BC)
+        return self._source.ask(request).to(logits_BC.device)
 
     def _ask_whole(self, batch: Batch, logits_BC: Tensor) -> DistillationGradient:
         every_BC = _gathered(batch, logits_BC)
-        M = len(self._lesson.teachers)
+        M = len(self._spec.teachers)
         widths = (every_BC.shape[1], 1, M, 1, M, M)
         packed = every_BC.new_empty(len(every_BC), sum(widths))
         if batch.rank == 0:

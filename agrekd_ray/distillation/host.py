@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from agrekd_ray.data import Samples
-from agrekd_ray.distillation.spec import Question, Replies, View, reply
+from agrekd_ray.distillation.spec import GradientRequest, TeacherGradients, View, teacher_gradients
 from agrekd_ray.errors import RunError
-from agrekd_ray.logits import Outputs, Partial
+from agrekd_ray.logits import LogitsCache, LogitsWriter
 from agrekd_ray.models import check_classes, load
 from agrekd_ray.models.classifier import seen_shape
 from agrekd_ray.numerics import computing_in, numbers_on
@@ -33,11 +33,11 @@ WHOLE: Part = (0, 1)
 
 
 class TeacherHost:
-    """Frozen teachers that answer questions, and compute the coming batches in between.
+    """Frozen teachers that answer requests, and compute the coming batches in between.
 
     Heads whose backbones have the same weights share one backbone and pay one forward pass. With
     `outputs`, every answer is recorded, and none is computed that has been recorded already. What
-    is kept between two questions is a cache: any question can be repeated, to this host or to
+    is kept between two requests is a cache: any request can be repeated, to this host or to
     another, and has the same answer. A host never sees a group label and never trains.
 
     Args:
@@ -64,7 +64,7 @@ class TeacherHost:
         precision: Precision = "auto",
         capacity: int = 8,
         concurrent: int = 1,
-        outputs: Outputs | None = None,
+        outputs: LogitsCache | None = None,
     ) -> None:
         self._samples, self._device = samples, torch.device(device)
         self._loader = Loader(samples, device)
@@ -86,7 +86,7 @@ class TeacherHost:
                 self._fills = min(fills, self._fills) if len(self._heads) > 1 else fills
         self.stride = 8 * self._fills if self._device.type == "cuda" else FILL
         """Samples that it records between two signs of life, within seconds."""
-        self._partials: OrderedDict[int, dict[str, Partial]] = OrderedDict()
+        self._partials: OrderedDict[int, dict[str, LogitsWriter]] = OrderedDict()
         self._computing = ThreadPoolExecutor(concurrent, thread_name_prefix="backbone")
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="teacher-forward")
         self._kept: OrderedDict[tuple[object, ...], Future[dict[str, Tensor]]] = OrderedDict()
@@ -109,7 +109,7 @@ class TeacherHost:
         """Backbones in memory."""
         return len(self._backbones)
 
-    def replies(self, names: Sequence[str], question: Question) -> Replies:
+    def gradients(self, names: Sequence[str], request: GradientRequest) -> TeacherGradients:
         """What the named teachers say; then starts on the views that will be asked for next.
 
         Raises:
@@ -117,15 +117,17 @@ class TeacherHost:
         """
         # A record is of use when all of an ensemble have one, so everybody here is recorded.
         wanted = self.names if self._outputs else tuple(names)
-        now = (question.epoch, question.ids)
+        now = (request.epoch, request.ids)
         coming = self._logits(wanted, now)
-        for view in question.ahead:
+        for view in request.ahead:
             self._logits(wanted, view)
         logits = coming.result()
         answered = self._kept_key(wanted, now)
         if answered in self._kept:  # the first to go from now on
             self._kept.move_to_end(answered, last=False)
-        return reply(question, names, torch.stack([logits[name] for name in names]), self._samples)
+        return teacher_gradients(
+            request, names, torch.stack([logits[name] for name in names]), self._samples
+        )
 
     def expect(self, names: Sequence[str], views: Sequence[View]) -> None:
         """Start on views that the named teachers will be asked for."""
@@ -145,7 +147,7 @@ class TeacherHost:
             Samples of the part that some teacher is still missing.
 
         Raises:
-            RunError: as `replies`.
+            RunError: as `gradients`.
         """
         return self._thread.submit(self._fill, epoch, limit, part).result()
 
@@ -198,7 +200,7 @@ class TeacherHost:
         return {name: torch.from_numpy(logits_BC) for name, logits_BC in logits_mBC.items()}
 
     def _record(
-        self, outputs: Outputs, epoch: int, rows: np.ndarray, logits: dict[str, Tensor]
+        self, outputs: LogitsCache, epoch: int, rows: np.ndarray, logits: dict[str, Tensor]
     ) -> None:
         for name, answer in logits.items():
             if outputs.keys[name].dtype == "float16" and bool((answer.abs() > 65504).any()):
@@ -209,7 +211,7 @@ class TeacherHost:
             partial = self._partial(outputs, name, self._samples.view(epoch))
             partial.put(rows, answer.numpy())
 
-    def _partial(self, outputs: Outputs, name: str, view: int) -> Partial:
+    def _partial(self, outputs: LogitsCache, name: str, view: int) -> LogitsWriter:
         if view not in self._partials:
             while len(self._partials) >= VIEWS_OPEN:
                 for partial in self._partials.popitem(last=False)[1].values():
@@ -230,7 +232,7 @@ class TeacherHost:
             return 0
         view = self._samples.view(epoch)
         begun = self._partials.get(view, {})
-        partials: dict[str, Partial] = {}
+        partials: dict[str, LogitsWriter] = {}
         for name in self.names:  # one look at each: other jobs may finish records all the while
             if outputs.read(name, view) is None:
                 partials[name] = self._partial(outputs, name, view)

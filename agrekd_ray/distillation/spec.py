@@ -15,9 +15,9 @@ from agrekd_ray.core.kd import gradient_from_targets, kd_gradient, softened
 from agrekd_ray.core.weighting import (
     STRATEGIES,
     SampleWeighting,
-    combine,
     combine_members,
     needs_global_batch,
+    told,
 )
 from agrekd_ray.data import Samples
 from agrekd_ray.errors import RunError
@@ -25,7 +25,7 @@ from agrekd_ray.training import DIVERGED, Batch, Column
 
 
 @dataclass(frozen=True)
-class Lesson:
+class DistillationSpec:
     """How one student is taught, from its first step to its last.
 
     Attributes:
@@ -84,11 +84,11 @@ View = tuple[int, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Question:
+class GradientRequest:
     """One step's request.
 
     Attributes:
-        lesson: how the answer is to be weighted.
+        spec: how the answer is to be weighted.
         step: number of the step.
         epoch: the view of the samples.
         ids: of the samples, [B].
@@ -96,7 +96,7 @@ class Question:
         ahead: views that will be asked for next.
     """
 
-    lesson: Lesson
+    spec: DistillationSpec
     step: int
     epoch: int
     ids: np.ndarray
@@ -104,21 +104,23 @@ class Question:
     ahead: tuple[View, ...] = ()
 
     @classmethod
-    def of(cls, lesson: Lesson, batch: Batch, ids: np.ndarray, logits_BC: Tensor) -> Question:
-        """The question of a batch; `ids` are this worker's or, for whole batches, all."""
+    def of(
+        cls, spec: DistillationSpec, batch: Batch, ids: np.ndarray, logits_BC: Tensor
+    ) -> GradientRequest:
+        """The request of a batch; `ids` are this worker's or, for whole batches, all."""
         whole = len(ids) == len(batch.every)
         ahead = tuple((later.epoch, later.every if whole else later.ids) for later in batch.ahead)
-        return cls(lesson, batch.step, batch.epoch, ids, logits_BC.cpu().numpy(), ahead)
+        return cls(spec, batch.step, batch.epoch, ids, logits_BC.cpu().numpy(), ahead)
 
 
 @dataclass(frozen=True)
-class Replies:
-    """What some teachers say to a question: one array each, since every array of a message costs.
+class TeacherGradients:
+    """What some teachers say to a request: one array each, since every array of a message costs.
 
     Attributes:
         names: of the m teachers.
         gradients_mBC: of each one's distillation loss with respect to the student's logits.
-        cross_entropy_mB: of each one's answer with the labels, where the lesson asks for it.
+        cross_entropy_mB: of each one's answer with the labels, where the spec asks for it.
     """
 
     names: tuple[str, ...]
@@ -129,19 +131,19 @@ class Replies:
 class Source(Protocol):
     """Where answers come from."""
 
-    def columns(self, lesson: Lesson, epoch: int) -> Sequence[Column]:
-        """Recorded logits of all members of a lesson, in its order, as one column; else none.
+    def columns(self, spec: DistillationSpec, epoch: int) -> Sequence[Column]:
+        """Recorded logits of all members of a spec, in its order, as one column; else none.
 
         Called in a loader's thread. While an epoch lasts, it is the same column.
         """
         ...
 
-    def fault(self, lesson: Lesson, epoch: int) -> str:
+    def fault(self, spec: DistillationSpec, epoch: int) -> str:
         """What is wrong with the recorded logits of an epoch; empty where nothing is."""
         ...
 
-    def ask(self, question: Question) -> DistillationGradient:
-        """What the ensemble says, on the CPU; the same whenever the question is repeated."""
+    def ask(self, request: GradientRequest) -> DistillationGradient:
+        """What the ensemble says, on the CPU; the same whenever the request is repeated."""
         ...
 
     def complete(self, epoch: int) -> None:
@@ -149,66 +151,66 @@ class Source(Protocol):
         ...
 
 
-def reply(
-    question: Question, names: Sequence[str], logits_mBC: Tensor, samples: Samples
-) -> Replies:
-    """What some teachers say to a question, out of their logits.
+def teacher_gradients(
+    request: GradientRequest, names: Sequence[str], logits_mBC: Tensor, samples: Samples
+) -> TeacherGradients:
+    """What some teachers say to a request, out of their logits.
 
     Args:
-        question: what was asked.
+        request: what was asked.
         names: of the m teachers.
-        logits_mBC: theirs for the samples of the question, float32.
+        logits_mBC: theirs for the samples of the request, float32.
         samples: the data set, for strategies that need the teachers' cross-entropy.
     """
-    student_BC = torch.from_numpy(np.array(question.logits_BC))
-    gradients_mBC = kd_gradient(student_BC, logits_mBC, question.lesson.temperature)
+    student_BC = torch.from_numpy(np.array(request.logits_BC))
+    gradients_mBC = kd_gradient(student_BC, logits_mBC, request.spec.temperature)
     entropy_mB = None
-    if question.lesson.cross_entropy:
-        entropy_mB = cross_entropies(logits_mBC, samples.labels(question.ids)).numpy()
-    return Replies(tuple(names), gradients_mBC.numpy(), entropy_mB)
+    if request.spec.cross_entropy:
+        entropy_mB = cross_entropies(logits_mBC, samples.labels(request.ids)).numpy()
+    return TeacherGradients(tuple(names), gradients_mBC.numpy(), entropy_mB)
 
 
-def weigh_replies(
-    question: Question, told: Sequence[Replies], lost: Collection[str] = ()
+def combine_gradients(
+    request: GradientRequest, answers: Sequence[TeacherGradients], lost: Collection[str] = ()
 ) -> DistillationGradient:
-    """Combine the members' replies as the lesson says.
+    """Combine the members' gradients as the spec says.
 
     Args:
-        question: what was asked.
-        told: replies that together hold at least the members of `question.lesson`, without those
+        request: what was asked.
+        answers: gradients that together hold at least the members of `request.spec`, without those
             that are lost.
         lost: teachers that the others teach without.
 
     Raises:
         RunError: the student's logits are no longer finite.
     """
-    lesson = question.lesson
-    teaching = [name for name in lesson.teachers if name not in lost]
+    spec = request.spec
+    teaching = [name for name in spec.teachers if name not in lost]
+    members = [name for name in spec.members if name not in lost]
     gradients = {
         name: gradient_BC
-        for some in told
+        for some in answers
         for name, gradient_BC in zip(some.names, some.gradients_mBC, strict=True)
     }
     entropies = {
         name: entropy_B
-        for some in told
+        for some in answers
         if some.cross_entropy_mB is not None
         for name, entropy_B in zip(some.names, some.cross_entropy_mB, strict=True)
     }
-    entropy_MB = _stacked(entropies, teaching) if lesson.cross_entropy else None
+    evidence = Evidence(
+        _stacked(gradients, members),
+        len(teaching),
+        spec.temperature,
+        torch.from_numpy(np.array(request.logits_BC)),
+        members.index(spec.biased) if spec.uses_biased else None,
+    )
+    entropy_MB = _stacked(entropies, teaching) if spec.cross_entropy else None
     try:
-        found = combine(
-            lesson.strategy,
-            _stacked(gradients, teaching),
-            _stacked(gradients, [lesson.biased])[0] if lesson.uses_biased else None,
-            student_logits=torch.from_numpy(np.array(question.logits_BC)),
-            temperature=lesson.temperature,
-            sample_weighting=lesson.sample_weighting,
-            **_options(lesson, question.step, entropy_MB),
-        )
+        found = told([_combined(spec, request.step, evidence, entropy_MB)])
     except FloatingPointError:  # teachers are checked where they answer
-        raise RunError(no_longer_finite(question.step, question.epoch)) from None
-    lost_M = torch.tensor([name in lost for name in lesson.teachers])
+        raise RunError(no_longer_finite(request.step, request.epoch)) from None
+    lost_M = torch.tensor([name in lost for name in spec.teachers])
     if not lost:
         return replace(found, lost_M=lost_M)
     weights_MB, pull_MB = (_spread(part, lost_M) for part in (found.weights_MB, found.pull_MB))
@@ -225,61 +227,61 @@ def no_longer_finite(step: int, epoch: int) -> str:
 
 Known = tuple[Tensor, ...]
 """What of a step's weighing is known before the student answers: the members' softened answers
-[m, B, C], the teachers' entropies [M, B] and, where the lesson asks for them, cross-entropies."""
+[m, B, C], the teachers' entropies [M, B] and, where the spec asks for them, cross-entropies."""
 
 
 @torch.inference_mode()
-def known(lesson: Lesson, logits_BmC: Tensor, labels_B: Tensor | None) -> Known:
+def known(spec: DistillationSpec, logits_BmC: Tensor, labels_B: Tensor | None) -> Known:
     """What logits that the members have left behind say without the student's, ahead of a step.
 
     Args:
-        lesson: how they teach.
-        logits_BmC: of `lesson.members`, in that order.
-        labels_B: where the lesson asks for the teachers' cross-entropy.
+        spec: how they teach.
+        logits_BmC: of `spec.members`, in that order.
+        labels_B: where the spec asks for the teachers' cross-entropy.
     """
     logits_mBC = logits_BmC.transpose(0, 1).float().contiguous()
-    targets_mBC, entropy_mB = softened(logits_mBC, lesson.temperature)
-    M = len(lesson.teachers)
+    targets_mBC, entropy_mB = softened(logits_mBC, spec.temperature)
+    M = len(spec.teachers)
     if labels_B is None:
         return targets_mBC, entropy_mB[:M]
     return targets_mBC, entropy_mB[:M], cross_entropies(logits_mBC[:M], labels_B)
 
 
 @torch.inference_mode()
-def weigh_known(
-    lesson: Lesson, step: int, student_BC: Tensor, before: Known
+def combine_recorded(
+    spec: DistillationSpec, step: int, student_BC: Tensor, before: Known
 ) -> DistillationGradient:
-    """The same as `weigh_replies` out of what was known before, on its device.
+    """The same as `combine_gradients` out of what was known before, on its device.
 
     But for what `told` works out later.
 
     Args:
-        lesson: how the members teach.
+        spec: how the members teach.
         step: number of the step.
         student_BC: the student's logits, float32.
         before: as `known` returned it.
     """
     targets_mBC, entropy_MB, *cross_entropy = before
     evidence = Evidence(
-        gradient_from_targets(student_BC, targets_mBC, lesson.temperature),
-        len(lesson.teachers),
-        lesson.temperature,
+        gradient_from_targets(student_BC, targets_mBC, spec.temperature),
+        len(spec.teachers),
+        spec.temperature,
         student_BC.clone(),  # a graph of CUDA's writes its next answer into the same place
-        lesson.members.index(lesson.biased) if lesson.uses_biased else None,
+        spec.members.index(spec.biased) if spec.uses_biased else None,
         entropy_MB=entropy_MB,
     )
-    options = _options(lesson, step, *cross_entropy)
-    return combine_members(lesson.strategy, evidence, lesson.sample_weighting, **options)
+    return _combined(spec, step, evidence, *cross_entropy)
 
 
-def _options(lesson: Lesson, step: int, entropy_MB: Tensor | None = None) -> dict[str, Any]:
-    """Of the strategy: a job's, and what each step supplies."""
-    options = dict(lesson.options)
-    if lesson.strategy == "random":
-        options |= {"seed": lesson.seed, "step": step}
-    if entropy_MB is not None:
-        options["cross_entropy"] = entropy_MB
-    return options
+def _combined(
+    spec: DistillationSpec, step: int, evidence: Evidence, cross_entropy_MB: Tensor | None = None
+) -> DistillationGradient:
+    options = dict(spec.options)
+    if spec.strategy == "random":
+        options |= {"seed": spec.seed, "step": step}
+    if cross_entropy_MB is not None:
+        options["cross_entropy"] = cross_entropy_MB
+    return combine_members(spec.strategy, evidence, spec.sample_weighting, **options)
 
 
 def cross_entropies(logits_mBC: Tensor, labels_B: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from agrekd_ray.errors import RunError
 from agrekd_ray.files import DamagedError, cannot_read, checked, read_json, unreadable
-from agrekd_ray.results import Cost, Effort
+from agrekd_ray.results import Cost, TeacherCost
 from agrekd_ray.tracking.files import replacing
 
 ATTEMPTS = "attempts.json"
@@ -29,7 +29,7 @@ class Attempt:
     """
 
     seconds: float = 0.0
-    effort: Effort | None = None
+    effort: TeacherCost | None = None
 
 
 class Account(AbstractContextManager["Account"]):
@@ -49,8 +49,8 @@ class Account(AbstractContextManager["Account"]):
         self._earlier = self._read()
         self._began = time.monotonic()
         self._ended: float | None = None
-        self._known: Effort | None = None  # of what is over
-        self._under_way: Effort | None = None
+        self._known: TeacherCost | None = None  # of what is over
+        self._under_way: TeacherCost | None = None
         self._counts = True
         self._lock, self._stop = threading.Lock(), threading.Event()
 
@@ -65,11 +65,11 @@ class Account(AbstractContextManager["Account"]):
         self._ended = time.monotonic()
         self._write()
 
-    def add(self, effort: Effort) -> None:
+    def add(self, effort: TeacherCost) -> None:
         """Teachers have cost this; it replaces what `so_far` has told of it."""
         self._known, self._under_way = _sum(self._known, effort), None
 
-    def so_far(self, effort: Effort) -> None:
+    def so_far(self, effort: TeacherCost) -> None:
         """Teachers that are at work have cost this until now."""
         if self._under_way is None or effort.forwards >= self._under_way.forwards:
             self._under_way = effort
@@ -129,6 +129,6 @@ class Account(AbstractContextManager["Account"]):
         return []
 
 
-def _sum(*efforts: Effort | None) -> Effort | None:
+def _sum(*efforts: TeacherCost | None) -> TeacherCost | None:
     known = [effort for effort in efforts if effort is not None]
-    return sum(known, Effort()) if known else None
+    return sum(known, TeacherCost()) if known else None

@@ -10,20 +10,20 @@ import torch
 
 from agrekd_ray.cluster.events import (
     Event,
-    Note,
+    Notice,
     StudentDone,
     StudentEpoch,
+    TeacherCostSoFar,
     TeacherDone,
     TeacherEpoch,
-    TeachersCost,
 )
 from agrekd_ray.config import Job
 from agrekd_ray.data import open_dataset
 from agrekd_ray.devices import device_of
 from agrekd_ray.distillation import LocalTeachers, TeacherHost
 from agrekd_ray.errors import RunError
-from agrekd_ray.results import Effort
-from agrekd_ray.student import Assignment, Student, read_outcome
+from agrekd_ray.results import TeacherCost
+from agrekd_ray.student import Student, StudentSpec, read_outcome
 from agrekd_ray.teachers import Asked, Pool, Recipe, Take, answers
 
 Handle = Callable[[Event], None]
@@ -38,11 +38,11 @@ class Engine(Protocol):
 
     def train_students(
         self,
-        assignments: tuple[Assignment, ...],
+        assignments: tuple[StudentSpec, ...],
         checkpoints: dict[str, Path],
         students: Path,
         storage: Path,
-    ) -> Effort:
+    ) -> TeacherCost:
         """Train the students that are not finished yet; returns what their teachers cost.
 
         Args:
@@ -62,7 +62,7 @@ class Engine(Protocol):
         """
         ...
 
-    def record(self, checkpoints: dict[str, Path], views: Sequence[int]) -> Effort:
+    def record(self, checkpoints: dict[str, Path], views: Sequence[int]) -> TeacherCost:
         """Record what the teachers say to whole views.
 
         Args:
@@ -91,7 +91,7 @@ class LocalEngine:
         self.device = device_of(job.student.gpus, "student.gpus")
         if self.device == "cpu" and torch.cuda.is_available():
             idle = torch.cuda.device_count()
-            handle(Note(f"{idle} of {idle} GPUs stay idle: student.gpus = 0 declines them"))
+            handle(Notice(f"{idle} of {idle} GPUs stay idle: student.gpus = 0 declines them"))
         torch.set_num_threads(max(1, round(job.student.cpus)))
 
     def make_teachers(self, families: Sequence[Sequence[Recipe]]) -> None:
@@ -110,11 +110,11 @@ class LocalEngine:
 
     def train_students(
         self,
-        assignments: tuple[Assignment, ...],
+        assignments: tuple[StudentSpec, ...],
         checkpoints: dict[str, Path],
         students: Path,
         storage: Path,
-    ) -> Effort:
+    ) -> TeacherCost:
         """See `Engine.train_students`."""
         dataset = open_dataset(self._job.data)
         source, host = None, None
@@ -129,10 +129,10 @@ class LocalEngine:
             )
             source = LocalTeachers(host)
 
-        def effort() -> Effort:
+        def effort() -> TeacherCost:
             if host is None:
-                return Effort()
-            return Effort(forwards=host.forwards, seconds=host.seconds, spans=host.spans)
+                return TeacherCost()
+            return TeacherCost(forwards=host.forwards, seconds=host.seconds, spans=host.spans)
 
         storage.mkdir(parents=True, exist_ok=True)
         for assignment in assignments:
@@ -143,7 +143,7 @@ class LocalEngine:
             while not student.done:
                 record = student.epoch()
                 student.save_state(state)
-                self._handle(TeachersCost(effort()))
+                self._handle(TeacherCostSoFar(effort()))
                 if record is not None:
                     epochs = assignment.training.epochs
                     self._handle(StudentEpoch(assignment.name, epochs, record))
@@ -158,7 +158,7 @@ class LocalEngine:
         for one in asked:
             take(one, answers(one, dataset, self.device))
 
-    def record(self, checkpoints: dict[str, Path], views: Sequence[int]) -> Effort:
+    def record(self, checkpoints: dict[str, Path], views: Sequence[int]) -> TeacherCost:
         """See `Engine.record`.
 
         Raises:

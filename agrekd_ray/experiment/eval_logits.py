@@ -15,9 +15,9 @@ from agrekd_ray.errors import RunError
 from agrekd_ray.experiment.display import Display
 from agrekd_ray.experiment.engine import Engine
 from agrekd_ray.experiment.plan import Plan
-from agrekd_ray.logits import Evaluations
+from agrekd_ray.logits import EvalLogits
 from agrekd_ray.models import read_manifest
-from agrekd_ray.results import Member
+from agrekd_ray.results import TeacherResult
 from agrekd_ray.settings import Precision
 from agrekd_ray.teachers import Asked, Pool, measured
 from agrekd_ray.training import score
@@ -36,7 +36,7 @@ class Answers:
         recorded = job.guidance != "local"
         self._precision: Precision = job.fleet.computes_in if recorded else job.fleet.precision
         self._records = (
-            Evaluations(job.outputs.store, dataset, job.fleet.computes_in) if recorded else None
+            EvalLogits(job.outputs.store, dataset, job.fleet.computes_in) if recorded else None
         )
         self._told: dict[tuple[Path, str], Tensor] = {}
 
@@ -106,7 +106,7 @@ class Answers:
         return self._records.read(folder, split)
 
 
-def members(plan: Plan, pool: Pool, answers: Answers) -> tuple[list[Member], Member]:
+def members(plan: Plan, pool: Pool, answers: Answers) -> tuple[list[TeacherResult], TeacherResult]:
     """The teachers of a plan, and its biased model, with their metrics.
 
     Args:
@@ -116,7 +116,7 @@ def members(plan: Plan, pool: Pool, answers: Answers) -> tuple[list[Member], Mem
     """
     checkpoints = plan.checkpoints(pool)
 
-    def member(name: str) -> Member:
+    def member(name: str) -> TeacherResult:
         folder = checkpoints[name]
         manifest = read_manifest(folder)
         if name in plan.draw.own:  # what its maker measured was not on these data
@@ -126,6 +126,6 @@ def members(plan: Plan, pool: Pool, answers: Answers) -> tuple[list[Member], Mem
             }
         else:
             metrics = measured(folder, manifest)
-        return Member(name, name.partition("-")[0], manifest.fingerprint, metrics)
+        return TeacherResult(name, name.partition("-")[0], manifest.fingerprint, metrics)
 
     return [member(name) for name in plan.draw.teachers], member(plan.draw.biased)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from agrekd_ray import __version__
 from agrekd_ray.cluster.environment import prepare
-from agrekd_ray.cluster.events import Event, StudentDone, TeachersCost
+from agrekd_ray.cluster.events import Event, StudentDone, TeacherCostSoFar
 from agrekd_ray.config import Job
 from agrekd_ray.data import SELECT, TEST, Dataset, Prepared, open_dataset, splits_in_words
 from agrekd_ray.errors import AgrekdError, RunError
@@ -35,8 +35,8 @@ from agrekd_ray.files import cannot_read, unreadable
 from agrekd_ray.models import load
 from agrekd_ray.report import job as report
 from agrekd_ray.report.archive import RESULTS, JobArchive, read_job
-from agrekd_ray.results import Cost, Diagnostics, Effort, Member, Outcome
-from agrekd_ray.student import Assignment, read_outcome, write_outcome
+from agrekd_ray.results import Cost, Diagnostics, StudentResult, TeacherCost, TeacherResult
+from agrekd_ray.student import StudentSpec, read_outcome, write_outcome
 from agrekd_ray.teachers import Asked, Pool
 from agrekd_ray.tracking.outbox import Outbox
 from agrekd_ray.tracking.tracker import DEGRADED, open_tracker
@@ -49,7 +49,7 @@ def run_job(
     tags: Mapping[str, str] | None = None,
     *,
     draw: bool = True,
-) -> list[Outcome]:
+) -> list[StudentResult]:
     """Do what is left of a job: all of it for a new folder, the rest for one that was stopped.
 
     Args:
@@ -84,7 +84,7 @@ def open_engine(job: Job, handle: Handle) -> Engine:
     return RayEngine(job, handle)
 
 
-def cost_metrics(cost: Cost, outcomes: Sequence[Outcome]) -> dict[str, float]:
+def cost_metrics(cost: Cost, outcomes: Sequence[StudentResult]) -> dict[str, float]:
     """What a run and its teachers cost, under MLflow's names.
 
     Args:
@@ -105,7 +105,7 @@ def cost_metrics(cost: Cost, outcomes: Sequence[Outcome]) -> dict[str, float]:
     return figures
 
 
-def outcomes_of(folder: RunFolder) -> list[Outcome]:
+def outcomes_of(folder: RunFolder) -> list[StudentResult]:
     """Every method × seed of a run that is finished, in the order of the job."""
     found = [
         read_outcome(folder.students / f"{method}-seed-{seed}")
@@ -171,7 +171,7 @@ class _Run:
         self._logged, self._counts, self._stopped = 0, False, False
         self._engine: Future[Engine] | None = None
 
-    def go(self) -> list[Outcome]:
+    def go(self) -> list[StudentResult]:
         if self.folder.state().status == "finished" and self._whole():
             self.known = results_of(read_job, self.folder.path)
         self.display.stage("start", 0, "")
@@ -227,7 +227,7 @@ class _Run:
             if unused is not None and unused.exception() is None:
                 unused.result().close()
 
-    def _left(self) -> list[Assignment]:
+    def _left(self) -> list[StudentSpec]:
         """Students that are not finished."""
         return [
             assignment
@@ -235,7 +235,7 @@ class _Run:
             if read_outcome(self.folder.students / assignment.name) is None
         ]
 
-    def _through(self, run_id: str) -> tuple[list[Outcome], int]:
+    def _through(self, run_id: str) -> tuple[list[StudentResult], int]:
         """Everything, from data to MLflow; the last number is of writes that it did not get."""
         ready_data(self.dataset, self.display, dfr=self.job.retrains)
         if self.known is None:
@@ -283,13 +283,13 @@ class _Run:
             if left:
                 self._train(engine, left)
             if took:
-                self.account.add(Effort(forwards=took))
+                self.account.add(TeacherCost(forwards=took))
         finally:
             self._engine = None
             engine.close()
 
     def _handle(self, event: Event) -> None:
-        if isinstance(event, TeachersCost):
+        if isinstance(event, TeacherCostSoFar):
             self.account.so_far(event.effort)
             return
         self.monitor.handle(event)
@@ -297,11 +297,11 @@ class _Run:
         if isinstance(event, StudentDone) and self.job.guidance != "local":
             self._log_model(event.outcome)
 
-    def _train(self, engine: Engine, left: list[Assignment]) -> None:
+    def _train(self, engine: Engine, left: list[StudentSpec]) -> None:
         everything = sum(a.training.epochs for a in self.plan.assignments)
         done = everything - sum(a.training.epochs for a in left)
         self.display.stage("students", everything, "epochs", done)
-        taught = any(assignment.lesson for assignment in left)
+        taught = any(assignment.spec for assignment in left)
         try:
             effort = engine.train_students(
                 self.plan.assignments,
@@ -347,7 +347,7 @@ class _Run:
                 splits = {
                     split: score(self.dataset, split, *found) for split, found in told.items()
                 }
-                outcome = Outcome(
+                outcome = StudentResult(
                     method,
                     seed,
                     teachers,
@@ -381,10 +381,10 @@ class _Run:
             }
         )
 
-    def _outcomes(self) -> list[Outcome]:
+    def _outcomes(self) -> list[StudentResult]:
         return outcomes_of(self.folder)
 
-    def _members(self) -> tuple[list[Member], Member | None]:
+    def _members(self) -> tuple[list[TeacherResult], TeacherResult | None]:
         """The teachers, and the biased model, with their metrics."""
         if self.known is not None:
             return self.known.members, self.known.biased
@@ -392,7 +392,7 @@ class _Run:
             return [], None
         return members(self.plan, self.pool, self.answers)
 
-    def _reports(self, outcomes: list[Outcome], cost: Cost) -> None:
+    def _reports(self, outcomes: list[StudentResult], cost: Cost) -> None:
         """results.json, results.csv and the plots: anew, or what is missing of them."""
         path, anew = self.folder.path, self.known is None
         members, biased = self._members()
@@ -418,7 +418,7 @@ class _Run:
         inputs = self.dataset.inputs(self.dataset.splits[TEST][:2], None)
         return np.ascontiguousarray(inputs.numpy())
 
-    def _log_model(self, outcome: Outcome) -> None:
+    def _log_model(self, outcome: StudentResult) -> None:
         """A student as a model in MLflow, which it becomes while the next ones train."""
         if not self.job.tracking.models or outcome.checkpoint is None:
             return
@@ -438,7 +438,7 @@ class _Run:
 
         self.outbox.put(log)
 
-    def _publish(self, run_id: str, outcomes: list[Outcome], cost: Cost) -> None:
+    def _publish(self, run_id: str, outcomes: list[StudentResult], cost: Cost) -> None:
         """To MLflow: the students that are no models there yet, the reports, the summary."""
         students = [o for o in outcomes if o.checkpoint is not None and self.job.tracking.models]
 
@@ -464,7 +464,7 @@ class _Run:
             )
         )
 
-    def _show(self, outcomes: list[Outcome], cost: Cost) -> None:
+    def _show(self, outcomes: list[StudentResult], cost: Cost) -> None:
         members, _ = self._members()
         console = self.console
         console.print()
@@ -486,7 +486,9 @@ class _Run:
             console.print(f"{name:<12}{value}", soft_wrap=True)
 
 
-def _spent_lines(outcomes: Sequence[Outcome], effort: Effort | None) -> list[tuple[str, str]]:
+def _spent_lines(
+    outcomes: Sequence[StudentResult], effort: TeacherCost | None
+) -> list[tuple[str, str]]:
     """Where the time went, a line each; the first has the heading."""
     lines = report.spent(outcomes, effort)
     width = max((len(what) for what, _ in lines), default=0)

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from agrekd_ray.cluster.channel import Channel
-from agrekd_ray.cluster.events import Event, Note
+from agrekd_ray.cluster.events import Event, Notice
 from agrekd_ray.errors import AgrekdError
 from agrekd_ray.experiment.engine import Handle
 
@@ -89,7 +89,7 @@ class Listener(AbstractContextManager["Listener"]):
             f"({Path(frame.filename).name}:{frame.lineno})"
         )
         try:
-            self._handles[0](Note(text))
+            self._handles[0](Notice(text))
         except Exception:  # the very handler that shows notes
             print(text, file=sys.stderr)
 

@@ -9,7 +9,7 @@ from typing import Any
 from agrekd_ray.cluster.events import (
     Event,
     Failed,
-    Note,
+    Notice,
     OutputsDone,
     StudentDone,
     StudentEpoch,
@@ -17,8 +17,8 @@ from agrekd_ray.cluster.events import (
     TeacherEpoch,
 )
 from agrekd_ray.experiment.display import RECORDED, Display
-from agrekd_ray.results import Epoch, Outcome
-from agrekd_ray.student import Assignment
+from agrekd_ray.results import Epoch, StudentResult
+from agrekd_ray.student import StudentSpec
 from agrekd_ray.tracking.outbox import Outbox
 from agrekd_ray.tracking.tracker import Tracker
 
@@ -35,7 +35,7 @@ def show_progress(display: Display, event: Event) -> None:
         # Where the line counts students' epochs, their teachers take turns before the first one.
         steps = event.samples if display.unit == RECORDED else 0
         display.advance(f"view {event.view}", steps)
-    elif isinstance(event, Note):
+    elif isinstance(event, Notice):
         display.note(event.text, "yellow")
 
 
@@ -54,7 +54,7 @@ class Monitor:
         display: Display,
         tracker: Tracker,
         outbox: Outbox,
-        assignments: tuple[Assignment, ...],
+        assignments: tuple[StudentSpec, ...],
     ) -> None:
         self._display, self._tracker, self._outbox = display, tracker, outbox
         self._assignments = {assignment.name: assignment for assignment in assignments}
@@ -77,7 +77,7 @@ class Monitor:
         else:
             show_progress(self._display, event)
 
-    def finished(self, outcome: Outcome) -> None:
+    def finished(self, outcome: StudentResult) -> None:
         """Record a finished method × seed in MLflow; one that is there already stays as it is."""
         if outcome.name in self._finished:
             return
@@ -92,7 +92,7 @@ class Monitor:
 
         self._outbox.put(write)
 
-    def run(self, what: Outcome | Assignment) -> str:
+    def run(self, what: StudentResult | StudentSpec) -> str:
         """The MLflow run of a method × seed."""
         if what.name not in self._runs:
             given = self._assignments.get(what.name)
@@ -125,20 +125,20 @@ class Monitor:
         self._outbox.put(write)
 
 
-def student_params(given: Assignment) -> dict[str, Any]:
+def student_params(given: StudentSpec) -> dict[str, Any]:
     """What a student is made of, flat, under the same names for jobs and searches."""
     params: dict[str, Any] = {
         "teachers": given.teachers,
         **_flat("student.model", given.model.model_dump()),
         **_flat("student.training", given.training.model_dump()),
     }
-    if given.lesson is not None:
-        weighting = given.lesson.sample_weighting
+    if given.spec is not None:
+        weighting = given.spec.sample_weighting
         params |= {
-            "distillation.strategy": given.lesson.strategy,
-            "distillation.temperature": given.lesson.temperature,
-            "distillation.alpha": given.lesson.alpha,
-            **_flat(f"distillation.{given.lesson.strategy}", given.lesson.options),
+            "distillation.strategy": given.spec.strategy,
+            "distillation.temperature": given.spec.temperature,
+            "distillation.alpha": given.spec.alpha,
+            **_flat(f"distillation.{given.spec.strategy}", given.spec.options),
             **_flat("distillation.sample_weighting", asdict(weighting) if weighting else {}),
         }
     return params

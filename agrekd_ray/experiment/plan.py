@@ -9,8 +9,8 @@ from pathlib import Path
 from agrekd_ray.config import Job
 from agrekd_ray.config.job import SEEDS_APART
 from agrekd_ray.core.weighting import STRATEGIES
-from agrekd_ray.distillation import Lesson
-from agrekd_ray.student import Assignment
+from agrekd_ray.distillation import DistillationSpec
+from agrekd_ray.student import StudentSpec
 from agrekd_ray.teachers import Draw, Pool, Recipe, draw
 
 DEEP_ENSEMBLES = {"deep_ensemble": "erm", "deep_ensemble_dfr": "dfr"}
@@ -30,7 +30,7 @@ class Plan:
     """
 
     draw: Draw
-    assignments: tuple[Assignment, ...]
+    assignments: tuple[StudentSpec, ...]
     votes: dict[tuple[str, int], tuple[Recipe, ...]]
     strategies: tuple[str, ...]
     needs_ensemble: bool
@@ -67,12 +67,12 @@ def make_plan(job: Job) -> Plan:
         if method in job.methods
         for seed in job.seeds
     }
-    assignments: list[Assignment] = []
+    assignments: list[StudentSpec] = []
     for seed in job.seeds:
         if {"one_hot", "one_hot_dfr"} & set(job.methods):
             dfr = job.teachers.dfr if "one_hot_dfr" in job.methods else None
             assignments.append(
-                Assignment("one_hot", seed, job.student.model, job.student.training, dfr=dfr)
+                StudentSpec("one_hot", seed, job.student.model, job.student.training, dfr=dfr)
             )
         for strategy in strategies:
             assignments.append(_taught(job, drawn, strategy, seed))
@@ -80,9 +80,9 @@ def make_plan(job: Job) -> Plan:
     return Plan(drawn, tuple(assignments), votes, strategies, needs_ensemble)
 
 
-def _taught(job: Job, drawn: Draw, strategy: str, seed: int) -> Assignment:
+def _taught(job: Job, drawn: Draw, strategy: str, seed: int) -> StudentSpec:
     how = job.distillation
-    lesson = Lesson(
+    spec = DistillationSpec(
         strategy=strategy,
         teachers=drawn.teachers,
         biased=drawn.biased,
@@ -92,8 +92,8 @@ def _taught(job: Job, drawn: Draw, strategy: str, seed: int) -> Assignment:
         sample_weighting=how.sample_weighting.build() if how.sample_weighting else None,
         seed=seed,
     )
-    return Assignment(
-        strategy, seed, job.student.model, job.student.training, lesson, drawn.in_words
+    return StudentSpec(
+        strategy, seed, job.student.model, job.student.training, spec, drawn.in_words
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from agrekd_ray.cluster.channel import Channel
-from agrekd_ray.cluster.events import Note, Post
+from agrekd_ray.cluster.events import Emit, Notice
 from agrekd_ray.cluster.nodes import (
     DriverData,
     cluster_nodes,
@@ -31,13 +31,13 @@ from agrekd_ray.experiment.gpus import (
     workers_of,
 )
 from agrekd_ray.experiment.listener import Listener
-from agrekd_ray.experiment.teacher_provider import Teaching
+from agrekd_ray.experiment.teacher_provider import TeacherProvider
 from agrekd_ray.experiment.teacher_tasks import ask_all, make_all
 from agrekd_ray.experiment.waiting import First, Waiting
-from agrekd_ray.results import Effort
+from agrekd_ray.results import TeacherCost
 from agrekd_ray.settings import AUTO
-from agrekd_ray.student import Assignment, read_outcome
-from agrekd_ray.student.group import Schoolwork, train_group
+from agrekd_ray.student import StudentSpec, read_outcome
+from agrekd_ray.student.group import TrainConfig, train_group
 from agrekd_ray.student.shared_work import Pace
 from agrekd_ray.teachers import Asked, Recipe, Take
 
@@ -50,7 +50,7 @@ def session_of(jobs: Sequence[Job], handle: Handle) -> RaySession:
         handle: gets what is to be said of it.
     """
     taken = max(job.student.workers * job.student.cpus for job in jobs)
-    return RaySession(jobs[0].ray.address, math.ceil(taken) + 1, lambda text: handle(Note(text)))
+    return RaySession(jobs[0].ray.address, math.ceil(taken) + 1, lambda text: handle(Notice(text)))
 
 
 class RayEngine:
@@ -78,7 +78,7 @@ class RayEngine:
 
     def make_teachers(self, families: Sequence[Sequence[Recipe]]) -> None:
         """See `Engine.make_teachers`."""
-        job, post, nodes = self._job, self._channel.post, settled_nodes()
+        job, emit, nodes = self._job, self._channel.emit, settled_nodes()
         models = [family[0].model for family in families]
         share = share_of_task(
             self._training,
@@ -90,22 +90,22 @@ class RayEngine:
         room = with_share(self._training, share)
         self._say_idle(numbered(job), [room] * len(families), nodes, "teachers")
         first = First()
-        with Waiting([room], post, first.awaited), self.listening(first.watch):
-            first.look_for_room(room, post)
-            make_all(families, job.teachers.store, DriverData.of(job.data), room, post)
+        with Waiting([room], emit, first.awaited), self.listening(first.watch):
+            first.look_for_room(room, emit)
+            make_all(families, job.teachers.store, DriverData.of(job.data), room, emit)
 
     def train_students(
         self,
-        assignments: tuple[Assignment, ...],
+        assignments: tuple[StudentSpec, ...],
         checkpoints: dict[str, Path],
         students: Path,
         storage: Path,
-    ) -> Effort:
+    ) -> TeacherCost:
         """See `Engine.train_students`."""
         samples = open_dataset(self._job.data)
-        epochs = max((a.training.epochs for a in assignments if a.lesson), default=0)
+        epochs = max((a.training.epochs for a in assignments if a.spec), default=0)
         views = sorted({samples.view(epoch) for epoch in range(epochs)})
-        post, nodes = self._channel.post, settled_nodes()
+        emit, nodes = self._channel.emit, settled_nodes()
         left = [a for a in assignments if read_outcome(students / a.name) is None]
         models, most = [assignment.model for assignment in left], self._job.student.at_once
         pace = Pace(left)
@@ -117,8 +117,8 @@ class RayEngine:
             most=len(left) if most == "auto" else min(most, len(left)),
             crowded=most != "auto",
         )
-        teaching = Teaching(
-            self._job, checkpoints, samples, views, post, models=models, groups=side_by_side
+        teaching = TeacherProvider(
+            self._job, checkpoints, samples, views, emit, models=models, groups=side_by_side
         )
         job, workers = teaching.job, workers_of(teaching.job.student)
 
@@ -134,26 +134,26 @@ class RayEngine:
         with teaching, self.listening(teaching.watch, pace.watch):
             source = teaching.source()
             if not teaching.hosts:  # else the fleet has looked, for the students too
-                look_for_room(workers, [], post)
+                look_for_room(workers, [], emit)
             keys = ("student", "fleet") if teaching.hosts else ("student",)
             busy = [*workers * side_by_side, *teaching.hosted]
             self._say_idle(job, busy, nodes, *keys)
-            work = Schoolwork(
+            work = TrainConfig(
                 assignments,
                 DriverData(job.data, samples.fingerprint),
                 source,
                 students,
                 storage,
-                post,
+                emit,
                 job.fleet.look_ahead,
             )
-            with Waiting(workers, post, group_waits):
+            with Waiting(workers, emit, group_waits):
                 train_group(work, job.student, another)
         return teaching.effort
 
     def ask(self, asked: Sequence[Asked], take: Take) -> None:
         """See `Engine.ask`."""
-        post, nodes = self._channel.post, settled_nodes()
+        emit, nodes = self._channel.emit, settled_nodes()
         folders = [one.folder for one in asked]
         rooms: dict[Asked, ResourceRequest] = {}
         for one in asked:
@@ -162,10 +162,10 @@ class RayEngine:
             rooms[one] = with_share(room, share)
         different = list({room.in_words: room for room in rooms.values()}.values())
         first = First()
-        with Waiting(different[:1], post, first.awaited), self.listening(first.watch):
+        with Waiting(different[:1], emit, first.awaited), self.listening(first.watch):
             for room in different:
-                first.look_for_room(room, post)
-            ask_all(rooms, DriverData.of(self._job.data), take, post)
+                first.look_for_room(room, emit)
+            ask_all(rooms, DriverData.of(self._job.data), take, emit)
 
     @property
     def _training(self) -> ResourceRequest:
@@ -179,11 +179,11 @@ class RayEngine:
         resources = {"CPU": cpus, **own.resources}
         return ResourceRequest(f"the evaluation of {one.name}", resources, own.labels)
 
-    def record(self, checkpoints: dict[str, Path], views: Sequence[int]) -> Effort:
+    def record(self, checkpoints: dict[str, Path], views: Sequence[int]) -> TeacherCost:
         """See `Engine.record`."""
-        samples, post = open_dataset(self._job.data), self._channel.post
+        samples, emit = open_dataset(self._job.data), self._channel.emit
         with (
-            Teaching(self._job, checkpoints, samples, views, post) as teaching,
+            TeacherProvider(self._job, checkpoints, samples, views, emit) as teaching,
             self.listening(teaching.watch),
         ):
             self._say_idle(teaching.job, [], cluster_nodes(), "fleet")
@@ -195,12 +195,12 @@ class RayEngine:
     ) -> None:
         """See `what_stays_idle`."""
         if idle := what_stays_idle(self._job, given, nodes, wanted, *keys):
-            self._channel.post(Note(idle))
+            self._channel.emit(Notice(idle))
 
     @property
-    def post(self) -> Post:
+    def emit(self) -> Emit:
         """Tells the driver, from any process."""
-        return self._channel.post
+        return self._channel.emit
 
     def listening(self, *watchers: Handle) -> Listener:
         """While the block runs, events reach the handler, and these."""

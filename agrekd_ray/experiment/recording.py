@@ -16,12 +16,12 @@ from agrekd_ray.experiment.engine import Engine
 from agrekd_ray.experiment.monitor import show_progress
 from agrekd_ray.experiment.plan import Plan, epochs_of, make_plan
 from agrekd_ray.experiment.settled import settled
-from agrekd_ray.logits import Outputs
-from agrekd_ray.results import Effort
+from agrekd_ray.logits import LogitsCache
+from agrekd_ray.results import TeacherCost
 from agrekd_ray.teachers import Pool
 
 
-def record_job(job: Job, console: Console) -> Effort:
+def record_job(job: Job, console: Console) -> TeacherCost:
     """Make the pool's missing teachers and record every view that the job's students are shown.
 
     Again, it goes on where it was stopped; where all is recorded, it says so and starts nothing.
@@ -49,7 +49,7 @@ def record_job(job: Job, console: Console) -> Effort:
     pool = Pool(job.teachers.store, samples)
     views = sorted({samples.view(epoch) for epoch in range(job.student.training.epochs)})
     checkpoints = plan.checkpoints(pool)
-    effort = Effort()
+    effort = TeacherCost()
     if missing(job, plan, samples, views):
         prepare(starts_cluster=job.ray.address is None)
         from agrekd_ray.experiment.ray_engine import RayEngine
@@ -61,7 +61,7 @@ def record_job(job: Job, console: Console) -> Effort:
                 effort = make_and_record(engine, display, job, plan, samples, views)
             finally:
                 engine.close()
-    outputs = Outputs(job.outputs, checkpoints, samples, job.fleet.computes_in)
+    outputs = LogitsCache(job.outputs, checkpoints, samples, job.fleet.computes_in)
     several = "views" if len(views) > 1 else "view"
     console.print(
         f"{len(checkpoints)} teachers, {len(views)} {several} of {outputs.count} samples: "
@@ -76,7 +76,7 @@ def missing(job: Job, plan: Plan, samples: Dataset, views: Sequence[int]) -> boo
     pool = Pool(job.teachers.store, samples)
     if pool.missing(plan.draw.recipes.values()):
         return True
-    outputs = Outputs(job.outputs, plan.checkpoints(pool), samples, job.fleet.computes_in)
+    outputs = LogitsCache(job.outputs, plan.checkpoints(pool), samples, job.fleet.computes_in)
     return bool(outputs.missing(views))
 
 
@@ -89,7 +89,7 @@ def make_and_record(
     views: Sequence[int],
     *,
     record: bool = True,
-) -> Effort:
+) -> TeacherCost:
     """Make the pool's missing teachers, then record what is missing of what they say.
 
     Args:
@@ -110,9 +110,9 @@ def make_and_record(
         display.stage("teachers", epochs_of(families), "epochs")
         engine.make_teachers(families)
     checkpoints = plan.checkpoints(pool)
-    left = Outputs(job.outputs, checkpoints, samples, job.fleet.computes_in).missing(views)
+    left = LogitsCache(job.outputs, checkpoints, samples, job.fleet.computes_in).missing(views)
     if not record or not left:
-        return Effort()
+        return TeacherCost()
     rows = len({view for _, view in left}) * len(samples.splits[TRAIN])
     display.stage("outputs", rows, RECORDED)
     return engine.record(checkpoints, views)

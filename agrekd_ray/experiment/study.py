@@ -20,7 +20,7 @@ from typing import Any
 from rich.console import Console
 
 from agrekd_ray.cluster.environment import prepare
-from agrekd_ray.cluster.events import Event, Failed, StudentEpoch, TeachersCost
+from agrekd_ray.cluster.events import Event, Failed, StudentEpoch, TeacherCostSoFar
 from agrekd_ray.config import Job
 from agrekd_ray.config.points import points_of
 from agrekd_ray.config.sweep import Setting
@@ -44,10 +44,10 @@ from agrekd_ray.experiment.plan import epochs_of, make_plan
 from agrekd_ray.experiment.settled import settled
 from agrekd_ray.report.archive import read_study
 from agrekd_ray.report.study import markdown, publish_files, show
-from agrekd_ray.results import Cost, Effort
+from agrekd_ray.results import Cost, TeacherCost
 from agrekd_ray.results.study import PointResult, StudyResult
 from agrekd_ray.settings import fingerprint
-from agrekd_ray.student import Assignment, read_outcome
+from agrekd_ray.student import StudentSpec, read_outcome
 from agrekd_ray.teachers import Pool, Recipe
 from agrekd_ray.terminal import screen
 from agrekd_ray.tracking.outbox import Outbox
@@ -89,15 +89,15 @@ class _Cohort:
     """
 
     job: Job
-    assignments: list[Assignment] = field(default_factory=list)
+    assignments: list[StudentSpec] = field(default_factory=list)
     checkpoints: dict[str, Path] = field(default_factory=dict)
     recipes: list[Recipe] = field(default_factory=list)
     points: list[int] = field(default_factory=list)
     answering: dict[Path, str] = field(default_factory=dict)
 
-    def distinct(self, students: Path) -> list[list[Assignment]]:
+    def distinct(self, students: Path) -> list[list[StudentSpec]]:
         """The assignments, those that come to the same student together, finished ones first."""
-        alike: list[list[Assignment]] = []
+        alike: list[list[StudentSpec]] = []
         for given in self.assignments:
             plain = replace(given, folder="")
             twins = next((a for a in alike if replace(a[0], folder="") == plain), None)
@@ -202,12 +202,12 @@ class _Study:
             answers.complete(asked, engine, self.display)
             teachers = {*cohort.checkpoints.values()}
             if took := sum(len(one.splits) for one in asked if one.folder in teachers):
-                self.account.add(Effort(forwards=took))
+                self.account.add(TeacherCost(forwards=took))
             left = self._left(cohort)
             if left:
                 epochs = sum(a.training.epochs for a in left)
                 self.display.stage(f"students {name}".strip(), epochs, "epochs")
-                taught = any(a.lesson for a in left)
+                taught = any(a.spec for a in left)
                 key = fingerprint(sorted(a.name for a in cohort.assignments))[:12]
                 effort = engine.train_students(
                     tuple(left),
@@ -227,7 +227,7 @@ class _Study:
             for twin in others:
                 _share(self.root, first, twin)
 
-    def _left(self, cohort: _Cohort) -> list[Assignment]:
+    def _left(self, cohort: _Cohort) -> list[StudentSpec]:
         """One of each that is not finished anywhere."""
         firsts = [twins[0] for twins in cohort.distinct(self.root)]
         return [a for a in firsts if read_outcome(self.root / a.name) is None]
@@ -293,7 +293,7 @@ class _Study:
                 f"{point.replace(',', ' ')} {student} epoch {event.epoch.epoch + 1}/"
                 f"{event.epochs}, val {event.epoch.val.worst} {worst:.1%}"
             )
-        elif isinstance(event, TeachersCost):
+        elif isinstance(event, TeacherCostSoFar):
             self.account.so_far(event.effort)
         elif isinstance(event, Failed):
             self.failure = event.text
@@ -388,7 +388,7 @@ def _agree(some: dict[str, Path], others: dict[str, Path]) -> bool:
     return all(some.get(name, path) == path for name, path in others.items())
 
 
-def _share(students: Path, made: Assignment, twin: Assignment) -> None:
+def _share(students: Path, made: StudentSpec, twin: StudentSpec) -> None:
     """Give a twin what the same student left behind; whole or not at all."""
     for source, target in zip(made.results, twin.results, strict=True):
         place = students / target

@@ -8,7 +8,14 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from agrekd_ray.cluster.events import Event, Note, OutputsDone, Post, StudentEpoch, TeachersCost
+from agrekd_ray.cluster.events import (
+    Emit,
+    Event,
+    Notice,
+    OutputsDone,
+    StudentEpoch,
+    TeacherCostSoFar,
+)
 from agrekd_ray.cluster.nodes import cluster_nodes, settled_nodes
 from agrekd_ray.cluster.placement import ResourceRequest
 from agrekd_ray.config import Job
@@ -18,10 +25,10 @@ from agrekd_ray.errors import RunError
 from agrekd_ray.experiment.gpus import with_gpus, workers_of
 from agrekd_ray.files import exists
 from agrekd_ray.fleet.fleet import Fleet, fits, turns
-from agrekd_ray.fleet.logits_server import Keeper
-from agrekd_ray.logits import Outputs
+from agrekd_ray.fleet.logits_server import LogitsServer
+from agrekd_ray.logits import LogitsCache
 from agrekd_ray.models import Model
-from agrekd_ray.results import Effort
+from agrekd_ray.results import TeacherCost
 
 SECONDS_BETWEEN_COSTS = 5.0
 """That the teachers are asked what they have cost until now."""
@@ -30,7 +37,7 @@ PATIENCE = 1.0
 
 
 @dataclass(frozen=True)
-class Given:
+class FixedSource:
     """A source that is the same in every process; may travel."""
 
     source: Source
@@ -40,7 +47,7 @@ class Given:
         return self.source
 
 
-def keeper_of(job: Job, checkpoints: Mapping[str, Path]) -> Keeper | None:
+def logits_server_of(job: Job, checkpoints: Mapping[str, Path]) -> LogitsServer | None:
     """Who lends the driver's records to other nodes; None where all there is is this machine.
 
     Args:
@@ -49,10 +56,10 @@ def keeper_of(job: Job, checkpoints: Mapping[str, Path]) -> Keeper | None:
     """
     if job.ray.address is None and len(cluster_nodes()) == 1:
         return None
-    return Keeper.start(job.outputs, checkpoints, job.data, job.fleet.computes_in)
+    return LogitsServer.start(job.outputs, checkpoints, job.data, job.fleet.computes_in)
 
 
-class Teaching(AbstractContextManager["Teaching"]):
+class TeacherProvider(AbstractContextManager["TeacherProvider"]):
     """Starts teachers where something must be computed, and releases them when nothing is.
 
     Args:
@@ -60,7 +67,7 @@ class Teaching(AbstractContextManager["Teaching"]):
         checkpoints: folders of the teachers and the biased model, by name; may be empty.
         samples: the data set.
         views: that will be asked for.
-        post: tells the driver.
+        emit: tells the driver.
         models: of the students that train beside them; none where only records are made.
         groups: of workers that train side by side.
     """
@@ -71,22 +78,22 @@ class Teaching(AbstractContextManager["Teaching"]):
         checkpoints: Mapping[str, Path],
         samples: Dataset,
         views: Sequence[int],
-        post: Post,
+        emit: Emit,
         models: Collection[Model] = (),
         groups: int = 1,
     ) -> None:
         self._checkpoints, self._samples = checkpoints, samples
-        self._views, self._post, self._groups = views, post, groups
+        self._views, self._emit, self._groups = views, emit, groups
         self._fleet: Fleet | None = None
-        self._outputs: Outputs | None = None
+        self._outputs: LogitsCache | None = None
         self._missing: list[tuple[str, int]] = []
         self._shown: set[int] = set()
-        self._keeper: Keeper | None = None
+        self._logits_server: LogitsServer | None = None
         self._told = time.monotonic()
-        self.effort = Effort()
+        self.effort = TeacherCost()
         """What the teachers cost so far."""
         if checkpoints and job.guidance == "auto":
-            self._outputs = Outputs(job.outputs, checkpoints, samples, job.fleet.computes_in)
+            self._outputs = LogitsCache(job.outputs, checkpoints, samples, job.fleet.computes_in)
             self._missing = self._outputs.missing(views)
             self._say_damaged(self._outputs)
             self._outputs.touch()
@@ -117,12 +124,12 @@ class Teaching(AbstractContextManager["Teaching"]):
         if not self._checkpoints:
             return None
         if self._outputs is None:
-            return Given(self._start(self._checkpoints).source())
+            return FixedSource(self._start(self._checkpoints).source())
         if self._missing and not fits(
             self._checkpoints, self._job.fleet, workers_of(self._job.student)
         ):
-            self._post(
-                Note(
+            self._emit(
+                Notice(
                     "the cluster has no room for all teachers beside the students: they take "
                     "turns, and what they say is recorded before the first student"
                 )
@@ -131,8 +138,8 @@ class Teaching(AbstractContextManager["Teaching"]):
             self._missing = []
         fleet = self._start(self._checkpoints).source() if self._missing else None
         job = self._job
-        self._keeper = keeper_of(job, self._checkpoints)
-        opening = self._keeper or Outputs
+        self._logits_server = logits_server_of(job, self._checkpoints)
+        opening = self._logits_server or LogitsCache
         return Replay(job.outputs, self._checkpoints, job.fleet.computes_in, fleet, opening)
 
     def record(self) -> None:
@@ -153,12 +160,12 @@ class Teaching(AbstractContextManager["Teaching"]):
             for view in views:
 
                 def step(done: float, view: int = view, share: float = share) -> None:
-                    self._post(OutputsDone(view, done * share))
+                    self._emit(OutputsDone(view, done * share))
 
                 fleet.record(view, outputs.count, step)
                 self._fetch(view)
             self._release()
-            self._post(TeachersCost(self.effort))
+            self._emit(TeacherCostSoFar(self.effort))
 
     def watch(self, event: Event) -> None:
         """Tell what the teachers cost, and release them when nothing more will be asked of them."""
@@ -175,20 +182,20 @@ class Teaching(AbstractContextManager["Teaching"]):
             ]
             if not self._missing:
                 self._release()
-                self._post(TeachersCost(self.effort))
-                self._post(Note("the teachers' outputs are recorded; their actors are released"))
+                self._emit(TeacherCostSoFar(self.effort))
+                self._emit(Notice("the teachers' outputs are recorded; their actors are released"))
 
     def _tell(self) -> None:
         """What the teachers have cost until now, in case that nobody lives to hear the end."""
         fleet = self._fleet
         if fleet is not None and time.monotonic() - self._told >= SECONDS_BETWEEN_COSTS:
             self._told = time.monotonic()
-            self._post(TeachersCost(self.effort + fleet.effort(PATIENCE)))
+            self._emit(TeacherCostSoFar(self.effort + fleet.effort(PATIENCE)))
 
     def __exit__(self, *failure: object) -> None:
         self._release(count=failure[1] is None)
-        if self._keeper is not None:
-            self._keeper.close()
+        if self._logits_server is not None:
+            self._logits_server.close()
 
     def _fetch(self, view: int) -> None:
         """Take over the records of a view that teachers have on a disk of their own node."""
@@ -201,7 +208,7 @@ class Teaching(AbstractContextManager["Teaching"]):
                 for name, record in fleet.recorded(elsewhere, view).items():
                     outputs.write(name, view, record)
             except RunError as error:  # the students are taught all the same
-                self._post(Note(str(error)))
+                self._emit(Notice(str(error)))
 
     def _start(self, teachers: Mapping[str, Path], *, alone: bool = False) -> Fleet:
         job = self._job
@@ -209,7 +216,7 @@ class Teaching(AbstractContextManager["Teaching"]):
             teachers,
             job.data,
             job.fleet,
-            self._post,
+            self._emit,
             outputs=job.outputs if self._outputs else None,
             askers=job.student.workers * self._groups,
             students=() if alone else workers_of(job.student),
@@ -219,16 +226,16 @@ class Teaching(AbstractContextManager["Teaching"]):
     def _release(self, *, count: bool = True) -> None:
         fleet, self._fleet = self._fleet, None
         if fleet is not None:
-            cost = fleet.effort() if count else Effort(len(fleet.actors))
+            cost = fleet.effort() if count else TeacherCost(len(fleet.actors))
             fleet.close()
             recorded = self._outputs.bytes() if self._outputs else 0
             self.effort = replace(self.effort + cost, recorded=recorded)
 
-    def _say_damaged(self, outputs: Outputs) -> None:
+    def _say_damaged(self, outputs: LogitsCache) -> None:
         damaged = [outputs.path(*one) for one in self._missing if exists(outputs.path(*one))]
         if damaged:
-            self._post(
-                Note(
+            self._emit(
+                Notice(
                     f"{len(damaged)} damaged records of teachers' outputs are computed again "
                     f"(the first is {damaged[0]})"
                 )

@@ -14,7 +14,7 @@ import torch
 from ray.exceptions import RayError
 
 from agrekd_ray.cluster.channel import plain_error
-from agrekd_ray.cluster.events import Began, Post, TeacherDone, TeacherEpoch
+from agrekd_ray.cluster.events import Began, Emit, TeacherDone, TeacherEpoch
 from agrekd_ray.cluster.nodes import DriverData, device_here
 from agrekd_ray.cluster.placement import ResourceRequest
 from agrekd_ray.teachers.answers import Asked, Take, answers
@@ -29,7 +29,7 @@ def make_all(
     store: Path,
     data: DriverData,
     room: ResourceRequest,
-    post: Post,
+    emit: Emit,
 ) -> None:
     """Make families of models, as many at a time as the cluster has room for.
 
@@ -40,7 +40,7 @@ def make_all(
         store: folder of the pool.
         data: that they are trained on.
         room: that the training of one takes.
-        post: tells the driver.
+        emit: tells the driver.
 
     Raises:
         AgrekdError: what a task raised.
@@ -48,13 +48,13 @@ def make_all(
     """
     task = ray.remote(_make).options(**placed(room))
     each(
-        {task.remote(family, store, data, post): "training a teacher" for family in families},
+        {task.remote(family, store, data, emit): "training a teacher" for family in families},
         lambda _, done: None,
     )
 
 
 def ask_all(
-    asked: Mapping[Asked, ResourceRequest], data: DriverData, take: Take, post: Post
+    asked: Mapping[Asked, ResourceRequest], data: DriverData, take: Take, emit: Emit
 ) -> None:
     """Ask finished models, as many at a time as the cluster has room for.
 
@@ -64,7 +64,7 @@ def ask_all(
         asked: them, and the room that each takes.
         data: whose splits they are asked about.
         take: gets what each says, in the order in which they finish.
-        post: tells the driver.
+        emit: tells the driver.
 
     Raises:
         AgrekdError: what a task raised.
@@ -76,7 +76,7 @@ def ask_all(
         .remote(
             replace(one, folder=one.folder.resolve()),
             data,
-            post,
+            emit,
         ): one
         for one, room in asked.items()
     }
@@ -87,28 +87,28 @@ def ask_all(
     each({task: f"evaluating {one.name}" for task, one in tasks.items()}, done)
 
 
-def _make(family: Sequence[Recipe], store: Path, data: DriverData, post: Post) -> None:
+def _make(family: Sequence[Recipe], store: Path, data: DriverData, emit: Emit) -> None:
     """Make one family of models in this process."""
-    device = _begun(post)
+    device = _begun(emit)
 
     def progress(name: str, epoch: int, epochs: int) -> None:
-        post(TeacherEpoch(name, epoch, epochs))
+        emit(TeacherEpoch(name, epoch, epochs))
 
     Pool(store, data.open()).make(family, device, progress)
     for recipe in family:
-        post(TeacherDone(recipe.name))
+        emit(TeacherDone(recipe.name))
 
 
-def _ask(asked: Asked, data: DriverData, post: Post) -> dict[str, np.ndarray]:
+def _ask(asked: Asked, data: DriverData, emit: Emit) -> dict[str, np.ndarray]:
     """Ask one model in this process."""
-    device = _begun(post)
+    device = _begun(emit)
     said = answers(asked, data.open(), device)
     return {split: logits_NC.numpy() for split, logits_NC in said.items()}
 
 
-def _begun(post: Post) -> str:
+def _begun(emit: Emit) -> str:
     """The device of this process, which has its room now."""
-    post(Began())
+    emit(Began())
     return task_device()
 
 

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
-from agrekd_ray.cluster.events import Began, Event, Note, Post
+from agrekd_ray.cluster.events import Began, Emit, Event, Notice
 from agrekd_ray.cluster.nodes import cluster_nodes, look_for_room
 from agrekd_ray.cluster.placement import ResourceRequest, check_room
 from agrekd_ray.errors import RunError
@@ -22,9 +22,9 @@ class First:
     def __init__(self) -> None:
         self._begun = threading.Event()
 
-    def look_for_room(self, room: ResourceRequest, post: Post) -> None:
+    def look_for_room(self, room: ResourceRequest, emit: Emit) -> None:
         """See `nodes.look_for_room`; called before the task is started."""
-        if not check_room([], [room], look_for_room([], [room], post)):
+        if not check_room([], [room], look_for_room([], [room], emit)):
             self._begun.set()
 
     def watch(self, event: Event) -> None:
@@ -42,14 +42,14 @@ class Waiting(AbstractContextManager["Waiting"]):
 
     Args:
         wanted: what must have room at the same time.
-        post: tells the driver.
+        emit: tells the driver.
         pending: whether it waits.
     """
 
     def __init__(
-        self, wanted: Sequence[ResourceRequest], post: Post, pending: Callable[[], bool]
+        self, wanted: Sequence[ResourceRequest], emit: Emit, pending: Callable[[], bool]
     ) -> None:
-        self._wanted, self._post, self._pending = wanted, post, pending
+        self._wanted, self._emit, self._pending = wanted, emit, pending
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._say, name="waiting", daemon=True)
 
@@ -73,4 +73,4 @@ class Waiting(AbstractContextManager["Waiting"]):
             except RunError as error:  # a node has left, and may come back
                 waits = str(error)
             if waits:
-                self._post(Note(f"for {waited:.0f} s now, {waits}"))
+                self._emit(Notice(f"for {waited:.0f} s now, {waits}"))

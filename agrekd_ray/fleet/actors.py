@@ -1,6 +1,6 @@
 """The processes of a fleet: teachers, and who weighs what they say.
 
-They hold no mathematics: `TeacherHost` and `weigh_replies` do the work, with Ray or without.
+They hold no mathematics: `TeacherHost` and `combine_gradients` do the work, with Ray or without.
 """
 
 from __future__ import annotations
@@ -23,12 +23,18 @@ from agrekd_ray.cluster.meters import TeacherMeter, WeightingMeter
 from agrekd_ray.cluster.nodes import DriverData, device_here, this_node
 from agrekd_ray.core.gradient import DistillationGradient
 from agrekd_ray.distillation.host import WHOLE, Part, TeacherHost
-from agrekd_ray.distillation.spec import INLINE, Question, Replies, View, weigh_replies
+from agrekd_ray.distillation.spec import (
+    INLINE,
+    GradientRequest,
+    TeacherGradients,
+    View,
+    combine_gradients,
+)
 from agrekd_ray.errors import RunError
-from agrekd_ray.fleet.replicas import LOST, Home
-from agrekd_ray.logits import Outputs, OutputSettings
+from agrekd_ray.fleet.replicas import LOST, ReplicaGroup
+from agrekd_ray.logits import LogitsCache, OutputSettings
 from agrekd_ray.numerics import numbers_on
-from agrekd_ray.results import Effort, Span, added
+from agrekd_ray.results import Span, TeacherCost, added
 from agrekd_ray.settings import Numbers
 
 
@@ -54,19 +60,19 @@ class TeacherActor:
             precision=numbers,
             capacity=capacity,
             concurrent=settings.concurrent,
-            outputs=Outputs(outputs, checkpoints, samples, numbers) if outputs else None,
+            outputs=LogitsCache(outputs, checkpoints, samples, numbers) if outputs else None,
         )
         self._meter = TeacherMeter()
 
-    def replies(
-        self, names: Sequence[str], question: Question, ahead: tuple[View, ...] | None = None
-    ) -> Replies:
-        """See `TeacherHost.replies`; with other coming views than the question's, if given."""
+    def gradients(
+        self, names: Sequence[str], request: GradientRequest, ahead: tuple[View, ...] | None = None
+    ) -> TeacherGradients:
+        """See `TeacherHost.gradients`; with other coming views than the request's, if given."""
         if ahead is not None:
-            question = replace(question, ahead=ahead)
-        replies = self._host.replies(names, question)
+            request = replace(request, ahead=ahead)
+        gradients = self._host.gradients(names, request)
         self._meter.observe(self._host.spans)
-        return replies
+        return gradients
 
     def expect(self, names: Sequence[str], views: Sequence[View]) -> None:
         """See `TeacherHost.expect`."""
@@ -93,10 +99,10 @@ class TeacherActor:
         """See `TeacherHost.recorded`."""
         return self._host.recorded(name, view)
 
-    def effort(self) -> Effort:
+    def effort(self) -> TeacherCost:
         """What the teachers here have cost so far."""
         host = self._host
-        return Effort(1, host.forwards, seconds=host.seconds, spans=host.spans)
+        return TeacherCost(1, host.forwards, seconds=host.seconds, spans=host.spans)
 
     def process(self) -> int:
         """Id of the process that the actor lives in now."""
@@ -121,100 +127,100 @@ def numbers_here(settings: FleetSettings, device: str, teachers: Iterable[str]) 
 
 
 class WeightingActor:
-    """Gathers the replies to a question from all teachers and weighs them.
+    """Gathers the gradients for a request from all teachers and weighs them.
 
     It keeps nothing but which teachers it has lost; restarted, it loses them again.
 
     Args:
-        homes: teachers that live together, with the names of the actors that host them.
-        room: questions whose gradients are held at once; further ones wait.
+        groups: teachers that live together, with the names of the actors that host them.
+        room: requests whose gradients are held at once; further ones wait.
         patience: seconds that a teacher may take to answer; None for any time.
         drop: go on without teachers that are lost.
     """
 
     def __init__(
         self,
-        homes: Sequence[tuple[tuple[str, ...], tuple[str, ...]]],
+        groups: Sequence[tuple[tuple[str, ...], tuple[str, ...]]],
         room: int,
         patience: float | None,
         drop: bool,
     ) -> None:
         torch.set_num_threads(1)  # small tensors: more threads only wait for each other
         # Actors by name: handles among the arguments would not outlive a restart of this actor.
-        self._homes = [
-            Home(teachers, {name: ray.get_actor(name) for name in actors}, patience)
-            for teachers, actors in homes
+        self._groups = [
+            ReplicaGroup(teachers, {name: ray.get_actor(name) for name in actors}, patience)
+            for teachers, actors in groups
         ]
-        self._of = {name: home for home in self._homes for name in home.teachers}
+        self._of = {name: group for group in self._groups for name in group.teachers}
         self._room = asyncio.Semaphore(room)
         self._drop = drop
-        self._lost: dict[Home, str] = {}
+        self._lost: dict[ReplicaGroup, str] = {}
         self._spans: dict[str, Span] = {}
         self._meter = WeightingMeter()
 
-    async def ask(self, question: Question) -> DistillationGradient:
+    async def ask(self, request: GradientRequest) -> DistillationGradient:
         """See `Source.ask`."""
         self._meter.asked()
         try:
-            return await self._ask(question)
+            return await self._ask(request)
         finally:
             self._meter.answered()
 
-    async def _ask(self, question: Question) -> DistillationGradient:
-        wanted: dict[Home, list[str]] = {}
-        for name in question.lesson.members:
+    async def _ask(self, request: GradientRequest) -> DistillationGradient:
+        wanted: dict[ReplicaGroup, list[str]] = {}
+        for name in request.spec.members:
             wanted.setdefault(self._of[name], []).append(name)
         async with self._room:
             asked = time.perf_counter()
             # Many classes: all actors read the same object instead of one of their own each.
-            sent = ray.put(question) if question.logits_BC.nbytes > INLINE else None
+            sent = ray.put(request) if request.logits_BC.nbytes > INLINE else None
             told = await asyncio.gather(
-                *(self._replies(home, names, question, sent) for home, names in wanted.items())
+                *(self._gradients(group, names, request, sent) for group, names in wanted.items())
             )
             gathered = time.perf_counter()
-            lost = {name for home in self._lost for name in home.teachers}
-            answer = weigh_replies(question, [some for some in told if some is not None], lost)
+            lost = {name for group in self._lost for name in group.teachers}
+            answer = combine_gradients(request, [some for some in told if some is not None], lost)
             weighed = time.perf_counter()
         spans = {"gather": Span(1, gathered - asked), "weigh": Span(1, weighed - gathered)}
         self._spans = added(self._spans, spans)
         self._meter.observe(spans, self._retries)
         return answer
 
-    async def _replies(
-        self, home: Home, names: Sequence[str], question: Question, sent: Any
-    ) -> Replies | None:
+    async def _gradients(
+        self, group: ReplicaGroup, names: Sequence[str], request: GradientRequest, sent: Any
+    ) -> TeacherGradients | None:
         """What teachers say; None where they are lost and the others can teach without them."""
-        if home not in self._lost:
+        if group not in self._lost:
             try:
-                return await home.replies(names, question, sent)
+                return await group.gradients(names, request, sent)
             except LOST as error:
-                lost = {name for other in (*self._lost, home) for name in other.teachers}
-                if not self._drop or not question.lesson.can_do_without(lost):
+                lost = {name for other in (*self._lost, group) for name in other.teachers}
+                if not self._drop or not request.spec.can_do_without(lost):
                     raise
-                self._lost[home] = str(plain_error(error, f"teachers {', '.join(home.teachers)}"))
+                self._lost[group] = str(plain_error(error, f"teachers {', '.join(group.teachers)}"))
         return None
 
     async def lost(self) -> dict[str, str]:
         """Why teachers are lost, by name."""
-        return {name: why for home, why in self._lost.items() for name in home.teachers}
+        return {name: why for group, why in self._lost.items() for name in group.teachers}
 
     async def complete(self, epoch: int) -> None:
         """See `Source.complete`."""
         await asyncio.gather(
-            *(home.complete(epoch) for home in self._homes if home not in self._lost)
+            *(group.complete(epoch) for group in self._groups if group not in self._lost)
         )
 
     async def awaited(self) -> list[str]:
         """Who has been asked and has not answered yet, in words."""
-        return [words for home in self._homes for words in home.awaited()]
+        return [words for group in self._groups for words in group.awaited()]
 
-    async def effort(self) -> Effort:
+    async def effort(self) -> TeacherCost:
         """Where its time has gone so far, and what had to be asked again."""
-        return Effort(retries=self._retries, spans=self._spans)
+        return TeacherCost(retries=self._retries, spans=self._spans)
 
     @property
     def _retries(self) -> int:
-        return sum(home.retries for home in self._homes)
+        return sum(group.retries for group in self._groups)
 
     async def process(self) -> int:
         """Id of the process that the actor lives in now."""

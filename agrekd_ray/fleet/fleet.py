@@ -16,18 +16,18 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from agrekd_ray.cluster.channel import plain_error
-from agrekd_ray.cluster.events import Note, Post
+from agrekd_ray.cluster.events import Emit, Notice
 from agrekd_ray.cluster.fleet_settings import FleetSettings
 from agrekd_ray.cluster.nodes import DriverData, cluster_nodes, look_for_room, waits_for_room
-from agrekd_ray.cluster.placement import ResourceRequest, Share, place, rounds, shares_on
+from agrekd_ray.cluster.placement import ActorSpec, ResourceRequest, place, rounds, shares_on
 from agrekd_ray.core.gradient import DistillationGradient
 from agrekd_ray.data import DataSettings
 from agrekd_ray.distillation.host import WHOLE, Part
-from agrekd_ray.distillation.spec import Lesson, Question
+from agrekd_ray.distillation.spec import DistillationSpec, GradientRequest
 from agrekd_ray.errors import RunError
 from agrekd_ray.fleet.actors import TeacherActor, WeightingActor
 from agrekd_ray.logits import OutputSettings
-from agrekd_ray.results import Effort
+from agrekd_ray.results import TeacherCost
 from agrekd_ray.training import Column
 
 STALL_SECONDS = 30.0
@@ -45,32 +45,32 @@ class FleetSource:
 
     Attributes:
         actors: that weigh; each of a student's workers asks one of them.
-        post: tells the driver of a stall, and of a loss.
+        emit: tells the driver of a stall, and of a loss.
     """
 
     actors: tuple[Any, ...]
-    post: Post
+    emit: Emit
     _known: set[str] = field(default_factory=set)
 
-    def columns(self, lesson: Lesson, epoch: int) -> Sequence[Column]:
+    def columns(self, spec: DistillationSpec, epoch: int) -> Sequence[Column]:
         """See `Source.columns`; what is recorded is others' matter."""
         return ()
 
-    def fault(self, lesson: Lesson, epoch: int) -> str:
+    def fault(self, spec: DistillationSpec, epoch: int) -> str:
         """See `Source.fault`."""
         return ""
 
-    def ask(self, question: Question) -> DistillationGradient:
+    def ask(self, request: GradientRequest) -> DistillationGradient:
         """See `Source.ask`.
 
         Raises:
             RunError: a teacher or the weighting actor is lost for good.
             AgrekdError: what a teacher raised.
         """
-        lesson = question.lesson
-        what = f"step {question.step}"
-        answer = self._wait(self._actor.ask.remote(question), what, ", ".join(lesson.members))
-        lost = {name for name, gone in zip(lesson.teachers, answer.lost_M, strict=True) if gone}
+        spec = request.spec
+        what = f"step {request.step}"
+        answer = self._wait(self._actor.ask.remote(request), what, ", ".join(spec.members))
+        lost = {name for name, gone in zip(spec.teachers, answer.lost_M, strict=True) if gone}
         if lost - self._known:
             self._tell(lost - self._known, what)
         return answer
@@ -83,7 +83,9 @@ class FleetSource:
         self._known.update(lost)
         reasons = self._wait(self._actor.lost.remote(), what, "all")
         why = " ".join(dict.fromkeys(reasons[name] for name in sorted(lost) if name in reasons))
-        self.post(Note(f"lost: {', '.join(sorted(lost))}; the others teach on from {what} ({why})"))
+        self.emit(
+            Notice(f"lost: {', '.join(sorted(lost))}; the others teach on from {what} ({why})")
+        )
 
     @property
     def _actor(self) -> Any:
@@ -98,7 +100,7 @@ class FleetSource:
                 return ray.get(reference, timeout=STALL_SECONDS)
             except GetTimeoutError:
                 waited += STALL_SECONDS
-                self.post(Note(f"{what} has waited {waited:.0f} s for {self._awaited(whom)}"))
+                self.emit(Notice(f"{what} has waited {waited:.0f} s for {self._awaited(whom)}"))
             except RayError as error:
                 raise plain_error(error, "the fleet of teachers") from None
 
@@ -119,7 +121,7 @@ class Fleet:
         checkpoints: folders by teacher's name, the biased model among them.
         data: settings of the data set; every actor opens it itself.
         settings: how teachers are hosted.
-        post: tells the driver of stalls.
+        emit: tells the driver of stalls.
         outputs: where answers are recorded; None records nothing.
         askers: students' workers who ask at the same time.
         students: room that their processes take.
@@ -133,17 +135,17 @@ class Fleet:
         checkpoints: Mapping[str, Path],
         data: DataSettings,
         settings: FleetSettings,
-        post: Post,
+        emit: Emit,
         *,
         outputs: OutputSettings | None = None,
         askers: int = 1,
         students: Sequence[ResourceRequest] = (),
     ) -> None:
-        shares = _placed(checkpoints, settings, post, students)
+        shares = _placed(checkpoints, settings, emit, students)
         shown = DriverData.of(data)
-        self._post, self._patience = post, settings.patience
+        self._emit, self._patience = emit, settings.patience
         fleet = f"fleet-{uuid.uuid4().hex[:8]}"
-        self._hosts: list[tuple[Share, list[Any]]] = []
+        self._hosts: list[tuple[ActorSpec, list[Any]]] = []
         homes = []
         for number, share in enumerate(shares):
             names = [f"{fleet}-teachers-{number}-{n}" for n in range(settings.replicas)]
@@ -159,7 +161,7 @@ class Fleet:
                     },
                     label_selector=dict(share.wanted.labels) or None,
                     max_restarts=-1,
-                    # Of several with the same teachers, another answers: see `Home`.
+                    # Of several with the same teachers, another answers: see `ReplicaGroup`.
                     max_task_retries=-1 if len(names) == 1 else 0,
                     scheduling_strategy="SPREAD",
                     name=name,
@@ -205,7 +207,7 @@ class Fleet:
         """Room that they take."""
         return [share.wanted for share, actors in self._hosts for _ in actors]
 
-    def effort(self, patience: float = STALL_SECONDS) -> Effort:
+    def effort(self, patience: float = STALL_SECONDS) -> TeacherCost:
         """What the teachers have cost so far; what an actor did before it died is lost.
 
         Args:
@@ -213,7 +215,7 @@ class Fleet:
         """
         asked = [actor.effort.remote() for actor in (*self.weighting, *self.actors)]
         told, _ = ray.wait(asked, num_returns=len(asked), timeout=patience)
-        total = Effort()
+        total = TeacherCost()
         for answer in told:
             with suppress(RayError):
                 total += ray.get(answer)
@@ -315,11 +317,11 @@ class Fleet:
                 "processes and nodes, then start again: what is recorded is kept. A slow teacher "
                 "needs a longer fleet.patience."
             )
-        self._post(Note(f"the record of view {view} has waited {waited:.0f} s for {whom}"))
+        self._emit(Notice(f"the record of view {view} has waited {waited:.0f} s for {whom}"))
 
     def source(self) -> FleetSource:
         """A student's end."""
-        return FleetSource(tuple(self.weighting), self._post)
+        return FleetSource(tuple(self.weighting), self._emit)
 
     def close(self) -> None:
         """End every actor."""
@@ -353,9 +355,9 @@ def turns(checkpoints: Mapping[str, Path], settings: FleetSettings) -> list[dict
 def _placed(
     checkpoints: Mapping[str, Path],
     settings: FleetSettings,
-    post: Post,
+    emit: Emit,
     students: Sequence[ResourceRequest],
-) -> list[Share]:
+) -> list[ActorSpec]:
     """Which teachers live together, on a cluster that has room for them and the students.
 
     The plan is told where there is more than one node, and what has to wait for others.
@@ -363,9 +365,9 @@ def _placed(
     nodes = cluster_nodes()
     shares = shares_on(nodes, checkpoints, settings, students)
     wanted = [share.wanted for share in shares]
-    nodes = look_for_room(students, wanted, post)
+    nodes = look_for_room(students, wanted, emit)
     if len(nodes) > 1:
         everybody = [*students, *(one for one in wanted for _ in range(settings.replicas))]
         for line in place(everybody, nodes).lines():
-            post(Note(line))
+            emit(Notice(line))
     return shares

@@ -21,7 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from agrekd_ray.cluster.channel import plain_error
 from agrekd_ray.data import DataSettings, open_dataset
-from agrekd_ray.logits import Outputs, OutputSettings
+from agrekd_ray.logits import LogitsCache, OutputSettings
 from agrekd_ray.settings import Numbers
 
 VIEWS_KEPT = 4
@@ -32,7 +32,7 @@ ATTEMPTS = 3
 """To read a record; an object is gone when the keeper that made it died."""
 
 
-class RecordKeeper:
+class LogitsServerActor:
     """Actor on the driver's node: lends the records there to processes on others."""
 
     def __init__(
@@ -42,7 +42,7 @@ class RecordKeeper:
         data: DataSettings,
         numbers: Numbers,
     ) -> None:
-        self._outputs = Outputs(settings, checkpoints, open_dataset(data), numbers)
+        self._outputs = LogitsCache(settings, checkpoints, open_dataset(data), numbers)
         self._lent: OrderedDict[int, dict[str, Any]] = OrderedDict()
 
     def record(self, name: str, view: int) -> list[Any]:
@@ -59,16 +59,16 @@ class RecordKeeper:
         return [lent[name]]
 
 
-class LentOutputs(Outputs):
+class LentLogits(LogitsCache):
     """Records on this node's disk or, where it has none, the keeper's."""
 
     def __init__(self, keeper: Any, *given: Any) -> None:
         super().__init__(*given)
-        self._keeper = keeper
+        self._logits_server = keeper
         self._borrowed: OrderedDict[int, dict[str, np.ndarray]] = OrderedDict()
 
     def read(self, name: str, view: int) -> np.ndarray | None:
-        """See `Outputs.read`.
+        """See `LogitsCache.read`.
 
         Raises:
             RunError: the keeper cannot be reached any more.
@@ -82,7 +82,7 @@ class LentOutputs(Outputs):
     def _borrow(self, name: str, view: int) -> np.ndarray | None:
         for attempt in range(ATTEMPTS):
             try:
-                lent = ray.get(self._keeper.record.remote(name, view))
+                lent = ray.get(self._logits_server.record.remote(name, view))
                 if not lent:
                     return None
                 record: np.ndarray = ray.get(lent[0])
@@ -98,8 +98,8 @@ class LentOutputs(Outputs):
 
 
 @dataclass(frozen=True)
-class Keeper:
-    """The driver's end of a `RecordKeeper`, which it owns; may travel."""
+class LogitsServer:
+    """The driver's end of a `LogitsServerActor`, which it owns; may travel."""
 
     actor: Any
 
@@ -110,20 +110,20 @@ class Keeper:
         checkpoints: Mapping[str, Path],
         data: DataSettings,
         numbers: Numbers,
-    ) -> Keeper:
+    ) -> LogitsServer:
         """Starts one on this node; it takes no room that is counted."""
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
         folders = {name: path.resolve() for name, path in checkpoints.items()}
         return cls(
-            ray.remote(RecordKeeper)
+            ray.remote(LogitsServerActor)
             .options(scheduling_strategy=here, **options)
             .remote(settings, folders, data, numbers)
         )
 
-    def __call__(self, *given: Any) -> Outputs:
-        """The records as another process reads them; takes what `Outputs` does."""
-        return LentOutputs(self.actor, *given)
+    def __call__(self, *given: Any) -> LogitsCache:
+        """The records as another process reads them; takes what `LogitsCache` does."""
+        return LentLogits(self.actor, *given)
 
     def close(self) -> None:
         """Ends it, and what it lent."""

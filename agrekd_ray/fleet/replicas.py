@@ -17,7 +17,7 @@ from ray.exceptions import (
 )
 
 from agrekd_ray.cluster.nodes import waits_for_room
-from agrekd_ray.distillation.spec import Question, Replies, View
+from agrekd_ray.distillation.spec import GradientRequest, TeacherGradients, View
 from agrekd_ray.errors import RunError
 
 DIED = (RayActorError, OutOfMemoryError, NodeDiedError)
@@ -34,7 +34,7 @@ RETRY_SECONDS = 1.0
 """Between two looks whether an actor that died is back."""
 
 
-class Home:
+class ReplicaGroup:
     """The actors that host the same teachers; asked by the weighting actor, in its loop.
 
     A lone actor is asked again by Ray until it answers. Of several, step k goes to the k-th of
@@ -68,12 +68,14 @@ class Home:
         self._asked: dict[int, tuple[float, str | None]] = {}
         self._numbers = itertools.count()
 
-    async def replies(self, names: Sequence[str], question: Question, sent: Any = None) -> Replies:
-        """What the named teachers say; see `TeacherHost.replies`.
+    async def gradients(
+        self, names: Sequence[str], request: GradientRequest, sent: Any = None
+    ) -> TeacherGradients:
+        """What the named teachers say; see `TeacherHost.gradients`.
 
         Args:
             names: of the teachers.
-            question: to them.
+            request: to them.
             sent: where it is in the object store; None where it goes along with each call.
 
         Raises:
@@ -81,8 +83,8 @@ class Home:
             RayError: what an actor raised, or why the last one cannot come back.
         """
         return await self._patient(
-            self._replies(names, question, question if sent is None else sent),
-            f"step {question.step} of epoch {question.epoch}",
+            self._gradients(names, request, request if sent is None else sent),
+            f"step {request.step} of epoch {request.epoch}",
         )
 
     async def complete(self, epoch: int) -> None:
@@ -99,24 +101,26 @@ class Home:
             found[name] = max(found.get(name, 0.0), now - began)
         return [f"{self._in_words(name)}, {waited:.0f} s" for name, waited in found.items()]
 
-    async def _replies(self, names: Sequence[str], question: Question, sent: Any) -> Replies:
+    async def _gradients(
+        self, names: Sequence[str], request: GradientRequest, sent: Any
+    ) -> TeacherGradients:
         self._start()
         if len(self._actors) == 1:
             (name,) = self._actors
             with self._noted(name):
-                return await self._actors[name].replies.remote(names, sent)
+                return await self._actors[name].gradients.remote(names, sent)
         while True:
             owners = await self._present()
-            mine = owners[question.step % len(owners)]
+            mine = owners[request.step % len(owners)]
             coming: dict[str, list[View]] = {}
-            for number, view in enumerate(question.ahead, question.step + 1):
+            for number, view in enumerate(request.ahead, request.step + 1):
                 coming.setdefault(owners[number % len(owners)], []).append(view)
             own = tuple(coming.pop(mine, ()))
             for other, views in coming.items():
                 self._actors[other].expect.remote(names, views)
             with self._noted(mine):
                 try:
-                    return await self._actors[mine].replies.remote(names, sent, own)
+                    return await self._actors[mine].gradients.remote(names, sent, own)
                 except DIED:
                     self.retries += 1
                     self._leaves(mine)
@@ -178,7 +182,7 @@ class Home:
                 break
         self._changed.set()
 
-    async def _patient(self, answer: Awaitable[Replies], what: str) -> Replies:
+    async def _patient(self, answer: Awaitable[TeacherGradients], what: str) -> TeacherGradients:
         task = asyncio.ensure_future(answer)
         try:
             while not (await asyncio.wait({task}, timeout=self._patience))[0]:

@@ -1,16 +1,16 @@
 """What teachers said, computed once: records on disk, read through memory maps. No Ray here."""
 
-from agrekd_ray.logits.cache import Evaluations, Listed, Outputs, listed, prune, verify
+from agrekd_ray.logits.cache import EvalLogits, Listed, LogitsCache, listed, prune, verify
 from agrekd_ray.logits.record import Key, OutputSettings, read_record, write_record
-from agrekd_ray.logits.writer import Partial
+from agrekd_ray.logits.writer import LogitsWriter
 
 __all__ = [
-    "Evaluations",
+    "EvalLogits",
     "Key",
     "Listed",
+    "LogitsCache",
+    "LogitsWriter",
     "OutputSettings",
-    "Outputs",
-    "Partial",
     "listed",
     "prune",
     "read_record",

@@ -23,7 +23,7 @@ from agrekd_ray.data import TRAIN, Samples
 from agrekd_ray.errors import RunError
 from agrekd_ray.files import cannot_read, exists, is_folder, read_json, unreadable
 from agrekd_ray.logits.record import Key, OutputSettings, cannot_write, read_record, write_record
-from agrekd_ray.logits.writer import Partial
+from agrekd_ray.logits.writer import LogitsWriter
 from agrekd_ray.models import read_manifest
 from agrekd_ray.settings import Numbers
 
@@ -34,7 +34,7 @@ MAPPED = 4096
 """Records that a process keeps mapped; the kernel allows some 65,000 maps a process."""
 
 
-class Outputs:
+class LogitsCache:
     """The records that one job reads and writes.
 
     Args:
@@ -99,7 +99,7 @@ class Outputs:
             (name, view) for view in views for name in self.keys if self.read(name, view) is None
         ]
 
-    def begin(self, name: str, view: int) -> Partial:
+    def begin(self, name: str, view: int) -> LogitsWriter:
         """A record in the making: what was left of an earlier one, or a new one.
 
         Raises:
@@ -107,7 +107,7 @@ class Outputs:
         """
         path, key = self.path(name, view), self.keys[name]
         _describe(path, key)
-        return Partial(path, key)
+        return LogitsWriter(path, key)
 
     def write(self, name: str, view: int, logits_NC: np.ndarray) -> None:
         """Keep a record that another node has made.
@@ -135,7 +135,7 @@ class Outputs:
         return sum(f.stat().st_size for folder in folders for f in folder.glob("view-*.arrow"))
 
 
-class Evaluations:
+class EvalLogits:
     """What models say to splits without augmentation, recorded like everything they say.
 
     Args:

@@ -22,7 +22,7 @@ from agrekd_ray.logits.record import Key, cannot_write, write_record
 SUFFIX = ".partial"
 
 
-class Partial:
+class LogitsWriter:
     """Rows of one teacher and view, of which some are known.
 
     Args:

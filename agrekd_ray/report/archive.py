@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from agrekd_ray.config.space import Domain
 from agrekd_ray.errors import RunError
 from agrekd_ray.files import DamagedError, cannot_read, checked, in_a_line, read_json, unreadable
-from agrekd_ray.results import Cost, Diagnostics, Effort, Member, Outcome
+from agrekd_ray.results import Cost, Diagnostics, StudentResult, TeacherCost, TeacherResult
 from agrekd_ray.results.search import SearchResult
 from agrekd_ray.results.study import StudyResult
 
@@ -54,7 +54,7 @@ class About:
     groups: list[str]
     splits: str = ""
     seconds: float = math.nan
-    effort: Effort | None = None
+    effort: TeacherCost | None = None
     attempts: int = 1
 
     @property
@@ -85,9 +85,9 @@ class JobArchive:
     """
 
     job: JobAbout
-    members: list[Member]
-    biased: Member | None
-    outcomes: list[Outcome]
+    members: list[TeacherResult]
+    biased: TeacherResult | None
+    outcomes: list[StudentResult]
     settings: JobSettings
     diagnostics: Diagnostics = field(default_factory=Diagnostics)
 
@@ -119,7 +119,7 @@ class SearchAbout(About):
     """What a search's results say about it: also its resolved base job, and the ensemble."""
 
     job: dict[str, Any]
-    members: list[Member] = field(default_factory=list)
+    members: list[TeacherResult] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

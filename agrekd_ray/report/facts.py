@@ -13,7 +13,7 @@ import yaml
 
 from agrekd_ray.passwords import without_password
 from agrekd_ray.report.archive import JobSettings
-from agrekd_ray.results import Cost, Member, Metrics
+from agrekd_ray.results import Cost, Metrics, TeacherResult
 from agrekd_ray.results.labels import family
 from agrekd_ray.results.metrics import setting_text
 
@@ -63,7 +63,7 @@ def split_facts(splits: str) -> list[Fact]:
     return [Fact("Splits", splits)] if splits else []
 
 
-def teacher_facts(members: Sequence[Member], biased: Member | None) -> list[Fact]:
+def teacher_facts(members: Sequence[TeacherResult], biased: TeacherResult | None) -> list[Fact]:
     """The teachers drawn, by kind, and the biased model."""
     if not members:
         return []

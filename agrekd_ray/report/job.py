@@ -32,7 +32,7 @@ from agrekd_ray.report.facts import (
 from agrekd_ray.report.models import BY_GROUP, TEST, by_seed, models, taught, teachers, tested
 from agrekd_ray.report.style import draw_plots
 from agrekd_ray.report.tables import Cell, Column, Table, markdown, numbers, show, words
-from agrekd_ray.results import Diagnostics, Effort, Member, Outcome, Span
+from agrekd_ray.results import Diagnostics, Span, StudentResult, TeacherCost, TeacherResult
 from agrekd_ray.results.frame import (
     INFLUENCE,
     WEIGHT,
@@ -77,7 +77,7 @@ _SLOWEST = 3
 
 
 def compared(
-    outcomes: Sequence[Outcome],
+    outcomes: Sequence[StudentResult],
     title: str = "Methods on the test split",
     name: Callable[[str], str] = label,
     strong: str | None = None,
@@ -109,7 +109,9 @@ def over_seeds(rows: Mapping[str, Row]) -> str:
     return f"mean ± sd over {many} seeds"
 
 
-def render(outcomes: Sequence[Outcome], members: Sequence[Member], console: Console) -> None:
+def render(
+    outcomes: Sequence[StudentResult], members: Sequence[TeacherResult], console: Console
+) -> None:
     """Prints the methods of a job, as wide as the console allows, and two lines below.
 
     All figures are percent. The best distilled student's worst-group accuracy is bold.
@@ -132,7 +134,7 @@ def render(outcomes: Sequence[Outcome], members: Sequence[Member], console: Cons
         console.print(Text(line))
 
 
-def description(outcomes: Sequence[Outcome], members: Sequence[Member]) -> str:
+def description(outcomes: Sequence[StudentResult], members: Sequence[TeacherResult]) -> str:
     """The comparison as Markdown, for the description of the job's run; empty without students."""
     table = _on_screen(outcomes, tested(outcomes))
     if table is None:
@@ -141,7 +143,7 @@ def description(outcomes: Sequence[Outcome], members: Sequence[Member]) -> str:
     return "\n\n".join([*reversed(_below(outcomes, members)), table.title, markdown(important)])
 
 
-def _on_screen(outcomes: Sequence[Outcome], rows: Mapping[str, Row]) -> Table | None:
+def _on_screen(outcomes: Sequence[StudentResult], rows: Mapping[str, Row]) -> Table | None:
     title = f"Accuracy on the {TEST} split in %, {over_seeds(rows)}" if rows else ""
     table = compared(outcomes, title, method="Method", teachers="Teachers")
     if table is None:
@@ -155,7 +157,7 @@ def _on_screen(outcomes: Sequence[Outcome], rows: Mapping[str, Row]) -> Table | 
     )
 
 
-def _below(outcomes: Sequence[Outcome], members: Sequence[Member]) -> list[str]:
+def _below(outcomes: Sequence[StudentResult], members: Sequence[TeacherResult]) -> list[str]:
     lines = []
     worst = worst_words(next(iter(tested(outcomes).values())))
     if shares := _teachers_range(members):
@@ -166,7 +168,7 @@ def _below(outcomes: Sequence[Outcome], members: Sequence[Member]) -> list[str]:
     return lines
 
 
-def _teachers_range(members: Sequence[Member]) -> str:
+def _teachers_range(members: Sequence[TeacherResult]) -> str:
     parts = []
     for kind in dict.fromkeys(member.kind for member in members):
         shares = [
@@ -181,7 +183,9 @@ def _teachers_range(members: Sequence[Member]) -> str:
     return ", ".join(parts)
 
 
-def degraded_lines(outcomes: Sequence[Outcome], name: Callable[[str], str] = label) -> list[str]:
+def degraded_lines(
+    outcomes: Sequence[StudentResult], name: Callable[[str], str] = label
+) -> list[str]:
     """Which students lost teachers on the way, a line each (`fleet.on_teacher_loss: drop`).
 
     Args:
@@ -202,9 +206,9 @@ def render_degraded(lines: Iterable[str], console: Console) -> None:
 
 def publish_files(
     folder: Path,
-    outcomes: Sequence[Outcome],
-    members: Sequence[Member],
-    biased: Member | None,
+    outcomes: Sequence[StudentResult],
+    members: Sequence[TeacherResult],
+    biased: TeacherResult | None,
     job: dict[str, Any],
     diagnostics: Diagnostics,
     *,
@@ -232,8 +236,8 @@ def publish_files(
 
 def draw(
     folder: Path,
-    outcomes: Sequence[Outcome],
-    members: Sequence[Member],
+    outcomes: Sequence[StudentResult],
+    members: Sequence[TeacherResult],
     diagnostics: Diagnostics,
     *,
     anew: bool = True,
@@ -260,7 +264,7 @@ def draw(
 
 
 def write_csv(
-    outcomes: Sequence[Outcome], path: Path, where: Sequence[Mapping[str, Any]] = ()
+    outcomes: Sequence[StudentResult], path: Path, where: Sequence[Mapping[str, Any]] = ()
 ) -> None:
     """Writes a row for each method, seed and split; accuracies are shares.
 
@@ -307,9 +311,9 @@ def write_csv(
 
 def write_json(
     path: Path,
-    outcomes: Sequence[Outcome],
-    members: Sequence[Member],
-    biased: Member | None,
+    outcomes: Sequence[StudentResult],
+    members: Sequence[TeacherResult],
+    biased: TeacherResult | None,
     job: dict[str, Any],
     diagnostics: Diagnostics | None = None,
 ) -> None:
@@ -337,7 +341,7 @@ def write_json(
         draft.write_text(text + "\n", encoding="utf-8")
 
 
-def summary(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+def summary(outcomes: Sequence[StudentResult]) -> list[dict[str, Any]]:
     """Mean and sample standard deviation over seeds, by method and split, as plain values."""
     table = frame(outcomes)
     rows = []
@@ -386,7 +390,7 @@ def _plain(value: Any) -> Any:
 # --- MLflow ----------------------------------------------------------------------------------
 
 
-def summary_metrics(outcomes: Sequence[Outcome]) -> dict[str, float]:
+def summary_metrics(outcomes: Sequence[StudentResult]) -> dict[str, float]:
     """The summary as MLflow names it: `<method>/test/worst_group_accuracy/mean` and `/std`.
 
     Args:
@@ -427,7 +431,7 @@ def agreement_metrics(diagnostics: Diagnostics) -> dict[str, float]:
 # --- words -----------------------------------------------------------------------------------
 
 
-def spent(outcomes: Sequence[Outcome], effort: Effort | None) -> list[tuple[str, str]]:
+def spent(outcomes: Sequence[StudentResult], effort: TeacherCost | None) -> list[tuple[str, str]]:
     """Where the time went: the students' steps, their guidance, the teachers.
 
     Args:
@@ -476,7 +480,7 @@ def _each(span: Span) -> float:
     return 1000 * span.seconds / max(span.count, 1)
 
 
-def headline(outcomes: Sequence[Outcome]) -> str:
+def headline(outcomes: Sequence[StudentResult]) -> str:
     """The result of a job in a sentence: its best distilled student, held against AVER.
 
     Args:
@@ -500,7 +504,7 @@ def headline(outcomes: Sequence[Outcome]) -> str:
     )
 
 
-def remarks(outcomes: Sequence[Outcome]) -> list[str]:
+def remarks(outcomes: Sequence[StudentResult]) -> list[str]:
     """What a reader of the headline should know besides.
 
     Args:
@@ -566,7 +570,7 @@ def content(folder: Path) -> dict[str, Any]:
 
 
 def students(
-    outcomes: Sequence[Outcome], members: Sequence[Member], name: Callable[[str], str]
+    outcomes: Sequence[StudentResult], members: Sequence[TeacherResult], name: Callable[[str], str]
 ) -> dict[str, Table | None]:
     """The tables of every student, and of who taught whom."""
     training = epochs(outcomes)
@@ -577,7 +581,7 @@ def students(
     }
 
 
-def degraded(outcomes: Sequence[Outcome], name: Callable[[str], str]) -> list[str]:
+def degraded(outcomes: Sequence[StudentResult], name: Callable[[str], str]) -> list[str]:
     """Students that were taught without somebody who was lost, as sentences."""
     return [f"Degraded: {line}." for line in degraded_lines(outcomes, name)]
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pandas as pd
 
 from agrekd_ray.report.tables import Cell, Column, Table, figure_column, metric_columns, words
-from agrekd_ray.results import Member, Outcome
+from agrekd_ray.results import StudentResult, TeacherResult
 from agrekd_ray.results.frame import Row, figures, frame, last_epochs, values_of, worst_words
 from agrekd_ray.results.labels import family
 from agrekd_ray.results.metrics import (
@@ -33,7 +33,7 @@ _MOST_TEACHERS = 10
 _ORDER = {"dfr": 0, "erm": 1}
 
 
-def tested(outcomes: Sequence[Outcome]) -> dict[str, Row]:
+def tested(outcomes: Sequence[StudentResult]) -> dict[str, Row]:
     """Figures of the test split by method, over the seeds."""
     table = frame(outcomes)
     return figures(table[table["split"] == TEST])
@@ -80,7 +80,7 @@ def _place(rows: Sequence[Row]) -> Callable[[str], tuple[bool, int]]:
     return lambda name: (_of_measure(name), order.index(name))
 
 
-def by_seed(outcomes: Sequence[Outcome], name: Callable[[str], str]) -> Table | None:
+def by_seed(outcomes: Sequence[StudentResult], name: Callable[[str], str]) -> Table | None:
     """Every student on the test split.
 
     Args:
@@ -96,7 +96,7 @@ def by_seed(outcomes: Sequence[Outcome], name: Callable[[str], str]) -> Table | 
     return models("Every student on the test split", about, list(rows.values()))
 
 
-def teachers(members: Sequence[Member], biased: Member | None) -> Table | None:
+def teachers(members: Sequence[TeacherResult], biased: TeacherResult | None) -> Table | None:
     """The ensemble and the biased model on the test split."""
     everyone = [(member, family(member.kind)) for member in members]
     everyone += [(biased, "the biased model")] if biased else []
@@ -121,7 +121,7 @@ def teachers(members: Sequence[Member], biased: Member | None) -> Table | None:
 
 
 def taught(
-    table: pd.DataFrame, members: Sequence[Member], name: Callable[[str], str], metric: str
+    table: pd.DataFrame, members: Sequence[TeacherResult], name: Callable[[str], str], metric: str
 ) -> Table | None:
     """Shares of the teachers in the last epoch: a row a method and group, means over seeds.
 
@@ -162,7 +162,7 @@ def taught(
     return Table(title, columns)
 
 
-def kinds_of(teachers: Iterable[str], members: Sequence[Member]) -> dict[str, str]:
+def kinds_of(teachers: Iterable[str], members: Sequence[TeacherResult]) -> dict[str, str]:
     """Kinds of teachers by name, debiased ones first; what is no member is an own checkpoint."""
     present = set(teachers)
     kinds = {member.name: member.kind for member in members if member.name in present}

@@ -39,7 +39,7 @@ from agrekd_ray.report.style import (
     stroke,
     turn,
 )
-from agrekd_ray.results import Agreement, Bin, Diagnostics, Member, Outcome
+from agrekd_ray.results import Agreement, Bin, Diagnostics, StudentResult, TeacherResult
 from agrekd_ray.results.frame import FALLBACK, INFLUENCE, LOSS, WEIGHT, epochs, worst_words
 from agrekd_ray.results.labels import ALL, family, is_distilled, label
 from agrekd_ray.results.metrics import ACCURACY, WORST_GROUP, accuracy_of
@@ -63,7 +63,7 @@ _FEW = 0.01
 
 
 def of_training(
-    outcomes: Sequence[Outcome], members: Sequence[Member]
+    outcomes: Sequence[StudentResult], members: Sequence[TeacherResult]
 ) -> dict[str, Callable[[Path], bool]]:
     """The plots of who taught whom, and of what confidence is worth, by name."""
     return {
@@ -74,7 +74,7 @@ def of_training(
     }
 
 
-def worst_group_by_method(outcomes: Sequence[Outcome], path: Path) -> bool:
+def worst_group_by_method(outcomes: Sequence[StudentResult], path: Path) -> bool:
     """Draws worst-group accuracy (bars) and accuracy (diamonds) on the test split, by method.
 
     Whiskers are the sample standard deviation over seeds; each seed is a small dot.
@@ -130,7 +130,7 @@ def worst_group_by_method(outcomes: Sequence[Outcome], path: Path) -> bool:
     return finish(figure, path, f"{accuracy_of(words).capitalize()} by method", keys)
 
 
-def training_curves(outcomes: Sequence[Outcome], path: Path) -> bool:
+def training_curves(outcomes: Sequence[StudentResult], path: Path) -> bool:
     """Draws validation worst-group accuracy and training loss over epochs, a line a method.
 
     Lines are means over seeds, bands run from the lowest to the highest seed.
@@ -168,7 +168,9 @@ def training_curves(outcomes: Sequence[Outcome], path: Path) -> bool:
     return finish(figure, path, "Training by epoch", keys, across)
 
 
-def weights_by_group(outcomes: Sequence[Outcome], members: Sequence[Member], path: Path) -> bool:
+def weights_by_group(
+    outcomes: Sequence[StudentResult], members: Sequence[TeacherResult], path: Path
+) -> bool:
     """Draws which teacher taught whom: mean weights over epochs, a panel a method and group.
 
     Up to eight teachers have a line each; more are shown as one line a family (mean weight of a
@@ -184,7 +186,9 @@ def weights_by_group(outcomes: Sequence[Outcome], members: Sequence[Member], pat
     return _by_group(epochs(outcomes), members, path, WEIGHT, title)
 
 
-def influence_by_group(outcomes: Sequence[Outcome], members: Sequence[Member], path: Path) -> bool:
+def influence_by_group(
+    outcomes: Sequence[StudentResult], members: Sequence[TeacherResult], path: Path
+) -> bool:
     """Draws which teacher moved the student: influence over epochs, a panel a method and group.
 
     As `weights_by_group`, with all samples in the first column. A teacher below 0 is overruled by
@@ -195,7 +199,7 @@ def influence_by_group(outcomes: Sequence[Outcome], members: Sequence[Member], p
 
 
 def _by_group(
-    table: pd.DataFrame, members: Sequence[Member], path: Path, name: str, title: str
+    table: pd.DataFrame, members: Sequence[TeacherResult], path: Path, name: str, title: str
 ) -> bool:
     """Shares of the teachers by group, which sum to 1: a row a method, a column a group."""
     table = table[table["metric"] == name]
@@ -298,7 +302,7 @@ def _family_keys(kinds: dict[str, str]) -> list[Line2D]:
     ]
 
 
-def fallback_by_group(outcomes: Sequence[Outcome], path: Path) -> bool:
+def fallback_by_group(outcomes: Sequence[StudentResult], path: Path) -> bool:
     """Draws the share of samples in the 0/0 case over epochs, a panel a method, a line a group.
 
     Lines are means over seeds. Methods that never met the case are left out; beyond eight groups,
@@ -390,7 +394,7 @@ def _beside(axes: Axes, text: str, place: float, **style: Any) -> None:
     axes.annotate(text, (101, place), ha="left", annotation_clip=False, **style)
 
 
-def calibration(outcomes: Sequence[Outcome], path: Path) -> bool:
+def calibration(outcomes: Sequence[StudentResult], path: Path) -> bool:
     """Draws reliability diagrams on the test split, a panel a method, samples by confidence below.
 
     The samples of all seeds are pooled; the expected calibration error is the mean over seeds.
@@ -399,7 +403,7 @@ def calibration(outcomes: Sequence[Outcome], path: Path) -> bool:
         outcomes: finished students; those without a diagram are left out.
         path: the PNG.
     """
-    measured: dict[str, list[Outcome]] = {}
+    measured: dict[str, list[StudentResult]] = {}
     for outcome in outcomes:
         if outcome.calibration:
             measured.setdefault(outcome.method, []).append(outcome)
@@ -458,7 +462,7 @@ def _samples(bins: Iterable[Bin]) -> int:
     return sum(found.count for found in bins)
 
 
-def pooled(outcomes: Sequence[Outcome]) -> list[Bin]:
+def pooled(outcomes: Sequence[StudentResult]) -> list[Bin]:
     """Reliability diagram of the samples of several students together.
 
     Args:

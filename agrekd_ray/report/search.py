@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from agrekd_ray.config.search import default_strategy
-from agrekd_ray.config.space import STRATEGY, Domain, applied, conditions
+from agrekd_ray.config.space import Domain, applied, conditions
 from agrekd_ray.core.selection import RULES
 from agrekd_ray.core.weighting import STRATEGIES
 from agrekd_ray.files import exists
@@ -64,8 +64,15 @@ from agrekd_ray.results.metrics import (
     setting_text,
     short_paths,
 )
-from agrekd_ray.results.search import DEFAULT, FAILED, WINNER, SearchResult, TrialResult
-from agrekd_ray.search.trial_table import in_words
+from agrekd_ray.results.search import (
+    DEFAULT,
+    FAILED,
+    STRATEGY,
+    WINNER,
+    SearchResult,
+    TrialResult,
+    in_words,
+)
 from agrekd_ray.tracking.files import replacing
 
 SEARCH, TRIALS = "search.yaml", "trials.csv"

@@ -31,14 +31,16 @@ from agrekd_ray.results.metrics import (
     over,
     part_measured,
 )
-from agrekd_ray.results.records import Epoch, Metrics, Outcome
+from agrekd_ray.results.records import Epoch, Metrics, StudentResult
 
 COLUMNS = ["point", "draw", "method", "seed", "split", "metric", "group", "value"]
 WITH_SAMPLES, IN_ALL = "with_samples", "in_all"
 _KINDS = ("groups", "classes", "overlapping groups")
 
 
-def frame(outcomes: Iterable[Outcome], point: str = "", draw: int | None = None) -> pd.DataFrame:
+def frame(
+    outcomes: Iterable[StudentResult], point: str = "", draw: int | None = None
+) -> pd.DataFrame:
     """The figures of finished students of one job, or of one point of a study.
 
     Args:
@@ -95,7 +97,7 @@ EPOCH_COLUMNS = ["method", "seed", "epoch", "metric", "group", "teacher", "value
 WEIGHT, INFLUENCE, FALLBACK, LOSS = "weight", "influence", "fallback", "loss"
 
 
-def epochs(outcomes: Iterable[Outcome]) -> pd.DataFrame:
+def epochs(outcomes: Iterable[StudentResult]) -> pd.DataFrame:
     """The training of students, tidy: a row an epoch, metric, training group and teacher.
 
     Metrics are `loss`, the worst group of the validation split, and by group (`ALL` for all
@@ -285,7 +287,9 @@ def by_pair(
     return mine.groupby(pair, sort=False, dropna=False)["value"].mean().to_dict()
 
 
-def difference(outcomes: Iterable[Outcome], method: str, against: str) -> PairedDifference | None:
+def difference(
+    outcomes: Iterable[StudentResult], method: str, against: str
+) -> PairedDifference | None:
     """Worst-group accuracy of one method minus another's on the test split, paired by seed."""
     table = frame(outcomes)
     table = table[table["split"] == "test"]

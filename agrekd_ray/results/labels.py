@@ -35,5 +35,5 @@ def is_distilled(method: str) -> bool:
 
 
 def family(kind: str) -> str:
-    """What the teachers of one `Member.kind` have in common, in words."""
+    """What the teachers of one `TeacherResult.kind` have in common, in words."""
     return _FAMILIES.get(kind, kind)

@@ -232,7 +232,7 @@ class Diagnostics:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StudentResult:
     """One method with one seed, finished.
 
     Attributes:
@@ -268,7 +268,7 @@ class Outcome:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Outcome:
+    def from_json(cls, values: dict[str, Any]) -> StudentResult:
         """Back from `to_json`.
 
         Raises:
@@ -294,7 +294,7 @@ def added(one: Mapping[str, Span], other: Mapping[str, Span]) -> dict[str, Span]
 
 
 @dataclass(frozen=True)
-class Effort:
+class TeacherCost:
     """What the teachers of one process's part of a run cost.
 
     Attributes:
@@ -314,8 +314,8 @@ class Effort:
     retries: int = 0
     spans: dict[str, Span] = field(default_factory=dict)
 
-    def __add__(self, other: Effort) -> Effort:
-        return Effort(
+    def __add__(self, other: TeacherCost) -> TeacherCost:
+        return TeacherCost(
             self.actors + other.actors,
             self.forwards + other.forwards,
             max(self.recorded, other.recorded),
@@ -345,7 +345,7 @@ class Cost:
     """
 
     seconds: float = math.nan
-    effort: Effort | None = None
+    effort: TeacherCost | None = None
     attempts: int = 1
 
     @property
@@ -361,7 +361,7 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Member:
+class TeacherResult:
     """A model of the ensemble (or the biased model), as reports name it.
 
     Attributes:
@@ -377,10 +377,10 @@ class Member:
     metrics: dict[str, Metrics] = field(default_factory=dict)
 
 
-def member_from_json(values: dict[str, Any]) -> Member:
+def member_from_json(values: dict[str, Any]) -> TeacherResult:
     """A member out of plain JSON values.
 
     Raises:
         DamagedError: they are other ones.
     """
-    return checked(Member, values)
+    return checked(TeacherResult, values)

@@ -5,14 +5,17 @@ As `agrekd_ray.results`, they turn into JSON and back without loss.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from agrekd_ray.files import checked
 from agrekd_ray.results.metrics import part_measured
-from agrekd_ray.results.records import Cost, Epoch, Metrics, Outcome
+from agrekd_ray.results.records import Cost, Epoch, Metrics, StudentResult
 
+STRATEGY = "strategy"
+"""The one path that is no key of a job: the weighting, of which a trial has one."""
 WINNER, DEFAULT = "winner", "default"
 """Methods of the students trained after a search: its winner, and the base job's setting."""
 FINISHED, STOPPED, FAILED, RUNNING = "finished", "stopped early", "failed", "running"
@@ -121,7 +124,7 @@ class SearchResult:
     winner: int | None
     trials: list[TrialResult]
     rules: list[RuleReport] = field(default_factory=list)
-    final: list[Outcome] = field(default_factory=list)
+    final: list[StudentResult] = field(default_factory=list)
     verdict: str = ""
     about: dict[str, Any] = field(default_factory=dict)
 
@@ -159,3 +162,17 @@ class SearchResult:
             DamagedError: they are other ones.
         """
         return checked(cls, values)
+
+
+def in_words(setting: Mapping[str, Any]) -> str:
+    """A setting on one line, paths by their last part."""
+    return ", ".join(
+        _value(value) if path == STRATEGY else f"{path.rpartition('.')[2]} {_value(value)}"
+        for path, value in setting.items()
+    )
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return value if isinstance(value, str) else json.dumps(value)

@@ -15,7 +15,7 @@ from agrekd_ray.results.intervals import PairedDifference, differences_by_seed, 
 from agrekd_ray.results.labels import is_distilled, label
 from agrekd_ray.results.metrics import ACCURACY, WORST_GROUP
 from agrekd_ray.results.points import Published, in_words, key_names
-from agrekd_ray.results.records import Cost, Effort, Outcome
+from agrekd_ray.results.records import Cost, StudentResult, TeacherCost
 
 OURS = "agre_kd"
 METRICS = (WORST_GROUP, ACCURACY)
@@ -35,7 +35,7 @@ class PointResult:
     label: str
     at: dict[str, Any]
     draw: int | None
-    outcomes: list[Outcome]
+    outcomes: list[StudentResult]
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class StudyResult:
     versions: dict[str, str] = field(default_factory=dict)
     splits: str = ""
     planned: int = 0
-    effort: Effort | None = None
+    effort: TeacherCost | None = None
     attempts: int = 1
 
     @property
@@ -114,7 +114,7 @@ class StudyResult:
         return Cost(self.seconds, self.effort, self.attempts)
 
     @property
-    def outcomes(self) -> list[Outcome]:
+    def outcomes(self) -> list[StudentResult]:
         """Of all points."""
         return [outcome for point in self.points for outcome in point.outcomes]
 

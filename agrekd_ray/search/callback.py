@@ -14,10 +14,10 @@ from agrekd_ray.config.search import Planned
 from agrekd_ray.experiment.monitor import student_params
 from agrekd_ray.results import Epoch, degraded, epochs_from_json
 from agrekd_ray.results.search import FAILED, FINISHED, RUNNING, STOPPED, TrialResult
-from agrekd_ray.search.folder import Journal
+from agrekd_ray.search.folder import TrialStore
 from agrekd_ray.search.trainable import setting_of
 from agrekd_ray.search.trial import assignments
-from agrekd_ray.search.trial_table import Board
+from agrekd_ray.search.trial_table import TrialTable
 from agrekd_ray.student.room import give_back
 from agrekd_ray.tracking.outbox import Outbox
 from agrekd_ray.tracking.tracker import DEGRADED, KILLED, REASON, SEARCHED, STATE, Tracker
@@ -127,7 +127,7 @@ class Groups:
                 give_back(name)
 
 
-class Watch(tune.Callback):
+class TuneCallback(tune.Callback):
     """Takes Tune's news.
 
     Args:
@@ -139,7 +139,12 @@ class Watch(tune.Callback):
     """
 
     def __init__(
-        self, planned: Planned, journal: Journal, board: Board, runs: TrialRuns, groups: Groups
+        self,
+        planned: Planned,
+        journal: TrialStore,
+        board: TrialTable,
+        runs: TrialRuns,
+        groups: Groups,
     ) -> None:
         self._planned, self._journal, self._board, self._runs = planned, journal, board, runs
         self._groups = groups

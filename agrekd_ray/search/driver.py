@@ -17,7 +17,7 @@ from ray import tune
 from ray.tune import CheckpointConfig, FailureConfig, ResultGrid, RunConfig, TuneConfig, Tuner
 from rich.console import Console
 
-from agrekd_ray.cluster.events import Event, GroupPlaced, TeachersCost
+from agrekd_ray.cluster.events import Event, GroupPlaced, TeacherCostSoFar
 from agrekd_ray.cluster.nodes import DriverData, cluster_nodes, settled_nodes
 from agrekd_ray.cluster.placement import ResourceRequest, check_room
 from agrekd_ray.data import SELECT, TEST, open_dataset, splits_in_words
@@ -44,18 +44,18 @@ from agrekd_ray.experiment.plan import make_plan
 from agrekd_ray.experiment.ray_engine import RayEngine
 from agrekd_ray.experiment.recording import make_and_record
 from agrekd_ray.experiment.settled import settled
-from agrekd_ray.experiment.teacher_provider import Given, keeper_of
+from agrekd_ray.experiment.teacher_provider import FixedSource, logits_server_of
 from agrekd_ray.fleet.fleet import Fleet
-from agrekd_ray.logits import Outputs
+from agrekd_ray.logits import LogitsCache
 from agrekd_ray.models import Model, load
 from agrekd_ray.report.archive import read_result
 from agrekd_ray.report.job import summary_metrics
 from agrekd_ray.report.search import publish_files, show
-from agrekd_ray.results import Effort, Metrics, Outcome
+from agrekd_ray.results import Metrics, StudentResult, TeacherCost
 from agrekd_ray.results.search import DEFAULT, FAILED, RUNNING, STOPPED, WINNER, SearchResult
 from agrekd_ray.search import trainable
-from agrekd_ray.search.callback import Groups, TrialRuns, Watch
-from agrekd_ray.search.folder import Journal, SearchFolder
+from agrekd_ray.search.callback import Groups, TrialRuns, TuneCallback
+from agrekd_ray.search.folder import SearchFolder, TrialStore
 from agrekd_ray.search.ranking import best, rule_reports, verdict
 from agrekd_ray.search.tasks import Untested, test_all
 from agrekd_ray.search.trainable import (
@@ -67,8 +67,8 @@ from agrekd_ray.search.trainable import (
     searcher,
 )
 from agrekd_ray.search.trial import Shared, assignments, last_state, read_test
-from agrekd_ray.search.trial_table import Board
-from agrekd_ray.student import Assignment, read_outcome
+from agrekd_ray.search.trial_table import TrialTable
+from agrekd_ray.student import StudentSpec, read_outcome
 from agrekd_ray.teachers import Pool
 from agrekd_ray.tracking.outbox import Outbox
 from agrekd_ray.tracking.tracker import open_tracker
@@ -114,7 +114,7 @@ class _Searching:
         )
         self.outbox = Outbox(self._note)
         self.runs = TrialRuns(self.planned, self.tracker, self.outbox)
-        self.journal = Journal(folder.trials)
+        self.journal = TrialStore(folder.trials)
         self.groups = Groups()
         self.monitor: Monitor | None = None
         self.account = Account(folder.path)
@@ -217,7 +217,7 @@ class _Searching:
         splits = (SELECT, TEST) if self.plan.draw.own else (SELECT,)
         asked = self.answers.missing(self.plan.answering(self.pool), splits)
         took = self.answers.complete(asked, engine, self.display)
-        self.account.add(Effort(forwards=took))
+        self.account.add(TeacherCost(forwards=took))
 
     def _shared(self, engine: RayEngine, stack: ExitStack) -> Shared:
         """What trials share. Without records it holds a fleet, which ends with the stack."""
@@ -233,25 +233,25 @@ class _Searching:
             checkpoints=checkpoints if live else {},
         )
         wanted, keys = workers_of(job.student) * self.at_once, ["student"]
-        keeper = keeper_of(job, checkpoints) if job.guidance == "auto" else None
+        keeper = logits_server_of(job, checkpoints) if job.guidance == "auto" else None
         if keeper is not None:
             stack.callback(keeper.close)
         source: Any = Replay(
-            job.outputs, checkpoints, job.fleet.computes_in, None, keeper or Outputs
+            job.outputs, checkpoints, job.fleet.computes_in, None, keeper or LogitsCache
         )
         if live:
             fleet = Fleet(
                 checkpoints,
                 job.data,
                 job.fleet,
-                engine.post,
+                engine.emit,
                 askers=len(wanted),
                 students=wanted,
             )
             wanted, keys = [*wanted, *fleet.wanted], [*keys, "fleet"]
             stack.callback(fleet.close)
             stack.push(functools.partial(self._over, fleet))
-            source = Given(fleet.source())
+            source = FixedSource(fleet.source())
         if idle := what_stays_idle(self.job, job, nodes, wanted, *keys):
             self._note(idle)
         _, ensemble_N = self.answers.vote([checkpoints[name] for name in drawn.teachers], SELECT)
@@ -262,7 +262,7 @@ class _Searching:
             source,
             ensemble_N.numpy(),
             biased_N.numpy(),
-            engine.post,
+            engine.emit,
             self.folder.trials,
             self.folder.states,
             self.folder.path / "groups",
@@ -317,8 +317,8 @@ class _Searching:
         warnings.filterwarnings("ignore", "The reported value is ignored because this 'step")
         at_once, total = self.at_once, trainable.trials(self.planned)
         deadline = self.search.minutes * 60 if self.search.minutes else None
-        board = Board(self.console, self.search.select, total, at_once, deadline)
-        watch = Watch(self.planned, self.journal, board, self.runs, self.groups)
+        board = TrialTable(self.console, self.search.select, total, at_once, deadline)
+        watch = TuneCallback(self.planned, self.journal, board, self.runs, self.groups)
         student = self.job.student.model_copy(update={"gpus": shared.gpus})
         alone = not in_group(student)  # else a worker group of its own has the resources
         actor = tune.with_resources(
@@ -377,7 +377,7 @@ class _Searching:
         return self.search.searcher.name == "optuna" or self.search.scheduler.name == "pbt"
 
     @staticmethod
-    def _with_callback(tuner: Tuner, watch: Watch) -> Tuner:
+    def _with_callback(tuner: Tuner, watch: TuneCallback) -> Tuner:
         """A restored tuner with this driver's callback instead of the pickled one."""
         tuner._local_tuner._run_config.callbacks = [watch]
         return tuner
@@ -462,7 +462,7 @@ class _Searching:
             about=about,
         )
 
-    def _final(self, engine: RayEngine, result: SearchResult) -> list[Outcome]:
+    def _final(self, engine: RayEngine, result: SearchResult) -> list[StudentResult]:
         """Students of the winner and of the default, with fresh seeds, in one worker group."""
         given = self._final_assignments(result)
         if not given:
@@ -480,7 +480,7 @@ class _Searching:
             self.monitor.finished(outcome)
         return sorted(outcomes, key=lambda outcome: (outcome.method != WINNER, outcome.seed))
 
-    def _final_assignments(self, result: SearchResult) -> tuple[Assignment, ...]:
+    def _final_assignments(self, result: SearchResult) -> tuple[StudentSpec, ...]:
         """Seed by seed the winner and the default; nothing without seeds."""
         seeds = self.search.final.seeds
         if not seeds:
@@ -494,7 +494,7 @@ class _Searching:
             for name, one in zip(by_method, pair, strict=True)
         )
 
-    def _train(self, engine: RayEngine, given: tuple[Assignment, ...]) -> None:
+    def _train(self, engine: RayEngine, given: tuple[StudentSpec, ...]) -> None:
         try:
             effort = engine.train_students(
                 given, self.plan.checkpoints(self.pool), self.folder.students, self.folder.training
@@ -515,7 +515,7 @@ class _Searching:
         # By the validation split, as everything here.
         chosen = max(winners, key=lambda o: o.splits["val"].worst_group_accuracy, default=None)
 
-        def model_of(outcome: Outcome) -> None:
+        def model_of(outcome: StudentResult) -> None:
             assert monitor is not None
             run = monitor.run(outcome)
             model, _ = load(self.folder.path / str(outcome.checkpoint))
@@ -535,7 +535,7 @@ class _Searching:
     def _handle(self, event: Event) -> None:
         if isinstance(event, GroupPlaced):
             self.groups.placed(event)
-        elif isinstance(event, TeachersCost):
+        elif isinstance(event, TeacherCostSoFar):
             self.account.so_far(event.effort)
         elif self.monitor is not None:
             self.monitor.handle(event)

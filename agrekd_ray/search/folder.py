@@ -106,7 +106,7 @@ def _resolved(planned: Planned) -> dict[str, Any]:
     return {**search, "base": job}
 
 
-class Journal:
+class TrialStore:
     """What is known of the trials, a file each, by Tune's id. It outlives the driver.
 
     Args:

@@ -38,7 +38,7 @@ WORDS = ("wait", "go", "test", "end")
 """What a group is told: nothing yet; train an epoch; test what was saved; it is over."""
 
 
-class Baton:
+class EpochGate:
     """What the trial and its group tell each other; an actor of the trial's."""
 
     def __init__(self) -> None:
@@ -110,7 +110,7 @@ class GroupTrial:
         self._states = folder / "states"
         shutil.rmtree(folder, ignore_errors=True)
         self._states.mkdir(parents=True)
-        self._baton = ray.remote(Baton).options(num_cpus=0).remote()
+        self._baton = ray.remote(EpochGate).options(num_cpus=0).remote()
         self._work = GroupWork(job, shared, trial_id, self._states, self._baton)
         self._thread: threading.Thread | None = None
         self._failure: AgrekdError | None = None
@@ -207,7 +207,7 @@ def _work(config: dict[str, Any]) -> None:
     work: GroupWork = config["work"]
     first = ray.train.get_context().get_world_rank() == 0
     if first and (group := held()) is not None:
-        work.shared.post(GroupPlaced(work.trial_id, group))
+        work.shared.emit(GroupPlaced(work.trial_id, group))
     dataset, source, judge = opened(work.shared)
     ahead = work.job.fleet.look_ahead
     students = [

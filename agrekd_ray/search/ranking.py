@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from agrekd_ray.core.selection import RULES
-from agrekd_ray.results import Outcome
+from agrekd_ray.results import StudentResult
 from agrekd_ray.results.frame import difference
 from agrekd_ray.results.intervals import INTERVAL
 from agrekd_ray.results.metrics import accuracy_of
@@ -63,7 +63,7 @@ def rule_reports(trials: Sequence[TrialResult]) -> list[RuleReport]:
     return found
 
 
-def verdict(final: Sequence[Outcome], select: str) -> str:
+def verdict(final: Sequence[StudentResult], select: str) -> str:
     """Whether the winner is better than the default on the test split, in a sentence.
 
     Args:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agrekd_ray.cluster.events import Post
+from agrekd_ray.cluster.events import Emit
 from agrekd_ray.config import Job
 from agrekd_ray.config.search import Planned
 from agrekd_ray.config.space import Setting
@@ -26,7 +26,7 @@ from agrekd_ray.experiment.plan import make_plan
 from agrekd_ray.files import DamagedError, read_json
 from agrekd_ray.models import build
 from agrekd_ray.results import Epoch, Metrics, mean_epoch, mean_metrics
-from agrekd_ray.student import Assignment, Student
+from agrekd_ray.student import Student, StudentSpec
 from agrekd_ray.training import Judge, evaluate
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Shared:
         source: opens in any process where the teachers' answers come from.
         ensemble_N: classes that the teachers vote for, on the selection split.
         biased_N: classes that the biased model names there.
-        post: tells the driver.
+        emit: tells the driver.
         trials: folder of the trials' journals.
         states: folder of the trials' states.
         gpus: share of one that each of a trial's workers has.
@@ -58,7 +58,7 @@ class Shared:
     source: Callable[[Samples], Source]
     ensemble_N: np.ndarray
     biased_N: np.ndarray
-    post: Post
+    emit: Emit
     trials: Path
     states: Path
     groups: Path
@@ -150,7 +150,7 @@ class Trial:
         return mean_metrics([student.test() for student in self._students])
 
 
-def assignments(job: Job) -> tuple[Assignment, ...]:
+def assignments(job: Job) -> tuple[StudentSpec, ...]:
     """What a trial's students have to do, one a seed."""
     return make_plan(job).assignments
 

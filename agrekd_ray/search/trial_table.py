@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Literal
+from typing import Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -15,16 +14,15 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from agrekd_ray.config.space import STRATEGY
 from agrekd_ray.experiment.display import clock
-from agrekd_ray.results.search import FAILED, FINISHED, RUNNING, STOPPED, TrialResult
+from agrekd_ray.results.search import FAILED, FINISHED, RUNNING, STOPPED, TrialResult, in_words
 from agrekd_ray.search.ranking import best
 
 SECONDS_BETWEEN_LINES = 5.0
 _STYLES = {RUNNING: "cyan", FINISHED: "green", STOPPED: "yellow", FAILED: "red"}
 
 
-class Board:
+class TrialTable:
     """Shows trials while they run. Used as a context.
 
     Args:
@@ -49,7 +47,7 @@ class Board:
                 get_renderable=self._table, console=console, refresh_per_second=2, transient=True
             )
 
-    def __enter__(self) -> Board:
+    def __enter__(self) -> TrialTable:
         if self._live:
             self._live.start()
         return self
@@ -157,24 +155,10 @@ class Board:
         return order[:room]
 
 
-def in_words(setting: Mapping[str, Any]) -> str:
-    """A setting on one line, paths by their last part."""
-    return ", ".join(
-        _value(value) if path == STRATEGY else f"{path.rpartition('.')[2]} {_value(value)}"
-        for path, value in setting.items()
-    )
-
-
 def _cut(text: str, width: int) -> Text:
     shown = Text(text)
     shown.truncate(width, overflow="ellipsis")
     return shown
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.3g}"
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _percent(share: float | None) -> str:

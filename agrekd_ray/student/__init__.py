@@ -3,9 +3,9 @@
 from agrekd_ray.student.student import (
     STATE,
     STATES,
-    Assignment,
     Student,
     StudentSettings,
+    StudentSpec,
     read_outcome,
     write_outcome,
 )
@@ -13,9 +13,9 @@ from agrekd_ray.student.student import (
 __all__ = [
     "STATE",
     "STATES",
-    "Assignment",
     "Student",
     "StudentSettings",
+    "StudentSpec",
     "read_outcome",
     "write_outcome",
 ]

@@ -29,7 +29,7 @@ from ray.train.v2.api.config import LoggingConfig
 from torch import Tensor
 
 from agrekd_ray.cluster.channel import plain_error
-from agrekd_ray.cluster.events import Failed, Note, Post, StudentDone, StudentEpoch
+from agrekd_ray.cluster.events import Emit, Failed, Notice, StudentDone, StudentEpoch
 from agrekd_ray.cluster.meters import StudentMeter
 from agrekd_ray.cluster.nodes import DriverData
 from agrekd_ray.data import Dataset, Samples
@@ -39,7 +39,7 @@ from agrekd_ray.files import exists
 from agrekd_ray.fleet.replicas import DIED
 from agrekd_ray.student.room import GroupTrainer, device_of_worker, give_back, held
 from agrekd_ray.student.shared_work import SharedWork
-from agrekd_ray.student.student import Assignment, Student, StudentSettings, read_outcome
+from agrekd_ray.student.student import Student, StudentSettings, StudentSpec, read_outcome
 
 GIVEN_UP, ROOM = "given-up", "placement-group"
 MAX_FAILURES = 8
@@ -58,7 +58,7 @@ their frames are handles of actors, and one that is dropped while Ray shuts down
 
 
 @dataclass(frozen=True)
-class Schoolwork:
+class TrainConfig:
     """What every worker is told.
 
     Attributes:
@@ -67,16 +67,16 @@ class Schoolwork:
         source: opens in a worker where answers come from; None where no student has teachers.
         students: folder of finished students, reachable from every worker.
         training: folder of the states of students under way, reachable from every worker.
-        post: tells the driver.
+        emit: tells the driver.
         look_ahead: coming batches that the teachers are told of.
     """
 
-    assignments: tuple[Assignment, ...]
+    assignments: tuple[StudentSpec, ...]
     data: DriverData
     source: Callable[[Samples], Source] | None
     students: Path
     training: Path
-    post: Post
+    emit: Emit
     look_ahead: int
 
     def finished(self, number: int) -> bool:
@@ -85,7 +85,7 @@ class Schoolwork:
 
 
 def train_group(
-    work: Schoolwork,
+    work: TrainConfig,
     settings: StudentSettings,
     another: Callable[[int, int], bool] = lambda groups, begun: False,
 ) -> None:
@@ -135,7 +135,7 @@ def train_group(
         raise RunError(f"{len(missing)} students are not finished, the first is {missing[0]}.")
 
 
-def _fault(work: Schoolwork, groups: Sequence[_Group]) -> AgrekdError | None:
+def _fault(work: TrainConfig, groups: Sequence[_Group]) -> AgrekdError | None:
     """What ends the training: of a group, or said by a worker."""
     if errors := [group.error for group in groups if group.error is not None]:
         return errors[0]
@@ -162,7 +162,7 @@ class _Group(threading.Thread):
 
     def __init__(
         self,
-        work: Schoolwork,
+        work: TrainConfig,
         settings: StudentSettings,
         number: int,
         changed: threading.Event,
@@ -224,12 +224,12 @@ class _Group(threading.Thread):
                 # is short, for instance. Nobody else starts it again, or ends its workers.
                 self._give_back()
                 text = f"{reason} It goes on with the last epoch that was finished."
-                self._work.post(Note(text))
+                self._work.emit(Notice(text))
             else:
                 break
 
 
-def _fit(work: Schoolwork, settings: StudentSettings, folder: Path) -> None:
+def _fit(work: TrainConfig, settings: StudentSettings, folder: Path) -> None:
     GroupTrainer(
         _work,
         train_loop_config={"work": work, "folder": folder},
@@ -255,7 +255,7 @@ def scaling(settings: StudentSettings) -> ScalingConfig:
 
 
 def _work(config: dict[str, Any]) -> None:
-    work: Schoolwork = config["work"]
+    work: TrainConfig = config["work"]
     folder: Path = config["folder"]
     context = ray.train.get_context()
     given_up = work.training / GIVEN_UP
@@ -274,14 +274,14 @@ def _work(config: dict[str, Any]) -> None:
     except AgrekdError as error:
         # A fault that a restart would only repeat: all groups end. A lone worker ends in peace; one
         # of several must also free those who wait for it.
-        work.post(Failed(str(error)))
+        work.emit(Failed(str(error)))
         with contextlib.suppress(OSError):  # on a full disk, those who wait time out
             given_up.write_text(str(error), encoding="utf-8")
         if context.get_world_size() > 1:
             raise
 
 
-def _next(work: Schoolwork, folder: Path) -> int | None:
+def _next(work: TrainConfig, folder: Path) -> int | None:
     """The student that comes next; the first worker takes it, all of them hear."""
     context, number = ray.train.get_context(), None
     if context.get_world_rank() == 0:
@@ -298,7 +298,7 @@ def _device() -> torch.device:
 
 
 def _train_one(
-    work: Schoolwork, assignment: Assignment, dataset: Dataset, source: Source | None
+    work: TrainConfig, assignment: StudentSpec, dataset: Dataset, source: Source | None
 ) -> None:
     student = worker_student(assignment, dataset, source, work.look_ahead)
     state = student.take_up(work.training)
@@ -308,15 +308,15 @@ def _train_one(
         if record is not None:
             meter.observe(record)
             student.save_state(state)
-            work.post(StudentEpoch(assignment.name, assignment.training.epochs, record))
+            work.emit(StudentEpoch(assignment.name, assignment.training.epochs, record))
     if ray.train.get_context().get_world_rank() == 0:
         for outcome in student.finish(work.students):
-            work.post(StudentDone(outcome))
+            work.emit(StudentDone(outcome))
         state.unlink(missing_ok=True)
 
 
 def worker_student(
-    assignment: Assignment,
+    assignment: StudentSpec,
     dataset: Dataset,
     source: Source | None,
     look_ahead: int,

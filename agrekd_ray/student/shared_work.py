@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from agrekd_ray.cluster.events import Event, StudentEpoch
-from agrekd_ray.student.student import Assignment
+from agrekd_ray.student.student import StudentSpec
 
 WAITING = "waiting"
 """Folder of the students that no group has taken, below that of the training."""
@@ -82,7 +82,7 @@ class Pace:
         assignments: that are left.
     """
 
-    def __init__(self, assignments: Sequence[Assignment]) -> None:
+    def __init__(self, assignments: Sequence[StudentSpec]) -> None:
         self._left = {given.name: given.training.epochs for given in assignments}
         self._began = time.monotonic()
         self._times: deque[float] = deque(maxlen=RECENT)

@@ -17,11 +17,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from agrekd_ray.data import SELECT, TEST, Dataset
-from agrekd_ray.distillation import Distilled, Lesson, Source
+from agrekd_ray.distillation import DistillationSpec, Distilled, Source
 from agrekd_ray.errors import RunError
 from agrekd_ray.files import DamagedError, checked, exists, in_a_line, read_json
 from agrekd_ray.models import Classifier, Manifest, Model, build, identified, save
-from agrekd_ray.results import Epoch, Metrics, Outcome
+from agrekd_ray.results import Epoch, Metrics, StudentResult
 from agrekd_ray.settings import (
     AUTO,
     Count,
@@ -38,8 +38,8 @@ from agrekd_ray.teachers import DfrSettings, retrain_head
 from agrekd_ray.training import (
     Labels,
     Loader,
-    Teaching,
-    TeachingRecord,
+    TeacherWeightRecorder,
+    TeacherWeightStats,
     Trainer,
     calibration,
     predict,
@@ -82,7 +82,7 @@ class StudentSettings(Settings):
 
 
 @dataclass(frozen=True)
-class Assignment:
+class StudentSpec:
     """What one student has to do.
 
     Attributes:
@@ -90,7 +90,7 @@ class Assignment:
         seed: of weights, order and dropout.
         model: architecture.
         training: how it is trained.
-        lesson: how its teachers teach; None for the labels alone.
+        spec: how its teachers teach; None for the labels alone.
         teachers: who teaches, in words.
         dfr: where the student is to be followed by a copy with its last layer retrained.
         folder: where it is put below the folder of the students; empty for the folder itself.
@@ -100,14 +100,14 @@ class Assignment:
     seed: int
     model: Model
     training: Training
-    lesson: Lesson | None = None
+    spec: DistillationSpec | None = None
     teachers: str = "-"
     dfr: DfrSettings | None = None
     folder: str = ""
 
     @property
     def name(self) -> str:
-        """`METHOD-seed-SEED`, as `Outcome.name`, below its folder."""
+        """`METHOD-seed-SEED`, as `StudentResult.name`, below its folder."""
         return str(PurePath(self.folder, f"{self.method}-seed-{self.seed}"))
 
     @property
@@ -135,7 +135,7 @@ class Student:
 
     def __init__(
         self,
-        assignment: Assignment,
+        assignment: StudentSpec,
         dataset: Dataset,
         source: Source | None,
         *,
@@ -151,13 +151,13 @@ class Student:
         self._judge = judge
         self._total, self._evaluates = total, rank == 0
         self.history: list[Epoch] = []
-        lesson = assignment.lesson
-        if lesson is not None and source is None:
+        spec = assignment.spec
+        if spec is not None and source is None:
             raise ValueError(f"{assignment.name} needs teachers, but there is no source")
-        self._source = source if lesson else None
-        self._distilled = Distilled(lesson, source, dataset) if lesson and source else None
+        self._source = source if spec else None
+        self._distilled = Distilled(spec, source, dataset) if spec and source else None
         self._loader = Loader(dataset, device)
-        self._record = TeachingRecord(dataset, lesson.teachers, device) if lesson else None
+        self._record = TeacherWeightRecorder(dataset, spec.teachers, device) if spec else None
         shape, classes = dataset.shape, len(dataset.classes)
         self.model: Classifier = build(assignment.model, shape, classes, assignment.seed)
         self.trainer = Trainer(
@@ -172,7 +172,7 @@ class Student:
             wrap=wrap,
             total=total,
             observer=self._record,
-            look_ahead=look_ahead if lesson else 0,
+            look_ahead=look_ahead if spec else 0,
         )
 
     @property
@@ -184,7 +184,7 @@ class Student:
         """Train the next epoch, then evaluate; the record is None on all workers but the first."""
         replayed = self._distilled.replayed if self._distilled is not None else 0
         finished = self.trainer.epoch()
-        teaching = self._record.close(self._total) if self._record else Teaching()
+        teaching = self._record.close(self._total) if self._record else TeacherWeightStats()
         if not self._evaluates:
             return None
         if self._source is not None:
@@ -274,7 +274,7 @@ class Student:
         """How good it is on the test split: for reports, never for a choice."""
         return score(self._dataset, TEST, self._answers(TEST))
 
-    def finish(self, students: Path) -> list[Outcome]:
+    def finish(self, students: Path) -> list[StudentResult]:
         """Evaluate and save the student, and its copy with a retrained last layer where asked."""
         given = self.assignment
         outcomes = []
@@ -305,12 +305,12 @@ class Student:
 
     def _leave(
         self, students: Path, model: Classifier, method: str, history: list[Epoch]
-    ) -> Outcome:
+    ) -> StudentResult:
         given, data = self.assignment, self._dataset
         answers = {split: self._answers(split, model) for split in (SELECT, TEST)}
         splits = {split: score(data, split, found) for split, found in answers.items()}
         folder = students / given.folder / f"{method}-seed-{given.seed}"
-        outcome = Outcome(
+        outcome = StudentResult(
             method,
             given.seed,
             given.teachers,
@@ -323,7 +323,7 @@ class Student:
             "method": method,
             "seed": given.seed,
             "training": given.training,
-            "lesson": asdict(given.lesson) if given.lesson else None,
+            "lesson": asdict(given.spec) if given.spec else None,
         }
         save(
             folder,
@@ -353,7 +353,7 @@ def _damaged(path: Path, error: Exception) -> RunError:
     )
 
 
-def write_outcome(folder: Path, outcome: Outcome) -> None:
+def write_outcome(folder: Path, outcome: StudentResult) -> None:
     """Write a finished method × seed; whole or not at all.
 
     Raises:
@@ -376,7 +376,7 @@ def _unwritable(folder: Path, what: str, error: Exception) -> RunError:
     )
 
 
-def read_outcome(folder: Path) -> Outcome | None:
+def read_outcome(folder: Path) -> StudentResult | None:
     """What `write_outcome` wrote; None where it is not there.
 
     Raises:
@@ -384,7 +384,7 @@ def read_outcome(folder: Path) -> Outcome | None:
     """
     path = folder / OUTCOME
     try:
-        found = read_json(path, Outcome)
+        found = read_json(path, StudentResult)
         if found.name != folder.name:
             raise DamagedError(f"it is of {found.name}")
         return found

@@ -21,7 +21,7 @@ from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
 from mlflow.exceptions import MlflowException
 
 from agrekd_ray.errors import TrackingError
-from agrekd_ray.results import Epoch, Metrics, Outcome
+from agrekd_ray.results import Epoch, Metrics, StudentResult
 from agrekd_ray.results.metrics import CLASS, GROUP
 from agrekd_ray.tracking.mlflow_experiment import METRICS_A_BATCH, Experiment
 from agrekd_ray.tracking.mlflow_export import export
@@ -181,7 +181,7 @@ class MlflowTracker(Tracker):
             self._logged[run_id] = known
             known |= {epoch.epoch: end for epoch, end in zip(fresh, ends, strict=True)}
 
-    def finish_student(self, run_id: str, outcome: Outcome) -> None:
+    def finish_student(self, run_id: str, outcome: StudentResult) -> None:
         """Writes what a student came to, and ends its run."""
         with self._runs.explained("finish a student"):
             values: dict[str, float] = {}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from agrekd_ray.results import Epoch, Metrics, Outcome
+from agrekd_ray.results import Epoch, Metrics, StudentResult
 
 if TYPE_CHECKING:
     import numpy as np
@@ -80,7 +80,7 @@ class Tracker(Protocol):
     def log_epochs(self, run_id: str, epochs: Sequence[Epoch]) -> None:
         """Writes finished epochs, step = epoch, in order; those already there are left out."""
 
-    def finish_student(self, run_id: str, outcome: Outcome) -> None:
+    def finish_student(self, run_id: str, outcome: StudentResult) -> None:
         """Writes what a student came to, and ends its run.
 
         Its `test` metrics are written, and the others where no epoch wrote them.

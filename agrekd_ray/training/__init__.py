@@ -3,8 +3,8 @@
 from agrekd_ray.training.batches import Batch, BatchPlan
 from agrekd_ray.training.evaluation import (
     Judge,
-    Teaching,
-    TeachingRecord,
+    TeacherWeightRecorder,
+    TeacherWeightStats,
     agreement,
     calibration,
     evaluate,
@@ -26,8 +26,8 @@ __all__ = [
     "Loaded",
     "Loader",
     "Request",
-    "Teaching",
-    "TeachingRecord",
+    "TeacherWeightRecorder",
+    "TeacherWeightStats",
     "Trainer",
     "agreement",
     "calibration",

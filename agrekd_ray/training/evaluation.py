@@ -203,7 +203,7 @@ def evaluate(
 
 
 @dataclass(frozen=True)
-class Teaching:
+class TeacherWeightStats:
     """Who taught whom over an epoch; the fields are those of `Epoch`, which explains them."""
 
     weights: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -214,7 +214,7 @@ class Teaching:
     lost_steps: dict[str, int] = field(default_factory=dict)
 
 
-class TeachingRecord:
+class TeacherWeightRecorder:
     """Sums up an epoch's teaching by group of the training samples (an `Observer`).
 
     A teacher's influence is the sum of its pulls (`core.diagnostics.pulls`) over that of all
@@ -256,7 +256,7 @@ class TeachingRecord:
         if guided.lost_M is not None:
             self._steps[:-1] += guided.lost_M
 
-    def close(self, total: Callable[[Tensor], Tensor]) -> Teaching:
+    def close(self, total: Callable[[Tensor], Tensor]) -> TeacherWeightStats:
         """What was taught since the last time, over all workers; starts anew.
 
         Args:
@@ -273,10 +273,10 @@ class TeachingRecord:
             sums[:, -1],
         )
         if not seen_G.sum():
-            return Teaching()
+            return TeacherWeightStats()
         seen = [g for g, count in enumerate(seen_G.tolist()) if count]
         moved = [g for g, length in enumerate(pull_GM.sum(1).tolist()) if length > 0]
-        return Teaching(
+        return TeacherWeightStats(
             weights={self._names[g]: self._shares(weights_GM[g] / seen_G[g]) for g in seen},
             fallback_share=float(fallback_G.sum() / seen_G.sum()),
             fallback_by_group={self._names[g]: float(fallback_G[g] / seen_G[g]) for g in seen},

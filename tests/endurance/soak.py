@@ -26,7 +26,7 @@ VICTIMS = (
     "ray::RayTrainWorker",
     "ray::TrainController",
     "ray::TrialActor",
-    "ray::RecordKeeper",
+    "ray::LogitsServerActor",
     "node",
     "driver",
 )

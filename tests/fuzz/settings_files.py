@@ -22,9 +22,9 @@ from agrekd_ray.experiment.plan import make_plan
 from agrekd_ray.report import job as report
 from agrekd_ray.report.archive import read_result
 from agrekd_ray.report.search import write_trials
-from agrekd_ray.results import Outcome
+from agrekd_ray.results import StudentResult
 from agrekd_ray.results.search import TrialResult
-from agrekd_ray.search.folder import Journal, SearchFolder
+from agrekd_ray.search.folder import SearchFolder, TrialStore
 from agrekd_ray.student import read_outcome, write_outcome
 
 from ..conftest import TINY, merged
@@ -158,7 +158,7 @@ def _searched(planned: Planned) -> None:
 # --- folders of runs
 
 
-def _make_run() -> list[Outcome]:
+def _make_run() -> list[StudentResult]:
     methods, seeds = ["one_hot_dfr", "aver", "agre_kd"], [0, 1, 2]
     folder = Path("runs/tiny/20261124-083700-ab12")
     _dump(folder / "job.yaml", merged(TINY, {**PLACES, "methods": methods, "seeds": seeds}))
@@ -169,7 +169,7 @@ def _make_run() -> list[Outcome]:
     return OUTCOMES
 
 
-def _use_run(rng: Random | None, truth: list[Outcome], target: Path) -> None:
+def _use_run(rng: Random | None, truth: list[StudentResult], target: Path) -> None:
     path = Path("runs/tiny/20261124-083700-ab12")
     assert not SearchFolder.holds(path)
     folder = RunFolder.open(path)
@@ -179,7 +179,7 @@ def _use_run(rng: Random | None, truth: list[Outcome], target: Path) -> None:
         folder.update(status="running")
         assert folder.state().status == "running"
         _settled(folder.job)
-        told: list[Outcome | None] = [
+        told: list[StudentResult | None] = [
             _told(lambda one=one: read_outcome(folder.students / one.name))  # type: ignore[misc]
             for one in truth
         ]
@@ -193,7 +193,7 @@ def _use_run(rng: Random | None, truth: list[Outcome], target: Path) -> None:
         report.write_json(folder.path / "new.json", outcomes, [], None, {})
 
 
-def _told(read: Callable[[], Outcome | None]) -> Outcome | None:
+def _told(read: Callable[[], StudentResult | None]) -> StudentResult | None:
     from agrekd_ray.errors import AgrekdError
 
     try:
@@ -208,7 +208,7 @@ def _make_search_folder() -> list[TrialResult]:
     base = merged(yaml.safe_load(Path("job.yaml").read_text()), {"data.aligned": 0.9})
     _dump(folder / "search.yaml", {**planned_of, "base": base})
     Folder(folder).write_state(State())
-    journal = Journal(folder / "trials")
+    journal = TrialStore(folder / "trials")
     for number, trial in enumerate(TRIALS):
         journal.put(f"{number:05}", trial)
     (folder / "results.json").write_text(json.dumps(RESULT.to_json()))
@@ -225,7 +225,7 @@ def _use_search_folder(rng: Random | None, truth: list[TrialResult], target: Pat
         folder.update(status="running", reason=None)
         _searched(folder.planned)
         result = read_result(folder.path)
-        journal = Journal(folder.trials)
+        journal = TrialStore(folder.trials)
         trials = [*journal.all().values()]
         if target.parent != folder.trials:
             assert trials == truth

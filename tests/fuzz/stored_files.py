@@ -24,13 +24,13 @@ from agrekd_ray.data import SELECT, TEST, TRAIN, Dataset, open_dataset
 from agrekd_ray.errors import CheckpointError
 from agrekd_ray.experiment.eval_logits import Answers, members
 from agrekd_ray.experiment.plan import make_plan
-from agrekd_ray.logits import Outputs, OutputSettings, listed
+from agrekd_ray.logits import LogitsCache, OutputSettings, listed
 from agrekd_ray.logits.report import check, show
 from agrekd_ray.models import Manifest, Model, build, load, read_manifest, save
 from agrekd_ray.models.checkpoint import MANIFEST, WEIGHTS
 from agrekd_ray.models.weights import read_contents
 from agrekd_ray.settings import Training
-from agrekd_ray.student import Assignment, Student
+from agrekd_ray.student import Student, StudentSpec
 from agrekd_ray.teachers import Pool, Recipe
 
 from ..conftest import TINY, merged
@@ -180,10 +180,10 @@ def _logits(name: str, view: int) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(30, len(CLASSES))).astype(np.float32)
 
 
-def _outputs() -> Outputs:
+def _outputs() -> LogitsCache:
     folders = {name: Path(name).absolute() for name in ("erm-0", "erm-1")}
     settings = OutputSettings(store=Path("outputs"))
-    return Outputs(settings, folders, _Samples(), "float32")  # type: ignore[arg-type]
+    return LogitsCache(settings, folders, _Samples(), "float32")  # type: ignore[arg-type]
 
 
 def _make_records() -> None:
@@ -270,7 +270,7 @@ def _student() -> Student:
     job = _pool_job()
     training = Training(epochs=2, batch_size=32, learning_rate=0.05)
     data = open_dataset(job.data)
-    return Student(Assignment("one_hot", 0, CNN, training), data, None)
+    return Student(StudentSpec("one_hot", 0, CNN, training), data, None)
 
 
 def _make_state() -> list[Any]:

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 
-from agrekd_ray.distillation import Lesson, Question
+from agrekd_ray.distillation import DistillationSpec, GradientRequest
 from agrekd_ray.errors import DataError, RunError
 from agrekd_ray.fleet import replicas as module
-from agrekd_ray.fleet.replicas import Home
+from agrekd_ray.fleet.replicas import ReplicaGroup
 
-LESSON = Lesson("aver", ("erm-0",), "erm-1", 4.0)
+LESSON = DistillationSpec("aver", ("erm-0",), "erm-1", 4.0)
 
 
 class Method:
@@ -42,7 +42,7 @@ class Actor:
         self.here.set()
         self.broken: Exception | None = None
         self.died = False
-        self.replies, self.node = Method(self._replies), Method(self._node)
+        self.gradients, self.node = Method(self._gradients), Method(self._node)
         self.expect, self.leave = Method(self._expect), Method(self._leave)
         self.complete = Method(self._complete)
 
@@ -54,14 +54,14 @@ class Actor:
             raise ActorUnavailableError("restarting", None)
         return "10.0.0.7"
 
-    async def _replies(self, names: Any, question: Question, ahead: Any = None) -> str:
+    async def _gradients(self, names: Any, request: GradientRequest, ahead: Any = None) -> str:
         if self.died:
             raise ActorDiedError()
         if self.silent:
             await asyncio.Event().wait()
-        self.steps.append(question.step)
-        self.ahead += [view[0] for view in (question.ahead if ahead is None else ahead)]
-        return f"reply {question.step}"
+        self.steps.append(request.step)
+        self.ahead += [view[0] for view in (request.ahead if ahead is None else ahead)]
+        return f"reply {request.step}"
 
     async def _expect(self, names: Any, views: Any) -> None:
         self.ahead += [view[0] for view in views]
@@ -76,17 +76,17 @@ class Actor:
         return 0
 
 
-def asked(step: int) -> Question:
+def asked(step: int) -> GradientRequest:
     """A step whose coming views are told apart by their epoch."""
     ids = np.arange(2)
     ahead = ((step + 1, ids), (step + 2, ids))
-    return Question(LESSON, step, step, ids, np.zeros((2, 3), np.float32), ahead)
+    return GradientRequest(LESSON, step, step, ids, np.zeros((2, 3), np.float32), ahead)
 
 
-async def there(home: Home, count: int) -> None:
+async def there(group: ReplicaGroup, count: int) -> None:
     """Until so many actors have been found."""
-    home._start()
-    while len(home._there) < count:
+    group._start()
+    while len(group._there) < count:
         await asyncio.sleep(0)
 
 
@@ -94,18 +94,18 @@ def home_of(
     actors: dict[str, Actor],
     patience: float | None = None,
     waits: Callable[[Actor], bool] = lambda actor: False,
-) -> Home:
+) -> ReplicaGroup:
     """Of one teacher."""
-    return Home(("erm-0",), actors, patience, waits)
+    return ReplicaGroup(("erm-0",), actors, patience, waits)
 
 
 def test_replicas_take_turns_and_each_is_told_of_its_own_coming_views() -> None:
     async def run() -> None:
         actors = {"a": Actor(), "b": Actor()}
-        home = home_of(actors)
-        await there(home, 2)
+        group = home_of(actors)
+        await there(group, 2)
         for step in range(6):
-            assert await home.replies(["erm-0"], asked(step)) == f"reply {step}"
+            assert await group.gradients(["erm-0"], asked(step)) == f"reply {step}"
         await asyncio.sleep(0)
         assert actors["a"].steps == [0, 2, 4]
         assert actors["b"].steps == [1, 3, 5]
@@ -121,15 +121,15 @@ def test_a_replica_that_dies_is_left_out_until_it_is_back(monkeypatch: Any) -> N
 
     async def run() -> None:
         actors = {"a": Actor(), "b": Actor()}
-        home = home_of(actors)
-        await there(home, 2)
+        group = home_of(actors)
+        await there(group, 2)
         actors["b"].died = True
         for step in range(4):
-            assert await home.replies(["erm-0"], asked(step)) == f"reply {step}"
+            assert await group.gradients(["erm-0"], asked(step)) == f"reply {step}"
         assert actors["a"].steps == [0, 1, 2, 3]
         actors["b"].died = False
-        await there(home, 2)
-        await home.replies(["erm-0"], asked(5))
+        await there(group, 2)
+        await group.gradients(["erm-0"], asked(5))
         assert actors["b"].steps == [5]
 
     asyncio.run(run())
@@ -139,13 +139,13 @@ def test_a_replica_that_finds_room_later_joins() -> None:
     async def run() -> None:
         actors = {"a": Actor(), "b": Actor()}
         actors["b"].here.clear()
-        home = home_of(actors)
-        await there(home, 1)
-        await home.replies(["erm-0"], asked(1))
+        group = home_of(actors)
+        await there(group, 1)
+        await group.gradients(["erm-0"], asked(1))
         assert actors["a"].steps == [1]
         actors["b"].here.set()
-        await there(home, 2)
-        await home.replies(["erm-0"], asked(3))
+        await there(group, 2)
+        await group.gradients(["erm-0"], asked(3))
         assert actors["b"].steps == [3]
 
     asyncio.run(run())
@@ -155,15 +155,15 @@ def test_one_that_cannot_start_is_an_error_only_where_no_other_can() -> None:
     async def run() -> None:
         actors = {"a": Actor(), "b": Actor()}
         actors["a"].broken = DataError("node 10.0.0.7: the data there differ")
-        home = home_of(actors)
-        await there(home, 1)
-        await home.replies(["erm-0"], asked(0))
+        group = home_of(actors)
+        await there(group, 1)
+        await group.gradients(["erm-0"], asked(0))
         assert actors["b"].steps == [0]
         alone = {"a": Actor(), "b": Actor()}
         for actor in alone.values():
             actor.broken = DataError("node 10.0.0.7: the data there differ")
         with pytest.raises(DataError, match=r"10\.0\.0\.7"):
-            await home_of(alone).replies(["erm-0"], asked(0))
+            await home_of(alone).gradients(["erm-0"], asked(0))
 
     asyncio.run(run())
 
@@ -171,13 +171,13 @@ def test_one_that_cannot_start_is_an_error_only_where_no_other_can() -> None:
 def test_a_record_is_completed_by_one_after_the_others_left_theirs() -> None:
     async def run() -> None:
         actors = {"a": Actor(), "b": Actor(), "c": Actor()}
-        home = home_of(actors)
-        await there(home, 3)
-        await home.complete(4)
+        group = home_of(actors)
+        await there(group, 3)
+        await group.complete(4)
         assert [actor.left for actor in actors.values()] == [[4], [4], [4]]
         assert [actor.completed for actor in actors.values()] == [[4], [], []]
         actors["a"].died = True
-        await home.complete(5)
+        await group.complete(5)
         assert [actor.completed for actor in actors.values()] == [[4], [5], []]
 
     asyncio.run(run())
@@ -189,8 +189,8 @@ def test_patience_does_not_run_while_nobody_has_room() -> None:
         for actor in actors.values():
             actor.silent = True
         without_room = {*actors.values()}
-        home = home_of(actors, patience=0.02, waits=without_room.__contains__)
-        waiting = asyncio.ensure_future(home.replies(["erm-0"], asked(0)))
+        group = home_of(actors, patience=0.02, waits=without_room.__contains__)
+        waiting = asyncio.ensure_future(group.gradients(["erm-0"], asked(0)))
         await asyncio.sleep(0.1)
         assert not waiting.done()
         without_room.remove(actors["a"])
@@ -208,17 +208,17 @@ def test_a_silent_teacher_is_named_with_its_node_and_given_up_after_a_while(repl
             actor.silent = True
         patient = home_of(actors)
         await there(patient, replicas)
-        waiting = asyncio.ensure_future(patient.replies(["erm-0"], asked(0)))
+        waiting = asyncio.ensure_future(patient.gradients(["erm-0"], asked(0)))
         while not (words := patient.awaited()):
             await asyncio.sleep(0)
         assert re.fullmatch(r"teachers erm-0 \(actor actor-0 on node 10.0.0.7\), \d+ s", *words)
         waiting.cancel()
         await asyncio.wait({waiting})
         assert patient.awaited() == []
-        home = home_of(actors, patience=0.05)
-        await there(home, replicas)
+        group = home_of(actors, patience=0.05)
+        await there(group, replicas)
         with pytest.raises(RunError, match=r"node 10\.0\.0\.7.*no answer to step 0.*patience"):
-            await home.replies(["erm-0"], asked(0))
-        assert home.awaited() == []
+            await group.gradients(["erm-0"], asked(0))
+        assert group.awaited() == []
 
     asyncio.run(run())

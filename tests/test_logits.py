@@ -21,14 +21,20 @@ from agrekd_ray.cluster.events import StudentEpoch
 from agrekd_ray.core import strategies, weighting
 from agrekd_ray.core.weighting import STRATEGIES
 from agrekd_ray.data import SELECT, TEST, TRAIN
-from agrekd_ray.distillation import Lesson, LocalTeachers, RecordedTeachers, Replay, TeacherHost
+from agrekd_ray.distillation import (
+    CachedTeachers,
+    DistillationSpec,
+    LocalTeachers,
+    Replay,
+    TeacherHost,
+)
 from agrekd_ray.distillation import cached as recorded
 from agrekd_ray.errors import RunError
 from agrekd_ray.logits import (
-    Evaluations,
+    EvalLogits,
     Key,
+    LogitsWriter,
     OutputSettings,
-    Partial,
     listed,
     prune,
     read_record,
@@ -38,7 +44,7 @@ from agrekd_ray.logits import (
 from agrekd_ray.logits import cache as store_module
 from agrekd_ray.models import Model, load
 from agrekd_ray.settings import Training
-from agrekd_ray.student import Assignment, Student
+from agrekd_ray.student import Student, StudentSpec
 from agrekd_ray.training import predict
 
 from .shared import flat_parameters, pool_of, records
@@ -123,7 +129,7 @@ def test_every_kind_of_damage_is_found(tmp_path: Path) -> None:
 
 def test_rows_come_in_any_order_and_the_record_appears_when_all_are_there(tmp_path: Path) -> None:
     path, logits = tmp_path / "k/view-00000.arrow", some_logits()
-    partial = Partial(path, KEY)
+    partial = LogitsWriter(path, KEY)
     order = np.random.default_rng(1).permutation(200)
     for rows in np.split(order, 8):
         assert not partial.known_N[rows].any()
@@ -139,8 +145,8 @@ def test_rows_come_in_any_order_and_the_record_appears_when_all_are_there(tmp_pa
 WRITER = """
 import sys, numpy as np
 from pathlib import Path
-from tests.test_outputs import KEY, Partial, some_logits
-partial = Partial(Path(sys.argv[1]), KEY)
+from tests.test_logits import KEY, LogitsWriter, some_logits
+partial = LogitsWriter(Path(sys.argv[1]), KEY)
 for row in range(200):
     partial.put(np.array([row]), some_logits()[[row]])
     print(row, flush=True)
@@ -160,7 +166,7 @@ def test_what_a_killed_writer_left_is_taken_up_and_only_what_is_whole(tmp_path: 
     assert writer.stdout is not None
     while writer.stdout.readline().strip() != "120":
         assert writer.poll() is None
-    beside = Partial(path, KEY)  # its writer lives, so it is not taken from it
+    beside = LogitsWriter(path, KEY)  # its writer lives, so it is not taken from it
     assert not beside.known_N.any()
     beside.put(np.array([150]), some_logits()[[150]])
     beside.close()
@@ -172,7 +178,7 @@ def test_what_a_killed_writer_left_is_taken_up_and_only_what_is_whole(tmp_path: 
         content = bytearray(one.read_bytes())
         content[5 * KEY.row_bytes + 3] ^= 1
         one.write_bytes(content)
-    partial = Partial(path, KEY)
+    partial = LogitsWriter(path, KEY)
     assert np.flatnonzero(~partial.known_N).tolist() == [5, *range(121, 150), *range(151, 200)]
     np.testing.assert_array_equal(partial.get(np.array([7, 150])), some_logits()[[7, 150]])
     assert len(list(tmp_path.glob("*.partial"))) == 1  # put together
@@ -185,14 +191,14 @@ def test_what_a_killed_writer_left_is_taken_up_and_only_what_is_whole(tmp_path: 
 def test_a_partial_that_was_cut_short_is_not_used(tmp_path: Path) -> None:
     path = tmp_path / "view-00000.arrow"
     (tmp_path / "view-00000.0000.partial").write_bytes(b"short")
-    partial = Partial(path, KEY)
+    partial = LogitsWriter(path, KEY)
     assert not partial.known_N.any()
     assert len(list(tmp_path.glob("*.partial"))) == 1
 
 
 def test_two_writers_of_one_record_do_not_disturb_each_other(tmp_path: Path) -> None:
     path, logits = tmp_path / "view-00000.arrow", some_logits()
-    one, two = Partial(path, KEY), Partial(path, KEY)
+    one, two = LogitsWriter(path, KEY), LogitsWriter(path, KEY)
     one.put(np.arange(200), logits)
     two.put(np.arange(100), logits[:100])
     one.finish()
@@ -210,24 +216,26 @@ def test_a_full_disk_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(RunError, match=r"No space left on device.*outputs prune"):
-        Partial(tmp_path / "view-00000.arrow", KEY)
+        LogitsWriter(tmp_path / "view-00000.arrow", KEY)
     assert list(tmp_path.iterdir()) == []
 
 
 # --- a host that records, a student that replays
 
 
-def lessons(drawn: Any) -> list[Assignment]:
+def specs(drawn: Any) -> list[StudentSpec]:
     training = Training(epochs=2, batch_size=48, learning_rate=0.05)
     given = [
-        Assignment(name, 3, STUDENT, training, Lesson(name, drawn.teachers, drawn.biased, 4.0))
+        StudentSpec(
+            name, 3, STUDENT, training, DistillationSpec(name, drawn.teachers, drawn.biased, 4.0)
+        )
         for name in STRATEGIES
     ]
-    mixed = Lesson("agre_kd", drawn.teachers, drawn.biased, 2.0, alpha=0.6)
-    return [*given, Assignment("mixed", 3, STUDENT, training, mixed)]
+    mixed = DistillationSpec("agre_kd", drawn.teachers, drawn.biased, 2.0, alpha=0.6)
+    return [*given, StudentSpec("mixed", 3, STUDENT, training, mixed)]
 
 
-def trained(given: Assignment, data: Any, source: Any) -> torch.Tensor:
+def trained(given: StudentSpec, data: Any, source: Any) -> torch.Tensor:
     student = Student(given, data, source, look_ahead=2)
     while not student.done:
         student.epoch()
@@ -243,14 +251,14 @@ def test_recording_and_replay_give_the_numbers_of_the_reference(
     job = make_job(**{"data.views": views, "outputs.dtype": dtype})
     data, checkpoints, drawn = pool_of(job)
     host = TeacherHost(checkpoints, data, outputs=records(job, data, checkpoints))
-    first, *others = lessons(drawn)
-    recorder = RecordedTeachers(records(job, data, checkpoints), data, LocalTeachers(host))
+    first, *others = specs(drawn)
+    recorder = CachedTeachers(records(job, data, checkpoints), data, LocalTeachers(host))
     live = trained(first, data, recorder)
     assert host.computed == host.backbones * 160 * len({data.view(0), data.view(1)})  # all, once
     tolerance = {"rtol": 1e-3, "atol": 2e-5} if dtype == "float32" else {"rtol": 0.02, "atol": 2e-3}
     plain = LocalTeachers(TeacherHost(checkpoints, data))
     torch.testing.assert_close(live, trained(first, data, plain), **tolerance)
-    replay = RecordedTeachers(records(job, data, checkpoints), data, None)
+    replay = CachedTeachers(records(job, data, checkpoints), data, None)
     torch.testing.assert_close(trained(first, data, replay), live, rtol=0, atol=0)
     for given in others:
         torch.testing.assert_close(
@@ -265,12 +273,12 @@ def test_a_student_switches_to_records_at_the_first_complete_epoch(make_job: Any
     asked: list[int] = []
 
     class Counted(LocalTeachers):
-        def ask(self, question: Any) -> Any:
-            asked.append(question.epoch)
-            return super().ask(question)
+        def ask(self, request: Any) -> Any:
+            asked.append(request.epoch)
+            return super().ask(request)
 
-    source = RecordedTeachers(records(job, data, checkpoints), data, Counted(host))
-    given = lessons(drawn)[0]  # `aver` asks no biased model, which is recorded all the same
+    source = CachedTeachers(records(job, data, checkpoints), data, Counted(host))
+    given = specs(drawn)[0]  # `aver` asks no biased model, which is recorded all the same
     trained(given, data, source)
     assert set(asked) == {0}
     assert records(job, data, checkpoints).missing([0]) == []
@@ -285,12 +293,12 @@ def test_the_next_view_is_looked_up_and_put_together_while_an_epoch_lasts(
     host = TeacherHost(checkpoints, data, outputs=records(job, data, checkpoints))
     for epoch in range(3):
         host.complete(epoch)
-    replay = RecordedTeachers(records(job, data, checkpoints), data, None)
-    lesson = Lesson("aver", drawn.teachers, drawn.biased, 4.0)
+    replay = CachedTeachers(records(job, data, checkpoints), data, None)
+    spec = DistillationSpec("aver", drawn.teachers, drawn.biased, 4.0)
     seen = []
     for epoch in range(7):
-        (column,) = replay.columns(lesson, epoch)
-        assert replay.columns(lesson, epoch)[0] is column
+        (column,) = replay.columns(spec, epoch)
+        assert replay.columns(spec, epoch)[0] is column
         replay._thread.submit(int).result()  # what was begun is done
         coming = [future.result() for future in replay._coming.values()]
         assert all(one is not None and "_whole" in vars(one) for one in coming)
@@ -302,7 +310,7 @@ def test_the_next_view_is_looked_up_and_put_together_while_an_epoch_lasts(
     assert seen[3] is not seen[0]  # before it was known that views repeat
     assert (seen[5], seen[6]) == (seen[2], seen[3])
     monkeypatch.setattr(recorded, "IN_MEMORY", 2 * seen[0].nbytes)
-    replay.columns(lesson, 7)
+    replay.columns(spec, 7)
     assert len(replay._columns) == 2
 
 
@@ -311,10 +319,10 @@ def test_a_student_that_diverges_on_records_is_one_error(make_job: Any, strategy
     job = make_job()
     data, checkpoints, drawn = pool_of(job)
     TeacherHost(checkpoints, data, outputs=records(job, data, checkpoints)).complete(0)
-    replay = RecordedTeachers(records(job, data, checkpoints), data, None)
+    replay = CachedTeachers(records(job, data, checkpoints), data, None)
     training = Training(epochs=2, batch_size=48, learning_rate=0.05)
-    lesson = Lesson(strategy, drawn.teachers, drawn.biased, 4.0)
-    student = Student(Assignment(strategy, 3, STUDENT, training, lesson), data, replay)
+    spec = DistillationSpec(strategy, drawn.teachers, drawn.biased, 4.0)
+    student = Student(StudentSpec(strategy, 3, STUDENT, training, spec), data, replay)
     student.epoch()
     for weights in student.model.parameters():
         weights.data.fill_(float("nan"))
@@ -325,9 +333,9 @@ def test_a_student_that_diverges_on_records_is_one_error(make_job: Any, strategy
 def test_without_teachers_a_missing_record_is_one_error(make_job: Any) -> None:
     job = make_job()
     data, checkpoints, drawn = pool_of(job)
-    source = RecordedTeachers(records(job, data, checkpoints), data, None)
+    source = CachedTeachers(records(job, data, checkpoints), data, None)
     with pytest.raises(RunError, match=r"recorded outputs of .* for view 0 are missing"):
-        trained(lessons(drawn)[0], data, source)
+        trained(specs(drawn)[0], data, source)
 
 
 @pytest.mark.parametrize("strategy", sorted(STRATEGIES))
@@ -339,10 +347,10 @@ def test_a_foreign_record_with_nan_is_named(
     job = make_job(**{"data.views": VIEWS})
     data, checkpoints, drawn = pool_of(job)
     outputs = records(job, data, checkpoints)
-    given = next(one for one in lessons(drawn) if one.method == strategy)
-    assert given.lesson is not None
+    given = next(one for one in specs(drawn) if one.method == strategy)
+    assert given.spec is not None
     others = [name for name in drawn.teachers if name != drawn.biased]
-    victim = drawn.biased if given.lesson.uses_biased and on_gpu else others[0]
+    victim = drawn.biased if given.spec.uses_biased and on_gpu else others[0]
     logits_NC = np.random.default_rng(0).normal(size=(outputs.count, 10)).astype(np.float32)
     for name in checkpoints:
         outputs.write(name, 0, logits_NC)
@@ -353,7 +361,7 @@ def test_a_foreign_record_with_nan_is_named(
         monkeypatch.setattr(module, "is_looked_at", lambda _: not on_gpu)
     says = rf"teacher {victim}'s record of epoch 2 .*\(1 of 160 .*: {outputs.path(victim, 1)}"
     with pytest.raises(RunError, match=says):
-        trained(given, data, RecordedTeachers(records(job, data, checkpoints), data, None))
+        trained(given, data, CachedTeachers(records(job, data, checkpoints), data, None))
 
 
 def test_a_damaged_record_is_computed_again(make_job: Any) -> None:
@@ -449,7 +457,7 @@ def test_what_models_say_to_the_test_split_is_recorded_too(make_job: Any) -> Non
     job = make_job()
     data, checkpoints, _ = pool_of(job)
     folder = next(iter(checkpoints.values()))
-    kept = Evaluations(job.outputs.store, data, "float32")
+    kept = EvalLogits(job.outputs.store, data, "float32")
     assert kept.read(folder, TEST) is None
     said = predict(load(folder)[0], data, data.splits[TEST])
     kept.write(folder, TEST, said)
@@ -520,13 +528,13 @@ def test_a_teacher_killed_while_it_records_costs_nothing_but_time(
     job = make_job(**{"data.views": {**VIEWS, "count": 3}})
     data, checkpoints, drawn = pool_of(job)
     given = replace(
-        lessons(drawn)[-1], training=Training(epochs=4, batch_size=48, learning_rate=0.05)
+        specs(drawn)[-1], training=Training(epochs=4, batch_size=48, learning_rate=0.05)
     )
     settings = FleetSettings(cpus=0.5, gpus=0, backbones_per_actor=2)
     fleet = Fleet(checkpoints, job.data, settings, lambda event: None, outputs=job.outputs)
     try:
         first = ray_session.get(fleet.actors[0].process.remote())
-        source = RecordedTeachers(records(job, data, checkpoints), data, fleet.source())
+        source = CachedTeachers(records(job, data, checkpoints), data, fleet.source())
         student = Student(given, data, source, look_ahead=2)
         killer = threading.Timer(0.03, os.kill, (first, signal.SIGKILL))
         killer.start()
@@ -540,7 +548,7 @@ def test_a_teacher_killed_while_it_records_costs_nothing_but_time(
     reference = trained(given, data, LocalTeachers(TeacherHost(checkpoints, data)))
     torch.testing.assert_close(live, reference, rtol=1e-3, atol=2e-5)
     assert records(job, data, checkpoints).missing(range(3)) == []
-    replay = RecordedTeachers(records(job, data, checkpoints), data, None)
+    replay = CachedTeachers(records(job, data, checkpoints), data, None)
     torch.testing.assert_close(trained(given, data, replay), live, rtol=1e-3, atol=2e-5)
 
 
@@ -550,19 +558,19 @@ def test_a_released_fleet_is_not_missed(ray_session: Any, make_job: Any, tmp_pat
     from agrekd_ray.cluster.channel import Channel
     from agrekd_ray.cluster.nodes import DriverData
     from agrekd_ray.experiment.listener import Listener
-    from agrekd_ray.experiment.teacher_provider import Teaching
+    from agrekd_ray.experiment.teacher_provider import TeacherProvider
     from agrekd_ray.student import StudentSettings
-    from agrekd_ray.student.group import Schoolwork, train_group
+    from agrekd_ray.student.group import TrainConfig, train_group
 
     workers = {"student.workers": 2, "student.cpus": 0.5, "fleet.cpus": 0.5}
     job = make_job(**workers, **{"data.views": VIEWS})
     data, checkpoints, drawn = pool_of(job)
-    given = tuple(lessons(drawn))
+    given = tuple(specs(drawn))
     channel = Channel(ray_session.get_runtime_context().get_node_id())
     told: list[Any] = []
-    with Teaching(job, checkpoints, data, [0, 1], channel.post) as teaching:
+    with TeacherProvider(job, checkpoints, data, [0, 1], channel.emit) as teaching:
         source, shown = teaching.source(), DriverData.of(job.data)
-        work = Schoolwork(given, shown, source, tmp_path / "s", tmp_path, channel.post, 2)
+        work = TrainConfig(given, shown, source, tmp_path / "s", tmp_path, channel.emit, 2)
         workers = StudentSettings(
             model=STUDENT, training=given[0].training, workers=2, cpus=0.5, gpus=0
         )
@@ -575,7 +583,7 @@ def test_a_released_fleet_is_not_missed(ray_session: Any, make_job: Any, tmp_pat
         reference = trained(assignment, data, LocalTeachers(TeacherHost(checkpoints, data)))
         worked = flat_parameters(load(tmp_path / "s" / assignment.name)[0])
         torch.testing.assert_close(worked, reference, rtol=1e-3, atol=2e-5)
-    with Teaching(job, checkpoints, data, [0, 1], told.append) as again:
+    with TeacherProvider(job, checkpoints, data, [0, 1], told.append) as again:
         assert again.source() is not None
         assert again._fleet is None
     assert again.effort.actors == 0
@@ -607,9 +615,9 @@ def test_without_a_shared_folder_records_go_through_the_object_store(
     monkeypatch.setattr(fleet, "FETCH_SECONDS", 600)
     job = make_job(**{"data.views": VIEWS, "fleet.cpus": 0.1})
     data, checkpoints, drawn = pool_of(job)
-    given = lessons(drawn)[0]
+    given = specs(drawn)[0]
     given = replace(given, training=given.training.model_copy(update={"epochs": 4}))
-    with module.Teaching(job, checkpoints, data, [0, 1], lambda event: None) as teaching:
+    with module.TeacherProvider(job, checkpoints, data, [0, 1], lambda event: None) as teaching:
         replay = teaching.source()
         assert isinstance(replay, Replay)
         student = Student(given, data, replace(replay, settings=students)(data), look_ahead=2)
@@ -619,7 +627,7 @@ def test_without_a_shared_folder_records_go_through_the_object_store(
             teaching.watch(StudentEpoch(given.name, 4, epoch))
             if epoch.epoch == 2:
                 assert teaching._fleet is None
-                ray_session.kill(teaching._keeper.actor, no_restart=False)
+                ray_session.kill(teaching._logits_server.actor, no_restart=False)
     replayed = [epoch.replayed_steps / epoch.steps for epoch in student.history]
     assert (replayed, fetched) == ([0, 0, 1, 1], [0, 0, 1])
     assert records(job, data, checkpoints).missing([0, 1]) == []
