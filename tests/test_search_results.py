@@ -26,7 +26,7 @@ from agrekd_ray.results.search import (
     SearchResult,
     TrialResult,
 )
-from agrekd_ray.search import board
+from agrekd_ray.search import trial_table
 from agrekd_ray.search.folder import TrialStore
 from agrekd_ray.search.ranking import best, rule_reports, verdict
 from agrekd_ray.search.trial_table import TrialTable
@@ -135,8 +135,8 @@ def test_the_live_table_cuts_settings_and_nothing_else(width: int) -> None:
     trials = [replace(one, setting={**one.setting, **long}) for one in trials]
     screen = io.StringIO()
     console = Console(file=screen, width=width, height=20, force_terminal=True, color_system=None)
-    with TrialTable(console, "worst_group", 8, 2, None) as board:
-        board.show(trials, trials[1])
+    with TrialTable(console, "worst_group", 8, 2, None) as table:
+        table.show(trials, trials[1])
     text = screen.getvalue()
     for shown in ("trial-000", "trial-002", "stopped early", "running", "3/3", "60.0", "2/8"):
         assert shown in text
@@ -147,9 +147,9 @@ def test_the_live_table_cuts_settings_and_nothing_else(width: int) -> None:
 def test_without_a_terminal_there_are_quiet_lines() -> None:
     screen = io.StringIO()
     over = trial(0, 0.1, worst_group=0.4)
-    with TrialTable(Console(file=screen, width=100), "worst_group", 1, 2, None) as board:
-        board.show([replace(over, state=RUNNING)])
-        board.show([over], over)
+    with TrialTable(Console(file=screen, width=100), "worst_group", 1, 2, None) as table:
+        table.show([replace(over, state=RUNNING)])
+        table.show([over], over)
     assert "trials   1/1" in screen.getvalue()
     assert "trial-000 finished, worst_group 40.0" in screen.getvalue()
 
@@ -157,7 +157,7 @@ def test_without_a_terminal_there_are_quiet_lines() -> None:
 def test_the_time_that_is_left_is_of_this_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of the trials had ended before: four that are left take twice as long as these two."""
     now = 100.0
-    monkeypatch.setattr(board.time, "monotonic", lambda: now)
+    monkeypatch.setattr(trial_table.time, "monotonic", lambda: now)
     screen = io.StringIO()
     earlier = [trial(n, 0.1, worst_group=0.3) for n in range(6)]
     with TrialTable(Console(file=screen, width=200), "worst_group", 12, 2, None) as shown:
@@ -174,8 +174,8 @@ def test_the_best_so_far_is_of_trials_that_have_ended_and_never_falls(score: flo
     screen = io.StringIO()
     ended = [trial(n, 0.1, worst_group=0.3 + 0.1 * n) for n in range(2)]
     under_way = replace(trial(2, 0.1, worst_group=score), state=RUNNING)
-    with TrialTable(Console(file=screen, width=200), "worst_group", 2, 2, None) as board:
-        board.show([*ended, under_way], ended[1])
+    with TrialTable(Console(file=screen, width=200), "worst_group", 2, 2, None) as table:
+        table.show([*ended, under_way], ended[1])
     assert "best that has ended trial-001 40.0" in screen.getvalue()
 
 
