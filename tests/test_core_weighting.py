@@ -18,7 +18,7 @@ from agrekd_ray.core.weighting import (
     find_strategy,
     needs_global_batch,
     sample_weights,
-    told,
+    summarize,
     weigh,
 )
 
@@ -144,10 +144,10 @@ def test_combine_is_the_weighted_sum(name, options, b):
     assert found.fallback_B.shape == found.loss_B.shape
 
 
-@pytest.mark.parametrize("told_before", [(), (1,), (0, 1, 2)])
+@pytest.mark.parametrize("summarized_before", [(), (1,), (0, 1, 2)])
 @pytest.mark.parametrize("weighting", [None, SampleWeighting()], ids=["plain", "weighted"])
 @every_strategy
-def test_steps_are_told_of_together_as_each_alone(name, options, weighting, told_before):
+def test_steps_are_summarized_together_as_each_alone(name, options, weighting, summarized_before):
     batches = [batch(samples=samples, seed=samples) for samples in (4, 1, 7)]
     alone = [guided(name, b, sample_weighting=weighting, **options) for b in batches]
     steps = []
@@ -157,8 +157,8 @@ def test_steps_are_told_of_together_as_each_alone(name, options, weighting, told
         step = combine_members(name, evidence, weighting, **options)
         assert step.loss_B is step.pull_MB is None
         torch.testing.assert_close(step.gradient_BC, alone[number].gradient_BC, rtol=0, atol=0)
-        steps.append(told([step]) if number in told_before else step)
-    whole = told(steps)
+        steps.append(summarize([step]) if number in summarized_before else step)
+    whole = summarize(steps)
     for part in ("gradient_BC", "loss_B", "weights_MB", "fallback_B", "pull_MB"):
         expected = torch.cat([getattr(step, part) for step in alone], -2 if "BC" in part else -1)
         torch.testing.assert_close(getattr(whole, part), expected, rtol=1e-6, atol=1e-6)
@@ -182,7 +182,7 @@ def test_a_gradient_that_is_not_finite_makes_the_loss_nan(
             members_mBC[member, 2, 1] = broken
         evidence = Evidence(members_mBC, 3, b.temperature, b.student_BC, 3, b.labels_B)
         steps.append(combine_members(name, evidence, **options))
-    assert told(steps).loss_B.isnan().tolist() == [False] * 6 + [True, False]
+    assert summarize(steps).loss_B.isnan().tolist() == [False] * 6 + [True, False]
 
 
 @every_strategy

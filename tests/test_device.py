@@ -17,9 +17,9 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.nn import functional
 
 from agrekd_ray.core import strategies
-from agrekd_ray.core.gradient import there
+from agrekd_ray.core.gradient import required
 from agrekd_ray.core.kd import kd_gradient, label_gradient
-from agrekd_ray.core.weighting import STRATEGIES, SampleWeighting, combine, told
+from agrekd_ray.core.weighting import STRATEGIES, SampleWeighting, combine, summarize
 from agrekd_ray.data import TRAIN, Groups
 from agrekd_ray.distillation.distilled import Distilled
 from agrekd_ray.distillation.spec import DistillationSpec
@@ -141,9 +141,9 @@ def stepped(
         loaded = Loaded(fake(B, *data.shape), ids_B, labels_B, further)
         record = TeacherWeightRecorder(data, TEACHERS, "cuda")
         steps = [trainer.step(Batch(step, 0, np.arange(B)), loaded) for step in range(2)]
-        whole = told(steps)
+        whole = summarize(steps)
         for step in steps:
-            assert step.gradient_BC.dtype == there(whole.loss_B).dtype == torch.float32
+            assert step.gradient_BC.dtype == required(whole.loss_B).dtype == torch.float32
         record.observe(torch.cat([loaded.ids_B] * 2), whole, 2)
     assert seen == [torch.float32 if precision == "float32" else torch.bfloat16] * 2
 

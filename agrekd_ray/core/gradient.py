@@ -54,7 +54,7 @@ class DistillationGradient:
             the sample's weight where that is on. Not divided by the batch size.
         loss_B: the objective whose gradient that is, by sample, in nats (times τ² for the
             teachers' part, which is recovered from the gradients: good to about 1e-5 · τ²). None,
-            as `pull_MB`, where `weighting.told` is still to work it out.
+            as `pull_MB`, where `weighting.summarize` is still to work it out.
         weights_MB: of the teachers, float32; they sum to 1, or to 0 for a skipped sample. None, as
             all that follows, where there are no teachers.
         fallback_B: True where all weights were 0 (the 0/0 case) and the fallback decided.
@@ -87,7 +87,7 @@ class DistillationGradient:
         return _from_arrays, (arrays,)
 
 
-def there(part: Tensor | None) -> Tensor:
+def required(part: Tensor | None) -> Tensor:
     """A part that cannot be missing."""
     assert part is not None
     return part

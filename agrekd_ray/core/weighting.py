@@ -1,7 +1,7 @@
 """Who teaches whom: from the teachers' gradients to the one that the student follows.
 
 `combine` is called on each step, by live actors and by the single-process reference alike; out of
-records `combine_members`, and `told` once for several steps. The weightings themselves are in
+records `combine_members`, and `summarize` once for several steps. The weightings themselves are in
 `strategies`, by name.
 """
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from agrekd_ray.core.diagnostics import pulls
-from agrekd_ray.core.gradient import DistillationGradient, Evidence, there
+from agrekd_ray.core.gradient import DistillationGradient, Evidence, required
 from agrekd_ray.core.kd import check_temperature, entropy_from_gradients, floating, mixed_loss
 from agrekd_ray.core.strategies import (
     NO_DIRECTION,
@@ -36,7 +36,7 @@ __all__ = [
     "find_strategy",
     "needs_global_batch",
     "sample_weights",
-    "told",
+    "summarize",
     "weigh",
 ]
 
@@ -98,7 +98,7 @@ def combine(
         FloatingPointError: as `weigh`.
     """
     evidence = _evidence(gradients, biased_gradient, labels, temperature, student_logits)
-    return told([combine_members(strategy, evidence, sample_weighting, **options)])
+    return summarize([combine_members(strategy, evidence, sample_weighting, **options)])
 
 
 @torch.no_grad()
@@ -108,7 +108,7 @@ def combine_members(
     sample_weighting: SampleWeighting | None = None,
     **options: Any,
 ) -> DistillationGradient:
-    """`combine`, but for what nobody waits for: `told` works out loss and pulls.
+    """`combine`, but for what nobody waits for: `summarize` works out loss and pulls.
 
     Args:
         strategy: a name in `STRATEGIES`.
@@ -138,13 +138,13 @@ def combine_members(
 
 
 @torch.no_grad()
-def told(steps: Sequence[DistillationGradient]) -> DistillationGradient:
+def summarize(steps: Sequence[DistillationGradient]) -> DistillationGradient:
     """Some steps of one student as one, with their losses and pulls.
 
     Of several at once, since nothing waits for these and each operation costs a step's time.
     """
     if any(step.loss_B is not None for step in steps):
-        steps = [step if step.loss_B is not None else told([step]) for step in steps]
+        steps = [step if step.loss_B is not None else summarize([step]) for step in steps]
     lost = [step.lost_M for step in steps if step.lost_M is not None]
     parts: dict[str, Any] = {
         name: torch.cat(given, -2 if name == "gradient_BC" else -1)
@@ -158,18 +158,18 @@ def told(steps: Sequence[DistillationGradient]) -> DistillationGradient:
     temperature, gradient_BC = seen[0].temperature, whole.gradient_BC
     if whole.scale_B is not None:
         gradient_BC = gradient_BC / whole.scale_B.unsqueeze(-1)
-    student_BC = torch.cat([there(evidence.student_logits) for evidence in seen])
+    student_BC = torch.cat([required(evidence.student_logits) for evidence in seen])
     gradients_MBC = torch.cat([evidence.gradients for evidence in seen], 1)
-    exact_MB = there(whole.weights_MB).to(gradients_MBC.dtype)
+    exact_MB = required(whole.weights_MB).to(gradients_MBC.dtype)
     pull_MB = pulls(exact_MB, gradients_MBC, gradient_BC, NO_DIRECTION * temperature)
     if seen[0].entropy_MB is None:
         entropy_MB = entropy_from_gradients(student_BC, gradients_MBC, temperature)
     else:
-        entropy_MB = torch.cat([there(evidence.entropy_MB) for evidence in seen], 1)
+        entropy_MB = torch.cat([required(evidence.entropy_MB) for evidence in seen], 1)
     loss_B = mixed_loss(student_BC, gradient_BC, exact_MB, entropy_MB, temperature)
     loss_B = loss_B + 0 * gradient_BC.sum(1)  # NaN where a gradient is, though its weight be 0
     if seen[0].biased is not None:
-        loss_B += 0 * torch.cat([there(e.biased_gradient) for e in seen]).sum(1)
+        loss_B += 0 * torch.cat([required(e.biased_gradient) for e in seen]).sum(1)
     if whole.scale_B is not None:
         loss_B, pull_MB = loss_B * whole.scale_B, pull_MB * whole.scale_B
     return replace(whole, loss_B=loss_B, pull_MB=pull_MB, scale_B=None)
@@ -261,7 +261,7 @@ def _mixture(weights_MB: Tensor, gradients_MBC: Tensor) -> Tensor:
 
 
 def _scales(evidence: Evidence, weighting: SampleWeighting) -> Tensor:
-    away_BC = evidence.gradients.mean(0) - there(evidence.biased_gradient)
+    away_BC = evidence.gradients.mean(0) - required(evidence.biased_gradient)
     distance_B = away_BC.abs().sum(-1) * (0.5 / evidence.temperature)
     scale_B = (distance_B + weighting.floor) ** weighting.exponent
     return scale_B / scale_B.mean()
@@ -307,7 +307,7 @@ def _check_shapes(gradients: Tensor, others: dict[str, Tensor | None]) -> None:
 def _check_finite(evidence: Evidence) -> None:
     """Raises before NaN can pass for a gradient without direction.
 
-    On a GPU, which would be waited for, nothing is raised: `told` makes the loss NaN.
+    On a GPU, which would be waited for, nothing is raised: `summarize` makes the loss NaN.
     """
     members_mBC = evidence.members_mBC
     # A sum is finite only if all its terms are, and costs a fifth of looking at each.

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from agrekd_ray.core.gradient import DistillationGradient
-from agrekd_ray.core.weighting import told
+from agrekd_ray.core.weighting import summarize
 from agrekd_ray.data import Samples
 from agrekd_ray.distillation.spec import (
     DistillationSpec,
@@ -101,7 +101,7 @@ class CachedTeachers:
         labels_B = self._samples.labels(request.ids) if spec.cross_entropy else None
         student_BC = torch.from_numpy(np.array(request.logits_BC))
         before = known(spec, logits_BmC, labels_B)
-        found = told([combine_recorded(spec, request.step, student_BC, before)])
+        found = summarize([combine_recorded(spec, request.step, student_BC, before)])
         return replace(found, lost_M=torch.zeros(len(spec.teachers), dtype=torch.bool))
 
     def complete(self, epoch: int) -> None:

@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from agrekd_ray.core.gradient import DistillationGradient, there
-from agrekd_ray.core.weighting import told
+from agrekd_ray.core.gradient import DistillationGradient, required
+from agrekd_ray.core.weighting import summarize
 from agrekd_ray.data import Samples
 from agrekd_ray.distillation.host import TeacherHost
 from agrekd_ray.distillation.spec import (
@@ -102,7 +102,7 @@ class Distilled:
                 why = self.fault(batch.epoch) or no_longer_finite(batch.step, batch.epoch)
                 raise RunError(why) from None
             if whole:
-                distilled = _part(told([distilled]), batch)
+                distilled = _part(summarize([distilled]), batch)
         elif whole:
             distilled = self._ask_whole(batch, logits_BC)
         else:
@@ -110,11 +110,11 @@ class Distilled:
         alpha = self._spec.alpha
         if alpha == 1:
             return distilled
-        distilled, labels = told([distilled]), label_guidance(logits_BC, loaded.labels_B)
+        distilled, labels = summarize([distilled]), label_guidance(logits_BC, loaded.labels_B)
         return replace(
             distilled,
             gradient_BC=alpha * distilled.gradient_BC + (1 - alpha) * labels.gradient_BC,
-            loss_B=alpha * there(distilled.loss_B) + (1 - alpha) * there(labels.loss_B),
+            loss_B=alpha * required(distilled.loss_B) + (1 - alpha) * required(labels.loss_B),
         )
 
     def _ask(self, batch: Batch, ids: np.ndarray, logits_BC: Tensor) -> DistillationGradient:
@@ -152,11 +152,11 @@ def _packed(whole: DistillationGradient) -> Tensor:
     """All parts side by side, a row a sample: one message costs less than six."""
     parts_BK = (
         whole.gradient_BC,
-        there(whole.loss_B)[:, None],
-        there(whole.weights_MB).T,
-        there(whole.fallback_B)[:, None],
-        there(whole.pull_MB).T,
-        there(whole.lost_M).expand(len(whole.gradient_BC), -1),
+        required(whole.loss_B)[:, None],
+        required(whole.weights_MB).T,
+        required(whole.fallback_B)[:, None],
+        required(whole.pull_MB).T,
+        required(whole.lost_M).expand(len(whole.gradient_BC), -1),
     )
     return torch.cat([part.to(whole.gradient_BC.dtype) for part in parts_BK], 1)
 
@@ -166,9 +166,9 @@ def _part(whole: DistillationGradient, batch: Batch) -> DistillationGradient:
     mine = slice(batch.rank * len(batch.ids), (batch.rank + 1) * len(batch.ids))
     return DistillationGradient(
         whole.gradient_BC[mine],
-        there(whole.loss_B)[mine],
-        there(whole.weights_MB)[:, mine],
-        there(whole.fallback_B)[mine],
-        there(whole.pull_MB)[:, mine],
+        required(whole.loss_B)[mine],
+        required(whole.weights_MB)[:, mine],
+        required(whole.fallback_B)[mine],
+        required(whole.pull_MB)[:, mine],
         whole.lost_M,
     )

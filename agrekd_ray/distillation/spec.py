@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agrekd_ray.core.gradient import DistillationGradient, Evidence, there
+from agrekd_ray.core.gradient import DistillationGradient, Evidence, required
 from agrekd_ray.core.kd import gradient_from_targets, kd_gradient, softened
 from agrekd_ray.core.weighting import (
     STRATEGIES,
     SampleWeighting,
     combine_members,
     needs_global_batch,
-    told,
+    summarize,
 )
 from agrekd_ray.data import Samples
 from agrekd_ray.errors import RunError
@@ -207,7 +207,7 @@ def combine_gradients(
     )
     entropy_MB = _stacked(entropies, teaching) if spec.cross_entropy else None
     try:
-        found = told([_combined(spec, request.step, evidence, entropy_MB)])
+        found = summarize([_combined(spec, request.step, evidence, entropy_MB)])
     except FloatingPointError:  # teachers are checked where they answer
         raise RunError(no_longer_finite(request.step, request.epoch)) from None
     lost_M = torch.tensor([name in lost for name in spec.teachers])
@@ -253,7 +253,7 @@ def combine_recorded(
 ) -> DistillationGradient:
     """The same as `combine_gradients` out of what was known before, on its device.
 
-    But for what `told` works out later.
+    But for what `summarize` works out later.
 
     Args:
         spec: how the members teach.
@@ -292,7 +292,7 @@ def cross_entropies(logits_mBC: Tensor, labels_B: Tensor) -> Tensor:
 
 def _spread(part_mB: Tensor | None, lost_M: Tensor) -> Tensor:
     """Rows of the teachers that are there, among rows of 0 for those that are lost."""
-    there_mB = there(part_mB)
+    there_mB = required(part_mB)
     all_MB = there_mB.new_zeros(len(lost_M), there_mB.shape[1])
     all_MB[~lost_M] = there_mB
     return all_MB

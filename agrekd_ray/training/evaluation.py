@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from agrekd_ray.core.diagnostics import CALIBRATION_BINS, agreement_cases, reliability
-from agrekd_ray.core.gradient import DistillationGradient, there
+from agrekd_ray.core.gradient import DistillationGradient, required
 from agrekd_ray.core.groups import group_metrics
 from agrekd_ray.core.selection import Answers, scores
 from agrekd_ray.data import TRAIN, Dataset, Samples
@@ -246,9 +246,9 @@ class TeacherWeightRecorder:
             return
         parts_KB = (
             guided.weights_MB,
-            there(guided.pull_MB),
-            torch.ones_like(there(guided.loss_B))[None],
-            there(guided.fallback_B)[None],
+            required(guided.pull_MB),
+            torch.ones_like(required(guided.loss_B))[None],
+            required(guided.fallback_B)[None],
         )
         rows_BK = torch.cat([part.double() for part in parts_KB]).T
         self._sums.index_add_(0, self._group_N[ids_B], rows_BK)

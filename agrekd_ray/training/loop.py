@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from agrekd_ray.core.gradient import DistillationGradient, there
+from agrekd_ray.core.gradient import DistillationGradient, required
 from agrekd_ray.core.kd import label_gradient
-from agrekd_ray.core.weighting import told
+from agrekd_ray.core.weighting import summarize
 from agrekd_ray.data import TRAIN, Samples
 from agrekd_ray.errors import RunError
 from agrekd_ray.numerics import (
@@ -134,7 +134,7 @@ DIVERGED = "training has diverged. Lower training.learning_rate, or set training
 """What to do about a loss or answers that are no longer finite."""
 LOOK_EVERY = 100
 """Steps between two looks at the loss: each waits for the device."""
-TOLD_AT_ONCE, TOLD_BYTES = 16, 1 << 20
+SUMMARIZED_AT_ONCE, SUMMARIZED_BYTES = 16, 1 << 20
 """Steps whose losses and pulls are worked out together, at most, and bytes of their evidence: what
 a cache holds."""
 
@@ -262,16 +262,16 @@ class Trainer:
         torch.manual_seed(_mix(self.seed, epoch, self.plan.rank))
         self.network.train()
         loss_S: list[Tensor] = []  # sums over batches, on the device until they are looked at
-        untold: list[tuple[Tensor, DistillationGradient]] = []
+        pending: list[tuple[Tensor, DistillationGradient]] = []
         summed, rate, steps = 0.0, 0.0, self.plan.steps_per_epoch
         batches = (self.plan.batch(epoch * steps + step) for step in range(steps))
         for step, (batch, loaded) in enumerate(self.loaded(batches)):
             rate = float(self.schedule.get_last_lr()[0])
-            untold.append((loaded.ids_B, self.step(batch, loaded)))
+            pending.append((loaded.ids_B, self.step(batch, loaded)))
             looks = (step + 1) % LOOK_EVERY == 0 or step + 1 == steps
-            if looks or len(untold) >= self._told_at_once(untold[0][1]):
-                loss_S.append(self._told(untold))
-                untold.clear()
+            if looks or len(pending) >= self._summarized_at_once(pending[0][1]):
+                loss_S.append(self._summarize(pending))
+                pending.clear()
             if looks:
                 summed += self._looked_at(torch.cat(loss_S), epoch, step)
                 loss_S.clear()
@@ -280,18 +280,18 @@ class Trainer:
         return Pass(epoch, mean, rate, time.perf_counter() - start, self._guided)
 
     @staticmethod
-    def _told_at_once(guided: DistillationGradient) -> int:
+    def _summarized_at_once(guided: DistillationGradient) -> int:
         evidence = guided.evidence
         held = 0 if evidence is None else evidence.members_mBC.nbytes
-        return max(1, min(TOLD_AT_ONCE, TOLD_BYTES // max(1, held)))
+        return max(1, min(SUMMARIZED_AT_ONCE, SUMMARIZED_BYTES // max(1, held)))
 
-    def _told(self, untold: Sequence[tuple[Tensor, DistillationGradient]]) -> Tensor:
+    def _summarize(self, pending: Sequence[tuple[Tensor, DistillationGradient]]) -> Tensor:
         """Losses of some steps, each summed over this worker's part of the batch, float64 [S]."""
-        ids, steps = zip(*untold, strict=True)
-        whole = told(steps)
+        ids, steps = zip(*pending, strict=True)
+        whole = summarize(steps)
         if self.observer is not None:
             self.observer.observe(torch.cat(ids), whole, len(steps))
-        return there(whole.loss_B).view(len(steps), -1).sum(1, dtype=torch.float64)
+        return required(whole.loss_B).view(len(steps), -1).sum(1, dtype=torch.float64)
 
     def _looked_at(self, loss_S: Tensor, epoch: int, last: int) -> float:
         """The sum of the losses of some steps, over all workers.
