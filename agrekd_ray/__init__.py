@@ -1,7 +1,74 @@
 """Group-robust distillation of large teacher ensembles on Ray (AGRE-KD).
 
-Three files to read first: `student/training.py` (the step), `core/weighting.py` (who teaches
-whom) and `fleet/fleet.py` (where the gradients come from).
+`docs/python.md` has what can be done from Python, `docs/architecture.md` how it is built. The names
+below are imported as they are first used, so that the command line starts at once.
 """
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from agrekd_ray.api import Run, Search, TrainedStudent, compare, load, record, resume, run, tune
+    from agrekd_ray.core.groups import measured_by_group
+    from agrekd_ray.core.kd import kd_gradient, kd_loss
+    from agrekd_ray.core.loss import Distillation, DistillationLoss
+    from agrekd_ray.core.selection import rule
+    from agrekd_ray.core.strategies import strategy
+    from agrekd_ray.core.weighting import SampleWeighting, weigh
+    from agrekd_ray.errors import AgrekdError
+    from agrekd_ray.own import DistilledStudent, distill
+
 __version__ = "0.1.0"
+
+_VERBS = ["compare", "load", "record", "resume", "run", "tune"]
+_PLACES = {
+    "api": ["Run", "Search", "TrainedStudent", *_VERBS],
+    "core.groups": ["measured_by_group"],
+    "core.kd": ["kd_gradient", "kd_loss"],
+    "core.loss": ["Distillation", "DistillationLoss"],
+    "core.selection": ["rule"],
+    "core.strategies": ["strategy"],
+    "core.weighting": ["SampleWeighting", "weigh"],
+    "errors": ["AgrekdError"],
+    "own": ["DistilledStudent", "distill"],
+}
+_PLACE_OF = {name: place for place, names in _PLACES.items() for name in names}
+
+__all__ = [
+    "AgrekdError",
+    "Distillation",
+    "DistillationLoss",
+    "DistilledStudent",
+    "Run",
+    "SampleWeighting",
+    "Search",
+    "TrainedStudent",
+    "__version__",
+    "compare",
+    "distill",
+    "kd_gradient",
+    "kd_loss",
+    "load",
+    "measured_by_group",
+    "record",
+    "resume",
+    "rule",
+    "run",
+    "strategy",
+    "tune",
+    "weigh",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(import_module(f"{__name__}.{_PLACE_OF[name]}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return __all__

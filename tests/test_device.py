@@ -139,7 +139,7 @@ def stepped(
         monkeypatch.setattr(Tensor, "backward", backward)
         labels_B, ids_B = fake(B, dtype=torch.int64), fake(B, dtype=torch.int64)
         loaded = Loaded(fake(B, *data.shape), ids_B, labels_B, further)
-        record = TeacherWeightRecorder(data, TEACHERS, "cuda")
+        record = TeacherWeightRecorder(data.groups, TEACHERS, "cuda")
         steps = [trainer.step(Batch(step, 0, np.arange(B)), loaded) for step in range(2)]
         whole = summarize(steps)
         for step in steps:

@@ -33,6 +33,7 @@ search
 capacity
 commands
 bench
+own api
 cli
 __main__
 """.strip().splitlines()

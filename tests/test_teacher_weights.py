@@ -16,7 +16,7 @@ from agrekd_ray.results import Epoch, Metrics, degraded, epochs_from_json, mean_
 from agrekd_ray.training import TeacherWeightRecorder, TeacherWeightStats
 
 NAMES = ("aligned", "conflicting", "never seen")
-DATA: Any = SimpleNamespace(groups=SimpleNamespace(group_N=np.array([0, 0, 1, 1, 2]), names=NAMES))
+GROUPS: Any = SimpleNamespace(group_N=np.array([0, 0, 1, 1, 2]), names=NAMES)
 
 
 def taught(
@@ -58,7 +58,7 @@ def check(found: TeacherWeightStats) -> None:
 
 
 def test_shares_by_group_are_worked_out_from_sums() -> None:
-    record = TeacherWeightRecorder(DATA, ("dfr-0", "erm-1"))
+    record = TeacherWeightRecorder(GROUPS, ("dfr-0", "erm-1"))
     for ids, step in STEPS:
         observe(record, ids, step)
     check(record.close(lambda sums: sums))
@@ -66,7 +66,7 @@ def test_shares_by_group_are_worked_out_from_sums() -> None:
 
 
 def test_workers_add_up() -> None:
-    records = [TeacherWeightRecorder(DATA, ("dfr-0", "erm-1")) for _ in STEPS]
+    records = [TeacherWeightRecorder(GROUPS, ("dfr-0", "erm-1")) for _ in STEPS]
     for record, (ids, step) in zip(records, STEPS, strict=True):
         observe(record, ids, step)
     check(records[0].close(adding(records[1])))
@@ -83,7 +83,7 @@ def test_steps_without_a_lost_teacher_are_counted(first: int, second: int, steps
     """One of two workers may miss a teacher a step before the other."""
     records = []
     for lost in (first, second):
-        record = TeacherWeightRecorder(DATA, ("dfr-0", "erm-1"))
+        record = TeacherWeightRecorder(GROUPS, ("dfr-0", "erm-1"))
         for number, (ids, step) in enumerate(STEPS):
             observe(record, ids, replace(step, lost_M=torch.tensor([False, number < lost])))
         records.append(record)
@@ -96,7 +96,7 @@ def test_sums_hold_beyond_what_float32_counts(workers: int) -> None:
     """More than 2^24 samples of one group: float32 takes no further one."""
     step = taught([[0.5], [-0.25]], [[0.25], [0.75]], [False])
     last = taught([[0.5], [-0.25]], [[0.25], [0.75]], [True])
-    records = [TeacherWeightRecorder(DATA, ("dfr-0", "erm-1")) for _ in range(workers)]
+    records = [TeacherWeightRecorder(GROUPS, ("dfr-0", "erm-1")) for _ in range(workers)]
     for record in records:
         observe(record, [2], step)
         record._sums *= 2**24  # as many such steps
@@ -110,7 +110,7 @@ def test_sums_hold_beyond_what_float32_counts(workers: int) -> None:
 def test_weights_over_a_million_samples_of_a_group_add_up_to_one() -> None:
     shares_M = torch.tensor([0.1, 0.2, 0.3, 0.15, 0.25])
     step = taught(*[shares_M[:, None].expand(-1, 512).tolist()] * 2, [False] * 512)
-    record = TeacherWeightRecorder(DATA, tuple(f"erm-{n}" for n in range(5)))
+    record = TeacherWeightRecorder(GROUPS, tuple(f"erm-{n}" for n in range(5)))
     for _ in range(2344):  # 1.2 million
         observe(record, [2] * 512, step)
     found = record.close(lambda sums: sums)
@@ -120,7 +120,7 @@ def test_weights_over_a_million_samples_of_a_group_add_up_to_one() -> None:
 
 
 def test_a_group_that_nobody_moves_has_no_influence() -> None:
-    record = TeacherWeightRecorder(DATA, ("dfr-0", "erm-1"))
+    record = TeacherWeightRecorder(GROUPS, ("dfr-0", "erm-1"))
     observe(record, [2], taught([[0.0], [0.0]], [[0.0], [0.0]], [True]))
     found = record.close(lambda sums: sums)
     assert found.influence == found.influence_by_group == {}

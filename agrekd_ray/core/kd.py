@@ -169,6 +169,21 @@ def mixed_loss(
     return (-(temperature**2) * negative_B).clamp_min(0)
 
 
+@torch.no_grad()
+def cross_entropies(teacher_logits: Tensor, labels: Tensor) -> Tensor:
+    """Of each teacher's answers with the labels, at τ = 1.
+
+    Args:
+        teacher_logits: [M, B, C].
+        labels: [B], integers in 0 … C − 1.
+
+    Returns:
+        [M, B], in nats.
+    """
+    index_MB1 = labels.long().expand(teacher_logits.shape[:2]).unsqueeze(-1)
+    return -teacher_logits.log_softmax(-1).gather(-1, index_MB1).squeeze(-1)
+
+
 def floating(values: Tensor) -> Tensor:
     """The values in float32, or in float64 where they already are: half is too coarse here."""
     return values.to(torch.promote_types(values.dtype, torch.float32))

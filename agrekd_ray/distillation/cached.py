@@ -159,6 +159,36 @@ class CachedTeachers:
         )
 
 
+class FixedLogits:
+    """Logits of the training samples that are in memory, the same in every epoch (a `Source`).
+
+    Args:
+        logits: of every member, [N, C], by name; row i is of the sample with id i.
+    """
+
+    def __init__(self, logits: Mapping[str, np.ndarray]) -> None:
+        self._logits = logits
+        self._column: tuple[Column, ...] = ()
+
+    def columns(self, spec: DistillationSpec, epoch: int) -> Sequence[Column]:
+        """See `Source.columns`."""
+        if not self._column:
+            self._column = (Column(*(self._logits[name] for name in spec.members), stacked=True),)
+        return self._column
+
+    def fault(self, spec: DistillationSpec, epoch: int) -> str:
+        """See `Source.fault`."""
+        broken = [name for name in spec.members if not np.isfinite(self._logits[name]).all()]
+        return f"{', '.join(broken)} answers with NaN or infinity." if broken else ""
+
+    def ask(self, request: GradientRequest) -> DistillationGradient:
+        """See `Source.ask`; nobody asks for what comes along with every batch."""
+        raise NotImplementedError
+
+    def complete(self, epoch: int) -> None:
+        """See `Source.complete`."""
+
+
 Opening = Callable[[OutputSettings, Mapping[str, Path], Samples, Numbers], LogitsCache]
 """Opens records as `LogitsCache(...)` does where they lie on this node."""
 

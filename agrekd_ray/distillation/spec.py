@@ -11,7 +11,12 @@ import torch
 from torch import Tensor
 
 from agrekd_ray.core.gradient import DistillationGradient, Evidence, required
-from agrekd_ray.core.kd import gradient_from_targets, kd_gradient, softened
+from agrekd_ray.core.kd import (
+    cross_entropies,
+    gradient_from_targets,
+    kd_gradient,
+    softened,
+)
 from agrekd_ray.core.weighting import (
     STRATEGIES,
     SampleWeighting,
@@ -282,12 +287,6 @@ def _combined(
     if cross_entropy_MB is not None:
         options["cross_entropy"] = cross_entropy_MB
     return combine_members(spec.strategy, evidence, spec.sample_weighting, **options)
-
-
-def cross_entropies(logits_mBC: Tensor, labels_B: Tensor) -> Tensor:
-    """Of each teacher's answers with the labels, [m, B]."""
-    index_mB1 = labels_B.expand(logits_mBC.shape[:2]).unsqueeze(-1)
-    return -logits_mBC.log_softmax(-1).gather(-1, index_mB1).squeeze(-1)
 
 
 def _spread(part_mB: Tensor | None, lost_M: Tensor) -> Tensor:

@@ -117,6 +117,17 @@ def epochs(outcomes: Iterable[StudentResult]) -> pd.DataFrame:
     ).astype({"epoch": int, "value": float})
 
 
+def last_weights(trained: pd.DataFrame) -> pd.DataFrame:
+    """Who taught whom: each teacher's mean weight in the last epoch, by method and training group.
+
+    Args:
+        trained: as `epochs` returns it.
+    """
+    weights = trained[trained.metric == WEIGHT]
+    last = weights[weights.epoch == weights.groupby(["method", "seed"]).epoch.transform("max")]
+    return last.pivot_table("value", ["method", "group"], "teacher", sort=False)
+
+
 def _epoch_values(epoch: Epoch) -> Iterator[tuple[str, str, str, float]]:
     yield LOSS, "", "", epoch.loss
     yield WORST_GROUP, "", "", epoch.val.worst_group_accuracy

@@ -157,7 +157,9 @@ class Student:
         self._source = source if spec else None
         self._distilled = Distilled(spec, source, dataset) if spec and source else None
         self._loader = Loader(dataset, device)
-        self._record = TeacherWeightRecorder(dataset, spec.teachers, device) if spec else None
+        self._record = (
+            TeacherWeightRecorder(dataset.groups, spec.teachers, device) if spec else None
+        )
         shape, classes = dataset.shape, len(dataset.classes)
         self.model: Classifier = build(assignment.model, shape, classes, assignment.seed)
         self.trainer = Trainer(

@@ -15,7 +15,7 @@ from agrekd_ray.core.diagnostics import CALIBRATION_BINS, agreement_cases, relia
 from agrekd_ray.core.gradient import DistillationGradient, required
 from agrekd_ray.core.groups import group_metrics
 from agrekd_ray.core.selection import Answers, scores
-from agrekd_ray.data import TRAIN, Dataset, Samples
+from agrekd_ray.data import TRAIN, Dataset, Groups, Samples
 from agrekd_ray.errors import RunError
 from agrekd_ray.models.classifier import seen_shape
 from agrekd_ray.numerics import computing_in, numbers_on
@@ -222,16 +222,16 @@ class TeacherWeightRecorder:
     out, or which the student has learned, moves nothing and says nothing.
 
     Args:
-        dataset: whose groups are reported.
+        groups: that are reported, of all samples by id.
         teachers: names, in the order of the weights.
         device: where the steps are made, and added up.
     """
 
     def __init__(
-        self, dataset: Dataset, teachers: tuple[str, ...], device: torch.device | str = "cpu"
+        self, groups: Groups, teachers: tuple[str, ...], device: torch.device | str = "cpu"
     ) -> None:
-        self._group_N = torch.from_numpy(dataset.groups.group_N).to(device)
-        self._names = dataset.groups.names
+        self._group_N = torch.from_numpy(groups.group_N).to(device)
+        self._names = groups.names
         self._teachers = teachers
         # Rows: groups. Columns: weights and pulls of each teacher, samples, those in the 0/0 case.
         # float32 does not count beyond 2^24 samples, and adds weights up long before with errors.

@@ -1,0 +1,323 @@
+"""Distillation of modules and data of one's own, in this process: no job, no file, no Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset as TorchDataset
+
+from agrekd_ray.core.weighting import SampleWeighting, find_strategy
+from agrekd_ray.data import SELECT, TEST, TRAIN, Groups
+from agrekd_ray.data.dataset import inputs_of
+from agrekd_ray.distillation import DistillationSpec, Distilled
+from agrekd_ray.distillation.cached import FixedLogits
+from agrekd_ray.results import Epoch, StudentResult
+from agrekd_ray.results.frame import epochs, frame, last_weights
+from agrekd_ray.settings import Training, fingerprint
+from agrekd_ray.training import (
+    Labels,
+    Loader,
+    TeacherWeightRecorder,
+    TeacherWeightStats,
+    Trainer,
+    calibration,
+    evaluate,
+    predict,
+    score,
+)
+
+ONE_HOT = "one_hot"
+Split = tuple[Any, ...] | TorchDataset[Any]
+"""(samples, labels) or (samples, labels, groups), as arrays or tensors; or a `Dataset` of such."""
+
+
+class OwnData:
+    """Samples, labels and groups that are in memory (a `Dataset` and `Arrays`).
+
+    Args:
+        splits: by name; see `Split`. Groups are of every split or of all but the training split,
+            which is trained without them anyway: the groups then count alike in the weighted
+            accuracy.
+
+    Attributes:
+        trained_groups: by which the training samples are told apart; their classes, where only
+            the others have groups.
+
+    Raises:
+        ValueError: parts of different lengths or shapes, labels that are no classes, or groups of
+            some evaluated splits alone.
+    """
+
+    views_fingerprint = ""
+
+    def __init__(self, splits: Mapping[str, Split]) -> None:
+        parts = {name: _columns(split) for name, split in splits.items()}
+        for name, columns in parts.items():
+            if len(columns) not in (2, 3) or len({len(column) for column in columns}) != 1:
+                raise ValueError(
+                    f"{name} must be (samples, labels) or (samples, labels, groups), as many of "
+                    f"each, not of {[len(column) for column in columns]}"
+                )
+        samples = [columns[0] for columns in parts.values()]
+        if len({each.shape[1:] for each in samples}) != 1:
+            shapes = [list(each.shape[1:]) for each in samples]
+            raise ValueError(f"samples of {shapes} in one data set")
+        self._samples_N = np.concatenate(samples)
+        self._labels_N = np.concatenate([columns[1] for columns in parts.values()]).astype(np.int64)
+        if self._labels_N.min() < 0:
+            raise ValueError("labels must be integers from 0")
+        self.classes = tuple(str(number) for number in range(int(self._labels_N.max()) + 1))
+        first = inputs_of(self, np.arange(1), None)
+        self.shape, self.size = tuple(first.shape[1:]), len(self._labels_N)
+        ends = np.cumsum([len(each) for each in samples])
+        ids = np.split(np.arange(self.size), ends[:-1])
+        self.splits = dict(zip(parts, ids, strict=True))
+        self.groups = self._groups({name: columns[2:] for name, columns in parts.items()})
+        by_class = Groups.unknown(self._labels_N, self.classes)
+        self.trained_groups = by_class if isinstance(self.groups, _Even) else self.groups
+
+    @property
+    def fingerprint(self) -> str:
+        """See `Samples.fingerprint`; of the shapes alone, for nothing is kept on disk."""
+        return fingerprint("own", list(self._samples_N.shape))
+
+    def view(self, epoch: int) -> int:
+        """See `Samples.view`: every epoch shows the same."""
+        return 0
+
+    def inputs(self, ids: np.ndarray, epoch: int | None) -> Tensor:
+        """See `Samples.inputs`."""
+        return inputs_of(self, ids, 0)
+
+    def labels(self, ids: np.ndarray) -> Tensor:
+        """See `Samples.labels`."""
+        return torch.from_numpy(self._labels_N[ids])
+
+    def arrays(self, view: int | None) -> tuple[np.ndarray, ...]:
+        """See `Arrays.arrays`."""
+        return (self._samples_N,)
+
+    def show(self, rows: Sequence[Tensor], view: int | None) -> Tensor:
+        """See `Arrays.show`: uint8 pictures [B, height, width, channels] become float in [0, 1]."""
+        (given,) = rows
+        if given.dtype == torch.uint8 and given.ndim == 4:
+            return given.movedim(-1, 1).float() / 255
+        return given.float() if given.is_floating_point() else given.long()
+
+    def lengths(self, ids: np.ndarray) -> np.ndarray | None:
+        """See `Arrays.lengths`: texts are taken as long as they are."""
+        return None
+
+    def _groups(self, given: Mapping[str, Sequence[np.ndarray]]) -> Groups:
+        known = [name for name, columns in given.items() if columns]
+        if not known:
+            return Groups.unknown(self._labels_N, self.classes)
+        if missing := [name for name in given if name not in known and name != TRAIN]:
+            raise ValueError(f"{', '.join(known)} has groups, {', '.join(missing)} has none")
+        names, numbers = np.unique(
+            np.concatenate([given[name][0] for name in known]), return_inverse=True
+        )
+        group_N = np.zeros(self.size, np.int64)
+        group_N[np.concatenate([self.splits[name] for name in known])] = numbers
+        words = tuple(map(str, names))
+        kind = Groups if TRAIN in known else _Even
+        return kind(group_N, words, group_N, words)
+
+
+class _Even(Groups):
+    """Groups that nobody has counted in the training split."""
+
+    def shares(self, ids: np.ndarray) -> Tensor:
+        """See `Groups.shares`."""
+        return torch.full((len(self.names),), 1 / len(self.names))
+
+
+@dataclass(frozen=True)
+class DistilledStudent:
+    """What `distill` returns.
+
+    Attributes:
+        model: the student, in evaluation mode, on its device.
+        outcome: everything measured of it.
+    """
+
+    model: nn.Module
+    outcome: StudentResult
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """Everything measured, tidy: a row a split, metric and group."""
+        return frame([self.outcome])
+
+    @cached_property
+    def epochs(self) -> pd.DataFrame:
+        """Its training, tidy: a row an epoch, metric and group."""
+        return epochs([self.outcome])
+
+    @property
+    def weights(self) -> pd.DataFrame:
+        """Who taught whom: mean weight of each teacher in the last epoch, by training group."""
+        return last_weights(self.epochs)
+
+
+def distill(
+    student: nn.Module,
+    teachers: Sequence[nn.Module] | Mapping[str, nn.Module] = (),
+    *,
+    train: Split,
+    val: Split,
+    test: Split | None = None,
+    biased: nn.Module | None = None,
+    method: str = "agre_kd",
+    temperature: float = 4.0,
+    alpha: float = 1.0,
+    sample_weighting: SampleWeighting | None = None,
+    epochs: int = 15,
+    batch_size: int = 64,
+    learning_rate: float = 0.05,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    training: Mapping[str, Any] | None = None,
+    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    **options: Any,
+) -> DistilledStudent:
+    """Trains a student of one's own by teachers of one's own, as a job would.
+
+    The teachers answer to the training samples once, before the first step. All is held in memory;
+    for more than that, or for augmentation, write a job.
+
+    Args:
+        student: samples -> logits [B, C]; trained in place.
+        teachers: samples -> logits [B, C]; in a list, or by name.
+        train: see `Split`. Training sees no group; who taught whom is reported by it.
+        val: on which the student is evaluated after every epoch.
+        test: on which it is evaluated in the end.
+        biased: the biased model, which may be one of the teachers; for methods that need it.
+        method: a strategy, or `one_hot` for the labels alone.
+        temperature: τ.
+        alpha: share of distillation in the objective; the rest is cross-entropy with the labels.
+        sample_weighting: scales samples by how far the teachers answer from the biased model.
+        epochs: passes over the training samples.
+        batch_size: samples a step.
+        learning_rate: at the peak of the schedule.
+        seed: of order and dropout.
+        device: to train on.
+        training: further settings, by their names in a job: `{"optimizer": "adamw"}`.
+        on_epoch: hears of every epoch.
+        options: of the strategy.
+
+    Raises:
+        ValueError: something is missing or does not fit.
+        RunError: the training has diverged, or a teacher answers with NaN.
+    """
+    splits = {TRAIN: train, SELECT: val} | ({TEST: test} if test is not None else {})
+    data = OwnData(splits)
+    given = Training(
+        epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, **(training or {})
+    )
+    loader = Loader(data, device)
+    named = dict(teachers) if isinstance(teachers, Mapping) else _numbered(teachers)
+    recorder, guidance = None, None
+    if method != ONE_HOT:
+        members = _members(method, named, biased, weighted=sample_weighting is not None)
+        spec = DistillationSpec(
+            method,
+            tuple(named),
+            _name_of(biased, named),
+            temperature,
+            alpha,
+            options,
+            sample_weighting,
+            seed,
+        )
+        logits = {
+            name: predict(model.to(device), data, data.splits[TRAIN], loader=loader).numpy()
+            for name, model in members.items()
+        }
+        recorder = TeacherWeightRecorder(data.trained_groups, spec.teachers, device)
+        guidance = Distilled(spec, FixedLogits(logits), data)
+    trainer = Trainer(
+        student.to(device),
+        data,
+        given,
+        guidance or Labels(),
+        seed=seed,
+        loader=loader,
+        observer=recorder,
+    )
+    history: list[Epoch] = []
+    for _ in range(epochs):
+        finished = trainer.epoch()
+        taught = recorder.close(lambda sums: sums) if recorder else TeacherWeightStats()
+        history.append(
+            Epoch(
+                finished.epoch,
+                finished.loss,
+                finished.learning_rate,
+                finished.seconds,
+                evaluate(student, data, SELECT, device),
+                steps=trainer.plan.steps_per_epoch,
+                guidance_seconds=finished.guidance_seconds,
+                **vars(taught),
+            )
+        )
+        on_epoch(history[-1])
+    student.eval()
+    measured, bins = {SELECT: history[-1].val}, []
+    if TEST in splits:
+        probabilities_NC = predict(student, data, data.splits[TEST], loader=loader).softmax(1)
+        measured[TEST] = score(data, TEST, probabilities_NC)
+        bins = calibration(data, TEST, probabilities_NC)
+    words = str(len(named)) if guidance else "-"
+    return DistilledStudent(
+        student, StudentResult(method, seed, words, measured, history, calibration=bins)
+    )
+
+
+def _members(
+    method: str, teachers: Mapping[str, nn.Module], biased: nn.Module | None, *, weighted: bool
+) -> dict[str, nn.Module]:
+    """Everybody who must answer, by name.
+
+    Raises:
+        ValueError: there is no such method, or somebody whom it needs is missing.
+    """
+    uses_biased = find_strategy(method).needs_biased or weighted
+    if not teachers:
+        raise ValueError(f"{method} needs teachers")
+    if not uses_biased:
+        return dict(teachers)
+    if biased is None:
+        raise ValueError(f"{method} with these settings needs a biased model")
+    return {**teachers, _name_of(biased, teachers): biased}
+
+
+def _name_of(biased: nn.Module | None, teachers: Mapping[str, nn.Module]) -> str:
+    """A teacher's, where it is one of them; else one that no teacher has."""
+    for name, model in teachers.items():
+        if model is biased:
+            return name
+    name = "biased"
+    while name in teachers:
+        name += "-model"
+    return name
+
+
+def _numbered(teachers: Sequence[nn.Module]) -> dict[str, nn.Module]:
+    return {f"teacher-{number}": model for number, model in enumerate(teachers)}
+
+
+def _columns(split: Split) -> list[np.ndarray]:
+    """Samples, labels and, where they are there, groups, as arrays."""
+    if isinstance(split, TorchDataset):
+        rows = [split[number] for number in range(len(split))]  # type: ignore[arg-type]
+        split = tuple(zip(*rows, strict=True))
+        return [np.stack([np.asarray(value) for value in column]) for column in split]
+    return [np.asarray(column) for column in split]
