@@ -23,6 +23,7 @@ from agrekd_ray.config import load_job
 from agrekd_ray.config.points import points_of
 from agrekd_ray.config.search import load_search
 from agrekd_ray.config.sweep import Setting
+from agrekd_ray.data.dataset import as_inputs
 from agrekd_ray.errors import RunError
 from agrekd_ray.experiment.folder import RunFolder
 from agrekd_ray.experiment.study import POINTS
@@ -67,15 +68,13 @@ class TrainedStudent:
         Raises:
             ValueError: they are of another shape than what the student was trained on.
         """
-        given = torch.as_tensor(samples)
-        if given.dtype == torch.uint8 and given.ndim == 4:
-            given = given.movedim(-1, 1).float() / 255
+        given = as_inputs(torch.as_tensor(samples))
         if tuple(given.shape[1:]) != self.manifest.shape:
             raise ValueError(
                 f"the student takes samples of {list(self.manifest.shape)}, not "
                 f"{list(given.shape[1:])}"
             )
-        return given.float() if given.is_floating_point() else given.long()
+        return given
 
     @torch.inference_mode()
     def probabilities(self, samples: np.ndarray | Tensor) -> np.ndarray:

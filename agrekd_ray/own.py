@@ -15,7 +15,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from agrekd_ray.core.weighting import SampleWeighting, find_strategy
 from agrekd_ray.data import SELECT, TEST, TRAIN, Groups
-from agrekd_ray.data.dataset import inputs_of
+from agrekd_ray.data.dataset import as_inputs, inputs_of
 from agrekd_ray.distillation import DistillationSpec, Distilled
 from agrekd_ray.distillation.cached import FixedLogits
 from agrekd_ray.results import Epoch, StudentResult
@@ -28,7 +28,6 @@ from agrekd_ray.training import (
     TeacherWeightStats,
     Trainer,
     calibration,
-    evaluate,
     predict,
     score,
 )
@@ -105,11 +104,8 @@ class OwnData:
         return (self._samples_N,)
 
     def show(self, rows: Sequence[Tensor], view: int | None) -> Tensor:
-        """See `Arrays.show`: uint8 pictures [B, height, width, channels] become float in [0, 1]."""
-        (given,) = rows
-        if given.dtype == torch.uint8 and given.ndim == 4:
-            return given.movedim(-1, 1).float() / 255
-        return given.float() if given.is_floating_point() else given.long()
+        """See `Arrays.show`, and `as_inputs`."""
+        return as_inputs(rows[0])
 
     def lengths(self, ids: np.ndarray) -> np.ndarray | None:
         """See `Arrays.lengths`: texts are taken as long as they are."""
@@ -223,6 +219,11 @@ def distill(
         epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, **(training or {})
     )
     loader = Loader(data, device)
+
+    def answers(model: nn.Module, split: str) -> Tensor:
+        ids = data.splits[split]
+        return predict(model.to(device), data, ids, loader=loader, precision=given.precision)
+
     named = dict(teachers) if isinstance(teachers, Mapping) else _numbered(teachers)
     recorder, guidance = None, None
     if method != ONE_HOT:
@@ -237,12 +238,9 @@ def distill(
             sample_weighting,
             seed,
         )
-        logits = {
-            name: predict(model.to(device), data, data.splits[TRAIN], loader=loader).numpy()
-            for name, model in members.items()
-        }
+        logits = {name: answers(model, TRAIN).numpy() for name, model in members.items()}
         recorder = TeacherWeightRecorder(data.trained_groups, spec.teachers, device)
-        guidance = Distilled(spec, FixedLogits(logits), data)
+        guidance = Distilled(spec, FixedLogits(logits, data), data)
     trainer = Trainer(
         student.to(device),
         data,
@@ -262,7 +260,7 @@ def distill(
                 finished.loss,
                 finished.learning_rate,
                 finished.seconds,
-                evaluate(student, data, SELECT, device),
+                score(data, SELECT, answers(student, SELECT).softmax(1)),
                 steps=trainer.plan.steps_per_epoch,
                 guidance_seconds=finished.guidance_seconds,
                 **vars(taught),
@@ -272,7 +270,7 @@ def distill(
     student.eval()
     measured, bins = {SELECT: history[-1].val}, []
     if TEST in splits:
-        probabilities_NC = predict(student, data, data.splits[TEST], loader=loader).softmax(1)
+        probabilities_NC = answers(student, TEST).softmax(1)
         measured[TEST] = score(data, TEST, probabilities_NC)
         bins = calibration(data, TEST, probabilities_NC)
     words = str(len(named)) if guidance else "-"

@@ -68,8 +68,9 @@ def test_a_room_imports_from_below(room: str) -> None:
 
 
 def test_every_room_has_its_place() -> None:
-    there = {path.stem for path in FOLDER.iterdir() if path.suffix == ".py" or path.is_dir()}
-    assert there - {"__init__", "__pycache__", "py"} == set(LEVEL)
+    rooms = {path.parent.name for path in FOLDER.glob("*/__init__.py")}
+    modules = {path.stem for path in FOLDER.glob("*.py")}
+    assert rooms | modules - {"__init__"} == set(LEVEL)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,19 @@ from agrekd_ray.core.kd import cross_entropies, kd_gradient, kd_loss
 from agrekd_ray.core.strategies import STRATEGIES
 from agrekd_ray.core.weighting import weigh
 from agrekd_ray.data import SELECT, TRAIN
-from agrekd_ray.distillation import DistillationSpec, LocalTeachers, TeacherHost
+from agrekd_ray.distillation import (
+    DistillationSpec,
+    Distilled,
+    GradientRequest,
+    LocalTeachers,
+    TeacherHost,
+)
+from agrekd_ray.distillation.cached import FixedLogits
 from agrekd_ray.models import Model, build, load
 from agrekd_ray.own import OwnData
 from agrekd_ray.settings import Training
 from agrekd_ray.student import Student, StudentSpec
-from agrekd_ray.training import BatchPlan
+from agrekd_ray.training import BatchPlan, Loader, Request
 from agrekd_ray.training.optimization import make_optimizer, make_schedule
 from tests.shared import flat_parameters, pool_of
 
@@ -269,3 +277,20 @@ def test_a_teacher_with_nan_is_named() -> None:
         broken[3].bias[0] = float("nan")  # type: ignore[index,union-attr]
     with pytest.raises(ak.AgrekdError, match="teacher-1 answers with NaN"):
         ak.distill(network(7), [TEACHERS[0], broken], method="aver", **GIVEN)
+
+
+@pytest.mark.parametrize("name", sorted(STRATEGIES))
+def test_logits_in_memory_answer_a_request_as_they_answer_a_step(name: str) -> None:
+    data = OwnData({TRAIN: GIVEN["train"], SELECT: GIVEN["val"]})
+    known = {member: logits(96, C, seed=seed).numpy() for seed, member in enumerate("abz")}
+    spec = DistillationSpec(name, ("a", "b"), "z", 4.0)
+    source = FixedLogits(known, data)
+    (loaded,) = Loader(data)([Request(np.arange(B), 0)], lambda epoch: source.columns(spec, epoch))
+    guidance = Distilled(spec, source, data)
+    batch = BatchPlan(np.arange(B), B, 1, 0).batch(0)
+    further = loaded.further if not spec.cross_entropy else (*loaded.further, loaded.labels_B)
+    step = guidance.gradient(
+        batch, replace(loaded, further=guidance.ready(further)), logits(B, C, seed=9)
+    )
+    asked = GradientRequest(spec, 0, 0, np.arange(B), logits(B, C, seed=9).numpy())
+    torch.testing.assert_close(source.ask(asked).gradient_BC, step.gradient_BC, rtol=0, atol=0)

@@ -100,6 +100,18 @@ def inputs_of(samples: Arrays, ids: np.ndarray, view: int | None) -> Tensor:
     return samples.show([torch.from_numpy(each[index]) for each in samples.arrays(view)], view)
 
 
+def as_inputs(samples: Tensor) -> Tensor:
+    """Samples that are in memory, as models are given them; see `Samples.inputs`.
+
+    Args:
+        samples: pictures, uint8 [N, height, width, channels] or float [N, channels, height, width]
+            in [0, 1], other numbers [N, ...], or texts, whole numbers [N, length].
+    """
+    if samples.dtype == torch.uint8 and samples.ndim == 4:
+        return samples.movedim(-1, 1).float() / 255
+    return samples.float() if samples.is_floating_point() else samples.long()
+
+
 @dataclass(frozen=True)
 class Groups:
     """Group labels: for DFR, evaluation and reports, never for a student's training.

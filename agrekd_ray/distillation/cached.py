@@ -98,11 +98,7 @@ class CachedTeachers:
             if not self._look(spec, request.epoch):
                 raise
         logits_BmC = self._recorded[0].gathered(request.ids)
-        labels_B = self._samples.labels(request.ids) if spec.cross_entropy else None
-        student_BC = torch.from_numpy(np.array(request.logits_BC))
-        before = known(spec, logits_BmC, labels_B)
-        found = summarize([combine_recorded(spec, request.step, student_BC, before)])
-        return replace(found, lost_M=torch.zeros(len(spec.teachers), dtype=torch.bool))
+        return _answered(request, logits_BmC, self._samples)
 
     def complete(self, epoch: int) -> None:
         """See `Source.complete`."""
@@ -164,10 +160,11 @@ class FixedLogits:
 
     Args:
         logits: of every member, [N, C], by name; row i is of the sample with id i.
+        samples: the data set.
     """
 
-    def __init__(self, logits: Mapping[str, np.ndarray]) -> None:
-        self._logits = logits
+    def __init__(self, logits: Mapping[str, np.ndarray], samples: Samples) -> None:
+        self._logits, self._samples = logits, samples
         self._column: tuple[Column, ...] = ()
 
     def columns(self, spec: DistillationSpec, epoch: int) -> Sequence[Column]:
@@ -182,11 +179,24 @@ class FixedLogits:
         return f"{', '.join(broken)} answers with NaN or infinity." if broken else ""
 
     def ask(self, request: GradientRequest) -> DistillationGradient:
-        """See `Source.ask`; nobody asks for what comes along with every batch."""
-        raise NotImplementedError
+        """See `Source.ask`."""
+        (column,) = self.columns(request.spec, request.epoch)
+        return _answered(request, column.gathered(request.ids), self._samples)
 
     def complete(self, epoch: int) -> None:
         """See `Source.complete`."""
+
+
+def _answered(
+    request: GradientRequest, logits_BmC: torch.Tensor, samples: Samples
+) -> DistillationGradient:
+    """What the members' logits, which are here, answer to a request."""
+    spec = request.spec
+    labels_B = samples.labels(request.ids) if spec.cross_entropy else None
+    student_BC = torch.from_numpy(np.array(request.logits_BC))
+    before = known(spec, logits_BmC, labels_B)
+    found = summarize([combine_recorded(spec, request.step, student_BC, before)])
+    return replace(found, lost_M=torch.zeros(len(spec.teachers), dtype=torch.bool))
 
 
 Opening = Callable[[OutputSettings, Mapping[str, Path], Samples, Numbers], LogitsCache]
