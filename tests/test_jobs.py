@@ -138,7 +138,7 @@ def test_a_table_of_the_paper_is_one_command(path: Path, tmp_path: Path, store: 
         result = run_study(RunFolder.create(job), Console(file=file, width=160))
     for at in result.places:
         for method in job.methods:
-            assert result.figure(at, method) is not None, (at, method)
+            assert result.row(at, method) is not None, (at, method)
     text = screen.read_text()
     for figures in kept:
         for value in figures["worst_group_accuracy"].values():
