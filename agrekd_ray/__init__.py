@@ -10,7 +10,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from agrekd_ray.api import Run, Search, TrainedStudent, compare, load, record, resume, run, tune
+    from agrekd_ray.api import (
+        Run,
+        Search,
+        compare,
+        load,
+        record,
+        resume,
+        run,
+        student,
+        tune,
+    )
     from agrekd_ray.core.groups import measured_by_group
     from agrekd_ray.core.kd import kd_gradient, kd_loss
     from agrekd_ray.core.loss import Distillation, DistillationLoss
@@ -19,12 +29,13 @@ if TYPE_CHECKING:
     from agrekd_ray.core.weighting import SampleWeighting, weigh
     from agrekd_ray.errors import AgrekdError
     from agrekd_ray.own import DistilledStudent, distill
+    from agrekd_ray.trained import TrainedStudent
 
 __version__ = "0.1.0"
 
-_VERBS = ["compare", "load", "record", "resume", "run", "tune"]
+_VERBS = ["compare", "load", "record", "resume", "run", "student", "tune"]
 _PLACES = {
-    "api": ["Run", "Search", "TrainedStudent", *_VERBS],
+    "api": ["Run", "Search", *_VERBS],
     "core.groups": ["measured_by_group"],
     "core.kd": ["kd_gradient", "kd_loss"],
     "core.loss": ["Distillation", "DistillationLoss"],
@@ -33,6 +44,7 @@ _PLACES = {
     "core.weighting": ["SampleWeighting", "weigh"],
     "errors": ["AgrekdError"],
     "own": ["DistilledStudent", "distill"],
+    "trained": ["TrainedStudent"],
 }
 _PLACE_OF = {name: place for place, names in _PLACES.items() for name in names}
 
@@ -57,6 +69,7 @@ __all__ = [
     "rule",
     "run",
     "strategy",
+    "student",
     "tune",
     "weigh",
 ]

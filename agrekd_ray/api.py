@@ -13,23 +13,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import torch
 from rich.console import Console
-from torch import Tensor
 
 from agrekd_ray.config import load_job
 from agrekd_ray.config.points import points_of
 from agrekd_ray.config.search import load_search
 from agrekd_ray.config.sweep import Setting
-from agrekd_ray.data.dataset import as_inputs
 from agrekd_ray.errors import RunError
 from agrekd_ray.experiment.folder import RunFolder
 from agrekd_ray.experiment.study import POINTS
 from agrekd_ray.files import is_folder, real
-from agrekd_ray.models import Classifier, Manifest
-from agrekd_ray.models import load as load_model
 from agrekd_ray.report.archive import read_job, read_search, read_study
 from agrekd_ray.report.page import write_report
 from agrekd_ray.results import StudentResult
@@ -37,54 +31,7 @@ from agrekd_ray.results.frame import epochs, frame, last_weights
 from agrekd_ray.results.search import SearchResult
 from agrekd_ray.search.folder import SearchFolder
 from agrekd_ray.terminal import screen
-
-_AT_ONCE = 512
-
-
-@dataclass(frozen=True)
-class TrainedStudent:
-    """A finished student, with its preprocessing.
-
-    Attributes:
-        model: in evaluation mode, on the CPU: samples as `inputs` makes them -> logits [N, C].
-        manifest: what its checkpoint says of it.
-    """
-
-    model: Classifier
-    manifest: Manifest
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names, in the order of the logits."""
-        return self.manifest.classes
-
-    def inputs(self, samples: np.ndarray | Tensor) -> Tensor:
-        """Samples as the model is given them.
-
-        Args:
-            samples: pictures, uint8 [N, height, width, channels] or float [N, channels, height,
-                width] in [0, 1]; or texts, int64 [N, length], token ids.
-
-        Raises:
-            ValueError: they are of another shape than what the student was trained on.
-        """
-        given = as_inputs(torch.as_tensor(samples))
-        if tuple(given.shape[1:]) != self.manifest.shape:
-            raise ValueError(
-                f"the student takes samples of {list(self.manifest.shape)}, not "
-                f"{list(given.shape[1:])}"
-            )
-        return given
-
-    @torch.inference_mode()
-    def probabilities(self, samples: np.ndarray | Tensor) -> np.ndarray:
-        """Of the classes, float32 [N, C]; see `inputs`."""
-        parts = [self.model(part).softmax(1) for part in self.inputs(samples).split(_AT_ONCE)]
-        return torch.cat(parts).numpy()
-
-    def predict(self, samples: np.ndarray | Tensor) -> np.ndarray:
-        """Names of the most probable classes, [N]; see `inputs`."""
-        return np.array(self.classes)[self.probabilities(samples).argmax(1)]
+from agrekd_ray.trained import TrainedStudent, open_student
 
 
 @dataclass(frozen=True)
@@ -152,7 +99,7 @@ class Run:
         if (method, seed, point) not in students:
             known = ", ".join(f"{one} {number} {label}".strip() for one, number, label in students)
             raise KeyError(f"no student {method} {seed} {point}".strip() + f"; there are: {known}")
-        return TrainedStudent(*load_model(students[method, seed, point]))
+        return open_student(students[method, seed, point])
 
     def report(self, output: str | Path | None = None) -> Path:
         """Writes one HTML page with all that is known of it; `report.html` in its folder."""
@@ -282,6 +229,20 @@ def load(folder: str | Path) -> Run | Search:
     if not is_folder(path):
         raise RunError(f"{path}: no run there. Name the folder of a run, like runs/JOB/latest.")
     return Run(path, {("", None): read_job(path).outcomes})
+
+
+def student(folder: str | Path, job: str | Path | None = None) -> TrainedStudent:
+    """A finished student or teacher out of its folder.
+
+    Args:
+        folder: like `runs/JOB/latest/students/agre_kd-seed-0`.
+        job: the job's file or the folder of its run, where the folder lies in no run, as a
+            teacher's does; says how files become samples.
+
+    Raises:
+        CheckpointError: there is no model, or it is damaged.
+    """
+    return open_student(Path(folder), None if job is None else Path(job))
 
 
 def compare(

@@ -31,6 +31,11 @@ Overrides = Annotated[
     ),
 ]
 
+StudentFolder = Annotated[
+    Path,
+    typer.Argument(help="Like runs/JOB/latest/students/agre_kd-seed-0.", metavar="STUDENT"),
+]
+
 
 class _Verbs(TyperGroup):
     """Says of a verb that was interrupted that it was: Typer would end it without a word."""
@@ -186,6 +191,53 @@ def report(
     from agrekd_ray.report.page import write_report
 
     print(write_report(folder, output))
+
+
+@app.command()
+def predict(
+    student: StudentFolder,
+    sources: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Pictures, a folder of pictures, or a table (CSV, Parquet) of paths or texts.",
+            metavar="IMAGES|TABLE",
+        ),
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The CSV file; default: printed.")
+    ] = None,
+    column: Annotated[
+        str | None, typer.Option(help="Of the table; default: that of the job.")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder that the table's paths are relative to.")
+    ] = None,
+    job: Annotated[
+        Path | None, typer.Option(help="Job or run that says what data are, for a teacher.")
+    ] = None,
+) -> None:
+    """Classes and probabilities of pictures or texts, by a finished student."""
+    from agrekd_ray.commands.predict import predict as predicted
+
+    predicted(student, sources, output, column, images, job)
+
+
+@app.command()
+def export(
+    student: StudentFolder,
+    to: Annotated[
+        str, typer.Option(help="torch (a .pt2 program), safetensors (weights alone), or onnx.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The file; default: NAME.pt2 and so on.")
+    ] = None,
+) -> None:
+    """Write a finished student as one file that runs without this package."""
+    from agrekd_ray.commands.export import export as exported
+    from agrekd_ray.trained import open_student
+
+    for path in exported(open_student(student), to, output or Path(student.resolve().name)):
+        print(path)
 
 
 @app.command()

@@ -31,6 +31,7 @@ report
 experiment
 search
 capacity
+trained
 commands
 bench
 own api

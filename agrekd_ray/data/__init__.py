@@ -34,6 +34,7 @@ from agrekd_ray.data.dataset import (
     splits_in_words,
 )
 from agrekd_ray.data.gaps import classes_missing, dfr_groups, remarks_on
+from agrekd_ray.data.given import given_samples
 from agrekd_ray.data.image_table import ImageTable, open_image_table
 from agrekd_ray.data.images import Pictures
 from agrekd_ray.data.text import TextTable, has_tokenizer, open_text_table, other_tokens, tokens_of
@@ -110,6 +111,7 @@ __all__ = [
     "Sourced",
     "classes_missing",
     "dfr_groups",
+    "given_samples",
     "has_tokenizer",
     "of_earlier_version",
     "open_dataset",

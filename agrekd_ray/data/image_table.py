@@ -49,7 +49,7 @@ def open_image_table(settings: ImageTable) -> PictureDataset:
     """
     columns, files = settings.columns, table_files(settings.table)
     kind = column_type(files[0], columns.image)
-    if kind is not None and _is_picture(kind):
+    if kind is not None and is_picture(kind):
         table = open_table(settings, columns)
         source: Source = ParquetPictures(files, columns.image, _folder(settings), table.where)
     else:
@@ -68,7 +68,8 @@ def open_image_table(settings: ImageTable) -> PictureDataset:
     )
 
 
-def _is_picture(kind: pa.DataType) -> bool:
+def is_picture(kind: pa.DataType) -> bool:
+    """Whether a Parquet column of that type holds pictures themselves rather than their paths."""
     if pa.types.is_struct(kind):
         return kind.get_field_index("bytes") >= 0
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)

@@ -52,6 +52,21 @@ class Pictures(Settings):
         return resize
 
 
+def as_evaluated(pixels: Tensor, size: int) -> Tensor:
+    """Decoded squares, uint8 [B, 3, resize, resize], as evaluation sees them: the middle of each.
+
+    Args:
+        pixels: of the squares.
+        size: height and width of the middle.
+
+    Returns:
+        Float32 [B, 3, size, size] in [0, 1].
+    """
+    edge = (pixels.shape[-1] - size) // 2
+    middle = slice(edge, edge + size)
+    return pixels[:, :, middle, middle].float() / 255
+
+
 class PictureDataset(PreparedSamples):
     """Pictures by id, which is their row (a `Dataset`).
 
@@ -120,9 +135,7 @@ class PictureDataset(PreparedSamples):
         settings = self.settings
         if random:
             return augment(pixels.float() / 255, random, settings.views, settings.size)
-        edge = (settings.resize - settings.size) // 2
-        middle = slice(edge, edge + settings.size)
-        return pixels[:, :, middle, middle].float() / 255
+        return as_evaluated(pixels, settings.size)
 
     def lengths(self, ids: np.ndarray) -> np.ndarray | None:
         """See `Arrays.lengths`."""

@@ -166,18 +166,11 @@ class TextDataset(PreparedSamples):
             except DataError as error:
                 raise BrokenRowsError([str(error)]) from None
             with one_at_a_time:
-                ids = self._tokenizer(
-                    texts,
-                    padding="max_length",
-                    truncation=True,
-                    max_length=self.settings.max_length,
-                    return_attention_mask=False,
-                    return_token_type_ids=False,
-                )["input_ids"]
+                ids_BL = _token_ids(self._tokenizer, texts, self.settings.max_length)
             # Lengths keep "a", "bc" apart from "ab", "c".
             lengths = np.array([len(text) for text in texts], dtype=np.int64)
             digest = hashlib.sha256(lengths.tobytes() + "".join(texts).encode())
-            return np.array(ids, dtype=np.int32), digest.digest(), ()
+            return ids_BL, digest.digest(), ()
 
         for number in numbers:
             yield number, functools.partial(make, every[number])
@@ -216,6 +209,27 @@ def other_tokens(samples: Samples, folder: Path) -> str:
         if ours(text)["input_ids"] != theirs(text)["input_ids"]:
             return f"reads text {row} of the data as other tokens than data.tokenizer"
     return ""
+
+
+def tokenised(texts: Sequence[str], settings: Texts) -> np.ndarray:
+    """Texts as the data set of these settings makes token ids of them, int32 [B, max_length].
+
+    Raises:
+        DataError: the tokenizer cannot be loaded.
+    """
+    return _token_ids(_tokenizer(settings.tokenizer), list(texts), settings.max_length)
+
+
+def _token_ids(tokenizer: Any, texts: list[str], length: int) -> np.ndarray:
+    ids = tokenizer(
+        texts,
+        padding="max_length",
+        truncation=True,
+        max_length=length,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+    )["input_ids"]
+    return np.array(ids, dtype=np.int32)
 
 
 @functools.lru_cache(maxsize=4)
