@@ -241,6 +241,18 @@ def export(
 
 
 @app.command()
+def keys(
+    pattern: Annotated[
+        str, typer.Argument(help="Part of a key, or a whole one with *: student.training.*")
+    ] = "",
+) -> None:
+    """Every key of a job: default, allowed values, meaning."""
+    from agrekd_ray.commands.keys import reference
+
+    print(reference(pattern))
+
+
+@app.command()
 def validate(job: JobFile, overrides: Overrides = None) -> None:
     """Check a job or a search whole, without starting anything: all its faults at once."""
     from agrekd_ray.config import load_job, read_values
