@@ -253,6 +253,16 @@ def keys(
 
 
 @app.command()
+def runs(
+    folder: Annotated[Path, typer.Argument(help="The folder of all runs, a job's `runs`.")] = RUNS,
+) -> None:
+    """Jobs, studies and searches that were run: when, how they stand, their headline."""
+    from agrekd_ray.commands.runs import show_runs
+
+    show_runs(folder, screen())
+
+
+@app.command()
 def validate(job: JobFile, overrides: Overrides = None) -> None:
     """Check a job or a search whole, without starting anything: all its faults at once."""
     from agrekd_ray.config import load_job, read_values

@@ -1,0 +1,146 @@
+"""`agrekd runs`: what was run in a folder, the newest first."""
+
+from __future__ import annotations
+
+import fcntl
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from agrekd_ray.errors import AgrekdError, RunError
+from agrekd_ray.experiment.folder import JOB, STATE, Folder, read_resolved
+from agrekd_ray.experiment.study import POINTS
+from agrekd_ray.files import is_file, is_folder
+from agrekd_ray.report.archive import read_job, read_search, read_study
+from agrekd_ray.report.job import headline
+from agrekd_ray.report.study import verdict
+from agrekd_ray.results.metrics import setting_text, short_paths
+from agrekd_ray.search.folder import SEARCH
+
+_STAMP = f"{'[0-9]' * 8}-{'[0-9]' * 6}-*"
+_SHOWN = 6
+"""Settings that are shown of a run."""
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A run.
+
+    Attributes:
+        path: its folder, `RUNS/NAME/STAMP`.
+        kind: `job`, `study` or `search`.
+        status: `running`, `finished`, `failed`, `interrupted`, or `killed`.
+        settings: by dotted key.
+    """
+
+    path: Path
+    kind: str
+    status: str
+    settings: Mapping[str, Any]
+
+    @property
+    def when(self) -> datetime:
+        """Its begin, in UTC."""
+        return datetime.strptime(self.path.name[:15], "%Y%m%d-%H%M%S").replace(tzinfo=UTC)
+
+
+def show_runs(folder: Path, console: Console) -> None:
+    """A table of all runs in a folder; settings are those that differ between runs of one name.
+
+    Raises:
+        RunError: there is no run.
+    """
+    runs = sorted(found_runs(folder), key=lambda run: run.path.name, reverse=True)
+    if not runs:
+        raise RunError(f"{folder}: no run there; it would be a job's folder of runs.")
+    table = Table(box=None)
+    for name in ("when", "run", "kind", "status", "settings", "headline"):
+        table.add_column(name, overflow="fold", no_wrap=name == "kind")
+    varied = _varied(runs)
+    for run in runs:
+        when = run.when.astimezone().strftime("%Y-%m-%d %H:%M")
+        place = str(run.path.relative_to(folder))
+        table.add_row(when, place, run.kind, run.status, varied[run.path], outcome(run))
+    console.print(table)
+
+
+def found_runs(folder: Path) -> Iterator[Ran]:
+    """The runs in a folder; damaged ones have the status `damaged`."""
+    for state in folder.glob(f"*/{_STAMP}/{STATE}"):
+        path = state.parent
+        if path.is_symlink():  # latest
+            continue
+        file = SEARCH if is_file(path / SEARCH) else JOB
+        try:
+            settings = dict(_flat(read_resolved(path, file)))
+            status = _status(Folder(path))
+        except AgrekdError:
+            settings, status = {}, "damaged"
+        kind = "search" if file == SEARCH else "study" if is_folder(path / POINTS) else "job"
+        yield Ran(path, kind, status, settings)
+
+
+def outcome(run: Ran) -> str:
+    """What came out, in the sentence of its page, or why it failed; empty where nothing did."""
+    try:
+        if run.kind == "search":
+            return read_search(run.path).result.verdict
+        if run.kind == "study":
+            return verdict(read_study(run.path))
+        return headline(read_job(run.path).outcomes)
+    except RunError:
+        return Folder(run.path).state().reason or ""
+
+
+def _status(folder: Folder) -> str:
+    """Where the run stands; `killed` where it says that it is running and no process is at it."""
+    status = folder.state().status
+    if status != "running":
+        return status
+    try:
+        with (folder.path / ".lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return status
+    except OSError:  # no process has begun with it
+        pass
+    return "killed"
+
+
+def _flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", value
+
+
+def _varied(runs: list[Ran]) -> dict[Path, str]:
+    """By folder: the settings that differ between runs of one name, in words."""
+    named: dict[Path, list[Ran]] = defaultdict(list)
+    for run in runs:
+        named[run.path.parent].append(run)
+    words = {}
+    for several in named.values():
+        every = {key for run in several for key in run.settings}
+        varied = [
+            key
+            for key in sorted(every)
+            if len({str(run.settings.get(key)) for run in several if run.settings}) > 1
+        ]
+        names = short_paths(varied)
+        for run in several:
+            shown = [
+                f"{names[key]}={setting_text(run.settings[key])}"
+                for key in varied
+                if key in run.settings
+            ]
+            more = f", and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
+            words[run.path] = ", ".join(shown[:_SHOWN]) + more
+    return words
