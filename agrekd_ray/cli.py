@@ -194,6 +194,35 @@ def report(
 
 
 @app.command()
+def init(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="A table (CSV, Parquet), or a folder of pictures with a folder for each class.",
+            metavar="TABLE|FOLDER",
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The job's file.")] = Path(
+        "job.yaml"
+    ),
+    label: Annotated[
+        str | None, typer.Option(help="Column with the class; default: looked for.")
+    ] = None,
+    group: Annotated[
+        list[str] | None,
+        typer.Option(help="Column with a spurious attribute; may be given again."),
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Of texts: a folder, or a name of the Hugging Face hub.")
+    ] = None,
+) -> None:
+    """Write a complete, commented job for a table or folder of one's own, having looked at it."""
+    from agrekd_ray.commands.init import init as written
+
+    written(source, output, label, group or [], tokenizer, screen())
+
+
+@app.command()
 def predict(
     student: StudentFolder,
     sources: Annotated[

@@ -108,6 +108,7 @@ def test_help_and_version(agrekd: Run) -> None:
     code, out, _ = agrekd("--help")
     assert code == 0
     verbs = ("run", "resume", "record", "tune", "compare", "report", "validate", "outputs", "bench")
+    verbs += ("init", "runs", "predict", "export", "keys")
     for verb in verbs:
         assert f" {verb} " in out
         assert agrekd(verb, "--help")[0] == 0
