@@ -18,7 +18,6 @@ if TYPE_CHECKING:
         record,
         resume,
         run,
-        student,
         tune,
     )
     from agrekd_ray.core.groups import measured_by_group
@@ -29,11 +28,11 @@ if TYPE_CHECKING:
     from agrekd_ray.core.weighting import SampleWeighting, weigh
     from agrekd_ray.errors import AgrekdError
     from agrekd_ray.own import DistilledStudent, distill
-    from agrekd_ray.trained import TrainedStudent
+    from agrekd_ray.trained import TrainedStudent, open_student
 
 __version__ = "0.1.0"
 
-_VERBS = ["compare", "load", "record", "resume", "run", "student", "tune"]
+_VERBS = ["compare", "load", "record", "resume", "run", "tune"]
 _PLACES = {
     "api": ["Run", "Search", *_VERBS],
     "core.groups": ["measured_by_group"],
@@ -44,7 +43,7 @@ _PLACES = {
     "core.weighting": ["SampleWeighting", "weigh"],
     "errors": ["AgrekdError"],
     "own": ["DistilledStudent", "distill"],
-    "trained": ["TrainedStudent"],
+    "trained": ["TrainedStudent", "open_student"],
 }
 _PLACE_OF = {name: place for place, names in _PLACES.items() for name in names}
 
@@ -64,12 +63,12 @@ __all__ = [
     "kd_loss",
     "load",
     "measured_by_group",
+    "open_student",
     "record",
     "resume",
     "rule",
     "run",
     "strategy",
-    "student",
     "tune",
     "weigh",
 ]

@@ -231,20 +231,6 @@ def load(folder: str | Path) -> Run | Search:
     return Run(path, {("", None): read_job(path).outcomes})
 
 
-def student(folder: str | Path, job: str | Path | None = None) -> TrainedStudent:
-    """A finished student or teacher out of its folder.
-
-    Args:
-        folder: like `runs/JOB/latest/students/agre_kd-seed-0`.
-        job: the job's file or the folder of its run, where the folder lies in no run, as a
-            teacher's does; says how files become samples.
-
-    Raises:
-        CheckpointError: there is no model, or it is damaged.
-    """
-    return open_student(Path(folder), None if job is None else Path(job))
-
-
 def compare(
     ids: Sequence[str] = (),
     *,

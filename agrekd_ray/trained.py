@@ -116,7 +116,7 @@ class TrainedStudent:
         return table
 
 
-def open_student(folder: Path, job: Path | None = None) -> TrainedStudent:
+def open_student(folder: str | Path, job: str | Path | None = None) -> TrainedStudent:
     """The student, or teacher, in a folder.
 
     Args:
@@ -129,11 +129,12 @@ def open_student(folder: Path, job: Path | None = None) -> TrainedStudent:
         RunError: there is no such run, or its job is damaged.
         JobError: the job is not valid.
     """
+    folder = Path(folder)
     students = sorted((folder / "students").glob(f"*/{MANIFEST}"))
     if students and not is_file(folder / MANIFEST):
         names = listed(path.parent.name for path in students)
         raise CheckpointError(f"{folder}: a run; name one of its students in students/: {names}.")
-    return TrainedStudent(*load(folder), _data_of(real(folder), job))
+    return TrainedStudent(*load(folder), _data_of(real(folder), None if job is None else Path(job)))
 
 
 def _data_of(folder: Path, job: Path | None) -> Settings | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import fcntl
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,9 @@ from .texts import mails, word_tokenizer
 
 def written(source: Path, output: Path, **given: Any) -> tuple[Any, str]:
     """The job that is written, loaded, and what was said."""
-    console = Console(width=200, record=True, quiet=False)
-    groups: Sequence[str] = given.pop("groups", ())
-    with console.capture():
-        init(source, output, given.get("label"), groups, given.get("tokenizer"), console)
-    return load_job(output), console.export_text()
+    console, groups = Console(file=io.StringIO(), width=200), given.get("groups", ())
+    init(source, output, given.get("label"), groups, given.get("tokenizer"), console)
+    return load_job(output), console.file.getvalue()  # type: ignore[attr-defined]
 
 
 @pytest.fixture(autouse=True)
@@ -118,11 +117,12 @@ def test_runs_are_listed_the_newest_first(tmp_path: Path, make_job: Any) -> None
         folders.append(RunFolder(folder.path.rename(place), folder.job))
     folders[0].finish()
     folders[1].ended_by(ValueError("no room"))
-    console = Console(width=200, record=True)
-    with (folders[2].path / ".lock").open("w") as lock, console.capture():
+    shown = io.StringIO()
+    console = Console(file=shown, width=200)
+    with (folders[2].path / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         show_runs(tmp_path / "runs", console)
-    lines = console.export_text().splitlines()[1:]
+    lines = shown.getvalue().splitlines()[1:]
     assert [line.split()[3:5] for line in lines] == [
         ["job", "running"],
         ["job", "failed"],

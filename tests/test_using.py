@@ -113,7 +113,7 @@ def test_pictures_are_predicted_as_the_run_evaluates_them(
 def test_a_table_is_predicted_by_row(pictures: Job, tmp_path: Path) -> None:
     folder, data = student_of(pictures)
     expected = seen_in_evaluation(folder, data, np.arange(data.size))
-    student = ak.student(folder)
+    student = ak.open_student(folder)
     found = student.predict_files(tmp_path / "animals/table.csv")
     assert list(found.path) == [f"{number}.jpg" for number in range(data.size)]
     np.testing.assert_allclose(found.iloc[:, 2:], expected, atol=1e-6)
