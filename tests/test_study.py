@@ -187,14 +187,14 @@ def test_a_student_that_several_points_need_is_trained_once(
     make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained: list[str] = []
-    handle = driver._Study._handle
+    handle = driver._StudyDriver.handle
 
     def watched(self: Any, event: Any) -> None:
         if getattr(event, "student", None) and event.student not in trained:
             trained.append(event.student)
         handle(self, event)
 
-    monkeypatch.setattr(driver._Study, "_handle", watched)
+    monkeypatch.setattr(driver._StudyDriver, "handle", watched)
     result = run_study(RunFolder.create(study_of(make_job)), Console(quiet=True))
     assert [name.rpartition("/")[2] for name in trained] == [
         "one_hot-seed-0",
@@ -214,7 +214,7 @@ def test_an_interrupted_study_goes_on_where_it_was(
 ) -> None:
     job = study_of(make_job)
     folder = RunFolder.create(job)
-    handle = driver._Study._handle
+    handle = driver._StudyDriver.handle
     told: list[str] = []
 
     def stopped(self: Any, event: Any) -> None:
@@ -222,7 +222,7 @@ def test_an_interrupted_study_goes_on_where_it_was(
         if getattr(event, "student", "").endswith("agre_kd-seed-0"):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(driver._Study, "_handle", stopped)
+    monkeypatch.setattr(driver._StudyDriver, "handle", stopped)
     with pytest.raises(KeyboardInterrupt):
         run_study(folder, Console(quiet=True))
     assert folder.state().status == "interrupted"
@@ -232,7 +232,7 @@ def test_an_interrupted_study_goes_on_where_it_was(
             told.append(f"{event.student} {event.epoch.epoch}")
         handle(self, event)
 
-    monkeypatch.setattr(driver._Study, "_handle", watched)
+    monkeypatch.setattr(driver._StudyDriver, "handle", watched)
     result = run_study(RunFolder.open(folder.path), Console(quiet=True))
     assert [name.rpartition("/")[2] for name in told] == [
         "agre_kd-seed-0 1",
@@ -457,14 +457,14 @@ def test_what_is_finished_of_a_stopped_study_can_be_seen(
 ) -> None:
     """Stopped in the second draw: the points of the first stand, and the rest follows."""
     folder = RunFolder.create(study_of(make_job, draws=[0, 1]))
-    train = driver._Study._train_cohort
+    train = driver._StudyDriver._train_cohort
 
     def stopped(self: Any, cohort: Any, name: str) -> None:
         if cohort.job.data.seed:
             raise KeyboardInterrupt
         train(self, cohort, name)
 
-    monkeypatch.setattr(driver._Study, "_train_cohort", stopped)
+    monkeypatch.setattr(driver._StudyDriver, "_train_cohort", stopped)
     with (tmp_path / "screen.txt").open("w") as file, pytest.raises(KeyboardInterrupt):
         run_study(folder, Console(file=file, width=200))
     assert f"unfinished: 2 of 4 points; to see them: agrekd report {folder.path}" in (
