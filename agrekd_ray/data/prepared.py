@@ -21,11 +21,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from agrekd_ray.data.dataset import Groups, Progress
+from agrekd_ray.data.dataset import Annotations, ArrayDataset, Progress
 from agrekd_ray.data.splits import labelled
+from agrekd_ray.data.views import ONE_VIEW, Views
 from agrekd_ray.errors import DataError
 from agrekd_ray.files import DamagedError, cannot_read, in_a_line, is_file, read_json, unreadable
 from agrekd_ray.settings import fingerprint
@@ -281,18 +280,16 @@ class PreparedRows:
         os.replace(self._partial, self._whole)
 
 
-class PreparedSamples:
-    """What data sets of prepared rows share; a sample's id is its row (`Prepared`).
+class PreparedSamples(ArrayDataset):
+    """What data sets of prepared rows share (`Prepared`).
 
     Args:
         rows: inputs of the samples.
         work: makes them, as `PreparedRows.fill` wants it.
         how: changes wherever the same sources give other inputs; asked for when all are prepared.
-        classes: names of the classes.
-        labels_N: class of every sample.
-        groups: of the samples.
-        splits: sorted ids by name.
-        splits_from: see `Sourced.splits_from`.
+        annotations: of the samples.
+        shape: of one sample's inputs.
+        views: how views differ.
     """
 
     def __init__(
@@ -300,16 +297,13 @@ class PreparedSamples:
         rows: PreparedRows,
         work: Callable[[Sequence[int]], Iterator[Work]],
         how: Callable[[], str],
-        classes: tuple[str, ...],
-        labels_N: np.ndarray,
-        groups: Groups,
-        splits: dict[str, np.ndarray],
-        splits_from: str,
+        annotations: Annotations,
+        shape: tuple[int, ...],
+        views: Views = ONE_VIEW,
     ) -> None:
-        self.splits_from = splits_from
-        self.rows, self.classes, self.groups, self.splits = rows, classes, groups, splits
-        self._labels_N = torch.from_numpy(np.ascontiguousarray(labels_N, dtype=np.int64))
-        self._work, self._how = work, how
+        super().__init__(annotations, shape, views)
+        self.splits_from = annotations.splits_from
+        self.rows, self._work, self._how = rows, work, how
         self._fingerprint: str | None = None
 
     @property
@@ -329,10 +323,6 @@ class PreparedSamples:
         """See `Prepared.prepare`."""
         if not self.rows.whole:
             self.rows.fill(self._work, progress)
-
-    def labels(self, ids: np.ndarray) -> Tensor:
-        """See `Samples.labels`."""
-        return self._labels_N[torch.from_numpy(np.asarray(ids))]
 
 
 def _size(path: Path) -> int | None:

@@ -8,8 +8,10 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from agrekd_ray.data.dataset import Groups
+from agrekd_ray.data.dataset import TEST, TRAIN, Groups
 from agrekd_ray.data.images import Pictures
+from agrekd_ray.data.splits import four_splits
+from agrekd_ray.data.table import Table
 from agrekd_ray.errors import DataError
 from agrekd_ray.settings import LocalPath
 
@@ -32,6 +34,27 @@ class Published(Pictures):
     path: LocalPath
     counts: Kept = "published"
 
+    def checked_splits(
+        self, three: dict[str, np.ndarray], groups: Groups, source: Path
+    ) -> dict[str, np.ndarray]:
+        """The splits out of `train`, `val` and `test`, if they are as large as published.
+
+        Raises:
+            DataError: see `check_counts` and `four_splits`.
+        """
+        check_counts(source, self.counts, self.published, groups, three)
+        return four_splits(three, groups.group_N, self.seed, str(source))
+
+
+def three_splits(table: Table, column: str) -> dict[str, np.ndarray]:
+    """Rows of `train`, `val` and `test` out of the makers' 0, 1 and 2.
+
+    Raises:
+        DataError: another value, with its row.
+    """
+    split_N = table.numbers(column, {"0": 0, "1": 1, "2": 2}, "train, val and test")
+    return {name: np.flatnonzero(split_N == n) for n, name in enumerate((TRAIN, "val", TEST))}
+
 
 def require(folder: Path, files: Mapping[str, str], origin: str) -> None:
     """Refuse a folder in which something is missing.
@@ -49,9 +72,9 @@ def require(folder: Path, files: Mapping[str, str], origin: str) -> None:
     except OSError as error:
         raise DataError(f"data.path: {folder}: {error.strerror or error}.") from None
     if missing:
-        told = ", ".join(f"{name} ({files[name]})" for name in missing)
+        lacking = ", ".join(f"{name} ({files[name]})" for name in missing)
         raise DataError(
-            f"data.path: {folder} lacks {told}. Put what is missing there, or set data.path to "
+            f"data.path: {folder} lacks {lacking}. Put what is missing there, or set data.path to "
             f"where it is. {origin}"
         )
 
@@ -80,10 +103,10 @@ def check_counts(
     if kept == "any":
         return
     differing = [
-        f"{group} in {split}: {there:,} instead of {wanted:,}"
+        f"{group} in {split}: {counted:,} instead of {wanted:,}"
         for split, by_group in published.items()
         for group, wanted in by_group.items()
-        if (there := count(groups, three[split]).get(group, 0)) != wanted
+        if (counted := count(groups, three[split]).get(group, 0)) != wanted
     ]
     if differing:
         raise DataError(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
-from agrekd_ray.data.dataset import DRAWN, TRAIN, Groups
+from agrekd_ray.data.dataset import DRAWN, TRAIN, Annotations, Groups
 from agrekd_ray.data.names import canonical, folded, in_order, is_number, listed, quoted
 from agrekd_ray.data.splits import USUAL, by_shares, four_splits, split_of_file
 from agrekd_ray.data.table import Table
@@ -111,25 +110,6 @@ class TableSettings(Settings):
     seed: Seed = 0
 
 
-@dataclass(frozen=True)
-class Rows:
-    """What a table says of its samples, by row.
-
-    Attributes:
-        classes: names of the classes.
-        labels_N: class of every row.
-        groups: class x combination of the group columns, or unknown.
-        splits: sorted rows by name of the split.
-        splits_from: what says the splits, in words; `DRAWN` where they were drawn.
-    """
-
-    classes: tuple[str, ...]
-    labels_N: np.ndarray
-    groups: Groups
-    splits: dict[str, np.ndarray]
-    splits_from: str
-
-
 class _SplitColumns:
     """Names of columns that may hold the split; an exact one is asked for by name."""
 
@@ -149,7 +129,7 @@ def open_table(settings: TableSettings, columns: Columns, *further: str) -> Tabl
     return Table(settings.table, needed, _SplitColumns(), _YOURS)
 
 
-def read_rows(table: Table, settings: TableSettings, columns: Columns) -> Rows:
+def read_rows(table: Table, settings: TableSettings, columns: Columns) -> Annotations:
     """Class, group and split of every row.
 
     Raises:
@@ -174,7 +154,7 @@ def read_rows(table: Table, settings: TableSettings, columns: Columns) -> Rows:
     remedy = "" if split_N is None else "To draw splits from all samples, set data.shares."
     splits = four_splits(three, groups.group_N, settings.seed, str(table.path), remedy)
     _all_taught(table.path, classes, labels_N[splits[TRAIN]])
-    return Rows(classes, labels_N, groups, splits, splits_from)
+    return Annotations(classes, labels_N, groups, splits, splits_from)
 
 
 def _split(

@@ -63,6 +63,7 @@ class Table:
         columns: that must be there.
         optional: that are read where they are there.
         remedy: what to do about a missing column, a sentence.
+        cells: of every line, the header's first, where somebody else has read the file.
 
     Attributes:
         path: as given.
@@ -82,58 +83,32 @@ class Table:
         columns: Sequence[str],
         optional: Container[str] = (),
         remedy: str = "",
+        cells: Sequence[Sequence[str]] | None = None,
     ) -> None:
         self.path, self._remedy = path, remedy
-        self.files = table_files(path)
+        self.files = table_files(path) if cells is None else [path]
         try:
-            self.names, _ = _header(self.files[0], columns)
+            header = _header(self.files[0], columns)[0] if cells is None else cells[0]
+            self.names = list(header)
             for name in columns:
-                _require(path, name, self.names, remedy)
-            further = [name for name in self.names if name in optional]
-            wanted = list(dict.fromkeys([*columns, *further]))
-            parts = [_read(file, wanted) for file in self.files]
+                self.require(name)
+            if cells is None:
+                further = [name for name in self.names if name in optional]
+                wanted = list(dict.fromkeys([*columns, *further]))
+                parts = [_read(file, wanted) for file in self.files]
+            else:
+                parts = [_of_cells(path.name, cells, columns)]
         except UnicodeDecodeError:
             raise DataError(f"{path}: its header is no UTF-8 text; save it as UTF-8.") from None
         except pa.ArrowException as error:
             raise _no_table(path, error) from None
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from None
-        self._hold(parts)
-
-    @classmethod
-    def of_cells(
-        cls, path: Path, names: Sequence[str], rows: Sequence[Sequence[str]], columns: Sequence[str]
-    ) -> Table:
-        """A table whose cells somebody else has read.
-
-        Args:
-            path: of the file that they are from.
-            names: of all columns.
-            rows: a cell a column.
-            columns: that must be there.
-
-        Raises:
-            DataError: see `Table`.
-        """
-        table = cls.__new__(cls)
-        table.path, table.files, table.names, table._remedy = path, [path], list(names), ""
-        for name in columns:
-            _require(path, name, table.names)
-        for row, cells in enumerate(rows, 1):
-            if len(cells) != len(names):
-                raise DataError(f"{path.name}, row {row}: {len(cells)} values, not {len(names)}.")
-        places = [table.names.index(name) for name in columns]
-        held = {names[place]: pa.array([cells[place] for cells in rows]) for place in places}
-        table._hold([pa.table(held)])
-        return table
-
-    def _hold(self, parts: list[pa.Table]) -> None:
-        self.counts = [part.num_rows for part in parts]
+        self._parts, self.counts = parts, [part.num_rows for part in parts]
         self._ends = list(itertools.accumulate(self.counts))
         self.rows = self._ends[-1]
         if not self.rows:
-            raise DataError(f"{self.path}: holds no row besides the header.")
-        self._parts = parts
+            raise DataError(f"{path}: holds no row besides the header.")
 
     def where(self, row: int) -> str:
         """A row, counted from 0, as a reader finds it: `birds.csv, row 17`."""
@@ -493,6 +468,15 @@ def _read(file: Path, columns: list[str]) -> pa.Table:
                 f"{file}: {name} holds {kind}, neither text nor numbers; save it as text."
             )
     return found
+
+
+def _of_cells(name: str, cells: Sequence[Sequence[str]], columns: Sequence[str]) -> pa.Table:
+    header, *rows = cells
+    for row, values in enumerate(rows, 1):
+        if len(values) != len(header):
+            raise DataError(f"{name}, row {row}: {len(values)} values, not {len(header)}.")
+    places = {column: header.index(column) for column in columns}
+    return pa.table({column: [row[at] for row in rows] for column, at in places.items()})
 
 
 def _is_plain(kind: pa.DataType) -> bool:
