@@ -100,35 +100,29 @@ class Transformers:
             found["weights"] = f"{PRETRAINED}:{_content(name, config)}"
         return model.model_copy(update=found)
 
-    def parts(self, model: Model, shape: Shape, classes: int, *, initial: bool) -> Parts:
-        """See `Family.parts`."""
-        return self._parts(model, shape, classes, initial=initial, whole=False)
-
-    def whole(self, model: Model, shape: Shape, classes: int, state: State | None = None) -> Parts:
-        """A network with all its published weights, head included.
-
-        Args:
-            model: a folder.
-            shape: of a sample.
-            classes: C.
-            state: other weights than those that transformers takes of the folder.
-
-        Raises:
-            AgrekdError: as `parts`; also where the head is not among them, or of another number of
-                classes.
-        """
-        return self._parts(model, shape, classes, initial=True, whole=True, state=state)
-
-    def _parts(
+    def parts(
         self,
         model: Model,
         shape: Shape,
         classes: int,
         *,
         initial: bool,
-        whole: bool,
+        whole: bool = False,
         state: State | None = None,
     ) -> Parts:
+        """See `Family.parts`.
+
+        Args:
+            model: which one.
+            shape: of a sample.
+            classes: C.
+            initial: fill in published weights, where the model names them.
+            whole: refuse published weights without a head, or with one of other classes.
+            state: other weights than those that transformers takes of the model's folder.
+
+        Raises:
+            AgrekdError: see `Family.parts`.
+        """
         library = _library()
         config = _config(model, num_labels=classes)
         text = len(shape) == 1
@@ -245,7 +239,7 @@ def _config(model: Model, **more: Any) -> Any:
             f" Or an architecture is meant: did you mean {TRANSFORMERS}{near[0]}?" if near else "",
         ) from None
     except Exception as error:  # every configuration class has checks of its own
-        raise AgrekdError(f"{model.name}: {_all_lines(error)}") from None
+        raise AgrekdError(f"{model.name}: {in_a_line(error)}") from None
     known = _taken(plain)
     for key in model.args:
         if key not in known:
@@ -275,10 +269,6 @@ def _check_folder(name: str, config: Mapping[str, Any]) -> None:
 def _taken(config: Any) -> set[str]:
     """Arguments that a configuration takes."""
     return {*config.to_dict(), *getattr(config, "attribute_map", {})}
-
-
-def _all_lines(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _check_text(name: str, config: Any, length: int) -> None:

@@ -20,9 +20,9 @@ from agrekd_ray.models import (
     Classifier,
     Model,
     Preprocessing,
-    adopt,
     adopt_folder,
     behind,
+    build,
     check_tokens,
 )
 from agrekd_ray.models.builders import unknown_normalisation
@@ -140,7 +140,7 @@ def _state_dict(
             fit(network, contents, head, name, fresh_head=False, which=which, averaged=True)
         )
 
-    classifier = adopt(model, dataset.shape, len(dataset.classes), fill)
+    classifier = build(model, dataset.shape, len(dataset.classes), fill=fill)
     (fitted,) = found
     read = Read(classifier, model, place=fitted.place)
     if fitted.others:
