@@ -11,9 +11,9 @@ from typing import Literal
 
 import numpy as np
 
-from agrekd_ray.data.dataset import TEST, TRAIN, Annotations, Groups
+from agrekd_ray.data.dataset import Annotations, Groups
 from agrekd_ray.data.published import require
-from agrekd_ray.data.splits import four_splits
+from agrekd_ray.data.splits import USUAL, by_number, four_splits
 from agrekd_ray.data.table import Table
 from agrekd_ray.data.text import TextDataset, Texts
 from agrekd_ray.settings import LocalPath
@@ -71,8 +71,6 @@ class CivilComments(Texts):
             overlapping_NK=np.stack(by_class, axis=1),
             overlapping=tuple(f"{label}, {name}" for label in CLASSES for name in IDENTITIES),
         )
-        names = (TRAIN, "val", TEST)
-        split_N = table.numbers(SPLIT, {name: n for n, name in enumerate(names)}, "its splits")
-        three = {name: np.flatnonzero(split_N == n) for n, name in enumerate(names)}
-        splits = four_splits(three, groups.group_N, self.seed, str(table.path))
+        split_N = table.numbers(SPLIT, {name: n for n, name in enumerate(USUAL)}, "its splits")
+        splits = four_splits(by_number(split_N), groups.group_N, self.seed, str(table.path))
         return TextDataset(self, table, TEXT, Annotations(CLASSES, labels_N, groups, splits))

@@ -163,6 +163,11 @@ class Groups:
         """What stands for groups where nobody knows them: the classes."""
         return cls(np.zeros_like(labels_N), ("any",), labels_N, tuple(classes), known=False)
 
+    def count(self, ids: np.ndarray) -> dict[str, int]:
+        """Samples of each evaluation group among `ids`, by its name."""
+        counts = np.bincount(self.group_N[ids], minlength=len(self.names))
+        return dict(zip(self.names, counts.tolist(), strict=True))
+
     def shares(self, ids: np.ndarray) -> Tensor:
         """Share of each evaluation group among `ids`, float32 [G], summing to 1."""
         counts = np.bincount(self.group_N[ids], minlength=len(self.names))

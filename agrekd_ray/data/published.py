@@ -8,9 +8,9 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from agrekd_ray.data.dataset import TEST, TRAIN, Groups
+from agrekd_ray.data.dataset import Groups
 from agrekd_ray.data.images import Pictures
-from agrekd_ray.data.splits import four_splits
+from agrekd_ray.data.splits import by_number, four_splits
 from agrekd_ray.data.table import Table
 from agrekd_ray.errors import DataError
 from agrekd_ray.settings import LocalPath
@@ -52,8 +52,7 @@ def three_splits(table: Table, column: str) -> dict[str, np.ndarray]:
     Raises:
         DataError: another value, with its row.
     """
-    split_N = table.numbers(column, {"0": 0, "1": 1, "2": 2}, "train, val and test")
-    return {name: np.flatnonzero(split_N == n) for n, name in enumerate((TRAIN, "val", TEST))}
+    return by_number(table.numbers(column, {"0": 0, "1": 1, "2": 2}, "train, val and test"))
 
 
 def require(folder: Path, files: Mapping[str, str], origin: str) -> None:
@@ -79,12 +78,6 @@ def require(folder: Path, files: Mapping[str, str], origin: str) -> None:
         )
 
 
-def count(groups: Groups, ids: np.ndarray) -> dict[str, int]:
-    """Samples by group."""
-    numbers = np.bincount(groups.group_N[ids], minlength=len(groups.names))
-    return dict(zip(groups.names, numbers.tolist(), strict=True))
-
-
 def check_counts(
     source: Path, kept: Kept, published: Counts, groups: Groups, three: Mapping[str, np.ndarray]
 ) -> None:
@@ -106,7 +99,7 @@ def check_counts(
         f"{group} in {split}: {counted:,} instead of {wanted:,}"
         for split, by_group in published.items()
         for group, wanted in by_group.items()
-        if (counted := count(groups, three[split]).get(group, 0)) != wanted
+        if (counted := groups.count(three[split]).get(group, 0)) != wanted
     ]
     if differing:
         raise DataError(

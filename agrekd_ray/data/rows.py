@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -11,7 +10,7 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from agrekd_ray.data.dataset import DRAWN, TRAIN, Annotations, Groups
 from agrekd_ray.data.names import canonical, folded, in_order, is_number, listed, quoted
-from agrekd_ray.data.splits import USUAL, by_shares, four_splits, split_of_file
+from agrekd_ray.data.splits import USUAL, by_number, by_shares, four_splits, split_of_file
 from agrekd_ray.data.table import Table
 from agrekd_ray.errors import DataError
 from agrekd_ray.settings import LocalPath, Seed, Settings, Share
@@ -150,10 +149,12 @@ def read_rows(table: Table, settings: TableSettings, columns: Columns) -> Annota
         shares = settings.shares or SplitShares()
         three = by_shares(groups.group_N, shares.train, shares.val, settings.seed)
     else:
-        three = {name: np.flatnonzero(split_N == number) for number, name in enumerate(USUAL)}
+        three = by_number(split_N)
     remedy = "" if split_N is None else "To draw splits from all samples, set data.shares."
     splits = four_splits(three, groups.group_N, settings.seed, str(table.path), remedy)
-    _all_taught(table.path, classes, labels_N[splits[TRAIN]])
+    if missing := set(range(len(classes))) - set(labels_N[splits[TRAIN]].tolist()):
+        names = listed(classes[number] for number in sorted(missing))
+        raise DataError(f"{table.path}: no training sample of class {names}.")
     return Annotations(classes, labels_N, groups, splits, splits_from)
 
 
@@ -291,28 +292,17 @@ def _labels(
 
 def _attribute(table: Table, columns: tuple[str, ...]) -> tuple[tuple[str, ...], np.ndarray]:
     """Combinations that occur, by name, and which one every row has."""
-    found = [table.values(column) for column in columns]
-    words = []
-    for column, values in zip(columns, found, strict=True):
+    words, numbers = [], []
+    for column in columns:
+        values = table.values(column)
         # A number says nothing without its column.
         bare = any(map(is_number, values.names))
         words.append([f"{column}={name}" if bare else name for name in values.names])
-    combined_N = np.zeros_like(found[0].number_N)
-    parts: list[list[str]] = [[]]
-    for names, values in zip(words, found, strict=True):
-        both_N = combined_N * len(names) + values.number_N
-        occurring, combined_N = np.unique(both_N, return_inverse=True)
-        pairs = (divmod(number, len(names)) for number in occurring.tolist())
-        parts = [[*parts[before], names[number]] for before, number in pairs]
+        numbers.append(values.number_N)
+    occurring, combined_N = np.unique(np.stack(numbers, 1), axis=0, return_inverse=True)
+    parts = [[names[n] for names, n in zip(words, row, strict=True)] for row in occurring.tolist()]
     joined = [", ".join(part) for part in parts]
     if len(set(joined)) < len(joined):  # a value has a comma
         joined = [listed(part, len(part)) for part in parts]
     order = sorted(range(len(joined)), key=joined.__getitem__)
-    return tuple(joined[number] for number in order), np.argsort(order)[combined_N]
-
-
-def _all_taught(path: Path, classes: tuple[str, ...], labels_N: np.ndarray) -> None:
-    missing = set(range(len(classes))) - set(labels_N.tolist())
-    if missing:
-        names = listed(classes[number] for number in sorted(missing))
-        raise DataError(f"{path}: no training sample of class {names}.")
+    return tuple(joined[number] for number in order), np.argsort(order)[combined_N.reshape(-1)]

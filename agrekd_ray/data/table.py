@@ -7,9 +7,10 @@ are the same names in every format and dialect, see `names.canonical`.
 from __future__ import annotations
 
 import bisect
+import contextlib
 import itertools
 import math
-from collections.abc import Collection, Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,10 +160,10 @@ class Table:
                 if name in given and names[other] in given:
                     continue
             if other != number:
+                difference = f"{_difference(name, names[other])}. {remedy}".rstrip()
                 raise DataError(
                     f"{here} {quoted(spelling)}, and {quoted(spellings[other])} in "
-                    f"{self.where(first[other])}: {_difference(name, names[other])}."
-                    f"{remedy and f' {remedy}'}"
+                    f"{self.where(first[other])}: {difference}"
                 )
             if has_blank_end(spelling) and name not in given:
                 raise DataError(f"{here} {quoted(spelling)}, with a blank at an end; remove it.")
@@ -186,11 +187,9 @@ class Table:
         found = self.values(column, known)
         for name, row in zip(found.names, found.first, strict=True):
             if name not in known:
-                near = nearest(name, meanings)
-                hint = f" Did you mean {quoted(near)}?" if near else ""
                 raise DataError(
                     f"{self.where(row)}: {column} is {quoted(name)}, none of {what} "
-                    f"({listed(meanings)}).{hint}{remedy and f' {remedy}'}"
+                    f"({listed(meanings)}).{_meant(name, meanings)} {remedy}".rstrip()
                 )
         return np.array([known[name] for name in found.names], dtype=np.int64)[found.number_N]
 
@@ -325,14 +324,15 @@ def table_files(path: Path) -> list[Path]:
     Raises:
         DataError: there are none, of two kinds, or they are no CSV or Parquet files.
     """
-    try:
+    is_file, beside = False, []
+    with contextlib.suppress(OSError):  # a name that is too long
         if path.is_dir():
             return _in_folder(path)
-        there = path.is_file()
-    except OSError:  # a name that is too long
-        there = False
-    if not there:
-        near = nearest(path.name, _neighbours(path.parent))
+        is_file = path.is_file()
+    if not is_file:
+        with contextlib.suppress(OSError):
+            beside = [other.name for other in path.parent.iterdir()]
+        near = nearest(path.name, beside)
         raise DataError(
             f"{path}: no such table{f'; did you mean {quoted(near)}?' if near else '.'} Give a CSV "
             "or Parquet file, or a folder of them."
@@ -377,23 +377,13 @@ def _tables(folders: Sequence[Path], kinds: Sequence[str]) -> list[Path]:
     )
 
 
-def _neighbours(folder: Path) -> list[str]:
-    try:
-        return [path.name for path in folder.iterdir()]
-    except OSError:
-        return []
-
-
 def _require(path: Path, name: str, names: Sequence[str], remedy: str = "") -> None:
     if name not in names:
-        near = nearest(name, names)
-        hint = f" Did you mean {quoted(near)}?" if near else ""
+        hint = f"{_meant(name, names)} {remedy}".rstrip()
         if len(names) == 1 and path.suffix.lower() in TEXT:
-            hint = f" Between values are {' or '.join(DELIMITERS.values())}; write the table so."
-        raise DataError(
-            f"{path}: no column {quoted(name)}; there are {listed(names, 24)}.{hint}"
-            f"{remedy and f' {remedy}'}"
-        )
+            signs = " or ".join(DELIMITERS.values())
+            hint = f" Between values are {signs}; write the table so. {remedy}".rstrip()
+        raise DataError(f"{path}: no column {quoted(name)}; there are {listed(names, 24)}.{hint}")
     if names.count(name) > 1:
         raise DataError(
             f"{path}: {names.count(name)} columns are called {quoted(name)}; rename one."
@@ -403,6 +393,11 @@ def _require(path: Path, name: str, names: Sequence[str], remedy: str = "") -> N
             raise DataError(
                 f"{path}: columns {quoted(name)} and {quoted(other)}: {_difference(name, other)}."
             )
+
+
+def _meant(name: str, names: Iterable[str]) -> str:
+    near = nearest(name, names)
+    return f" Did you mean {quoted(near)}?" if near else ""
 
 
 def _difference(name: str, other: str) -> str:
@@ -439,16 +434,28 @@ def _header(file: Path, columns: Sequence[str]) -> tuple[list[str], str]:
 def _text_names(file: Path, delimiter: str) -> list[str]:
     import pyarrow.csv as pc
 
-    with pc.open_csv(
-        file,
-        read_options=pc.ReadOptions(use_threads=False, block_size=CSV_BLOCK),
-        # What is wrong with rows comes later, with their numbers.
-        parse_options=pc.ParseOptions(
-            delimiter=delimiter, newlines_in_values=True, invalid_row_handler=lambda row: "skip"
-        ),
-        convert_options=pc.ConvertOptions(check_utf8=False),
-    ) as reader:
+    # What is wrong with rows comes later, with their numbers.
+    with pc.open_csv(file, **_text_options(delimiter, lambda row: "skip")) as reader:
         return list(reader.schema.names)
+
+
+def _text_options(
+    delimiter: str, on_wrong: Callable[[Any], str], columns: Sequence[str] = ()
+) -> dict[str, Any]:
+    import pyarrow.csv as pc
+
+    return {
+        "read_options": pc.ReadOptions(use_threads=False, block_size=CSV_BLOCK),
+        "parse_options": pc.ParseOptions(
+            delimiter=delimiter, newlines_in_values=True, invalid_row_handler=on_wrong
+        ),
+        "convert_options": pc.ConvertOptions(
+            check_utf8=False,  # cell by cell, for the row's number
+            column_types={name: pa.binary() for name in columns},
+            include_columns=columns,
+            strings_can_be_null=False,
+        ),
+    }
 
 
 def _read(file: Path, columns: list[str]) -> pa.Table:
@@ -460,14 +467,13 @@ def _read(file: Path, columns: list[str]) -> pa.Table:
     import pyarrow.parquet as pq
 
     # No data frame's index and no other metadata: only what is asked for.
-    found = pq.ParquetFile(file).read(columns=columns)
+    table = pq.ParquetFile(file).read(columns=columns)
     for name in columns:
-        if not _is_plain(found.schema.field(name).type):
-            kind = found.schema.field(name).type
+        if not _is_plain(kind := table.schema.field(name).type):
             raise DataError(
                 f"{file}: {name} holds {kind}, neither text nor numbers; save it as text."
             )
-    return found
+    return table
 
 
 def _of_cells(name: str, cells: Sequence[Sequence[str]], columns: Sequence[str]) -> pa.Table:
@@ -503,19 +509,7 @@ def _read_text(file: Path, columns: list[str], delimiter: str) -> pa.Table:
         wrong.append(row)
         return "skip"
 
-    found = pc.read_csv(
-        file,
-        read_options=pc.ReadOptions(use_threads=False, block_size=CSV_BLOCK),
-        parse_options=pc.ParseOptions(
-            delimiter=delimiter, newlines_in_values=True, invalid_row_handler=keep
-        ),
-        convert_options=pc.ConvertOptions(
-            check_utf8=False,  # cell by cell, for the row's number
-            column_types={name: pa.binary() for name in columns},
-            include_columns=columns,
-            strings_can_be_null=False,
-        ),
-    )
+    table = pc.read_csv(file, **_text_options(delimiter, keep, columns))
     if wrong:
         row = wrong[0]
         raise DataError(
@@ -523,7 +517,7 @@ def _read_text(file: Path, columns: list[str], delimiter: str) -> pa.Table:
             f"{row.expected_columns}; values with {DELIMITERS[delimiter]} or quotes need quotes "
             "around them."
         )
-    return found
+    return table
 
 
 def _text(value: Any) -> str:

@@ -25,8 +25,9 @@ from agrekd_ray.data.prepared import (
 from agrekd_ray.data.rows import Columns, TableSettings, open_table, read_rows
 from agrekd_ray.data.table import Table
 from agrekd_ray.errors import AgrekdError, DataError
+from agrekd_ray.files import is_folder
 from agrekd_ray.hub import hub_library
-from agrekd_ray.settings import Count, LocalPath, Seed, Settings, fingerprint
+from agrekd_ray.settings import Count, LocalPath, Seed, Settings, absolute, fingerprint
 
 TOKENISING = 1
 """Version of what tokenising gives; raised when the same text gives other tokens."""
@@ -55,12 +56,9 @@ class Texts(Settings):
     @field_validator("tokenizer")
     @classmethod
     def _absolute_folder(cls, tokenizer: str) -> str:
-        if not tokenizer.startswith(("/", ".", "~")) and not Path(tokenizer).is_dir():
-            return tokenizer
-        try:
-            return str(Path(tokenizer).expanduser().absolute())
-        except RuntimeError as error:  # ~nobody
-            raise ValueError(f"a folder; {error}") from None
+        if tokenizer.startswith(("/", ".", "~")) or is_folder(Path(tokenizer)):
+            return str(absolute(Path(tokenizer)))
+        return tokenizer
 
 
 class TextDataset(PreparedSamples):

@@ -75,10 +75,6 @@ class Manifest:
     made_by: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 
-    def to_json(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return {**vars(self), "model": self.model.model_dump(mode="json")}
-
 
 def save(folder: Path, model: Classifier, manifest: Manifest) -> Manifest:
     """Write a checkpoint so that it is there whole or not at all.
@@ -183,7 +179,8 @@ def _is_whole(folder: Path, fingerprint: str) -> bool:
 
 def _sealed(manifest: Manifest) -> str:
     """A manifest with a digest of itself, so that what is changed by accident is found."""
-    values = json.loads(json.dumps(manifest.to_json()))
+    plain = {**vars(manifest), "model": manifest.model.model_dump(mode="json")}
+    values = json.loads(json.dumps(plain))
     return json.dumps({**values, _SEAL: _digest(values)}, indent=1) + "\n"
 
 

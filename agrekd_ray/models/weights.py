@@ -301,7 +301,7 @@ def _chosen(
     fitting = [p for p, state in states.items() if not any(_other_shapes(state, wanted))]
     distinct: list[str] = []
     for prefix in fitting or states:
-        if not any(_equal(states[prefix], states[other]) for other in distinct):
+        if not any(equal(states[prefix], states[other]) for other in distinct):
             distinct.append(prefix)
     chosen = distinct
     if which is not None:
@@ -360,7 +360,8 @@ def _other_types(state: State, wanted: State) -> Iterator[str]:
             yield f"{name} {value.dtype} instead of {wanted[name].dtype}"
 
 
-def _equal(one: State, other: State) -> bool:
+def equal(one: State, other: State) -> bool:
+    """Whether the second has all tensors of the first, by name, type and values."""
     if any(value.is_meta for value in one.values()):
         return False  # nobody knows
     return all(
