@@ -135,7 +135,7 @@ def _of_lists(path: Path, partly: bool) -> _Faces:
 def _of_table(path: Path) -> _Faces:
     """What a table made for group robustness says."""
     spellings = (("img_filename", "filename", PICTURE), ("place", "a"))
-    table = Table(path, ["y", "split"], [name for names in spellings for name in names])
+    table = Table(path, ["y", "split"], lambda name: name in {*spellings[0], *spellings[1]})
     columns = []
     for names in spellings:
         present = [name for name in names if name in table.names]

@@ -71,8 +71,8 @@ class FolderPictures:
         missing: list[str] = []
         for row, path in enumerate(self._paths):
             try:
-                found = os.stat(path)  # noqa: PTH116
-                stamps.update(f"{paths[row]}\0{found.st_size}\0{found.st_mtime_ns}\n".encode())
+                stat = os.stat(path)  # noqa: PTH116
+                stamps.update(f"{paths[row]}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
             except (OSError, ValueError):
                 near = file_alike(Path(path)) if len(missing) < SHOWN else None
                 hint = f", but {quoted(str(near), len(path) + 9)}" if near else ""
@@ -112,13 +112,12 @@ class ParquetPictures:
         self._files, self._column, self.count = files, column, 0
         named: dict[int, str] = {}
         for path in files:
-            with _damage_told(path), _opened(path) as file:
+            with _saying_damage(path), _opened(path) as file:
                 named.update(_named(file, column, self.count))
                 self.count += file.metadata.num_rows
-        found = [file.stat() for file in files]
-        self.stamp = fingerprint(
-            [[f.name, s.st_size, s.st_mtime_ns] for f, s in zip(files, found, strict=True)], column
-        )
+        stats = [(file.name, file.stat()) for file in files]
+        parts = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+        self.stamp = fingerprint(parts, column)
         rows = list(named)
         self._readers = {}
         if named:
@@ -132,7 +131,7 @@ class ParquetPictures:
         held: list[Callable[[], bytes]] = []
         number = 0
         for row, cell in enumerate(self._cells(wanted)):
-            held.append(self._readers.get(row) or functools.partial(_there, cell))
+            held.append(self._readers.get(row) or functools.partial(_content, cell))
             if len(held) == CHUNK:
                 if number in wanted:
                     yield number, held
@@ -148,7 +147,7 @@ class ParquetPictures:
         """
         row = 0
         for path in self._files:
-            with _damage_told(path):
+            with _saying_damage(path):
                 for cells in self._groups(path, row, wanted):
                     row += len(cells)
                     yield from cells
@@ -174,7 +173,7 @@ def _opened(path: Path) -> Any:
 
 
 @contextmanager
-def _damage_told(path: Path) -> Iterator[None]:
+def _saying_damage(path: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as error:
@@ -206,11 +205,11 @@ def _named(file: Any, column: str, row: int) -> Iterator[tuple[int, str]]:
 
 
 def _bytes_in(cell: object) -> bytes | None:
-    found = cell.get("bytes") if isinstance(cell, dict) else cell
-    return found if isinstance(found, bytes) else None
+    content = cell.get("bytes") if isinstance(cell, dict) else cell
+    return content if isinstance(content, bytes) else None
 
 
-def _there(cell: bytes | None) -> bytes:
+def _content(cell: bytes | None) -> bytes:
     if not cell:
         raise OSError("the cell is empty")
     return cell

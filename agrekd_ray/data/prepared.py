@@ -151,10 +151,10 @@ class PreparedRows:
             DataError: they are not all there.
         """
         try:
-            found = read_json(self._whole / _WHOLE, _Whole)
-            if found.digest != self._digest(self._read_records(self._whole)):
+            digest = read_json(self._whole / _WHOLE, _Whole).digest
+            if digest != self._digest(self._read_records(self._whole)):
                 raise DamagedError("its digests are others")
-            return found.digest
+            return digest
         except (OSError, DamagedError) as error:
             if unreadable(error):
                 raise cannot_read(self._whole, error) from None

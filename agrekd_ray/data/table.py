@@ -10,7 +10,7 @@ import bisect
 import contextlib
 import itertools
 import math
-from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ class Table:
         path: a text table (`.csv`, `.tsv`), a Parquet file (`.parquet`), or a folder, see
             `table_files`.
         columns: that must be there.
-        optional: that are read where they are there.
+        optional: says of each other column whether it is read too.
         remedy: what to do about a missing column, a sentence.
         cells: of every line, the header's first, where somebody else has read the file.
 
@@ -82,7 +82,7 @@ class Table:
         self,
         path: Path,
         columns: Sequence[str],
-        optional: Container[str] = (),
+        optional: Callable[[str], bool] = lambda name: False,
         remedy: str = "",
         cells: Sequence[Sequence[str]] | None = None,
     ) -> None:
@@ -94,7 +94,7 @@ class Table:
             for name in columns:
                 self.require(name)
             if cells is None:
-                further = [name for name in self.names if name in optional]
+                further = [name for name in self.names if optional(name)]
                 wanted = list(dict.fromkeys([*columns, *further]))
                 parts = [_read(file, wanted) for file in self.files]
             else:
@@ -125,10 +125,10 @@ class Table:
         Raises:
             DataError: one is missing, or no UTF-8 text.
         """
-        found = self.passages(column, range(self.rows))
-        if "" in found:
-            raise DataError(f"{self.where(found.index(''))}: {column} is empty.")
-        return found
+        values = self.passages(column, range(self.rows))
+        if "" in values:
+            raise DataError(f"{self.where(values.index(''))}: {column} is empty.")
+        return values
 
     def values(self, column: str, given: Collection[str] = (), remedy: str = "") -> Names:
         """The values of a column as names, which are the same in every format.
@@ -184,14 +184,14 @@ class Table:
             DataError: another value; names the row, and the nearest one.
         """
         known = {canonical(name): number for name, number in meanings.items()}
-        found = self.values(column, known)
-        for name, row in zip(found.names, found.first, strict=True):
+        values = self.values(column, known)
+        for name, row in zip(values.names, values.first, strict=True):
             if name not in known:
                 raise DataError(
                     f"{self.where(row)}: {column} is {quoted(name)}, none of {what} "
                     f"({listed(meanings)}).{_meant(name, meanings)} {remedy}".rstrip()
                 )
-        return np.array([known[name] for name in found.names], dtype=np.int64)[found.number_N]
+        return np.array([known[name] for name in values.names], dtype=np.int64)[values.number_N]
 
     def require(self, column: str) -> None:
         """Refuse the table if it has no such column.
@@ -207,17 +207,17 @@ class Table:
         Raises:
             DataError: one is no UTF-8 text.
         """
-        found, first = [], 0
+        texts, first = [], 0
         for part, end in zip(self._parts, self._ends, strict=True):
             inside = range(max(rows.start, first), min(rows.stop, end))
             values = part.column(column).slice(inside.start - first, len(inside)).to_pylist()
             for row, value in zip(inside, values, strict=True):
                 try:
-                    found.append(_text(value))
+                    texts.append(_text(value))
                 except UnicodeDecodeError:
                     raise self._no_text(row, column) from None
             first = end
-        return found
+        return texts
 
     def shares(self, column: str, *, empty: float | None = None) -> np.ndarray:
         """The values of a column as shares, from 0 to 1, float64 [N].
@@ -229,17 +229,17 @@ class Table:
         Raises:
             DataError: a value that is no such number, with its row.
         """
-        found = np.empty(self.rows)
+        shares_N = np.empty(self.rows)
         for row, text in enumerate(self.passages(column, range(self.rows))):
             if not text and empty is not None:
-                found[row] = empty
+                shares_N[row] = empty
                 continue
-            found[row] = float(text) if NUMBER.fullmatch(text) else math.nan
-            if not 0 <= found[row] <= 1:
+            shares_N[row] = float(text) if NUMBER.fullmatch(text) else math.nan
+            if not 0 <= shares_N[row] <= 1:
                 raise DataError(
                     f"{self.where(row)}: {column} is {quoted(text)}, no number from 0 to 1."
                 )
-        return found
+        return shares_N
 
     def unique(self, column: str) -> list[str]:
         """The values of a column, each of them once in the table.
@@ -347,14 +347,14 @@ def _in_folder(path: Path) -> list[Path]:
     parts = [entry for entry in folders if split_named(entry.name)]
     columnar, text = _tables([path], (PARQUET,)), _tables([path], TEXT)
     named = [file for file in text if split_of_file(file)]
-    found = {
+    by_kind = {
         "Parquet files": columnar,
         # Other text tables may be about the samples; these are samples.
         "text tables": text if named and not columnar else named,
         "Parquet files by split": _tables(parts, (PARQUET,)),
         "text tables by split": _tables(parts, TEXT),
     }
-    kinds = [kind for kind, files in found.items() if files]
+    kinds = [kind for kind, files in by_kind.items() if files]
     if not kinds:
         tables = sorted(entry.name for entry in folders if _tables([entry], (PARQUET,)))
         hint = f" There are some in {listed(tables)}." if tables else ""
@@ -363,9 +363,9 @@ def _in_folder(path: Path) -> list[Path]:
             f"splits.{hint}"
         )
     if len(kinds) > 1:
-        told = " and ".join(f"{kind} ({quoted(found[kind][0].name)})" for kind in kinds)
-        raise DataError(f"{path}: the folder holds {told}; keep one kind, or name the table.")
-    return found[kinds[0]]
+        several = " and ".join(f"{kind} ({quoted(by_kind[kind][0].name)})" for kind in kinds)
+        raise DataError(f"{path}: the folder holds {several}; keep one kind, or name the table.")
+    return by_kind[kinds[0]]
 
 
 def _tables(folders: Sequence[Path], kinds: Sequence[str]) -> list[Path]:
@@ -417,18 +417,17 @@ def _header(file: Path, columns: Sequence[str]) -> tuple[list[str], str]:
     with file.open("rb") as opened:
         if opened.read(2) in (b"\xff\xfe", b"\xfe\xff"):
             raise DataError(f"{file}: is UTF-16 text; save it as UTF-8.")
-    found: dict[str, list[str]] = {}
+    headers: list[tuple[list[str], str]] = []
     for delimiter in DELIMITERS:
         try:
-            found[delimiter] = _text_names(file, delimiter)
+            headers.append((_text_names(file, delimiter), delimiter))
         except pa.ArrowException:
             if delimiter == ",":
                 raise
             continue
-        if set(columns) <= set(found[delimiter]):
-            return found[delimiter], delimiter
-    most = max(found, key=lambda delimiter: len(found[delimiter]))
-    return found[most], most
+        if set(columns) <= set(headers[-1][0]):
+            return headers[-1]
+    return max(headers, key=lambda header: len(header[0]))
 
 
 def _text_names(file: Path, delimiter: str) -> list[str]:
@@ -537,14 +536,14 @@ def _spelt(values: pa.Array) -> list[str | None]:
         if pa.types.is_float32(values.type)
         else values.to_pylist()
     )
-    found: list[str | None] = []
+    texts: list[str | None] = []
     for value in plain:
         try:
             text = _text(value)
-            found.append(text.removeprefix("-") if canonical(text) == "0" else text)
+            texts.append(text.removeprefix("-") if canonical(text) == "0" else text)
         except UnicodeDecodeError:
-            found.append(None)
-    return found
+            texts.append(None)
+    return texts
 
 
 def _no_table(path: Path, error: Exception) -> DataError:
