@@ -16,7 +16,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -99,6 +98,7 @@ class PreparedRows:
     ) -> None:
         self._folder, self._count, self._dtype = folder, count, np.dtype(dtype)
         self._shape, self._remarks = shape, tuple(remarks)
+        self._row_bytes = math.prod(shape) * self._dtype.itemsize
         # Of a chunk; a digest of zeros where it is still to be made.
         self._record = np.dtype([("digest", "u1", (_DIGEST,)), ("counts", "<u4", (len(remarks),))])
         self._whole = folder / key[:24]
@@ -127,9 +127,7 @@ class PreparedRows:
 
     def left(self) -> int:
         """Rows that are still to be made."""
-        if self.whole:
-            return 0
-        return sum(map(len, self._missing(self._done())))
+        return 0 if self.whole else sum(map(len, self._missing(self._done())))
 
     def rows(self) -> np.ndarray:
         """All rows, [N, ...], mapped read-only.
@@ -190,7 +188,9 @@ class PreparedRows:
             DataError: the folder cannot be written.
         """
         try:
-            with self._claimed():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with self._lock.open("w", encoding="utf-8") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
                 if not self.whole:
                     self._fill(work, progress)
         except OSError as error:
@@ -198,17 +198,6 @@ class PreparedRows:
                 f"data.prepared: {self._folder} cannot be written ({error.strerror or error}); "
                 f"{self.bytes / 1e9:.1f} GB are needed. Free the disk or choose another folder."
             ) from None
-
-    @property
-    def _row_bytes(self) -> int:
-        return math.prod(self._shape) * self._dtype.itemsize
-
-    @contextmanager
-    def _claimed(self) -> Iterator[None]:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with self._lock.open("w", encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
 
     def _read_records(self, folder: Path) -> np.ndarray:
         """What is known of every chunk.
@@ -247,8 +236,8 @@ class PreparedRows:
         shutil.rmtree(self._whole, ignore_errors=True)  # damaged, or it would be whole
         self._partial.mkdir(exist_ok=True)
         records = self._done()
-        missing = [rows.start // CHUNK for rows in self._missing(records)]
-        done = self._count - sum(map(len, self._missing(records)))
+        missing = self._missing(records)
+        done = self._count - sum(map(len, missing))
         faults: list[str] = []
         progress(done, self._count)
         rows_file = os.open(self._partial / _ROWS, os.O_RDWR | os.O_CREAT, 0o644)
@@ -256,7 +245,7 @@ class PreparedRows:
         try:
             os.ftruncate(rows_file, self.bytes)
             os.pwrite(digests_file, records.tobytes(), 0)
-            for number, made in _in_threads(work(missing)):
+            for number, made in _in_threads(work([rows.start // CHUNK for rows in missing])):
                 try:
                     rows, digest, counts = made.result()
                 except BrokenRowsError as error:

@@ -103,8 +103,11 @@ def save(folder: Path, model: Classifier, manifest: Manifest) -> Manifest:
             "weights": _sha256(partial / WEIGHTS),
             "backbone": _backbone_sha256(description, state, metadata),
         }
-        complete = Manifest(**{**vars(manifest), **digests, "model": description})
-        (partial / MANIFEST).write_text(_sealed(complete), encoding="utf-8")
+        plain = {**vars(manifest), **digests, "model": description.model_dump(mode="json")}
+        values = json.loads(json.dumps(plain))
+        # With a digest of itself, so that what is changed by accident is found.
+        sealed = json.dumps({**values, _SEAL: _digest(values)}, indent=1) + "\n"
+        (partial / MANIFEST).write_text(sealed, encoding="utf-8")
         _put(partial, folder, manifest.fingerprint)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -175,13 +178,6 @@ def _is_whole(folder: Path, fingerprint: str) -> bool:
         return load(folder)[1].fingerprint == fingerprint
     except CheckpointError:
         return False
-
-
-def _sealed(manifest: Manifest) -> str:
-    """A manifest with a digest of itself, so that what is changed by accident is found."""
-    plain = {**vars(manifest), "model": manifest.model.model_dump(mode="json")}
-    values = json.loads(json.dumps(plain))
-    return json.dumps({**values, _SEAL: _digest(values)}, indent=1) + "\n"
 
 
 def _digest(values: dict[str, Any]) -> str:

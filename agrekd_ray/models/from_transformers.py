@@ -95,10 +95,10 @@ class Transformers:
         # What transformers takes for its default today it may not take tomorrow.
         if getattr(config, "pad_token_id", None) is not None:
             args["pad_token_id"] = config.pad_token_id
-        found: dict[str, Any] = {"name": self.prefix + config.model_type, "args": args}
+        update: dict[str, Any] = {"name": self.prefix + config.model_type, "args": args}
         if model.weights == PRETRAINED:
-            found["weights"] = f"{PRETRAINED}:{_content(name, config)}"
-        return model.model_copy(update=found)
+            update["weights"] = f"{PRETRAINED}:{_content(name, config)}"
+        return model.model_copy(update=update)
 
     def parts(
         self,
@@ -126,11 +126,8 @@ class Transformers:
         library = _library()
         config = _config(model, num_labels=classes)
         text = len(shape) == 1
-        makers = (
-            library.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
-            if text
-            else library.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
-        )
+        kind = "SEQUENCE" if text else "IMAGE"
+        makers = getattr(library, f"MODEL_FOR_{kind}_CLASSIFICATION_MAPPING")
         if type(config) not in makers:
             raise AgrekdError(
                 f"{model.name}: transformers has no {config.model_type} that classifies "
@@ -203,8 +200,8 @@ def _folder(name: str) -> bool:
 
 def _weight_files(folder: Path) -> list[Path]:
     """What from_pretrained takes: safetensors before pickles."""
-    found = (sorted(folder.glob(pattern)) for pattern in _WEIGHTS)
-    return next((files for files in found if files), [])
+    by_pattern = (sorted(folder.glob(pattern)) for pattern in _WEIGHTS)
+    return next(filter(None, by_pattern), [])
 
 
 def _config(model: Model, **more: Any) -> Any:
@@ -365,7 +362,7 @@ def _pretrained(
     """The network with the weights of a folder or of the hub; the head may stay fresh."""
     name = model.name.removeprefix(TRANSFORMERS)
     try:
-        network, found = maker.from_pretrained(
+        network, loading = maker.from_pretrained(
             None if state is not None else name,
             state_dict=state,
             config=config,
@@ -376,16 +373,18 @@ def _pretrained(
     except offline_errors() as error:
         raise not_there(model.name, "weights", error) from None
     body = f"{network.base_model_prefix}."
-    absent = [key for key in found["missing_keys"] if key.startswith(body) and "pooler" not in key]
-    shaped = [key for key, *_ in found["mismatched_keys"] if key.startswith(body)]
-    if whole and (heads := {key: wrong for key, wrong, _ in found["mismatched_keys"]}):
+    absent = [
+        key for key in loading["missing_keys"] if key.startswith(body) and "pooler" not in key
+    ]
+    shaped = [key for key, *_ in loading["mismatched_keys"] if key.startswith(body)]
+    if whole and (heads := {key: wrong for key, wrong, _ in loading["mismatched_keys"]}):
         key, wrong = sorted(heads.items())[0]
         raise AgrekdError(
             f"{name}: a head of {wrong[0]} classes ({key}), but {config.num_labels} are wanted."
         )
-    if whole and found["missing_keys"]:
+    if whole and loading["missing_keys"]:
         raise AgrekdError(
-            f"{name}: weights without {', '.join(sorted(found['missing_keys'])[:4])}; a model that "
+            f"{name}: weights without {', '.join(sorted(loading['missing_keys'])[:4])}; a model that "
             "was never trained to classify cannot teach."
         )
     if absent or shaped:
