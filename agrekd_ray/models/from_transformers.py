@@ -373,19 +373,18 @@ def _pretrained(
     except offline_errors() as error:
         raise not_there(model.name, "weights", error) from None
     body = f"{network.base_model_prefix}."
-    absent = [
-        key for key in loading["missing_keys"] if key.startswith(body) and "pooler" not in key
-    ]
-    shaped = [key for key, *_ in loading["mismatched_keys"] if key.startswith(body)]
-    if whole and (heads := {key: wrong for key, wrong, _ in loading["mismatched_keys"]}):
-        key, wrong = sorted(heads.items())[0]
+    missing, mismatched = loading["missing_keys"], loading["mismatched_keys"]
+    absent = [key for key in missing if key.startswith(body) and "pooler" not in key]
+    shaped = [key for key, *_ in mismatched if key.startswith(body)]
+    if whole and mismatched:
+        key, shape = min((key, shape) for key, shape, _ in mismatched)
         raise AgrekdError(
-            f"{name}: a head of {wrong[0]} classes ({key}), but {config.num_labels} are wanted."
+            f"{name}: a head of {shape[0]} classes ({key}), but {config.num_labels} are wanted."
         )
-    if whole and loading["missing_keys"]:
+    if whole and missing:
         raise AgrekdError(
-            f"{name}: weights without {', '.join(sorted(loading['missing_keys'])[:4])}; a model that "
-            "was never trained to classify cannot teach."
+            f"{name}: weights without {', '.join(sorted(missing)[:4])}; a model that was never "
+            "trained to classify cannot teach."
         )
     if absent or shaped:
         raise AgrekdError(
