@@ -29,6 +29,7 @@ from agrekd_ray.models.model import (
 from agrekd_ray.models.weights import State, sha256
 from agrekd_ray.settings import fingerprint
 
+_library = functools.partial(hub_library, "transformers", "text")
 _NOT_ARCHITECTURE = {
     "_name_or_path",
     "architectures",
@@ -172,10 +173,6 @@ class Transformers:
                 "config.json, or set weights: null to train from fresh ones"
             )
         return True
-
-
-def _library() -> Any:
-    return hub_library("transformers", "text")
 
 
 _AWAY: dict[str, Exception] = {}
