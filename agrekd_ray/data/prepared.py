@@ -240,28 +240,32 @@ class PreparedRows:
         done = self._count - sum(map(len, missing))
         faults: list[str] = []
         progress(done, self._count)
-        rows_file = os.open(self._partial / _ROWS, os.O_RDWR | os.O_CREAT, 0o644)
-        digests_file = os.open(self._partial / _DIGESTS, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            os.ftruncate(rows_file, self.bytes)
-            os.pwrite(digests_file, records.tobytes(), 0)
+        for name in (_ROWS, _DIGESTS):
+            (self._partial / name).touch()
+        with (
+            (self._partial / _ROWS).open("r+b") as rows_file,
+            (self._partial / _DIGESTS).open("r+b") as digests_file,
+        ):
+            rows_file.truncate(self.bytes)
+            digests_file.write(records.tobytes())
+            digests_file.flush()
             for number, made in _in_threads(work([rows.start // CHUNK for rows in missing])):
                 try:
                     rows, digest, counts = made.result()
                 except BrokenRowsError as error:
                     faults += error.faults
                     continue
-                _write(rows_file, np.ascontiguousarray(rows, self._dtype), number, self._row_bytes)
+                rows_file.seek(number * CHUNK * self._row_bytes)
+                rows_file.write(np.ascontiguousarray(rows, self._dtype).tobytes())
                 # The rows reach the disk before the word that they are there.
-                os.fdatasync(rows_file)
+                rows_file.flush()
+                os.fdatasync(rows_file.fileno())
                 records[number] = np.frombuffer(digest, np.uint8), counts
-                record = records[number].tobytes()
-                os.pwrite(digests_file, record, number * self._record.itemsize)
+                digests_file.seek(number * self._record.itemsize)
+                digests_file.write(records[number].tobytes())
+                digests_file.flush()
                 done += len(rows)
                 progress(done, self._count)
-        finally:
-            os.close(rows_file)
-            os.close(digests_file)
         if faults:
             raise BrokenRowsError(faults)
         whole = _Whole(self._digest(records), self._count)
@@ -326,13 +330,6 @@ def _size(path: Path) -> int | None:
         if unreadable(error):
             raise cannot_read(path, error) from None
         return None
-
-
-def _write(file: int, rows: np.ndarray, chunk: int, row_bytes: int) -> None:
-    place, left = chunk * CHUNK * row_bytes, memoryview(rows.tobytes())
-    while left:
-        written = os.pwrite(file, left, place)
-        place, left = place + written, left[written:]
 
 
 def _in_threads(work: Iterator[Work]) -> Iterator[tuple[int, Future[Made]]]:

@@ -248,23 +248,19 @@ class Table:
             DataError: a value comes twice, or two differ in what nobody sees; names both rows.
         """
         values = self.text(column)
-        rows: dict[str, int] = {}
+        first: dict[str, int] = {}
         for row, value in enumerate(values):
-            if (other := rows.setdefault(value, row)) != row:
+            if (other := first.setdefault(visible(value), row)) == row:
+                continue
+            if value == values[other]:
                 raise DataError(
                     f"{self.where(row)}: {column} {quoted(value)} is in {self.where(other)} "
                     "already."
                 )
-        every = "".join(values)
-        if every.isascii() and every.isprintable() and " " not in every:
-            return values  # all that is in them is seen
-        for value, row in list(rows.items()):
-            if (look := visible(value)) != value and (other := rows.setdefault(look, row)) != row:
-                raise DataError(
-                    f"{self.where(row)}: {column} is {quoted(value)}, and "
-                    f"{quoted(values[other])} in {self.where(other)}: "
-                    f"{_difference(value, values[other])}."
-                )
+            raise DataError(
+                f"{self.where(row)}: {column} is {quoted(value)}, and {quoted(values[other])} in "
+                f"{self.where(other)}: {_difference(value, values[other])}."
+            )
         return values
 
     def _coded(self, column: str) -> tuple[list[str], np.ndarray]:
