@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import stdev
 
+import pandas as pd
 import pytest
 import torch
 from rich.console import Console
@@ -294,7 +295,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(job, ensemble, tmp_path
         path.write_text("half")
         raise OSError("no space left")
 
-    monkeypatch.setattr(report.pd.DataFrame, "to_csv", fail)
+    monkeypatch.setattr(pd.DataFrame, "to_csv", fail)
     with pytest.raises(OSError, match="no space"):
         report.write_csv(job[:1], path)
     assert path.read_text() == before

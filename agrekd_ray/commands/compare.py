@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from agrekd_ray.addresses import sqlite_address
 from agrekd_ray.errors import RunError
-from agrekd_ray.report import settings_plots as pictures
 from agrekd_ray.report.compare import Layout, render, write_csv, write_markdown
-from agrekd_ray.report.settings_plots import Point
+from agrekd_ray.report.settings_plots import (
+    Point,
+    parallel_coordinates,
+    parameter_effects,
+    trial_history,
+    worst_against_accuracy,
+)
+from agrekd_ray.report.style import draw_plots
 from agrekd_ray.results.metrics import ACCURACY, WORST_GROUP, worst_metric
 from agrekd_ray.results.runs import Row, baselines, check_metric, ordered, settings
 from agrekd_ray.tracking.mlflow_reader import read
@@ -124,17 +132,14 @@ def _drawn(rows: Sequence[Row], layout: Layout, folder: Path) -> list[Path]:
     every = points(rows, wanted)
     # What follows a search trains settings of its trials once more.
     varied = points(trials, wanted) if trials else every
-    worst, effects = folder / "worst_against_accuracy.png", folder / "parameter_effects.png"
-    parallel = folder / "parallel_coordinates.png"
-    drawn = {
-        worst: pictures.worst_against_accuracy(every, worst, layout.worst),
-        effects: pictures.parameter_effects(varied, effects, metric),
-        parallel: pictures.parallel_coordinates(varied, parallel, metric),
+    drawings: dict[str, Callable[[], Figure | None]] = {
+        "worst_against_accuracy": lambda: worst_against_accuracy(every, layout.worst),
+        "parameter_effects": lambda: parameter_effects(varied, metric),
+        "parallel_coordinates": lambda: parallel_coordinates(varied, metric),
     }
     searches = list(dict.fromkeys(row.first.parent for row in trials))
     for search in searches:
-        mine = [row for row in trials if row.first.parent == search]
+        mine = points([row for row in trials if row.first.parent == search], wanted)
         name = "trial_history" if len(searches) == 1 else f"trial_history_{search[:8]}"
-        history = folder / f"{name}.png"
-        drawn[history] = pictures.trial_history(points(mine, wanted), history, metric)
-    return [path for path, done in drawn.items() if done]
+        drawings[name] = partial(trial_history, mine, metric)
+    return draw_plots(folder, drawings)

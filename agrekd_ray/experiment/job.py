@@ -408,9 +408,9 @@ class _Run:
             "versions": package_versions(),
             "settings": self.folder.job.model_dump(mode="json"),
         }
-        report.publish_files(path, outcomes, members, biased, about, diagnostics, anew=anew)
-        if self.draws:
-            report.draw(self.folder.plots, outcomes, members, diagnostics, anew=anew)
+        report.publish_files(
+            path, outcomes, members, biased, about, diagnostics, anew=anew, draw=self.draws
+        )
 
     @functools.cached_property
     def _example(self) -> np.ndarray:

@@ -216,34 +216,12 @@ def _read(folder: Path, check: Callable[[Any], Read]) -> Read:
 
 
 def _job(values: Any) -> JobArchive:
-    values["outcomes"] = [_outcome(outcome) for outcome in values["outcomes"]]
-    values["members"] = [_numbers(member) for member in values["members"]]
-    values["biased"] = _numbers(values["biased"]) if values["biased"] else None
     return checked(JobArchive, {**values, "settings": values["job"]["settings"]})
 
 
 def _search(values: Any) -> SearchArchive:
-    values["final"] = [_outcome(outcome) for outcome in values["final"]]
-    for trial in values["trials"]:
-        trial["history"] = _numbers(trial["history"])
-        trial["test"] = _numbers(trial["test"]) if trial["test"] else None
     result = checked(SearchResult, values)
-    members = [_numbers(member) for member in result.about.get("members") or ()]
-    about = checked(SearchAbout, {**result.about, "members": members})
+    about = checked(SearchAbout, result.about)
     return SearchArchive(
         result, about, checked(SearchSettings, about.settings), checked(JobSettings, about.job)
     )
-
-
-def _outcome(values: dict[str, Any]) -> dict[str, Any]:
-    splits, history = _numbers(values["splits"]), _numbers(values["history"])
-    return {**values, "splits": splits, "history": history}
-
-
-def _numbers(values: Any) -> Any:
-    """Metrics as they were before JSON, which has no NaN and got null."""
-    if isinstance(values, dict):
-        return {key: _numbers(value) for key, value in values.items()}
-    if isinstance(values, list):
-        return [_numbers(value) for value in values]
-    return math.nan if values is None else values

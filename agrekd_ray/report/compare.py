@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from rich.console import Console
 from rich.text import Text
 
+from agrekd_ray.report import tables
 from agrekd_ray.report.tables import Cell, Column, Table, figure_column, numbers, show, words
 from agrekd_ray.report.tables import markdown as table_markdown
 from agrekd_ray.results.intervals import INTERVAL, PairedDifference
@@ -26,6 +26,7 @@ from agrekd_ray.results.metrics import (
 from agrekd_ray.results.runs import SEEDLESS, Row, difference, settings
 from agrekd_ray.tracking.files import replacing
 
+_ENDS = ("low", "high", "seeds")
 _LABEL, _SEEDS, _TEACHERS, _STATE, _DIFFERENCE = "label", "seeds", "teachers", "state", "difference"
 
 
@@ -124,53 +125,46 @@ def write_csv(rows: Sequence[Row], layout: Layout, path: Path) -> None:
         OSError: it cannot be written.
     """
     varying = settings(rows)
+    paths = dict.fromkeys(path for values in varying.values() for path in values)
     place = 1 if layout.baseline else 0
-    columns = {
-        "label": [row.label for row in rows],
-        "experiment": [row.first.experiment for row in rows],
-        "method": [row.first.method for row in rows],
-        **{
-            path: [varying[id(row)].get(path) for row in rows]
-            for path in dict.fromkeys(path for values in varying.values() for path in values)
-        },
-        "teachers": [row.first.teachers for row in rows],
-        "seeds": [len(row.seeds) for row in rows],
-    }
-    for name in layout.shown[:place]:
-        columns |= _values(rows, name)
-    if layout.baseline:
-        found = [difference(row, layout.baseline, layout.worst) for row in rows]
-        for part, ending in (("mean", ""), ("low", "/low"), ("high", "/high"), ("seeds", "/seeds")):
-            columns[f"difference{ending}"] = [d and _rounded(getattr(d, part)) for d in found]
-    for name in layout.shown[place:]:
-        columns |= _values(rows, name)
-    columns[STEPS] = [_rounded(row.mean(STEPS)) for row in rows]
-    columns["state"] = [row.state for row in rows]
-    columns["runs"] = [" ".join(child.run_id for child in row.children) for row in rows]
-    table = pd.DataFrame(columns, dtype=object)
-    with replacing(path) as draft:
-        table.to_csv(draft, index=False, lineterminator="\r\n")
+    measured = [f"{name}/measured_over" for name in layout.shown]
+    lines = []
+    for row in rows:
+        mine = varying[id(row)]
+        line: dict[str, Any] = {
+            "label": row.label,
+            "experiment": row.first.experiment,
+            "method": row.first.method,
+            **{path: "" if (v := mine.get(path)) is None else str(v) for path in paths},
+            "teachers": row.first.teachers,
+            "seeds": len(row.seeds),
+        }
+        for name in layout.shown[:place]:
+            line |= _values(row, name)
+        if layout.baseline:
+            gain = difference(row, layout.baseline, layout.worst)
+            line["difference"] = gain and gain.mean
+            line |= {f"difference/{end}": gain and getattr(gain, end) for end in _ENDS}
+        for name in layout.shown[place:]:
+            line |= _values(row, name)
+        line[STEPS] = row.mean(STEPS)
+        line["state"] = row.state
+        line["runs"] = " ".join(child.run_id for child in row.children)
+        lines.append(line)
+    tables.write_csv(lines, path, "label", measured)
 
 
-def _values(rows: Sequence[Row], name: str) -> dict[str, list[Any]]:
+def _values(row: Row, name: str) -> dict[str, Any]:
     """A metric's columns of a CSV file."""
-    figures = [row.figures.get(name) for row in rows]
-    parts = [figure.part if figure else "" for figure in figures]
+    figure = row.figures.get(name)
     # The seeds of a trial are in its mean already.
-    counts = [
-        len(row.seeds) if figure and row.first.number is not None else figure.count if figure else 0
-        for row, figure in zip(rows, figures, strict=True)
-    ]
+    count = len(row.seeds) if row.first.number is not None else figure.count if figure else 0
     return {
-        name: [_rounded(row.mean(name)) for row in rows],
-        **({f"{name}/measured_over": parts} if any(parts) else {}),
-        f"{name}/sd": [_rounded(row.spread(name)) for row in rows],
-        f"{name}/seeds": counts,
+        name: row.mean(name),
+        f"{name}/measured_over": figure.part if figure else "",
+        f"{name}/sd": row.spread(name),
+        f"{name}/seeds": count if figure else 0,
     }
-
-
-def _rounded(value: float | int | None) -> float | int | None:
-    return round(value, 6) if isinstance(value, float) else value
 
 
 def _table(rows: Sequence[Row], layout: Layout) -> Table:

@@ -14,9 +14,10 @@ from rich.text import Text
 
 from agrekd_ray.files import exists
 from agrekd_ray.report.archive import read_study
-from agrekd_ray.report.facts import Fact, as_yaml, cost_facts, date, split_facts
+from agrekd_ray.report.facts import Fact, as_yaml, date, run_facts
 from agrekd_ray.report.job import JOB, degraded_lines, render_degraded, write_csv
-from agrekd_ray.report.study_plots import gains_plot, sweep_plots
+from agrekd_ray.report.study_plots import study_plots
+from agrekd_ray.report.style import draw_plots
 from agrekd_ray.report.tables import (
     Cell,
     Table,
@@ -60,11 +61,7 @@ def publish_files(result: StudyResult, folder: Path, *, anew: bool = True) -> No
     if anew or not exists(folder / "results.md"):
         with replacing(folder / "results.md") as draft:
             draft.write_text(f"# {result.name}\n\n{markdown(result)}\n", encoding="utf-8")
-    plots = folder / "plots"
-    plots.mkdir(exist_ok=True)
-    sweep_plots(result, plots, anew=anew)
-    if anew or not exists(plots / "gains.png"):
-        gains_plot(result, plots / "gains.png")
+    draw_plots(folder / "plots", study_plots(result), anew=anew)
 
 
 def show(result: StudyResult, console: Console) -> None:
@@ -193,22 +190,15 @@ def content(folder: Path) -> dict[str, Any]:
 
 def _facts(result: StudyResult, folder: Path) -> list[Fact]:
     names = key_names(result.sweep)
-    swept = [
-        Fact(f"Sweep: {names[key]}", ", ".join(map(in_words, values)))
-        for key, values in result.sweep.items()
-    ]
-    draws = ", ".join(map(str, result.draws)) or "one"
     seeds = sorted({outcome.seed for outcome in result.outcomes})
     return [
-        *swept,
-        Fact("Draws of data and teachers", draws),
-        *split_facts(result.splits),
+        *(Fact(f"Sweep: {names[k]}", ", ".join(map(in_words, v))) for k, v in result.sweep.items()),
+        Fact("Draws of data and teachers", ", ".join(map(str, result.draws)) or "one"),
+        Fact("Splits", result.splits),
         Fact("Seeds", ", ".join(map(str, seeds))),
         Fact("Methods", ", ".join(map(label, result.methods))),
-        *([Fact("In brackets", result.published.source)] if result.published else []),
-        Fact("Folder", str(folder), code=True),
-        Fact("To run it again", f"agrekd run {shlex.quote(str(folder / JOB))}", code=True),
-        *cost_facts(result.cost),
+        Fact("In brackets", result.published.source if result.published else ""),
+        *run_facts(folder, result.cost, f"agrekd run {shlex.quote(str(folder / JOB))}"),
     ]
 
 

@@ -25,7 +25,6 @@ from agrekd_ray.results.metrics import (
     METRICS,
     OVERLAPPING,
     WORST_GROUP,
-    WORST_OVERLAPPING,
     Coverage,
     metric,
     over,
@@ -77,8 +76,7 @@ def values_of(
     """
     yield WORST_GROUP, "", metrics.worst_group_accuracy
     for name, value in metrics.scalars().items():
-        unknown = name == WORST_OVERLAPPING and math.isnan(value)  # as JSON has it
-        if name != WORST_GROUP and not unknown:
+        if name != WORST_GROUP:
             yield name, "", value
     kind = GROUP if metrics.groups_known else CLASS
     for name, value in metrics.groups.items():

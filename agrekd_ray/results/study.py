@@ -200,7 +200,8 @@ class StudyResult:
     def place_name(self, at: Mapping[str, Any]) -> str:
         """A place in words: `debiased=2 temperature=4`."""
         names = key_names(self.sweep)
-        return " ".join(f"{names[key]}={in_words(value)}" for key, value in at.items()) or "job"
+        parts = (f"{name}={in_words(at[key])}" for key, name in names.items() if key in at)
+        return " ".join(parts) or "job"
 
     def metrics(self) -> dict[str, float]:
         """The summary as MLflow names it: `<place>/<method>/test/worst_group_accuracy/mean`."""
