@@ -21,7 +21,7 @@ from rich.console import Console
 from agrekd_ray.commands.compare import compare
 from agrekd_ray.errors import RunError, TrackingError
 from agrekd_ray.report import settings_plots as pictures
-from agrekd_ray.report.compare import Layout, markdown
+from agrekd_ray.report.compare import Comparison
 from agrekd_ray.report.settings_plots import Chosen, Point, Scale
 from agrekd_ray.report.style import save
 from agrekd_ray.results import Epoch, Metrics, StudentResult
@@ -176,7 +176,7 @@ def test_the_difference_is_paired_within_a_job(shown):
     other = difference(named["AGRE-KD temperature=4 aligned=0.9"], base, WORST)
     assert (other.mean, other.low, other.seeds) == (pytest.approx(-0.05), None, 1)
     assert difference(named["Govern"], base, WORST) is None
-    assert "+11.5 [+10.0, +13.0]" in text
+    assert "+11.5 (+10.0 … +13.0)" in text
     assert "too narrow" in text
 
 
@@ -414,7 +414,7 @@ def test_a_seed_that_was_trained_again_counts_once():
 
 
 def laid_out(found: list[Row]) -> str:
-    return markdown(found, Layout("test", WORST, WORST, (), (), None))
+    return Comparison(found, "test", WORST, WORST).markdown()
 
 
 def test_a_part_of_the_groups_is_named_in_the_header_or_where_rows_differ_in_the_cell():
@@ -659,5 +659,5 @@ def test_what_has_no_seeds_is_held_against_every_seed_of_its_job(baseline):
     assert apart.seeds == 3
     other = next(r for r in found if r not in base and r.first.parent == "other")
     assert difference(other, base, WORST).mean == pytest.approx(sign * (0.1 - 0.9))
-    layout = Layout("test", WORST, WORST, (), tuple(base), None)
-    assert "Teachers, vote has no seeds: Δ holds it against every seed" in markdown(found, layout)
+    text = Comparison(found, "test", WORST, WORST, baseline=base).markdown()
+    assert "Teachers, vote has no seeds: Δ holds it against every seed" in text

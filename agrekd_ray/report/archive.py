@@ -17,8 +17,10 @@ from agrekd_ray.config.space import Domain
 from agrekd_ray.errors import RunError
 from agrekd_ray.files import DamagedError, cannot_read, checked, in_a_line, read_json, unreadable
 from agrekd_ray.results import Cost, Diagnostics, StudentResult, TeacherCost, TeacherResult
+from agrekd_ray.results.records import Number
 from agrekd_ray.results.search import SearchResult
 from agrekd_ray.results.study import StudyResult
+from agrekd_ray.tracking.files import replacing
 
 RESULTS = "results.json"
 
@@ -53,7 +55,7 @@ class About:
     classes: list[str]
     groups: list[str]
     splits: str = ""
-    seconds: float = math.nan
+    seconds: Number = math.nan
     effort: TeacherCost | None = None
     attempts: int = 1
 
@@ -140,6 +142,29 @@ class SearchArchive:
 
 
 Read = TypeVar("Read")
+
+
+def write_results(path: Path, values: dict[str, Any]) -> None:
+    """Writes the results of a run as JSON; the file is replaced as a whole.
+
+    A value that is not a finite number becomes null, which every JSON reader understands; what
+    JSON does not know becomes text.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    text = json.dumps(plain(values), ensure_ascii=False, allow_nan=False, indent=1, default=str)
+    with replacing(path) as draft:
+        draft.write_text(text + "\n", encoding="utf-8")
+
+
+def plain(value: Any) -> Any:
+    """A value without numbers that are not finite."""
+    if isinstance(value, dict):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_job(folder: Path) -> JobArchive:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,7 +16,7 @@ from rich.text import Text
 from agrekd_ray.core.diagnostics import CASES
 from agrekd_ray.files import exists
 from agrekd_ray.report import plots, tables
-from agrekd_ray.report.archive import read_job
+from agrekd_ray.report.archive import RESULTS, plain, read_job, write_results
 from agrekd_ray.report.facts import (
     Fact,
     as_yaml,
@@ -59,7 +58,6 @@ from agrekd_ray.results.metrics import (
     measured_over,
     metric,
 )
-from agrekd_ray.tracking.files import replacing
 
 JOB = "job.yaml"
 # From left to right on the screen, and what gives way last.
@@ -237,7 +235,7 @@ def publish_files(
     if anew or not exists(folder / "results.csv"):
         write_csv(outcomes, folder / "results.csv")
     if anew:
-        write_json(folder / "results.json", outcomes, members, biased, job, diagnostics)
+        write_json(folder / RESULTS, outcomes, members, biased, job, diagnostics)
     if draw:
         drawings = {
             "worst_group_by_method": lambda: plots.worst_group_by_method(outcomes),
@@ -298,8 +296,7 @@ def write_json(
     """Writes everything that reports know about a job; arguments as `publish_files`.
 
     The object has the keys `job`, `members`, `biased`, `outcomes` (with history), `summary` and
-    `diagnostics`. A value that is not a finite number becomes null, which every JSON reader
-    understands.
+    `diagnostics`.
 
     Raises:
         OSError: where it cannot be written.
@@ -312,11 +309,7 @@ def write_json(
         "summary": summary(outcomes),
         "diagnostics": asdict(diagnostics or Diagnostics()),
     }
-    with replacing(path) as draft:
-        text = json.dumps(
-            _plain(content), ensure_ascii=False, allow_nan=False, indent=1, default=str
-        )
-        draft.write_text(text + "\n", encoding="utf-8")
+    write_results(path, content)
 
 
 def summary(outcomes: Sequence[StudentResult]) -> list[dict[str, Any]]:
@@ -347,18 +340,8 @@ def summary(outcomes: Sequence[StudentResult]) -> list[dict[str, Any]]:
 
 
 def _compact(shares: Mapping[str, float]) -> str:
-    rounded = {name: _plain(round(share, 6)) for name, share in shares.items()}
+    rounded = {name: plain(round(share, 6)) for name, share in shares.items()}
     return json.dumps(rounded, ensure_ascii=False, separators=(",", ":"))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 # --- MLflow ----------------------------------------------------------------------------------

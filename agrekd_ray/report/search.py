@@ -20,7 +20,7 @@ from agrekd_ray.core.selection import RULES
 from agrekd_ray.core.weighting import STRATEGIES
 from agrekd_ray.files import exists
 from agrekd_ray.report import plots
-from agrekd_ray.report.archive import RESULTS, read_search
+from agrekd_ray.report.archive import RESULTS, read_search, write_results
 from agrekd_ray.report.facts import (
     Fact,
     as_yaml,
@@ -49,7 +49,7 @@ from agrekd_ray.report.settings_plots import (
     worst_against_accuracy,
 )
 from agrekd_ray.report.style import draw_plots
-from agrekd_ray.report.tables import Column, Table, numbers, words, write_csv
+from agrekd_ray.report.tables import Table, numbers, words, write_csv
 from agrekd_ray.report.tables import show as show_table
 from agrekd_ray.results import Cost, Metrics, member_from_json
 from agrekd_ray.results.frame import difference
@@ -74,7 +74,6 @@ from agrekd_ray.results.search import (
     TrialResult,
     in_words,
 )
-from agrekd_ray.tracking.files import replacing
 
 SEARCH, TRIALS = "search.yaml", "trials.csv"
 SHOWN = 8
@@ -93,8 +92,7 @@ def publish_files(folder: Path, result: SearchResult, *, anew: bool = True) -> N
         OSError: where they cannot be written.
     """
     if anew:
-        with replacing(folder / RESULTS) as draft:
-            draft.write_text(json.dumps(result.to_json(), default=str) + "\n", encoding="utf-8")
+        write_results(folder / RESULTS, result.to_json())
     if anew or not exists(folder / TRIALS):
         write_trials(folder / TRIALS, result.trials)
     trials, final = [_point(trial) for trial in result.trials], result.final
@@ -211,33 +209,40 @@ def _ranked(result: SearchResult) -> list[TrialResult]:
 
 
 def _trials(
-    result: SearchResult,
-    trials: Sequence[TrialResult],
-    setting: Sequence[Column],
-    title: str,
-    score: str,
-    worst: str,
+    result: SearchResult, trials: Sequence[TrialResult], score: str, worst: str, *paths: str
 ) -> Table:
-    """A row a trial; the winner stands out.
+    """A row a trial, with its setting on one line and path by path; the winner stands out.
 
     Args:
         result: of the search.
         trials: that are shown.
-        setting: columns with what the search varies.
-        title: of the table.
         score: what people call the score by the selecting rule.
         worst: what they call the worst-group accuracy.
+        paths: that the search varies.
     """
+    settings = [
+        words(
+            path,
+            name,
+            [setting_text(t.setting[path]) if path in t.setting else MISSING for t in trials],
+        )
+        for path, name in short_paths(paths).items()
+    ]
+    seconds = [f"{t.seconds:.0f}" if math.isfinite(t.seconds) else MISSING for t in trials]
     columns = [
         words("trial", "Trial", [trial.name for trial in trials]),
-        *setting,
+        words("setting", "Setting", [in_words(trial.setting) for trial in trials], folds=True),
+        *settings,
         words("state", "State", [trial.state for trial in trials]),
         numbers("epochs", "Epochs", [f"{len(t.history)}/{t.epochs}" for t in trials]),
         numbers("score", score, [percent(t.score(result.select)) for t in trials]),
         numbers("test", f"Test {worst}", [percent(_worst(t)) for t in trials]),
+        numbers("seconds", "Seconds", seconds),
     ]
     strong = {n for n, trial in enumerate(trials) if trial.number == result.winner}
-    return Table(title, columns, frozenset(strong))
+    failed = {n: trial.reason for n, trial in enumerate(trials) if trial.state == FAILED}
+    notes = {n: reason or "No reason is known." for n, reason in failed.items()}
+    return Table("Trials", columns, frozenset(strong), notes)
 
 
 def _trials_on_screen(result: SearchResult) -> Table:
@@ -246,9 +251,8 @@ def _trials_on_screen(result: SearchResult) -> Table:
     title = f"{len(result.trials)} trials"
     title += f", {failed} of them failed" if failed else ""
     title += f", the best {SHOWN} by {result.select}" if len(over) > SHOWN else ""
-    settings = [in_words(trial.setting) for trial in over[:SHOWN]]
-    setting = [words("setting", "Setting", settings, folds=True)]
-    return _trials(result, over[:SHOWN], setting, title, result.select, "WGA")
+    table = replace(_trials(result, over[:SHOWN], result.select, "WGA"), title=title)
+    return table.named(("trial", "setting", "state", "epochs", "score", "test"))
 
 
 def _rules_on_screen(result: SearchResult) -> Table:
@@ -303,13 +307,14 @@ def content(folder: Path) -> dict[str, Any]:
     run = read_search(folder)
     result, about, settings = run.result, run.about, run.settings
     winner = next((trial for trial in result.trials if trial.number == result.winner), None)
-    measured = [outcome.splits[TEST] for outcome in result.final if TEST in outcome.splits]
-    measured += [trial.test for trial in result.trials if trial.test]
     names = {WINNER: f"Winner (trial {result.winner})", DEFAULT: "Default"}
 
     def name(method: str) -> str:
         return names.get(method, label(method))
 
+    score = f"Score, {result.selected_on}"
+    trials = _trials(result, _ranked(result), score, result.worst, *settings.space)
+    shown = ("trial", *settings.space, "state", "epochs", "score", "test", "seconds")
     title = "Winner and default on the test split"
     gain = difference(result.final, WINNER, DEFAULT)
     headline = result.verdict or "The search has no winner: no trial has a score."
@@ -334,7 +339,7 @@ def content(folder: Path) -> dict[str, Any]:
             Fact("Budget", " or ".join(budget) or "all of the grid"),
             Fact("Trials", f"{len(result.trials)}: {in_states}" if states else "none"),
             Fact("Seeds", f"in each trial {listed(settings.seeds)}; {final_seeds}"),
-            *data_facts(run.job, about, measured),
+            *data_facts(run.job, about, result.tested),
             *teacher_facts(about.members, None),
             student_fact(run.job),
             Fact("Base job", settings.job, code=True),
@@ -351,7 +356,7 @@ def content(folder: Path) -> dict[str, Any]:
         "comparison": compared(result.final, title, name, WINNER, method="Setting"),
         "difference": gain.in_words() if gain else "",
         **students(result.final, about.members, name),
-        "trials": _trials_on_page(result, list(settings.space)),
+        "trials": trials.named(shown) if result.trials else None,
         "agreement": None,
         "teachers": teachers(about.members, None),
         "configuration": [
@@ -360,27 +365,6 @@ def content(folder: Path) -> dict[str, Any]:
         ],
         "versions": about.versions,
     }
-
-
-def _trials_on_page(result: SearchResult, paths: Sequence[str]) -> Table | None:
-    trials = _ranked(result)
-    if not trials:
-        return None
-    settings = [
-        words(path, name, [_value(trial.setting, path) for trial in trials])
-        for path, name in short_paths(paths).items()
-    ]
-    score = f"Score, {result.selected_on}"
-    table = _trials(result, trials, settings, "Trials", score, result.worst)
-    seconds = [f"{t.seconds:.0f}" if math.isfinite(t.seconds) else MISSING for t in trials]
-    failed = {n: trial.reason for n, trial in enumerate(trials) if trial.state == FAILED}
-    notes = {n: reason or "No reason is known." for n, reason in failed.items()}
-    columns = [*table.columns, numbers("seconds", "Seconds", seconds)]
-    return replace(table, columns=columns, notes=notes)
-
-
-def _value(setting: Mapping[str, Any], path: str) -> str:
-    return setting_text(setting[path]) if path in setting else MISSING
 
 
 def _space(domains: Mapping[str, Domain]) -> Table:

@@ -23,8 +23,8 @@ from agrekd_ray.report.style import (
 )
 from agrekd_ray.results.intervals import INTERVAL
 from agrekd_ray.results.labels import label
-from agrekd_ray.results.metrics import ACCURACY, WORST_GROUP, accuracy_of
-from agrekd_ray.results.points import in_words, key_names
+from agrekd_ray.results.metrics import ACCURACY, WORST_GROUP, accuracy_of, short_paths
+from agrekd_ray.results.points import in_words
 from agrekd_ray.results.study import Gain, StudyResult
 
 _AXES = {
@@ -43,7 +43,7 @@ _MOST_ROWS = 12
 
 def study_plots(result: StudyResult) -> dict[str, Callable[[], Figure | None]]:
     """The plots of a study by name: `sweep_KEY` for each key with several values, and `gains`."""
-    names = key_names(result.sweep)
+    names = short_paths(result.sweep)
     swept = [key for key, values in result.sweep.items() if len(values) > 1]
     plots = {f"sweep_{names[k].replace('.', '_')}": partial(sweep_plot, result, k) for k in swept}
     return {**plots, "gains": lambda: gains_plot(result)}
@@ -67,7 +67,7 @@ def sweep_plot(result: StudyResult, key: str) -> Figure | None:
             rests.append(rest)
     if len(rests) > _MOST_ROWS:
         return None
-    names, values = key_names(result.sweep), result.sweep[key]
+    names, values = short_paths(result.sweep), result.sweep[key]
     numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
     xs = [float(value) if numbers else float(n) for n, value in enumerate(values)]
     span = max(xs) - min(xs) or 1.0

@@ -18,6 +18,7 @@ from rich.table import Table as ScreenTable
 from rich.text import Text
 
 from agrekd_ray.results.frame import Figure, Row
+from agrekd_ray.results.intervals import PairedDifference
 from agrekd_ray.results.metrics import MISSING, metric, over
 from agrekd_ray.tracking.files import replacing
 
@@ -181,6 +182,14 @@ def figure_column(
         cells.append(Cell(figure.text, " ".join(filter(None, (figure.spread, brackets, part)))))
     told = "" if parts else everywhere or ""
     return Column(name, over(header or metric(name).label, told), cells)
+
+
+def difference_cell(difference: PairedDifference | None) -> Cell:
+    """A difference in points, and its bootstrap interval."""
+    if difference is None:
+        return Cell(MISSING)
+    interval = difference.interval()
+    return Cell(difference.points, f"({interval})" if interval else "")
 
 
 def metric_columns(rows: Sequence[Row], names: Iterable[str], **headers: str) -> list[Column]:

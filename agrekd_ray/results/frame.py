@@ -52,16 +52,12 @@ def frame(
     for outcome in every:  # one that an earlier version measured does not say it
         for split, metrics in outcome.splits.items():
             coverage[split] = max(coverage.get(split, {}), metrics.coverage, key=len)
-    return tidy(
+    rows = (
         (point, draw, outcome.method, outcome.seed, split, *value)
         for outcome in every
         for split, metrics in outcome.splits.items()
         for value in values_of(metrics, coverage[split])
     )
-
-
-def tidy(rows: Iterable[tuple[Any, ...]]) -> pd.DataFrame:
-    """Rows as a table with the columns `COLUMNS`; whatever else tells two apart follows."""
     return pd.DataFrame(rows, columns=COLUMNS).astype({"value": float})
 
 
@@ -121,8 +117,7 @@ def last_weights(trained: pd.DataFrame) -> pd.DataFrame:
     Args:
         trained: as `epochs` returns it.
     """
-    weights = trained[trained.metric == WEIGHT]
-    last = weights[weights.epoch == weights.groupby(["method", "seed"]).epoch.transform("max")]
+    last = last_epochs(trained[trained.metric == WEIGHT])
     return last.pivot_table("value", ["method", "group"], "teacher", sort=False)
 
 

@@ -365,7 +365,7 @@ class Cost:
         attempts: processes that worked on it; more than one where it was stopped and resumed.
     """
 
-    seconds: float = math.nan
+    seconds: Number = math.nan
     effort: TeacherCost | None = None
     attempts: int = 1
 
