@@ -299,7 +299,7 @@ def test_the_table_fits_and_keeps_what_matters(shown, width):
     _, text = shown(width)
     table = text[: text.index("Δ: worst group")]
     assert max(len(line) for line in table.splitlines()) <= width
-    assert "…" not in table
+    assert "…" not in table.replace(" … ", " ")  # which stands in intervals; nothing is cut
     for words in ("Run", "Worst group", "70.0", "trial-004"):
         assert words in table
     assert ("State" in table) == (width >= 120)

@@ -228,7 +228,7 @@ def search(tmp_path: Path) -> Callable[..., Path]:
         (folder / "plots").mkdir(parents=True, exist_ok=True)
         (folder / "search.yaml").write_text("name: temperature\n")
         (folder / "job.yaml").write_text("name: digits\n")
-        (folder / "results.json").write_text(json.dumps(result.to_json()))
+        (folder / "results.json").write_text(json.dumps(asdict(result)))
         return folder
 
     return make

@@ -80,9 +80,11 @@ def student_fact(job: JobSettings) -> Fact:
 
 def run_facts(folder: Path, cost: Cost, command: str) -> list[Fact]:
     """Where a run is, what it took, what its teachers took, and what starts it again."""
-    took = f"{duration(cost.seconds)} until its results were written{cost.several}"
+    took = ""
+    if math.isfinite(cost.seconds):
+        took = f"{duration(cost.seconds)} until its results were written{cost.several}"
     return [
-        Fact("Took", took if math.isfinite(cost.seconds) else ""),
+        Fact("Took", took),
         Fact("Teachers' cost", cost.effort.in_words if cost.effort else ""),
         Fact("Folder", str(folder), code=True),
         Fact("To run it again", command, code=True),

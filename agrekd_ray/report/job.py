@@ -305,7 +305,7 @@ def write_json(
         "job": job,
         "members": [asdict(member) for member in members],
         "biased": asdict(biased) if biased else None,
-        "outcomes": [outcome.to_json() for outcome in outcomes],
+        "outcomes": [asdict(outcome) for outcome in outcomes],
         "summary": summary(outcomes),
         "diagnostics": asdict(diagnostics or Diagnostics()),
     }

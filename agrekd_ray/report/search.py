@@ -7,7 +7,7 @@ import math
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from agrekd_ray.config.search import default_strategy
 from agrekd_ray.config.space import Domain, applied, conditions
 from agrekd_ray.core.selection import RULES
 from agrekd_ray.core.weighting import STRATEGIES
-from agrekd_ray.files import exists
+from agrekd_ray.files import checked, exists
 from agrekd_ray.report import plots
 from agrekd_ray.report.archive import RESULTS, read_search, write_results
 from agrekd_ray.report.facts import (
@@ -51,7 +51,7 @@ from agrekd_ray.report.settings_plots import (
 from agrekd_ray.report.style import draw_plots
 from agrekd_ray.report.tables import Table, numbers, words, write_csv
 from agrekd_ray.report.tables import show as show_table
-from agrekd_ray.results import Cost, Metrics, member_from_json
+from agrekd_ray.results import Cost, Metrics, TeacherResult
 from agrekd_ray.results.frame import difference
 from agrekd_ray.results.intervals import signed
 from agrekd_ray.results.labels import label
@@ -92,13 +92,13 @@ def publish_files(folder: Path, result: SearchResult, *, anew: bool = True) -> N
         OSError: where they cannot be written.
     """
     if anew:
-        write_results(folder / RESULTS, result.to_json())
+        write_results(folder / RESULTS, asdict(result))
     if anew or not exists(folder / TRIALS):
         write_trials(folder / TRIALS, result.trials)
     trials, final = [_point(trial) for trial in result.trials], result.final
     winner = next((point for point in trials if point.number == result.winner), None)
     chosen = None if winner is None else Chosen(winner, f"the winner by {result.select}")
-    members = [member_from_json(values) for values in result.about.get("members", [])]
+    members = checked(list[TeacherResult], result.about.get("members", []))
     score = f"select/{result.select}"
     draw_plots(
         folder / "plots",

@@ -92,9 +92,8 @@ def sweep_plot(result: StudyResult, key: str) -> Figure | None:
             low, high = axes.get_ylim()
             axes.set_ylim(max(0.0, low if low > 30 else 0.0), min(100.0, max(high, low + 1)))
             _ticks(axes, xs, values)
-            axes.set_xlabel(_AXES.get(key, key))
-            axes.label_outer()
-            axes.set_ylabel("test accuracy (%)")
+    for axes in grid[-1]:
+        axes.set_xlabel(_AXES.get(key, key))
     keys = line_keys(styles, label)
     if published and result.published:
         keys.append(marker("D", INK, 6, result.published.source, width=1.0))

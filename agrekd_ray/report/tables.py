@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table as ScreenTable
 from rich.text import Text
 
-from agrekd_ray.results.frame import Figure, Row
+from agrekd_ray.results.frame import Figure
 from agrekd_ray.results.intervals import PairedDifference
 from agrekd_ray.results.metrics import MISSING, metric, over
 from agrekd_ray.tracking.files import replacing
@@ -190,21 +190,6 @@ def difference_cell(difference: PairedDifference | None) -> Cell:
         return Cell(MISSING)
     interval = difference.interval()
     return Cell(difference.points, f"({interval})" if interval else "")
-
-
-def metric_columns(rows: Sequence[Row], names: Iterable[str], **headers: str) -> list[Column]:
-    """A column for each metric that some row has.
-
-    Args:
-        rows: of figures.
-        names: of the metrics.
-        headers: what people call them, where that is not their label.
-    """
-    return [
-        figure_column(name, [row.get(name) for row in rows], headers.get(name, ""))
-        for name in names
-        if any(name in row for row in rows)
-    ]
 
 
 def show(

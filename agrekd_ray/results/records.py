@@ -274,19 +274,6 @@ class StudentResult:
         """In words, which teachers were lost and when; empty where none was."""
         return degraded(self.history)
 
-    def to_json(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> StudentResult:
-        """Back from `to_json`.
-
-        Raises:
-            DamagedError: they are other ones.
-        """
-        return checked(cls, values)
-
 
 @dataclass(frozen=True)
 class Span:
@@ -396,12 +383,3 @@ class TeacherResult:
     kind: str
     fingerprint: str
     metrics: dict[str, Metrics] = field(default_factory=dict)
-
-
-def member_from_json(values: dict[str, Any]) -> TeacherResult:
-    """A member out of plain JSON values.
-
-    Raises:
-        DamagedError: they are other ones.
-    """
-    return checked(TeacherResult, values)

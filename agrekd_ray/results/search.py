@@ -6,7 +6,7 @@ As `agrekd_ray.results`, they turn into JSON and back without loss.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from agrekd_ray.files import checked
@@ -55,15 +55,6 @@ class TrialResult:
     def score(self, rule: str) -> float | None:
         """The last epoch's score by a selection rule; None before the first epoch."""
         return self.history[-1].selection.get(rule) if self.history else None
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> TrialResult:
-        """Back from plain JSON values.
-
-        Raises:
-            DamagedError: they are other ones.
-        """
-        return checked(cls, values)
 
 
 def selected_on(trials: Sequence[TrialResult], rule: str) -> str:
@@ -152,19 +143,6 @@ class SearchResult:
     def worst(self) -> str:
         """What the worst-group accuracy on the test split is of; see `Metrics.worst`."""
         return self.tested[0].worst if self.tested else "worst group"
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> SearchResult:
-        """Back from `to_json`.
-
-        Raises:
-            DamagedError: they are other ones.
-        """
-        return checked(cls, values)
 
 
 def in_words(setting: Mapping[str, Any]) -> str:

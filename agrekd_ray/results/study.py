@@ -258,7 +258,7 @@ class StudyResult:
                 {
                     **vars(point),
                     "outcomes": [
-                        {key: value for key, value in o.to_json().items() if key != "history"}
+                        {key: value for key, value in asdict(o).items() if key != "history"}
                         for o in point.outcomes
                     ],
                 }
