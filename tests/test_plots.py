@@ -25,6 +25,7 @@ from agrekd_ray.results import (
     StudentResult,
     TeacherResult,
 )
+from agrekd_ray.results.frame import INFLUENCE, WEIGHT
 from agrekd_ray.results.labels import ALL
 
 DISTILLED = ("random", "aver", "ae_kd", "ca_mkd", "govern", "agre_kd")
@@ -100,7 +101,7 @@ def test_what_is_shown_by_group(teachers: int, groups: int, epochs: int) -> None
     for draw in plots.of_training(job, ensemble(teachers)).values():
         ink(draw())
     # One that no member names is an own checkpoint.
-    assert plots.weights_by_group(job[:1], [])
+    assert plots.shares_by_group(job[:1], [], WEIGHT)
 
 
 def test_a_method_that_never_met_the_0_0_case_is_left_out() -> None:
@@ -161,7 +162,7 @@ def test_influence_is_drawn_below_zero() -> None:
     below = {"dfr-0": 1.25, "erm-1": -0.25}
     job = student("agre_kd", 0, 1)
     epochs = [replace(e, influence=below, influence_by_group={"a": below}) for e in job.history]
-    figure = plots.influence_by_group([replace(job, history=epochs)], [])
+    figure = plots.shares_by_group([replace(job, history=epochs)], [], INFLUENCE)
     assert figure is not None
     assert len(figure.axes) == 2
     assert all(axes.get_ylim()[0] < -0.25 for axes in figure.axes)

@@ -49,6 +49,10 @@ _SHADES = {
     "erm": ("#8c2d04", "#d94801", "#fd8d3c", "#fdbe85"),
     "own": ("#252525", "#636363", "#969696", "#bdbdbd"),
 }
+_TITLES = {
+    WEIGHT: "Who taught whom: mean weight of a teacher",
+    INFLUENCE: "Who moved the student: influence of a teacher",
+}
 _MOST_LINES, _MOST_GROUPS, _MOST_ACROSS = 8, 8, 4
 _CASES = {
     "agrees_right": ("#d9d9d9", "agrees, both right"),
@@ -67,8 +71,8 @@ def of_training(
 ) -> dict[str, Callable[[], Figure | None]]:
     """The plots of who taught whom, and of what confidence is worth, by name."""
     return {
-        "weights_by_group": lambda: weights_by_group(outcomes, members),
-        "influence_by_group": lambda: influence_by_group(outcomes, members),
+        "weights_by_group": lambda: shares_by_group(outcomes, members, WEIGHT),
+        "influence_by_group": lambda: shares_by_group(outcomes, members, INFLUENCE),
         "fallback_by_group": lambda: fallback_by_group(outcomes),
         "calibration": lambda: calibration(outcomes),
     }
@@ -140,39 +144,22 @@ def training_curves(outcomes: Sequence[StudentResult]) -> Figure | None:
     return finish(figure, "Training by epoch", line_keys(styles, label))
 
 
-def weights_by_group(
-    outcomes: Sequence[StudentResult], members: Sequence[TeacherResult]
+def shares_by_group(
+    outcomes: Sequence[StudentResult], members: Sequence[TeacherResult], name: str
 ) -> Figure | None:
-    """Draws which teacher taught whom: mean weights over epochs, a panel a method and group.
+    """Draws which teacher taught or moved the student, by epoch: a row a method, a column a group.
 
-    Up to eight teachers have a line each; more are shown as one line a family (mean weight of a
-    teacher) with a band from the lowest to the highest teacher. Beyond eight training groups,
-    the eight are shown in which the weights are least even.
+    Up to eight teachers have a line each; more are shown as one line a family (mean of a teacher)
+    with a band from the lowest to the highest teacher. Beyond eight training groups, the eight are
+    shown in which the shares are least even. A teacher whose influence is below 0 is overruled by
+    the others.
 
     Args:
-        outcomes: students, finished or under way; those without weights are left out.
+        outcomes: students, finished or under way; those without such shares are left out.
         members: the ensemble; tells debiased teachers from biased ones.
+        name: `weight`, or `influence`, which has all samples in the first column.
     """
-    title = "Who taught whom: mean weight of a teacher, by training group"
-    return _by_group(epochs(outcomes), members, WEIGHT, title)
-
-
-def influence_by_group(
-    outcomes: Sequence[StudentResult], members: Sequence[TeacherResult]
-) -> Figure | None:
-    """Draws which teacher moved the student: influence over epochs, a panel a method and group.
-
-    As `weights_by_group`, with all samples in the first column. A teacher below 0 is overruled by
-    the others.
-    """
-    title = "Who moved the student: influence of a teacher, by training group"
-    return _by_group(epochs(outcomes), members, INFLUENCE, title)
-
-
-def _by_group(
-    table: pd.DataFrame, members: Sequence[TeacherResult], name: str, title: str
-) -> Figure | None:
-    """Shares of the teachers by group, which sum to 1: a row a method, a column a group."""
+    table = epochs(outcomes)
     table = table[table["metric"] == name]
     if table.empty:
         return None
@@ -205,7 +192,8 @@ def _by_group(
         panels[0][0].set_ylim(bottom=0)
     panels[0][0].yaxis.set_major_locator(MaxNLocator(3))
     keys = [*line_keys(styles), stroke(f"even: 1/{len(kinds)}", width=0.8, ls=EVEN)]
-    return finish(figure, title + _of_how_many(groups, every), keys)
+    title = f"{_TITLES[name]}, by training group{_of_how_many(groups, every)}"
+    return finish(figure, title, keys)
 
 
 def teacher_lines(kinds: dict[str, str]) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
