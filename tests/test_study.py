@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -23,7 +24,8 @@ from agrekd_ray.experiment.plan import make_plan
 from agrekd_ray.experiment.study import run_study
 from agrekd_ray.report.page import write_report
 from agrekd_ray.report.study import markdown, show
-from agrekd_ray.report.study_plots import gains_plot, sweep_plots
+from agrekd_ray.report.study_plots import study_plots, sweep_plot
+from agrekd_ray.report.style import draw_plots
 from agrekd_ray.results import Metrics, StudentResult
 from agrekd_ray.results.points import Published
 from agrekd_ray.results.study import PointResult, StudyResult
@@ -436,12 +438,25 @@ def test_published_figures_stand_beside_ours(tmp_path: Path) -> None:
         show(result, Console(file=screen, width=100))
     assert "[59.9]" in (tmp_path / "screen").read_text()
     assert "Paper, Figure 3" in (tmp_path / "screen").read_text()
-    (plot,) = sweep_plots(result, tmp_path)
-    assert plot.name == "sweep_debiased.png"
-    assert gains_plot(result, tmp_path / "gains.png")
+    drawn = draw_plots(tmp_path, study_plots(result))
+    assert [path.name for path in drawn] == ["sweep_debiased.png", "gains.png"]
     assert result.metrics()["debiased=1/agre_kd_minus_aver/test/worst_group_accuracy"] == (
         pytest.approx(0.15)
     )
+
+
+def test_each_swept_key_has_a_plot_with_a_line_a_method() -> None:
+    sweep = {"ensemble.debiased": [1, 2], "distillation.alpha": [0.5, 1.0]}
+    points = [
+        PointResult("p", dict(zip(sweep, at, strict=True)), None, [outcome("aver", 0, 0.3)])
+        for at in itertools.product(*sweep.values())
+    ]
+    result = StudyResult("made_up", "folder", sweep, ["aver"], None, points)
+    for key in sweep:
+        figure = sweep_plot(result, key)
+        assert figure is not None
+        assert len(figure.axes) == 4
+        assert all(len(axes.lines[0].get_xdata()) == 2 for axes in figure.axes)
 
 
 def test_a_narrow_screen_gets_a_row_a_place(tmp_path: Path) -> None:

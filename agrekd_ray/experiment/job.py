@@ -306,9 +306,9 @@ class _JobDriver(Driver[list[StudentResult]]):
             "versions": package_versions(),
             "settings": self.settings,
         }
-        report.publish_files(path, outcomes, members, biased, about, diagnostics, anew=anew)
-        if self.draws:
-            report.draw(self.folder.plots, outcomes, members, diagnostics, anew=anew)
+        report.publish_files(
+            path, outcomes, members, biased, about, diagnostics, anew=anew, draw=self.draws
+        )
 
     @functools.cached_property
     def _example(self) -> np.ndarray:
