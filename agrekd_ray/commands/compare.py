@@ -68,20 +68,20 @@ def compare(
         RunError: a file cannot be written.
     """
     place = checked_address(uri) if uri else sqlite_address(runs.absolute() / "mlflow.db")
-    found = read(place, ids, experiments, filter)
+    store = read(place, ids, experiments, filter)
     for metric in (*metrics, *([sort] if sort else [])):
-        check_metric(metric, found.metrics)
+        check_metric(metric, store.metrics)
     # A search measures the test split when it is over.
-    split = "val" if f"test/{WORST_GROUP}" not in found.metrics else "test"
-    worst = worst_metric(split, found.metrics)
+    split = "val" if f"test/{WORST_GROUP}" not in store.metrics else "test"
+    worst = worst_metric(split, store.metrics)
     comparison = Comparison(
-        rows=(rows := ordered(found.rows, sort or worst)),
+        rows=(rows := ordered(store.rows, sort or worst)),
         split=split,
         worst=worst,
         sort=sort or worst,
         metrics=metrics,
-        baseline=baselines(found.rows, baseline),
-        teacher_steps=found.teacher_steps,
+        baseline=baselines(store.rows, baseline),
+        teacher_steps=store.teacher_steps,
     )
     comparison.render(console)
     written = [path for path in (csv, markdown) if path is not None]

@@ -40,9 +40,7 @@ Fill = Callable[[nn.Module, str], None]
 """Puts all weights into a network whose last linear layer has that path."""
 
 BUILDERS: dict[str, Callable[..., Classifier]] = {
-    "cnn": cnn,
-    "cnn_deep": cnn_deep,
-    "delayed": delayed,
+    builder.__name__: builder for builder in (cnn, cnn_deep, delayed)
 }
 """Builders by name: `(shape, classes, **args) -> Classifier`."""
 MEASURING = {"delayed"}

@@ -159,9 +159,9 @@ def _below(outcomes: Sequence[StudentResult], members: Sequence[TeacherResult]) 
     worst = worst_words(next(iter(tested(outcomes).values())))
     if shares := _teachers_range(members):
         lines.append(f"Teachers' {worst}: {shares}")
-    if found := difference(outcomes, "agre_kd", "aver"):
-        told = f"{label('agre_kd')} against {label('aver')}, {worst} by seed"
-        lines.append(f"{told}: {found.in_words()}")
+    if gain := difference(outcomes, "agre_kd", "aver"):
+        against = f"{label('agre_kd')} against {label('aver')}, {worst} by seed"
+        lines.append(f"{against}: {gain.in_words()}")
     return lines
 
 
@@ -364,8 +364,8 @@ def summary_metrics(outcomes: Sequence[StudentResult]) -> dict[str, float]:
         values |= {f"{TEST}/{name}": value for name, value in means.items()}
         values[f"{method}/{TEST}/{WORST_GROUP}/mean"] = row[WORST_GROUP].mean
         values[f"{method}/{TEST}/{WORST_GROUP}/std"] = row[WORST_GROUP].sd
-    if found := difference(outcomes, "agre_kd", "aver"):
-        values[f"agre_kd_minus_aver/{TEST}/{WORST_GROUP}"] = found.mean
+    if gain := difference(outcomes, "agre_kd", "aver"):
+        values[f"agre_kd_minus_aver/{TEST}/{WORST_GROUP}"] = gain.mean
     return values
 
 

@@ -383,8 +383,8 @@ def _space(domains: Mapping[str, Domain]) -> Table:
         return begin[domain.kind] + (", " if several else " … ").join(shown)
 
     def when(path: str, domain: Domain) -> str:
-        found = conditions(path, domain, STRATEGIES).items()
-        return "; ".join(f"{p} = {' or '.join(map(setting_text, these))}" for p, these in found)
+        needed = conditions(path, domain, STRATEGIES).items()
+        return "; ".join(f"{p} = {' or '.join(map(setting_text, v))}" for p, v in needed)
 
     columns = [
         words("path", "Parameter", domains),
@@ -425,10 +425,10 @@ def _setting(winner: TrialResult, job: dict[str, Any], default: dict[str, Any]) 
     return Table("The winner's setting", columns)
 
 
-def _named(found: dict[str, Any]) -> str:
+def _named(chosen: dict[str, Any]) -> str:
     """A searcher or a scheduler, with its options."""
-    options = [f"{key} {setting_text(value)}" for key, value in found.items() if key != "name"]
-    name = str(found.get("name", ""))
+    options = [f"{key} {setting_text(value)}" for key, value in chosen.items() if key != "name"]
+    name = str(chosen.get("name", ""))
     if name == "none":
         return "none: every trial trains to its end"
     return f"{name} ({', '.join(options)})" if options else name

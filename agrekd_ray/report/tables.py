@@ -180,8 +180,8 @@ def figure_column(
         brackets = "" if other is None else f"[{other:.1f}]"
         part = f"over {figure.part}" if figure.part and everywhere is None else ""
         cells.append(Cell(figure.text, " ".join(filter(None, (figure.spread, brackets, part)))))
-    told = "" if parts else everywhere or ""
-    return Column(name, over(header or metric(name).label, told), cells)
+    part = "" if parts else everywhere or ""
+    return Column(name, over(header or metric(name).label, part), cells)
 
 
 def difference_cell(difference: PairedDifference | None) -> Cell:

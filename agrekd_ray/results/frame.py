@@ -222,7 +222,7 @@ def _with_parts(row: Row) -> Row:
         split, _, plain = name.rpartition("/")
         return part_measured(splits.get(split, {}), plain) if plain in METRICS else ""
 
-    return {name: replace(f, part=told) if (told := part(name)) else f for name, f in row.items()}
+    return {name: replace(figure, part=part(name)) for name, figure in row.items()}
 
 
 def coverage_of(values: Mapping[str, float], split: str = "") -> Coverage:
@@ -232,13 +232,13 @@ def coverage_of(values: Mapping[str, float], split: str = "") -> Coverage:
         values: by name.
         split: that stands before each name.
     """
-    found: Coverage = {}
+    coverage: Coverage = {}
     for kind in _KINDS:
         name = f"{split}{'/' * bool(split)}{kind.replace(' ', '_')}"
         some, every = (values.get(f"{name}_{end}") for end in (WITH_SAMPLES, IN_ALL))
         if some is not None and every is not None:
-            found[kind] = (round(some), round(every))
-    return found
+            coverage[kind] = (round(some), round(every))
+    return coverage
 
 
 def coverage_values(row: Mapping[str, float]) -> dict[str, float]:

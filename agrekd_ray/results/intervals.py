@@ -85,12 +85,12 @@ def differences_by_seed(
     values_by_seed: Mapping[Any, float], baseline_by_seed: Mapping[Any, float]
 ) -> dict[Any, float]:
     """The differences of those that both have, where both are finite."""
-    found = {
+    differences = {
         seed: value - baseline_by_seed[seed]
         for seed, value in values_by_seed.items()
         if seed in baseline_by_seed
     }
-    return {seed: value for seed, value in found.items() if math.isfinite(value)}
+    return {seed: value for seed, value in differences.items() if math.isfinite(value)}
 
 
 def bootstrap_interval(

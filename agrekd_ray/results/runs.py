@@ -181,13 +181,13 @@ def _measured(groups: Sequence[Sequence[Child]]) -> dict[int, Mapping[str, Figur
     return figures(by_seed["value"].mean(), ["point"])
 
 
-def settings(found: Sequence[Row]) -> dict[int, dict[str, Any]]:
+def settings(several: Sequence[Row]) -> dict[int, dict[str, Any]]:
     """Values of all that varies among rows, by `id` of the row and dotted path.
 
     To be absent is no value. Trials have what their search varies, if it has more than one value
     among them.
     """
-    every = {id(row): _settings(row.first) for row in found}
+    every = {id(row): _settings(row.first) for row in several}
     values: dict[str, set[str]] = {}
     for of_row in every.values():
         for path, value in of_row.items():
@@ -198,11 +198,11 @@ def settings(found: Sequence[Row]) -> dict[int, dict[str, Any]]:
     }
 
 
-def baselines(found: Sequence[Row], asked: str | None) -> list[Row]:
+def baselines(several: Sequence[Row], asked: str | None) -> list[Row]:
     """The rows that others are compared with; a method's name may stand for several.
 
     Args:
-        found: the rows.
+        several: the rows.
         asked: a row's label or name, or its method; None for what each job or search has of
             `DEFAULT_BASELINES`, which may be nothing.
 
@@ -211,17 +211,19 @@ def baselines(found: Sequence[Row], asked: str | None) -> list[Row]:
     """
     if asked is None:
         chosen: dict[str, str] = {}
-        for row in found:
+        for row in several:
             for child in row.children:
                 if child.method in DEFAULT_BASELINES:
                     known_there = (chosen.get(child.parent, child.method), child.method)
                     chosen[child.parent] = min(known_there, key=DEFAULT_BASELINES.index)
-        return [r for r in found if any(chosen.get(c.parent) == c.method for c in r.children)]
+        return [r for r in several if any(chosen.get(c.parent) == c.method for c in r.children)]
     name = asked.lower()
-    exact = [row for row in found if row.label.lower() == name]
-    if matching := exact or [r for r in found if name in (r.name.lower(), r.first.method.lower())]:
+    exact = [row for row in several if row.label.lower() == name]
+    if matching := exact or [
+        r for r in several if name in (r.name.lower(), r.first.method.lower())
+    ]:
         return matching
-    known = dict.fromkeys(name for row in found for name in (row.first.method, row.label))
+    known = dict.fromkeys(name for row in several for name in (row.first.method, row.label))
     raise TrackingError(f"No row is called {asked!r}, so none is the baseline.{near(asked, known)}")
 
 
@@ -268,16 +270,16 @@ def _pairs(child: Child, others: Sequence[Child]) -> list[Child]:
     ]
 
 
-def ordered(found: Sequence[Row], name: str) -> list[Row]:
+def ordered(several: Sequence[Row], name: str) -> list[Row]:
     """Rows from best to worst; those without the metric last, in the order they were in."""
     sign = 1 if metric(name).less_is_better else -1
-    values = {id(row): row.mean(name) for row in found}
+    values = {id(row): row.mean(name) for row in several}
 
     def rank(row: Row) -> float:
         value = values[id(row)]
         return math.inf if value is None else sign * value
 
-    return sorted(found, key=rank)
+    return sorted(several, key=rank)
 
 
 def check_metric(name: str, known: Iterable[str]) -> None:
@@ -318,30 +320,30 @@ def _settings(child: Child) -> dict[str, Any]:
     return {path: parsed(text) for path, text in every.items()}
 
 
-def _apart(found: list[Row]) -> list[Row]:
+def _apart(several: list[Row]) -> list[Row]:
     """Rows with a word on where they are from, where two would have the same label."""
-    trials = [row for row in found if row.first.number is not None]
+    trials = [row for row in several if row.first.number is not None]
     searches = len({row.first.parent for row in trials})
     # Of two searches, `trial-007` would be a riddle, whatever it was set to.
     origins = _origins(trials, searches) if searches > 1 else {}
     alike: dict[str, list[Row]] = {}
-    for row in found:
+    for row in several:
         if row.first.number is None:
             alike.setdefault(row.label, []).append(row)
     for same in alike.values():
         if len(same) > 1:
             origins |= _origins(same, len(same))
-    return [replace(row, origin=origins.get(id(row), "")) for row in found]
+    return [replace(row, origin=origins.get(id(row), "")) for row in several]
 
 
-def _origins(found: list[Row], count: int) -> dict[int, str]:
+def _origins(several: list[Row], count: int) -> dict[int, str]:
     """By `id` of the row, the most telling of the words that are `count` different ones."""
     for origin in (
         lambda row: row.first.experiment,
         lambda row: row.first.job,
         lambda row: row.first.parent[:8],
     ):
-        words = {id(row): origin(row) for row in found}
+        words = {id(row): origin(row) for row in several}
         if len(set(words.values())) == count:
             return words
-    return {id(row): row.first.run_id[:8] for row in found}
+    return {id(row): row.first.run_id[:8] for row in several}

@@ -125,8 +125,8 @@ class SearchResult:
         Raises:
             DamagedError: `about` does not say it as it should.
         """
-        told = ("seconds", "effort", "attempts")
-        return checked(Cost, {key: self.about[key] for key in told if key in self.about})
+        keys = ("seconds", "effort", "attempts")
+        return checked(Cost, {key: self.about[key] for key in keys if key in self.about})
 
     @property
     def selected_on(self) -> str:

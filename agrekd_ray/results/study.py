@@ -119,8 +119,8 @@ class StudyResult:
     @property
     def unfinished(self) -> str:
         """In words, how much of the study is there; empty where all is."""
-        there = len(self.points)
-        return f"unfinished: {there} of {self.planned} points" if there < self.planned else ""
+        finished = len(self.points)
+        return f"unfinished: {finished} of {self.planned} points" if finished < self.planned else ""
 
     @property
     def draws(self) -> list[int]:
@@ -164,8 +164,8 @@ class StudyResult:
     def gains(self) -> list[Gain]:
         """What AGRE-KD gains over every other distillation, at every place."""
         others = [m for m in self.methods if is_distilled(m) and m != OURS]
-        found = (self._gain(at, method) for at in self.places for method in others)
-        return [gain for gain in found if gain is not None]
+        gains = (self._gain(at, method) for at in self.places for method in others)
+        return [gain for gain in gains if gain is not None]
 
     @cached_property
     def panels(self) -> list[Panel]:
@@ -305,5 +305,5 @@ class StudyResult:
 
 def gain_in_words(result: StudyResult, gain: Gain) -> str:
     """`AGRE-KD against AVER: +8.0 points (95 % bootstrap interval +5.1 … +10.2, 4 draws)`."""
-    told = gain.difference.in_words(result.unit)
-    return f"{label(OURS)} against {label(gain.against)}: {told}"
+    difference = gain.difference.in_words(result.unit)
+    return f"{label(OURS)} against {label(gain.against)}: {difference}"

@@ -147,19 +147,16 @@ def draw(ensemble: EnsembleSettings, pool: TeacherSettings) -> Draw:
     members = [recipe("dfr", seed) for seed in sorted(seeds[:debiased])]
     members += [recipe("erm", seed) for seed in sorted(seeds[debiased:])]
     recipes = {member.name: member for member in members}
-    teachers = tuple(recipes)
     own = {f"own-{number}": path for number, path in enumerate(ensemble.checkpoints)}
+    teachers = (*recipes, *own)
+    model = ensemble.biased_model or pool.architecture(biased_seed)
+    biased_model = recipe("erm", biased_seed, model)
     if ensemble.biased is not None:
         biased = "own-biased"
         own[biased] = ensemble.biased
-    elif ensemble.biased_model is not None and ensemble.biased_model != pool.architecture(
-        biased_seed
-    ):
-        biased = "erm-biased"  # its seed may be that of a teacher
-        recipes[biased] = recipe("erm", biased_seed, ensemble.biased_model)
     else:
-        drawn = recipe("erm", biased_seed)
-        biased = drawn.name
-        recipes[biased] = drawn
-    outside = tuple(name for name in own if name != "own-biased")
-    return Draw(recipes, own, (*teachers, *outside), biased, debiased)
+        # The seed of another architecture may be that of a teacher.
+        of_pool = model == pool.architecture(biased_seed)
+        biased = biased_model.name if of_pool else "erm-biased"
+        recipes[biased] = biased_model
+    return Draw(recipes, own, teachers, biased, debiased)

@@ -243,9 +243,8 @@ def _folder(source: Source, dataset: Dataset) -> Read:
     if not sets:
         raise CheckpointError(f"{path}: no weights there (*.safetensors or pytorch_model*.bin).")
     name, within = _set_of(source, sets)
-    read = (_of_timm if is_timm(config) else _of_transformers)(
-        source, config, name, sets[name], within, dataset
-    )
+    of_library = _of_timm if is_timm(config) else _of_transformers
+    read = of_library(source, config, sets[name], within, dataset)
     others = [
         other for other in sets if other != name and not _same_weights(sets[name], sets[other])
     ]
@@ -312,7 +311,6 @@ def _contents(files: list[Path]) -> Contents:
 def _of_timm(
     source: Source,
     config: dict[str, object],
-    name: str,
     files: list[Path],
     within: str | None,
     dataset: Dataset,
@@ -337,16 +335,14 @@ def _of_timm(
 def _of_transformers(
     source: Source,
     config: dict[str, object],
-    name: str,
     files: list[Path],
     within: str | None,
     dataset: Dataset,
 ) -> Read:
-    path, given = source.path, source.model
+    path, given, sets = source.path, source.model, weight_sets(source.path)
     if within:
         raise CheckpointError(
-            f"{path}: no file with weights is called {within!r}; there is "
-            f"{listed(weight_sets(path))}."
+            f"{path}: no file with weights is called {within!r}; there is {listed(sets)}."
         )
     own = f"{TRANSFORMERS}{path.absolute()}"
     if given.name not in ("", own, f"{TRANSFORMERS}{config.get('model_type')}"):
@@ -374,8 +370,8 @@ def _of_transformers(
     model = given.model_copy(update=update)
     if tokens := tokens_of(dataset):
         check_tokens(model, tokens)
-    chosen = next((usual for usual in _USUAL if usual in weight_sets(path)), None)
-    state = None if name == chosen else _contents(files).tensors
+    chosen = next((sets[usual] for usual in _USUAL if usual in sets), None)
+    state = None if files == chosen else _contents(files).tensors
     classifier = adopt_folder(model, dataset.shape, len(dataset.classes), state)
     if config.get("problem_type") not in (None, "single_label_classification"):
         notes.append(f"trained for {config['problem_type']}; its logits are taken for one label")
