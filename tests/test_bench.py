@@ -42,7 +42,7 @@ FIGURES: dict[str, Any] = {
 
 
 def test_ratios_are_paired_and_conclusions_are_those_of_medians() -> None:
-    rows = {(row["way"], row["teachers"]): row for row in report.summary(FIGURES)}
+    rows = {(row["way"], row["teachers"]): row for row in report.summaries(FIGURES)}
     assert rows["plain", 0]["step_ms"]["median"] == pytest.approx(10)
     assert rows["replay", 4]["ratio"] == pytest.approx({"median": 1.1, "min": 1.0, "max": 1.1})
     found = report.conclusions(FIGURES)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from agrekd_ray.bench import gpu, report, run
+from agrekd_ray.bench import gpu, measure, report, run
 from agrekd_ray.bench.resident import ResidentLoop
 from agrekd_ray.models import Model, build
 
@@ -125,10 +125,13 @@ def test_pixels_keep_their_place_in_a_crop() -> None:
     torch.testing.assert_close(shown, torch.from_numpy(pixels_NCHW).float() / 255)
 
 
-def test_without_a_gpu_nothing_is_said_of_its_use(tmp_path: Path) -> None:
-    with gpu.Utilisation(torch.device("cpu")) as busy:
+def test_a_value_is_read_while_a_block_runs() -> None:
+    with measure.Sampled(lambda: 7, 0.001) as sampled:
         pass
-    assert busy.percent is None
+    assert set(sampled.values) == {7}
+    with measure.Sampled(lambda: gpu._busy(torch.device("cpu")), 0.001) as busy:
+        pass
+    assert busy.values == []  # without a GPU nothing is said of its use
 
 
 @pytest.mark.parametrize(("told", "percent"), [("97\n", 97.0), ("[N/A]\n", None)])

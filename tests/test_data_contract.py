@@ -104,7 +104,7 @@ def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
 
 
 def fresh(settings: Any) -> Dataset:
-    return DATASETS[type(settings)](settings)
+    return settings.open()
 
 
 def test_every_data_set_has_an_example() -> None:

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from agrekd_ray.data.decode import REMARKS, UnfitError, decode
-from agrekd_ray.data.image_table import ImageTable, open_image_table
+from agrekd_ray.data.image_table import ImageTable
 from agrekd_ray.data.images import PictureDataset
 from agrekd_ray.data.prepared import CHUNK, BrokenRowsError
 from agrekd_ray.errors import DataError
@@ -336,7 +336,7 @@ def opened(folder: Path, **settings: Any) -> PictureDataset:
     values = pictures.small(
         "table", folder.parent / "prepared", table=folder / "table.csv", **settings
     )
-    return open_image_table(ImageTable.model_validate(values))
+    return ImageTable.model_validate(values).open()
 
 
 def table(folder: Path, count: int) -> Path:

@@ -13,24 +13,24 @@ import torch
 
 from agrekd_ray.data import DFR, SELECT, TEST, TRAIN
 from agrekd_ray.data.celeba import COUNTS as FACES
-from agrekd_ray.data.celeba import CelebA, open_celeba
+from agrekd_ray.data.celeba import CelebA
 from agrekd_ray.data.images import PictureDataset
 from agrekd_ray.data.published import check_counts
 from agrekd_ray.data.splits import halves
 from agrekd_ray.data.waterbirds import COUNTS as BIRDS
-from agrekd_ray.data.waterbirds import Waterbirds, open_waterbirds
+from agrekd_ray.data.waterbirds import Waterbirds
 from agrekd_ray.errors import DataError
 from tests import pictures
 
 
 def birds(folder: Path, **settings: Any) -> PictureDataset:
     values = pictures.small("waterbirds", folder.parent / "prepared", path=folder, **settings)
-    return open_waterbirds(Waterbirds.model_validate(values))
+    return Waterbirds.model_validate(values).open()
 
 
 def faces(folder: Path, **settings: Any) -> PictureDataset:
     values = pictures.small("celeba", folder.parent / "prepared", path=folder, **settings)
-    return open_celeba(CelebA.model_validate(values))
+    return CelebA.model_validate(values).open()
 
 
 def change(path: Path, old: str, new: str, count: int = 1) -> None:

@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from agrekd_ray.data import DFR, DRAWN, SELECT, TEST, TRAIN
+from agrekd_ray.data.dataset import Annotations
 from agrekd_ray.data.names import canonical, in_order
-from agrekd_ray.data.rows import Columns, Rows, TableSettings, open_table, read_rows
+from agrekd_ray.data.rows import Columns, TableSettings, open_table, read_rows
 from agrekd_ray.data.table import Table
 from agrekd_ray.errors import DataError
 from agrekd_ray.experiment.display import Display, note_drawn_splits
@@ -31,7 +32,7 @@ SPLITS = [("train", "train", "val", "test")[row // 4 % 4] for row in range(ROWS)
 GROUPED = {"groups": ("sky",)}
 
 
-def read(path: Path, columns: dict[str, Any] | None = None, **values: Any) -> Rows:
+def read(path: Path, columns: dict[str, Any] | None = None, **values: Any) -> Annotations:
     chosen = Columns.model_validate(columns or {})
     table_settings = TableSettings.model_validate({"table": path, **values})
     return read_rows(open_table(table_settings, chosen), table_settings, chosen)

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from agrekd_ray.data import DFR, SELECT, TEST, TRAIN
-from agrekd_ray.data.image_table import ImageTable, open_image_table
+from agrekd_ray.data.image_table import ImageTable
 from agrekd_ray.data.images import PictureDataset
 from agrekd_ray.data.names import quoted
 from agrekd_ray.data.table import Table
@@ -26,7 +26,7 @@ from tests import pictures
 
 def opened(path: Path, **settings: Any) -> PictureDataset:
     values = pictures.small("table", path.parent / "prepared", table=path, **settings)
-    return open_image_table(ImageTable.model_validate(values))
+    return ImageTable.model_validate(values).open()
 
 
 @pytest.fixture

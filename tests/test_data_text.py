@@ -92,9 +92,7 @@ def test_texts_are_tokenised_once(settings: CivilComments, tokenizer: Path, tmp_
 
 def opened(settings: CivilComments) -> Dataset:
     """Opened anew, whatever this process has open."""
-    from agrekd_ray.data.civilcomments import open_civilcomments
-
-    return open_civilcomments(settings)
+    return settings.open()
 
 
 def test_the_fingerprint_is_that_of_the_content(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from agrekd_ray.data import TRAIN
-from agrekd_ray.data.image_table import ImageTable, open_image_table
+from agrekd_ray.data.image_table import ImageTable
 from agrekd_ray.data.images import PictureDataset
 from agrekd_ray.data.views import Views
 from tests import pictures
@@ -85,8 +86,10 @@ def test_a_crop_leaves_the_other_draws_as_they_are() -> None:
 
 
 def test_views_without_crops_look_as_before_there_were_any() -> None:
-    assert Views(flip=True).look == '{"flip":true,"shift":0.0,"rotate":0.0}'
-    assert "crop" in Views.model_validate({"crop": {}}).look
+    look = '7 {"flip":true,"shift":0.0,"rotate":0.0}'
+    assert Views(flip=True).fingerprint(7) == hashlib.sha256(look.encode()).hexdigest()
+    cropped = Views.model_validate({"flip": True, "crop": {}})
+    assert cropped.fingerprint(7) != Views(flip=True).fingerprint(7)
 
 
 @pytest.fixture
@@ -95,7 +98,7 @@ def make(tmp_path: Path) -> Any:
 
     def opened(**settings: Any) -> PictureDataset:
         values = pictures.small("table", tmp_path / "p", table=path, **settings)
-        return open_image_table(ImageTable.model_validate(values))
+        return ImageTable.model_validate(values).open()
 
     return opened
 

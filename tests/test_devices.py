@@ -149,7 +149,8 @@ def ended(work: Callable[[], object], node: str, told: list[Any]) -> None:
     with pytest.raises(RunError) as failure:
         work()
     said = [str(failure.value), *(event.text for event in told if isinstance(event, Failed))]
-    text = next(line for line in said if "cannot use it" in line)
+    text = next((line for line in said if "cannot use it" in line), "")
+    assert text, said
     assert f"node {node}: Ray has given a process GPU " in text
     assert f"PyTorch {torch.__version__} cannot use it (" in text
     assert "gpus: 0" in text

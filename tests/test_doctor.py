@@ -15,17 +15,18 @@ from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 from rich.console import Console
 
 from agrekd_ray.capacity.doctor import (
+    Finding,
     Machine,
     diagnose,
-    ranges,
     requirements,
+    show_findings,
     tracking_faults,
 )
 from agrekd_ray.capacity.probe import Probe
-from agrekd_ray.capacity.report import Finding, show_findings
 from agrekd_ray.capacity.size import PROCESS, Needs, needs_of
 from agrekd_ray.config import Job
 from agrekd_ray.config.points import points_of
@@ -188,7 +189,7 @@ def test_the_driver_is_held_to_ranges_and_has_room_on_each_of_its_disks(
     found = diagnose(mine, [mine], replace(NEEDS, memory=0), REQUIREMENTS)
     assert [(one.node, one.check) for one in found] == [("driver", check)] * bool(check)
     assert all(said in one.problem and one.remedy for one in found)
-    assert {"python", "ray", "torch", "numpy"} <= set(ranges(requirements()))
+    assert {"python", "ray", "torch", "numpy"} <= {Requirement(one).name for one in requirements()}
 
 
 def test_memory_is_counted_over_the_nodes_and_for_the_largest_process() -> None:

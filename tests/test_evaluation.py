@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from agrekd_ray.data import Groups
+from agrekd_ray.files import checked
 from agrekd_ray.results import Agreement, Bin, StudentResult, mean_metrics, over, part_measured
 from agrekd_ray.training import agreement, calibration, score
 
@@ -69,9 +70,9 @@ def test_an_outcome_keeps_its_bins_and_does_without_them() -> None:
     metrics = score(DATA, "test", probabilities_NC)
     bins = [Bin(0.0, 0.5, 3, 0.4, 0.25)]
     outcome = StudentResult("aver", 0, "5", {"test": metrics}, calibration=bins)
-    assert StudentResult.from_json(outcome.to_json()) == outcome
+    assert checked(StudentResult, asdict(outcome)) == outcome
     old = {name: value for name, value in asdict(outcome).items() if name != "calibration"}
-    assert StudentResult.from_json(old).calibration == []
+    assert checked(StudentResult, old).calibration == []
 
 
 def test_the_worst_of_some_groups_is_told_from_the_worst_of_all() -> None:
@@ -115,10 +116,10 @@ def test_metrics_of_an_earlier_version_say_nothing_of_their_coverage() -> None:
     outcome = StudentResult(
         "aver", 0, "5", {"test": score(DATA, "test", torch.tensor([[0.8, 0.2]] * 5))}
     )
-    values = json.loads(json.dumps(outcome.to_json()))
-    assert StudentResult.from_json(values) == outcome
+    values = json.loads(json.dumps(asdict(outcome)))
+    assert checked(StudentResult, values) == outcome
     del values["splits"]["test"]["coverage"]
-    assert StudentResult.from_json(values).splits["test"].worst == "worst group"
+    assert checked(StudentResult, values).splits["test"].worst == "worst group"
 
 
 @pytest.mark.parametrize(

@@ -5,15 +5,17 @@ import io
 import json
 import math
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import stdev
 
+import pandas as pd
 import pytest
 import torch
 from rich.console import Console
 
 from agrekd_ray.core import groups
+from agrekd_ray.files import checked
 from agrekd_ray.report import job as report
 from agrekd_ray.results import (
     Agreement,
@@ -141,8 +143,7 @@ def test_a_new_measure_by_group_is_one_function(job, tmp_path, monkeypatch):
     assert [head for head, _ in table.heads] == ["Accuracy by group", "Confidence by group"]
     assert table.columns[-1].cells[0].text == "60.0"
     assert (
-        StudentResult.from_json(json.loads(json.dumps(measured_job[0].to_json())))
-        == measured_job[0]
+        checked(StudentResult, json.loads(json.dumps(asdict(measured_job[0])))) == measured_job[0]
     )
 
 
@@ -270,7 +271,7 @@ def test_json_holds_everything(job, ensemble, tmp_path):
     content = json.loads(path.read_text())
     assert set(content) == {"job", "members", "biased", "outcomes", "summary", "diagnostics"}
     assert content["job"] == {"name": "digits", "folder": str(tmp_path)}
-    assert [StudentResult.from_json(o) for o in content["outcomes"]] == job
+    assert [checked(StudentResult, o) for o in content["outcomes"]] == job
     assert content["biased"]["name"] == "erm-0"
     assert len(content["summary"]) == 2 * len(METHODS)
     assert content["diagnostics"] == {"agreement": {}}
@@ -294,7 +295,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(job, ensemble, tmp_path
         path.write_text("half")
         raise OSError("no space left")
 
-    monkeypatch.setattr(report.pd.DataFrame, "to_csv", fail)
+    monkeypatch.setattr(pd.DataFrame, "to_csv", fail)
     with pytest.raises(OSError, match="no space"):
         report.write_csv(job[:1], path)
     assert path.read_text() == before
@@ -339,7 +340,7 @@ def test_overlapping_groups_have_columns_where_there_are_any(tmp_path, job):
     assert row["worst_overlapping_group_accuracy"] == "0.25"
     assert json.loads(row["overlapping"]) == {"a": 0.5, "b": 0.25}
     assert "Worst overlapping" in printed(some, [], 200)
-    assert StudentResult.from_json(json.loads(json.dumps(some[0].to_json()))) == some[0]
+    assert checked(StudentResult, json.loads(json.dumps(asdict(some[0])))) == some[0]
 
 
 def over_some(found: Metrics) -> Metrics:

@@ -229,7 +229,7 @@ def search(tmp_path: Path) -> Callable[..., Path]:
         (folder / "plots").mkdir(parents=True, exist_ok=True)
         (folder / "search.yaml").write_text("name: temperature\n")
         (folder / "job.yaml").write_text("name: digits\n")
-        (folder / "results.json").write_text(json.dumps(result.to_json()))
+        (folder / "results.json").write_text(json.dumps(asdict(result)))
         return folder
 
     return make
@@ -255,7 +255,7 @@ def test_a_job_is_on_its_page(job):
         "1 biased (ERM): erm-0; 1 debiased (DFR): dfr-1",
         "cnn, 2 epochs, temperature 4, alpha 1",
         "2 min 41 s",
-        "1,200 forward passes, 3.4 MB recorded",
+        "1,200 forward passes in 1 process, 3.4 MB recorded",
         "agrekd_ray 9.9.9",
         "learning_rate: 0.05",
     ):
@@ -493,19 +493,19 @@ def test_the_trials_are_sorted_by_the_rule_that_selected(search):
     found = read(search()).tables["Trials"]
     head = ["Trial", "strategy", "temperature", "fallback", "State", "Epochs"]
     assert found[0] == [*head, "Score, contradicted", "Test worst group", "Seconds"]
-    assert [row[0] for row in found[1:5]] == ["1", "3", "0", "2"]
+    assert [row[0] for row in found[1:5]] == ["trial-001", "trial-003", "trial-000", "trial-002"]
     assert found[1] == [
-        *("1", "agre_kd", "1.235", "skip", "finished", "1 of 3", "70.0", "25.0", "12")
+        *("trial-001", "agre_kd", "1.235", "skip", "finished", "1/3", "70.0", "25.0", "12")
     ]
-    assert found[2][:5] == ["3", "aver", "5.5", "–", "stopped early"]
-    assert found[4][4:] == ["failed", "0 of 3", "–", "–", "12"]
+    assert found[2][:5] == ["trial-003", "aver", "5.5", "–", "stopped early"]
+    assert found[4][4:] == ["failed", "0/3", "–", "–", "12"]
     assert found[5] == ["the student diverged"]
 
 
 def test_the_rules_are_held_against_the_truth(search):
     found = read(search())
     assert found.row("Selection rules", "worst_group") == [
-        *("worst_group", "groups, labels", "+0.90", "3", "0", "25.0")
+        *("worst_group", "groups, labels", "+0.90", "3", "trial-000", "25.0")
     ]
     assert found.row("Selection rules", "contradicted")[1:3] == ["teachers", "−0.31"]
     assert found.row("Selection rules", "accuracy")[2] == "–"
@@ -536,7 +536,7 @@ def test_a_search_without_winner_has_a_page(search):
     found = read(search(bare))
     assert found.headline == "The search has no winner: no trial has a score."
     assert "No students were trained after the search." in found.text
-    assert found.row("Trials", "2")[4] == "running"
+    assert found.row("Trials", "trial-002")[4] == "running"
     assert not {"Teachers on the test split", "Selection rules"} & set(found.tables)
 
 

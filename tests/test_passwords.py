@@ -18,7 +18,7 @@ from agrekd_ray.config import JobError, check_job, load_job
 from agrekd_ray.config.points import points_of
 from agrekd_ray.config.search import load_search
 from agrekd_ray.errors import TrackingError
-from agrekd_ray.experiment.ending import tracked
+from agrekd_ray.experiment.driver import tracked
 from agrekd_ray.experiment.folder import Folder, RunFolder
 from agrekd_ray.experiment.job import run_job
 from agrekd_ray.passwords import hidden, revealed, without_password

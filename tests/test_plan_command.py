@@ -133,6 +133,7 @@ def test_a_file_of_times_counts_after_the_options(agrekd: Run, job: Path, tmp_pa
     ("words", "told"),
     [
         ((), "forward_ms: is not known; give --forward-ms"),
+        ((), "step_ms: is not known; give --step-ms"),
         ((*GIVEN, "--nodes", 0), "nodes = 0: must be greater than or equal to 1"),
         ((*GIVEN, "--gpus", -1), "gpus = -1: must be greater than or equal to 0"),
         ((*GIVEN, "--network-gbit", 0), "gbit = 0.0: must be greater than 0"),

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from agrekd_ray.report import plots, style
@@ -23,6 +25,7 @@ from agrekd_ray.results import (
     StudentResult,
     TeacherResult,
 )
+from agrekd_ray.results.frame import INFLUENCE, WEIGHT
 from agrekd_ray.results.labels import ALL
 
 DISTILLED = ("random", "aver", "ae_kd", "ca_mkd", "govern", "agre_kd")
@@ -66,85 +69,85 @@ def student(
     return StudentResult(method, seed, "5", tests, history, calibration=bins)
 
 
-def ink(path: Path) -> np.ndarray:
-    """The picture as shares of ink [height, width]; fails where it is blank."""
-    picture = 1 - imread(path)[..., :3].mean(axis=2)
+def ink(figure: Figure | None) -> np.ndarray:
+    """The plot as shares of ink [height, width]; fails where it is blank."""
+    assert figure is not None
+    figure.draw_without_rendering()
+    figure.canvas.draw()
+    picture = 1 - np.asarray(figure.canvas.buffer_rgba())[..., :3].mean(axis=2) / 255
     assert min(picture.shape) > 200
     assert (picture > 0.05).mean() > 0.01
     return picture
 
 
-def test_methods_have_a_bar_each(tmp_path: Path) -> None:
+def test_methods_have_a_bar_each() -> None:
     job = [student(m, s, 5) for m in ("one_hot", *DISTILLED) for s in (0, 1, 2)]
-    assert plots.worst_group_by_method(job, tmp_path / "new" / "all.png")
-    assert plots.worst_group_by_method(job[:1], tmp_path / "few.png")
-    assert len(ink(tmp_path / "new" / "all.png")) > len(ink(tmp_path / "few.png"))
+    every, few = (plots.worst_group_by_method(some) for some in (job, job[:1]))
+    assert len(ink(every)) > len(ink(few))
 
 
-def test_training_curves_of_students_of_whom_one_diverged(tmp_path: Path) -> None:
+def test_training_curves_of_students_of_whom_one_diverged() -> None:
     job = [student(m, s, 5) for m in DISTILLED for s in (0, 1)]
     diverged = replace(job[0].history[-1], loss=math.nan)
     job[0] = replace(job[0], history=[*job[0].history[:-1], diverged])
-    assert plots.training_curves(job, tmp_path / "curves.png")
-    ink(tmp_path / "curves.png")
+    ink(plots.training_curves(job))
 
 
 @pytest.mark.parametrize(
     ("teachers", "groups", "epochs"), [(5, 2, 4), (50, 16, 3), (1, 1, 1), (3, 20, 2)]
 )
-def test_what_is_shown_by_group(tmp_path: Path, teachers: int, groups: int, epochs: int) -> None:
+def test_what_is_shown_by_group(teachers: int, groups: int, epochs: int) -> None:
     job = [student(m, s, teachers, groups, epochs) for m in ("aver", "agre_kd") for s in (0, 1)]
-    for name, draw in plots.of_training(job, ensemble(teachers)).items():
-        assert draw(tmp_path / f"{name}.png")
-        ink(tmp_path / f"{name}.png")
+    for draw in plots.of_training(job, ensemble(teachers)).values():
+        ink(draw())
     # One that no member names is an own checkpoint.
-    assert plots.weights_by_group(job[:1], [], tmp_path / "own.png")
+    assert plots.shares_by_group(job[:1], [], WEIGHT)
 
 
-def test_a_method_that_never_met_the_0_0_case_is_left_out(tmp_path: Path) -> None:
+def test_a_method_that_never_met_the_0_0_case_is_left_out() -> None:
     met, never = student("agre_kd", 0, 3), student("aver", 0, 3, met=0.0)
-    assert not plots.fallback_by_group([never], tmp_path / "never.png")
-    assert plots.fallback_by_group([met], tmp_path / "met.png")
-    assert plots.fallback_by_group([met, never], tmp_path / "both.png")
-    np.testing.assert_array_equal(ink(tmp_path / "met.png"), ink(tmp_path / "both.png"))
+    assert plots.fallback_by_group([never]) is None
+    alone, both = plots.fallback_by_group([met]), plots.fallback_by_group([met, never])
+    np.testing.assert_array_equal(ink(alone), ink(both))
 
 
 def test_the_most_telling_groups_are_shown() -> None:
-    shares = {f"g{n}": n / 100 for n in range(20)}
-    assert plots._chosen([*shares, ALL], shares) == [*(f"g{n}" for n in range(13, 20)), ALL]
-    assert plots._chosen(list(shares)[:8], shares) == list(shares)[:8]
+    shares = pd.Series({f"g{n}": n / 100 for n in range(20)})
+    shown = plots.most_important([*shares.index, ALL], shares)
+    assert shown == [*(f"g{n}" for n in range(13, 20)), ALL]
+    assert plots.most_important(list(shares.index)[:8], shares) == list(shares.index)[:8]
 
 
 @pytest.mark.parametrize("groups", [1, 2, 16])
-def test_agreement(tmp_path: Path, groups: int) -> None:
+def test_agreement(groups: int) -> None:
     shares = Agreement(1234, 0.5, 0.2, 0.25, 0.05)
     found = SplitAgreement(shares, {f"group {g}": shares for g in range(groups)})
     less = replace(found, groups={}, overlapping={"identity": shares})
-    one, two = tmp_path / "one.png", tmp_path / "two.png"
-    assert plots.agreement_by_group(Diagnostics({"test": found}), one)
-    assert plots.agreement_by_group(Diagnostics({"val": less, "test": found}), two)
+    one = plots.agreement_by_group(Diagnostics({"test": found}))
+    two = plots.agreement_by_group(Diagnostics({"val": less, "test": found}))
     assert ink(one).shape[1] < ink(two).shape[1]
 
 
 @pytest.mark.parametrize("methods", [1, 5, 12])
-def test_calibration(tmp_path: Path, methods: int) -> None:
+def test_calibration(methods: int) -> None:
     job = [student(f"rule_{m}", s, 3) for m in range(methods) for s in (0, 1)]
-    assert plots.calibration(job, tmp_path / "calibration.png")
-    ink(tmp_path / "calibration.png")
+    ink(plots.calibration(job))
 
 
 def test_seeds_are_pooled_by_their_samples() -> None:
     first = student("aver", 0, 3)
     some = replace(first, calibration=[Bin(0.6, 2 / 3, 30, 0.62, 0.5), Bin(0.0, 1 / 15, 1, 0, 1)])
     more = replace(first, calibration=[Bin(0.6, 2 / 3, 10, 0.66, 0.9)])
-    low, high = plots.pooled([some, more])
-    assert low == Bin(0.0, 1 / 15, 1, 0, 1)
-    assert (high.count, high.accuracy) == (40, pytest.approx(0.6))
-    assert high.confidence == pytest.approx(0.63)
+    pool = plots.pooled([some, more]).loc["aver"]
+    assert list(pool.index) == [0, 9]
+    assert pool["count"].tolist() == [1, 40]
+    assert pool["accuracy"].tolist() == pytest.approx([100, 60])
+    assert pool["share"].tolist() == pytest.approx([100 / 41, 4000 / 41])
 
 
 def test_colours_tell_families_apart_and_ours_stays_the_same() -> None:
-    styles = plots._teacher_styles({m.name: m.kind for m in ensemble(8)})
+    lines, styles = plots.teacher_lines({m.name: m.kind for m in ensemble(8)})
+    assert sorted(lines.values()) == sorted(styles)
     blue = {s["color"] for name, s in styles.items() if name.startswith("dfr")}
     orange = {s["color"] for name, s in styles.items() if name.startswith("erm")}
     assert not blue & orange
@@ -155,35 +158,45 @@ def test_colours_tell_families_apart_and_ours_stays_the_same() -> None:
     assert len({(s["color"], s["linestyle"]) for s in among.values()}) == 7
 
 
-def test_influence_is_drawn_below_zero(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_influence_is_drawn_below_zero() -> None:
     below = {"dfr-0": 1.25, "erm-1": -0.25}
     job = student("agre_kd", 0, 1)
     epochs = [replace(e, influence=below, influence_by_group={"a": below}) for e in job.history]
-    drawn_axes = []
-    monkeypatch.setattr(style, "save", lambda figure, path: drawn_axes.extend(figure.axes))
-    assert plots.influence_by_group([replace(job, history=epochs)], [], tmp_path / "i.png")
-    assert len(drawn_axes) == 2
-    assert all(axes.get_ylim()[0] < -0.25 for axes in drawn_axes)
+    figure = plots.shares_by_group([replace(job, history=epochs)], [], INFLUENCE)
+    assert figure is not None
+    assert len(figure.axes) == 2
+    assert all(axes.get_ylim()[0] < -0.25 for axes in figure.axes)
 
 
 def test_nothing_to_draw_leaves_no_file(tmp_path: Path) -> None:
     old = StudentResult(
         "agre_kd", 0, "5", {"val": metrics(0.3)}, [Epoch(0, 1.0, 0.1, 1.0, metrics(0.3))]
     )
-    assert not plots.worst_group_by_method([old], tmp_path / "a.png")
-    assert not plots.training_curves([replace(old, history=[])], tmp_path / "b.png")
-    assert not plots.agreement_by_group(Diagnostics(), tmp_path / "c.png")
-    # An earlier version knew of no influence, cases and calibration.
-    drawn = plots.of_training([old], ensemble(2)).items()
-    assert not any(draw(tmp_path / f"{name}.png") for name, draw in drawn)
+    drawings = {
+        "a": lambda: plots.worst_group_by_method([old]),
+        "b": lambda: plots.training_curves([replace(old, history=[])]),
+        "c": lambda: plots.agreement_by_group(Diagnostics()),
+        # An earlier version knew of no influence, cases and calibration.
+        **plots.of_training([old], ensemble(2)),
+    }
+    assert style.draw_plots(tmp_path, drawings) == []
     assert not list(tmp_path.iterdir())
+
+
+def test_a_plot_that_is_there_is_drawn_anew_or_left(tmp_path: Path) -> None:
+    drawings = {"methods": lambda: plots.worst_group_by_method([student("aver", 0, 3)])}
+    path = tmp_path / "plots" / "methods.png"
+    assert style.draw_plots(tmp_path / "plots", drawings) == [path]
+    assert imread(path).size
+    assert style.draw_plots(tmp_path / "plots", drawings, anew=False) == []
 
 
 def test_drawing_works_in_another_thread_and_leaves_no_global_state(tmp_path: Path) -> None:
     before = dict(matplotlib.rcParams)
     job = [student("agre_kd", 0, 3)]
-    thread = threading.Thread(target=plots.training_curves, args=(job, tmp_path / "t.png"))
+    drawings = {"curves": lambda: plots.training_curves(job)}
+    thread = threading.Thread(target=style.draw_plots, args=(tmp_path, drawings))
     thread.start()
     thread.join()
-    ink(tmp_path / "t.png")
+    assert imread(tmp_path / "curves.png").size
     assert dict(matplotlib.rcParams) == before

@@ -22,6 +22,7 @@ from agrekd_ray.config.search import Planned
 from agrekd_ray.data import SELECT, open_dataset
 from agrekd_ray.distillation import LocalTeachers, TeacherHost
 from agrekd_ray.errors import RunError
+from agrekd_ray.files import checked
 from agrekd_ray.results import Epoch, Metrics
 from agrekd_ray.results.search import FAILED, FINISHED, STOPPED, SearchResult, TrialResult
 from agrekd_ray.search import trial as trials
@@ -151,7 +152,7 @@ def test_a_search_from_nothing_to_its_winner(
     assert {outcome.seed for outcome in result.final} == {7}
     assert {rule.rule for rule in result.rules} >= {"worst_group", "contradicted"}
     folder = Path(result.folder)
-    assert SearchResult.from_json(json.loads((folder / "results.json").read_text())) == result
+    assert checked(SearchResult, json.loads((folder / "results.json").read_text())) == result
     with (folder / "trials.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["trial"] for row in rows] == [trial.name for trial in result.trials]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from rich.console import Console
 
+from agrekd_ray.files import checked
 from agrekd_ray.report import style
 from agrekd_ray.report.search import publish_files, write_trials
 from agrekd_ray.results import Epoch, Metrics, StudentResult
@@ -121,7 +122,7 @@ def test_a_result_survives_its_file() -> None:
     result = SearchResult(
         "s", "/x", "worst_group", 0, trials, rule_reports(trials), students(WINNER, 0.5), "so"
     )
-    assert SearchResult.from_json(json.loads(json.dumps(result.to_json()))) == result
+    assert checked(SearchResult, json.loads(json.dumps(asdict(result)))) == result
 
 
 @pytest.mark.parametrize("width", [80, 118])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -23,7 +24,8 @@ from agrekd_ray.experiment.plan import make_plan
 from agrekd_ray.experiment.study import run_study
 from agrekd_ray.report.page import write_report
 from agrekd_ray.report.study import markdown, show
-from agrekd_ray.report.study_plots import gains_plot, sweep_plots
+from agrekd_ray.report.study_plots import study_plots, sweep_plot
+from agrekd_ray.report.style import draw_plots
 from agrekd_ray.results import Metrics, StudentResult
 from agrekd_ray.results.points import Published
 from agrekd_ray.results.study import PointResult, StudyResult
@@ -187,14 +189,14 @@ def test_a_student_that_several_points_need_is_trained_once(
     make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained: list[str] = []
-    handle = driver._Study._handle
+    handle = driver._StudyDriver.handle
 
     def watched(self: Any, event: Any) -> None:
         if getattr(event, "student", None) and event.student not in trained:
             trained.append(event.student)
         handle(self, event)
 
-    monkeypatch.setattr(driver._Study, "_handle", watched)
+    monkeypatch.setattr(driver._StudyDriver, "handle", watched)
     result = run_study(RunFolder.create(study_of(make_job)), Console(quiet=True))
     assert [name.rpartition("/")[2] for name in trained] == [
         "one_hot-seed-0",
@@ -214,7 +216,7 @@ def test_an_interrupted_study_goes_on_where_it_was(
 ) -> None:
     job = study_of(make_job)
     folder = RunFolder.create(job)
-    handle = driver._Study._handle
+    handle = driver._StudyDriver.handle
     told: list[str] = []
 
     def stopped(self: Any, event: Any) -> None:
@@ -222,7 +224,7 @@ def test_an_interrupted_study_goes_on_where_it_was(
         if getattr(event, "student", "").endswith("agre_kd-seed-0"):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(driver._Study, "_handle", stopped)
+    monkeypatch.setattr(driver._StudyDriver, "handle", stopped)
     with pytest.raises(KeyboardInterrupt):
         run_study(folder, Console(quiet=True))
     assert folder.state().status == "interrupted"
@@ -232,7 +234,7 @@ def test_an_interrupted_study_goes_on_where_it_was(
             told.append(f"{event.student} {event.epoch.epoch}")
         handle(self, event)
 
-    monkeypatch.setattr(driver._Study, "_handle", watched)
+    monkeypatch.setattr(driver._StudyDriver, "handle", watched)
     result = run_study(RunFolder.open(folder.path), Console(quiet=True))
     assert [name.rpartition("/")[2] for name in told] == [
         "agre_kd-seed-0 1",
@@ -436,12 +438,25 @@ def test_published_figures_stand_beside_ours(tmp_path: Path) -> None:
         show(result, Console(file=screen, width=100))
     assert "[59.9]" in (tmp_path / "screen").read_text()
     assert "Paper, Figure 3" in (tmp_path / "screen").read_text()
-    (plot,) = sweep_plots(result, tmp_path)
-    assert plot.name == "sweep_debiased.png"
-    assert gains_plot(result, tmp_path / "gains.png")
+    drawn = draw_plots(tmp_path, study_plots(result))
+    assert [path.name for path in drawn] == ["sweep_debiased.png", "gains.png"]
     assert result.metrics()["debiased=1/agre_kd_minus_aver/test/worst_group_accuracy"] == (
         pytest.approx(0.15)
     )
+
+
+def test_each_swept_key_has_a_plot_with_a_line_a_method() -> None:
+    sweep = {"ensemble.debiased": [1, 2], "distillation.alpha": [0.5, 1.0]}
+    points = [
+        PointResult("p", dict(zip(sweep, at, strict=True)), None, [outcome("aver", 0, 0.3)])
+        for at in itertools.product(*sweep.values())
+    ]
+    result = StudyResult("made_up", "folder", sweep, ["aver"], None, points)
+    for key in sweep:
+        figure = sweep_plot(result, key)
+        assert figure is not None
+        assert len(figure.axes) == 4
+        assert all(len(axes.lines[0].get_xdata()) == 2 for axes in figure.axes)
 
 
 def test_a_narrow_screen_gets_a_row_a_place(tmp_path: Path) -> None:
@@ -457,14 +472,14 @@ def test_what_is_finished_of_a_stopped_study_can_be_seen(
 ) -> None:
     """Stopped in the second draw: the points of the first stand, and the rest follows."""
     folder = RunFolder.create(study_of(make_job, draws=[0, 1]))
-    train = driver._Study._train_cohort
+    train = driver._StudyDriver._train_cohort
 
     def stopped(self: Any, cohort: Any, name: str) -> None:
         if cohort.job.data.seed:
             raise KeyboardInterrupt
         train(self, cohort, name)
 
-    monkeypatch.setattr(driver._Study, "_train_cohort", stopped)
+    monkeypatch.setattr(driver._StudyDriver, "_train_cohort", stopped)
     with (tmp_path / "screen.txt").open("w") as file, pytest.raises(KeyboardInterrupt):
         run_study(folder, Console(file=file, width=200))
     assert f"unfinished: 2 of 4 points; to see them: agrekd report {folder.path}" in (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,10 @@ import pyarrow.parquet as pq
 import ray
 from PIL import Image
 
-from agrekd_ray.bench.measure import anonymous_bytes
+from agrekd_ray.bench.measure import Sampled, anonymous_bytes
 from agrekd_ray.bench.workloads import DATA
-from agrekd_ray.data import TRAIN, Prepared
-from agrekd_ray.data.image_table import ImageTable, open_image_table
+from agrekd_ray.data import TRAIN
+from agrekd_ray.data.image_table import ImageTable
 from agrekd_ray.experiment.display import Display
 
 SIDE, SMALLER = 32, 10
@@ -82,20 +81,18 @@ def write_pictures(path: Path, count: int, classes: int = 2) -> None:
 def measured(folder: Path, repeats: int) -> dict[str, Any]:
     """Of the set in a folder; runs in a process of its own."""
     began = time.perf_counter()
-    with PeakMemory() as peak:
-        data = open_image_table(
-            ImageTable.model_validate(
-                {
-                    "name": "table",
-                    "table": folder / "pictures.parquet",
-                    "columns": {"image": "image"},
-                    "size": SIDE,
-                    "resize": SIDE,
-                    "prepared": folder / "prepared",
-                }
-            )
-        )
-        assert isinstance(data, Prepared)
+    idle = anonymous_bytes()
+    with Sampled(anonymous_bytes, 0.02) as memory:
+        data = ImageTable.model_validate(
+            {
+                "name": "table",
+                "table": folder / "pictures.parquet",
+                "columns": {"image": "image"},
+                "size": SIDE,
+                "resize": SIDE,
+                "prepared": folder / "prepared",
+            }
+        ).open()
         opened = time.perf_counter()
         data.prepare()
         prepared = time.perf_counter()
@@ -114,27 +111,6 @@ def measured(folder: Path, repeats: int) -> dict[str, Any]:
         "read": len(ids),
         "read_seconds": seconds,
         "bytes": data.rows.bytes,
-        "idle_bytes": peak.before,
-        "anonymous_bytes": peak.most,
+        "idle_bytes": idle,
+        "anonymous_bytes": max(idle, *memory.values),
     }
-
-
-class PeakMemory:
-    """The most memory of this process, besides mapped files, while the block runs."""
-
-    def __init__(self) -> None:
-        self.before = self.most = anonymous_bytes()
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> PeakMemory:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._over.wait(0.02):
-            self.most = max(self.most, anonymous_bytes())

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import statistics
 import subprocess
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ import numpy as np
 import ray
 import torch
 
-from agrekd_ray.bench.data import PeakMemory, write_pictures
-from agrekd_ray.bench.measure import TEMPERATURE
+from agrekd_ray.bench.data import write_pictures
+from agrekd_ray.bench.measure import TEMPERATURE, Sampled, anonymous_bytes, progress
 from agrekd_ray.bench.resident import ResidentLoop, forward_passes
 from agrekd_ray.bench.workloads import (
     ARITHMETIC,
@@ -33,11 +33,9 @@ from agrekd_ray.bench.workloads import (
     LABELS,
     LIVE,
     RECORDING,
-    Cell,
-    Workload,
 )
-from agrekd_ray.cluster.channel import Channel
-from agrekd_ray.cluster.events import Emit, Event, Notice
+from agrekd_ray.capacity.measure import make_teachers
+from agrekd_ray.cluster.events import Emit, Notice
 from agrekd_ray.cluster.fleet_settings import FleetSettings
 from agrekd_ray.cluster.nodes import device_here
 from agrekd_ray.cluster.session import RaySession
@@ -46,7 +44,6 @@ from agrekd_ray.data.image_table import ImageTable
 from agrekd_ray.data.views import Crop, Views
 from agrekd_ray.distillation import DistillationSpec, Replay, Source, TeacherHost
 from agrekd_ray.experiment.display import Display
-from agrekd_ray.experiment.listener import Listener
 from agrekd_ray.fleet.fleet import Fleet
 from agrekd_ray.logits import LogitsCache, OutputSettings
 from agrekd_ray.models import Model, build, load
@@ -113,33 +110,6 @@ ON_CPU = Size(
 )
 
 
-@dataclass(frozen=True)
-class Measured:
-    """One row.
-
-    Attributes:
-        way: what was done.
-        batch_size: B.
-        classes: C.
-        teachers: of the student; 0 without.
-        compile: as in `Training`.
-        images: pictures of a repeat.
-        seconds: of each repeat.
-        utilisation: of the GPU meanwhile, in percent; None where nothing tells.
-        bytes: most memory meanwhile: of the GPU by this process, else of the process.
-    """
-
-    way: str
-    batch_size: int
-    classes: int
-    teachers: int
-    compile: str
-    images: int
-    seconds: list[float]
-    utilisation: float | None
-    bytes: int
-
-
 def measure_gpu(repeats: int, quick: bool, session: RaySession, display: Display) -> dict[str, Any]:
     """Measure every cell of the grid, in a process of its own for each number of classes.
 
@@ -150,44 +120,35 @@ def measure_gpu(repeats: int, quick: bool, session: RaySession, display: Display
         display: the progress line.
 
     Returns:
-        The figures, by the fields of `Measured`.
+        The figures; a cell for each row that `_Rows` makes.
     """
     gpu = ray.cluster_resources().get("GPU", 0) > 0
     size = ON_GPU if gpu and not quick else ON_CPU
     ways = 4 + len(size.ensembles)
-    rows = len(size.classes) * (len(size.batch_sizes) * ways + 2 * len(size.graphs) + 2)
-    display.stage(GPU, rows, "rows")
-    channel = Channel(session.node_id)
-
-    def progress(event: Event) -> None:
-        if isinstance(event, Notice):
-            display.advance(event.text)
-
+    total = len(size.classes) * (len(size.batch_sizes) * ways + 2 * len(size.graphs) + 2)
+    display.stage(GPU, total, "rows")
     # `max_calls`: memory that one leaves behind is not the next one's.
     task = ray.remote(max_calls=1, num_cpus=0, num_gpus=SHARE if gpu else 0)(measured)
-    found: list[dict[str, Any]] = []
-    devices: list[str] = []
-    try:
-        with Listener(channel, [progress]):
-            for classes in size.classes:
-                with tempfile.TemporaryDirectory(prefix="agrekd-bench-") as folder:
-                    place = _Place(Path(folder), size, classes)
-                    place.make()
-                    with place.fleet(gpu, channel.emit) as fleet:
-                        source = fleet.source()
-                        device, cells = ray.get(task.remote(place, source, repeats, channel.emit))
-                    found += cells
-                    devices.append(device)
-    finally:
-        channel.close()
+    cells: list[dict[str, Any]] = []
+    device = ""
+    for classes in size.classes:
+        with (
+            tempfile.TemporaryDirectory(prefix="agrekd-bench-") as folder,
+            progress(session, display) as emit,
+        ):
+            place = _Place(Path(folder), size, classes)
+            place.make()
+            with place.fleet(gpu, emit) as fleet:
+                device, rows = ray.get(task.remote(place, fleet.source(), repeats, emit))
+            cells += rows
     return {
         "workload": GPU,
-        "device": devices[0],
+        "device": device,
         "student": size.student.name,
         "teacher": size.teacher.name,
         "shown": size.shown,
         "kept": size.kept,
-        "cells": found,
+        "cells": cells,
     }
 
 
@@ -203,21 +164,10 @@ class _Place:
         """Write all that is read later. Records hold random logits: costs do not depend on them."""
         write_pictures(self._table, self.size.pictures, self.classes)
         open_dataset(self.data(VIEWS)).prepare()  # type: ignore[attr-defined]
-        data, size = self.data(VIEWS), self.size
-        for name, model, teachers in (
-            ("recorded", Model(name="cnn", args={"width": 4}), max(size.ensembles)),
-            ("hosted", size.teacher, size.hosted),
-        ):
-            Workload(
-                name=GPU,
-                student=size.student,
-                teacher=model,
-                batch_size=1,
-                steps=1,
-                backbones=teachers,
-                cells=(Cell(LIVE, teachers),),
-                fleet=FleetSettings(),
-            ).make_teachers(self.folder / name, data)
+        size, data = self.size, open_dataset(self.data(VIEWS))
+        recorded, most = Model(name="cnn", args={"width": 4}), max(size.ensembles)
+        make_teachers(self.folder / "recorded", data, recorded, most)
+        make_teachers(self.folder / "hosted", data, size.teacher, size.hosted)
 
     def data(self, views: int | None) -> ImageTable:
         """Settings of the pictures, in so many views; None has a new one for every epoch."""
@@ -268,10 +218,10 @@ def measured(
         emit: is told of every row.
 
     Returns:
-        Name of the device, and the fields of the rows.
+        Name of the device, and the rows.
     """
     device = torch.device(device_here())
-    rows = [asdict(row) for row in _Rows(place, live, repeats, device, emit)]
+    rows = list(_Rows(place, live, repeats, device, emit))
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     return name, rows
 
@@ -294,7 +244,7 @@ class _Rows:
         self._device, self._emit = device, emit
         self._dataset: Dataset = open_dataset(place.data(VIEWS))
 
-    def __iter__(self) -> Iterator[Measured]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
         size = self._place.size
         for batch_size in size.batch_sizes:
             yield self._row(ARITHMETIC, batch_size, self._arithmetic)
@@ -319,32 +269,46 @@ class _Rows:
         make: Callable[[int], Callable[[], int]],
         teachers: int = 0,
         how: Compile = "off",
-    ) -> Measured:
-        """Measures what `make` makes for a batch size: each call of it computes some pictures."""
+    ) -> dict[str, Any]:
+        """Measure what `make` makes for a batch size: each call of it computes some pictures.
+
+        Returns:
+            Beside what was done: `images` of a repeat; `seconds` of each repeat; `utilisation` of
+            the GPU meanwhile, in percent, None where nothing tells; most memory meanwhile in
+            `bytes`, of the GPU by this process, else of the process.
+        """
         gc.collect()
         on_gpu = self._device.type == "cuda"
         if on_gpu:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self._device)
         images, seconds = 0, []
-        with PeakMemory() as peak:
+        with Sampled(anonymous_bytes, 0.02) as memory:
             repeat = make(batch_size)
             repeat()
-            with Utilisation(self._device) as busy:
+            with Sampled(lambda: _busy(self._device), 0.1) as busy:
                 for _ in range(self._repeats):
                     began = time.perf_counter()
                     images = repeat()
                     seconds.append(time.perf_counter() - began)
-        most = torch.cuda.max_memory_allocated(self._device) if on_gpu else peak.most
+        most = torch.cuda.max_memory_allocated(self._device) if on_gpu else max(memory.values)
         classes = self._place.classes
         self._emit(Notice(f"{way}, B {batch_size}, {classes} classes"))
-        return Measured(
-            way, batch_size, classes, teachers, how, images, seconds, busy.percent, most
-        )
+        return {
+            "way": way,
+            "batch_size": batch_size,
+            "classes": classes,
+            "teachers": teachers,
+            "compile": how,
+            "images": images,
+            "seconds": seconds,
+            "utilisation": statistics.mean(busy.values) if busy.values else None,
+            "bytes": most,
+        }
 
     def _taught(
         self, way: str, batch_size: int, teachers: int = 0, how: Compile = "off"
-    ) -> Measured:
+    ) -> dict[str, Any]:
         """The package's own student."""
 
         def make(batch_size: int) -> Callable[[], int]:
@@ -416,43 +380,10 @@ class _Rows:
         return record
 
 
-class Utilisation:
-    """How busy a GPU is while the block runs, sampled in a thread.
-
-    Args:
-        device: that is looked at; of the CPU nothing is said.
-
-    Attributes:
-        percent: mean over the samples; None where there are none.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.percent: float | None = None
-        self._device, self._over = device, threading.Event()
-        self._samples: list[float] = []
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> Utilisation:
-        if self._device.type == "cuda":
-            self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        if self._thread.ident is not None:
-            self._thread.join()
-        if self._samples:
-            self.percent = sum(self._samples) / len(self._samples)
-
-    def _watch(self) -> None:
-        while not self._over.wait(0.1):
-            if (busy := _busy(self._device)) is None:
-                return
-            self._samples.append(busy)
-
-
 def _busy(device: torch.device) -> float | None:
     """Share of the last moment, in percent, in which a GPU computed; None where nobody knows."""
+    if device.type != "cuda":
+        return None
     try:
         return float(torch.cuda.utilization(device))
     except Exception:  # NVIDIA's library for Python is not there, or has errors of its own
@@ -464,7 +395,7 @@ def _asked(uuid: str) -> float | None:
     command = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
     try:
         command.append(f"--id=GPU-{uuid}")
-        told = subprocess.run(command, capture_output=True, encoding="utf-8")
-        return float(told.stdout)
+        printed = subprocess.run(command, capture_output=True, encoding="utf-8")
+        return float(printed.stdout)
     except (OSError, ValueError):
         return None

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Self, TypeVar
 
 import torch
 
 from agrekd_ray.bench.naive import NaiveTrainer
 from agrekd_ray.bench.workloads import LOOK_AHEAD, Cell, Workload
-from agrekd_ray.cluster.events import Emit, Notice
+from agrekd_ray.cluster.channel import Channel
+from agrekd_ray.cluster.events import Emit, Event, Notice
+from agrekd_ray.cluster.session import RaySession
 from agrekd_ray.data import TRAIN, Dataset, DataSettings, open_dataset
 from agrekd_ray.distillation import (
     DistillationSpec,
@@ -26,12 +30,15 @@ from agrekd_ray.distillation import (
     Source,
 )
 from agrekd_ray.distillation.host import TeacherHost
+from agrekd_ray.experiment.display import Display
+from agrekd_ray.experiment.listener import Listener
 from agrekd_ray.logits import LogitsCache, OutputSettings
 from agrekd_ray.models import build, load
 from agrekd_ray.settings import Training
 from agrekd_ray.training import Guidance, Labels, Trainer
 
 TEMPERATURE = 4.0
+VALUE = TypeVar("VALUE")
 
 
 @dataclass(frozen=True)
@@ -190,6 +197,22 @@ class _Room:
         return None
 
 
+@contextmanager
+def progress(session: RaySession, display: Display) -> Iterator[Emit]:
+    """While the block runs, a notice from any process moves the progress line on."""
+    channel = Channel(session.node_id)
+
+    def advance(event: Event) -> None:
+        if isinstance(event, Notice):
+            display.advance(event.text)
+
+    try:
+        with Listener(channel, [advance]):
+            yield channel.emit
+    finally:
+        channel.close()
+
+
 def anonymous_bytes() -> int:
     """Memory of this process that is not a mapped file; 0 where the system does not say."""
     try:
@@ -197,3 +220,35 @@ def anonymous_bytes() -> int:
     except OSError:
         return 0
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon")), 0)
+
+
+class Sampled(Generic[VALUE]):
+    """Reads a value again and again in a thread while the block runs, once at least.
+
+    Args:
+        read: the value; None, where nothing can be read, ends it.
+        pause: seconds between two readings.
+
+    Attributes:
+        values: that were read.
+    """
+
+    def __init__(self, read: Callable[[], VALUE | None], pause: float) -> None:
+        self.values: list[VALUE] = []
+        self._read, self._pause = read, pause
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while (value := self._read()) is not None:
+            self.values.append(value)
+            if self._over.wait(self._pause):
+                return

@@ -15,16 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from agrekd_ray.bench.workloads import PLAN, Cell, Workload
-from agrekd_ray.capacity.forecast import Costs, Machines, Times, live_step, place
+from agrekd_ray.capacity.forecast import Costs, Machines, Times, forecast
 from agrekd_ray.capacity.measure import (
     STRATEGY,
     Calibration,
-    averaged,
     forward_times,
     reading_ms,
     weighing_costs,
 )
-from agrekd_ray.capacity.size import JobSize
+from agrekd_ray.capacity.size import NAME, JobSize
 from agrekd_ray.cluster.fleet_settings import FleetSettings
 from agrekd_ray.data import TRAIN, open_dataset
 from agrekd_ray.models import Model
@@ -75,7 +74,7 @@ def _fleet(
     """One shape of fleet; calibrated before and after, so that both see the same machine."""
     before = calibrated(workload, calibration)
     figures = measured(workload)
-    around = averaged([before, calibrated(workload, calibration)])
+    around = _mean(before, calibrated(workload, calibration))
     step = {
         (cell["way"], cell["teachers"]): 1e3 * statistics.median(cell["seconds"]) / figures["steps"]
         for cell in figures["cells"]
@@ -91,6 +90,14 @@ def _fleet(
             for cell in workload.cells
             if cell.way == "live"
         ],
+    }
+
+
+def _mean(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Means of two calibrations, number by number."""
+    return {
+        key: _mean(value, other[key]) if isinstance(value, dict) else (value + other[key]) / 2
+        for key, value in one.items()
     }
 
 
@@ -115,10 +122,10 @@ def setup_of(workload: Workload, teachers: int) -> JobSize:
     """A cell as the planner sees it; its teachers are spread over the actors that there are."""
     actors = -(-workload.most // workload.fleet.backbones_per_actor)
     return JobSize(
-        strategy=STRATEGY,
         strategies=(STRATEGY,),
         plain=0,
-        names=tuple(len(f"teacher-{number}") for number in range(teachers)),
+        members=teachers,
+        name_bytes=sum(len(f"teacher-{number}") + NAME for number in range(teachers)),
         teachers=teachers,
         hosted=teachers,
         backbones=teachers,
@@ -127,7 +134,6 @@ def setup_of(workload: Workload, teachers: int) -> JobSize:
         classes=10,
         samples=workload.batch_size * workload.steps,
         evaluated=0,
-        tested=0,
         epochs=1,
         views=1,
         look_ahead=workload.look_ahead,
@@ -139,12 +145,12 @@ def setup_of(workload: Workload, teachers: int) -> JobSize:
 
 def _compared(workload: Workload, teachers: int, times: Times, measured: float) -> dict[str, Any]:
     setup, machines = setup_of(workload, teachers), Machines(cpus=os.cpu_count() or 1)
-    step = live_step(setup, machines, times, place(setup, machines))
+    expected = forecast(setup, machines, times)
     return {
         "teachers": teachers,
         "actors": setup.actors,
-        "forecast_ms": step.ms,
+        "forecast_ms": expected.ms,
         "measured_ms": measured,
-        "error": step.ms / measured - 1,
-        "bottleneck": step.bottleneck,
+        "error": expected.ms / measured - 1,
+        "bottleneck": expected.step_bottleneck,
     }

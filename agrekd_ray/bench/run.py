@@ -18,16 +18,15 @@ from rich.console import Console
 
 from agrekd_ray.bench.data import measure_data
 from agrekd_ray.bench.gpu import measure_gpu
-from agrekd_ray.bench.measure import Setting, measure, replay_memory
+from agrekd_ray.bench.measure import Setting, measure, progress, replay_memory
 from agrekd_ray.bench.plan import measure_plan
 from agrekd_ray.bench.search import measure_search
 from agrekd_ray.bench.workloads import DATA, GPU, PLAN, SEARCH, Workload, workloads
-from agrekd_ray.cluster.channel import Channel, plain_error
-from agrekd_ray.cluster.events import Event, Notice
+from agrekd_ray.cluster.channel import plain_error
+from agrekd_ray.cluster.events import Emit
 from agrekd_ray.cluster.session import RaySession
 from agrekd_ray.data import DataSettings
 from agrekd_ray.experiment.display import Display
-from agrekd_ray.experiment.listener import Listener
 from agrekd_ray.fleet.fleet import Fleet
 from agrekd_ray.logits import OutputSettings
 from agrekd_ray.student.room import GroupTrainer
@@ -82,17 +81,10 @@ def _measured(
         data = workload.data(place / "data")
         checkpoints = workload.make_teachers(place / "teachers", data)
         outputs = OutputSettings(store=place / "outputs")
-        channel = Channel(session.node_id)
-
-        def progress(event: Event) -> None:
-            if isinstance(event, Notice):
-                display.advance(event.text)
-
-        try:
+        with progress(session, display) as emit:
             with (
-                Listener(channel, [progress]),
-                _fleet(workload, "live", checkpoints, data, channel) as live,
-                _fleet(workload, "record", checkpoints, data, channel, outputs) as recording,
+                _fleet(workload, "live", checkpoints, data, emit) as live,
+                _fleet(workload, "record", checkpoints, data, emit, outputs) as recording,
             ):
                 setting = Setting(
                     workload,
@@ -103,13 +95,11 @@ def _measured(
                     outputs,
                     repeats,
                     place / "figures.json",
-                    channel.emit,
+                    emit,
                     len(live.actors) if live else 1,
                 )
                 _train(setting, place)
             memory = _replay_memory(setting)
-        finally:
-            channel.close()
         return {**json.loads(setting.result.read_text(encoding="utf-8")), "replay_memory": memory}
 
 
@@ -127,7 +117,7 @@ def _fleet(
     way: str,
     checkpoints: dict[str, Path],
     data: DataSettings,
-    channel: Channel,
+    emit: Emit,
     outputs: OutputSettings | None = None,
 ) -> Iterator[Fleet | None]:
     """A fleet for the cells that are taught that way; None where there are none."""
@@ -140,7 +130,7 @@ def _fleet(
         {name: checkpoints[name] for name in list(checkpoints)[:hosted]},
         data,
         workload.fleet.model_copy(update={"cpus": 0.1, "gpus": 0.0}),
-        channel.emit,
+        emit,
         outputs=outputs,
         askers=len(counts),  # so many students, in turn
     )

@@ -24,10 +24,9 @@ from agrekd_ray.errors import RunError
 from agrekd_ray.experiment.display import Display
 from agrekd_ray.experiment.plan import make_plan
 from agrekd_ray.experiment.ray_engine import RayEngine
-from agrekd_ray.experiment.recording import make_and_record
+from agrekd_ray.experiment.work import Work
 from agrekd_ray.search.trainable import SETTING, TrialActor
 from agrekd_ray.search.trial import Shared
-from agrekd_ray.teachers import Pool
 from agrekd_ray.terminal import screen
 
 TRIALS, EPOCHS, TEACHERS = 16, 10, 10
@@ -103,14 +102,14 @@ def _job(place: Path) -> Job:
 
 
 def _shared(job: Job, engine: RayEngine, place: Path) -> Shared:
-    samples, plan = open_dataset(job.data), make_plan(job)
+    samples, work = open_dataset(job.data), Work.of(job, make_plan(job), place)
     with Display(_silent()) as silent:
-        make_and_record(engine, silent, job, plan, samples, [0])
+        work.make_teachers(engine, silent)
+        work.record(engine, silent, [0])
     search = {"name": "bench", "job": "-", "space": {"strategy": {"choice": ["agre_kd"]}}}
     planned = Planned(Search.model_validate(search), job.model_dump(mode="json"))
-    checkpoints = plan.checkpoints(Pool(job.teachers.store, samples))
     answers_N = np.zeros(len(samples.splits[SELECT]), dtype=np.int64)  # scored alike by both
-    source = Replay(job.outputs, checkpoints, job.fleet.computes_in, None)
+    source = Replay(job.outputs, work.checkpoints, job.fleet.computes_in, None)
     folders = (place / "trials", place / "states", place / "groups")
     return Shared(
         planned, DriverData.of(job.data), source, answers_N, answers_N, engine.emit, *folders

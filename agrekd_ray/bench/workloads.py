@@ -8,15 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from agrekd_ray.cluster.fleet_settings import FleetSettings
 from agrekd_ray.data import Dataset, DataSettings, open_dataset
 from agrekd_ray.data.colored import ColoredDigits, ColoredIdx
 from agrekd_ray.data.digits import bundled_digits
 from agrekd_ray.data.views import Views
-from agrekd_ray.models import Classifier, Manifest, Model, build, save
-from agrekd_ray.settings import fingerprint
+from agrekd_ray.models import Model
 
 SEARCH = "search"
 """The workload that compares searches, not steps; see `bench.search`."""
@@ -96,32 +94,11 @@ class Workload:
         )
 
     def make_teachers(self, folder: Path, data: DataSettings) -> dict[str, Path]:
-        """Checkpoints of the teachers, by name: fresh weights, for costs do not depend on them."""
-        samples: Dataset = open_dataset(data)
-        shape, classes = samples.shape, len(samples.classes)
-        found: dict[str, Path] = {}
-        backbones = [
-            build(self.teacher, shape, classes, seed)
-            for seed in range(min(self.backbones, self.most))
-        ]
-        for number in range(self.most):
-            model = backbones[number % len(backbones)]
-            assert isinstance(model.head, torch.nn.Linear)
-            head = torch.nn.Linear(model.head.in_features, classes)
-            torch.nn.init.normal_(head.weight, 0, 0.3, torch.Generator().manual_seed(number))
-            found[f"teacher-{number}"] = folder / f"teacher-{number}"
-            save(
-                found[f"teacher-{number}"],
-                Classifier(model.backbone, head),
-                Manifest(
-                    model=self.teacher,
-                    shape=shape,
-                    classes=samples.classes,
-                    fingerprint=fingerprint(self.teacher, number),
-                    data=samples.fingerprint,
-                ),
-            )
-        return found
+        """Checkpoints of the teachers, by name."""
+        from agrekd_ray.capacity.measure import make_teachers  # imports Ray
+
+        dataset: Dataset = open_dataset(data)
+        return make_teachers(folder, dataset, self.teacher, self.most, self.backbones)
 
 
 def _cells(**teachers: tuple[int, ...]) -> tuple[Cell, ...]:

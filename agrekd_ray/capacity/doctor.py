@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import ipaddress
+import itertools
 import math
 import queue
 import threading
@@ -18,13 +19,16 @@ from types import MappingProxyType
 from typing import Any
 
 from packaging.requirements import Requirement
-from packaging.version import InvalidVersion, Version
+from packaging.version import InvalidVersion
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.filesize import decimal
+from rich.table import Table
+from rich.text import Text
 
 from agrekd_ray.addresses import sqlite_file
 from agrekd_ray.capacity import probe
-from agrekd_ray.capacity.report import ERROR, WARNING, Finding, say, show_findings
+from agrekd_ray.capacity.report import counted, say
 from agrekd_ray.capacity.size import Needs, needs_of
 from agrekd_ray.cluster.address import cluster_address
 from agrekd_ray.cluster.environment import prepare
@@ -34,6 +38,7 @@ from agrekd_ray.data import open_dataset
 from agrekd_ray.errors import RunError, TrackingError
 from agrekd_ray.experiment.settled import settled
 
+ERROR, WARNING = "error", "warning"
 ANSWER_SECONDS, TRACKING_SECONDS = 30.0, 30.0
 TORCH_SECONDS = 120.0
 """PyTorch may start slowly, from a disk across the network."""
@@ -124,8 +129,30 @@ class Machine:
         if self.silence:
             return f"{room}; does not answer"
         free = "unknown" if self.memory_free is None else decimal(self.memory_free)
-        versions = ", ".join(" ".join(one) for one in self.versions.items())
+        versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         return f"{room}, {free} of memory free, {versions}"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is wrong with a cluster.
+
+    Attributes:
+        node: where; `driver`, `cluster`, or a node's name.
+        check: what was looked at.
+        problem: what is wrong, with the numbers.
+        remedy: what to do; empty for the usual.
+        level: `error` where a run would fail or be wrong, `warning` where it may.
+    """
+
+    node: str
+    check: str
+    problem: str
+    remedy: str = ""
+    level: str = ERROR
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "remedy", self.remedy or REMEDIES[self.check])
 
 
 def doctor(
@@ -155,9 +182,9 @@ def doctor(
             where = cluster_address(address)
         except ValueError as error:
             raise RunError(f"--address = {address}: {error}.") from None
-    driver, nodes, ports = _asked(job, points, where, console)
+    driver, nodes, ports = _examined(job, points, where, console)
     findings = diagnose(driver, nodes, needs, requirements(), ports)
-    findings = sorted([*findings, *tracking_faults(job)], key=lambda one: one.level != ERROR)
+    findings = sorted([*findings, *tracking_faults(job)], key=lambda finding: finding.level)
     for node in nodes:
         say(console, node.in_words)
     if needs.memory:
@@ -165,6 +192,25 @@ def doctor(
         say(console, f"the job: {memory} of memory besides its data, {disk} on disk")
     show_findings(findings, len(nodes), console)
     return not any(finding.level == ERROR for finding in findings)
+
+
+def show_findings(findings: Sequence[Finding], nodes: int, console: Console) -> None:
+    """Print what is wrong with so many nodes: a table on a terminal, plain lines elsewhere."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("Node", "Check", "Finding", "Remedy"):
+        table.add_column(name, overflow="fold")
+    for finding in findings:
+        cells = (finding.node, finding.check, finding.problem, finding.remedy)
+        table.add_row(*map(Text, cells), style="red" if finding.level == ERROR else "yellow")
+        if not console.is_terminal:
+            where = f"{finding.level}: {finding.node}: {finding.check}"
+            say(console, f"{where}: {finding.problem}. Remedy: {finding.remedy}.")
+    if findings and console.is_terminal:
+        console.print(table)
+    levels = [finding.level for finding in findings]
+    words = ", ".join(counted(levels.count(level), level) for level in (ERROR, WARNING))
+    style = "red" if ERROR in levels else "yellow" if levels else "green"
+    say(console, f"{counted(nodes, 'node')}: {words if levels else 'nothing is wrong'}", style)
 
 
 def requirements() -> list[str]:
@@ -208,7 +254,7 @@ def tracking_faults(job: Job | None) -> list[Finding]:
 # --- the driver's machine and every node are asked
 
 
-def _asked(
+def _examined(
     job: Job | None, points: Sequence[Job], address: str | None, console: Console
 ) -> tuple[Machine, list[Machine], dict[int, str]]:
     """The driver, every node of the cluster at an address, and the head node's ports by number.
@@ -236,12 +282,12 @@ def _asked(
             listening["the dashboard"] = session.dashboard
         ports = {int(at.rpartition(":")[2]): name for name, at in listening.items()}
         with _marked(folders) as marked:
-            said = probe.Probe().examine(marked, [])
+            answer = probe.Probe().examine(marked, [])
             nodes = _ask_nodes(marked, sorted(ports), list(data))
     finally:
         session.close()
-    mine = [{"fingerprint": fingerprint} for fingerprint in data.values()]
-    return Machine(DRIVER, data=mine, **said), nodes, ports
+    fingerprints = [{"fingerprint": fingerprint} for fingerprint in data.values()]
+    return Machine(DRIVER, data=fingerprints, **answer), nodes, ports
 
 
 @contextlib.contextmanager
@@ -254,7 +300,7 @@ def _marked(folders: Mapping[str, Path]) -> Iterator[dict[str, tuple[str, str]]]
     """
     name = f".agrekd-doctor-{uuid.uuid4().hex}"
     places = {
-        next(one for one in (folder, *folder.parents) if one.is_dir())
+        next(place for place in (folder, *folder.parents) if place.is_dir())
         for folder in folders.values()
     }
     try:
@@ -284,48 +330,47 @@ def _ask_nodes(
 
     alive = [node for node in ray.nodes() if node["Alive"]]
     register_pickle_by_value(probe)  # so that nodes without this package answer, too
-    actors: dict[int, Any] = {}
+    actors: list[Any] = []
     try:
         # No CPU and no GPU of their own: a cluster that is all taken answers, too.
         shell = ray.remote(num_cpus=0, max_restarts=0)(probe.Probe)
-        for number, node in enumerate(alive):
-            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            actors[number] = shell.options(scheduling_strategy=there).remote()
-        asking = {
-            number: actor.examine.remote(
-                folders, ports if _HEAD in alive[number]["Resources"] else []
+        for node in alive:
+            here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            actors.append(shell.options(scheduling_strategy=here).remote())
+        asked = {
+            number: actors[number].examine.remote(
+                folders, ports if _HEAD in node["Resources"] else []
             )
-            for number, actor in actors.items()
+            for number, node in enumerate(alive)
         }
-        answers = _answers(asking, ANSWER_SECONDS)
-        nodes = {n: _node(alive[n], said, why) for n, (said, why) in answers.items()}
-        talking = {n: actors[n] for n, node in nodes.items() if not node.silence}
+        nodes = []
+        for number, (answer, silence) in _answers(asked, ANSWER_SECONDS).items():
+            resources = alive[number]["Resources"]
+            nodes.append(
+                Machine(
+                    name=f"{alive[number]['NodeManagerHostname']} {alive[number]['NodeID'][:6]}",
+                    cpus=resources.get("CPU", 0),
+                    gpus=resources.get("GPU", 0),
+                    object_store=int(resources.get("object_store_memory", 0)),
+                    silence=silence,
+                    **(answer or {}),
+                )
+            )
+        talking = {n: actors[n] for n, node in enumerate(nodes) if not node.silence}
         for number, actor in talking.items():
             nodes[number] = replace(nodes[number], skew=_skew(actor))
-        may_have_gpus = {n for n in talking if nodes[n].gpus or nodes[n].accelerators}
-        asking = {number: actors[number].torch_gpus.remote() for number in may_have_gpus}
-        for number, (said, why) in _answers(asking, TORCH_SECONDS).items():
-            nodes[number] = replace(nodes[number], torch_gpus=why if said is None else said)
-        asking = {n: actor.data.remote(data) for n, actor in talking.items() if data}
-        for number, (said, why) in _answers(asking, DATA_SECONDS).items():
-            nodes[number] = replace(nodes[number], data=said or (), data_silence=why)
-        return list(nodes.values())
+        with_gpus = [n for n in talking if nodes[n].gpus or nodes[n].accelerators]
+        asked = {number: actors[number].torch_gpus.remote() for number in with_gpus}
+        for number, (count, silence) in _answers(asked, TORCH_SECONDS).items():
+            nodes[number] = replace(nodes[number], torch_gpus=silence or count)
+        asked = {n: actor.data.remote(data) for n, actor in talking.items() if data}
+        for number, (answer, silence) in _answers(asked, DATA_SECONDS).items():
+            nodes[number] = replace(nodes[number], data=answer or (), data_silence=silence)
+        return nodes
     finally:
-        for actor in actors.values():
+        for actor in actors:
             ray.kill(actor)
         unregister_pickle_by_value(probe)
-
-
-def _node(node: Mapping[str, Any], said: Mapping[str, Any] | None, why: str) -> Machine:
-    resources = node["Resources"]
-    return Machine(
-        name=f"{node['NodeManagerHostname']} {node['NodeID'][:6]}",
-        cpus=resources.get("CPU", 0),
-        gpus=resources.get("GPU", 0),
-        object_store=int(resources.get("object_store_memory", 0)),
-        silence=why,
-        **(said or {}),
-    )
 
 
 def _skew(actor: Any) -> tuple[float, float] | None:
@@ -333,25 +378,27 @@ def _skew(actor: Any) -> tuple[float, float] | None:
     trips = []
     for _ in range(TICKS):
         sent = time.time()
-        ((there, _),) = _answers({0: actor.clock.remote()}, ANSWER_SECONDS).values()
-        if there is not None:
-            back = time.time()
-            trips.append((back - sent, there - (sent + back) / 2))
-    trip, skew = min(trips, default=(0.0, None))
-    return None if skew is None else (skew, trip / 2)
+        clock, silence = _answers({0: actor.clock.remote()}, ANSWER_SECONDS)[0]
+        back = time.time()
+        if not silence:
+            trips.append((back - sent, clock - (sent + back) / 2))
+    if not trips:
+        return None
+    trip, skew = min(trips)
+    return skew, trip / 2
 
 
-def _answers(references: Mapping[int, Any], seconds: float) -> dict[int, tuple[Any, str]]:
+def _answers(asked: Mapping[int, Any], seconds: float) -> dict[int, tuple[Any, str]]:
     """Answers that come in time and an empty text, or None and why there is none; by number."""
     import ray
     from ray.exceptions import RayError
 
+    references = list(asked.values())
     ready: list[Any] = []
     if references:
-        asked = list(references.values())
-        ready, _ = ray.wait(asked, num_returns=len(asked), timeout=seconds)
+        ready, _ = ray.wait(references, num_returns=len(references), timeout=seconds)
     answers: dict[int, tuple[Any, str]] = {}
-    for number, reference in references.items():
+    for number, reference in asked.items():
         if reference not in ready:
             answers[number] = None, f"no answer within {seconds:.0f} s"
             continue
@@ -385,32 +432,42 @@ def diagnose(
     findings = [
         *_of_driver(driver, needs, requirements),
         *_of_cluster(nodes, needs),
-        *(one for node in nodes for one in _of_node(node, driver, needs, ports)),
+        *itertools.chain(*(_of_node(node, driver, needs, ports) for node in nodes)),
     ]
-    return sorted(findings, key=lambda finding: finding.level != ERROR)
+    return sorted(findings, key=lambda finding: finding.level)
 
 
-def _of_driver(mine: Machine, needs: Needs, requirements: Sequence[str]) -> Iterable[Finding]:
+def _of_driver(driver: Machine, needs: Needs, requirements: Sequence[str]) -> Iterable[Finding]:
     """What is wrong with the driver's machine."""
-    for name, wanted in ranges(requirements).items():
-        if (version := mine.versions.get(name)) is not None and not _within(version, wanted):
-            yield _finding(DRIVER, "versions", f"{name} {version}, not {wanted.specifier}")
+    for wanted in map(Requirement, requirements):
+        if wanted.marker is not None and not wanted.marker.evaluate():
+            continue  # which only an extra takes
+        version = driver.versions.get(wanted.name)
+        if version is not None and not _within(version, wanted):
+            yield Finding(DRIVER, "versions", f"{wanted.name} {version}, not {wanted.specifier}")
     by_disk: dict[int, list[str]] = {}
-    for key, folder in mine.folders.items():
+    for key, folder in driver.folders.items():
         if problem := _unwritable(folder):
             remedy = f"set {key} to a folder that can be written"
-            yield _finding(DRIVER, "folders", f"{key}: {problem}", remedy)
+            yield Finding(DRIVER, "folders", f"{key}: {problem}", remedy)
         if "device" in folder:
             by_disk.setdefault(folder["device"], []).append(key)
-    for sharing in by_disk.values():
-        taken = {key: needs.disk.get(key, 0) for key in sharing}
-        total, free = sum(taken.values()), mine.folders[sharing[0]]["free"]
+    for keys in by_disk.values():
+        sizes = {key: needs.disk.get(key, 0) for key in keys}
+        total, free = sum(sizes.values()), driver.folders[keys[0]]["free"]
         if total > free:
-            parts = ", ".join(f"{key} {decimal(size)}" for key, size in taken.items())
+            parts = ", ".join(f"{key} {decimal(size)}" for key, size in sizes.items())
             problem = f"{decimal(total)} will be written ({parts}), {decimal(free)} are free"
             remedy = "free the disk, name another folder, prune (agrekd outputs prune), or set "
             remedy += "outputs.dtype=float16 or data.views.count"
-            yield _finding(DRIVER, "disk", problem, remedy)
+            yield Finding(DRIVER, "disk", problem, remedy)
+
+
+def _within(version: str, wanted: Requirement) -> bool:
+    try:
+        return wanted.specifier.contains(version, prereleases=True)
+    except InvalidVersion:
+        return False
 
 
 def _of_cluster(nodes: Sequence[Machine], needs: Needs) -> Iterable[Finding]:
@@ -419,25 +476,26 @@ def _of_cluster(nodes: Sequence[Machine], needs: Needs) -> Iterable[Finding]:
         keys = ", ".join(needs.declined)
         problem = f"Ray counts {count:g}, and the job declines them: {keys} = 0"
         remedy = "leave the keys out, or set them to auto"
-        yield _finding("cluster", "GPUs", problem, remedy, WARNING)
+        yield Finding("cluster", "GPUs", problem, remedy, WARNING)
     free = {node.name: node.memory_free for node in nodes if node.memory_free is not None}
     name, most = max(free.items(), key=lambda item: item[1], default=("", math.inf))
+    total = sum(free.values())
     if needs.process > most:
         problem = f"the job's largest process takes about {decimal(int(needs.process))}, the node "
         problem += f"with most memory free ({name}) has {decimal(int(most))}"
         remedy = "lower fleet.backbones_per_actor, or take nodes with more memory"
-        yield _finding("cluster", "memory", problem, remedy)
-    elif free and needs.memory > (total := sum(free.values())):
+        yield Finding("cluster", "memory", problem, remedy)
+    elif free and needs.memory > total:
         problem = f"teachers and students take about {decimal(int(needs.memory))}, free are "
         problem += f"{decimal(total)} on all nodes together ({len(free)})"
-        yield _finding("cluster", "memory", problem)
+        yield Finding("cluster", "memory", problem)
 
 
 def _of_node(
     node: Machine, driver: Machine, needs: Needs, ports: Mapping[int, str]
 ) -> Iterable[Finding]:
     """What is wrong with a node, by itself or beside the driver."""
-    finding = functools.partial(_finding, node.name)
+    finding = functools.partial(Finding, node.name)
     if node.silence:
         problem = f"Ray counts it as alive, but it runs no task ({node.silence})"
         yield finding("answer", problem)
@@ -448,8 +506,7 @@ def _of_node(
     same = node.versions.get("agrekd_ray") == driver.versions.get("agrekd_ray")
     if same and node.code != driver.code:
         yield finding("versions", "other code of agrekd_ray under the same version")
-    if gpus := _gpus(node):
-        yield finding("GPUs", *gpus)
+    yield from _of_gpus(node)
     store = decimal(node.object_store)
     if node.object_store < needs.object_store:
         coming = decimal(int(needs.object_store))
@@ -465,12 +522,12 @@ def _of_node(
         problem += f"are left, and Ray stops at {1 - FULL:.0%}"
         remedy = "free it, or start Ray there with --temp-dir on another disk"
         yield finding("disk", problem, remedy)
-    for key, folder in driver.folders.items():
-        if _unwritable(folder):
+    for key, ours in driver.folders.items():
+        if _unwritable(ours):
             continue  # which is the driver's finding
-        there = node.folders[key]
-        if key in MAY_DIFFER or there.get("marked", "error" in there):
-            problem = _unwritable(there, marked=True)
+        folder = node.folders[key]
+        if key in MAY_DIFFER or folder.get("marked", "error" in folder):
+            problem = _unwritable({**folder, "marked": True})
             remedy = "let the user that Ray runs as write there, on every node"
         else:
             problem = f"{folder['there']} is not the driver's"
@@ -485,9 +542,9 @@ def _of_node(
             remedy = "put the data at the same path as on the driver, readable for Ray's user"
             yield finding("data", f"cannot be opened ({error})", remedy)
         elif other != mine:
-            theirs, ours = other["fingerprint"][:12], mine["fingerprint"][:12]
-            problem = f"other data than the driver's ({theirs} instead of {ours})"
-            yield finding("data", problem, "copy them there again, or share one folder")
+            prints = f"{other['fingerprint'][:12]} instead of {mine['fingerprint'][:12]}"
+            remedy = "copy them there again, or share one folder"
+            yield finding("data", f"other data than the driver's ({prints})", remedy)
     if node.skew is not None and abs(node.skew[0]) - node.skew[1] > SKEW_SECONDS:
         ahead = "ahead of" if node.skew[0] > 0 else "behind"
         problem = f"{abs(node.skew[0]):.1f} s {ahead} the driver's"
@@ -503,51 +560,25 @@ def _of_node(
         yield finding("token", problem, remedy, WARNING)
 
 
-def _finding(node: str, check: str, problem: str, remedy: str = "", level: str = ERROR) -> Finding:
-    return Finding(node, check, problem, remedy or REMEDIES[check], level)
-
-
-def _gpus(node: Machine) -> tuple[str, str, str] | None:
-    """Problem, remedy and level where PyTorch does not find the GPUs that Ray counts."""
-    count = node.torch_gpus
+def _of_gpus(node: Machine) -> Iterable[Finding]:
+    """What is wrong where PyTorch does not find the GPUs that Ray counts."""
+    count, finding = node.torch_gpus, functools.partial(Finding, node.name, "GPUs")
     if isinstance(count, str):
-        problem = f"PyTorch does not say how many it finds ({count})"
         remedy = 'try there: python -c "import torch; print(torch.cuda.device_count())"'
-        return problem, remedy, ERROR
-    if count is None or count == node.gpus:
-        return None
-    if count > node.gpus:
+        yield finding(f"PyTorch does not say how many it finds ({count})", remedy)
+    elif count is not None and count > node.gpus:
         problem = f"PyTorch finds {count}, Ray counts {node.gpus:g}; the others stay idle"
-        return problem, f"start Ray there with --num-gpus={count}", WARNING
-    remedy = "install a PyTorch with CUDA and the driver that it needs (image VARIANT=-gpu), or "
-    remedy += "start Ray there with --num-gpus as many as there are"
-    return f"Ray counts {node.gpus:g}, PyTorch finds {count}", remedy, ERROR
+        yield finding(problem, f"start Ray there with --num-gpus={count}", WARNING)
+    elif count is not None and count < node.gpus:
+        remedy = "install a PyTorch with CUDA and the driver that it needs (image VARIANT=-gpu), "
+        remedy += "or start Ray there with --num-gpus as many as there are"
+        yield finding(f"Ray counts {node.gpus:g}, PyTorch finds {count}", remedy)
 
 
-def _unwritable(folder: Mapping[str, Any], marked: bool | None = None) -> str:
-    """Why nothing can be written to a folder, as `Probe` found it; empty where it can.
-
-    Args:
-        folder: what was found.
-        marked: whether a file could be made there; None asks the folder.
-    """
+def _unwritable(folder: Mapping[str, Any]) -> str:
+    """Why nothing can be written to a folder, as `Probe` found it; empty where it can."""
     if error := folder.get("error"):
         return f"cannot be reached ({error})"
     if not folder["writable"]:
         return f"{folder['there']} cannot be written"
-    if folder["marked"] if marked is None else marked:
-        return ""
-    return "no file can be made there; its disk may be full"
-
-
-def ranges(requirements: Sequence[str]) -> dict[str, Requirement]:
-    """What this package takes, by name; what only an extra takes is left out."""
-    parsed = [Requirement(text) for text in requirements]
-    return {one.name: one for one in parsed if one.marker is None or one.marker.evaluate()}
-
-
-def _within(version: str, wanted: Requirement) -> bool:
-    try:
-        return wanted.specifier.contains(Version(version), prereleases=True)
-    except InvalidVersion:
-        return False
+    return "" if folder["marked"] else "no file can be made there; its disk may be full"

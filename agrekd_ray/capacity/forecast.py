@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import cached_property
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from agrekd_ray.capacity.size import FLOAT, PROCESS, JobSize, Traffic
+from agrekd_ray.capacity.size import FLOAT, PROCESS, JobSize
 from agrekd_ray.cluster.placement import Node, ResourceRequest
 from agrekd_ray.core.weighting import STRATEGIES
 from agrekd_ray.experiment.gpus import LARGE, divided, parts, side_by_side, worker_shares
@@ -79,11 +80,6 @@ class Machines(Settings):
     latency_us: NonNegative = 100
     disk_mb: Positive = 500
 
-    @property
-    def link(self) -> float:
-        """Bytes a second of a link."""
-        return self.gbit * 1e9 / 8
-
     def as_nodes(self, most: int | None = None, cpus: float = math.inf) -> list[Node]:
         """The machines as a placement is worked out on them.
 
@@ -129,9 +125,7 @@ class Costs(Settings):
     reply_ms: NonNegative = 0.2
     reply_ns: NonNegative = 5.0
     weigh_ms: NonNegative = 1.0
-    weigh_ns: Annotated[dict[str, NonNegative], BeforeValidator(_known_strategies)] = Field(
-        default_factory=lambda: dict(WEIGH_NS)
-    )
+    weigh_ns: Annotated[dict[str, NonNegative], BeforeValidator(_known_strategies)] = WEIGH_NS
     programme_us: NonNegative = 1.0
     seal_gb: Positive = 0.5
     process_mb: NonNegative = PROCESS / 1e6
@@ -146,6 +140,10 @@ class Costs(Settings):
     def reply(self, members: int, samples: int, classes: int) -> float:
         """Milliseconds that an actor's answer to one question takes, its logits being there."""
         return self.reply_ms + 1e-6 * self.reply_ns * members * samples * classes
+
+    def copy_ms(self, size: float) -> float:
+        """Milliseconds in which so many bytes go into or out of a process."""
+        return 1e3 * size / (self.copy_gb * 1e9)
 
 
 class Times(Settings):
@@ -167,67 +165,35 @@ class Times(Settings):
     costs: Costs = Costs()
 
 
-@dataclass(frozen=True)
-class Placing:
-    """Actors and workers on machines that are all alike.
-
-    Attributes:
-        student_nodes: that the student's workers take, filled one after another.
-        workers_here: on the first of them, where the driver and a lone weighting actor are too.
-        actors_here: teachers' actors on the node that has most; Ray spreads them.
-        actors_per_gpu: on the GPU that has most; 0 without GPUs.
-        far: share of the teachers' actors that are on other nodes than the weighting actor.
-        gpus: wanted, and there.
-        cpus: wanted, and there.
-    """
-
-    student_nodes: int
-    workers_here: int
-    actors_here: int
-    actors_per_gpu: int
-    far: float
-    gpus: tuple[float, float]
-    cpus: tuple[float, float]
-
-    @property
-    def shortage(self) -> str | None:
-        """What is wanted and not there, in words; None where all has room."""
-        for name, (wanted, there) in (("GPUs", self.gpus), ("CPUs", self.cpus)):
-            if wanted > there + 1e-9:
-                return f"{wanted:g} {name} are wanted, {there:g} are there"
-        return None
+# --- who is where
 
 
-def workers_wanted(size: JobSize, gpus: float | None = None) -> list[ResourceRequest]:
-    """Room that a student's workers take, with a share of a GPU that is not the job's own."""
-    share = size.student_gpus if gpus is None else gpus
-    return [
-        ResourceRequest("student's worker", {"CPU": size.student_cpus, "GPU": share})
-    ] * size.workers
+def workers_wanted(size: JobSize) -> list[ResourceRequest]:
+    """Room that a student's workers take."""
+    room = {"CPU": size.student_cpus, "GPU": size.student_gpus}
+    return [ResourceRequest("student's worker", room)] * size.workers
 
 
-def actors_wanted(size: JobSize, gpus: float | None = None) -> list[ResourceRequest]:
-    """Room that the teachers' actors take, likewise."""
-    share = size.actor_gpus if gpus is None else gpus
-    return [
-        ResourceRequest("teachers", {"CPU": size.actor_cpus or 0.0, "GPU": share})
-    ] * size.actors
+def actors_wanted(size: JobSize) -> list[ResourceRequest]:
+    """Room that the teachers' actors take."""
+    room = {"CPU": size.actor_cpus or 0.0, "GPU": size.actor_gpus}
+    return [ResourceRequest("teachers", room)] * size.actors
 
 
-def with_gpus(size: JobSize, machines: Machines) -> JobSize:
+def _with_gpus(size: JobSize, machines: Machines) -> JobSize:
     """A job with numbers for the GPUs that it leaves open, as a run has them."""
     workers, actors, groups = [size.student_gpus], [size.actor_gpus], 1
     if "student" in size.gpus_left_open:
         nodes = machines.as_nodes(size.workers)
-        most = size.students_on_a_gpu
-        workers = worker_shares(workers_wanted(size), AUTO, nodes, lambda: most)
+        workers = worker_shares(workers_wanted(size), AUTO, nodes, lambda: size.students_on_a_gpu)
         groups = groups_with_room(replace(size, student_gpus=workers[-1]), machines)
     if "fleet" in size.gpus_left_open and machines.gpus:
         actors = parts(size.actors_on_a_gpu)
 
     def wanted(worker: float | None, actor: float | None) -> list[ResourceRequest]:
-        students = [] if worker is None else workers_wanted(size, worker) * groups
-        return students + ([] if actor is None else actors_wanted(size, actor))
+        given = replace(size, student_gpus=worker or 0.0, actor_gpus=actor or 0.0)
+        students = [] if worker is None else workers_wanted(given) * groups
+        return students + ([] if actor is None else actors_wanted(given))
 
     nodes = machines.as_nodes(groups * size.workers + size.actors)
     worker, actor = divided(wanted, workers, actors, nodes, size.records)
@@ -239,92 +205,209 @@ def groups_with_room(size: JobSize, machines: Machines) -> int:
     students = len(size.strategies) + size.plain
     most = min(students, size.at_once or students)
     nodes = machines.as_nodes(most * size.workers, machines.cpus)
-    return side_by_side(workers_wanted(size), [_worth(size)], nodes, most)
+    return side_by_side(workers_wanted(size), [_useful_share(size)], nodes, most)
 
 
-def _worth(size: JobSize) -> float:
+def _useful_share(size: JobSize) -> float:
     """Share of a GPU that a worker can make use of, where others could share it."""
     large = "student" in size.gpus_left_open and size.students_on_a_gpu == LARGE
     return 1.0 if large and size.student_gpus else size.student_gpus
 
 
-def place(size: JobSize, machines: Machines) -> Placing:
-    """Place a job; where there is no room for it, as if its parts shared what there is.
+# --- what it takes
 
-    Ray spreads the actors over the nodes, and fills one GPU with fractions before the next.
+
+def forecast(size: JobSize, machines: Machines, times: Times) -> Forecast:
+    """What a job would take.
+
+    Args:
+        size: of the job; where it leaves the number of weighting actors open, it has those that
+            are worth it.
+        machines: that it would have.
+        times: of student and teachers, each alone.
     """
-    nodes, there = machines.nodes, machines.gpus * machines.nodes
-    one_node = machines.as_nodes(1, machines.cpus)
-    per_node = side_by_side(workers_wanted(size)[:1], [_worth(size)], one_node, size.workers)
-    student_nodes = min(nodes, -(-size.workers // per_node))
-    actors_here = -(-size.actors // nodes)
-    actors_per_gpu = 0
-    students, teachers = size.workers * size.student_gpus, size.actors * size.actor_gpus
-    if size.actor_gpus:
-        free = max(1.0, (there - students) / nodes)
-        packed = min(actors_here, int(1 / size.actor_gpus + 1e-9)) if size.actor_gpus <= 1 else 1
-        actors_per_gpu = max(1, packed, math.ceil(actors_here / free))  # those that fit not, share
-    gpus = students + teachers
-    if size.records and "fleet" in size.gpus_left_open and gpus > there:
-        gpus = max(students, min(teachers, there))  # they record before the students begin
-    actor_cpus = (size.actor_cpus or 0) * size.actors
-    return Placing(
-        student_nodes=student_nodes,
-        workers_here=-(-size.workers // student_nodes),
-        actors_here=actors_here,
-        actors_per_gpu=actors_per_gpu,
-        far=max(0, size.actors - actors_here) / size.actors,
-        gpus=(gpus, there),
-        cpus=(size.workers * size.student_cpus + actor_cpus, machines.cpus * nodes),
-    )
+    size = _with_gpus(size, machines)
+    single = Forecast(replace(size, weighting_actors=1), machines, times)
+    if size.may_shard and size.weighting_actors != 1:
+        several = replace(size, weighting_actors=size.workers)
+        sharded = Forecast(several, machines, times, single)
+        if size.weighting_actors is not None or sharded.ms < GAIN * single.ms:
+            return sharded
+    return single
 
 
-@dataclass(frozen=True)
-class Step:
-    """One live step.
+class Forecast:
+    """What a job would take; where there is no room for it, as if its parts shared what there is.
+
+    Ray spreads the teachers' actors over the nodes, and fills one GPU with fractions before the
+    next. A student's workers fill one node after another; the driver and a lone weighting actor
+    are on the first of theirs.
+
+    Args:
+        size: of the job, with the GPUs and weighting actors that it would have.
+        machines: that it would have.
+        times: of student and teachers, each alone.
+        single: the same with one weighting actor, where there are several.
 
     Attributes:
-        ms: that it takes.
-        parts: milliseconds of each part, by the names of `PARTS`.
-        bottleneck: the part that holds it up.
-        teacher_idle: share of the time in which the busiest teachers' device waits.
-        student_waits: share in which the student waits.
-        into_weighting: bytes a second into the weighting actor, or each of them.
-        traffic: bytes of its messages.
+        student_nodes: that the student's workers take.
+        workers_here: on the first of them.
+        actors_here: teachers' actors on the node that has most.
+        actors_per_gpu: on the GPU that has most; 0 without GPUs.
+        far: share of the teachers' actors that are on other nodes than the weighting actor.
     """
 
-    ms: float
-    parts: dict[str, float]
-    bottleneck: str
-    teacher_idle: float
-    student_waits: float
-    into_weighting: float
-    traffic: Traffic
+    def __init__(
+        self, size: JobSize, machines: Machines, times: Times, single: Forecast | None = None
+    ) -> None:
+        self.size, self.machines, self.times, self.single = size, machines, times, single
+        self._costs, self._sent, self._shards = (
+            times.costs,
+            size.traffic,
+            size.weighting_actors or 1,
+        )
+        one_node, worker = machines.as_nodes(1, machines.cpus), workers_wanted(size)[:1]
+        on_a_node = side_by_side(worker, [_useful_share(size)], one_node, size.workers)
+        self.student_nodes = min(machines.nodes, -(-size.workers // on_a_node))
+        self.workers_here = -(-size.workers // self.student_nodes)
+        self.actors_here = -(-size.actors // machines.nodes)
+        self.far = max(0, size.actors - self.actors_here) / size.actors
+        self.actors_per_gpu = 0
+        if size.actor_gpus:
+            free = machines.gpus - size.workers * size.student_gpus / machines.nodes
+            packed = min(self.actors_here, int(1 / size.actor_gpus + 1e-9))
+            crowded = math.ceil(self.actors_here / max(1.0, free))  # the others share
+            self.actors_per_gpu = max(1, packed, crowded)
+        # Milliseconds of a teachers' process for one batch, besides the forward passes, and those
+        # in which the passes of the fullest actor keep its device busy.
+        further = (size.fullest - 1) * self._costs.backbone_ms
+        self._hosting_ms = times.inputs_ms + self._costs.host_ms + further
+        self._busy_ms = times.forward_busy * times.forward_ms * size.fullest
+
+    @cached_property
+    def shortage(self) -> str | None:
+        """What is wanted and not there, in words; None where all has room."""
+        size, machines = self.size, self.machines
+        gpus, cpus = machines.gpus * machines.nodes, machines.cpus * machines.nodes
+        students, teachers = size.workers * size.student_gpus, size.actors * size.actor_gpus
+        wanted = students + teachers
+        if size.records and "fleet" in size.gpus_left_open and wanted > gpus:
+            wanted = max(students, min(teachers, gpus))  # they record before the students begin
+        cores = size.workers * size.student_cpus + size.actors * (size.actor_cpus or 0)
+        for name, wants, has in (("GPUs", wanted, gpus), ("CPUs", cores, cpus)):
+            if wants > has + 1e-9:
+                return f"{wants:g} {name} are wanted, {has:g} are there"
+        node, room = self.memory["node"] / 1e9, machines.memory_gb
+        if node > room:
+            return f"{node:,.0f} GB of memory are wanted on the fullest node, {room:,.0f} are there"
+        return None
+
+    @cached_property
+    def parts(self) -> dict[str, float]:
+        """Milliseconds of each part of a step that is taught by the fleet, by names of `PARTS`."""
+        size, costs, sent, strategy = self.size, self._costs, self._sent, self.size.strategies[0]
+        in_turn: float = sent.questions / self._shards
+        through = sent.question * (1 + (1 if sent.shared else size.actors))
+        copied = costs.copy_ms(through + sent.replies + sent.answer)
+        weighed = costs.weigh(strategy, size.members, sent.samples, size.classes)
+        called = costs.call_ms + (size.actors - 1) * costs.actor_ms
+        reply = costs.reply(size.fullest_members, sent.samples, size.classes)
+        served, replying = called + copied + weighed, sent.questions
+        if in_turn * served + reply >= served + sent.questions * reply:
+            replying = 1  # hidden behind the weighting actor's work on the questions before
+        else:
+            in_turn = 1.0
+        # Teachers start on their next batch as a question arrives. All that run on a node get the
+        # same share of its cores; the path is one of them.
+        beside = self._hosting_ms + (0.0 if size.actor_gpus else self._busy_ms)
+        crowd = max(0.0, (self.actors_here + 1) / self.machines.cpus - 1)
+        return {
+            "student": self.times.step_ms,
+            "teachers": self._forward_ms,
+            "gradients": replying * reply,
+            "crowding": beside * crowd if size.look_ahead else 0.0,
+            "messages": in_turn * called,
+            "bytes": in_turn * copied,
+            "weighting": in_turn * weighed,
+            "network": self._network_ms() + self._sums_ms(strategy),
+            "cores": self._cores_ms(served, reply),
+        }
+
+    @property
+    def _followed(self) -> tuple[str, ...]:
+        return PATH if self.size.look_ahead else (*PATH, "teachers")
+
+    @cached_property
+    def ms(self) -> float:
+        """Milliseconds of a live step."""
+        path = sum(self.parts[name] for name in self._followed)
+        return max(path, self.parts["teachers"], self.parts["cores"])
+
+    @property
+    def step_bottleneck(self) -> str:
+        """The part that holds a live step up."""
+        path = sum(self.parts[name] for name in self._followed)
+        if self.parts["cores"] == self.ms > path:
+            return "cores"
+        if self.size.look_ahead and self.parts["teachers"] == self.ms:
+            return "teachers"
+        return max(self._followed, key=self.parts.__getitem__)
 
     @property
     def shares(self) -> dict[str, float]:
-        """What the step is spent on, as shares by part, which sum to 1."""
-        if self.bottleneck in ("teachers", "cores") and self.ms == self.parts[self.bottleneck]:
-            return {self.bottleneck: 1.0}
+        """What a live step is spent on, as shares by part, which sum to 1."""
+        name = self.step_bottleneck
+        if name in ("teachers", "cores") and self.ms == self.parts[name]:
+            return {name: 1.0}
         followed = (*PATH, "teachers") if sum(self.parts[n] for n in PATH) < self.ms else PATH
         whole = sum(self.parts[name] for name in followed)
         return {name: self.parts[name] / whole for name in followed}
 
+    @property
+    def teacher_idle(self) -> float:
+        """Share of a live step in which the busiest teachers' device waits."""
+        return 1 - self.parts["teachers"] / self.ms
 
-class _Model:
-    """A job on machines, with times of its parts: everything that a forecast is made of."""
+    @property
+    def student_waits(self) -> float:
+        """Share of a live step in which the student waits."""
+        return 1 - self.parts["student"] / self.ms
 
-    def __init__(self, size: JobSize, machines: Machines, times: Times, placing: Placing) -> None:
-        self.size, self.machines, self.times, self.placing = size, machines, times, placing
-        self.costs = times.costs
-        self.hosting = (
-            times.inputs_ms + self.costs.host_ms + (size.fullest - 1) * self.costs.backbone_ms
-        )
-        """Milliseconds of a teachers' process for one batch, besides the forward passes."""
-        self.busy = times.forward_busy * times.forward_ms * size.fullest
-        """Milliseconds in which the passes of the fullest actor keep its device busy."""
+    @property
+    def into_weighting(self) -> float:
+        """Bytes a second into the weighting actor, or each of them."""
+        sent = self._sent
+        return 1e3 * (sent.question + sent.replies) * sent.questions / self._shards / self.ms
 
-    def forward_ms(self) -> float:
+    @cached_property
+    def replay(self) -> dict[str, float]:
+        """Milliseconds of a step from records by part, the mean over the students with teachers.
+
+        Everything but the sums between workers happens in the student's own process. Records that
+        do not fit into half of the memory of its nodes come from the disk, in part.
+        """
+        size, costs = self.size, self._costs
+        row = size.members * size.classes * size.number_bytes
+        cache = self.machines.memory_gb * 1e9 / 2 * self.student_nodes
+        missed = max(0.0, 1 - cache / max(1, size.record_bytes))
+        from_disk = 1e3 * missed * row * size.batch / (self.machines.disk_mb * 1e6)
+        whole = {"student": 0.0, "reading": 0.0, "weighing": 0.0, "network": 0.0}
+        for strategy in size.strategies:
+            samples = size.batch if size.gathers(strategy) else size.part
+            shape = size.members, samples, size.classes
+            whole["student"] += self.times.step_ms
+            whole["reading"] += costs.copy_ms(row * samples) + from_disk
+            whole["weighing"] += costs.reply(*shape) + costs.weigh(strategy, *shape)
+            whole["network"] += self._sums_ms(strategy)
+        return {part: ms / len(size.strategies) for part, ms in whole.items()}
+
+    @property
+    def replay_ms(self) -> float:
+        """Milliseconds of a step from records."""
+        return sum(self.replay.values())
+
+    @cached_property
+    def _forward_ms(self) -> float:
         """Inputs and forward passes of a step on the busiest actor or GPU.
 
         What a pass leaves its device idle for, backbones of an actor share as `concurrent` says;
@@ -332,111 +415,35 @@ class _Model:
         """
         size, times = self.size, self.times
         idle = (1 - times.forward_busy) * times.forward_ms * -(-size.fullest // size.concurrent)
-        crowd = max(1.0, self.placing.actors_here / self.machines.cpus)
+        crowd = max(1.0, self.actors_here / self.machines.cpus)
         if size.actor_gpus:
-            return crowd * self.hosting + self.busy * self.placing.actors_per_gpu + idle
-        return crowd * (self.hosting + self.busy) + idle
+            return crowd * self._hosting_ms + self._busy_ms * self.actors_per_gpu + idle
+        return crowd * (self._hosting_ms + self._busy_ms) + idle
 
-    def live_step(self) -> Step:
-        """A step that is taught by the fleet."""
-        size, costs, sent = self.size, self.costs, self.size.traffic
-        in_turn = sent.questions / size.weighting_actors
-        through = sent.question * (1 + (1 if sent.shared else size.actors))
-        copied = 1e3 * (through + sent.replies + sent.answer) / (costs.copy_gb * 1e9)
-        weighed = costs.weigh(size.strategy, size.members, sent.samples, size.classes)
-        called = costs.call_ms + (size.actors - 1) * costs.actor_ms
-        reply = costs.reply(len(size.fullest_names), sent.samples, size.classes)
-        served = called + copied + weighed
-        replying = sent.questions
-        if in_turn * served + reply >= served + sent.questions * reply:
-            replying = 1  # hidden behind the weighting actor's work on the questions before
-        else:
-            in_turn = 1.0
-        parts = {
-            "student": self.times.step_ms,
-            "teachers": self.forward_ms(),
-            "gradients": replying * reply,
-            "crowding": self._crowding(),
-            "messages": in_turn * called,
-            "bytes": in_turn * copied,
-            "weighting": in_turn * weighed,
-            "network": self._network(sent) + self._sums(size.strategy),
-            "cores": self._cores(sent, served, reply),
-        }
-        followed = PATH if size.look_ahead else (*PATH, "teachers")
-        path = sum(parts[name] for name in followed)
-        ms = max(path, parts["teachers"], parts["cores"])
-        if parts["cores"] == ms > path:
-            bottleneck = "cores"
-        elif size.look_ahead and parts["teachers"] == ms:
-            bottleneck = "teachers"
-        else:
-            bottleneck = max(followed, key=parts.__getitem__)
-        into = (sent.question + sent.replies) * sent.questions / size.weighting_actors
-        return Step(
-            ms=ms,
-            parts=parts,
-            bottleneck=bottleneck,
-            teacher_idle=1 - parts["teachers"] / ms,
-            student_waits=1 - parts["student"] / ms,
-            into_weighting=1e3 * into / ms,
-            traffic=sent,
-        )
-
-    def replayed(self, strategy: str) -> dict[str, float]:
-        """Milliseconds of the parts of a step that is taught from records, one after another.
-
-        Everything but the sums between workers happens in the student's own process. Records that
-        do not fit into half of the memory of its nodes come from the disk, in part.
-        """
-        size, costs = self.size, self.costs
-        samples = size.batch if size.gathers(strategy) else size.part
-        row = size.members * size.classes * size.number_bytes
-        cache = self.machines.memory_gb * 1e9 / 2 * self.placing.student_nodes
-        missed = max(0.0, 1 - cache / max(1, size.record_bytes))
-        return {
-            "student": self.times.step_ms,
-            "reading": 1e3 * row * samples / (costs.copy_gb * 1e9)
-            + 1e3 * missed * row * size.batch / (self.machines.disk_mb * 1e6),
-            "weighing": costs.reply(size.members, samples, size.classes)
-            + costs.weigh(strategy, size.members, samples, size.classes),
-            "network": self._sums(strategy),
-        }
-
-    def _crowding(self) -> float:
-        """How long an answer is held up by teachers that start on their next batch meanwhile.
-
-        All that run on a node get the same share of its cores; the path is one of them.
-        """
-        if self.size.look_ahead == 0:
-            return 0.0
-        work = self.hosting + (0.0 if self.size.actor_gpus else self.busy)
-        return work * max(0.0, (self.placing.actors_here + 1) / self.machines.cpus - 1)
-
-    def _network(self, sent: Traffic) -> float:
+    def _network_ms(self) -> float:
         """Questions and replies between machines: the busiest link, and the way there and back."""
-        size, machines, placing = self.size, self.machines, self.placing
-        if machines.nodes == 1:
+        size, sent, nodes = self.size, self._sent, self.machines.nodes
+        if nodes == 1:
             return 0.0
-        asked, far = sent.questions, placing.far
-        if size.weighting_actors > 1:  # each beside its worker
-            mine, elsewhere = float(placing.workers_here), 0.0
+        asked, far = sent.questions, self.far
+        if self._shards > 1:  # each beside its worker
+            mine, elsewhere = float(self.workers_here), 0.0
         else:
             mine = float(asked)
-            elsewhere = 0.0 if asked == 1 else asked * (1 - placing.workers_here / size.workers)
-        copies, taken = size.actors * far, placing.actors_here
+            elsewhere = 0.0 if asked == 1 else asked * (1 - self.workers_here / size.workers)
+        copies: float = size.actors * far
+        taken = self.actors_here
         if sent.shared:  # each node fetches it once
-            copies, taken = min(copies, machines.nodes - 1), 1
+            copies, taken = min(copies, nodes - 1), 1
         busiest = max(
             mine * sent.replies * far + elsewhere * sent.question,
             mine * copies * sent.question + elsewhere * sent.answer,
-            placing.actors_here * asked * sent.reply,
+            self.actors_here * asked * sent.reply,
             taken * asked * sent.question,
         )
-        hops = 4 if elsewhere else 2
-        return 1e3 * busiest / machines.link + hops * machines.latency_us / 1e3
+        return self._between_nodes_ms(busiest, 4 if elsewhere else 2)
 
-    def _sums(self, strategy: str) -> float:
+    def _sums_ms(self, strategy: str) -> float:
         """Between the student's workers: gradients in a ring; logits, answer of whole batches."""
         size, workers = self.size, self.size.workers
         if workers == 1:
@@ -447,93 +454,58 @@ class _Model:
             logits = (workers - 1) * size.part * size.classes * FLOAT
             packed = size.batch * (size.classes + 2 * size.teachers + 2) * FLOAT
             ring, legs = ring + logits + packed, legs + 2 * workers
-        if self.placing.student_nodes == 1:
-            return 1e3 * ring / (self.costs.copy_gb * 1e9)
-        return 1e3 * ring / self.machines.link + legs * self.machines.latency_us / 1e3
+        if self.student_nodes == 1:
+            return self._costs.copy_ms(ring)
+        return self._between_nodes_ms(ring, legs)
 
-    def _cores(self, sent: Traffic, served: float, reply: float) -> float:
+    def _between_nodes_ms(self, size: float, legs: int) -> float:
+        """Milliseconds of so many bytes over one link, and of the ways from node to node."""
+        link = self.machines.gbit * 1e9 / 8
+        return 1e3 * size / link + legs * self.machines.latency_us / 1e3
+
+    def _cores_ms(self, served: float, reply: float) -> float:
         """All that the fullest node computes in a step, shared by its cores."""
-        size, placing, asked = self.size, self.placing, sent.questions
-        weighting = min(size.weighting_actors, placing.workers_here)
-        forward = 0.0 if size.actor_gpus else self.busy * max(1, int(size.actor_cpus or 1))
-        teaching = placing.actors_here * (self.hosting + forward + asked * reply)
+        size, asked = self.size, self._sent.questions
+        weighting = min(self._shards, self.workers_here) * served * asked / self._shards
+        forward = 0.0 if size.actor_gpus else self._busy_ms * max(1, int(size.actor_cpus or 1))
+        teaching = self.actors_here * (self._hosting_ms + forward + asked * reply)
         threads = 1 if size.student_gpus else max(1, int(size.student_cpus))
-        learning = placing.workers_here * self.times.step_ms * threads
-        work = learning + weighting * served * asked / size.weighting_actors + teaching
-        return work / self.machines.cpus
+        learning = self.workers_here * self.times.step_ms * threads
+        return (learning + weighting + teaching) / self.machines.cpus
 
+    @cached_property
     def memory(self) -> dict[str, float]:
-        """See `Forecast.memory`."""
-        size, placing = self.size, self.placing
-        process = self.costs.process_mb * 1e6
-        fleet = size.fleet_memory(process)
-        beside = min(size.weighting_actors, placing.workers_here)
-        host = fleet["teacher_actor"] - (fleet["teacher_weights"] if size.actor_gpus else 0)
+        """Bytes of each kind of process, as `JobSize.memory`, and of all on the fullest `node`."""
+        each = self.size.memory(self._costs.process_mb * 1e6)
+        on_gpu = each["teacher_weights"] if self.size.actor_gpus else 0.0
         node = (
-            beside * (fleet["weighting_actor"] + fleet["object_store"])
-            + placing.actors_here * host
-            + placing.workers_here * size.worker_memory(process)
+            min(self._shards, self.workers_here) * (each["weighting_actor"] + each["object_store"])
+            + self.actors_here * (each["teacher_actor"] - on_gpu)
+            + self.workers_here * each["worker"]
         )
-        return {**fleet, "node": node, "there": self.machines.memory_gb * 1e9}
+        return {**each, "node": node}
 
-    def recording(self) -> dict[str, float]:
-        """See `Forecast.recording`."""
+    @cached_property
+    def recording(self) -> dict[str, float] | None:
+        """`seconds` in which all views are recorded in one pass; None where nothing is.
+
+        The teachers compute in `forward_seconds` of them, while the disk needs `disk_seconds`. The
+        records have `bytes`, and `peak_bytes` on disk while a view is being recorded.
+        """
         size, view = self.size, self.size.view_bytes
-        forward = self.forward_ms() / 1e3 * size.samples / size.batch
-        sealed = view / size.actors / (self.costs.seal_gb * 1e9)
+        if not size.records:
+            return None
+        forward = self._forward_ms / 1e3 * size.samples / size.batch
+        sealed = view / size.actors / (self._costs.seal_gb * 1e9)
         forward_seconds = size.views * (forward + sealed)
         disk_seconds = size.views * view / (self.machines.disk_mb * 1e6)
         return {
             "seconds": max(forward_seconds, disk_seconds),
             "forward_seconds": forward_seconds,
             "disk_seconds": disk_seconds,
-            "bytes": size.views * view,
-            "peak_bytes": (size.views + 1) * view,
+            "bytes": size.record_bytes,
+            "peak_bytes": size.record_bytes + view,
         }
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """What a job would take.
-
-    Attributes:
-        setup: the job, with the GPUs that it would have there, and the number of weighting actors
-            that the plan chose.
-        placing: of its parts on the machines.
-        step: live.
-        single: the live step with one weighting actor, where there are several.
-        replay_ms: a step from records, the mean over the job's students with teachers.
-        memory: bytes of the `teacher_actor` with most teachers, its GPU's included, without
-            activations, of which `teacher_weights`; of (each) `weighting_actor`; of the
-            `object_store` beside it; of all on the fullest `node`; and that are `there` on a node.
-        recording: `seconds` of all views in one pass, in `forward_seconds` of which the teachers
-            compute, while the disk needs `disk_seconds`; `bytes` of the records, and `peak_bytes`
-            on disk while a view is being recorded; None where nothing is recorded.
-        whole: seconds of the job: its `start`, epochs `live` and `replayed`, students on labels
-            alone (`plain`), `evaluation`, and `verifying` records when they are first read. Where
-            that pays, students are side by side.
-        spent: seconds of the job by what they are spent on, by the names of `PARTS`.
-    """
-
-    setup: JobSize
-    placing: Placing
-    step: Step
-    single: Step | None
-    replay_ms: float
-    memory: dict[str, float]
-    recording: dict[str, float] | None
-    whole: dict[str, float]
-    spent: dict[str, float]
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of the whole job."""
-        return sum(self.whole.values())
-
-    @property
-    def bottleneck(self) -> str:
-        """What most of the job is spent on."""
-        return max(self.spent, key=self.spent.__getitem__)
 
     @property
     def recording_bottleneck(self) -> str | None:
@@ -544,92 +516,58 @@ class Forecast:
         return "disk" if slow_disk else "teachers"
 
     @property
-    def shortage(self) -> str | None:
-        """What is wanted and not there, in words; None where all has room."""
-        wanted, there = self.memory["node"] / 1e9, self.memory["there"] / 1e9
-        if self.placing.shortage or wanted <= there:
-            return self.placing.shortage
-        return f"{wanted:,.0f} GB of memory are wanted on the fullest node, {there:,.0f} are there"
+    def whole(self) -> dict[str, float]:
+        """Seconds of the job, part by part.
 
+        Its `start`, epochs `live` and `replayed`, students on labels alone (`plain`), `evaluation`,
+        and `verifying` records when they are first read.
+        """
+        return self._whole_and_spent[0]
 
-def live_step(size: JobSize, machines: Machines, times: Times, placing: Placing) -> Step:
-    """A step of a job as it is placed on machines, taught by the fleet."""
-    return _Model(size, machines, times, placing).live_step()
+    @property
+    def spent(self) -> dict[str, float]:
+        """Seconds of the job by what they are spent on, by the names of `PARTS`."""
+        return self._whole_and_spent[1]
 
+    @cached_property
+    def _whole_and_spent(self) -> tuple[dict[str, float], dict[str, float]]:
+        """See `whole` and `spent`; where that pays, students are side by side."""
+        size, step_ms, start = self.size, self.times.step_ms, self._costs.start_s
+        taught, epochs = len(size.strategies), size.epochs
+        live_epochs = size.views if size.records else taught * epochs
+        live = live_epochs * size.steps * self.ms / 1e3
+        spent = {part: share * live for part, share in self.shares.items()}
+        if self.recording and self.recording["disk_seconds"] > live:
+            live = self.recording["disk_seconds"]
+            spent = {"disk": live}
+        replayed_steps = (taught * epochs - live_epochs) * size.steps
+        labelled = size.plain * epochs * size.steps * step_ms / 1e3
+        # An evaluation takes a third of a training step for each sample.
+        evaluation = (taught + size.plain) * size.evaluated * step_ms / size.part / 3 / 1e3
+        groups = groups_with_room(size, self.machines)
+        if size.at_once is None and start:  # as `student.shared_work.Pace` decides
+            alone = replayed_steps * self.replay_ms / 1e3 + labelled + evaluation
+            groups = min(groups, max(1, math.ceil(alone / (WORTH_STARTS * start))))
+        whole = {
+            "start": start,
+            "live": live,
+            "replayed": replayed_steps * self.replay_ms / 1e3 / groups,
+            "plain": labelled / groups,
+            "evaluation": evaluation / groups,
+            "verifying": size.record_bytes / (self._costs.seal_gb * 1e9),
+        }
+        for part, ms in self.replay.items():
+            spent[part] = spent.get(part, 0.0) + replayed_steps * ms / 1e3 / groups
+        spent["student"] += whole["plain"] + whole["evaluation"]
+        spent["reading"] += whole["verifying"]
+        return whole, spent
 
-def forecast(
-    size: JobSize, machines: Machines, times: Times, weighting_actors: int | None = None
-) -> Forecast:
-    """What a job would take.
+    @property
+    def seconds(self) -> float:
+        """Seconds of the whole job."""
+        return sum(self.whole.values())
 
-    Args:
-        size: of the job.
-        machines: that it would have.
-        times: of student and teachers, each alone.
-        weighting_actors: 1, or one for each worker where the strategies weigh by sample; None
-            takes what is worth it.
-    """
-    size = with_gpus(size, machines)
-    placing = place(size, machines)
-    model = _Model(replace(size, weighting_actors=1), machines, times, placing)
-    single, step = None, model.live_step()
-    if size.may_shard and weighting_actors != 1:
-        sharded = _Model(replace(size, weighting_actors=size.workers), machines, times, placing)
-        several = sharded.live_step()
-        if weighting_actors is not None or several.ms < GAIN * step.ms:
-            model, single, step = sharded, step, several
-    replays = [model.replayed(strategy) for strategy in size.strategies]
-    replay = {part: sum(one[part] for one in replays) / len(replays) for part in replays[0]}
-    recording = model.recording() if size.records else None
-    groups = groups_with_room(size, machines)
-    whole, spent = _whole(size, times, step, replay, recording, groups)
-    return Forecast(
-        setup=model.size,
-        placing=placing,
-        step=step,
-        single=single,
-        replay_ms=sum(replay.values()),
-        memory=model.memory(),
-        recording=recording,
-        whole=whole,
-        spent=spent,
-    )
-
-
-def _whole(
-    size: JobSize,
-    times: Times,
-    step: Step,
-    replay: dict[str, float],
-    recording: dict[str, float] | None,
-    groups: int,
-) -> tuple[dict[str, float], dict[str, float]]:
-    """See `Forecast.whole` and `Forecast.spent`."""
-    taught, epochs, steps = len(size.strategies), size.epochs, size.steps
-    first = size.views if recording else taught * epochs
-    live = first * steps * step.ms / 1e3
-    spent = {part: share * live for part, share in step.shares.items()}
-    if recording and recording["disk_seconds"] > live:
-        live = recording["disk_seconds"]
-        spent = {"disk": live}
-    students, replayed_steps = taught + size.plain, (taught * epochs - first) * steps
-    labelled = size.plain * epochs * steps * times.step_ms / 1e3
-    evaluated = students * (epochs * size.evaluated + size.evaluated + size.tested)
-    evaluation = evaluated * times.step_ms / size.part / 3 / 1e3
-    start, replay_ms = times.costs.start_s, sum(replay.values())
-    if size.at_once is None and start:  # as `student.shared_work.Pace` decides
-        alone = replayed_steps * replay_ms / 1e3 + labelled + evaluation
-        groups = min(groups, max(1, math.ceil(alone / (WORTH_STARTS * start))))
-    whole = {
-        "start": start,
-        "live": live,
-        "replayed": replayed_steps * replay_ms / 1e3 / groups,
-        "plain": labelled / groups,
-        "evaluation": evaluation / groups,
-        "verifying": size.record_bytes / (times.costs.seal_gb * 1e9),
-    }
-    for part, ms in replay.items():
-        spent[part] = spent.get(part, 0.0) + replayed_steps * ms / 1e3 / groups
-    spent["student"] += whole["plain"] + whole["evaluation"]
-    spent["reading"] += whole["verifying"]
-    return whole, spent
+    @property
+    def bottleneck(self) -> str:
+        """What most of the job is spent on."""
+        return max(self.spent, key=self.spent.__getitem__)

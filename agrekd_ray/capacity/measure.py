@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from agrekd_ray.devices import device_of
 from agrekd_ray.distillation import DistillationSpec, GradientRequest, TeacherGradients
 from agrekd_ray.distillation.spec import combine_gradients
 from agrekd_ray.fleet.fleet import Fleet
-from agrekd_ray.models import Manifest, Model, build, save
+from agrekd_ray.models import Classifier, Manifest, Model, build, save
 from agrekd_ray.numerics import computing_in, numbers_on, training_kernels
 from agrekd_ray.settings import Precision, Training, fingerprint
 from agrekd_ray.training import Labels, Loader, Trainer
@@ -133,11 +135,22 @@ def forward_times(
     return wall, 1.0 if device.type == "cuda" else min(1.0, cores / wall / threads)
 
 
-def weighing_costs(strategies: tuple[str, ...]) -> dict[str, Any]:
+def weighing_costs(strategies: Collection[str]) -> dict[str, Any]:
     """What `Costs` needs to know of weighing and of the teachers' gradients."""
+
+    def weighing_of(strategy: str, *size: int) -> Callable[[], object]:
+        request = question_of(strategy, *size)
+        gradients = [replies_to(request, request.spec.members)]
+        return lambda: combine_gradients(request, gradients)
+
+    def reply_of(teachers: int, samples: int, classes: int) -> Callable[[], object]:
+        logits_mBC = torch.randn(teachers, samples, classes)
+        student_BC = torch.randn(samples, classes)
+        return lambda: kd_gradient(student_BC, logits_mBC, TEMPERATURE)
+
     with _threads(1):
-        reply_ms, reply_ns = _line(_reply_of)
-        lines = {name: _line(_weighing_of, name) for name in dict.fromkeys(strategies)}
+        reply_ms, reply_ns = _line(reply_of)
+        lines = {name: _line(functools.partial(weighing_of, name)) for name in sorted(strategies)}
         costs: dict[str, Any] = {
             "reply_ms": reply_ms,
             "reply_ns": reply_ns,
@@ -166,14 +179,14 @@ def timed(work: Callable[[], object], device: torch.device = CPU) -> tuple[float
     return statistics.median(walls[WARM:]), statistics.median(cores[WARM:])
 
 
-def _line(work_of: Callable[..., Callable[[], object]], *given: Any) -> tuple[float, float]:
+def _line(work_of: Callable[[int, int, int], Callable[[], object]]) -> tuple[float, float]:
     """Milliseconds of work at no numbers, and nanoseconds for each, through the two sizes."""
 
     def one_of_ten(work: Callable[[], object]) -> float:
         return timed(lambda: [work() for _ in range(10)])[0] / 10
 
-    small, large = (one_of_ten(work_of(*given, *size)) for size in (SMALL, LARGE))
-    few, many = (int(np.prod(size)) for size in (SMALL, LARGE))
+    small, large = (one_of_ten(work_of(*size)) for size in (SMALL, LARGE))
+    few, many = (math.prod(size) for size in (SMALL, LARGE))
     slope = max(0.0, large - small) / (many - few)
     return max(0.0, small - slope * few), 1e6 * slope
 
@@ -185,32 +198,18 @@ def question_of(strategy: str, teachers: int, samples: int, classes: int) -> Gra
     return GradientRequest(spec, 0, 0, np.arange(samples), _logits(samples, classes))
 
 
-def replies_to(
-    question: GradientRequest, names: tuple[str, ...], seed: int = 1
-) -> TeacherGradients:
-    """What teachers with random logits say."""
-    generator = torch.Generator().manual_seed(seed)
-    logits_mBC = torch.randn(len(names), *question.logits_BC.shape, generator=generator)
-    student_BC = torch.from_numpy(question.logits_BC)
+def replies_to(request: GradientRequest, names: tuple[str, ...]) -> TeacherGradients:
+    """What teachers with random logits reply."""
+    generator = torch.Generator().manual_seed(1)
+    logits_mBC = torch.randn(len(names), *request.logits_BC.shape, generator=generator)
+    student_BC = torch.from_numpy(request.logits_BC)
     gradients_mBC = kd_gradient(student_BC, logits_mBC, TEMPERATURE).numpy()
-    entropy = torch.rand(len(names), len(question.ids), generator=generator).numpy()
-    return TeacherGradients(names, gradients_mBC, entropy if question.spec.cross_entropy else None)
+    entropy = torch.rand(len(names), len(request.ids), generator=generator).numpy()
+    return TeacherGradients(names, gradients_mBC, entropy if request.spec.cross_entropy else None)
 
 
 def _logits(*shape: int) -> np.ndarray:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0)).numpy()
-
-
-def _weighing_of(strategy: str, *size: int) -> Callable[[], object]:
-    question = question_of(strategy, *size)
-    told = [replies_to(question, question.spec.members)]
-    return lambda: combine_gradients(question, told)
-
-
-def _reply_of(teachers: int, samples: int, classes: int) -> Callable[[], object]:
-    logits_mBC = torch.randn(teachers, samples, classes)
-    student_BC = torch.randn(samples, classes)
-    return lambda: kd_gradient(student_BC, logits_mBC, TEMPERATURE)
 
 
 @contextmanager
@@ -243,7 +242,8 @@ class Calibration(AbstractContextManager["Calibration"]):
         self._folder = tempfile.TemporaryDirectory(prefix="agrekd-plan-")
         settings = ColoredDigits(name="colored_digits", train=512, val=100)
         self._data = open_dataset(settings)
-        checkpoints = _sleepers(Path(self._folder.name), self._data)
+        model = Model(name="delayed", args={"milliseconds": SLEEP_MS})
+        checkpoints = make_teachers(Path(self._folder.name), self._data, model, ACTORS * DEEP)
         self._names = tuple(checkpoints)
         fleet = FleetSettings(
             backbones_per_actor=DEEP, concurrent=DEEP, cpus=0.01, gpus=0, look_ahead=0
@@ -304,29 +304,37 @@ class Calibration(AbstractContextManager["Calibration"]):
         self._folder.cleanup()
 
 
-def averaged(calibrations: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Means of several calibrations, number by number."""
-    return {
-        key: averaged([one[key] for one in calibrations])
-        if isinstance(value, dict)
-        else statistics.mean(one[key] for one in calibrations)
-        for key, value in calibrations[0].items()
-    }
+def make_teachers(
+    folder: Path, data: Dataset, model: Model, count: int, backbones: int | None = None
+) -> dict[str, Path]:
+    """Checkpoints of teachers, by name: fresh weights, for costs do not depend on them.
 
-
-def _sleepers(folder: Path, data: Dataset) -> dict[str, Path]:
-    """Checkpoints of teachers that sleep, by name."""
-    model = Model(name="delayed", args={"milliseconds": SLEEP_MS})
-    checkpoints = {f"teacher-{n}": folder / f"teacher-{n}" for n in range(ACTORS * DEEP)}
-    for number, path in enumerate(checkpoints.values()):
+    Args:
+        folder: that they are saved below.
+        data: that they teach on.
+        model: their architecture.
+        count: of the teachers.
+        backbones: different ones, each with several heads on it; None for one a teacher.
+    """
+    shape, classes = data.shape, len(data.classes)
+    seeds = range(min(backbones or count, count))
+    bodies = [build(model, shape, classes, seed) for seed in seeds]
+    checkpoints = {}
+    for number in range(count):
+        body = bodies[number % len(bodies)]
+        assert isinstance(body.head, torch.nn.Linear)
+        head = torch.nn.Linear(body.head.in_features, classes)
+        torch.nn.init.normal_(head.weight, 0, 0.3, torch.Generator().manual_seed(number))
         manifest = Manifest(
             model=model,
-            shape=data.shape,
+            shape=shape,
             classes=data.classes,
             fingerprint=fingerprint(model, number),
             data=data.fingerprint,
         )
-        save(path, build(model, data.shape, len(data.classes), number), manifest)
+        path = folder / f"teacher-{number}"
+        save(path, Classifier(body.backbone, head), manifest)
+        checkpoints[path.name] = path
     return checkpoints
 
 

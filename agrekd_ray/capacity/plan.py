@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from omegaconf import OmegaConf
 from pydantic import ValidationError
 from rich.console import Console
 
@@ -60,7 +61,7 @@ def plan(
         path: of the job.
         overrides: `key.path=value` changes to it.
         console: for the tables.
-        machines: values of `Machines`; None is not given.
+        machines: values of `Machines`.
         times: values of `Times`, which count before all others; None is not given.
         times_file: YAML with values of `Times`, which count before those measured.
         measure: take the times on this machine.
@@ -75,10 +76,10 @@ def plan(
     """
     if json_file is not None and not json_file.absolute().parent.is_dir():
         raise RunError(f"{json_file}: its folder does not exist; nothing was planned.")
-    there = _checked("agrekd plan", Machines, _given(machines))
-    options = _given(times)
-    told = read_job(times_file, what="file of times") if times_file is not None else {}
-    for source, values in ((str(times_file), told), ("agrekd plan", options)):
+    hardware = _checked("agrekd plan", Machines, machines)
+    from_file = read_job(times_file, what="file of times") if times_file is not None else {}
+    options = {key: value for key, value in times.items() if value is not None}
+    for source, values in ((str(times_file), from_file), ("agrekd plan", options)):
         _checked(source, Times, merged(dict.fromkeys(GUESSED, 1), values))
     job, dataset, size = read_size(path, overrides, classes, samples)
     if weighting_actors not in (None, 1, size.workers if size.may_shard else 1):
@@ -86,17 +87,21 @@ def plan(
         allowed = f"1 or {size.workers}, one a worker" if size.may_shard else f"1{why}"
         fault = Fault("--weighting-actors", str(weighting_actors), f"must be {allowed}")
         raise JobError("agrekd plan", [fault])
-    values = merged(_measured(job, dataset, size, console) if measure else {}, told, options)
-    require_times(str(path), values)
+    size = replace(size, weighting_actors=weighting_actors)
+    values = merged(_measured(job, dataset, size, console) if measure else {}, from_file, options)
+    problem = "is not known; give {} or a file (--times), or measure (--measure)"
+    unknown = [Fault(k, "", problem.format(o)) for k, o in GUESSED.items() if k not in values]
+    if unknown:
+        raise JobError(str(path), unknown)
     taken = _checked("agrekd plan", Times, values)
-    expected = forecast(size, there, taken, weighting_actors)
-    advice = advise(expected, size, there, taken, weighting_actors)
-    idle = idle_gpus(job, expected.setup, there)
-    show_forecast(job.name, expected, advice, there, idle, console)
+    expected = forecast(size, hardware, taken)
+    advice = advise(expected, size)
+    idle = _idle_gpus(job, expected)
+    show_forecast(job.name, expected, advice, idle, console)
     if job.is_study:
         console.print("The job is a study; this is one of its points, as the job itself says.")
     if json_file is not None:
-        content = as_json(job.name, expected, advice, there, taken)
+        content = as_json(job.name, expected, advice)
         try:
             json_file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         except OSError as error:
@@ -116,7 +121,7 @@ def _measured(job: Job, dataset: Dataset | None, size: JobSize, console: Console
         display.stage("measure", 3, "parts")
         times: dict[str, Any] = measure.model_times(job, dataset, size)
         display.advance("models")
-        costs = measure.weighing_costs(tuple(dict.fromkeys(("agre_kd", *size.strategies))))
+        costs = measure.weighing_costs({"agre_kd", *size.strategies})
         display.advance("weighing")
         session = RaySession(None, 2, display.note)
         try:
@@ -130,29 +135,7 @@ def _measured(job: Job, dataset: Dataset | None, size: JobSize, console: Console
 
 def merged(*parts: Mapping[str, Any]) -> dict[str, Any]:
     """Nested values, where later ones count."""
-    whole: dict[str, Any] = {}
-    for part in parts:
-        for key, value in part.items():
-            before = whole.get(key)
-            both = isinstance(before, dict) and isinstance(value, Mapping)
-            whole[key] = merged(before, value) if both and before else value
-    return whole
-
-
-def require_times(source: str, values: Mapping[str, Any]) -> None:
-    """Refuse values without those that nobody can guess.
-
-    Raises:
-        JobError: says how to give or measure them.
-    """
-    problem = "is not known; give {} or a file (--times), or measure (--measure)"
-    faults = [Fault(k, "", problem.format(o)) for k, o in GUESSED.items() if k not in values]
-    if faults:
-        raise JobError(source, faults)
-
-
-def _given(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if value is not None}
+    return dict(OmegaConf.to_container(OmegaConf.merge(*map(dict, parts))))  # type: ignore[arg-type]
 
 
 def _checked(source: str, model: type[SETTINGS], values: Mapping[str, Any]) -> SETTINGS:
@@ -162,75 +145,59 @@ def _checked(source: str, model: type[SETTINGS], values: Mapping[str, Any]) -> S
         raise JobError(source, faults_of(error, model)) from None
 
 
-def advise(
-    now: Forecast,
-    size: JobSize,
-    machines: Machines,
-    times: Times,
-    weighting_actors: int | None,
-    most: int = MOST,
-) -> list[tuple[str, Forecast]]:
+def advise(now: Forecast, size: JobSize, most: int = MOST) -> list[tuple[str, Forecast]]:
     """The changes that help most and what each would bring; those of the job before new machines.
 
     Args:
         now: the forecast as things are.
-        size: of the job.
-        machines: that it has.
-        times: of student and teachers.
-        weighting_actors: as `forecast` was told.
+        size: of the job, with what it leaves open.
         most: changes that are given, at most.
     """
     tried: list[tuple[float, str, Forecast]] = []
-    for change, one, there, each, actors in _changes(now, size, machines, times):
-        after = forecast(one, there, each, actors or weighting_actors)
+    for change, other_size, machines, times in _changes(now, size):
+        after = forecast(other_size, machines, times)
         if now.shortage is None and after.shortage is not None:
             continue
-        job, step = after.seconds / now.seconds, after.step.ms / now.step.ms
+        whole, step = after.seconds / now.seconds, after.ms / now.ms
         recorded = 1.0
         if now.recording and after.recording:
             recorded = after.recording["seconds"] / now.recording["seconds"]
         # What only makes a step or the recording faster must not make the other slower.
-        parts = min(step, recorded) < WORTH and max(step, recorded) <= 1.01
-        if job < WORTH or (job <= 1.01 and parts):
-            tried.append((job + step + recorded, change, after))
+        in_part = min(step, recorded) < WORTH and max(step, recorded) <= 1.01
+        if whole < WORTH or (whole <= 1.01 and in_part):
+            tried.append((whole + step + recorded, change, after))
     return [(change, after) for _, change, after in sorted(tried, key=lambda one: one[0])[:most]]
 
 
-Change = tuple[str, JobSize, Machines, Times, int | None]
-
-
-def _changes(now: Forecast, size: JobSize, machines: Machines, times: Times) -> Iterator[Change]:
+def _changes(now: Forecast, size: JobSize) -> Iterator[tuple[str, JobSize, Machines, Times]]:
     """Every change that a person can make, in words, and what a forecast is then made of."""
+    machines, times = now.machines, now.times
+    hosted, workers = size.backbones_per_actor, size.workers
+    more, fewer = min(2 * hosted, size.backbones), max(1, min(hosted, size.backbones) // 2)
 
-    def change(
-        words: str, there: Machines = machines, parts: Times = times, **of_job: Any
-    ) -> Change:
-        return words, replace(size, **of_job), there, parts, None
+    def of_job(words: str, **changes: Any) -> tuple[str, JobSize, Machines, Times]:
+        return words, replace(size, **changes), machines, times
 
     if size.look_ahead == 0:
-        yield change("fleet.look_ahead=2", look_ahead=2)
+        yield of_job("fleet.look_ahead=2", look_ahead=2)
     if not size.records:
         views = min(size.views, size.epochs)
-        yield change("guidance=auto: record once, then replay", records=True, views=views)
-    if now.setup.weighting_actors == 1 and size.may_shard:
-        words = f"fleet.weighting_actors={size.workers}: one for each of the student's workers"
-        yield words, size, machines, times, size.workers
-    hosted = size.backbones_per_actor
+        yield of_job("guidance=auto: record once, then replay", records=True, views=views)
+    if now.size.weighting_actors == 1 and size.may_shard:
+        words = f"fleet.weighting_actors={workers}: one for each of the student's workers"
+        yield of_job(words, weighting_actors=workers)
     if size.actors > 1:
-        more = min(2 * hosted, size.backbones)
-        yield change(f"fleet.backbones_per_actor={more}: fewer actors", backbones_per_actor=more)
+        yield of_job(f"fleet.backbones_per_actor={more}: fewer actors", backbones_per_actor=more)
     if hosted > 1:
-        fewer = max(1, min(hosted, size.backbones) // 2)
-        yield change(f"fleet.backbones_per_actor={fewer}: more actors", backbones_per_actor=fewer)
+        yield of_job(f"fleet.backbones_per_actor={fewer}: more actors", backbones_per_actor=fewer)
     if size.concurrent < size.fullest and times.forward_busy < 1:
-        yield change(f"fleet.concurrent={size.fullest}", concurrent=size.fullest)
+        yield of_job(f"fleet.concurrent={size.fullest}", concurrent=size.fullest)
     if size.number_bytes == 4 and size.records:
-        yield change("outputs.dtype=float16: half the disk", number_bytes=2)
-    half = times.model_copy(update={"step_ms": times.step_ms / 2})
+        yield of_job("outputs.dtype=float16: half the disk", number_bytes=2)
+    half_step = times.model_copy(update={"step_ms": times.step_ms / 2})
     if size.part % 2 == 0:
-        more = 2 * size.workers
-        words = f"student.workers={more}, if half of the samples take half the time"
-        yield change(words, parts=half, workers=more)
+        words = f"student.workers={2 * workers}, if half of the samples take half the time"
+        yield words, replace(size, workers=2 * workers), machines, half_step
     twice = {
         "nodes": f"{2 * machines.nodes} nodes instead of {machines.nodes}",
         "gpus": f"{2 * machines.gpus} GPUs a node" if machines.gpus else "",
@@ -240,26 +207,22 @@ def _changes(now: Forecast, size: JobSize, machines: Machines, times: Times) -> 
     }
     for key, words in twice.items():
         if words:
-            yield change(words, machines.model_copy(update={key: 2 * getattr(machines, key)}))
+            doubled = machines.model_copy(update={key: 2 * getattr(machines, key)})
+            yield words, size, doubled, times
     faster = times.model_copy(update={"forward_ms": times.forward_ms / 2})
     words = "teachers twice as fast (a faster device, fleet.precision=bfloat16)"
-    yield change(words, parts=faster)
-    yield change("a student's step twice as fast (device, precision)", parts=half)
+    yield words, size, machines, faster
+    yield "a student's step twice as fast (device, precision)", size, machines, half_step
 
 
-def idle_gpus(job: Job, size: JobSize, machines: Machines) -> str:
+def _idle_gpus(job: Job, expected: Forecast) -> str:
     """What a job leaves of the GPUs, with the key that would use it; empty where nothing is.
 
-    Args:
-        job: the job; the machines have all labels and resources that it asks for.
-        size: of the job, with the GPUs that it has.
-        machines: that it has.
+    The machines have all labels and resources that the job asks for.
     """
+    size, machines = expected.size, expected.machines
     anywhere: dict[str, Any] = {"labels": {}, "resources": {}}
-    blocks = {
-        "student": job.student.model_copy(update=anywhere),
-        "fleet": job.fleet.model_copy(update=anywhere),
-    }
+    blocks = {name: getattr(job, name).model_copy(update=anywhere) for name in ("student", "fleet")}
     job, nodes = job.model_copy(update=blocks), machines.as_nodes()
     given = numbered(job, nodes, student=size.student_gpus, fleet=size.actor_gpus)
     busy = workers_wanted(size) * groups_with_room(size, machines) + actors_wanted(size)

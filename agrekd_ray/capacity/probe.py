@@ -7,8 +7,9 @@ the top, and what cannot be found out is said rather than raised.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import ipaddress
+import importlib
 import os
 import platform
 import resource
@@ -24,8 +25,6 @@ from typing import Any
 
 PACKAGES = ("ray", "torch", "numpy")
 """Whose versions count, beside Python's and this package's own."""
-_COUNT_GPUS = "import torch; print(torch.cuda.device_count())"
-_LISTENS = "0A"
 
 
 class Probe:
@@ -44,14 +43,21 @@ class Probe:
             Attributes of `Machine`.
         """
         shared = Path("/dev/shm")
+        temporary = shutil.disk_usage(tempfile.gettempdir())
+        package, code = _package()
         return {
-            "versions": _versions(),
-            "code": _code(),
-            "accelerators": _accelerators(),
+            "versions": {
+                "python": platform.python_version(),
+                **{name: _version(name) for name in PACKAGES},
+                "agrekd_ray": package,
+            },
+            "code": code,
+            # Device files of NVIDIA's GPUs, or AMD's.
+            "accelerators": any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists(),
             "memory_free": _memory_free(),
             "shared_memory": shutil.disk_usage(shared).total if shared.is_dir() else None,
             "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
-            "temporary": _space(Path(tempfile.gettempdir())),
+            "temporary": {"total": temporary.total, "free": temporary.free},
             "folders": {key: _folder(Path(at), name) for key, (at, name) in folders.items()},
             "listeners": _listeners(ports),
             "token": _token(),
@@ -62,10 +68,9 @@ class Probe:
         """How many GPUs PyTorch finds, or why it does not start."""
         # Asked in a process of its own: Ray hides them all from one that has none assigned.
         hidden = {} if os.environ.get("CUDA_VISIBLE_DEVICES") else {"CUDA_VISIBLE_DEVICES"}
-        environment = {name: value for name, value in os.environ.items() if name not in hidden}
         done = subprocess.run(
-            [sys.executable, "-c", _COUNT_GPUS],
-            env=environment,
+            [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"],
+            env={name: value for name, value in os.environ.items() if name not in hidden},
             capture_output=True,
             encoding="utf-8",
             errors="replace",
@@ -76,14 +81,7 @@ class Probe:
         return int(done.stdout)
 
     def data(self, settings: Sequence[str]) -> list[dict[str, str]]:
-        """Fingerprints of data sets as this machine has them, or why there is none.
-
-        Args:
-            settings: of each data set, as JSON.
-
-        Returns:
-            For each, `fingerprint` or `error`.
-        """
+        """`fingerprint` or `error` of data sets on this machine, whose settings come as JSON."""
         return [_fingerprint(text) for text in settings]
 
     def clock(self) -> float:
@@ -91,70 +89,51 @@ class Probe:
         return time.time()
 
 
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "missing"
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "missing"
+
+
+def _package() -> tuple[str, str]:
+    """Version of this package and a digest of its source text, which is empty without it."""
     try:
         import agrekd_ray
-
-        found["agrekd_ray"] = agrekd_ray.__version__
     except Exception as error:
-        found["agrekd_ray"] = f"missing ({error})"
-    return found
-
-
-def _code() -> str:
-    """Digest of this package's source text; empty where it cannot be imported."""
-    try:
-        import agrekd_ray
-    except Exception:
-        return ""
+        return f"missing ({error})", ""
     root = Path(str(agrekd_ray.__file__)).parent
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).as_posix()):
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:12]
+    return agrekd_ray.__version__, digest.hexdigest()[:12]
 
 
-def _accelerators() -> bool:
-    """Whether the machine has device files of GPUs (NVIDIA, AMD)."""
-    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()
+def _psutil() -> Any:
+    """The library that Ray brings along."""
+    import ray  # noqa: F401
+
+    return importlib.import_module("psutil")
 
 
 def _memory_free() -> int | None:
     """Bytes that a program can have: of the machine, or of the container where that is less."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-        found = {name: int(rest.split()[0]) for name, rest in (line.split(":") for line in lines)}
-        free = found["MemAvailable"] * 1024
-    except (OSError, ValueError, KeyError):
-        return None
+    free = int(_psutil().virtual_memory().available)
     group = Path("/sys/fs/cgroup")
     for limit, used, table in (
         ("memory.max", "memory.current", "memory.stat"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
     ):
         try:  # without a limit the file says "max", or a number beyond any machine
-            most = int((group / limit).read_text(encoding="utf-8"))
-            cached = dict(
-                line.split() for line in (group / table).read_text(encoding="utf-8").splitlines()
+            most, taken = (
+                int((group / name).read_text(encoding="utf-8")) for name in (limit, used)
             )
-            taken = int((group / used).read_text(encoding="utf-8")) - int(
-                cached.get("inactive_file", 0)
-            )
+            lines = (group / table).read_text(encoding="utf-8").splitlines()
         except (OSError, ValueError):
             continue
-        free = min(free, max(most - taken, 0))
+        cached = int(dict(line.split() for line in lines).get("inactive_file", 0))
+        free = min(free, max(most - taken + cached, 0))
     return free
-
-
-def _space(folder: Path) -> dict[str, int]:
-    usage = shutil.disk_usage(folder)
-    return {"total": usage.total, "free": usage.free}
 
 
 def _folder(path: Path, name: str) -> dict[str, Any]:
@@ -165,13 +144,13 @@ def _folder(path: Path, name: str) -> dict[str, Any]:
         name: of a file to look for.
     """
     try:
-        there = next(one for one in (path, *path.parents) if one.is_dir())
+        nearest = next(folder for folder in (path, *path.parents) if folder.is_dir())
         return {
-            "there": str(there),
-            "device": there.stat().st_dev,
-            "free": shutil.disk_usage(there).free,
-            "writable": os.access(there, os.W_OK | os.X_OK),
-            "marked": (there / name).exists(),
+            "there": str(nearest),
+            "device": nearest.stat().st_dev,
+            "free": shutil.disk_usage(nearest).free,
+            "writable": os.access(nearest, os.W_OK | os.X_OK),
+            "marked": (nearest / name).exists(),
         }
     except OSError as error:
         return {"error": error.strerror or str(error)}
@@ -179,25 +158,13 @@ def _folder(path: Path, name: str) -> dict[str, Any]:
 
 def _listeners(ports: Sequence[int]) -> dict[int, list[str]]:
     """Addresses that some process of this machine listens at, by port."""
-    found: dict[int, list[str]] = {port: [] for port in ports}
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        try:
-            lines = Path(table).read_text(encoding="utf-8").splitlines()[1:]
-        except OSError:
-            continue
-        for line in lines:
-            _, local, _, state, *_ = line.split()
-            address, _, port = local.partition(":")
-            if state == _LISTENS and int(port, 16) in found:
-                found[int(port, 16)].append(_address(address))
-    return found
-
-
-def _address(text: str) -> str:
-    """An address out of the kernel's table: each 32-bit word in hexadecimal, bytes reversed."""
-    raw = bytes.fromhex(text)
-    words = b"".join(raw[at : at + 4][::-1] for at in range(0, len(raw), 4))
-    return str(ipaddress.ip_address(words))
+    psutil = _psutil()
+    addresses: dict[int, list[str]] = {port: [] for port in ports}
+    with contextlib.suppress(psutil.Error, OSError):
+        for connection in psutil.net_connections("tcp") if ports else ():
+            if connection.status == psutil.CONN_LISTEN and connection.laddr.port in addresses:
+                addresses[connection.laddr.port].append(connection.laddr.ip)
+    return addresses
 
 
 def _token() -> bool:

@@ -1,9 +1,9 @@
-"""What `agrekd plan` and `agrekd doctor` say, on the terminal and as JSON."""
+"""What `agrekd plan` says, on the terminal and as JSON."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -11,9 +11,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from agrekd_ray.capacity.forecast import PARTS, Forecast, Machines, Times
+from agrekd_ray.capacity.forecast import PARTS, Forecast
 
-ERROR, WARNING = "error", "warning"
+PLACING = "student_nodes", "workers_here", "actors_here", "actors_per_gpu", "far"
+STEP = "ms", "parts", "teacher_idle", "student_waits", "into_weighting"
+"""What a forecast says of who is where, and of a live step."""
 
 
 def say(console: Console, text: str, style: str = "") -> None:
@@ -21,27 +23,25 @@ def say(console: Console, text: str, style: str = "") -> None:
     console.print(Text(text, style), soft_wrap=True)
 
 
-def table(
-    names: Sequence[str], rows: Iterable[Sequence[str]], right: Collection[int] = ()
-) -> Table:
-    """A table whose first column is folded where the console is narrow, before any other is cut.
+def show_table(
+    console: Console, names: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1
+) -> None:
+    """Print a table whose first column is folded where the console is narrow.
 
     Args:
+        console: to print on.
         names: of the columns.
         rows: of texts.
-        right: numbers of the columns that stand on the right.
+        left: columns that stand on the left; the others, which are numbers, on the right.
     """
-    made = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for number, name in enumerate(names):
-        made.add_column(
-            name,
-            justify="right" if number in right else "left",
-            no_wrap=number > 0,
-            overflow="ellipsis" if number else "fold",
-        )
+        overflow: Any = "ellipsis" if number else "fold"
+        justify: Any = "left" if number < left else "right"
+        table.add_column(name, justify=justify, no_wrap=number > 0, overflow=overflow)
     for row in rows:
-        made.add_row(*row)
-    return made
+        table.add_row(*row)
+    console.print(table)
 
 
 def counted(count: int, what: str) -> str:
@@ -49,54 +49,15 @@ def counted(count: int, what: str) -> str:
     return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
-@dataclass(frozen=True)
-class Finding:
-    """Something that is wrong with a cluster.
-
-    Attributes:
-        node: where; `driver`, `cluster`, or a node's name.
-        check: what was looked at.
-        problem: what is wrong, with the numbers.
-        remedy: what to do.
-        level: `error` where a run would fail or be wrong, `warning` where it may.
-    """
-
-    node: str
-    check: str
-    problem: str
-    remedy: str
-    level: str = ERROR
-
-
-def show_findings(findings: Sequence[Finding], nodes: int, console: Console) -> None:
-    """Print what is wrong with so many nodes: a table on a terminal, plain lines elsewhere."""
-    if findings and console.is_terminal:
-        made = Table(box=SIMPLE_HEAD, pad_edge=False)
-        for name in ("Node", "Check", "Finding", "Remedy"):
-            made.add_column(name, overflow="fold")
-        for one in findings:
-            cells = (one.node, one.check, one.problem, one.remedy)
-            made.add_row(*map(Text, cells), style="red" if one.level == ERROR else "yellow")
-        console.print(made)
-    for one in findings if not console.is_terminal else ():
-        line = f"{one.level}: {one.node}: {one.check}: {one.problem}. Remedy: {one.remedy}."
-        say(console, line)
-    levels = [one.level for one in findings]
-    words = ", ".join(counted(levels.count(level), level) for level in (ERROR, WARNING))
-    style = "red" if ERROR in levels else "yellow" if levels else "green"
-    say(console, f"{counted(nodes, 'node')}: {words if levels else 'nothing is wrong'}", style)
-
-
 def show_forecast(
     name: str,
     expected: Forecast,
     advice: Sequence[tuple[str, Forecast]],
-    machines: Machines,
     idle: str,
     console: Console,
 ) -> None:
     """Print a forecast: what is where, the step by its parts, the rest, and what would help."""
-    size, step = expected.setup, expected.step
+    size, machines, held_up_by = expected.size, expected.machines, expected.step_bottleneck
     say(
         console,
         f"\n{name}: {counted(size.teachers, 'teacher')} in {counted(size.actors, 'actor')}, "
@@ -108,10 +69,10 @@ def show_forecast(
         say(console, idle, "yellow")
     if expected.shortage:
         say(console, f"no room: {expected.shortage}; forecast as if there were", "yellow")
-    parts = [(PARTS[k] + " ←" * (k == step.bottleneck), _ms(ms)) for k, ms in step.parts.items()]
-    console.print(table(("Part of a live step", "ms"), parts, right=(1,)))
-    console.print(table(("What", "Forecast", "Unit"), _rows(expected)))
-    say(console, f"Bottleneck of a live step: {PARTS[step.bottleneck]}.")
+    parts = [(PARTS[k] + " ←" * (k == held_up_by), _ms(ms)) for k, ms in expected.parts.items()]
+    show_table(console, ("Part of a live step", "ms"), parts)
+    show_table(console, ("What", "Forecast", "Unit"), _rows(expected), left=3)
+    say(console, f"Bottleneck of a live step: {PARTS[held_up_by]}.")
     if expected.recording_bottleneck:
         say(console, f"Bottleneck of recording: {PARTS[expected.recording_bottleneck]}.")
     say(console, f"Bottleneck of the job: {PARTS[expected.bottleneck]}.")
@@ -119,71 +80,76 @@ def show_forecast(
         say(
             console,
             f"A weighting actor for each of the {size.workers} workers is chosen: with a single "
-            f"one a live step takes {_ms(single.ms)} ms, held up by {PARTS[single.bottleneck]}.",
+            f"one a live step takes {_ms(single.ms)} ms, held up by "
+            f"{PARTS[single.step_bottleneck]}.",
         )
     if advice:
         headers = ("What would help most", "Live step, ms", "Recording, h:min:s", "Job, h:min:s")
         rows = [
             (
                 change,
-                _ms(one.step.ms),
-                _clock(one.recording["seconds"]) if one.recording else "-",
-                _clock(one.seconds),
+                _ms(after.ms),
+                _clock(after.recording["seconds"]) if after.recording else "-",
+                _clock(after.seconds),
             )
-            for change, one in [("as it is", expected), *advice]
+            for change, after in [("as it is", expected), *advice]
         ]
-        console.print(table(headers, rows, right=(1, 2, 3)))
+        show_table(console, headers, rows)
 
 
 def as_json(
-    name: str,
-    expected: Forecast,
-    advice: Sequence[tuple[str, Forecast]],
-    machines: Machines,
-    times: Times,
+    name: str, expected: Forecast, advice: Sequence[tuple[str, Forecast]]
 ) -> dict[str, Any]:
     """All of it, with what it was made from; units are in the names, or bytes and seconds."""
-    values = asdict(expected)
-    whole = {**expected.whole, "spent": values.pop("spent"), "seconds": expected.seconds}
-    if expected.recording:
-        values["recording"]["bottleneck"] = expected.recording_bottleneck
+    recording, machines = expected.recording, expected.machines
+    bottleneck = {"bottleneck": expected.recording_bottleneck}
     return {
         "job": name,
         "bottleneck": expected.bottleneck,
         "shortage": expected.shortage,
-        **values,
-        "whole": whole,
+        "setup": asdict(expected.size),
+        "placing": {name: getattr(expected, name) for name in PLACING},
+        "step": _step_as_json(expected),
+        "single": _step_as_json(expected.single) if expected.single else None,
+        "replay_ms": expected.replay_ms,
+        "memory": {**expected.memory, "there": machines.memory_gb * 1e9},
+        "recording": {**recording, **bottleneck} if recording else None,
+        "whole": {**expected.whole, "spent": expected.spent, "seconds": expected.seconds},
         "advice": [
             {
                 "change": change,
-                "step_ms": one.step.ms,
-                "job_seconds": one.seconds,
-                "recording_seconds": one.recording["seconds"] if one.recording else None,
+                "step_ms": after.ms,
+                "job_seconds": after.seconds,
+                "recording_seconds": after.recording["seconds"] if after.recording else None,
             }
-            for change, one in advice
+            for change, after in advice
         ],
         "machines": machines.model_dump(),
-        "times": times.model_dump(),
+        "times": expected.times.model_dump(),
     }
 
 
+def _step_as_json(expected: Forecast) -> dict[str, Any]:
+    values = {name: getattr(expected, name) for name in STEP}
+    traffic = asdict(expected.size.traffic)
+    return {**values, "bottleneck": expected.step_bottleneck, "traffic": traffic}
+
+
 def _rows(expected: Forecast) -> list[tuple[str, str, str]]:
-    step, memory, whole, size = expected.step, expected.memory, expected.whole, expected.setup
-    each = " each" if size.weighting_actors > 1 else ""
+    """Name, forecast and unit of all that is not a part of the live step."""
+    whole, size = expected.whole, expected.size
+    each = " each" if (size.weighting_actors or 1) > 1 else ""
+    gigabytes = {name: f"{held / 1e9:,.2f}" for name, held in expected.memory.items()}
     rows = [
-        (f"live step ({size.strategy})", _ms(step.ms), "ms"),
+        (f"live step ({size.strategies[0]})", _ms(expected.ms), "ms"),
         ("replayed step", _ms(expected.replay_ms), "ms"),
-        ("teachers idle", f"{100 * step.teacher_idle:.0f}", "% of a live step"),
-        ("student waits", f"{100 * step.student_waits:.0f}", "% of a live step"),
+        ("teachers idle", f"{100 * expected.teacher_idle:.0f}", "% of a live step"),
+        ("student waits", f"{100 * expected.student_waits:.0f}", "% of a live step"),
         ("weighting actors", str(size.weighting_actors), ""),
-        (f"into the weighting actor{each}", f"{step.into_weighting / 1e6:,.1f}", "MB/s"),
-        (
-            "memory of a teachers' actor",
-            f"{memory['teacher_actor'] / 1e9:,.2f}",
-            "GB + activations",
-        ),
-        (f"memory of the weighting actor{each}", f"{memory['weighting_actor'] / 1e9:,.2f}", "GB"),
-        ("object store beside it", f"{memory['object_store'] / 1e9:,.2f}", "GB"),
+        (f"into the weighting actor{each}", f"{expected.into_weighting / 1e6:,.1f}", "MB/s"),
+        ("memory of a teachers' actor", gigabytes["teacher_actor"], "GB + activations"),
+        (f"memory of the weighting actor{each}", gigabytes["weighting_actor"], "GB"),
+        ("object store beside it", gigabytes["object_store"], "GB"),
     ]
     if recording := expected.recording:
         rows += [
@@ -191,13 +157,13 @@ def _rows(expected: Forecast) -> list[tuple[str, str, str]]:
             ("records on disk", f"{recording['bytes'] / 1e9:,.3f}", "GB"),
             ("disk while recording, at most", f"{recording['peak_bytes'] / 1e9:,.3f}", "GB"),
         ]
-    return [
-        *rows,
-        ("live epochs", _clock(whole["live"]), "h:min:s"),
-        ("replayed epochs", _clock(whole["replayed"]), "h:min:s"),
-        ("students on labels alone", _clock(whole["plain"]), "h:min:s"),
-        ("the whole job, its teachers given", _clock(expected.seconds), "h:min:s"),
-    ]
+    seconds = {
+        "live epochs": whole["live"],
+        "replayed epochs": whole["replayed"],
+        "students on labels alone": whole["plain"],
+        "the whole job, its teachers given": expected.seconds,
+    }
+    return rows + [(name, _clock(value), "h:min:s") for name, value in seconds.items()]
 
 
 def _ms(value: float) -> str:

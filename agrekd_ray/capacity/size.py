@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
@@ -68,41 +69,16 @@ class Traffic:
         return self.question > INLINE
 
 
-def question_bytes(names: Sequence[int], samples: int, classes: int, ahead: int) -> int:
-    """Bytes of a question: lesson, ids of this batch and the coming ones, student's logits.
-
-    Args:
-        names: lengths of the members' names.
-        samples: asked for.
-        classes: C.
-        ahead: coming batches that are named.
-    """
-    ids = (1 + ahead) * samples * ID + ahead * VIEW
-    return QUESTION + sum(names) + NAME * len(names) + ids + samples * classes * FLOAT
-
-
-def replies_bytes(names: Sequence[int], samples: int, classes: int, *, entropy: bool) -> int:
-    """Bytes of what an actor replies: gradients, and its teachers' cross-entropies if `entropy`."""
-    numbers = len(names) * samples * (classes + entropy)
-    return REPLIES + sum(names) + NAME * len(names) + numbers * FLOAT
-
-
-def answer_bytes(teachers: int, samples: int, classes: int) -> int:
-    """Bytes of the answer: gradient, loss and fallback by sample; three numbers by teacher."""
-    by_sample = classes * FLOAT + FLOAT + 1
-    return ANSWER + samples * (by_sample + 2 * teachers * FLOAT) + teachers
-
-
 @dataclass(frozen=True)
 class JobSize:
     """A job in numbers.
 
     Attributes:
-        strategy: of the step that is forecast, the job's first with teachers.
-        strategies: of all the job's students with teachers, one entry a student.
+        strategies: of the job's students with teachers, one entry a student; the first one's live
+            step is forecast.
         plain: students on labels alone.
-        names: lengths of the names of all who answer: the teachers, and the biased model where
-            the strategy uses it.
+        members: all who answer: the teachers, and the biased model where the strategy uses it.
+        name_bytes: of the members' names in a message.
         teachers: M.
         hosted: teachers in the actors; where outputs are recorded, those of all of them are.
         backbones: different ones, each with a forward pass of its own.
@@ -110,8 +86,7 @@ class JobSize:
         workers: of the student.
         classes: C.
         samples: of the training split.
-        evaluated: of the split that every epoch is evaluated on.
-        tested: of the test split.
+        evaluated: samples on which a student is evaluated, over all epochs and at its end.
         epochs: of every student.
         views: that the teachers are asked for in all.
         look_ahead: batches that the teachers compute ahead.
@@ -131,13 +106,13 @@ class JobSize:
         gpus_left_open: whose the job leaves open, `student` or `fleet`: the machines say.
         students_on_a_gpu: that share one then, at most.
         actors_on_a_gpu: the same of teachers' actors.
-        weighting_actors: 1, or one for each of the student's workers.
+        weighting_actors: 1, or one for each of the student's workers; None leaves it to the plan.
     """
 
-    strategy: str
     strategies: tuple[str, ...]
     plain: int
-    names: tuple[int, ...]
+    members: int
+    name_bytes: int
     teachers: int
     hosted: int
     backbones: int
@@ -146,7 +121,6 @@ class JobSize:
     classes: int
     samples: int
     evaluated: int
-    tested: int
     epochs: int
     views: int
     look_ahead: int
@@ -166,12 +140,7 @@ class JobSize:
     gpus_left_open: tuple[str, ...] = ()
     students_on_a_gpu: int = SMALL
     actors_on_a_gpu: int = SMALL
-    weighting_actors: int = 1
-
-    @property
-    def members(self) -> int:
-        """All who answer."""
-        return len(self.names)
+    weighting_actors: int | None = None
 
     @property
     def actors(self) -> int:
@@ -184,9 +153,9 @@ class JobSize:
         return -(-self.backbones // self.actors)
 
     @property
-    def fullest_names(self) -> tuple[int, ...]:
-        """Lengths of the names in the actor that answers for most members, at least."""
-        return self.names[: -(-self.members // self.actors)]
+    def fullest_members(self) -> int:
+        """Members that the actor answers for which has most of them, at least."""
+        return -(-self.members // self.actors)
 
     @property
     def part(self) -> int:
@@ -215,58 +184,62 @@ class JobSize:
     @property
     def may_shard(self) -> bool:
         """Whether every worker could have a weighting actor of its own."""
-        return self.workers > 1 and not any(self.gathers(one) for one in set(self.strategies))
+        return self.workers > 1 and not any(map(self.gathers, set(self.strategies)))
 
     @property
     def traffic(self) -> Traffic:
-        """Bytes of a live step's messages."""
-        whole = self.gathers(self.strategy)
-        samples = self.batch if whole else self.part
-        entropy = find_strategy(self.strategy).needs_cross_entropy
-        heads = (self.actors - 1) * replies_bytes((), 0, 0, entropy=False)
-        shape = samples, self.classes
+        """Bytes of a live step's messages.
+
+        A question has the names, ids of this batch and of those ahead, and the student's logits; a
+        reply has gradients, and cross-entropies where the strategy needs them; the answer has
+        gradient, loss and fallback by sample, and three numbers by teacher.
+        """
+        whole = self.gathers(self.strategies[0])
+        samples, classes = self.batch if whole else self.part, self.classes
+        entropy = find_strategy(self.strategies[0]).needs_cross_entropy
+        ids = (1 + self.look_ahead) * samples * ID + self.look_ahead * VIEW
+        gradients = samples * (classes + entropy) * FLOAT
+        by_member = self.name_bytes // self.members + gradients
+        by_sample = (classes + 1 + 2 * self.teachers) * FLOAT + 1
         return Traffic(
-            question=question_bytes(self.names, *shape, self.look_ahead),
-            replies=replies_bytes(self.names, *shape, entropy=entropy) + heads,
-            reply=replies_bytes(self.fullest_names, *shape, entropy=entropy),
-            answer=answer_bytes(self.teachers, *shape),
+            question=QUESTION + self.name_bytes + ids + samples * classes * FLOAT,
+            replies=self.actors * REPLIES + self.name_bytes + self.members * gradients,
+            reply=REPLIES + self.fullest_members * by_member,
+            answer=ANSWER + samples * by_sample + self.teachers,
             questions=1 if whole else self.workers,
             samples=samples,
         )
 
-    def worker_memory(self, process: float = PROCESS) -> float:
-        """Bytes of a student's worker, whose process takes so many by itself."""
-        return process + IN_TRAINING * self.student_bytes
+    def memory(self, process: float = PROCESS) -> dict[str, float]:
+        """Bytes that each kind of process takes; of activations nothing is known.
 
-    def fleet_memory(self, process: float = PROCESS) -> dict[str, float]:
-        """Bytes of each kind of process that teaches; of teachers' activations nothing is known.
-
-        Actors keep the logits of `(look_ahead + 2) · (workers + 1)` batches. Messages above 100 kB
-        are in the object store too, once more.
+        Teachers' actors keep the logits of `(look_ahead + 2) · (workers + 1)` batches. Messages
+        above 100 kB are in the object store too, once more.
 
         Args:
             process: bytes that a process takes by itself.
 
         Returns:
-            `teacher_actor` of the actor with most teachers, of which `teacher_weights` are weights;
-            `weighting_actor` of each of them, and `object_store` beside it.
+            `worker` of a student; `teacher_actor` of the actor with most teachers, of which
+            `teacher_weights` are weights; `weighting_actor` of each of them, and `object_store`
+            beside it.
         """
         sent = self.traffic
         numbers = sent.samples * self.classes * FLOAT
         weights = self.fullest * self.teacher_bytes
-        kept = (self.look_ahead + 2) * (self.workers + 1) * len(self.fullest_names) * numbers
-        asked = sent.questions / self.weighting_actors
+        kept = (self.look_ahead + 2) * (self.workers + 1) * self.fullest_members * numbers
+        asked = sent.questions / (self.weighting_actors or 1)
         stored = (
             2 * sent.question * sent.shared  # the worker's, and the one for all actors
             + sent.replies * (sent.reply > INLINE)
             + sent.answer * (sent.answer > INLINE)
         )
+        held = asked * (sent.question + sent.replies) + COPIES * self.members * numbers
         return {
+            "worker": process + IN_TRAINING * self.student_bytes,
             "teacher_actor": process + weights + kept + sent.question + 2 * sent.reply,
             "teacher_weights": weights,
-            "weighting_actor": process
-            + asked * (sent.question + sent.replies)
-            + COPIES * self.members * numbers,
+            "weighting_actor": process + held,
             "object_store": asked * stored,
         }
 
@@ -288,12 +261,19 @@ def read_size(
     """
     raw = read_job(path, overrides)
     job, faults = check_job(raw)
+    if samples is not None:  # which the batches are held against, below, and not the data's
+        faults = [fault for fault in faults if not fault.problem.endswith("training samples")]
     absent = [fault for fault in faults if fault.key.split(".")[0] == "data"]
+    if absent and (classes is None or samples is None):
+        problem = "stand for data that are not here; give both"
+        faults.append(Fault("--classes, --samples", "", problem))
+    elif job is None and faults == absent:
+        with contextlib.suppress(ValidationError):  # the data are not absent, but wrong
+            job = Job.model_validate(raw)
     if job is None:
-        job = _without_data(path, raw, faults, absent, classes, samples)
+        raise JobError(str(path), faults)
     dataset = None if absent else open_dataset(job.data)
     plan = make_plan(job)
-    fault = None
     if not plan.strategies:
         problem = "no method has teachers that distil; name one, like agre_kd"
         fault = Fault("methods", ", ".join(job.methods), problem)
@@ -307,33 +287,6 @@ def read_size(
         problem = f"more than the {size.samples} training samples"
         fault = Fault("student.training.batch_size", str(size.batch), problem)
     raise JobError(str(path), [fault])
-
-
-def _without_data(
-    path: Path,
-    raw: dict[str, Any],
-    faults: list[Fault],
-    absent: list[Fault],
-    classes: int | None,
-    samples: int | None,
-) -> Job:
-    """A job whose only faults are in data that it is not planned for.
-
-    Raises:
-        JobError: where it has others, or where numbers are missing.
-    """
-    sizes = ("student.training.batch_size", "teachers.training.batch_size")
-    small = [f for f in faults if f.key in sizes and f.problem.endswith("training samples")]
-    left = [fault for fault in faults if fault not in (*absent, *(small if samples else ()))]
-    if not left and absent and (classes is None or samples is None):
-        hint = Fault("--classes, --samples", "", "stand for data that are not here; give both")
-        left = [*absent, hint]
-    try:
-        if not left:
-            return Job.model_validate(raw)
-    except ValidationError:  # not absent, but wrong
-        left = faults
-    raise JobError(str(path), [*(one for one in absent if one not in left), *left])
 
 
 def size_of(
@@ -359,35 +312,36 @@ def size_of(
     hosted = {*plan.draw.recipes, *plan.draw.own} if specs else set()
     if job.guidance == "live":
         hosted = {name for spec in specs for name in spec.members}
+    members = specs[0].members if specs else ()
     student, training, fleet = job.student, job.student.training, job.fleet
-    splits = dataset.splits if dataset is not None else {}
+    lengths = {name: len(ids) for name, ids in dataset.splits.items()} if dataset else {}
+    select, test = lengths.get(SELECT, 0), lengths.get(TEST, 0)
     shape = dataset.shape if dataset is not None else UNKNOWN_SHAPE
     classes = classes or len(dataset.classes if dataset is not None else ())
-    weights = _Weights(shape, classes)
-    backbones = {
-        name: (
-            (recipe.parent.model_dump_json(), weights.of(recipe.model))
-            if (recipe := plan.draw.recipes.get(name)) is not None
-            else (read_manifest(plan.draw.own[name]).backbone, _stored(plan.draw.own[name]))
-        )
-        for name in sorted(hosted)
-    }
-    teacher_bytes = max((size for _, size in backbones.values()), default=0)
+
+    def backbone(name: str) -> tuple[str, int]:
+        if (recipe := plan.draw.recipes.get(name)) is not None:
+            return recipe.parent.model_dump_json(), _model_bytes(recipe.model, shape, classes or 0)
+        folder = plan.draw.own[name]
+        return read_manifest(folder).backbone, (folder / WEIGHTS).stat().st_size
+
+    backbones = [backbone(name) for name in sorted(hosted)]
+    teacher_bytes = max((size for _, size in backbones), default=0)
+    student_bytes = _model_bytes(student.model, shape, classes)
     given = numbered(job)
     return JobSize(
-        strategy=plan.strategies[0] if plan.strategies else "",
         strategies=tuple(spec.strategy for spec in specs),
         plain=len(plan.assignments) - len(specs),
-        names=tuple(len(name) for name in specs[0].members) if specs else (),
+        members=len(members),
+        name_bytes=sum(len(name) + NAME for name in members),
         teachers=len(plan.draw.teachers),
         hosted=len(hosted),
-        backbones=len({backbone for backbone, _ in backbones.values()}),
+        backbones=len(dict(backbones)),
         batch=training.batch_size,
         workers=student.workers,
         classes=classes,
-        samples=samples or len(splits[TRAIN]),
-        evaluated=len(splits.get(SELECT, ())),
-        tested=len(splits.get(TEST, ())),
+        samples=samples or lengths[TRAIN],
+        evaluated=(training.epochs + 1) * select + test,
         epochs=training.epochs,
         views=len(_views(job, dataset)),
         look_ahead=fleet.look_ahead,
@@ -396,17 +350,17 @@ def size_of(
         sample_weighting=job.distillation.sample_weighting is not None,
         records=job.guidance == "auto",
         number_bytes=np.dtype(job.outputs.dtype).itemsize,
-        student_bytes=weights.of(student.model),
+        student_bytes=student_bytes,
         teacher_bytes=teacher_bytes,
-        backbone_bytes=sum(dict(backbones.values()).values()),
+        backbone_bytes=sum(dict(backbones).values()),
         at_once=None if student.at_once == AUTO else student.at_once,
         student_cpus=student.cpus,
         student_gpus=given.student.takes["GPU"],
         actor_cpus=fleet.cpus,
         actor_gpus=a_number(given.fleet.gpus),
         gpus_left_open=tuple(key for key in ("student", "fleet") if getattr(job, key).gpus == AUTO),
-        students_on_a_gpu=most_on_a_gpu(weights.of(student.model) // 4, shape),
-        actors_on_a_gpu=most_on_a_gpu(teacher_bytes // 4, shape),
+        students_on_a_gpu=most_on_a_gpu(student_bytes // FLOAT, shape),
+        actors_on_a_gpu=most_on_a_gpu(teacher_bytes // FLOAT, shape),
     )
 
 
@@ -417,24 +371,15 @@ def _views(job: Job, dataset: Dataset | None) -> list[int]:
     return sorted({number(epoch) for epoch in range(job.student.training.epochs)})
 
 
-class _Weights:
-    """Bytes of models' parameters and buffers, float32; each architecture is built once."""
-
-    def __init__(self, shape: Shape, classes: int) -> None:
-        self._shape, self._classes = shape, classes
-        self._known: dict[str, int] = {}
-
-    def of(self, model: Model) -> int:
-        """Bytes of a model."""
-        if (key := model.model_dump_json()) not in self._known:
-            tensors = check_name(model, self._shape, self._classes).state_dict().values()
-            self._known[key] = sum(t.numel() * t.element_size() for t in tensors)
-        return self._known[key]
+def _model_bytes(model: Model, shape: Shape, classes: int) -> int:
+    """Bytes of a model's parameters and buffers, float32."""
+    return _built_bytes(model.model_dump_json(), shape, classes)
 
 
-def _stored(folder: Path) -> int:
-    """Bytes of a finished model's weights."""
-    return (folder / WEIGHTS).stat().st_size
+@functools.cache
+def _built_bytes(model: str, shape: Shape, classes: int) -> int:
+    tensors = check_name(Model.model_validate_json(model), shape, classes).state_dict().values()
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 @dataclass(frozen=True)
@@ -466,7 +411,7 @@ def needs_of(points: Sequence[Job]) -> Needs:
         AgrekdError: the data, or a checkpoint that the job names, cannot be read.
     """
     models: dict[Path, int] = {}
-    records: dict[tuple[Path, int], int] = {}
+    records: dict[Path, int] = {}
     processes, memory, stored, students = [0.0], [0.0], [0.0], 0
     for job in points:
         dataset, plan = open_dataset(job.data), make_plan(job)
@@ -475,23 +420,24 @@ def needs_of(points: Sequence[Job]) -> Needs:
         missing_records = _missing_records(job, plan, dataset, size)
         models |= missing_models
         records |= missing_records
-        worker = size.worker_memory()
-        processes += [worker, *(PROCESS + IN_TRAINING * one for one in missing_models.values())]
+        processes += [PROCESS + IN_TRAINING * model for model in missing_models.values()]
+        worker = PROCESS + IN_TRAINING * size.student_bytes
+        processes.append(worker)
         together = size.workers * worker
         if size.strategies and (job.guidance == "live" or missing_records):
-            fleet = size.fleet_memory()
-            processes += [fleet["teacher_actor"], fleet["weighting_actor"]]
-            beside_weights = fleet["teacher_actor"] - fleet["teacher_weights"]
+            each = size.memory()
+            processes += [each["teacher_actor"], each["weighting_actor"]]
+            beside_weights = each["teacher_actor"] - each["teacher_weights"]
             together += size.actors * beside_weights + size.backbone_bytes
-            together += fleet["weighting_actor"]
-            stored.append(fleet["object_store"])
+            together += each["weighting_actor"]
+            stored.append(each["object_store"])
         memory.append(together)
         # What finished students leave, and the state of the one under way.
         copies = (2 if job.tracking.models else 1) * len(plan.assignments)
         students += size.student_bytes * (copies + IN_TRAINING)
-    keys = ("student.gpus", "teachers.gpus", "fleet.gpus")
+    blocks = ("student", "teachers", "fleet")
     declined = tuple(
-        key for key in keys if any(getattr(job, key.split(".")[0]).gpus == 0 for job in points)
+        f"{block}.gpus" for block in blocks if any(getattr(job, block).gpus == 0 for job in points)
     )
     disk = {
         "runs": students,
@@ -503,26 +449,24 @@ def needs_of(points: Sequence[Job]) -> Needs:
 
 def _missing_models(job: Job, plan: Plan, dataset: Dataset) -> dict[Path, int]:
     """Bytes of the models that the pool does not have yet, by their folder."""
-    pool, weights = Pool(job.teachers.store, dataset), _Weights(dataset.shape, len(dataset.classes))
+    pool = Pool(job.teachers.store, dataset)
     models = {pool.folder(recipe): recipe.model for recipe in plan.recipes}
     return {
-        folder: weights.of(model)
+        folder: _model_bytes(model, dataset.shape, len(dataset.classes))
         for folder, model in models.items()
         if not is_file(folder / WEIGHTS)
     }
 
 
-def _missing_records(
-    job: Job, plan: Plan, dataset: Dataset, size: JobSize
-) -> dict[tuple[Path, int], int]:
-    """Bytes of the teachers' answers that are not recorded yet, by teacher's folder and view."""
+def _missing_records(job: Job, plan: Plan, dataset: Dataset, size: JobSize) -> dict[Path, int]:
+    """Bytes of the teachers' outputs that are not recorded yet, by teacher's folder and view."""
     if not (size.records and size.strategies):
         return {}
     ensemble = plan.checkpoints(Pool(job.teachers.store, dataset))
     made = {name: folder for name, folder in ensemble.items() if is_file(folder / WEIGHTS)}
     outputs = LogitsCache(job.outputs, made, dataset, job.fleet.computes_in)
     return {
-        (folder, view): size.view_bytes // size.hosted
+        folder / str(view): size.view_bytes // size.hosted
         for name, folder in ensemble.items()
         for view in _views(job, dataset)
         if name not in made or not exists(outputs.path(name, view))

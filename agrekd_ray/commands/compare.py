@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from agrekd_ray.addresses import sqlite_address
 from agrekd_ray.errors import RunError
-from agrekd_ray.report import settings_plots as pictures
-from agrekd_ray.report.compare import Layout, render, write_csv, write_markdown
-from agrekd_ray.report.settings_plots import Point
+from agrekd_ray.report.compare import Comparison
+from agrekd_ray.report.settings_plots import (
+    Point,
+    parallel_coordinates,
+    parameter_effects,
+    trial_history,
+    worst_against_accuracy,
+)
+from agrekd_ray.report.style import draw_plots
 from agrekd_ray.results.metrics import ACCURACY, WORST_GROUP, worst_metric
 from agrekd_ray.results.runs import Row, baselines, check_metric, ordered, settings
+from agrekd_ray.tracking.files import replacing
 from agrekd_ray.tracking.mlflow_reader import read
 from agrekd_ray.tracking.mlflow_store import checked_address
 
@@ -59,29 +68,31 @@ def compare(
         RunError: a file cannot be written.
     """
     place = checked_address(uri) if uri else sqlite_address(runs.absolute() / "mlflow.db")
-    found = read(place, ids, experiments, filter)
+    store = read(place, ids, experiments, filter)
     for metric in (*metrics, *([sort] if sort else [])):
-        check_metric(metric, found.metrics)
+        check_metric(metric, store.metrics)
     # A search measures the test split when it is over.
-    split = "val" if f"test/{WORST_GROUP}" not in found.metrics else "test"
-    worst = worst_metric(split, found.metrics)
-    layout = Layout(
+    split = "val" if f"test/{WORST_GROUP}" not in store.metrics else "test"
+    worst = worst_metric(split, store.metrics)
+    comparison = Comparison(
+        rows=(rows := ordered(store.rows, sort or worst)),
         split=split,
         worst=worst,
         sort=sort or worst,
-        metrics=tuple(metrics),
-        baseline=tuple(baselines(found.rows, baseline)),
-        teacher_steps=found.teacher_steps,
+        metrics=metrics,
+        baseline=baselines(store.rows, baseline),
+        teacher_steps=store.teacher_steps,
     )
-    rows = ordered(found.rows, layout.sort)
-    render(rows, layout, console)
-    files = {csv: write_csv, markdown: write_markdown}
-    written = [path for path in files if path is not None]
+    comparison.render(console)
+    written = [path for path in (csv, markdown) if path is not None]
     try:
-        for path in written:
-            files[path](rows, layout, path)
+        if csv is not None:
+            comparison.write_csv(csv)
+        if markdown is not None:
+            with replacing(markdown) as draft:
+                draft.write_text(comparison.markdown(), encoding="utf-8")
         if plots is not None:
-            written += _drawn(rows, layout, plots)
+            written += _drawn(comparison, plots)
     except OSError as error:
         raise RunError(
             f"Cannot write {error.filename or 'the comparison'}: {error.strerror or error}. "
@@ -117,24 +128,21 @@ def points(rows: Sequence[Row], metrics: Sequence[str]) -> list[Point]:
     ]
 
 
-def _drawn(rows: Sequence[Row], layout: Layout, folder: Path) -> list[Path]:
-    metric = layout.sort
-    wanted = list(dict.fromkeys((layout.worst, f"{layout.split}/{ACCURACY}", metric)))
+def _drawn(comparison: Comparison, folder: Path) -> list[Path]:
+    rows, metric = comparison.rows, comparison.sort
+    wanted = list(dict.fromkeys((comparison.worst, f"{comparison.split}/{ACCURACY}", metric)))
     trials = [row for row in rows if row.first.number is not None]
     every = points(rows, wanted)
     # What follows a search trains settings of its trials once more.
     varied = points(trials, wanted) if trials else every
-    worst, effects = folder / "worst_against_accuracy.png", folder / "parameter_effects.png"
-    parallel = folder / "parallel_coordinates.png"
-    drawn = {
-        worst: pictures.worst_against_accuracy(every, worst, layout.worst),
-        effects: pictures.parameter_effects(varied, effects, metric),
-        parallel: pictures.parallel_coordinates(varied, parallel, metric),
+    drawings: dict[str, Callable[[], Figure | None]] = {
+        "worst_against_accuracy": lambda: worst_against_accuracy(every, comparison.worst),
+        "parameter_effects": lambda: parameter_effects(varied, metric),
+        "parallel_coordinates": lambda: parallel_coordinates(varied, metric),
     }
     searches = list(dict.fromkeys(row.first.parent for row in trials))
     for search in searches:
-        mine = [row for row in trials if row.first.parent == search]
+        mine = points([row for row in trials if row.first.parent == search], wanted)
         name = "trial_history" if len(searches) == 1 else f"trial_history_{search[:8]}"
-        history = folder / f"{name}.png"
-        drawn[history] = pictures.trial_history(points(mine, wanted), history, metric)
-    return [path for path, done in drawn.items() if done]
+        drawings[name] = partial(trial_history, mine, metric)
+    return draw_plots(folder, drawings)

@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import TypeAdapter
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
@@ -29,7 +30,7 @@ from agrekd_ray.data import (
     splits_in_words,
 )
 from agrekd_ray.data.prepared import BrokenRowsError
-from agrekd_ray.data.published import Published, count
+from agrekd_ray.data.published import Published
 from agrekd_ray.experiment.display import Display, prepare_data
 
 SPLITS = (TRAIN, DFR, SELECT, TEST)
@@ -48,9 +49,8 @@ def read_data(path: Path, overrides: Iterable[str]) -> tuple[Any, Dataset]:
     """
     raw = read_job(path, overrides)
     _, faults = check_job(raw)
-    mine = [fault for fault in faults if fault.key.split(".")[0] == "data"]
-    if mine:
-        raise JobError(str(path), mine)
+    if of_data := [fault for fault in faults if fault.key.split(".")[0] == "data"]:
+        raise JobError(str(path), of_data)
     settings: Any = TypeAdapter(DataSettings).validate_python(raw["data"])
     return settings, open_dataset(settings)
 
@@ -121,7 +121,11 @@ def show_data(
     with Display(console) as display:
         prepare_data(dataset, display)
     chosen = [_examples(dataset, group, examples) for group in range(len(dataset.groups.names))]
-    counts = [_in_words(dataset, group) for group in range(len(dataset.groups.names))]
+    by_split = {name: dataset.groups.count(dataset.splits[name]) for name in SPLITS}
+    counts = [
+        " · ".join(f"{name} {by_group[group]:,}" for name, by_group in by_split.items())
+        for group in dataset.groups.names
+    ]
     if isinstance(dataset, Excerpted):
         console.print(_excerpts(dataset, chosen, counts))
         return
@@ -145,15 +149,15 @@ def _facts(settings: Any, dataset: Dataset) -> dict[str, str]:
         "inputs": _shape(dataset),
         "groups": _groups(dataset),
     }
-    if told := splits_in_words(dataset):
-        facts["splits"] = told
+    if splits := splits_in_words(dataset):
+        facts["splits"] = splits
     if dataset.groups.overlapping:
         facts["besides"] = f"overlapping: {_listed(dataset.groups.overlapping)}"
     rows = getattr(dataset, "rows", None)
     if isinstance(dataset, Prepared) and rows is not None:
         done = dataset.size - dataset.unprepared()
         facts["prepared"] = (
-            f"{done:,} of {dataset.size:,} samples; all take {_size(rows.bytes)} in {rows.place}"
+            f"{done:,} of {dataset.size:,} samples; all take {decimal(rows.bytes)} in {rows.place}"
         )
     return facts
 
@@ -185,13 +189,6 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(every[:12]) + more
 
 
-def _size(count: int) -> str:
-    for unit, factor in (("GB", 1e9), ("MB", 1e6)):
-        if count >= factor:
-            return f"{count / factor:.1f} {unit}"
-    return f"{count / 1e3:.0f} kB"
-
-
 def _counts(settings: Any, dataset: Dataset) -> Table:
     """Samples by split and group, beside those that are published."""
     published = settings.published if isinstance(settings, Published) else {}
@@ -201,17 +198,12 @@ def _counts(settings: Any, dataset: Dataset) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for name in published:
         table.add_column(f"{name}, published", justify="right")
-    by_split = [count(dataset.groups, dataset.splits[name]) for name in SPLITS]
+    own = [dataset.groups.count(dataset.splits[name]) for name in SPLITS]
+    columns = [*own, *published.values()]
     for group in dataset.groups.names:
-        cells = [f"{counts[group]:,}" for counts in by_split]
-        cells += [f"{counts[group]:,}" for counts in published.values()]
-        table.add_row(Text(group), *cells)
+        table.add_row(Text(group), *(f"{counts[group]:,}" for counts in columns))
     table.add_section()
-    table.add_row(
-        "all",
-        *(f"{len(dataset.splits[name]):,}" for name in SPLITS),
-        *(f"{sum(counts.values()):,}" for counts in published.values()),
-    )
+    table.add_row("all", *(f"{sum(counts.values()):,}" for counts in columns))
     return table
 
 
@@ -227,21 +219,12 @@ def _remark(dataset: Dataset, console: Console) -> None:
 
 def _examples(dataset: Dataset, group: int, wanted: int) -> np.ndarray:
     """Ids of a group, always the same: of training, and of other splits where those are too few."""
-    found: list[np.ndarray] = []
+    examples: list[int] = []
     for name in SPLITS:
         ids = dataset.splits[name]
-        mine = ids[dataset.groups.group_N[ids] == group]
-        left = wanted - sum(map(len, found))
-        found.append(np.random.default_rng(0).permutation(mine)[:left])
-    return np.concatenate(found)
-
-
-def _in_words(dataset: Dataset, group: int) -> str:
-    parts = []
-    for name in SPLITS:
-        ids = dataset.splits[name]
-        parts.append(f"{name} {int((dataset.groups.group_N[ids] == group).sum()):,}")
-    return " · ".join(parts)
+        own = np.random.default_rng(0).permutation(ids[dataset.groups.group_N[ids] == group])
+        examples += own[: wanted - len(examples)].tolist()
+    return np.array(examples, dtype=np.int64)
 
 
 def _excerpts(dataset: Excerpted, chosen: list[np.ndarray], counts: list[str]) -> Table:

@@ -64,11 +64,13 @@ def export(student: TrainedStudent, to: str, output: Path) -> list[Path]:
 
 def _about(student: TrainedStudent) -> dict[str, Any]:
     """What a user of the file has to know, as plain values."""
-    described = student.manifest.to_json()
-    data = None if student.data is None else student.data.model_dump(mode="json")
+    manifest = student.manifest
     return {
-        **{key: described[key] for key in ("classes", "shape", "model", "made_by")},
-        "data": data,
+        "classes": manifest.classes,
+        "shape": manifest.shape,
+        "model": manifest.model.model_dump(mode="json"),
+        "made_by": manifest.made_by,
+        "data": None if student.data is None else student.data.model_dump(mode="json"),
     }
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -59,9 +59,8 @@ class Known:
 def known_teachers(job: Job) -> tuple[Dataset, list[Known]]:
     """The job's data, its ensemble, and what was imported beside it."""
     plan, dataset = make_plan(job), open_dataset(job.data)
-    pool = Pool(job.teachers.store, dataset)
-    drawn = plan.draw
-    found = [
+    pool, drawn = Pool(job.teachers.store, dataset), plan.draw
+    teachers = [
         Known(
             name,
             name.partition("-")[0],
@@ -72,15 +71,14 @@ def known_teachers(job: Job) -> tuple[Dataset, list[Known]]:
         )
         for name, folder in plan.checkpoints(pool).items()
     ]
-    used = {one.folder for one in found}
+    used = {teacher.folder for teacher in teachers}
     place = job.teachers.store / IMPORTED
-    others = sorted(place.iterdir()) if place.is_dir() else []
-    found += [
+    teachers += [
         Known(folder.name, IMPORTED, "", folder, _manifest(folder), False)
-        for folder in others
+        for folder in (sorted(place.iterdir()) if place.is_dir() else [])
         if folder not in used and not folder.name.startswith(".")
     ]
-    return dataset, found
+    return dataset, teachers
 
 
 def import_for(
@@ -116,13 +114,13 @@ def import_for(
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
         raise JobError("--name", [Fault("name", name, "letters, digits, '_', '-' and '.'")])
     if wrong := [pair for pair in model["args"] if "=" not in pair]:
-        raise JobError("--model-args", [Fault(one, "", "is written KEY=VALUE") for one in wrong])
+        raise JobError("--model-args", [Fault(arg, "", "is written KEY=VALUE") for arg in wrong])
     pairs = [f"args.{pair}" for pair in model["args"]]
     preprocess = model["preprocess"]
     is_block = preprocess is not None and preprocess.lstrip().startswith("{")
     try:
-        told = [*pairs, *([f"preprocess={preprocess}"] if is_block else [])]
-        parts = [pair.partition("=") for pair in told]
+        said = [*pairs, *([f"preprocess={preprocess}"] if is_block else [])]
+        parts = [pair.partition("=") for pair in said]
         if faults := [fault for key, _, value in parts for fault in ambiguous(value, key)]:
             raise JobError("--model", faults)
         args = OmegaConf.to_container(OmegaConf.from_dotlist(pairs))
@@ -155,16 +153,16 @@ def show_imported(imported: Imported, dataset: Dataset, console: Console) -> Non
 
 def list_teachers(job: Job, console: Console) -> None:
     """A table of the job's teachers: architecture, kind, metrics, fingerprint, where."""
-    _, found = known_teachers(job)
+    _, teachers = known_teachers(job)
     table = _table("teacher", "kind", "architecture", "role", "worst", "mean", "fingerprint")
-    for one in found:
-        table.add_row(*map(Text, (one.name, one.kind, *_about(one))))
+    for teacher in teachers:
+        table.add_row(*map(Text, (teacher.name, teacher.kind, *_about(teacher))))
     console.print(table)
-    tested = (_tested(one) for one in found)
+    tested = (_tested(teacher) for teacher in teachers)
     worst = next((metrics.worst for metrics in tested if metrics), "worst group")
     console.print(f"worst, mean: accuracy on test in %, of the {worst} and over all samples")
-    for one in found:
-        console.print(f"{one.name:<14}{one.folder}", soft_wrap=True)
+    for teacher in teachers:
+        console.print(f"{teacher.name:<14}{teacher.folder}", soft_wrap=True)
 
 
 def evaluate_teachers(
@@ -182,48 +180,49 @@ def evaluate_teachers(
         RunError: a teacher that is unknown, or not made yet.
         CheckpointError: a checkpoint is damaged or of other classes.
     """
-    dataset, found = known_teachers(job)
-    by_name = {one.name: one for one in found}
+    dataset, teachers = known_teachers(job)
+    by_name = {teacher.name: teacher for teacher in teachers}
     if unknown := [name for name in names if name not in by_name]:
         raise RunError(f"no teacher {', '.join(unknown)}; there are {', '.join(by_name)}.")
-    wanted = [by_name[name] for name in names] or [o for o in found if o.role and o.manifest]
-    beside = [one.name for one in found if not one.role and not names]
+    wanted = [by_name[name] for name in names] or [t for t in teachers if t.role and t.manifest]
+    beside = [teacher.name for teacher in teachers if not teacher.role and not names]
     others = f"imported beside them, and evaluated by name: {', '.join(beside)}" if beside else ""
     if not wanted:
         raise RunError(
             "no teacher of the job is made yet; agrekd record or agrekd run makes them"
             f"{others and '; '}{others}."
         )
-    if absent := [one.name for one in wanted if one.manifest is None]:
+    if absent := [teacher.name for teacher in wanted if teacher.manifest is None]:
         raise RunError(
             f"{', '.join(absent)}: not made yet, or damaged; agrekd record or agrekd run makes it."
         )
     measured: list[tuple[Known, str, Metrics]] = []
     with Display(console) as display:
         display.stage("evaluate", len(wanted), "teachers")
-        for one in wanted:
-            measured += [(one, *m) for m in _metrics(one, dataset, display).items()]
-            display.advance(one.name)
+        for teacher in wanted:
+            by_split = _metrics(teacher, dataset, display)
+            measured += [(teacher, split, metrics) for split, metrics in by_split.items()]
+            display.advance(teacher.name)
     if others:
         console.print(others, soft_wrap=True)
     for split in (SELECT, TEST):
-        figures = [(one, metrics) for one, of, metrics in measured if of == split]
+        figures = [(teacher, metrics) for teacher, of, metrics in measured if of == split]
         console.print(_by_group(split, figures, dataset.groups.names))
     if output is not None:
         _write(output, measured)
         console.print(f"written: {output}", soft_wrap=True)
 
 
-def _metrics(one: Known, dataset: Dataset, display: Display) -> dict[str, Metrics]:
-    manifest = one.manifest
-    if one.measured and manifest is not None and {SELECT, TEST} <= manifest.metrics.keys():
-        found = measured(one.folder, manifest)
-        return {split: found[split] for split in (SELECT, TEST)}
+def _metrics(teacher: Known, dataset: Dataset, display: Display) -> dict[str, Metrics]:
+    manifest = teacher.manifest
+    if teacher.measured and manifest is not None and {SELECT, TEST} <= manifest.metrics.keys():
+        by_split = measured(teacher.folder, manifest)
+        return {split: by_split[split] for split in (SELECT, TEST)}
     device = device_of()
     count = sum(len(dataset.splits[split]) for split in (SELECT, TEST))
-    display.note(f"{one.name}: {count} samples on {device}")
-    model, manifest = load(one.folder, device)
-    check_classes(one.folder, manifest, dataset.classes)
+    display.note(f"{teacher.name}: {count} samples on {device}")
+    model, manifest = load(teacher.folder, device)
+    check_classes(teacher.folder, manifest, dataset.classes)
     return {split: evaluate(model, dataset, split, device) for split in (SELECT, TEST)}
 
 
@@ -239,57 +238,53 @@ def _role(name: str, teachers: Sequence[str], biased: str) -> str:
     return ", ".join(roles)
 
 
-def _tested(one: Known) -> Metrics | None:
+def _tested(teacher: Known) -> Metrics | None:
     """What a teacher of the job's pool came to on the test split."""
-    if one.manifest is None or not one.measured:
+    if teacher.manifest is None or not teacher.measured:
         return None
-    return measured(one.folder, one.manifest).get(TEST)
+    return measured(teacher.folder, teacher.manifest).get(TEST)
 
 
-def _about(one: Known) -> tuple[str, ...]:
-    if one.manifest is None:
-        return (NONE, one.role, "not made yet", "", "")
-    metrics = _tested(one)
-    values = (metrics.worst_group_accuracy, metrics.accuracy) if metrics else ()
-    figures = [f"{100 * value:.1f}" for value in values] or [NONE, NONE]
-    return (one.manifest.model.name, one.role, *figures, one.manifest.fingerprint[:12])
+def _about(teacher: Known) -> tuple[str, ...]:
+    manifest, metrics = teacher.manifest, _tested(teacher)
+    if manifest is None:
+        return (NONE, teacher.role, "not made yet", "", "")
+    values = (metrics.worst_group_accuracy, metrics.accuracy) if metrics else (None, None)
+    return (manifest.model.name, teacher.role, *map(_percent, values), manifest.fingerprint[:12])
 
 
-def _table(*headers: str) -> Table:
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+def _percent(share: float | None) -> str:
+    return NONE if share is None else f"{100 * share:.1f}"
+
+
+def _table(*headers: str, left: int = 4, title: Text | None = None) -> Table:
+    """An empty table, whose first columns hold words and whose others hold numbers."""
+    table = Table(
+        title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, pad_edge=False
+    )
     for number, header in enumerate(headers):
-        table.add_column(Text(header), justify="left" if number < 4 else "right", overflow="fold")
+        justify: Literal["left", "right"] = "left" if number < left else "right"
+        table.add_column(Text(header), justify=justify, overflow="fold")
     return table
 
 
 def _by_group(split: str, figures: list[tuple[Known, Metrics]], groups: Sequence[str]) -> Table:
     worst = figures[0][1].worst
     present = [name for name in groups if any(name in metrics.groups for _, metrics in figures)]
-    table = Table(
-        title=Text(f"{split}: accuracy in %"),
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-    )
-    for header in ("teacher", "mean", worst, *present):
-        table.add_column(Text(header), justify="left" if header == "teacher" else "right")
-    for one, metrics in figures:
-        values = (
-            metrics.accuracy,
-            metrics.worst_group_accuracy,
-            *(metrics.groups.get(name) for name in present),
-        )
-        cells = (NONE if value is None else f"{100 * value:.1f}" for value in values)
-        table.add_row(*map(Text, (one.name, *cells)))
+    title = Text(f"{split}: accuracy in %")
+    table = _table("teacher", "mean", worst, *present, left=1, title=title)
+    for teacher, metrics in figures:
+        values = [metrics.accuracy, metrics.worst_group_accuracy, *map(metrics.groups.get, present)]
+        table.add_row(*map(Text, (teacher.name, *map(_percent, values))))
     return table
 
 
 def _write(path: Path, measured: list[tuple[Known, str, Metrics]]) -> None:
     """A row for each teacher, split and group; the whole split has no group."""
     rows: list[tuple[Any, ...]] = []
-    for one, split, metrics in measured:
-        about = (one.name, one.kind, one.manifest.model.name if one.manifest else "", split)
+    for teacher, split, metrics in measured:
+        architecture = teacher.manifest.model.name if teacher.manifest else ""
+        about = (teacher.name, teacher.kind, architecture, split)
         rows.append((*about, "", metrics.accuracy, sum(metrics.counts.values())))
         for group, accuracy in metrics.groups.items():
             rows.append((*about, group, accuracy, metrics.counts[group]))

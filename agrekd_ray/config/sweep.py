@@ -11,7 +11,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from agrekd_ray.results.points import in_words, key_names
+from agrekd_ray.results.metrics import short_paths
+from agrekd_ray.results.points import in_words
 
 FIXED = {
     "name",
@@ -73,7 +74,7 @@ class Setting:
 
 def settings_of(sweep: Mapping[str, Sequence[Any]], draws: Sequence[int]) -> list[Setting]:
     """Every point: the keys crossed in their order, and every draw of each."""
-    names = key_names(sweep)
+    names = short_paths(sweep)
     settings = []
     for values in itertools.product(*sweep.values()):
         at = dict(zip(sweep, values, strict=True))

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 
-from agrekd_ray.data.dataset import TRAIN, Groups
+from agrekd_ray.data.dataset import TRAIN, Annotations, Groups
 from agrekd_ray.data.images import PictureDataset
 from agrekd_ray.data.names import quoted
 from agrekd_ray.data.pictures import FolderPictures
-from agrekd_ray.data.published import Counts, Published, check_counts, require
-from agrekd_ray.data.splits import four_splits
+from agrekd_ray.data.published import Counts, Published, require, three_splits
 from agrekd_ray.data.table import Table
-from agrekd_ray.data.waterbirds import three_splits
 from agrekd_ray.errors import DataError
 from agrekd_ray.files import is_file
 
 CLASSES, SEXES = ("not blond", "blond"), ("female", "male")
-LABEL, ATTRIBUTE = "Blond_Hair", "Male"
+LABEL, SEX = "Blond_Hair", "Male"
 COUNTS: Counts = {
     TRAIN: {
         "not blond, female": 71629,
@@ -57,69 +53,55 @@ class CelebA(Published):
     published: ClassVar[Counts] = COUNTS
     name: Literal["celeba"]
 
+    def open(self) -> PictureDataset:
+        """The data set in a folder.
 
-@dataclass(frozen=True)
-class _Faces:
-    """What a layout says of every picture.
+        Raises:
+            DataError: files are missing, damaged, contradict each other, or are not those that were
+                published.
+        """
+        faces = self._faces()
+        table = faces.table
+        require(self.path, {PICTURES: "the folder of the aligned pictures"}, ORIGIN)
+        labels_N = _yes_or_no(table, faces.label, CLASSES)
+        groups = Groups.crossed(labels_N, CLASSES, _yes_or_no(table, faces.sex, SEXES), SEXES)
+        splits = self.checked_splits(faces.three, groups, table.path)
+        folder = self.path / PICTURES
+        if (folder / PICTURES).is_dir():  # as some archives unpack
+            folder /= PICTURES
+        pictures = FolderPictures(folder, faces.names, table.where)
+        source = f"the makers' split, in {faces.splits_from}"
+        annotations = Annotations(CLASSES, labels_N, groups, splits, source)
+        return PictureDataset(self, pictures, table.where, annotations)
 
-    Attributes:
-        table: a row a picture.
-        names: of the pictures' files.
-        labels_N: whether hair is blond.
-        male_N: whether the picture is of a man.
-        three: rows by split.
-        splits_from: the file that says it.
-    """
+    def _faces(self) -> _Faces:
+        """What the first layout that is there says."""
+        lists = "list_attr_celeba.txt", "list_attr_celeba.csv"
+        tables = "celeba_metadata.csv", "metadata_celeba.csv", "metadata.csv"
+        for name in (*lists, *tables):
+            if is_file(path := self.path / name):
+                return _of_lists(path, self.counts == "any") if name in lists else _of_table(path)
+        require(self.path, {lists[0]: "or list_attr_celeba.csv, or a metadata.csv"}, ORIGIN)
+        raise DataError(f"{self.path / lists[0]}: is no file.")
+
+
+class _Faces(NamedTuple):
+    """What a layout says of the pictures: a row of the table a picture."""
 
     table: Table
     names: list[str]
-    labels_N: np.ndarray
-    male_N: np.ndarray
+    """Of the pictures' files."""
+    label: str
+    """The column that says whether hair is blond."""
+    sex: str
+    """The column that says whether the picture is of a man."""
     three: dict[str, np.ndarray]
+    """Rows by split."""
     splits_from: str
+    """The file that says the splits."""
 
 
-def open_celeba(settings: CelebA) -> PictureDataset:
-    """The data set in a folder.
-
-    Raises:
-        DataError: files are missing, damaged, contradict each other, or are not those that were
-            published.
-    """
-    folder = settings.path
-    faces = _layout(settings)
-    require(folder, {PICTURES: "the folder of the aligned pictures"}, ORIGIN)
-    groups = Groups.crossed(faces.labels_N, CLASSES, faces.male_N, SEXES)
-    check_counts(faces.table.path, settings.counts, COUNTS, groups, faces.three)
-    pictures = folder / PICTURES
-    if (pictures / PICTURES).is_dir():  # as some archives unpack
-        pictures /= PICTURES
-    return PictureDataset(
-        settings,
-        FolderPictures(pictures, faces.names, faces.table.where),
-        faces.table.where,
-        CLASSES,
-        faces.labels_N,
-        groups,
-        four_splits(faces.three, groups.group_N, settings.seed, str(faces.table.path)),
-        f"the makers' split, in {faces.splits_from}",
-    )
-
-
-def _layout(settings: CelebA) -> _Faces:
-    """What the first layout that is there says."""
-    folder = settings.path
-    for name in ("list_attr_celeba.txt", "list_attr_celeba.csv"):
-        if is_file(folder / name):
-            return _attributes(folder / name, settings.counts == "any")
-    for name in ("celeba_metadata.csv", "metadata_celeba.csv", "metadata.csv"):
-        if is_file(folder / name):
-            return _metadata(folder / name)
-    require(folder, {"list_attr_celeba.txt": "or list_attr_celeba.csv, or a metadata.csv"}, ORIGIN)
-    raise DataError(f"{folder / 'list_attr_celeba.txt'}: is no file.")
-
-
-def _attributes(path: Path, partly: bool) -> _Faces:
+def _of_lists(path: Path, partly: bool) -> _Faces:
     """What the makers' two files say, as text or as CSV.
 
     Args:
@@ -128,40 +110,43 @@ def _attributes(path: Path, partly: bool) -> _Faces:
     """
     parts = path.with_name(f"list_eval_partition{path.suffix}")
     require(path.parent, {parts.name: "the evaluation partition"}, ORIGIN)
-    faces, split = [PICTURE, LABEL, ATTRIBUTE], [PICTURE, PARTITION]
-    if path.suffix == ".txt":
-        table = _attribute_text(path, faces)
-        partition = Table.of_cells(parts, split, _cells(parts), split)
-    else:
-        table, partition = Table(path, faces), Table(parts, split)
-    names, listed = table.unique(PICTURE), partition.unique(PICTURE)
+    as_text = path.suffix == ".txt"
+    split = [PICTURE, PARTITION]
+    table = Table(path, [PICTURE, LABEL, SEX], cells=_attributes(path) if as_text else None)
+    partition = Table(parts, split, cells=[split, *_cells(parts)] if as_text else None)
+    names, parted = table.unique(PICTURE), partition.unique(PICTURE)
     three = three_splits(partition, PARTITION)
-    rows = {name: row for row, name in enumerate(names)}
-    known = set(listed)
-    for name, row in rows.items():
-        if name not in known:
-            raise _strangers(table.where(row), name, parts)
-    if not partly:
-        for row, name in enumerate(listed):
-            if name not in rows:
-                raise _strangers(partition.where(row), name, path)
-    return _Faces(
-        table,
-        names,
-        _yes_or_no(table, LABEL, CLASSES),
-        _yes_or_no(table, ATTRIBUTE, SEXES),
-        {
-            split: np.sort([rows[listed[row]] for row in ids if listed[row] in rows]).astype(int)
-            for split, ids in three.items()
-        },
-        parts.name,
-    )
+    row_of = {name: row for row, name in enumerate(names)}
+    checks = [(table, names, set(parted), parts), (partition, parted, row_of, path)]
+    for lines, pictures, known, other in checks[:1] if partly else checks:
+        for row, name in enumerate(pictures):
+            if name not in known:
+                raise DataError(
+                    f"{lines.where(row)}: {quoted(name)} is not in {other.name}; the files do not "
+                    "belong together."
+                )
+    rows = {
+        split: np.sort([row_of[parted[row]] for row in ids if parted[row] in row_of]).astype(int)
+        for split, ids in three.items()
+    }
+    return _Faces(table, names, LABEL, SEX, rows, parts.name)
 
 
-def _strangers(where: str, name: str, other: Path) -> DataError:
-    return DataError(
-        f"{where}: {quoted(name)} is not in {other.name}; the files do not belong together."
-    )
+def _of_table(path: Path) -> _Faces:
+    """What a table made for group robustness says."""
+    spellings = (("img_filename", "filename", PICTURE), ("place", "a"))
+    table = Table(path, ["y", "split"], lambda name: name in {*spellings[0], *spellings[1]})
+    columns = []
+    for names in spellings:
+        present = [name for name in names if name in table.names]
+        if not present:
+            raise DataError(
+                f"{path}: no column {' or '.join(names)}; there are {', '.join(table.names)}."
+            )
+        columns.append(present[0])
+    picture, sex = columns
+    three = three_splits(table, "split")
+    return _Faces(table, table.unique(picture), "y", sex, three, path.name)
 
 
 def _yes_or_no(table: Table, column: str, meanings: tuple[str, str]) -> np.ndarray:
@@ -170,7 +155,7 @@ def _yes_or_no(table: Table, column: str, meanings: tuple[str, str]) -> np.ndarr
     return table.numbers(column, {zero: 0, "1": 1}, " and ".join(meanings))
 
 
-def _attribute_text(path: Path, columns: Sequence[str]) -> Table:
+def _attributes(path: Path) -> list[list[str]]:
     """The makers' list: how many pictures, the attributes' names, then a line a picture."""
     lines = _cells(path)
     count, header = [*lines, [], []][:2]
@@ -180,28 +165,7 @@ def _attribute_text(path: Path, columns: Sequence[str]) -> Table:
             f"{path}: the first line says {quoted(' '.join(count))} pictures, {len(rows):,} rows "
             "follow; copy or download it again."
         )
-    return Table.of_cells(path, [PICTURE, *header], rows, columns)
-
-
-def _metadata(path: Path) -> _Faces:
-    spellings = (("img_filename", "filename", PICTURE), ("place", "a"))
-    table = Table(path, ["y", "split"], [name for names in spellings for name in names])
-    found = []
-    for names in spellings:
-        there = [name for name in names if name in table.names]
-        if not there:
-            raise DataError(
-                f"{path}: no column {' or '.join(names)}; there are {', '.join(table.names)}."
-            )
-        found.append(there[0])
-    return _Faces(
-        table,
-        table.unique(found[0]),
-        _yes_or_no(table, "y", CLASSES),
-        _yes_or_no(table, found[1], SEXES),
-        three_splits(table, "split"),
-        path.name,
-    )
+    return [[PICTURE, *header], *rows]
 
 
 def _cells(path: Path) -> list[list[str]]:

@@ -11,9 +11,9 @@ from typing import Literal
 
 import numpy as np
 
-from agrekd_ray.data.dataset import TEST, TRAIN, Groups
+from agrekd_ray.data.dataset import Annotations, Groups
 from agrekd_ray.data.published import require
-from agrekd_ray.data.splits import four_splits
+from agrekd_ray.data.splits import USUAL, by_number, four_splits
 from agrekd_ray.data.table import Table
 from agrekd_ray.data.text import TextDataset, Texts
 from agrekd_ray.settings import LocalPath
@@ -53,31 +53,24 @@ class CivilComments(Texts):
     name: Literal["civilcomments"]
     path: LocalPath
 
+    def open(self) -> TextDataset:
+        """The data set in a folder.
 
-def open_civilcomments(settings: CivilComments) -> TextDataset:
-    """The data set in a folder.
-
-    Raises:
-        DataError: the file is missing or damaged, a value that is none, with its row, or no
-            tokenizer.
-    """
-    require(settings.path, {FILE: "comments, toxicity, splits and identities"}, ORIGIN)
-    table = Table(settings.path / FILE, [TOXICITY, SPLIT, *IDENTITIES])
-    labels_N = (table.shares(TOXICITY) >= THRESHOLD).astype(np.int64)
-    mentioned_NI = np.stack(
-        [table.shares(name, empty=0) >= THRESHOLD for name in IDENTITIES], axis=1
-    )
-    any_N = np.asarray(mentioned_NI.any(1), dtype=np.int64)
-    disjoint = Groups.crossed(labels_N, CLASSES, any_N, ATTRIBUTES)
-    groups = replace(
-        disjoint,
-        overlapping_NK=np.concatenate(
-            [mentioned_NI & (labels_N == label)[:, None] for label in range(len(CLASSES))], axis=1
-        ),
-        overlapping=tuple(f"{label}, {name}" for label in CLASSES for name in IDENTITIES),
-    )
-    names = (TRAIN, "val", TEST)
-    split_N = table.numbers(SPLIT, {name: n for n, name in enumerate(names)}, "its splits")
-    three = {name: np.flatnonzero(split_N == number) for number, name in enumerate(names)}
-    splits = four_splits(three, groups.group_N, settings.seed, str(table.path))
-    return TextDataset(settings, table, TEXT, CLASSES, labels_N, groups, splits)
+        Raises:
+            DataError: the file is missing or damaged, a value that is none, with its row, or no
+                tokenizer.
+        """
+        require(self.path, {FILE: "comments, toxicity, splits and identities"}, ORIGIN)
+        table = Table(self.path / FILE, [TOXICITY, SPLIT, *IDENTITIES])
+        labels_N = (table.shares(TOXICITY) >= THRESHOLD).astype(np.int64)
+        mentioned = [table.shares(name, empty=0) >= THRESHOLD for name in IDENTITIES]
+        any_N = np.any(mentioned, axis=0).astype(np.int64)
+        by_class = [(labels_N == label) & row for label in range(len(CLASSES)) for row in mentioned]
+        groups = replace(
+            Groups.crossed(labels_N, CLASSES, any_N, ATTRIBUTES),
+            overlapping_NK=np.stack(by_class, axis=1),
+            overlapping=tuple(f"{label}, {name}" for label in CLASSES for name in IDENTITIES),
+        )
+        split_N = table.numbers(SPLIT, {name: n for n, name in enumerate(USUAL)}, "its splits")
+        splits = four_splits(by_number(split_N), groups.group_N, self.seed, str(table.path))
+        return TextDataset(self, table, TEXT, Annotations(CLASSES, labels_N, groups, splits))

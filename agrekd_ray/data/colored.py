@@ -12,11 +12,10 @@ from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import numpy as np
-import torch
 from pydantic import Field
 from torch import Tensor
 
-from agrekd_ray.data.dataset import DFR, SELECT, TEST, TRAIN, Groups, inputs_of
+from agrekd_ray.data.dataset import DFR, SELECT, TEST, TRAIN, Annotations, ArrayDataset, Groups
 from agrekd_ray.data.digits import bundled_digits
 from agrekd_ray.data.download import Fetched, fetch_idx
 from agrekd_ray.data.idx import read_split
@@ -91,6 +90,10 @@ class ColoredDigits(Colored):
         grey = (images.reshape(-1, 8, 8) / 16).astype(np.float32)
         return grey, labels, {TRAIN: train, "val": val, TEST: test}
 
+    def open(self) -> ColoredImages:
+        """The digits in colour; see `ColoredImages`."""
+        return ColoredImages(self)
+
 
 class ColoredIdx(Colored):
     """A folder of MNIST-style IDX files (MNIST, Fashion-MNIST, ...), coloured.
@@ -151,8 +154,12 @@ class ColoredIdx(Colored):
         train, val, test_ids = np.split(np.arange(len(grey)), [self.train, self.train + self.val])
         return grey, every, {TRAIN: train, "val": val, TEST: test_ids}
 
+    def open(self) -> ColoredImages:
+        """The files' images in colour; see `ColoredImages`."""
+        return ColoredImages(self)
 
-class ColoredImages:
+
+class ColoredImages(ArrayDataset):
     """Coloured images in memory (a `Dataset`).
 
     Raises:
@@ -160,102 +167,82 @@ class ColoredImages:
     """
 
     def __init__(self, settings: ColoredDigits | ColoredIdx) -> None:
-        self.settings = settings
-        self.classes: tuple[str, ...] = getattr(settings, "classes", tuple("0123456789"))
-        grey, labels, ids = settings.grey()
-        if len(self.classes) > len(MEANS) or labels.max() >= len(self.classes):
+        classes: tuple[str, ...] = getattr(settings, "classes", tuple("0123456789"))
+        grey_NHW, labels_N, ids = settings.grey()
+        if len(classes) > len(MEANS) or labels_N.max() >= len(classes):
             raise DataError(
-                f"data: labels go up to {labels.max()}, but there are {len(self.classes)} class "
+                f"data: labels go up to {labels_N.max()}, but there are {len(classes)} class "
                 f"names and {len(MEANS)} colours; data.classes must name every class (at most "
                 f"{len(MEANS)})."
             )
-        self._grey = np.ascontiguousarray(grey)
-        self._labels = torch.from_numpy(np.ascontiguousarray(labels, dtype=np.int64))
-        self.shape = (3, *grey.shape[1:])
-        self.size = len(grey)
         half = len(ids["val"]) // 2
         if not half:
             raise DataError(f"data.val: {len(ids['val'])} samples cannot be cut into two halves.")
-        self.splits = {
+        splits = {
             TRAIN: np.sort(ids[TRAIN]),
             DFR: np.sort(ids["val"][:half]),
             SELECT: np.sort(ids["val"][half:]),
             TEST: np.sort(ids[TEST]),
         }
-        attribute = self._align(labels)
+        attribute_N = _alignment(settings, labels_N, splits)
         names = ("bias-aligned", "bias-conflicting")
-        self.groups = Groups(attribute, names, attribute, names)
-        self._colors = self._draw_colors(labels, attribute)
+        groups = Groups(attribute_N, names, attribute_N, names)
+        annotations = Annotations(classes, labels_N, groups, splits)
+        super().__init__(annotations, (3, *grey_NHW.shape[1:]), settings.views)
+        self.settings = settings
+        self._grey_NHW = np.ascontiguousarray(grey_NHW)
+        self._colors_N3 = _colors(settings, len(classes), labels_N, attribute_N)
         self.fingerprint = self._digest()
-        self.views_fingerprint = hashlib.sha256(
-            f"{settings.seed} {settings.views.look}".encode()
-        ).hexdigest()
-
-    def view(self, epoch: int) -> int:
-        """See `Samples.view`."""
-        return self.settings.views.number(epoch)
+        self.views_fingerprint = settings.views.fingerprint(settings.seed)
 
     def arrays(self, view: int | None) -> tuple[np.ndarray, ...]:
         """See `Arrays.arrays`: grey images, colours, and what augments them."""
-        settings = self.settings
-        return self._grey, self._colors, *draws(settings.views, settings.seed, view, self.size)
+        random = draws(self.views, self.settings.seed, view, self.size)
+        return self._grey_NHW, self._colors_N3, *random
 
     def show(self, rows: Sequence[Tensor], view: int | None) -> Tensor:
         """See `Arrays.show`."""
         grey_BHW, colors_B3, *random = rows
-        images = grey_BHW[:, None] * colors_B3[:, :, None, None]
-        return augment(images, random, self.settings.views)
-
-    def lengths(self, ids: np.ndarray) -> np.ndarray | None:
-        """See `Arrays.lengths`."""
-        return None
-
-    def inputs(self, ids: np.ndarray, epoch: int | None) -> Tensor:
-        """See `Samples.inputs`."""
-        return inputs_of(self, ids, None if epoch is None else self.view(epoch))
-
-    def labels(self, ids: np.ndarray) -> Tensor:
-        """See `Samples.labels`."""
-        return self._labels[torch.from_numpy(np.asarray(ids))]
-
-    def _align(self, labels: np.ndarray) -> np.ndarray:
-        """Bias-aligned or bias-conflicting, by id: exact shares in every split and class."""
-        settings = self.settings
-        shares = {
-            TRAIN: settings.aligned,
-            DFR: settings.aligned_val,
-            SELECT: settings.aligned_val,
-            TEST: settings.aligned_test,
-        }
-        attribute = np.full(len(labels), ALIGNED, dtype=np.int64)
-        for number, (split, ids) in enumerate(self.splits.items()):
-            rng = np.random.default_rng((settings.seed, 1, number))
-            # One pass over the classes in turn, so that rounding spreads over all of them.
-            rank = np.empty(len(ids))
-            shuffled = rng.permutation(len(ids))
-            for label in np.unique(labels):
-                of_class = shuffled[labels[ids[shuffled]] == label]
-                rank[of_class] = (np.arange(len(of_class)) + rng.random()) / len(of_class)
-            conflicting = np.argsort(rank, kind="stable")[: round((1 - shares[split]) * len(ids))]
-            attribute[ids[conflicting]] = CONFLICTING
-        return attribute
-
-    def _draw_colors(self, labels: np.ndarray, attribute: np.ndarray) -> np.ndarray:
-        """One RGB colour a sample, float32 [N, 3] in [0, 1]."""
-        rng = np.random.default_rng((self.settings.seed, 2))
-        others = len(self.classes)
-        away = rng.integers(1, others, len(labels)) if others > 1 else np.zeros(len(labels), int)
-        shown = np.where(attribute == CONFLICTING, (labels + away) % others, labels)
-        noise = rng.normal(0, DEVIATIONS[self.settings.severity], (len(labels), 3))
-        return np.clip(MEANS[shown] + noise, 0, 1).astype(np.float32)
+        return augment(grey_BHW[:, None] * colors_B3[:, :, None, None], random, self.views)
 
     def _digest(self) -> str:
         """SHA-256 of everything that a model can see, the splits included."""
         digest = hashlib.sha256(" ".join(self.classes).encode())
-        for array in (self._grey, self._labels.numpy(), self._colors):
+        for array in (self._grey_NHW, self._labels_N.numpy(), self._colors_N3):
             digest.update(str(array.shape).encode())
             digest.update(array.tobytes())
         for name, ids in self.splits.items():
             digest.update(name.encode() + ids.astype(np.int64).tobytes())
         digest.update(self.groups.attribute_N.tobytes())
         return digest.hexdigest()
+
+
+def _alignment(
+    settings: Colored, labels_N: np.ndarray, splits: dict[str, np.ndarray]
+) -> np.ndarray:
+    """Bias-aligned or bias-conflicting, by id: exact shares in every split and class."""
+    validation = settings.aligned_val
+    shares = (settings.aligned, validation, validation, settings.aligned_test)
+    attribute_N = np.full(len(labels_N), ALIGNED, dtype=np.int64)
+    for number, (ids, share) in enumerate(zip(splits.values(), shares, strict=True)):
+        rng = np.random.default_rng((settings.seed, 1, number))
+        # One pass over the classes in turn, so that rounding spreads over all of them.
+        rank = np.empty(len(ids))
+        shuffled = rng.permutation(len(ids))
+        for label in np.unique(labels_N):
+            of_class = shuffled[labels_N[ids[shuffled]] == label]
+            rank[of_class] = (np.arange(len(of_class)) + rng.random()) / len(of_class)
+        conflicting = np.argsort(rank, kind="stable")[: round((1 - share) * len(ids))]
+        attribute_N[ids[conflicting]] = CONFLICTING
+    return attribute_N
+
+
+def _colors(
+    settings: Colored, classes: int, labels_N: np.ndarray, attribute_N: np.ndarray
+) -> np.ndarray:
+    """One RGB colour a sample, float32 [N, 3] in [0, 1]."""
+    count, rng = len(labels_N), np.random.default_rng((settings.seed, 2))
+    away_N = rng.integers(1, classes, count) if classes > 1 else np.zeros(count, int)
+    shown_N = np.where(attribute_N == CONFLICTING, (labels_N + away_N) % classes, labels_N)
+    noise_N3 = rng.normal(0, DEVIATIONS[settings.severity], (count, 3))
+    return np.clip(MEANS[shown_N] + noise_N3, 0, 1).astype(np.float32)

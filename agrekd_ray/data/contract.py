@@ -11,18 +11,8 @@ import torch
 from agrekd_ray.data.dataset import DFR, SELECT, TEST, TRAIN, Groups, Prepared
 from agrekd_ray.errors import DataError
 
-_ATTRIBUTES = (
-    "classes",
-    "shape",
-    "fingerprint",
-    "views_fingerprint",
-    "splits",
-    "size",
-    "groups",
-    "view",
-    "inputs",
-    "labels",
-)
+_FIELDS = ("classes", "shape", "fingerprint", "views_fingerprint", "splits", "size", "groups")
+_METHODS = ("view", "inputs", "labels")
 
 
 def check_contract(dataset: Any, source: str) -> None:
@@ -39,7 +29,7 @@ def check_contract(dataset: Any, source: str) -> None:
     # On the class: asking the object for a fingerprint could prepare a whole data set.
     missing = [
         name
-        for name in _ATTRIBUTES
+        for name in (*_FIELDS, *_METHODS)
         if not hasattr(kind, name) and name not in getattr(dataset, "__dict__", {})
     ]
     faults = [f"no {', no '.join(missing)}"] if missing else list(_faults(dataset))

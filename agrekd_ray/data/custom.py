@@ -35,34 +35,34 @@ class Custom(Settings):
     folder: LocalPath | None = None
     seed: Seed = 0
 
+    def open(self) -> Dataset:
+        """What the function returns.
 
-def open_custom(settings: Custom) -> Dataset:
-    """What the function returns.
-
-    Raises:
-        DataError: there is no such module or function, it fails, or what it returns is no data set.
-    """
-    module_name, _, function_name = settings.factory.partition(":")
-    if settings.folder is not None and str(settings.folder) not in sys.path:
-        sys.path.insert(0, str(settings.folder))
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # a user's module may raise anything
-        hint = "" if settings.folder else " Set data.folder to the folder that the module is in."
-        raise DataError(
-            f"data.factory: {module_name} cannot be imported ({_said(error)}).{hint}"
-        ) from None
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        raise DataError(f"data.factory: {module_name} has no function {function_name}.")
-    try:
-        dataset = function(seed=settings.seed, **settings.args)
-        check_contract(dataset, f"data.factory: {settings.factory}")
-    except AgrekdError:
-        raise
-    except Exception as error:
-        raise DataError(f"data.factory: {settings.factory} failed ({_said(error)}).") from error
-    return dataset
+        Raises:
+            DataError: there is no such module or function, it fails, or what it returns is no data
+                set.
+        """
+        module_name, _, function_name = self.factory.partition(":")
+        if self.folder is not None and str(self.folder) not in sys.path:
+            sys.path.insert(0, str(self.folder))
+        try:
+            module = importlib.import_module(module_name)
+        except Exception as error:  # a user's module may raise anything
+            hint = "" if self.folder else " Set data.folder to the folder that the module is in."
+            raise DataError(
+                f"data.factory: {module_name} cannot be imported ({_said(error)}).{hint}"
+            ) from None
+        function = getattr(module, function_name, None)
+        if not callable(function):
+            raise DataError(f"data.factory: {module_name} has no function {function_name}.")
+        try:
+            dataset = function(seed=self.seed, **self.args)
+            check_contract(dataset, f"data.factory: {self.factory}")
+        except AgrekdError:
+            raise
+        except Exception as error:
+            raise DataError(f"data.factory: {self.factory} failed ({_said(error)}).") from error
+        return dataset
 
 
 def _said(error: Exception) -> str:

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from agrekd_ray.data.views import ONE_VIEW, Views
+
 TRAIN, DFR, SELECT, TEST = "train", "val_dfr", "val", "test"
 """Names of the splits. Validation has two halves: `val_dfr` retrains last layers, `val` selects."""
 
@@ -152,7 +154,7 @@ class Groups:
             attributes: names of its A values.
             name: of a group, out of its class and its attribute.
         """
-        names = tuple(name(one, other) for one in classes for other in attributes)
+        names = tuple(name(label, value) for label in classes for value in attributes)
         group_N = labels_N * len(attributes) + attribute_N
         return cls(attribute_N, tuple(attributes), group_N, names)
 
@@ -160,6 +162,11 @@ class Groups:
     def unknown(cls, labels_N: np.ndarray, classes: Sequence[str]) -> Groups:
         """What stands for groups where nobody knows them: the classes."""
         return cls(np.zeros_like(labels_N), ("any",), labels_N, tuple(classes), known=False)
+
+    def count(self, ids: np.ndarray) -> dict[str, int]:
+        """Samples of each evaluation group among `ids`, by its name."""
+        counts = np.bincount(self.group_N[ids], minlength=len(self.names))
+        return dict(zip(self.names, counts.tolist(), strict=True))
 
     def shares(self, ids: np.ndarray) -> Tensor:
         """Share of each evaluation group among `ids`, float32 [G], summing to 1."""
@@ -171,6 +178,68 @@ class Dataset(Samples, Protocol):
     """A data set with its groups."""
 
     groups: Groups
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """What is known of samples besides what they look like; the id of a sample is its row.
+
+    Attributes:
+        classes: names of the classes.
+        labels_N: class of every sample.
+        groups: of the samples.
+        splits: sorted ids by name of the split.
+        splits_from: see `Sourced.splits_from`.
+    """
+
+    classes: tuple[str, ...]
+    labels_N: np.ndarray
+    groups: Groups
+    splits: dict[str, np.ndarray]
+    splits_from: str = "the makers' split"
+
+
+class ArrayDataset:
+    """All of `Dataset` and `Arrays` but `arrays`, `show` and the fingerprints.
+
+    Args:
+        annotations: of the samples.
+        shape: of one sample's inputs.
+        views: how views differ; without them every view is the sample itself.
+    """
+
+    def __init__(
+        self, annotations: Annotations, shape: tuple[int, ...], views: Views = ONE_VIEW
+    ) -> None:
+        self.classes, self.groups = annotations.classes, annotations.groups
+        self.splits, self.shape, self.views = annotations.splits, shape, views
+        self.size = len(annotations.labels_N)
+        labels_N = np.ascontiguousarray(annotations.labels_N, dtype=np.int64)
+        self._labels_N = torch.from_numpy(labels_N)
+
+    def view(self, epoch: int) -> int:
+        """See `Samples.view`."""
+        return self.views.number(epoch)
+
+    def labels(self, ids: np.ndarray) -> Tensor:
+        """See `Samples.labels`."""
+        return self._labels_N[torch.from_numpy(np.asarray(ids))]
+
+    def lengths(self, ids: np.ndarray) -> np.ndarray | None:
+        """See `Arrays.lengths`."""
+        return None
+
+    def inputs(self, ids: np.ndarray, epoch: int | None) -> Tensor:
+        """See `Samples.inputs`."""
+        return inputs_of(self, ids, None if epoch is None else self.view(epoch))
+
+    def arrays(self, view: int | None) -> tuple[np.ndarray, ...]:
+        """See `Arrays.arrays`."""
+        raise NotImplementedError
+
+    def show(self, rows: Sequence[Tensor], view: int | None) -> Tensor:
+        """See `Arrays.show`."""
+        raise NotImplementedError
 
 
 Progress = Callable[[int, int], None]

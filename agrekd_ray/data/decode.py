@@ -102,8 +102,8 @@ def decode(content: bytes, side: int, version: Decoding = 2) -> tuple[np.ndarray
         if content.startswith(b"\xff\xd8\xff"):
             raise UnfitError("a damaged JPEG, or one of other than 8 bits") from None
         text = content[:60].decode("ascii", "replace")
-        found = f", and begins with the text {text!r}" if text.isprintable() and text else ""
-        raise OSError(f"it would be {', '.join(FORMATS[:-1])} or {FORMATS[-1]}{found}") from None
+        start = f", and begins with the text {text!r}" if text.isprintable() and text else ""
+        raise OSError(f"it would be {', '.join(FORMATS[:-1])} or {FORMATS[-1]}{start}") from None
     except OSError:
         raise
     except Exception as error:  # decoders answer damaged files with anything
@@ -147,11 +147,11 @@ def _packing(opened: ImageFile) -> str:
 
 def _orientation(opened: ImageFile) -> int:
     try:
-        found = opened.getexif().get(Base.Orientation)
+        orientation = opened.getexif().get(Base.Orientation)
     # What Pillow raises for damaged EXIF, which no viewer minds.
     except (SyntaxError, ValueError, TypeError, KeyError, ZeroDivisionError, struct.error):
-        found = None
-    return found if isinstance(found, int) else 1
+        orientation = None
+    return orientation if isinstance(orientation, int) else 1
 
 
 def _is_srgb(profile: bytes) -> bool:

@@ -7,7 +7,6 @@ import io
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -30,18 +29,24 @@ def fetch_idx(folder: Path, which: Fetched) -> None:
 
     kind = {"mnist": published.MNIST, "fashion_mnist": published.FashionMNIST}[which]
 
-    def there(name: str) -> bool:
+    def is_there(name: str) -> bool:
         return (folder / name).exists() or (folder / f"{name}.gz").exists()
 
-    if all(there(Path(name).stem) for name, _ in kind.resources):
+    if all(is_there(Path(name).stem) for name, _ in kind.resources):
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        # torchvision's own progress is for a terminal.
+        shown = sys.stderr if sys.stderr.isatty() else io.StringIO()
         # Beside the files that it is for, so that each can take its place at once.
-        with tempfile.TemporaryDirectory(dir=folder) as place, _quiet():
+        with (
+            tempfile.TemporaryDirectory(dir=folder) as place,
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(shown),
+        ):
             kind(place, download=True)
             for path in sorted(Path(place).glob("*/raw/*-ubyte")):
-                if not there(path.name):
+                if not is_there(path.name):
                     os.replace(path, folder / path.name)
     except (OSError, RuntimeError) as error:
         reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), "")
@@ -49,13 +54,3 @@ def fetch_idx(folder: Path, which: Fetched) -> None:
             f"data.download: {which} cannot be fetched into {folder} ({reason}). Without a "
             "network, put the four IDX files there (plain or .gz) and set data.download=null."
         ) from None
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Shows torchvision's own progress on a terminal, and elsewhere nothing."""
-    with contextlib.ExitStack() as stack:
-        if not sys.stderr.isatty():
-            stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
-        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
-        yield

@@ -47,27 +47,26 @@ def remarks_on(dataset: Dataset, *, dfr: bool) -> list[str]:
 def _gaps(dataset: Dataset, dfr: bool) -> Iterator[str]:
     groups = dataset.groups
     dfr = dfr and groups.known
-    splits = (TRAIN, DFR, SELECT, TEST) if dfr else (TRAIN, SELECT, TEST)
-    yield from _said("class", "classes", dataset.classes, {
-        split: classes_missing(dataset, split) for split in splits
-    })  # fmt: skip
+    splits = {split: dataset.splits[split] for split in (TRAIN, DFR, SELECT, TEST)}
+    if not dfr:
+        del splits[DFR]
+    labels = {split: dataset.labels(ids).numpy() for split, ids in splits.items()}
+    yield from _missing("class", "classes", dataset.classes, labels)
     if not groups.known:
         return
-    missing = {
-        split: _without(groups.group_N[dataset.splits[split]], groups.names) for split in splits
-    }
+    evaluated = {split: groups.group_N[ids] for split, ids in splits.items()}
     if dfr:
-        group_N, names = dfr_groups(dataset, DFR)
+        balanced_N, names = dfr_groups(dataset, DFR)
         if names is not groups.names:
-            missing.pop(DFR)
-            yield from _said("group", "groups", names, {DFR: _without(group_N, names)})
-        counts = np.bincount(group_N, minlength=len(names))
+            del evaluated[DFR]
+            yield from _missing("group", "groups", names, {DFR: balanced_N})
+        counts = np.bincount(balanced_N, minlength=len(names))
         if single := [name for name, count in zip(names, counts, strict=True) if count == 1]:
             yield (
                 f"a single sample of {_listed(single)} in {DFR}: DFR balances its groups by the "
                 "smallest, so it retrains on one sample of each"
             )
-    yield from _said("group", "groups", groups.names, missing)
+    yield from _missing("group", "groups", groups.names, evaluated)
 
 
 def _without(numbers_N: np.ndarray, names: Sequence[str]) -> list[str]:
@@ -75,17 +74,20 @@ def _without(numbers_N: np.ndarray, names: Sequence[str]) -> list[str]:
     return [name for name, count in zip(names, counts, strict=True) if not count]
 
 
-def _said(one: str, several: str, names: Sequence[str], missing: dict[str, list[str]]) -> list[str]:
-    """A line for all that is missing in the same splits."""
-    where: dict[tuple[str, ...], list[str]] = {}
+def _missing(
+    kind: str, kinds: str, names: Sequence[str], numbers: dict[str, np.ndarray]
+) -> Iterator[str]:
+    """A line for all names whose number is missing in the same splits."""
+    missing = {split: _without(numbers_N, names) for split, numbers_N in numbers.items()}
+    by_splits: dict[tuple[str, ...], list[str]] = {}
     for name in names:
         if splits := tuple(split for split, absent in missing.items() if name in absent):
-            where.setdefault(splits, []).append(name)
-    return [
-        f"no sample of {one if len(absent) == 1 else several} {_listed(absent)} in "
-        f"{', '.join(splits)} ({len(absent)} of {len(names)} {several})"
-        for splits, absent in where.items()
-    ]
+            by_splits.setdefault(splits, []).append(name)
+    for splits, absent in by_splits.items():
+        yield (
+            f"no sample of {kind if len(absent) == 1 else kinds} {_listed(absent)} in "
+            f"{', '.join(splits)} ({len(absent)} of {len(names)} {kinds})"
+        )
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -13,12 +13,6 @@ import numpy as np
 from agrekd_ray.errors import DataError
 
 IMAGES, LABELS = 0x00000803, 0x00000801  # magic numbers: unsigned bytes in 3 and in 1 dimensions
-_FILES = {
-    ("train", "images"): ("train-images-idx3-ubyte", "train-images.idx3-ubyte"),
-    ("train", "labels"): ("train-labels-idx1-ubyte", "train-labels.idx1-ubyte"),
-    ("test", "images"): ("t10k-images-idx3-ubyte", "t10k-images.idx3-ubyte"),
-    ("test", "labels"): ("t10k-labels-idx1-ubyte", "t10k-labels.idx1-ubyte"),
-}
 
 
 def find_idx(folder: Path, split: str, what: str) -> Path:
@@ -33,7 +27,10 @@ def find_idx(folder: Path, split: str, what: str) -> Path:
             "there (plain or .gz), set data.path to where they are, or let "
             "data.download=mnist or fashion_mnist fetch them."
         )
-    names = [name + end for name in _FILES[split, what] for end in ("", ".gz")]
+    start, dimensions = {"train": "train", "test": "t10k"}[split], 3 if what == "images" else 1
+    names = [
+        f"{start}-{what}{sign}idx{dimensions}-ubyte{end}" for sign in "-." for end in ("", ".gz")
+    ]
     for name in names:
         if (folder / name).is_file():
             return folder / name

@@ -40,32 +40,31 @@ class ImageTable(TableSettings, Pictures):
     images: LocalPath | None = None
     columns: ImageColumns = ImageColumns()
 
+    def open(self) -> PictureDataset:
+        """The data set of a table of pictures.
 
-def open_image_table(settings: ImageTable) -> PictureDataset:
-    """The data set of a table of pictures.
+        Raises:
+            DataError: anything wrong with the table, with the row's number; a picture's file
+                missing.
+        """
+        columns, files = self.columns, table_files(self.table)
+        kind = column_type(files[0], columns.image)
+        if kind is not None and is_picture(kind):
+            table = open_table(self, columns)
+            source: Source = ParquetPictures(files, columns.image, self._folder(), table.where)
+        else:
+            table = open_table(self, columns, columns.image)
+            source = FolderPictures(self._folder(), table.unique(columns.image), table.where)
+        return PictureDataset(self, source, table.where, read_rows(table, self, columns))
 
-    Raises:
-        DataError: anything wrong with the table, with the row's number; a picture's file missing.
-    """
-    columns, files = settings.columns, table_files(settings.table)
-    kind = column_type(files[0], columns.image)
-    if kind is not None and is_picture(kind):
-        table = open_table(settings, columns)
-        source: Source = ParquetPictures(files, columns.image, _folder(settings), table.where)
-    else:
-        table = open_table(settings, columns, columns.image)
-        source = FolderPictures(_folder(settings), table.unique(columns.image), table.where)
-    rows = read_rows(table, settings, columns)
-    return PictureDataset(
-        settings,
-        source,
-        table.where,
-        rows.classes,
-        rows.labels_N,
-        rows.groups,
-        rows.splits,
-        rows.splits_from,
-    )
+    def _folder(self) -> Path:
+        """The folder that the table's paths are relative to."""
+        folder = self.images or (self.table if self.table.is_dir() else self.table.parent)
+        if not folder.is_dir():
+            near = file_alike(folder)
+            hint = f", but {quoted(str(near))}" if near else ""
+            raise DataError(f"data.images: no folder {quoted(str(folder))}{hint}.")
+        return folder
 
 
 def is_picture(kind: pa.DataType) -> bool:
@@ -73,14 +72,3 @@ def is_picture(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         return kind.get_field_index("bytes") >= 0
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-
-
-def _folder(settings: ImageTable) -> Path:
-    """That the table's paths are relative to."""
-    table = settings.table
-    folder = settings.images or (table if table.is_dir() else table.parent)
-    if not folder.is_dir():
-        near = file_alike(folder)
-        hint = f", but {quoted(str(near))}" if near else ""
-        raise DataError(f"data.images: no folder {quoted(str(folder))}{hint}.")
-    return folder

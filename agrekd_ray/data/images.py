@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 from pydantic import ValidationInfo, field_validator
 from torch import Tensor
 
-from agrekd_ray.data.dataset import Groups, inputs_of
+from agrekd_ray.data.dataset import Annotations
 from agrekd_ray.data.decode import CHANGED, REMARKS, Decoding, remarks_of
 from agrekd_ray.data.pictures import Source, Where, decoding
 from agrekd_ray.data.prepared import PreparedRows, PreparedSamples
@@ -68,45 +67,30 @@ def as_evaluated(pixels: Tensor, size: int) -> Tensor:
 
 
 class PictureDataset(PreparedSamples):
-    """Pictures by id, which is their row (a `Dataset`).
+    """Pictures by id (a `Dataset`).
 
     Args:
         settings: of the data set.
         source: of the encoded pictures.
         where: of a picture's row, for faults.
-        classes: names of the classes.
-        labels_N: class of every picture.
-        groups: of the pictures.
-        splits: sorted ids by name.
-        splits_from: see `Sourced.splits_from`.
+        annotations: of the pictures.
     """
 
     def __init__(
-        self,
-        settings: Pictures,
-        source: Source,
-        where: Where,
-        classes: tuple[str, ...],
-        labels_N: np.ndarray,
-        groups: Groups,
-        splits: dict[str, np.ndarray],
-        splits_from: str = "the makers' split",
+        self, settings: Pictures, source: Source, where: Where, annotations: Annotations
     ) -> None:
-        side = settings.resize
+        side, version, size = settings.resize, settings.decoding, settings.size
         rows = PreparedRows(
             settings.prepared,
-            fingerprint(settings.decoding, source.stamp, side),
+            fingerprint(version, source.stamp, side),
             source.count,
             (3, side, side),
-            remarks=remarks_of(settings.decoding),
+            remarks=remarks_of(version),
         )
-        work = decoding(source, side, settings.decoding, where)
-        super().__init__(rows, work, self._looks, classes, labels_N, groups, splits, splits_from)
+        work = decoding(source, side, version, where)
+        super().__init__(rows, work, self._looks, annotations, (3, size, size), settings.views)
         self.settings = settings
-        self.shape: tuple[int, ...] = (3, settings.size, settings.size)
-        self.size = source.count
-        looks = f"{settings.seed} {settings.views.look}"
-        self.views_fingerprint = hashlib.sha256(looks.encode()).hexdigest()
+        self.views_fingerprint = settings.views.fingerprint(settings.seed)
 
     def remarks(self) -> list[str]:
         """See `Remarked.remarks`."""
@@ -119,28 +103,15 @@ class PictureDataset(PreparedSamples):
         version = self.settings.decoding if any(counts.get(name) for name in CHANGED) else 1
         return fingerprint(version, self.settings.size, self.settings.resize)
 
-    def view(self, epoch: int) -> int:
-        """See `Samples.view`."""
-        return self.settings.views.number(epoch)
-
     def arrays(self, view: int | None) -> tuple[np.ndarray, ...]:
         """See `Arrays.arrays`: squares of pixels, uint8, and what augments them."""
         self.prepare()
-        settings = self.settings
-        return self.rows.rows(), *draws(settings.views, settings.seed, view, self.size)
+        return self.rows.rows(), *draws(self.views, self.settings.seed, view, self.size)
 
     def show(self, rows: Sequence[Tensor], view: int | None) -> Tensor:
         """See `Arrays.show`."""
         pixels, *random = rows
         settings = self.settings
         if random:
-            return augment(pixels.float() / 255, random, settings.views, settings.size)
+            return augment(pixels.float() / 255, random, self.views, settings.size)
         return as_evaluated(pixels, settings.size)
-
-    def lengths(self, ids: np.ndarray) -> np.ndarray | None:
-        """See `Arrays.lengths`."""
-        return None
-
-    def inputs(self, ids: np.ndarray, epoch: int | None) -> Tensor:
-        """See `Samples.inputs`."""
-        return inputs_of(self, ids, None if epoch is None else self.view(epoch))

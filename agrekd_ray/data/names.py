@@ -29,9 +29,9 @@ def canonical(text: str) -> str:
     """
     if _TRUTH.fullmatch(text):
         return text.lower()
-    if not (found := NUMBER.fullmatch(text)):
+    if not (match := NUMBER.fullmatch(text)):
         return text
-    if found[2] is None and found[3] is None:
+    if match[2] is None and match[3] is None:
         return text if text != "-0" else "0"
     number = float(text)
     if abs(number) < _EXACT and number.is_integer():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -16,13 +17,15 @@ import pyarrow as pa
 
 from agrekd_ray.data.decode import Decoding, UnfitError, decode, remarks_of
 from agrekd_ray.data.names import file_alike, quoted
-from agrekd_ray.data.prepared import CHUNK, SHOWN, BrokenRowsError, Made, Work, chunks, listed
+from agrekd_ray.data.prepared import CHUNK, SHOWN, BrokenRowsError, Made, Work, listed
 from agrekd_ray.errors import DataError
 from agrekd_ray.files import in_a_line
 from agrekd_ray.settings import fingerprint
 
 Where = Callable[[int], str]
 """A row of a table, in words."""
+Picture = bytes | str | None
+"""The content of an encoded picture or the path of its file; None for an empty cell."""
 
 
 class Source(Protocol):
@@ -36,8 +39,8 @@ class Source(Protocol):
     count: int
     stamp: str
 
-    def read(self, numbers: Sequence[int]) -> Iterator[tuple[int, list[Callable[[], bytes]]]]:
-        """Chunks of `prepared.CHUNK` pictures by number: what gives each one's bytes.
+    def read(self, numbers: Sequence[int]) -> Iterator[tuple[int, list[Picture]]]:
+        """Chunks of `prepared.CHUNK` pictures by number.
 
         Args:
             numbers: of the chunks that are wanted.
@@ -66,13 +69,13 @@ class FolderPictures:
                 raise DataError(
                     f"{where(row)}: {quoted(path)} is the file of {where(first)} already."
                 )
-        self._paths = [os.path.join(folder, path) for path in paths]  # noqa: PTH118 (200,000 of them)
+        self.paths = [os.path.join(folder, path) for path in paths]  # noqa: PTH118 (200,000 of them)
         stamps = hashlib.sha256()
         missing: list[str] = []
-        for row, path in enumerate(self._paths):
+        for row, path in enumerate(self.paths):
             try:
-                found = os.stat(path)  # noqa: PTH116
-                stamps.update(f"{paths[row]}\0{found.st_size}\0{found.st_mtime_ns}\n".encode())
+                stat = os.stat(path)  # noqa: PTH116
+                stamps.update(f"{paths[row]}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
             except (OSError, ValueError):
                 near = file_alike(Path(path)) if len(missing) < SHOWN else None
                 hint = f", but {quoted(str(near), len(path) + 9)}" if near else ""
@@ -81,16 +84,10 @@ class FolderPictures:
             raise DataError(listed(missing) + ".")
         self.stamp = stamps.hexdigest()
 
-    def read(self, numbers: Sequence[int]) -> Iterator[tuple[int, list[Callable[[], bytes]]]]:
+    def read(self, numbers: Sequence[int]) -> Iterator[tuple[int, list[Picture]]]:
         """See `Source.read`."""
-        every = chunks(self.count)
         for number in numbers:
-            rows = every[number]
-            yield number, [self.reader(row) for row in rows]
-
-    def reader(self, row: int) -> Callable[[], bytes]:
-        """What gives the bytes of one picture."""
-        return Path(self._paths[row]).read_bytes
+            yield number, [*self.paths[number * CHUNK : (number + 1) * CHUNK]]
 
 
 class ParquetPictures:
@@ -112,27 +109,26 @@ class ParquetPictures:
         self._files, self._column, self.count = files, column, 0
         named: dict[int, str] = {}
         for path in files:
-            with _damage_told(path), _opened(path) as file:
+            with _saying_damage(path), _opened(path) as file:
                 named.update(_named(file, column, self.count))
                 self.count += file.metadata.num_rows
-        found = [file.stat() for file in files]
-        self.stamp = fingerprint(
-            [[f.name, s.st_size, s.st_mtime_ns] for f, s in zip(files, found, strict=True)], column
-        )
+        stats = [(file.name, file.stat()) for file in files]
+        parts = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+        self.stamp = fingerprint(parts, column)
         rows = list(named)
-        self._readers = {}
+        self._named: dict[int, str] = {}
         if named:
             pictures = FolderPictures(folder, list(named.values()), lambda n: where(rows[n]))
-            self._readers = {row: pictures.reader(number) for number, row in enumerate(rows)}
+            self._named = dict(zip(rows, pictures.paths, strict=True))
             self.stamp = fingerprint(self.stamp, pictures.stamp)
 
-    def read(self, numbers: Sequence[int]) -> Iterator[tuple[int, list[Callable[[], bytes]]]]:
+    def read(self, numbers: Sequence[int]) -> Iterator[tuple[int, list[Picture]]]:
         """See `Source.read`."""
         wanted = set(numbers)
-        held: list[Callable[[], bytes]] = []
+        held: list[Picture] = []
         number = 0
         for row, cell in enumerate(self._cells(wanted)):
-            held.append(self._readers.get(row) or functools.partial(_there, cell))
+            held.append(self._named.get(row, cell))
             if len(held) == CHUNK:
                 if number in wanted:
                     yield number, held
@@ -148,22 +144,15 @@ class ParquetPictures:
         """
         row = 0
         for path in self._files:
-            with _damage_told(path):
-                for cells in self._groups(path, row, wanted):
-                    row += len(cells)
-                    yield from cells
-
-    def _groups(self, path: Path, row: int, wanted: set[int]) -> Iterator[list[bytes | None]]:
-        """The cells of a file that begins with a row of the table, some at a time."""
-        with _opened(path) as file:
-            for group in range(file.num_row_groups):
-                rows = file.metadata.row_group(group).num_rows
-                if not wanted & set(range(row // CHUNK, (row + rows - 1) // CHUNK + 1)):
-                    yield [None] * rows
-                else:
-                    for batch in file.iter_batches(32, [group], [self._column]):
-                        yield [_bytes_in(cell.as_py()) for cell in batch.column(0)]
-                row += rows
+            with _saying_damage(path), _opened(path) as file:
+                for group in range(file.num_row_groups):
+                    rows = file.metadata.row_group(group).num_rows
+                    if wanted & set(range(row // CHUNK, (row + rows - 1) // CHUNK + 1)):
+                        for batch in file.iter_batches(32, [group], [self._column]):
+                            yield from (_bytes_in(cell.as_py()) for cell in batch.column(0))
+                    else:
+                        yield from itertools.repeat(None, rows)
+                    row += rows
 
 
 def _opened(path: Path) -> Any:
@@ -174,7 +163,7 @@ def _opened(path: Path) -> Any:
 
 
 @contextmanager
-def _damage_told(path: Path) -> Iterator[None]:
+def _saying_damage(path: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as error:
@@ -206,14 +195,8 @@ def _named(file: Any, column: str, row: int) -> Iterator[tuple[int, str]]:
 
 
 def _bytes_in(cell: object) -> bytes | None:
-    found = cell.get("bytes") if isinstance(cell, dict) else cell
-    return found if isinstance(found, bytes) else None
-
-
-def _there(cell: bytes | None) -> bytes:
-    if not cell:
-        raise OSError("the cell is empty")
-    return cell
+    content = cell.get("bytes") if isinstance(cell, dict) else cell
+    return content if isinstance(content, bytes) else None
 
 
 def decoding(
@@ -229,26 +212,28 @@ def decoding(
     """
     names = remarks_of(version)
 
-    def make(number: int, readers: Sequence[Callable[[], bytes]]) -> Made:
+    def make(number: int, pictures: Sequence[Picture]) -> Made:
         digest = hashlib.sha256()
-        pictures, faults = [], []
+        squares, faults = [], []
         counted: Counter[str] = Counter()
-        for place, read in enumerate(readers):
+        for place, picture in enumerate(pictures):
             try:
-                content = read()
+                if not picture:
+                    raise OSError("the cell is empty")
+                content = Path(picture).read_bytes() if isinstance(picture, str) else picture
                 digest.update(len(content).to_bytes(8) + content)
                 square, remarks = decode(content, side, version)
-                pictures.append(square)
+                squares.append(square)
                 counted.update(remarks)
             except OSError as error:
                 faults.append(f"{where(number * CHUNK + place)}: {_fault(error)}")
         if faults:
             raise BrokenRowsError(faults)
-        return np.stack(pictures), digest.digest(), tuple(counted[name] for name in names)
+        return np.stack(squares), digest.digest(), tuple(counted[name] for name in names)
 
     def work(numbers: Sequence[int]) -> Iterator[Work]:
-        for number, readers in source.read(numbers):
-            yield number, functools.partial(make, number, readers)
+        for number, pictures in source.read(numbers):
+            yield number, functools.partial(make, number, pictures)
 
     return work
 

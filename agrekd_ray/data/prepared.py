@@ -16,16 +16,14 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from agrekd_ray.data.dataset import Groups, Progress
+from agrekd_ray.data.dataset import Annotations, ArrayDataset, Progress
 from agrekd_ray.data.splits import labelled
+from agrekd_ray.data.views import ONE_VIEW, Views
 from agrekd_ray.errors import DataError
 from agrekd_ray.files import DamagedError, cannot_read, in_a_line, is_file, read_json, unreadable
 from agrekd_ray.settings import fingerprint
@@ -100,6 +98,7 @@ class PreparedRows:
     ) -> None:
         self._folder, self._count, self._dtype = folder, count, np.dtype(dtype)
         self._shape, self._remarks = shape, tuple(remarks)
+        self._row_bytes = math.prod(shape) * self._dtype.itemsize
         # Of a chunk; a digest of zeros where it is still to be made.
         self._record = np.dtype([("digest", "u1", (_DIGEST,)), ("counts", "<u4", (len(remarks),))])
         self._whole = folder / key[:24]
@@ -128,9 +127,7 @@ class PreparedRows:
 
     def left(self) -> int:
         """Rows that are still to be made."""
-        if self.whole:
-            return 0
-        return sum(map(len, self._missing(self._done())))
+        return 0 if self.whole else sum(map(len, self._missing(self._done())))
 
     def rows(self) -> np.ndarray:
         """All rows, [N, ...], mapped read-only.
@@ -152,10 +149,10 @@ class PreparedRows:
             DataError: they are not all there.
         """
         try:
-            found = read_json(self._whole / _WHOLE, _Whole)
-            if found.digest != self._digest(self._read_records(self._whole)):
+            digest = read_json(self._whole / _WHOLE, _Whole).digest
+            if digest != self._digest(self._read_records(self._whole)):
                 raise DamagedError("its digests are others")
-            return found.digest
+            return digest
         except (OSError, DamagedError) as error:
             if unreadable(error):
                 raise cannot_read(self._whole, error) from None
@@ -191,7 +188,9 @@ class PreparedRows:
             DataError: the folder cannot be written.
         """
         try:
-            with self._claimed():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with self._lock.open("w", encoding="utf-8") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
                 if not self.whole:
                     self._fill(work, progress)
         except OSError as error:
@@ -199,17 +198,6 @@ class PreparedRows:
                 f"data.prepared: {self._folder} cannot be written ({error.strerror or error}); "
                 f"{self.bytes / 1e9:.1f} GB are needed. Free the disk or choose another folder."
             ) from None
-
-    @property
-    def _row_bytes(self) -> int:
-        return math.prod(self._shape) * self._dtype.itemsize
-
-    @contextmanager
-    def _claimed(self) -> Iterator[None]:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with self._lock.open("w", encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
 
     def _read_records(self, folder: Path) -> np.ndarray:
         """What is known of every chunk.
@@ -248,32 +236,36 @@ class PreparedRows:
         shutil.rmtree(self._whole, ignore_errors=True)  # damaged, or it would be whole
         self._partial.mkdir(exist_ok=True)
         records = self._done()
-        missing = [rows.start // CHUNK for rows in self._missing(records)]
-        done = self._count - sum(map(len, self._missing(records)))
+        missing = self._missing(records)
+        done = self._count - sum(map(len, missing))
         faults: list[str] = []
         progress(done, self._count)
-        rows_file = os.open(self._partial / _ROWS, os.O_RDWR | os.O_CREAT, 0o644)
-        digests_file = os.open(self._partial / _DIGESTS, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            os.ftruncate(rows_file, self.bytes)
-            os.pwrite(digests_file, records.tobytes(), 0)
-            for number, made in _in_threads(work(missing)):
+        for name in (_ROWS, _DIGESTS):
+            (self._partial / name).touch()
+        with (
+            (self._partial / _ROWS).open("r+b") as rows_file,
+            (self._partial / _DIGESTS).open("r+b") as digests_file,
+        ):
+            rows_file.truncate(self.bytes)
+            digests_file.write(records.tobytes())
+            digests_file.flush()
+            for number, made in _in_threads(work([rows.start // CHUNK for rows in missing])):
                 try:
                     rows, digest, counts = made.result()
                 except BrokenRowsError as error:
                     faults += error.faults
                     continue
-                _write(rows_file, np.ascontiguousarray(rows, self._dtype), number, self._row_bytes)
+                rows_file.seek(number * CHUNK * self._row_bytes)
+                rows_file.write(np.ascontiguousarray(rows, self._dtype).tobytes())
                 # The rows reach the disk before the word that they are there.
-                os.fdatasync(rows_file)
+                rows_file.flush()
+                os.fdatasync(rows_file.fileno())
                 records[number] = np.frombuffer(digest, np.uint8), counts
-                record = records[number].tobytes()
-                os.pwrite(digests_file, record, number * self._record.itemsize)
+                digests_file.seek(number * self._record.itemsize)
+                digests_file.write(records[number].tobytes())
+                digests_file.flush()
                 done += len(rows)
                 progress(done, self._count)
-        finally:
-            os.close(rows_file)
-            os.close(digests_file)
         if faults:
             raise BrokenRowsError(faults)
         whole = _Whole(self._digest(records), self._count)
@@ -281,18 +273,16 @@ class PreparedRows:
         os.replace(self._partial, self._whole)
 
 
-class PreparedSamples:
-    """What data sets of prepared rows share; a sample's id is its row (`Prepared`).
+class PreparedSamples(ArrayDataset):
+    """What data sets of prepared rows share (`Prepared`).
 
     Args:
         rows: inputs of the samples.
         work: makes them, as `PreparedRows.fill` wants it.
         how: changes wherever the same sources give other inputs; asked for when all are prepared.
-        classes: names of the classes.
-        labels_N: class of every sample.
-        groups: of the samples.
-        splits: sorted ids by name.
-        splits_from: see `Sourced.splits_from`.
+        annotations: of the samples.
+        shape: of one sample's inputs.
+        views: how views differ.
     """
 
     def __init__(
@@ -300,16 +290,13 @@ class PreparedSamples:
         rows: PreparedRows,
         work: Callable[[Sequence[int]], Iterator[Work]],
         how: Callable[[], str],
-        classes: tuple[str, ...],
-        labels_N: np.ndarray,
-        groups: Groups,
-        splits: dict[str, np.ndarray],
-        splits_from: str,
+        annotations: Annotations,
+        shape: tuple[int, ...],
+        views: Views = ONE_VIEW,
     ) -> None:
-        self.splits_from = splits_from
-        self.rows, self.classes, self.groups, self.splits = rows, classes, groups, splits
-        self._labels_N = torch.from_numpy(np.ascontiguousarray(labels_N, dtype=np.int64))
-        self._work, self._how = work, how
+        super().__init__(annotations, shape, views)
+        self.splits_from = annotations.splits_from
+        self.rows, self._work, self._how = rows, work, how
         self._fingerprint: str | None = None
 
     @property
@@ -330,10 +317,6 @@ class PreparedSamples:
         if not self.rows.whole:
             self.rows.fill(self._work, progress)
 
-    def labels(self, ids: np.ndarray) -> Tensor:
-        """See `Samples.labels`."""
-        return self._labels_N[torch.from_numpy(np.asarray(ids))]
-
 
 def _size(path: Path) -> int | None:
     """Bytes of a file; None where it is missing.
@@ -347,13 +330,6 @@ def _size(path: Path) -> int | None:
         if unreadable(error):
             raise cannot_read(path, error) from None
         return None
-
-
-def _write(file: int, rows: np.ndarray, chunk: int, row_bytes: int) -> None:
-    place, left = chunk * CHUNK * row_bytes, memoryview(rows.tobytes())
-    while left:
-        written = os.pwrite(file, left, place)
-        place, left = place + written, left[written:]
 
 
 def _in_threads(work: Iterator[Work]) -> Iterator[tuple[int, Future[Made]]]:

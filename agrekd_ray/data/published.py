@@ -10,6 +10,8 @@ import numpy as np
 
 from agrekd_ray.data.dataset import Groups
 from agrekd_ray.data.images import Pictures
+from agrekd_ray.data.splits import by_number, four_splits
+from agrekd_ray.data.table import Table
 from agrekd_ray.errors import DataError
 from agrekd_ray.settings import LocalPath
 
@@ -32,6 +34,26 @@ class Published(Pictures):
     path: LocalPath
     counts: Kept = "published"
 
+    def checked_splits(
+        self, three: dict[str, np.ndarray], groups: Groups, source: Path
+    ) -> dict[str, np.ndarray]:
+        """The splits out of `train`, `val` and `test`, if they are as large as published.
+
+        Raises:
+            DataError: see `check_counts` and `four_splits`.
+        """
+        check_counts(source, self.counts, self.published, groups, three)
+        return four_splits(three, groups.group_N, self.seed, str(source))
+
+
+def three_splits(table: Table, column: str) -> dict[str, np.ndarray]:
+    """Rows of `train`, `val` and `test` out of the makers' 0, 1 and 2.
+
+    Raises:
+        DataError: another value, with its row.
+    """
+    return by_number(table.numbers(column, {"0": 0, "1": 1, "2": 2}, "train, val and test"))
+
 
 def require(folder: Path, files: Mapping[str, str], origin: str) -> None:
     """Refuse a folder in which something is missing.
@@ -49,17 +71,11 @@ def require(folder: Path, files: Mapping[str, str], origin: str) -> None:
     except OSError as error:
         raise DataError(f"data.path: {folder}: {error.strerror or error}.") from None
     if missing:
-        told = ", ".join(f"{name} ({files[name]})" for name in missing)
+        lacking = ", ".join(f"{name} ({files[name]})" for name in missing)
         raise DataError(
-            f"data.path: {folder} lacks {told}. Put what is missing there, or set data.path to "
+            f"data.path: {folder} lacks {lacking}. Put what is missing there, or set data.path to "
             f"where it is. {origin}"
         )
-
-
-def count(groups: Groups, ids: np.ndarray) -> dict[str, int]:
-    """Samples by group."""
-    numbers = np.bincount(groups.group_N[ids], minlength=len(groups.names))
-    return dict(zip(groups.names, numbers.tolist(), strict=True))
 
 
 def check_counts(
@@ -80,10 +96,10 @@ def check_counts(
     if kept == "any":
         return
     differing = [
-        f"{group} in {split}: {there:,} instead of {wanted:,}"
+        f"{group} in {split}: {counted:,} instead of {wanted:,}"
         for split, by_group in published.items()
         for group, wanted in by_group.items()
-        if (there := count(groups, three[split]).get(group, 0)) != wanted
+        if (counted := groups.count(three[split]).get(group, 0)) != wanted
     ]
     if differing:
         raise DataError(

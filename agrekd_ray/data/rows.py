@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
-from agrekd_ray.data.dataset import DRAWN, TRAIN, Groups
+from agrekd_ray.data.dataset import DRAWN, TRAIN, Annotations, Groups
 from agrekd_ray.data.names import canonical, folded, in_order, is_number, listed, quoted
-from agrekd_ray.data.splits import USUAL, by_shares, four_splits, split_of_file
+from agrekd_ray.data.splits import (
+    USUAL,
+    by_number,
+    by_shares,
+    four_splits,
+    split_named,
+    split_of_file,
+)
 from agrekd_ray.data.table import Table
 from agrekd_ray.errors import DataError
 from agrekd_ray.settings import LocalPath, Seed, Settings, Share
@@ -111,30 +116,8 @@ class TableSettings(Settings):
     seed: Seed = 0
 
 
-@dataclass(frozen=True)
-class Rows:
-    """What a table says of its samples, by row.
-
-    Attributes:
-        classes: names of the classes.
-        labels_N: class of every row.
-        groups: class x combination of the group columns, or unknown.
-        splits: sorted rows by name of the split.
-        splits_from: what says the splits, in words; `DRAWN` where they were drawn.
-    """
-
-    classes: tuple[str, ...]
-    labels_N: np.ndarray
-    groups: Groups
-    splits: dict[str, np.ndarray]
-    splits_from: str
-
-
-class _SplitColumns:
-    """Names of columns that may hold the split; an exact one is asked for by name."""
-
-    def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and bool(_NEAR_SPLIT.fullmatch(folded(name)))
+def _may_be_split(name: str) -> bool:
+    return bool(_NEAR_SPLIT.fullmatch(folded(name)))
 
 
 def open_table(settings: TableSettings, columns: Columns, *further: str) -> Table:
@@ -146,10 +129,10 @@ def open_table(settings: TableSettings, columns: Columns, *further: str) -> Tabl
     needed = [columns.label, *columns.groups, *further]
     if columns.split is not None:
         needed.append(columns.split)
-    return Table(settings.table, needed, _SplitColumns(), _YOURS)
+    return Table(settings.table, needed, _may_be_split, _YOURS)
 
 
-def read_rows(table: Table, settings: TableSettings, columns: Columns) -> Rows:
+def read_rows(table: Table, settings: TableSettings, columns: Columns) -> Annotations:
     """Class, group and split of every row.
 
     Raises:
@@ -170,11 +153,13 @@ def read_rows(table: Table, settings: TableSettings, columns: Columns) -> Rows:
         shares = settings.shares or SplitShares()
         three = by_shares(groups.group_N, shares.train, shares.val, settings.seed)
     else:
-        three = {name: np.flatnonzero(split_N == number) for number, name in enumerate(USUAL)}
+        three = by_number(split_N)
     remedy = "" if split_N is None else "To draw splits from all samples, set data.shares."
     splits = four_splits(three, groups.group_N, settings.seed, str(table.path), remedy)
-    _all_taught(table.path, classes, labels_N[splits[TRAIN]])
-    return Rows(classes, labels_N, groups, splits, splits_from)
+    if missing := set(range(len(classes))) - set(labels_N[splits[TRAIN]].tolist()):
+        names = listed(classes[number] for number in sorted(missing))
+        raise DataError(f"{table.path}: no training sample of class {names}.")
+    return Annotations(classes, labels_N, groups, splits, splits_from)
 
 
 def _split(
@@ -190,39 +175,32 @@ def _split(
         return DRAWN, None
     if columns.split is not None:
         return _by_column(table, settings, columns.split)
-    near = [
-        name
-        for name in table.names
-        if name in _SplitColumns() and name not in (columns.label, *columns.groups)
-    ]
-    if SPLIT in near:
-        near = [SPLIT]
-    found, refused = [], []
-    for name in near:
+    taken = (columns.label, *columns.groups)
+    near = [name for name in table.names if _may_be_split(name) and name not in taken]
+    readable, refused = [], []
+    for name in [SPLIT] if SPLIT in near else near:
         try:
-            found.append(_by_column(table, settings, name))
+            readable.append(_by_column(table, settings, name))
         except DataError as error:
+            if name == SPLIT:
+                raise
             refused.append((name, error))
     choose = "name the right one in data.columns.split, or set data.shares to draw splits"
-    if len(found) > 1:
-        told = " and ".join(source for source, _ in found)
-        raise DataError(f"{table.path}: the split may be the {told}; {choose}.")
-    if refused and not found:
+    if len(readable) > 1:
+        sources = " and ".join(source for source, _ in readable)
+        raise DataError(f"{table.path}: the split may be the {sources}; {choose}.")
+    if refused and not readable:
         name, reason = refused[0]
-        if name == SPLIT:
-            raise reason
         raise DataError(
             f"{table.path}: the column {quoted(name)} may be the split, but {reason} If it is not, "
-            "name the right one in data.columns.split, or set data.shares to draw splits."
+            f"{choose}."
         )
-    by_file_N = _by_file(table, bool(found))
-    if by_file_N is None:
-        return found[0] if found else (DRAWN, None)
-    if not found:
-        return "names of the files", by_file_N
-    source, split_N = found[0]
-    if differing := np.flatnonzero(split_N != by_file_N).tolist():
-        row, names = differing[0], list(USUAL)
+    by_file_N = _by_file(table, bool(readable))
+    if not readable:
+        return (DRAWN, None) if by_file_N is None else ("names of the files", by_file_N)
+    source, split_N = readable[0]
+    if by_file_N is not None and (split_N != by_file_N).any():
+        row, names = int((split_N != by_file_N).argmax()), list(USUAL)
         raise DataError(
             f"{table.where(row)}: is {names[split_N[row]]} by the {source} and "
             f"{names[by_file_N[row]]} by the file's name; data.columns.split=NAME takes the column."
@@ -234,13 +212,13 @@ def _by_column(table: Table, settings: TableSettings, column: str) -> tuple[str,
     """That the column says the splits, and the number of every row's."""
     given = settings.splits.model_dump()
     meanings = {name: number for number, name in enumerate(given.values())}
-    told = {canonical(name) for name in given.values()}
-    found = table.values(column, told)
+    spelt_out = {canonical(name) for name in given.values()}
+    values = table.values(column, spelt_out)
     by_split: dict[int, tuple[str, int]] = {}
-    for name, row in zip(found.names, found.first, strict=True):
-        for place, (split, usual) in enumerate(USUAL.items()):
-            if given[split] == split and folded(name) in usual and name not in told:
-                meanings[name] = place
+    for name, row in zip(values.names, values.first, strict=True):
+        usual = split_named(name)
+        if usual and given[usual] == usual and name not in spelt_out:
+            meanings[name] = list(USUAL).index(usual)
         if (number := meanings.get(name)) is None:
             continue
         other, first = by_split.setdefault(number, (name, row))
@@ -260,32 +238,26 @@ def _by_column(table: Table, settings: TableSettings, column: str) -> tuple[str,
 
 def _by_file(table: Table, has_column: bool) -> np.ndarray | None:
     """The number of every row's split by the names of the files, where these name several."""
-    named = {file: split_of_file(file) for file in table.files}
-    if len(set(named.values()) - {None}) > 1:
-        for file, split in named.items():
-            if split is None and not has_column:
-                other = next(file for file in named if named[file])
-                raise DataError(
-                    f"{file}: its name says no split, and that of {quoted(other.name)} does; take "
-                    "it out of the folder, or set data.shares to draw splits from all."
-                )
-        if None in named.values():
-            return None
-        numbers = [list(USUAL).index(split) for split in named.values() if split]
-        return np.repeat(numbers, table.counts)
-    if table.path in named and named[table.path] and not has_column:
-        beside = [
-            file
-            for file in sorted(table.path.parent.iterdir())
-            if file.suffix == table.path.suffix
-            and split_of_file(file) not in (None, named[table.path])
-        ]
-        if beside:
+    split_of = {file: split_of_file(file) for file in table.files}
+    named = [file for file, split in split_of.items() if split]
+    if len(set(split_of.values()) - {None}) > 1:
+        nameless = [file for file in split_of if file not in named]
+        if nameless and not has_column:
             raise DataError(
-                f"{table.path}: is the {named[table.path]} split by its name, and beside it is "
-                f"{quoted(beside[0].name)}; give the folder as data.table to take them all, or set "
-                "data.shares to draw splits from this file."
+                f"{nameless[0]}: its name says no split, and that of {quoted(named[0].name)} does; "
+                "take it out of the folder, or set data.shares to draw splits from all."
             )
+        numbers = [list(USUAL).index(split) for split in split_of.values() if split]
+        return None if nameless else np.repeat(numbers, table.counts)
+    if table.path in named and not has_column:
+        own = split_of[table.path]
+        for file in sorted(table.path.parent.iterdir()):
+            if file.suffix == table.path.suffix and split_of_file(file) not in (None, own):
+                raise DataError(
+                    f"{table.path}: is the {own} split by its name, and beside it is "
+                    f"{quoted(file.name)}; give the folder as data.table to take them all, or set "
+                    "data.shares to draw splits from this file."
+                )
     return None
 
 
@@ -295,8 +267,9 @@ def _labels(
     if settings.classes is not None:
         classes = settings.classes
         meanings = {name: number for number, name in enumerate(classes)}
-        found = set(table.values(column, set(map(canonical, classes))).names)
-        if not found & set(map(canonical, classes)) and all(name.isdecimal() for name in found):
+        known = set(map(canonical, classes))
+        names = table.values(column, known).names
+        if not known & set(names) and all(name.isdecimal() for name in names):
             meanings = {str(number): number for number in range(len(classes))}
         return classes, table.numbers(column, meanings, "the classes that data.classes names")
     values = table.values(column, remedy="Two classes that differ so are named in data.classes.")
@@ -311,28 +284,17 @@ def _labels(
 
 def _attribute(table: Table, columns: tuple[str, ...]) -> tuple[tuple[str, ...], np.ndarray]:
     """Combinations that occur, by name, and which one every row has."""
-    found = [table.values(column) for column in columns]
-    words = []
-    for column, values in zip(columns, found, strict=True):
+    words, numbers = [], []
+    for column in columns:
+        values = table.values(column)
         # A number says nothing without its column.
         bare = any(map(is_number, values.names))
         words.append([f"{column}={name}" if bare else name for name in values.names])
-    combined_N = np.zeros_like(found[0].number_N)
-    parts: list[list[str]] = [[]]
-    for names, values in zip(words, found, strict=True):
-        both_N = combined_N * len(names) + values.number_N
-        occurring, combined_N = np.unique(both_N, return_inverse=True)
-        pairs = (divmod(number, len(names)) for number in occurring.tolist())
-        parts = [[*parts[before], names[number]] for before, number in pairs]
+        numbers.append(values.number_N)
+    occurring, combined_N = np.unique(np.stack(numbers, 1), axis=0, return_inverse=True)
+    parts = [[names[n] for names, n in zip(words, row, strict=True)] for row in occurring.tolist()]
     joined = [", ".join(part) for part in parts]
     if len(set(joined)) < len(joined):  # a value has a comma
         joined = [listed(part, len(part)) for part in parts]
     order = sorted(range(len(joined)), key=joined.__getitem__)
-    return tuple(joined[number] for number in order), np.argsort(order)[combined_N]
-
-
-def _all_taught(path: Path, classes: tuple[str, ...], labels_N: np.ndarray) -> None:
-    missing = set(range(len(classes))) - set(labels_N.tolist())
-    if missing:
-        names = listed(classes[number] for number in sorted(missing))
-        raise DataError(f"{path}: no training sample of class {names}.")
+    return tuple(joined[number] for number in order), np.argsort(order)[combined_N.reshape(-1)]

@@ -61,14 +61,19 @@ def by_shares(strata: np.ndarray, train: float, val: float, seed: int) -> dict[s
         val: share of the validation split; the rest is the test split.
         seed: of the data.
     """
-    found: dict[str, list[np.ndarray]] = {TRAIN: [], "val": [], TEST: []}
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in USUAL}
     rng = np.random.default_rng((seed, 12))
     for stratum in np.unique(strata):
         ids = rng.permutation(np.flatnonzero(strata == stratum))
         cuts = [round(train * len(ids)), round((train + val) * len(ids))]
-        for part, mine in zip(found.values(), np.split(ids, cuts), strict=True):
-            part.append(mine)
-    return {name: np.sort(np.concatenate(part)) for name, part in found.items()}
+        for part, own in zip(parts.values(), np.split(ids, cuts), strict=True):
+            part.append(own)
+    return {name: np.sort(np.concatenate(part)) for name, part in parts.items()}
+
+
+def by_number(split_N: np.ndarray) -> dict[str, np.ndarray]:
+    """Ids of `train`, `val` and `test`, whose numbers are 0, 1 and 2."""
+    return {name: np.flatnonzero(split_N == number) for number, name in enumerate(USUAL)}
 
 
 def four_splits(
@@ -88,12 +93,10 @@ def four_splits(
     """
     for name, ids in three.items():
         if len(ids) < (2 if name == "val" else 1):
-            least = "two samples at least, a half each for DFR and selection" if len(ids) else ""
-            raise DataError(
-                f"{source}: the {name} split "
-                f"{f'needs {least}' if least else 'is empty; every split needs samples'}."
-                f"{remedy and f' {remedy}'}"
-            )
+            fault = "is empty; every split needs samples."
+            if len(ids):
+                fault = "needs two samples at least, a half each for DFR and selection."
+            raise DataError(f"{source}: the {name} split {fault} {remedy}".rstrip())
     dfr, select = halves(three["val"], strata[three["val"]], seed)
     return {TRAIN: three[TRAIN], DFR: dfr, SELECT: select, TEST: three[TEST]}
 

@@ -7,9 +7,10 @@ are the same names in every format and dialect, see `names.canonical`.
 from __future__ import annotations
 
 import bisect
+import contextlib
 import itertools
 import math
-from collections.abc import Collection, Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,8 +62,9 @@ class Table:
         path: a text table (`.csv`, `.tsv`), a Parquet file (`.parquet`), or a folder, see
             `table_files`.
         columns: that must be there.
-        optional: that are read where they are there.
+        optional: says of each other column whether it is read too.
         remedy: what to do about a missing column, a sentence.
+        cells: of every line, the header's first, where somebody else has read the file.
 
     Attributes:
         path: as given.
@@ -80,60 +82,34 @@ class Table:
         self,
         path: Path,
         columns: Sequence[str],
-        optional: Container[str] = (),
+        optional: Callable[[str], bool] = lambda name: False,
         remedy: str = "",
+        cells: Sequence[Sequence[str]] | None = None,
     ) -> None:
         self.path, self._remedy = path, remedy
-        self.files = table_files(path)
+        self.files = table_files(path) if cells is None else [path]
         try:
-            self.names, _ = _header(self.files[0], columns)
+            header = _header(self.files[0], columns)[0] if cells is None else cells[0]
+            self.names = list(header)
             for name in columns:
-                _require(path, name, self.names, remedy)
-            further = [name for name in self.names if name in optional]
-            wanted = list(dict.fromkeys([*columns, *further]))
-            parts = [_read(file, wanted) for file in self.files]
+                self.require(name)
+            if cells is None:
+                further = [name for name in self.names if optional(name)]
+                wanted = list(dict.fromkeys([*columns, *further]))
+                parts = [_read(file, wanted) for file in self.files]
+            else:
+                parts = [_of_cells(path.name, cells, columns)]
         except UnicodeDecodeError:
             raise DataError(f"{path}: its header is no UTF-8 text; save it as UTF-8.") from None
         except pa.ArrowException as error:
             raise _no_table(path, error) from None
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from None
-        self._hold(parts)
-
-    @classmethod
-    def of_cells(
-        cls, path: Path, names: Sequence[str], rows: Sequence[Sequence[str]], columns: Sequence[str]
-    ) -> Table:
-        """A table whose cells somebody else has read.
-
-        Args:
-            path: of the file that they are from.
-            names: of all columns.
-            rows: a cell a column.
-            columns: that must be there.
-
-        Raises:
-            DataError: see `Table`.
-        """
-        table = cls.__new__(cls)
-        table.path, table.files, table.names, table._remedy = path, [path], list(names), ""
-        for name in columns:
-            _require(path, name, table.names)
-        for row, cells in enumerate(rows, 1):
-            if len(cells) != len(names):
-                raise DataError(f"{path.name}, row {row}: {len(cells)} values, not {len(names)}.")
-        places = [table.names.index(name) for name in columns]
-        held = {names[place]: pa.array([cells[place] for cells in rows]) for place in places}
-        table._hold([pa.table(held)])
-        return table
-
-    def _hold(self, parts: list[pa.Table]) -> None:
-        self.counts = [part.num_rows for part in parts]
+        self._parts, self.counts = parts, [part.num_rows for part in parts]
         self._ends = list(itertools.accumulate(self.counts))
         self.rows = self._ends[-1]
         if not self.rows:
-            raise DataError(f"{self.path}: holds no row besides the header.")
-        self._parts = parts
+            raise DataError(f"{path}: holds no row besides the header.")
 
     def where(self, row: int) -> str:
         """A row, counted from 0, as a reader finds it: `birds.csv, row 17`."""
@@ -149,10 +125,10 @@ class Table:
         Raises:
             DataError: one is missing, or no UTF-8 text.
         """
-        found = self.passages(column, range(self.rows))
-        if "" in found:
-            raise DataError(f"{self.where(found.index(''))}: {column} is empty.")
-        return found
+        values = self.passages(column, range(self.rows))
+        if "" in values:
+            raise DataError(f"{self.where(values.index(''))}: {column} is empty.")
+        return values
 
     def values(self, column: str, given: Collection[str] = (), remedy: str = "") -> Names:
         """The values of a column as names, which are the same in every format.
@@ -184,10 +160,10 @@ class Table:
                 if name in given and names[other] in given:
                     continue
             if other != number:
+                difference = f"{_difference(name, names[other])}. {remedy}".rstrip()
                 raise DataError(
                     f"{here} {quoted(spelling)}, and {quoted(spellings[other])} in "
-                    f"{self.where(first[other])}: {_difference(name, names[other])}."
-                    f"{remedy and f' {remedy}'}"
+                    f"{self.where(first[other])}: {difference}"
                 )
             if has_blank_end(spelling) and name not in given:
                 raise DataError(f"{here} {quoted(spelling)}, with a blank at an end; remove it.")
@@ -208,16 +184,14 @@ class Table:
             DataError: another value; names the row, and the nearest one.
         """
         known = {canonical(name): number for name, number in meanings.items()}
-        found = self.values(column, known)
-        for name, row in zip(found.names, found.first, strict=True):
+        values = self.values(column, known)
+        for name, row in zip(values.names, values.first, strict=True):
             if name not in known:
-                near = nearest(name, meanings)
-                hint = f" Did you mean {quoted(near)}?" if near else ""
                 raise DataError(
                     f"{self.where(row)}: {column} is {quoted(name)}, none of {what} "
-                    f"({listed(meanings)}).{hint}{remedy and f' {remedy}'}"
+                    f"({listed(meanings)}).{_meant(name, meanings)} {remedy}".rstrip()
                 )
-        return np.array([known[name] for name in found.names], dtype=np.int64)[found.number_N]
+        return np.array([known[name] for name in values.names], dtype=np.int64)[values.number_N]
 
     def require(self, column: str) -> None:
         """Refuse the table if it has no such column.
@@ -233,17 +207,17 @@ class Table:
         Raises:
             DataError: one is no UTF-8 text.
         """
-        found, first = [], 0
+        texts, first = [], 0
         for part, end in zip(self._parts, self._ends, strict=True):
             inside = range(max(rows.start, first), min(rows.stop, end))
             values = part.column(column).slice(inside.start - first, len(inside)).to_pylist()
             for row, value in zip(inside, values, strict=True):
                 try:
-                    found.append(_text(value))
+                    texts.append(_text(value))
                 except UnicodeDecodeError:
                     raise self._no_text(row, column) from None
             first = end
-        return found
+        return texts
 
     def shares(self, column: str, *, empty: float | None = None) -> np.ndarray:
         """The values of a column as shares, from 0 to 1, float64 [N].
@@ -255,17 +229,17 @@ class Table:
         Raises:
             DataError: a value that is no such number, with its row.
         """
-        found = np.empty(self.rows)
+        shares_N = np.empty(self.rows)
         for row, text in enumerate(self.passages(column, range(self.rows))):
             if not text and empty is not None:
-                found[row] = empty
+                shares_N[row] = empty
                 continue
-            found[row] = float(text) if NUMBER.fullmatch(text) else math.nan
-            if not 0 <= found[row] <= 1:
+            shares_N[row] = float(text) if NUMBER.fullmatch(text) else math.nan
+            if not 0 <= shares_N[row] <= 1:
                 raise DataError(
                     f"{self.where(row)}: {column} is {quoted(text)}, no number from 0 to 1."
                 )
-        return found
+        return shares_N
 
     def unique(self, column: str) -> list[str]:
         """The values of a column, each of them once in the table.
@@ -274,23 +248,19 @@ class Table:
             DataError: a value comes twice, or two differ in what nobody sees; names both rows.
         """
         values = self.text(column)
-        rows: dict[str, int] = {}
+        first: dict[str, int] = {}
         for row, value in enumerate(values):
-            if (other := rows.setdefault(value, row)) != row:
+            if (other := first.setdefault(visible(value), row)) == row:
+                continue
+            if value == values[other]:
                 raise DataError(
                     f"{self.where(row)}: {column} {quoted(value)} is in {self.where(other)} "
                     "already."
                 )
-        every = "".join(values)
-        if every.isascii() and every.isprintable() and " " not in every:
-            return values  # all that is in them is seen
-        for value, row in list(rows.items()):
-            if (look := visible(value)) != value and (other := rows.setdefault(look, row)) != row:
-                raise DataError(
-                    f"{self.where(row)}: {column} is {quoted(value)}, and "
-                    f"{quoted(values[other])} in {self.where(other)}: "
-                    f"{_difference(value, values[other])}."
-                )
+            raise DataError(
+                f"{self.where(row)}: {column} is {quoted(value)}, and {quoted(values[other])} in "
+                f"{self.where(other)}: {_difference(value, values[other])}."
+            )
         return values
 
     def _coded(self, column: str) -> tuple[list[str], np.ndarray]:
@@ -350,14 +320,15 @@ def table_files(path: Path) -> list[Path]:
     Raises:
         DataError: there are none, of two kinds, or they are no CSV or Parquet files.
     """
-    try:
+    is_file, beside = False, []
+    with contextlib.suppress(OSError):  # a name that is too long
         if path.is_dir():
             return _in_folder(path)
-        there = path.is_file()
-    except OSError:  # a name that is too long
-        there = False
-    if not there:
-        near = nearest(path.name, _neighbours(path.parent))
+        is_file = path.is_file()
+    if not is_file:
+        with contextlib.suppress(OSError):
+            beside = [other.name for other in path.parent.iterdir()]
+        near = nearest(path.name, beside)
         raise DataError(
             f"{path}: no such table{f'; did you mean {quoted(near)}?' if near else '.'} Give a CSV "
             "or Parquet file, or a folder of them."
@@ -372,14 +343,14 @@ def _in_folder(path: Path) -> list[Path]:
     parts = [entry for entry in folders if split_named(entry.name)]
     columnar, text = _tables([path], (PARQUET,)), _tables([path], TEXT)
     named = [file for file in text if split_of_file(file)]
-    found = {
+    by_kind = {
         "Parquet files": columnar,
         # Other text tables may be about the samples; these are samples.
         "text tables": text if named and not columnar else named,
         "Parquet files by split": _tables(parts, (PARQUET,)),
         "text tables by split": _tables(parts, TEXT),
     }
-    kinds = [kind for kind, files in found.items() if files]
+    kinds = [kind for kind, files in by_kind.items() if files]
     if not kinds:
         tables = sorted(entry.name for entry in folders if _tables([entry], (PARQUET,)))
         hint = f" There are some in {listed(tables)}." if tables else ""
@@ -388,9 +359,9 @@ def _in_folder(path: Path) -> list[Path]:
             f"splits.{hint}"
         )
     if len(kinds) > 1:
-        told = " and ".join(f"{kind} ({quoted(found[kind][0].name)})" for kind in kinds)
-        raise DataError(f"{path}: the folder holds {told}; keep one kind, or name the table.")
-    return found[kinds[0]]
+        several = " and ".join(f"{kind} ({quoted(by_kind[kind][0].name)})" for kind in kinds)
+        raise DataError(f"{path}: the folder holds {several}; keep one kind, or name the table.")
+    return by_kind[kinds[0]]
 
 
 def _tables(folders: Sequence[Path], kinds: Sequence[str]) -> list[Path]:
@@ -402,23 +373,13 @@ def _tables(folders: Sequence[Path], kinds: Sequence[str]) -> list[Path]:
     )
 
 
-def _neighbours(folder: Path) -> list[str]:
-    try:
-        return [path.name for path in folder.iterdir()]
-    except OSError:
-        return []
-
-
 def _require(path: Path, name: str, names: Sequence[str], remedy: str = "") -> None:
     if name not in names:
-        near = nearest(name, names)
-        hint = f" Did you mean {quoted(near)}?" if near else ""
+        hint = f"{_meant(name, names)} {remedy}".rstrip()
         if len(names) == 1 and path.suffix.lower() in TEXT:
-            hint = f" Between values are {' or '.join(DELIMITERS.values())}; write the table so."
-        raise DataError(
-            f"{path}: no column {quoted(name)}; there are {listed(names, 24)}.{hint}"
-            f"{remedy and f' {remedy}'}"
-        )
+            signs = " or ".join(DELIMITERS.values())
+            hint = f" Between values are {signs}; write the table so. {remedy}".rstrip()
+        raise DataError(f"{path}: no column {quoted(name)}; there are {listed(names, 24)}.{hint}")
     if names.count(name) > 1:
         raise DataError(
             f"{path}: {names.count(name)} columns are called {quoted(name)}; rename one."
@@ -428,6 +389,11 @@ def _require(path: Path, name: str, names: Sequence[str], remedy: str = "") -> N
             raise DataError(
                 f"{path}: columns {quoted(name)} and {quoted(other)}: {_difference(name, other)}."
             )
+
+
+def _meant(name: str, names: Iterable[str]) -> str:
+    near = nearest(name, names)
+    return f" Did you mean {quoted(near)}?" if near else ""
 
 
 def _difference(name: str, other: str) -> str:
@@ -447,33 +413,44 @@ def _header(file: Path, columns: Sequence[str]) -> tuple[list[str], str]:
     with file.open("rb") as opened:
         if opened.read(2) in (b"\xff\xfe", b"\xfe\xff"):
             raise DataError(f"{file}: is UTF-16 text; save it as UTF-8.")
-    found: dict[str, list[str]] = {}
+    headers: list[tuple[list[str], str]] = []
     for delimiter in DELIMITERS:
         try:
-            found[delimiter] = _text_names(file, delimiter)
+            headers.append((_text_names(file, delimiter), delimiter))
         except pa.ArrowException:
             if delimiter == ",":
                 raise
             continue
-        if set(columns) <= set(found[delimiter]):
-            return found[delimiter], delimiter
-    most = max(found, key=lambda delimiter: len(found[delimiter]))
-    return found[most], most
+        if set(columns) <= set(headers[-1][0]):
+            return headers[-1]
+    return max(headers, key=lambda header: len(header[0]))
 
 
 def _text_names(file: Path, delimiter: str) -> list[str]:
     import pyarrow.csv as pc
 
-    with pc.open_csv(
-        file,
-        read_options=pc.ReadOptions(use_threads=False, block_size=CSV_BLOCK),
-        # What is wrong with rows comes later, with their numbers.
-        parse_options=pc.ParseOptions(
-            delimiter=delimiter, newlines_in_values=True, invalid_row_handler=lambda row: "skip"
-        ),
-        convert_options=pc.ConvertOptions(check_utf8=False),
-    ) as reader:
+    # What is wrong with rows comes later, with their numbers.
+    with pc.open_csv(file, **_text_options(delimiter, lambda row: "skip")) as reader:
         return list(reader.schema.names)
+
+
+def _text_options(
+    delimiter: str, on_wrong: Callable[[Any], str], columns: Sequence[str] = ()
+) -> dict[str, Any]:
+    import pyarrow.csv as pc
+
+    return {
+        "read_options": pc.ReadOptions(use_threads=False, block_size=CSV_BLOCK),
+        "parse_options": pc.ParseOptions(
+            delimiter=delimiter, newlines_in_values=True, invalid_row_handler=on_wrong
+        ),
+        "convert_options": pc.ConvertOptions(
+            check_utf8=False,  # cell by cell, for the row's number
+            column_types={name: pa.binary() for name in columns},
+            include_columns=columns,
+            strings_can_be_null=False,
+        ),
+    }
 
 
 def _read(file: Path, columns: list[str]) -> pa.Table:
@@ -485,14 +462,22 @@ def _read(file: Path, columns: list[str]) -> pa.Table:
     import pyarrow.parquet as pq
 
     # No data frame's index and no other metadata: only what is asked for.
-    found = pq.ParquetFile(file).read(columns=columns)
+    table = pq.ParquetFile(file).read(columns=columns)
     for name in columns:
-        if not _is_plain(found.schema.field(name).type):
-            kind = found.schema.field(name).type
+        if not _is_plain(kind := table.schema.field(name).type):
             raise DataError(
                 f"{file}: {name} holds {kind}, neither text nor numbers; save it as text."
             )
-    return found
+    return table
+
+
+def _of_cells(name: str, cells: Sequence[Sequence[str]], columns: Sequence[str]) -> pa.Table:
+    header, *rows = cells
+    for row, values in enumerate(rows, 1):
+        if len(values) != len(header):
+            raise DataError(f"{name}, row {row}: {len(values)} values, not {len(header)}.")
+    places = {column: header.index(column) for column in columns}
+    return pa.table({column: [row[at] for row in rows] for column, at in places.items()})
 
 
 def _is_plain(kind: pa.DataType) -> bool:
@@ -519,19 +504,7 @@ def _read_text(file: Path, columns: list[str], delimiter: str) -> pa.Table:
         wrong.append(row)
         return "skip"
 
-    found = pc.read_csv(
-        file,
-        read_options=pc.ReadOptions(use_threads=False, block_size=CSV_BLOCK),
-        parse_options=pc.ParseOptions(
-            delimiter=delimiter, newlines_in_values=True, invalid_row_handler=keep
-        ),
-        convert_options=pc.ConvertOptions(
-            check_utf8=False,  # cell by cell, for the row's number
-            column_types={name: pa.binary() for name in columns},
-            include_columns=columns,
-            strings_can_be_null=False,
-        ),
-    )
+    table = pc.read_csv(file, **_text_options(delimiter, keep, columns))
     if wrong:
         row = wrong[0]
         raise DataError(
@@ -539,7 +512,7 @@ def _read_text(file: Path, columns: list[str], delimiter: str) -> pa.Table:
             f"{row.expected_columns}; values with {DELIMITERS[delimiter]} or quotes need quotes "
             "around them."
         )
-    return found
+    return table
 
 
 def _text(value: Any) -> str:
@@ -559,14 +532,14 @@ def _spelt(values: pa.Array) -> list[str | None]:
         if pa.types.is_float32(values.type)
         else values.to_pylist()
     )
-    found: list[str | None] = []
+    texts: list[str | None] = []
     for value in plain:
         try:
             text = _text(value)
-            found.append(text.removeprefix("-") if canonical(text) == "0" else text)
+            texts.append(text.removeprefix("-") if canonical(text) == "0" else text)
         except UnicodeDecodeError:
-            found.append(None)
-    return found
+            texts.append(None)
+    return texts
 
 
 def _no_table(path: Path, error: Exception) -> DataError:

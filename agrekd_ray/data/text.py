@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import field_validator
 from torch import Tensor
 
-from agrekd_ray.data.dataset import Groups, Samples, inputs_of
+from agrekd_ray.data.dataset import Annotations, Samples
 from agrekd_ray.data.prepared import (
     BrokenRowsError,
     Made,
@@ -25,8 +25,9 @@ from agrekd_ray.data.prepared import (
 from agrekd_ray.data.rows import Columns, TableSettings, open_table, read_rows
 from agrekd_ray.data.table import Table
 from agrekd_ray.errors import AgrekdError, DataError
+from agrekd_ray.files import is_folder
 from agrekd_ray.hub import hub_library
-from agrekd_ray.settings import Count, LocalPath, Seed, Settings, fingerprint
+from agrekd_ray.settings import Count, LocalPath, Seed, Settings, absolute, fingerprint
 
 TOKENISING = 1
 """Version of what tokenising gives; raised when the same text gives other tokens."""
@@ -55,26 +56,19 @@ class Texts(Settings):
     @field_validator("tokenizer")
     @classmethod
     def _absolute_folder(cls, tokenizer: str) -> str:
-        if not tokenizer.startswith(("/", ".", "~")) and not Path(tokenizer).is_dir():
-            return tokenizer
-        try:
-            return str(Path(tokenizer).expanduser().absolute())
-        except RuntimeError as error:  # ~nobody
-            raise ValueError(f"a folder; {error}") from None
+        if tokenizer.startswith(("/", ".", "~")) or is_folder(Path(tokenizer)):
+            return str(absolute(Path(tokenizer)))
+        return tokenizer
 
 
 class TextDataset(PreparedSamples):
-    """Texts by id, which is their row (a `Dataset`, and `Excerpted`).
+    """Texts by id (a `Dataset`, and `Excerpted`).
 
     Args:
         settings: of the data set.
         table: that the texts are in.
         column: that they are in; read when they are tokenised, not before.
-        classes: names of the classes.
-        labels_N: class of every text.
-        groups: of the texts.
-        splits: sorted ids by name.
-        splits_from: see `Sourced.splits_from`.
+        annotations: of the texts.
 
     Attributes:
         tokens: how many tokens the tokenizer knows, and the id of its padding.
@@ -83,41 +77,21 @@ class TextDataset(PreparedSamples):
         DataError: the column or the tokenizer is missing, or the tokenizer cannot pad.
     """
 
+    # There is one view of a text: itself.
+    views_fingerprint = hashlib.sha256(b"text").hexdigest()
+
     def __init__(
-        self,
-        settings: Texts,
-        table: Table,
-        column: str,
-        classes: tuple[str, ...],
-        labels_N: np.ndarray,
-        groups: Groups,
-        splits: dict[str, np.ndarray],
-        splits_from: str = "the makers' split",
+        self, settings: Texts, table: Table, column: str, annotations: Annotations
     ) -> None:
         table.require(column)
-        self._path, self._column = table.path, column
+        self._path, self._column, self._length = table.path, column, settings.max_length
         self._tokenizer = _tokenizer(settings.tokenizer)
-        how = fingerprint(TOKENISING, _content(self._tokenizer), settings.max_length)
-        self.settings = settings
-        self.shape: tuple[int, ...] = (settings.max_length,)
-        self.size = table.rows
-        rows = PreparedRows(
-            settings.prepared,
-            fingerprint(how, _stamp(table), column),
-            self.size,
-            self.shape,
-            np.int32,
-        )
-        super().__init__(
-            rows, self._tokenising, lambda: how, classes, labels_N, groups, splits, splits_from
-        )
         self.tokens: tuple[int, int] = (len(self._tokenizer), self._tokenizer.pad_token_id)
-        # There is one view of a text: itself.
-        self.views_fingerprint = hashlib.sha256(b"text").hexdigest()
-
-    def view(self, epoch: int) -> int:
-        """See `Samples.view`; texts are not augmented."""
-        return 0
+        shape = (settings.max_length,)
+        how = fingerprint(TOKENISING, _content(self._tokenizer), settings.max_length)
+        key = fingerprint(how, _stamp(table), column)
+        rows = PreparedRows(settings.prepared, key, table.rows, shape, np.int32)
+        super().__init__(rows, self._tokenising, lambda: how, annotations, shape)
 
     def arrays(self, view: int | None) -> tuple[np.ndarray, ...]:
         """See `Arrays.arrays`: token ids, int32."""
@@ -143,10 +117,6 @@ class TextDataset(PreparedSamples):
             lengths.append(np.where(text_BL.any(1), text_BL.shape[1] - beyond_B, 1))
         return np.concatenate(lengths)
 
-    def inputs(self, ids: np.ndarray, epoch: int | None) -> Tensor:
-        """See `Samples.inputs`."""
-        return inputs_of(self, ids, None if epoch is None else self.view(epoch))
-
     def excerpt(self, sample: int) -> str:
         """See `Excerpted.excerpt`."""
         text = " ".join(self._texts.passages(self._column, range(sample, sample + 1))[0].split())
@@ -166,7 +136,7 @@ class TextDataset(PreparedSamples):
             except DataError as error:
                 raise BrokenRowsError([str(error)]) from None
             with one_at_a_time:
-                ids_BL = _token_ids(self._tokenizer, texts, self.settings.max_length)
+                ids_BL = _token_ids(self._tokenizer, texts, self._length)
             # Lengths keep "a", "bc" apart from "ab", "c".
             lengths = np.array([len(text) for text in texts], dtype=np.int64)
             digest = hashlib.sha256(lengths.tobytes() + "".join(texts).encode())
@@ -296,22 +266,11 @@ class TextTable(TableSettings, Texts):
     name: Literal["text_table"]
     columns: TextColumns = TextColumns()
 
+    def open(self) -> TextDataset:
+        """The data set of a table of texts.
 
-def open_text_table(settings: TextTable) -> TextDataset:
-    """The data set of a table of texts.
-
-    Raises:
-        DataError: anything wrong with the table, with the row's number, or with the tokenizer.
-    """
-    table = open_table(settings, settings.columns)
-    rows = read_rows(table, settings, settings.columns)
-    return TextDataset(
-        settings,
-        table,
-        settings.columns.text,
-        rows.classes,
-        rows.labels_N,
-        rows.groups,
-        rows.splits,
-        rows.splits_from,
-    )
+        Raises:
+            DataError: anything wrong with the table, with the row's number, or with the tokenizer.
+        """
+        table = open_table(self, self.columns)
+        return TextDataset(self, table, self.columns.text, read_rows(table, self, self.columns))

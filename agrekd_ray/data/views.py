@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
 from collections.abc import Sequence
 from typing import Annotated
@@ -64,23 +65,21 @@ class Views(Settings):
             return 0
         return epoch % self.count if self.count else epoch
 
-    @property
-    def look(self) -> str:
-        """What a view's picture depends on besides its number, as text."""
+    def fingerprint(self, seed: int) -> str:
+        """Of what a view's picture depends on besides its number, for a data set's seed."""
         # Without a crop as it was before there were any: teachers made then are found again.
-        return self.model_dump_json(exclude={"count"} if self.crop else {"count", "crop"})
+        look = self.model_dump_json(exclude={"count"} if self.crop else {"count", "crop"})
+        return hashlib.sha256(f"{seed} {look}".encode()).hexdigest()
 
 
-@functools.lru_cache(maxsize=4)  # this view's draws, and the next one's for those who look ahead
-def _draws(seed: int, view: int, samples: int) -> np.ndarray:
-    """Uniform draws in [0, 1), [samples, 4]: row i belongs to sample i in this view."""
-    return np.random.default_rng((seed, view)).random((samples, 4), dtype=np.float32)
+ONE_VIEW = Views()
+"""Of data that are not augmented."""
 
 
-@functools.lru_cache(maxsize=4)
-def _crop_draws(seed: int, view: int, samples: int) -> np.ndarray:
-    """As `_draws`, for crops; apart, so that a crop leaves the other draws as they are."""
-    return np.random.default_rng((seed, view, 1)).random((samples, 4), dtype=np.float32)
+@functools.lru_cache(maxsize=8)  # this view's draws, and the next one's for those who look ahead
+def _draws(samples: int, *seeds: int) -> np.ndarray:
+    """Uniform draws in [0, 1), [samples, 4]: row i belongs to sample i."""
+    return np.random.default_rng(seeds).random((samples, 4), dtype=np.float32)
 
 
 def draws(views: Views, seed: int, view: int | None, samples: int) -> tuple[np.ndarray, ...]:
@@ -97,8 +96,9 @@ def draws(views: Views, seed: int, view: int | None, samples: int) -> tuple[np.n
     """
     if view is None or not views.augments:
         return ()
-    own = _draws(seed, view, samples)
-    return (own,) if views.crop is None else (own, _crop_draws(seed, view, samples))
+    own = _draws(samples, seed, view)
+    # Crops have draws apart, so that a crop leaves the other draws as they are.
+    return (own,) if views.crop is None else (own, _draws(samples, seed, view, 1))
 
 
 def augment(

@@ -65,8 +65,8 @@ class Account(AbstractContextManager["Account"]):
         self._ended = time.monotonic()
         self._write()
 
-    def add(self, effort: TeacherCost) -> None:
-        """Teachers have cost this; it replaces what `so_far` has told of it."""
+    def add(self, effort: TeacherCost | None) -> None:
+        """Teachers have cost this, if there were any; it replaces what `so_far` has told of it."""
         self._known, self._under_way = _sum(self._known, effort), None
 
     def so_far(self, effort: TeacherCost) -> None:

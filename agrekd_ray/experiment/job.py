@@ -10,36 +10,33 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from rich.console import Console
 from torch import Tensor
 
 from agrekd_ray import __version__
-from agrekd_ray.cluster.environment import prepare
-from agrekd_ray.cluster.events import Event, StudentDone, TeacherCostSoFar
+from agrekd_ray.cluster.events import Event, StudentDone, StudentEpoch
 from agrekd_ray.config import Job
 from agrekd_ray.data import SELECT, TEST, Dataset, Prepared, open_dataset, splits_in_words
-from agrekd_ray.errors import AgrekdError, RunError
-from agrekd_ray.experiment.account import Account
-from agrekd_ray.experiment.display import Display, ready_data
-from agrekd_ray.experiment.ending import tracked
-from agrekd_ray.experiment.engine import Engine, Handle, LocalEngine
-from agrekd_ray.experiment.eval_logits import Answers, members
+from agrekd_ray.errors import RunError
+from agrekd_ray.experiment.display import ready_data
+from agrekd_ray.experiment.driver import Driver, open_engine
+from agrekd_ray.experiment.engine import Engine
+from agrekd_ray.experiment.eval_logits import members
 from agrekd_ray.experiment.folder import RunFolder
 from agrekd_ray.experiment.monitor import Monitor, flat
-from agrekd_ray.experiment.plan import Plan, epochs_of, make_plan
+from agrekd_ray.experiment.plan import Plan, make_plan
 from agrekd_ray.experiment.settled import settled
+from agrekd_ray.experiment.work import Work
 from agrekd_ray.files import cannot_read, unreadable
 from agrekd_ray.models import load
 from agrekd_ray.report import job as report
 from agrekd_ray.report.archive import RESULTS, JobArchive, read_job
 from agrekd_ray.results import Cost, Diagnostics, StudentResult, TeacherCost, TeacherResult
-from agrekd_ray.student import StudentSpec, read_outcome, write_outcome
-from agrekd_ray.teachers import Asked, Pool
-from agrekd_ray.tracking.outbox import Outbox
-from agrekd_ray.tracking.tracker import DEGRADED, open_tracker
+from agrekd_ray.student import read_outcome, write_outcome
+from agrekd_ray.tracking.tracker import DEGRADED
 from agrekd_ray.training import agreement, calibration, score
 
 
@@ -66,22 +63,7 @@ def run_job(
         KeyboardInterrupt: it was stopped.
     """
     with folder.claimed():
-        return _Run(folder, console, tags or {}, draw).go()
-
-
-def open_engine(job: Job, handle: Handle) -> Engine:
-    """Who does the work of a job.
-
-    Args:
-        job: the job.
-        handle: gets every event.
-    """
-    if job.guidance == "local":
-        return LocalEngine(job, handle)
-    prepare(starts_cluster=job.ray.address is None)
-    from agrekd_ray.experiment.ray_engine import RayEngine
-
-    return RayEngine(job, handle)
+        return _JobDriver(folder, console, tags or {}, draw).run()
 
 
 def cost_metrics(cost: Cost, outcomes: Sequence[StudentResult]) -> dict[str, float]:
@@ -142,81 +124,54 @@ def results_of(read: Callable[[Path], Archive], folder: Path) -> Archive | None:
     return None
 
 
-class _Run:
-    """The state that the parts of one run share."""
+class _JobDriver(Driver[list[StudentResult]]):
+    """The driver of one job."""
+
+    folder: RunFolder
 
     def __init__(
         self, folder: RunFolder, console: Console, tags: Mapping[str, str], draw: bool
     ) -> None:
-        self.folder, self.console, self.tags, self.draws = folder, console, tags, draw
         self.job: Job = settled(folder.job)
+        super().__init__(folder, console, self.job, self.job.name, tags)
+        self.settings = folder.job.model_dump(mode="json")
+        self.draws = draw
         self.plan: Plan = make_plan(self.job)
         self.dataset: Dataset = open_dataset(self.job.data)
-        self.pool = Pool(self.job.teachers.store, self.dataset)
-        self.answers = Answers(self.job, self.dataset)
-        self.display = Display(console)
-        self.tracker = open_tracker(
-            self.job.tracking.uri,
-            self.job.tracking.experiment or self.job.name,
-            self.job.runs,
-            wait=False,  # Ray starts meanwhile
-        )
-        self.outbox = Outbox(lambda text: self.display.note(text, "yellow"))
         self.monitor = Monitor(self.display, self.tracker, self.outbox, self.plan.assignments)
-        self.account = Account(folder.path)
         self.known: JobArchive | None = None
         """Of a run that had come to its end: only what is missing is added to it."""
         self._to_log: set[str] = set()
         """Students whose model MLflow gets, or has got."""
         self._logged, self._counts, self._stopped = 0, False, False
+        self._unsent = 0
         self._engine: Future[Engine] | None = None
 
-    def go(self) -> list[StudentResult]:
-        if self.folder.state().status == "finished" and self._whole():
+    @functools.cached_property
+    def work(self) -> Work:
+        """What an engine is to do; of data that are ready."""
+        return Work.of(self.job, self.plan, self.folder.path)
+
+    def params(self) -> Mapping[str, Any]:
+        return flat(self.settings)
+
+    def recall(self) -> None:
+        if self._whole():
             self.known = results_of(read_job, self.folder.path)
-        self.display.stage("start", 0, "")
-        with (
-            self._engine_opened(),
-            tracked(
-                self.folder,
-                self.tracker,
-                self.outbox,
-                self.job.name,
-                flat(self.folder.job.model_dump(mode="json")),
-                tags=self.tags,
-            ) as run_id,
-            self.display,
-            self.account,
-        ):
-            try:
-                outcomes, unsent = self._through(run_id)
-            except BaseException:
-                self._stopped = True  # models are left to `resume`: they would hold up the end
-                raise
-        self.folder.finish()
-        self._show(outcomes, self.account.cost)
-        if unsent:
-            self.console.print(
-                f"MLflow did not get everything: when it answers again, agrekd resume "
-                f"{self.folder.path}",
-                style="yellow",
-                soft_wrap=True,
-            )
-        return outcomes
 
     @contextmanager
-    def _engine_opened(self) -> Iterator[None]:
-        """Start what trains the students, while MLflow's store is opened: both take seconds.
+    def started(self) -> Iterator[None]:
+        """The engine, opened while MLflow's store is.
 
         Where that fails, it fails again where the engine is used, so that MLflow hears of it.
         """
+        self.display.stage("start", 0, "")
         opened: Future[Engine] = Future()
         try:
-            if self._left() and not (
-                isinstance(self.dataset, Prepared) and self.dataset.unprepared()
-            ):
+            ready = not (isinstance(self.dataset, Prepared) and self.dataset.unprepared())
+            if ready and self.work.left():
                 self._engine = opened
-                opened.set_result(open_engine(self.job, self._handle))
+                opened.set_result(open_engine(self.job, self.handle))
         except BaseException as error:
             self._engine = opened
             opened.set_exception(error)
@@ -227,132 +182,78 @@ class _Run:
             if unused is not None and unused.exception() is None:
                 unused.result().close()
 
-    def _left(self) -> list[StudentSpec]:
-        """Students that are not finished."""
-        return [
-            assignment
-            for assignment in self.plan.assignments
-            if read_outcome(self.folder.students / assignment.name) is None
-        ]
-
-    def _through(self, run_id: str) -> tuple[list[StudentResult], int]:
-        """Everything, from data to MLflow; the last number is of writes that it did not get."""
-        ready_data(self.dataset, self.display, dfr=self.job.retrains)
-        if self.known is None:
-            self.tracker.reopen(run_id)
-            self._work()
-            self._votes()
-        else:
-            self.account.forget()
-        outcomes = self._outcomes()
-        for outcome in outcomes:  # of an earlier attempt, too
-            self.monitor.finished(outcome)
-        cost = self.known.job.cost if self.known else self.account.cost
-        self.display.stage("results", 0, "")
-        self._reports(outcomes, cost)
-        self._publish(run_id, outcomes, cost)
-        return outcomes, self.outbox.drain()
+    def through(self, run_id: str) -> list[StudentResult]:
+        try:
+            with self.display:
+                ready_data(self.dataset, self.display, dfr=self.job.retrains)
+                if self.known is None:
+                    self.tracker.reopen(run_id)
+                    self._work()
+                    self._votes()
+                else:
+                    self.account.forget()
+                outcomes = outcomes_of(self.folder)
+                for outcome in outcomes:  # of an earlier attempt, too
+                    self.monitor.finished(outcome)
+                cost = self.known.job.cost if self.known else self.account.cost
+                self.display.stage("results", 0, "")
+                self._reports(outcomes, cost)
+                self._publish(run_id, outcomes, cost)
+                self._unsent = self.outbox.drain()
+                return outcomes
+        except BaseException:
+            self._stopped = True  # models are left to `resume`: they would hold up the end
+            raise
 
     def _whole(self) -> bool:
         """Whether every method × seed is there."""
         voted = [f"{method}-seed-{seed}" for method, seed in self.plan.votes]
         if "teacher_vote" in self.job.methods:
             voted.append(f"teacher_vote-seed-{self.job.seeds[0]}")
-        trained = [name for given in self.plan.assignments for name in given.results]
+        trained = [name for spec in self.plan.assignments for name in spec.results]
         return all(read_outcome(self.folder.students / name) for name in (*trained, *voted))
 
     def _work(self) -> None:
         """Teachers and students: what needs an engine."""
-        families = self.pool.missing(self.plan.recipes)
-        left = self._left()
-        if not families and not left and not self._unanswered():
+        if self.work.is_done:
             return
-        engine = self._engine.result() if self._engine else open_engine(self.job, self._handle)
+        engine = self._engine.result() if self._engine else open_engine(self.job, self.handle)
         try:
-            have = len({self.pool.fingerprint(recipe) for recipe in self.plan.recipes}) - sum(
-                map(len, families)
-            )
-            if families:
-                if have:
-                    self.display.note(f"{have} models of the pool are there already")
-                for folder in self.pool.damaged(families):
-                    self.display.note(f"{folder}: damaged, so it is made again")
-                self.display.stage("teachers", epochs_of(families), "epochs")
-                engine.make_teachers(families)
-            took = self._ask(engine)  # of processes that have just trained, for they are warm
-            if left:
-                self._train(engine, left)
-            if took:
-                self.account.add(TeacherCost(forwards=took))
+            self.do(self.work, engine)
         finally:
             self._engine = None
             engine.close()
 
-    def _handle(self, event: Event) -> None:
-        if isinstance(event, TeacherCostSoFar):
-            self.account.so_far(event.effort)
+    def handle(self, event: Event) -> None:
+        if not isinstance(event, StudentEpoch | StudentDone):
+            super().handle(event)
             return
         self.monitor.handle(event)
         # torch.export sets flags that all threads see: nobody is trained beside it in one process.
         if isinstance(event, StudentDone) and self.job.guidance != "local":
             self._log_model(event.outcome)
 
-    def _train(self, engine: Engine, left: list[StudentSpec]) -> None:
-        everything = sum(a.training.epochs for a in self.plan.assignments)
-        done = everything - sum(a.training.epochs for a in left)
-        self.display.stage("students", everything, "epochs", done)
-        taught = any(assignment.spec for assignment in left)
-        try:
-            effort = engine.train_students(
-                self.plan.assignments,
-                self.plan.checkpoints(self.pool) if taught else {},
-                self.folder.students,
-                self.folder.training,
-            )
-        except AgrekdError:
-            if self.monitor.failure:
-                raise RunError(self.monitor.failure) from None
-            raise
-        if taught:
-            self.account.add(effort)
-
-    def _unanswered(self) -> list[Asked]:
-        return self.answers.missing(self.plan.answering(self.pool))
-
-    def _ask(self, engine: Engine) -> int:
-        """What the votes and the diagnostics need to know of finished models.
-
-        Returns:
-            Forward passes that it took of teachers.
-        """
-        asked = self._unanswered()
-        self.answers.complete(asked, engine, self.display)
-        teachers = {*self.plan.checkpoints(self.pool).values()}
-        return sum(len(one.splits) for one in asked if one.folder in teachers)
-
     def _votes(self) -> None:
         """Outcomes of the ensembles that vote."""
-        drawn, checkpoints = self.plan.draw, self.plan.checkpoints(self.pool)
+        drawn, pool, answers = self.plan.draw, self.work.pool, self.work.answers
         votes = [
-            (method, seed, str(len(members)), [self.pool.folder(member) for member in members])
+            (method, seed, str(len(members)), [pool.folder(member) for member in members])
             for (method, seed), members in self.plan.votes.items()
         ]
         if "teacher_vote" in self.job.methods:
-            folders = [checkpoints[name] for name in drawn.teachers]
+            folders = [self.work.checkpoints[name] for name in drawn.teachers]
             votes.append(("teacher_vote", self.job.seeds[0], drawn.in_words, folders))
         for method, seed, teachers, folders in votes:
             place = self.folder.students / f"{method}-seed-{seed}"
             if (outcome := read_outcome(place)) is None:
-                told = {split: self.answers.vote(folders, split) for split in (SELECT, TEST)}
-                splits = {
-                    split: score(self.dataset, split, *found) for split, found in told.items()
-                }
+                voted = {split: answers.vote(folders, split) for split in (SELECT, TEST)}
+                splits = {split: score(self.dataset, split, *vote) for split, vote in voted.items()}
                 outcome = StudentResult(
                     method,
                     seed,
                     teachers,
                     splits,
-                    calibration=calibration(self.dataset, TEST, *told[TEST]),
+                    calibration=calibration(self.dataset, TEST, *voted[TEST]),
                 )
                 write_outcome(place, outcome)
             self.monitor.finished(outcome)
@@ -364,25 +265,22 @@ class _Run:
             return self.known.diagnostics
         if not self.plan.needs_ensemble:
             return Diagnostics()
-        checkpoints, drawn = self.plan.checkpoints(self.pool), self.plan.draw
+        drawn, work = self.plan.draw, self.work
 
-        def answers(names: Sequence[str], split: str) -> Tensor:
-            return self.answers.vote([checkpoints[name] for name in names], split)[1]
+        def predicted(names: Sequence[str], split: str) -> Tensor:
+            return work.answers.vote([work.checkpoints[name] for name in names], split)[1]
 
         return Diagnostics(
             {
                 split: agreement(
                     self.dataset,
                     split,
-                    answers(drawn.teachers, split),
-                    answers([drawn.biased], split),
+                    predicted(drawn.teachers, split),
+                    predicted([drawn.biased], split),
                 )
                 for split in (SELECT, TEST)
             }
         )
-
-    def _outcomes(self) -> list[StudentResult]:
-        return outcomes_of(self.folder)
 
     def _members(self) -> tuple[list[TeacherResult], TeacherResult | None]:
         """The teachers, and the biased model, with their metrics."""
@@ -390,7 +288,7 @@ class _Run:
             return self.known.members, self.known.biased
         if not self.plan.needs_ensemble:
             return [], None
-        return members(self.plan, self.pool, self.answers)
+        return members(self.plan, self.work.pool, self.work.answers)
 
     def _reports(self, outcomes: list[StudentResult], cost: Cost) -> None:
         """results.json, results.csv and the plots: anew, or what is missing of them."""
@@ -406,11 +304,11 @@ class _Run:
             "data": self.dataset.fingerprint,
             **asdict(cost),
             "versions": package_versions(),
-            "settings": self.folder.job.model_dump(mode="json"),
+            "settings": self.settings,
         }
-        report.publish_files(path, outcomes, members, biased, about, diagnostics, anew=anew)
-        if self.draws:
-            report.draw(self.folder.plots, outcomes, members, diagnostics, anew=anew)
+        report.publish_files(
+            path, outcomes, members, biased, about, diagnostics, anew=anew, draw=self.draws
+        )
 
     @functools.cached_property
     def _example(self) -> np.ndarray:
@@ -464,26 +362,15 @@ class _Run:
             )
         )
 
-    def _show(self, outcomes: list[StudentResult], cost: Cost) -> None:
-        members, _ = self._members()
-        console = self.console
+    def show(self, outcomes: list[StudentResult]) -> None:
+        cost, console = self.account.cost, self.console
         console.print()
-        report.render(outcomes, members, console)
+        report.render(outcomes, self._members()[0], console)
         console.print()
         report.render_degraded(report.degraded_lines(outcomes), console)
-        for name, value in (
-            ("finished in", cost.in_words),
-            (
-                "this time" if self.known or cost.attempts > 1 else "of them",
-                ", ".join(self.display.stages()),
-            ),
-            *([("teachers", cost.effort.in_words)] if cost.effort else []),
-            *_spent_lines(outcomes, cost.effort),
-            ("results", str(self.folder.path)),
-            ("plots", str(self.folder.plots)),
-            ("MLflow", self.tracker.ui_command()),
-        ):
-            console.print(f"{name:<12}{value}", soft_wrap=True)
+        again = self.known is not None or cost.attempts > 1
+        stages = ("this time" if again else "of them", ", ".join(self.display.stages()))
+        self.say_end(cost, self._unsent, stages, _spent_lines(outcomes, cost.effort))
 
 
 def _spent_lines(
@@ -493,6 +380,6 @@ def _spent_lines(
     lines = report.spent(outcomes, effort)
     width = max((len(what) for what, _ in lines), default=0)
     return [
-        ("" if number else "time", f"{what:<{width}}  {told}")
-        for number, (what, told) in enumerate(lines)
+        ("" if number else "time", f"{what:<{width}}  {took}")
+        for number, (what, took) in enumerate(lines)
     ]

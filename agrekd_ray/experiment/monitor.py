@@ -8,7 +8,6 @@ from typing import Any
 
 from agrekd_ray.cluster.events import (
     Event,
-    Failed,
     Notice,
     OutputsDone,
     StudentDone,
@@ -63,8 +62,6 @@ class Monitor:
         self._unwritten: dict[str, list[Epoch]] = {}
         self._finished: set[str] = set()
         self._written = time.monotonic()
-        self.failure: str | None = None
-        """What a worker said before it ended the run."""
 
     def handle(self, event: Event) -> None:
         """One event."""
@@ -72,8 +69,6 @@ class Monitor:
             self._epoch(event)
         elif isinstance(event, StudentDone):
             self.finished(event.outcome)
-        elif isinstance(event, Failed):
-            self.failure = event.text
         else:
             show_progress(self._display, event)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,38 +20,35 @@ from typing import Any
 from rich.console import Console
 
 from agrekd_ray.cluster.environment import prepare
-from agrekd_ray.cluster.events import Event, Failed, StudentEpoch, TeacherCostSoFar
+from agrekd_ray.cluster.events import Event, StudentEpoch
 from agrekd_ray.config import Job
 from agrekd_ray.config.points import points_of
 from agrekd_ray.config.sweep import Setting
 from agrekd_ray.data import open_dataset, splits_in_words
-from agrekd_ray.errors import AgrekdError, RunError
 from agrekd_ray.experiment.account import Account
-from agrekd_ray.experiment.display import Display, prepare_data, ready_data
-from agrekd_ray.experiment.ending import tracked
-from agrekd_ray.experiment.eval_logits import Answers
+from agrekd_ray.experiment.display import prepare_data, ready_data
+from agrekd_ray.experiment.driver import Driver, open_engine
 from agrekd_ray.experiment.folder import RunFolder
 from agrekd_ray.experiment.job import (
     cost_metrics,
-    open_engine,
     outcomes_of,
     package_versions,
     results_of,
     run_job,
 )
-from agrekd_ray.experiment.monitor import flat, show_progress
-from agrekd_ray.experiment.plan import epochs_of, make_plan
+from agrekd_ray.experiment.monitor import flat
+from agrekd_ray.experiment.plan import make_plan
 from agrekd_ray.experiment.settled import settled
+from agrekd_ray.experiment.work import Work
 from agrekd_ray.report.archive import read_study
 from agrekd_ray.report.study import markdown, publish_files, show
-from agrekd_ray.results import Cost, TeacherCost
+from agrekd_ray.results import Cost
 from agrekd_ray.results.study import PointResult, StudyResult
 from agrekd_ray.settings import fingerprint
 from agrekd_ray.student import StudentSpec, read_outcome
-from agrekd_ray.teachers import Pool, Recipe
+from agrekd_ray.teachers import Pool
 from agrekd_ray.terminal import screen
-from agrekd_ray.tracking.outbox import Outbox
-from agrekd_ray.tracking.tracker import PARENT, open_tracker
+from agrekd_ray.tracking.tracker import PARENT
 
 POINTS = "points"
 
@@ -71,82 +68,67 @@ def run_study(folder: RunFolder, console: Console) -> StudyResult:
         KeyboardInterrupt: it was stopped.
     """
     with folder.claimed():
-        return _Study(folder, console).go()
+        return _StudyDriver(folder, console).run()
 
 
 @dataclass
-class _Cohort:
+class _Cohort(Work):
     """Points whose students may train side by side: of the same `placement`.
 
+    Its job is that of the first point; its students are those of all points, each put into its
+    point's folder. Where nothing is recorded, each point asks for itself, and none is `answering`.
+
     Attributes:
-        job: of the first point; gives data, pool and all that places a student.
-        assignments: of all points, each put into its point's folder.
-        checkpoints: folders of everybody who teaches at any point, by name.
-        recipes: of every model that the pool must hold.
         points: their numbers in the study.
-    answering: names of the models whose answers the ends of points need, by checkpoint; none
-        where nothing is recorded: each point asks for itself.
     """
 
-    job: Job
-    assignments: list[StudentSpec] = field(default_factory=list)
-    checkpoints: dict[str, Path] = field(default_factory=dict)
-    recipes: list[Recipe] = field(default_factory=list)
     points: list[int] = field(default_factory=list)
-    answering: dict[Path, str] = field(default_factory=dict)
 
-    def distinct(self, students: Path) -> list[list[StudentSpec]]:
-        """The assignments, those that come to the same student together, finished ones first."""
+    def twins(self) -> list[list[StudentSpec]]:
+        """Those that come to the same student together, finished ones first."""
         alike: list[list[StudentSpec]] = []
-        for given in self.assignments:
-            plain = replace(given, folder="")
-            twins = next((a for a in alike if replace(a[0], folder="") == plain), None)
+        for spec in self.specs:
+            twins = next((t for t in alike if replace(t[0], folder=spec.folder) == spec), None)
             if twins is None:
-                alike.append([given])
+                alike.append([spec])
             else:
-                twins.append(given)
+                twins.append(spec)
         return [
-            sorted(twins, key=lambda a: read_outcome(students / a.name) is None) for twins in alike
+            sorted(twins, key=lambda spec: read_outcome(self.students / spec.name) is None)
+            for twins in alike
         ]
 
+    def distinct(self) -> list[StudentSpec]:
+        return [twins[0] for twins in self.twins()]
 
-class _Study:
-    """The state that the parts of one study share."""
+
+class _StudyDriver(Driver[StudyResult]):
+    """The driver of one study."""
+
+    folder: RunFolder
+    role = "study"
 
     def __init__(self, folder: RunFolder, console: Console) -> None:
-        self.folder, self.console = folder, console
         self.job = folder.job
+        super().__init__(folder, console, self.job, self.job.name)
         self.points = points_of(self.job)
-        self.display = Display(console)
         self.root = folder.path / POINTS
         self.folders: list[RunFolder] = []
         self.results: dict[int, PointResult] = {}
         """Of the points that are finished, by number."""
-        self.failure: str | None = None
-        self.account = Account(folder.path)
         self.known: StudyResult | None = None
         """Of a study that had come to its end: only what is missing is added to it."""
-        self.tracker = open_tracker(
-            self.job.tracking.uri, self.job.tracking.experiment or self.job.name, self.job.runs
-        )
-        self.outbox = Outbox(lambda text: self.display.note(text, "yellow"))
         self.splits: list[str] = []
+        self._unsent = 0
 
-    def go(self) -> StudyResult:
-        if self.folder.state().status == "finished":
-            self.known = results_of(read_study, self.folder.path)
-        with (
-            tracked(
-                self.folder,
-                self.tracker,
-                self.outbox,
-                self.job.name,
-                flat(self.job.model_dump(mode="json", exclude={"published"})),
-                role="study",
-            ) as run_id,
-            self.display,
-            self.account,
-        ):
+    def params(self) -> Mapping[str, Any]:
+        return flat(self.job.model_dump(mode="json", exclude={"published"}))
+
+    def recall(self) -> None:
+        self.known = results_of(read_study, self.folder.path)
+
+    def through(self, run_id: str) -> StudyResult:
+        with self.display:
             for _, job in self.points:
                 dataset = open_dataset(job.data)
                 if (splits := splits_in_words(dataset)) not in self.splits:
@@ -163,10 +145,11 @@ class _Study:
             result = self._result(self.known.cost if self.known else self.account.cost)
             publish_files(result, self.folder.path, anew=self.known is None)
             self._publish(run_id, result)
-        self.folder.finish()
-        show(result, self.console)
-        self._where(self.account.cost)
         return result
+
+    def show(self, result: StudyResult) -> None:
+        show(result, self.console)
+        self.say_end(self.account.cost, self._unsent)
 
     def _point_folder(self, setting: Setting, job: Job) -> RunFolder:
         return RunFolder.inside(self.root / setting.folder, job)
@@ -179,8 +162,8 @@ class _Study:
         self._more_to_do(run_id)
         with self._session(cohorts):
             for number, cohort in enumerate(cohorts):
-                name = f"{number + 1}/{len(cohorts)}" if len(cohorts) > 1 else ""
-                self._train_cohort(cohort, name)
+                part = f"{number + 1}/{len(cohorts)}" if len(cohorts) > 1 else ""
+                self._train_cohort(cohort, part)
                 self._finish(cohort.points, run_id)
 
     def _more_to_do(self, run_id: str) -> None:
@@ -189,48 +172,16 @@ class _Study:
             self.known = None
             self.tracker.reopen(run_id)
 
-    def _train_cohort(self, cohort: _Cohort, name: str) -> None:
-        self.display.stage(f"start {name}".strip(), 0, "")
-        engine = open_engine(cohort.job, self._handle)
+    def _train_cohort(self, cohort: _Cohort, part: str) -> None:
+        self.display.stage(f"start {part}".strip(), 0, "")
+        engine = open_engine(cohort.job, self.handle)
         try:
-            families = self._pool(cohort).missing(cohort.recipes)
-            if families:
-                self.display.stage(f"teachers {name}".strip(), epochs_of(families), "epochs")
-                engine.make_teachers(families)
-            answers = self._answers(cohort)
-            asked = answers.missing(cohort.answering)
-            answers.complete(asked, engine, self.display)
-            teachers = {*cohort.checkpoints.values()}
-            if took := sum(len(one.splits) for one in asked if one.folder in teachers):
-                self.account.add(TeacherCost(forwards=took))
-            left = self._left(cohort)
-            if left:
-                epochs = sum(a.training.epochs for a in left)
-                self.display.stage(f"students {name}".strip(), epochs, "epochs")
-                taught = any(a.spec for a in left)
-                key = fingerprint(sorted(a.name for a in cohort.assignments))[:12]
-                effort = engine.train_students(
-                    tuple(left),
-                    cohort.checkpoints if taught else {},
-                    self.root,
-                    self.folder.training / key,
-                )
-                if taught:
-                    self.account.add(effort)
-        except AgrekdError:
-            if self.failure:
-                raise RunError(self.failure) from None
-            raise
+            self.do(cohort, engine, part)
         finally:
             engine.close()
-        for first, *others in cohort.distinct(self.root):
+        for first, *others in cohort.twins():
             for twin in others:
                 _share(self.root, first, twin)
-
-    def _left(self, cohort: _Cohort) -> list[StudentSpec]:
-        """One of each that is not finished anywhere."""
-        firsts = [twins[0] for twins in cohort.distinct(self.root)]
-        return [a for a in firsts if read_outcome(self.root / a.name) is None]
 
     def _cohorts(self) -> list[_Cohort]:
         cohorts: dict[str, list[_Cohort]] = {}
@@ -244,31 +195,23 @@ class _Study:
             fits = (c for c in alike if _agree(c.checkpoints, checkpoints))
             cohort = next(fits, None)
             if cohort is None:
-                alike.append(cohort := _Cohort(settled(job)))
+                alike.append(cohort := _Cohort(settled(job), self.root, self.folder.training))
             inside = f"{setting.folder}/students"
-            cohort.assignments += [replace(a, folder=inside) for a in plan.assignments]
+            cohort.specs += [replace(spec, folder=inside) for spec in plan.assignments]
             cohort.checkpoints |= checkpoints
             cohort.recipes += plan.recipes
             cohort.points.append(number)
             if job.guidance != "local" and self.folders[number].state().status != "finished":
                 cohort.answering |= plan.answering(pool)
-        return [cohort for alike in cohorts.values() for cohort in alike]
+        every = [cohort for alike in cohorts.values() for cohort in alike]
+        for cohort in every:
+            key = fingerprint(sorted(spec.name for spec in cohort.specs))[:12]
+            cohort.storage = self.folder.training / key
+        return every
 
     def _incomplete(self, cohort: _Cohort) -> bool:
-        """Whether there is work for an engine."""
-        if self._left(cohort):
-            return True
-        if self.known is not None:  # its students are all there, and need no teachers any more
-            return False
-        return bool(self._pool(cohort).missing(cohort.recipes)) or bool(
-            self._answers(cohort).missing(cohort.answering)
-        )
-
-    def _answers(self, cohort: _Cohort) -> Answers:
-        return Answers(cohort.job, open_dataset(cohort.job.data))
-
-    def _pool(self, cohort: _Cohort) -> Pool:
-        return Pool(cohort.job.teachers.store, open_dataset(cohort.job.data))
+        """Whether there is work for an engine; finished students need no teachers any more."""
+        return bool(cohort.left()) if self.known is not None else not cohort.is_done
 
     @contextmanager
     def _session(self, cohorts: Sequence[_Cohort]) -> Iterator[None]:
@@ -279,26 +222,22 @@ class _Study:
         prepare(starts_cluster=self.job.ray.address is None)
         from agrekd_ray.experiment.ray_engine import session_of
 
-        session = session_of([cohort.job for cohort in cohorts], self._handle)
+        session = session_of([cohort.job for cohort in cohorts], self.handle)
         try:
             yield
         finally:
             session.close()
 
-    def _handle(self, event: Event) -> None:
-        if isinstance(event, StudentEpoch):
-            point, _, student = event.student.partition("/students/")
-            worst = event.epoch.val.worst_group_accuracy
-            self.display.advance(
-                f"{point.replace(',', ' ')} {student} epoch {event.epoch.epoch + 1}/"
-                f"{event.epochs}, val {event.epoch.val.worst} {worst:.1%}"
-            )
-        elif isinstance(event, TeacherCostSoFar):
-            self.account.so_far(event.effort)
-        elif isinstance(event, Failed):
-            self.failure = event.text
-        else:
-            show_progress(self.display, event)
+    def handle(self, event: Event) -> None:
+        if not isinstance(event, StudentEpoch):
+            super().handle(event)
+            return
+        point, _, student = event.student.partition("/students/")
+        worst = event.epoch.val.worst_group_accuracy
+        self.display.advance(
+            f"{point.replace(',', ' ')} {student} epoch {event.epoch.epoch + 1}/"
+            f"{event.epochs}, val {event.epoch.val.worst} {worst:.1%}"
+        )
 
     def _finish(self, numbers: Sequence[int], run_id: str) -> None:
         """Votes, tables and MLflow of points; with more to come, the files of those so far."""
@@ -313,8 +252,7 @@ class _Study:
                 tags = {PARENT: run_id, "agrekd.point": setting.label}
                 self._more_to_do(run_id)
                 outcomes = run_job(point, screen(quiet=True), tags, draw=False)
-                if (effort := Account(point.path).cost.effort) is not None:
-                    self.account.add(effort)
+                self.account.add(Account(point.path).cost.effort)
             self.results[number] = PointResult(setting.label, setting.at, setting.draw, outcomes)
             self.display.advance(setting.label)
         if len(self.results) < len(self.points):
@@ -351,17 +289,7 @@ class _Study:
                 markdown(result),
             )
         )
-        self.outbox.drain()
-
-    def _where(self, cost: Cost) -> None:
-        for name, value in (
-            ("finished in", cost.in_words),
-            *([("teachers", cost.effort.in_words)] if cost.effort else []),
-            ("results", str(self.folder.path)),
-            ("plots", str(self.folder.plots)),
-            ("MLflow", self.tracker.ui_command()),
-        ):
-            self.console.print(f"{name:<12}{value}", soft_wrap=True)
+        self._unsent = self.outbox.drain()
 
 
 def placement(job: Job) -> str:

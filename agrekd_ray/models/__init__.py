@@ -7,7 +7,6 @@ an entry in `BUILDERS`; a whole library of them is a `Family`.
 from agrekd_ray.models.builders import (
     BUILDERS,
     FAMILIES,
-    adopt,
     adopt_folder,
     behind,
     build,
@@ -28,7 +27,6 @@ __all__ = [
     "Model",
     "Preprocessing",
     "Shape",
-    "adopt",
     "adopt_folder",
     "behind",
     "build",

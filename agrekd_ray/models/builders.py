@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from agrekd_ray.errors import AgrekdError, first_line
 from agrekd_ray.models.classifier import Classifier, Preprocessed, cut
@@ -40,9 +40,7 @@ Fill = Callable[[nn.Module, str], None]
 """Puts all weights into a network whose last linear layer has that path."""
 
 BUILDERS: dict[str, Callable[..., Classifier]] = {
-    "cnn": cnn,
-    "cnn_deep": cnn_deep,
-    "delayed": delayed,
+    builder.__name__: builder for builder in (cnn, cnn_deep, delayed)
 }
 """Builders by name: `(shape, classes, **args) -> Classifier`."""
 MEASURING = {"delayed"}
@@ -51,7 +49,9 @@ FAMILIES: tuple[Family, ...] = (Torchvision(), Timm(), Transformers())
 """Libraries whose architectures are named `PREFIX/NAME`."""
 
 
-def build(model: Model, shape: Shape, classes: int, seed: int | None = None) -> Classifier:
+def build(
+    model: Model, shape: Shape, classes: int, seed: int | None = None, fill: Fill | None = None
+) -> Classifier:
     """Build a model as training finds it: fresh weights from the seed, or those that it names.
 
     Args:
@@ -60,6 +60,7 @@ def build(model: Model, shape: Shape, classes: int, seed: int | None = None) -> 
         classes: C.
         seed: of the fresh weights; the global random state is left as it was. None where all
             weights are loaded afterwards: those that the model names are not looked at.
+        fill: puts all weights, head included, into the network as its library has made it.
 
     Raises:
         AgrekdError: unknown name, arguments that the builder does not take, samples that the
@@ -68,26 +69,10 @@ def build(model: Model, shape: Shape, classes: int, seed: int | None = None) -> 
     """
     with torch.random.fork_rng(devices=[]):
         if seed is None:
-            return _build(model.model_copy(update={"weights": None}), shape, classes, initial=False)
-        torch.manual_seed(seed)
-        return _build(model, shape, classes, initial=True)
-
-
-def adopt(model: Model, shape: Shape, classes: int, fill: Fill) -> Classifier:
-    """Build a model with all its weights, head included.
-
-    Args:
-        model: which one; weights that it names are not looked at.
-        shape: of a sample.
-        classes: C.
-        fill: puts the weights into its library's own network.
-
-    Raises:
-        AgrekdError: as `build`, and whatever `fill` raises.
-    """
-    bare = model.model_copy(update={"weights": None})
-    with torch.random.fork_rng(devices=[]):
-        return _build(bare, shape, classes, initial=False, fill=fill)
+            model = model.model_copy(update={"weights": None})
+        else:
+            torch.manual_seed(seed)
+        return _build(model, shape, classes, initial=seed is not None, fill=fill)
 
 
 def adopt_folder(model: Model, shape: Shape, classes: int, state: State | None) -> Classifier:
@@ -105,7 +90,9 @@ def adopt_folder(model: Model, shape: Shape, classes: int, state: State | None) 
     """
     published = model.model_copy(update={"weights": PRETRAINED})
     with torch.random.fork_rng(devices=[]):
-        parts = Transformers().whole(published, _inside(model, shape), classes, state)
+        parts = Transformers().parts(
+            published, _inside(model, shape), classes, initial=True, whole=True, state=state
+        )
     return behind(_parted(parts), model.preprocessing)
 
 
@@ -159,29 +146,30 @@ def check(
     if tokens is not None:
         check_tokens(model, tokens)
     built = check_name(model, shape, classes)
-    if _is_small(built, shape):
-        built = build(model, shape, classes)
-    device = next(built.parameters()).device
+    weights = sum(weight.numel() for weight in built.parameters())
+    # A batch through few weights is quicker than what torch loads to do without them.
+    small = weights <= _FEW_WEIGHTS and math.prod(shape) <= _SMALL_SAMPLE
+    logits = None if small else _logits(model, built, shape)
+    if logits is None:
+        logits = _logits(model, build(model, shape, classes), shape)
+    if logits is None or logits.shape != (2, classes):
+        gives = None if logits is None else tuple(logits.shape)
+        raise AgrekdError(f"{model.name} gives {gives}, not [2, {classes}]")
+
+
+def _logits(model: Model, built: Classifier, shape: Shape) -> Tensor | None:
+    """Of two samples; None where the model is without weights, and looks at values (padding)."""
     kind = torch.int64 if len(shape) == 1 else torch.float32
-    inputs = torch.ones(2, *shape, dtype=kind).to(device)
+    inputs = torch.ones(2, *shape, dtype=kind).to(next(built.parameters()).device)
     try:
         with torch.inference_mode():
-            logits = built.eval()(inputs)
-    except RuntimeError as error:
-        if "meta tensors" not in str(error):  # text models look at the padding's values
-            raise _cannot_take(model, shape, error) from None
-        real = build(model, shape, classes)
-        logits = _through(model, real, torch.ones(2, *shape, dtype=kind))
+            return built.eval()(inputs)
     except Exception as error:  # whatever an architecture says of a size that it cannot take
-        raise _cannot_take(model, shape, error) from None
-    if logits.shape != (2, classes):
-        raise AgrekdError(f"{model.name} gives {tuple(logits.shape)}, not [2, {classes}]")
-
-
-def _is_small(built: Classifier, shape: Shape) -> bool:
-    """Whether a batch through real weights is quicker than what torch loads to do without them."""
-    weights = sum(weight.numel() for weight in built.parameters())
-    return weights <= _FEW_WEIGHTS and math.prod(shape) <= _SMALL_SAMPLE
+        if isinstance(error, RuntimeError) and "meta tensors" in str(error):
+            return None
+        raise AgrekdError(
+            f"{model.name} cannot take {in_words(shape)}: {first_line(error)}"
+        ) from None
 
 
 def check_name(model: Model, shape: Shape = (3, 224, 224), classes: int = 10) -> Classifier:
@@ -218,16 +206,28 @@ def identified(model: Model) -> Model:
 
 
 def _build(
-    model: Model,
-    shape: Shape,
-    classes: int,
-    *,
-    initial: bool,
-    fill: Fill | None = None,
+    model: Model, shape: Shape, classes: int, *, initial: bool, fill: Fill | None = None
 ) -> Classifier:
     """Fresh weights, or those that the model names; on the meta device files are only compared."""
     fill = fill or functools.partial(_first_weights, model)
-    classifier = _classifier(model, _inside(model, shape), classes, initial, fill)
+    inside = _inside(model, shape)
+    family = _family(model)
+    if family is None and model.name not in BUILDERS:
+        raise AgrekdError(_unknown(model.name))
+    if model.small_stem and not isinstance(family, Torchvision):
+        raise AgrekdError(f"small_stem is for torchvision models, not for {model.name}")
+    if len(inside) == 1 and not isinstance(family, Transformers):
+        raise AgrekdError(
+            f"{model.name} takes images, the data are {in_words(inside)}; choose transformers/NAME"
+        )
+    if family is None:
+        classifier = _own(model, inside, classes)
+        fill(classifier, "head")
+    else:
+        with _known(model):
+            parts = family.parts(model, inside, classes, initial=initial)
+        fill(parts.network, parts.head)
+        classifier = _parted(parts)
     return behind(classifier, model.preprocessing)
 
 
@@ -245,20 +245,6 @@ def _inside(model: Model, shape: Shape) -> Shape:
     if preprocessing.size is None:
         return shape
     return (channels, preprocessing.size, preprocessing.size)
-
-
-def _classifier(model: Model, shape: Shape, classes: int, initial: bool, fill: Fill) -> Classifier:
-    family = _family(model)
-    if family is None:
-        classifier = _own(model, shape, classes)
-        fill(classifier, "head")
-        return classifier
-    if len(shape) == 1 and not isinstance(family, Transformers):
-        raise _images_only(model, shape)
-    with _known(model):
-        parts = family.parts(model, shape, classes, initial=initial)
-    fill(parts.network, parts.head)
-    return _parted(parts)
 
 
 def _parted(parts: Parts) -> Classifier:
@@ -290,17 +276,11 @@ def unknown_normalisation(fitted: Fitted) -> str:
 
 
 def _own(model: Model, shape: Shape, classes: int) -> Classifier:
-    if model.name not in BUILDERS:
-        raise AgrekdError(_unknown(model.name))
-    if model.small_stem:
-        raise AgrekdError(f"small_stem is for torchvision models, not for {model.name}")
     if model.weights is not None and not is_file(model.weights):
         raise AgrekdError(
             f"{model.name} has no published weights {model.weights!r}; a file ends in "
             ".safetensors, .pt or .pth"
         )
-    if len(shape) == 1:
-        raise _images_only(model, shape)
     builder = BUILDERS[model.name]
     known = [name for name in inspect.signature(builder).parameters if name != "shape"]
     for name, value in model.args.items():
@@ -317,10 +297,7 @@ def _own(model: Model, shape: Shape, classes: int) -> Classifier:
 
 
 def _family(model: Model) -> Family | None:
-    found = next((f for f in FAMILIES if model.name.startswith(f.prefix)), None)
-    if found is not None and model.small_stem and not isinstance(found, Torchvision):
-        raise AgrekdError(f"small_stem is for torchvision models, not for {model.name}")
-    return found
+    return next((family for family in FAMILIES if model.name.startswith(family.prefix)), None)
 
 
 @contextlib.contextmanager
@@ -330,24 +307,6 @@ def _known(model: Model) -> Iterator[None]:
         yield
     except LookupError:
         raise AgrekdError(_unknown(model.name)) from None
-
-
-def _through(model: Model, built: Classifier, inputs: torch.Tensor) -> torch.Tensor:
-    try:
-        with torch.inference_mode():
-            return built.eval()(inputs)
-    except Exception as error:
-        raise _cannot_take(model, tuple(inputs.shape[1:]), error) from None
-
-
-def _cannot_take(model: Model, shape: Shape, error: Exception) -> AgrekdError:
-    return AgrekdError(f"{model.name} cannot take {in_words(shape)}: {first_line(error)}")
-
-
-def _images_only(model: Model, shape: Shape) -> AgrekdError:
-    return AgrekdError(
-        f"{model.name} takes images, the data are {in_words(shape)}; choose transformers/NAME"
-    )
 
 
 def _unknown(name: str) -> str:

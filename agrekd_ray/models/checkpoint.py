@@ -12,13 +12,22 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from agrekd_ray.errors import AgrekdError, CheckpointError
-from agrekd_ray.files import cannot_read, is_file, is_folder, unreadable
+from agrekd_ray.errors import AgrekdError, CheckpointError, first_line
+from agrekd_ray.files import (
+    DamagedError,
+    cannot_read,
+    checked,
+    in_a_line,
+    is_file,
+    is_folder,
+    read_json,
+    unreadable,
+)
 from agrekd_ray.models.builders import behind, build, identified
 from agrekd_ray.models.classifier import Classifier
 from agrekd_ray.models.model import Model
@@ -66,13 +75,6 @@ class Manifest:
     made_by: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 
-    def to_json(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return {**vars(self), "model": self.model.model_dump(mode="json")}
-
-
-_READER = TypeAdapter(Manifest)
-
 
 def save(folder: Path, model: Classifier, manifest: Manifest) -> Manifest:
     """Write a checkpoint so that it is there whole or not at all.
@@ -101,8 +103,11 @@ def save(folder: Path, model: Classifier, manifest: Manifest) -> Manifest:
             "weights": _sha256(partial / WEIGHTS),
             "backbone": _backbone_sha256(description, state, metadata),
         }
-        complete = Manifest(**{**vars(manifest), **digests, "model": description})
-        (partial / MANIFEST).write_text(_sealed(complete), encoding="utf-8")
+        plain = {**vars(manifest), **digests, "model": description.model_dump(mode="json")}
+        values = json.loads(json.dumps(plain))
+        # With a digest of itself, so that what is changed by accident is found.
+        sealed = json.dumps({**values, _SEAL: _digest(values)}, indent=1) + "\n"
+        (partial / MANIFEST).write_text(sealed, encoding="utf-8")
         _put(partial, folder, manifest.fingerprint)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -130,32 +135,28 @@ def read_manifest(folder: Path) -> Manifest:
             f"{MANIFEST}."
         )
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path, object)
         if not isinstance(values, dict):
-            raise ValueError("it holds no JSON object")
+            raise DamagedError("it holds no JSON object")
         seal = values.pop(_SEAL, None)
         if values.get("format") != FORMAT:
-            raise ValueError(f"its format is {values.get('format')!r}, this version reads {FORMAT}")
+            raise DamagedError(
+                f"its format is {values.get('format')!r}, this version reads {FORMAT}"
+            )
         if wrong := values.keys() ^ {entry.name for entry in fields(Manifest)}:
-            raise ValueError(f"unknown or missing: {', '.join(sorted(wrong))}")
+            raise DamagedError(f"unknown or missing: {', '.join(sorted(wrong))}")
         if seal is not None and seal != _digest(values):
-            raise ValueError("not as it was written")
-        return _READER.validate_python(values)
+            raise DamagedError("not as it was written")
+        return checked(Manifest, values)
     except FileNotFoundError:
         raise CheckpointError(
             f"{folder}: no checkpoint there; it would be a folder with {WEIGHTS} and {MANIFEST}."
         ) from None
     except OSError as error:
         raise _unreadable(path, error) from None
-    except ValidationError as error:
-        first = error.errors()[0]
+    except (DamagedError, RecursionError) as error:
         raise CheckpointError(
-            f"{path}: damaged manifest ({'.'.join(map(str, first['loc']))}: {first['msg']}). Make "
-            "the checkpoint again."
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path}: damaged manifest ({_first_line(error)}). Make the checkpoint again."
+            f"{path}: damaged manifest ({in_a_line(error)}). Make the checkpoint again."
         ) from None
 
 
@@ -177,12 +178,6 @@ def _is_whole(folder: Path, fingerprint: str) -> bool:
         return load(folder)[1].fingerprint == fingerprint
     except CheckpointError:
         return False
-
-
-def _sealed(manifest: Manifest) -> str:
-    """A manifest with a digest of itself, so that what is changed by accident is found."""
-    values = json.loads(json.dumps(manifest.to_json()))
-    return json.dumps({**values, _SEAL: _digest(values)}, indent=1) + "\n"
 
 
 def _digest(values: dict[str, Any]) -> str:
@@ -228,12 +223,12 @@ def load(folder: Path, device: torch.device | str = "cpu") -> tuple[Classifier, 
             model.head = nn.Linear(model.head.in_features, model.head.out_features)
         model.load_state_dict(state)
     except SafetensorError as error:
-        raise CheckpointError(f"{path}: not a safetensors file ({_first_line(error)}).") from None
+        raise CheckpointError(f"{path}: not a safetensors file ({first_line(error)}).") from None
     except AgrekdError as error:
         raise CheckpointError(f"{folder}: {error}") from None
     except RuntimeError as error:
         raise CheckpointError(
-            f"{path}: the weights do not fit {manifest.model.name} ({_first_line(error)})"
+            f"{path}: the weights do not fit {manifest.model.name} ({first_line(error)})"
         ) from None
     return model.to(device).eval(), manifest
 
@@ -274,7 +269,3 @@ def _backbone_sha256(
             digest.update(name.encode() + str(state[name].dtype).encode())
             digest.update(state[name].reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"

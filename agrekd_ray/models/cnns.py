@@ -18,16 +18,8 @@ def cnn(shape: Shape, classes: int, width: int = 16) -> Classifier:
         classes: C.
         width: channels of the first layer; the second has twice as many.
     """
-    backbone = nn.Sequential(
-        nn.Conv2d(shape[0], width, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(width, 2 * width, 3, padding=1),
-        nn.ReLU(),
-        nn.AdaptiveMaxPool2d(2),
-        nn.Flatten(),
-    )
-    return Classifier(backbone, nn.Linear(8 * width, classes))
+    layers = [*_convolution(shape[0], width), nn.MaxPool2d(2), *_convolution(width, 2 * width)]
+    return _pooled(layers, 2 * width, classes)
 
 
 def cnn_deep(shape: Shape, classes: int, width: int = 32) -> Classifier:
@@ -38,18 +30,18 @@ def cnn_deep(shape: Shape, classes: int, width: int = 32) -> Classifier:
         classes: C.
         width: channels of the first layer; the others have twice as many.
     """
-    backbone = nn.Sequential(
-        nn.Conv2d(shape[0], width, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(width, 2 * width, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(2 * width, 2 * width, 3, padding=1),
-        nn.ReLU(),
-        nn.AdaptiveMaxPool2d(2),
-        nn.Flatten(),
-    )
-    return Classifier(backbone, nn.Linear(8 * width, classes))
+    layers = [*_convolution(shape[0], width), *_convolution(width, 2 * width), nn.MaxPool2d(2)]
+    return _pooled([*layers, *_convolution(2 * width, 2 * width)], 2 * width, classes)
+
+
+def _convolution(inputs: int, outputs: int) -> tuple[nn.Module, nn.Module]:
+    return nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU()
+
+
+def _pooled(layers: list[nn.Module], channels: int, classes: int) -> Classifier:
+    """Layers whose maps are pooled to 2 x 2, and a head."""
+    backbone = nn.Sequential(*layers, nn.AdaptiveMaxPool2d(2), nn.Flatten())
+    return Classifier(backbone, nn.Linear(4 * channels, classes))
 
 
 class _Delayed(nn.Module):

@@ -67,7 +67,8 @@ def class_names(
     Raises:
         CheckpointError: two keys name them in different orders, or one names more or fewer.
     """
-    found: tuple[tuple[str, ...], str] = ((), "")
+    classes_named: tuple[str, ...] = ()
+    where = ""
     for path, value in values.items():
         key = path.rpartition("/")[2].lower()
         if key not in _NAMES:
@@ -80,13 +81,13 @@ def class_names(
             )
         if len(names) != classes or all(map(_says_nothing, names, range(classes))):
             continue
-        if found[0] and found[0] != names:
+        if classes_named and classes_named != names:
             raise CheckpointError(
-                f"{source}: {found[1]} says that its classes are {listed(map(repr, found[0]))}, "
+                f"{source}: {where} says that its classes are {listed(map(repr, classes_named))}, "
                 f"{path} {listed(map(repr, names))}; say which order is right with --classes."
             )
-        found = names, found[1] or path
-    return found
+        classes_named, where = names, where or path
+    return classes_named, where
 
 
 def mean_and_std(
@@ -94,15 +95,13 @@ def mean_and_std(
 ) -> tuple[list[float], list[float]] | None:
     """A mean and a deviation for each channel that stand among a file's values; None without."""
     for path, mean in values.items():
-        start, key = path[: len(path) - len("mean")], path[len(path) - len("mean") :]
-        std = values.get(f"{start}std")
-        lists = all(
-            isinstance(of, list | tuple)
-            and len(of) == channels
-            and all(isinstance(value, int | float) for value in of)
-            for of in (mean, std)
-        )
-        if key == "mean" and lists:
+        std = values.get(f"{path.removesuffix('mean')}std")
+        if path.endswith("mean") and all(
+            isinstance(numbers, list | tuple)
+            and len(numbers) == channels
+            and all(isinstance(number, int | float) for number in numbers)
+            for numbers in (mean, std)
+        ):
             return list(mean), list(std)  # type: ignore[arg-type]
     return None
 

@@ -11,10 +11,6 @@ from torch import nn
 from agrekd_ray.models.model import Model, Shape
 
 
-def _as_it_is(network: nn.Module) -> nn.Module:
-    return network
-
-
 @dataclass(frozen=True)
 class Parts:
     """A network as its library made it.
@@ -27,7 +23,7 @@ class Parts:
 
     network: nn.Module
     head: str
-    adapt: Callable[[nn.Module], nn.Module] = _as_it_is
+    adapt: Callable[[nn.Module], nn.Module] = lambda network: network
 
 
 class Family(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from agrekd_ray.hub import hub_library, not_there, offline_errors
 from agrekd_ray.models.classifier import last_linear
 from agrekd_ray.models.family import Parts
 from agrekd_ray.models.model import PRETRAINED, Model, Preprocessing, Shape, in_words, is_file
+
+_timm = functools.partial(hub_library, "timm", "timm")
 
 
 class Timm:
@@ -138,10 +141,6 @@ def described(folder: Path, config: Mapping[str, Any], shape: Shape) -> tuple[Mo
     if size and said.get("interpolation", "bilinear") != "bilinear":
         notes.append(f"its own resizing is {said['interpolation']}, here it is bilinear")
     return model.model_copy(update={"preprocess": taken}), notes
-
-
-def _timm() -> Any:
-    return hub_library("timm", "timm")
 
 
 def _head(network: Any, classes: int, name: str) -> str:

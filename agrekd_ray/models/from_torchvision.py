@@ -29,11 +29,7 @@ class Torchvision:
         """See `Family.names`."""
         from torchvision.models import get_model_builder, list_models
 
-        return [
-            entry
-            for entry in list_models()
-            if get_model_builder(entry).__module__.rpartition(".")[0] == "torchvision.models"
-        ]
+        return [name for name in list_models() if _classifies(get_model_builder(name))]
 
     def identified(self, model: Model) -> Model:
         """See `Family.identified`; `DEFAULT` becomes the name that it stands for."""
@@ -78,7 +74,7 @@ class Torchvision:
             builder = get_model_builder(model.name.removeprefix(self.prefix))
         except ValueError:
             raise LookupError(model.name) from None
-        if builder.__module__.rpartition(".")[0] != "torchvision.models":
+        if not _classifies(builder):
             raise AgrekdError(f"{model.name} is not a classification architecture")
         return builder
 
@@ -93,6 +89,10 @@ class Torchvision:
             f"{model.name} has no published weights {model.weights!r}; it has "
             f"{', '.join(known.__members__) or 'none'}. A file ends in .safetensors, .pt or .pth."
         )
+
+
+def _classifies(builder: Any) -> bool:
+    return builder.__module__.rpartition(".")[0] == "torchvision.models"
 
 
 def _download(published: Any) -> State:
@@ -110,15 +110,13 @@ def _download(published: Any) -> State:
 
 def _shrink_stem(network: nn.Module, name: str) -> None:
     """First convolution 3 x 3, stride 1; pooling before the second convolution removed."""
-    found = next(((p, m) for p, m in network.named_modules() if isinstance(m, nn.Conv2d)), None)
-    if found is None or hasattr(network, "conv_proj"):
+    convolutions = [(p, m) for p, m in network.named_modules() if isinstance(m, nn.Conv2d)]
+    if not convolutions or hasattr(network, "conv_proj"):
         raise AgrekdError(f"{name} has no convolutional stem to shrink; set small_stem: false")
-    path, first = found
-    replace(
-        network,
-        path,
-        nn.Conv2d(first.in_channels, first.out_channels, 3, padding=1, bias=first.bias is not None),
-    )
+    path, first = convolutions[0]
+    bias = first.bias is not None
+    small = nn.Conv2d(first.in_channels, first.out_channels, 3, padding=1, bias=bias)
+    replace(network, path, small)
     layers = [(p, m) for p, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.MaxPool2d)]
     if isinstance(layers[1][1], nn.MaxPool2d):
         replace(network, layers[1][0], nn.Identity())

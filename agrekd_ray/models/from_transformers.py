@@ -29,6 +29,7 @@ from agrekd_ray.models.model import (
 from agrekd_ray.models.weights import State, sha256
 from agrekd_ray.settings import fingerprint
 
+_library = functools.partial(hub_library, "transformers", "text")
 _NOT_ARCHITECTURE = {
     "_name_or_path",
     "architectures",
@@ -95,48 +96,39 @@ class Transformers:
         # What transformers takes for its default today it may not take tomorrow.
         if getattr(config, "pad_token_id", None) is not None:
             args["pad_token_id"] = config.pad_token_id
-        found: dict[str, Any] = {"name": self.prefix + config.model_type, "args": args}
+        update: dict[str, Any] = {"name": self.prefix + config.model_type, "args": args}
         if model.weights == PRETRAINED:
-            found["weights"] = f"{PRETRAINED}:{_content(name, config)}"
-        return model.model_copy(update=found)
+            update["weights"] = f"{PRETRAINED}:{_content(name, config)}"
+        return model.model_copy(update=update)
 
-    def parts(self, model: Model, shape: Shape, classes: int, *, initial: bool) -> Parts:
-        """See `Family.parts`."""
-        return self._parts(model, shape, classes, initial=initial, whole=False)
-
-    def whole(self, model: Model, shape: Shape, classes: int, state: State | None = None) -> Parts:
-        """A network with all its published weights, head included.
-
-        Args:
-            model: a folder.
-            shape: of a sample.
-            classes: C.
-            state: other weights than those that transformers takes of the folder.
-
-        Raises:
-            AgrekdError: as `parts`; also where the head is not among them, or of another number of
-                classes.
-        """
-        return self._parts(model, shape, classes, initial=True, whole=True, state=state)
-
-    def _parts(
+    def parts(
         self,
         model: Model,
         shape: Shape,
         classes: int,
         *,
         initial: bool,
-        whole: bool,
+        whole: bool = False,
         state: State | None = None,
     ) -> Parts:
+        """See `Family.parts`.
+
+        Args:
+            model: which one.
+            shape: of a sample.
+            classes: C.
+            initial: fill in published weights, where the model names them.
+            whole: refuse published weights without a head, or with one of other classes.
+            state: other weights than those that transformers takes of the model's folder.
+
+        Raises:
+            AgrekdError: see `Family.parts`.
+        """
         library = _library()
         config = _config(model, num_labels=classes)
         text = len(shape) == 1
-        makers = (
-            library.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
-            if text
-            else library.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
-        )
+        kind = "SEQUENCE" if text else "IMAGE"
+        makers = getattr(library, f"MODEL_FOR_{kind}_CLASSIFICATION_MAPPING")
         if type(config) not in makers:
             raise AgrekdError(
                 f"{model.name}: transformers has no {config.model_type} that classifies "
@@ -183,10 +175,6 @@ class Transformers:
         return True
 
 
-def _library() -> Any:
-    return hub_library("transformers", "text")
-
-
 _AWAY: dict[str, Exception] = {}
 """Models of the hub that it was asked for in vain: it takes a minute to be found away."""
 
@@ -209,8 +197,8 @@ def _folder(name: str) -> bool:
 
 def _weight_files(folder: Path) -> list[Path]:
     """What from_pretrained takes: safetensors before pickles."""
-    found = (sorted(folder.glob(pattern)) for pattern in _WEIGHTS)
-    return next((files for files in found if files), [])
+    by_pattern = (sorted(folder.glob(pattern)) for pattern in _WEIGHTS)
+    return next(filter(None, by_pattern), [])
 
 
 def _config(model: Model, **more: Any) -> Any:
@@ -245,7 +233,7 @@ def _config(model: Model, **more: Any) -> Any:
             f" Or an architecture is meant: did you mean {TRANSFORMERS}{near[0]}?" if near else "",
         ) from None
     except Exception as error:  # every configuration class has checks of its own
-        raise AgrekdError(f"{model.name}: {_all_lines(error)}") from None
+        raise AgrekdError(f"{model.name}: {in_a_line(error)}") from None
     known = _taken(plain)
     for key in model.args:
         if key not in known:
@@ -275,10 +263,6 @@ def _check_folder(name: str, config: Mapping[str, Any]) -> None:
 def _taken(config: Any) -> set[str]:
     """Arguments that a configuration takes."""
     return {*config.to_dict(), *getattr(config, "attribute_map", {})}
-
-
-def _all_lines(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _check_text(name: str, config: Any, length: int) -> None:
@@ -375,7 +359,7 @@ def _pretrained(
     """The network with the weights of a folder or of the hub; the head may stay fresh."""
     name = model.name.removeprefix(TRANSFORMERS)
     try:
-        network, found = maker.from_pretrained(
+        network, loading = maker.from_pretrained(
             None if state is not None else name,
             state_dict=state,
             config=config,
@@ -386,17 +370,18 @@ def _pretrained(
     except offline_errors() as error:
         raise not_there(model.name, "weights", error) from None
     body = f"{network.base_model_prefix}."
-    absent = [key for key in found["missing_keys"] if key.startswith(body) and "pooler" not in key]
-    shaped = [key for key, *_ in found["mismatched_keys"] if key.startswith(body)]
-    if whole and (heads := {key: wrong for key, wrong, _ in found["mismatched_keys"]}):
-        key, wrong = sorted(heads.items())[0]
+    missing, mismatched = loading["missing_keys"], loading["mismatched_keys"]
+    absent = [key for key in missing if key.startswith(body) and "pooler" not in key]
+    shaped = [key for key, *_ in mismatched if key.startswith(body)]
+    if whole and mismatched:
+        key, shape = min((key, shape) for key, shape, _ in mismatched)
         raise AgrekdError(
-            f"{name}: a head of {wrong[0]} classes ({key}), but {config.num_labels} are wanted."
+            f"{name}: a head of {shape[0]} classes ({key}), but {config.num_labels} are wanted."
         )
-    if whole and found["missing_keys"]:
+    if whole and missing:
         raise AgrekdError(
-            f"{name}: weights without {', '.join(sorted(found['missing_keys'])[:4])}; a model that "
-            "was never trained to classify cannot teach."
+            f"{name}: weights without {', '.join(sorted(missing)[:4])}; a model that was never "
+            "trained to classify cannot teach."
         )
     if absent or shaped:
         raise AgrekdError(

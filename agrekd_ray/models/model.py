@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer
 
-from agrekd_ray.settings import Count, Settings
+from agrekd_ray.files import is_folder
+from agrekd_ray.settings import Count, Settings, absolute
 
 Shape = tuple[int, ...]
 """What one sample is: (channels, height, width) of an image, or (length,) of a token sequence."""
@@ -73,14 +74,16 @@ class Model(Settings):
     @classmethod
     def _absolute_folder(cls, name: str) -> str:
         folder = name.removeprefix(TRANSFORMERS)
-        if name == folder or not folder or not (folder[0] in (".", "~", "/") or _is_folder(folder)):
+        if name == folder or not folder:
             return name
-        return TRANSFORMERS + _absolute(folder)
+        if folder.startswith((".", "~", "/")) or is_folder(Path(folder)):
+            return f"{TRANSFORMERS}{absolute(Path(folder))}"
+        return name
 
     @field_validator("weights")
     @classmethod
     def _absolute_file(cls, weights: str | None) -> str | None:
-        return _absolute(weights) if weights and is_file(weights) else weights
+        return str(absolute(Path(weights))) if weights and is_file(weights) else weights
 
     @model_serializer(mode="wrap")
     def _short(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -116,17 +119,3 @@ def in_words(shape: Shape) -> str:
     if len(shape) == 1:
         return f"sequences of {shape[0]} tokens"
     return f"images of {' x '.join(map(str, shape))}"
-
-
-def _absolute(path: str) -> str:
-    try:
-        return str(Path(path).expanduser().absolute())
-    except RuntimeError as error:  # ~nobody
-        raise ValueError(f"a path; {error}") from None
-
-
-def _is_folder(name: str) -> bool:
-    try:
-        return Path(name).is_dir()
-    except (OSError, ValueError):  # too long for a path, or with a null character
-        return False

@@ -231,9 +231,9 @@ def _decoded(value: Any, values: dict[str, Any], device: torch.device) -> Any:
     if kind == "device":
         return device
     if kind == "torch":
-        found = getattr(torch, content)
-        if isinstance(found, torch.dtype | torch.layout | torch.memory_format):
-            return found
+        constant = getattr(torch, content)
+        if isinstance(constant, torch.dtype | torch.layout | torch.memory_format):
+            return constant
     if kind == "float":
         return float(content)
     if kind == "dict":

@@ -7,7 +7,6 @@ import hashlib
 import json
 import pickle
 import re
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -212,12 +211,18 @@ def fit(
         AgrekdError: keys that are missing, unknown, or of another shape; several sets and no word
             which; or no such set.
     """
-    wanted = network.state_dict()
+    wanted, tensors = network.state_dict(), contents.tensors
     heads = [name for name in wanted if name.startswith(f"{head}.")]
     needed = {n for n in wanted if not _counter(n) and not (fresh_head and n in heads)}
-    prefix, others, used = _chosen(contents.tensors, wanted, needed, source, which, averaged)
-    state, beside = _parted(contents.tensors, prefix, wanted)
-    normalisation = _normalisation(contents.tensors, beside)
+    sets = _sets(tensors, wanted)
+    prefix, others = _chosen(sets, tensors, wanted, needed, source, which, averaged)
+    paths = sets.get(prefix, {})
+    state = {name: tensors[path] for name, path in paths.items()}
+    whole = [paths for paths in sets.values() if needed <= paths.keys()]
+    used = {path for paths in whole for path in paths.values()}
+    taken, container = set(paths.values()), prefix.rpartition("/")[0]
+    beside = [p for p in tensors if p not in taken and p.rpartition("/")[0] == container]
+    normalisation = _normalisation(tensors, beside)
     left_out = [path for path in beside if path not in used and path not in (normalisation or ())]
     unknown = [
         name.removeprefix(prefix)
@@ -253,99 +258,73 @@ def fit(
         )
     network.load_state_dict(state, strict=False)
     sequence = _IN_SEQUENCE.fullmatch(prefix)
+    parameters = needed & {name for name, _ in network.named_parameters()}
+    partial = [
+        p for p, paths in sets.items() if parameters <= paths.keys() and needed - paths.keys()
+    ]
     return Fitted(
         place=_place(prefix),
-        others=tuple(_place(other) for other in others),
-        partial=tuple(map(_place, _without_buffers(network, contents.tensors, needed))),
+        others=tuple(map(_place, others)),
+        partial=tuple(map(_place, partial)),
         left_out=tuple(left_out),
-        normalisation=normalisation
-        and (contents.tensors[normalisation[0]], contents.tensors[normalisation[1]]),
+        normalisation=normalisation and (tensors[normalisation[0]], tensors[normalisation[1]]),
         preceded=bool(sequence and int(sequence[2]) and not layers),
     )
 
 
-def _prefixes(tensors: State, needed: set[str]) -> Counter[str]:
-    """How many needed names stand behind every beginning of the paths."""
-    covered: Counter[str] = Counter()
+def _sets(tensors: State, wanted: Collection[str]) -> dict[str, dict[str, str]]:
+    """Paths of a network's tensors by its names for them, for every beginning of the paths."""
+    sets: dict[str, dict[str, str]] = {}
     for path in tensors:
-        starts = [0, *(match.end() for match in re.finditer(r"[./]", path))]
-        covered.update(path[:n] for n in starts if path[n:].replace("/", ".") in needed)
-    return Counter({prefix: n for prefix, n in covered.items() if not _OPTIMIZER.search(prefix)})
-
-
-def _without_buffers(network: nn.Module, tensors: State, needed: set[str]) -> list[str]:
-    """Beginnings of sets that hold all parameters, but not all buffers."""
-    parameters = needed & {name for name, _ in network.named_parameters()}
-    whole, trained = _prefixes(tensors, needed), _prefixes(tensors, parameters)
-    return [p for p, n in trained.items() if n == len(parameters) and whole[p] < len(needed)]
+        for start in (0, *(match.end() for match in re.finditer(r"[./]", path))):
+            if (name := path[start:].replace("/", ".")) in wanted:
+                sets.setdefault(path[:start], {})[name] = path
+    return {prefix: paths for prefix, paths in sets.items() if not _OPTIMIZER.search(prefix)}
 
 
 def _chosen(
+    sets: dict[str, dict[str, str]],
     tensors: State,
     wanted: State,
     needed: set[str],
     source: str,
     which: str | None,
     averaged: bool,
-) -> tuple[str, list[str], set[str]]:
-    """The beginning of the paths that are taken, those of other sets, and all sets' paths."""
-    covered = _prefixes(tensors, needed)
+) -> tuple[str, list[str]]:
+    """The beginning of the paths that are taken, and those of other sets that would do."""
+    covered = {p: count for p, paths in sets.items() if (count := len(needed & paths.keys()))}
     states = {
-        prefix: {name: tensors[path] for name, path in _taken(tensors, prefix, needed).items()}
+        prefix: {name: tensors[sets[prefix][name]] for name in wanted if name in needed}
         for prefix, count in covered.items()
         if count == len(needed)
     }
     fitting = [p for p, state in states.items() if not any(_other_shapes(state, wanted))]
-    sets: list[str] = []
+    distinct: list[str] = []
     for prefix in fitting or states:
-        if not any(_equal(states[prefix], states[other]) for other in sets):
-            sets.append(prefix)
+        if not any(equal(states[prefix], states[other]) for other in distinct):
+            distinct.append(prefix)
+    chosen = distinct
     if which is not None:
-        taken, covered = _named_set(sets, covered, which, source)
-    elif len(sets) > 1:
-        means = [prefix for prefix in sets if _AVERAGED.search(prefix)]
-        if not averaged or len(means) != 1:
+        word = which.casefold()
+        covered = {p: n for p, n in covered.items() if word in _place(p).casefold()}
+        chosen = [p for p in distinct if _place(p).casefold() == word]
+        chosen = chosen or [p for p in distinct if p in covered]
+        if len(chosen) > 1 or not covered:
             raise AgrekdError(
-                f"{source}: several sets of weights fit, {listed(map(_place, sets))}; say which: "
-                "--weights NAME in an import, weights: FILE#NAME in a job."
+                f"{source}: {len(chosen) or 'no'} sets of weights are called {which!r}; there are "
+                f"{listed(map(_place, distinct)) or 'none that fit'}."
             )
-        taken = means
-    else:
-        taken = sets
+    elif len(distinct) > 1:
+        chosen = [prefix for prefix in distinct if _AVERAGED.search(prefix)]
+        if not averaged or len(chosen) != 1:
+            raise AgrekdError(
+                f"{source}: several sets of weights fit, {listed(map(_place, distinct))}; say "
+                "which: --weights NAME in an import, weights: FILE#NAME in a job."
+            )
     # Where nothing covers the network, what comes nearest says best what is missing.
     nearest = min(covered, key=lambda prefix: (-covered[prefix], len(prefix)), default="")
-    prefix = taken[0] if taken else nearest
-    used = {path for start in states for path in _taken(tensors, start, wanted).values()}
-    return prefix, [other for other in sets if other != prefix], used
-
-
-def _named_set(
-    sets: list[str], covered: Counter[str], which: str, source: str
-) -> tuple[list[str], Counter[str]]:
-    """The set of that name; else what of that name comes near."""
-    word = which.casefold()
-    named = [p for p in covered if word in _place(p).casefold()]
-    found = [p for p in sets if _place(p).casefold() == word] or [p for p in sets if p in named]
-    if len(found) > 1 or not named:
-        raise AgrekdError(
-            f"{source}: {len(found) or 'no'} sets of weights are called {which!r}; there are "
-            f"{listed(map(_place, sets)) or 'none that fit'}."
-        )
-    return found, Counter({prefix: covered[prefix] for prefix in named})
-
-
-def _taken(tensors: State, prefix: str, wanted: Collection[str]) -> dict[str, str]:
-    """Paths of what a network takes of a set, by its name there."""
-    names = {p[len(prefix) :].replace("/", "."): p for p in tensors if p.startswith(prefix)}
-    return {name: path for name, path in names.items() if name in wanted}
-
-
-def _parted(tensors: State, prefix: str, wanted: State) -> tuple[State, list[str]]:
-    """The network's tensors by name, and the paths of what else lies in the same mapping."""
-    taken = _taken(tensors, prefix, wanted)
-    paths, container = set(taken.values()), prefix.rpartition("/")[0]
-    beside = [p for p in tensors if p not in paths and p.rpartition("/")[0] == container]
-    return {name: tensors[path] for name, path in taken.items()}, beside
+    prefix = chosen[0] if chosen else nearest
+    return prefix, [other for other in distinct if other != prefix]
 
 
 def _normalisation(tensors: State, beside: list[str]) -> tuple[str, str] | None:
@@ -381,7 +360,8 @@ def _other_types(state: State, wanted: State) -> Iterator[str]:
             yield f"{name} {value.dtype} instead of {wanted[name].dtype}"
 
 
-def _equal(one: State, other: State) -> bool:
+def equal(one: State, other: State) -> bool:
+    """Whether the second has all tensors of the first, by name, type and values."""
     if any(value.is_meta for value in one.values()):
         return False  # nobody knows
     return all(

@@ -17,8 +17,10 @@ from agrekd_ray.config.space import Domain
 from agrekd_ray.errors import RunError
 from agrekd_ray.files import DamagedError, cannot_read, checked, in_a_line, read_json, unreadable
 from agrekd_ray.results import Cost, Diagnostics, StudentResult, TeacherCost, TeacherResult
+from agrekd_ray.results.records import Number
 from agrekd_ray.results.search import SearchResult
 from agrekd_ray.results.study import StudyResult
+from agrekd_ray.tracking.files import replacing
 
 RESULTS = "results.json"
 
@@ -53,7 +55,7 @@ class About:
     classes: list[str]
     groups: list[str]
     splits: str = ""
-    seconds: float = math.nan
+    seconds: Number = math.nan
     effort: TeacherCost | None = None
     attempts: int = 1
 
@@ -142,6 +144,29 @@ class SearchArchive:
 Read = TypeVar("Read")
 
 
+def write_results(path: Path, values: dict[str, Any]) -> None:
+    """Writes the results of a run as JSON; the file is replaced as a whole.
+
+    A value that is not a finite number becomes null, which every JSON reader understands; what
+    JSON does not know becomes text.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    text = json.dumps(plain(values), ensure_ascii=False, allow_nan=False, indent=1, default=str)
+    with replacing(path) as draft:
+        draft.write_text(text + "\n", encoding="utf-8")
+
+
+def plain(value: Any) -> Any:
+    """A value without numbers that are not finite."""
+    if isinstance(value, dict):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def read_job(folder: Path) -> JobArchive:
     """The results of a job.
 
@@ -216,34 +241,12 @@ def _read(folder: Path, check: Callable[[Any], Read]) -> Read:
 
 
 def _job(values: Any) -> JobArchive:
-    values["outcomes"] = [_outcome(outcome) for outcome in values["outcomes"]]
-    values["members"] = [_numbers(member) for member in values["members"]]
-    values["biased"] = _numbers(values["biased"]) if values["biased"] else None
     return checked(JobArchive, {**values, "settings": values["job"]["settings"]})
 
 
 def _search(values: Any) -> SearchArchive:
-    values["final"] = [_outcome(outcome) for outcome in values["final"]]
-    for trial in values["trials"]:
-        trial["history"] = _numbers(trial["history"])
-        trial["test"] = _numbers(trial["test"]) if trial["test"] else None
     result = checked(SearchResult, values)
-    members = [_numbers(member) for member in result.about.get("members") or ()]
-    about = checked(SearchAbout, {**result.about, "members": members})
+    about = checked(SearchAbout, result.about)
     return SearchArchive(
         result, about, checked(SearchSettings, about.settings), checked(JobSettings, about.job)
     )
-
-
-def _outcome(values: dict[str, Any]) -> dict[str, Any]:
-    splits, history = _numbers(values["splits"]), _numbers(values["history"])
-    return {**values, "splits": splits, "history": history}
-
-
-def _numbers(values: Any) -> Any:
-    """Metrics as they were before JSON, which has no NaN and got null."""
-    if isinstance(values, dict):
-        return {key: _numbers(value) for key, value in values.items()}
-    if isinstance(values, list):
-        return [_numbers(value) for value in values]
-    return math.nan if values is None else values

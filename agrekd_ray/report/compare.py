@@ -7,33 +7,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from rich.console import Console
 from rich.text import Text
 
-from agrekd_ray.report.tables import Cell, Column, Table, figure_column, numbers, show, words
-from agrekd_ray.report.tables import markdown as table_markdown
-from agrekd_ray.results.intervals import INTERVAL, PairedDifference
-from agrekd_ray.results.labels import label
-from agrekd_ray.results.metrics import (
-    ACCURACY,
-    ECE,
-    MISSING,
-    STEPS,
-    metric,
-    metric_label,
+from agrekd_ray.report import tables
+from agrekd_ray.report.tables import (
+    Cell,
+    Column,
+    Table,
+    difference_cell,
+    figure_column,
+    numbers,
+    words,
 )
+from agrekd_ray.results.intervals import INTERVAL
+from agrekd_ray.results.labels import label
+from agrekd_ray.results.metrics import ACCURACY, ECE, MISSING, STEPS, metric, metric_label
 from agrekd_ray.results.runs import SEEDLESS, Row, difference, settings
-from agrekd_ray.tracking.files import replacing
 
+_ENDS = ("low", "high", "seeds")
 _LABEL, _SEEDS, _TEACHERS, _STATE, _DIFFERENCE = "label", "seeds", "teachers", "state", "difference"
 
 
 @dataclass(frozen=True)
-class Layout:
-    """What a table shows.
+class Comparison:
+    """Runs side by side.
 
     Attributes:
+        rows: in order.
         split: whose metrics are compared, `test` or `val`.
         worst: the metric that rows are compared with the baseline by: of the worst group, or of
             the worst class where the data have no groups.
@@ -43,12 +44,13 @@ class Layout:
         teacher_steps: what the teachers cost, or None.
     """
 
+    rows: Sequence[Row]
     split: str
     worst: str
     sort: str
-    metrics: tuple[str, ...]
-    baseline: tuple[Row, ...]
-    teacher_steps: float | None
+    metrics: Sequence[str] = ()
+    baseline: Sequence[Row] = ()
+    teacher_steps: float | None = None
 
     @property
     def shown(self) -> list[str]:
@@ -64,184 +66,129 @@ class Layout:
             return self.baseline[0].label
         return "/".join(dict.fromkeys(row.name for row in self.baseline))
 
+    @property
+    def table(self) -> Table:
+        """A row each; metrics as means over seeds with their standard deviations."""
+        rows = self.rows
+        metrics = [
+            figure_column(name, [row.figures.get(name) for row in rows], metric_label(name))
+            for name in self.shown
+        ]
+        if self.baseline:
+            cells = [
+                Cell("baseline")
+                if any(row is baseline for baseline in self.baseline)
+                else difference_cell(difference(row, self.baseline, self.worst))
+                for row in rows
+            ]
+            metrics.insert(1, Column(_DIFFERENCE, f"Δ {self.baseline_name}", cells))
+        counts = [len(row.seeds) for row in rows]
+        columns = [
+            words(_LABEL, "Run", [row.label for row in rows], folds=True),
+            words(_TEACHERS, "Teachers", [row.first.teachers for row in rows]),
+            numbers(_SEEDS, "Seeds", [str(count) if count else MISSING for count in counts]),
+            *metrics,
+            numbers(STEPS, "Cost (steps)", [metric(STEPS).text(row.mean(STEPS)) for row in rows]),
+            words(_STATE, "State", [row.state for row in rows]),
+        ]
+        several = any(row.spread(self.worst) is not None for row in rows)
+        over = ", mean ± sd over seeds" if several else ""
+        split = {"test": "the test split", "val": "the validation split"}[self.split]
+        count = f"{len(rows)} rows" if len(rows) > 1 else "1 row"
+        by = metric_label(self.sort).lower()
+        return Table(f"Accuracy on {split} in %{over}; {count}, by {by}", columns)
 
-def render(rows: Sequence[Row], layout: Layout, console: Console) -> None:
-    """Prints the table, as wide as the console allows, and what one must know to read it.
-
-    Columns that do not fit are left out, the least important first, and named below. A label that
-    would crowd out the figures has several lines.
-
-    Args:
-        rows: in order.
-        layout: what to show.
-        console: where to print.
-    """
-    best = next((i for i, row in enumerate(rows) if row.mean(layout.sort) is not None), None)
-    bold = None if best is None else (best, layout.sort)
-    dropped = show(_table(rows, layout), console, _importance(layout, rows), bold)
-    console.print()
-    for line in _notes(rows, layout):
-        console.print(Text(line))
-    if dropped:
-        told = f"No room for: {', '.join(dropped)}; a wider window or a CSV file has them."
-        console.print(Text(told, "dim"))
-
-
-def write_markdown(rows: Sequence[Row], layout: Layout, path: Path) -> None:
-    """Writes `markdown` to a file, which is replaced as a whole.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    with replacing(path) as draft:
-        draft.write_text(markdown(rows, layout), encoding="utf-8")
-
-
-def markdown(rows: Sequence[Row], layout: Layout) -> str:
-    """The table as Markdown, with the same words around it.
-
-    Args:
-        rows: in order.
-        layout: what to show.
-    """
-    table = _table(rows, layout)
-    return "\n\n".join([table.title, table_markdown(table), *_notes(rows, layout)]) + "\n"
-
-
-def write_csv(rows: Sequence[Row], layout: Layout, path: Path) -> None:
-    """Writes a row for each row, metrics as MLflow has them (shares, not percent).
-
-    A metric has three columns: its mean, `<metric>/sd` and `<metric>/seeds`, which counts the
-    seeds that have it; and `<metric>/measured_over` where groups or classes have no sample.
-    Whatever varies between rows has a column under its dotted path, and `runs` holds the ids.
-
-    Args:
-        rows: in order.
-        layout: what to show.
-        path: the file, replaced as a whole.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    varying = settings(rows)
-    place = 1 if layout.baseline else 0
-    columns = {
-        "label": [row.label for row in rows],
-        "experiment": [row.first.experiment for row in rows],
-        "method": [row.first.method for row in rows],
-        **{
-            path: [varying[id(row)].get(path) for row in rows]
-            for path in dict.fromkeys(path for values in varying.values() for path in values)
-        },
-        "teachers": [row.first.teachers for row in rows],
-        "seeds": [len(row.seeds) for row in rows],
-    }
-    for name in layout.shown[:place]:
-        columns |= _values(rows, name)
-    if layout.baseline:
-        found = [difference(row, layout.baseline, layout.worst) for row in rows]
-        for part, ending in (("mean", ""), ("low", "/low"), ("high", "/high"), ("seeds", "/seeds")):
-            columns[f"difference{ending}"] = [d and _rounded(getattr(d, part)) for d in found]
-    for name in layout.shown[place:]:
-        columns |= _values(rows, name)
-    columns[STEPS] = [_rounded(row.mean(STEPS)) for row in rows]
-    columns["state"] = [row.state for row in rows]
-    columns["runs"] = [" ".join(child.run_id for child in row.children) for row in rows]
-    table = pd.DataFrame(columns, dtype=object)
-    with replacing(path) as draft:
-        table.to_csv(draft, index=False, lineterminator="\r\n")
-
-
-def _values(rows: Sequence[Row], name: str) -> dict[str, list[Any]]:
-    """A metric's columns of a CSV file."""
-    figures = [row.figures.get(name) for row in rows]
-    parts = [figure.part if figure else "" for figure in figures]
-    # The seeds of a trial are in its mean already.
-    counts = [
-        len(row.seeds) if figure and row.first.number is not None else figure.count if figure else 0
-        for row, figure in zip(rows, figures, strict=True)
-    ]
-    return {
-        name: [_rounded(row.mean(name)) for row in rows],
-        **({f"{name}/measured_over": parts} if any(parts) else {}),
-        f"{name}/sd": [_rounded(row.spread(name)) for row in rows],
-        f"{name}/seeds": counts,
-    }
-
-
-def _rounded(value: float | int | None) -> float | int | None:
-    return round(value, 6) if isinstance(value, float) else value
-
-
-def _table(rows: Sequence[Row], layout: Layout) -> Table:
-    metrics = [
-        figure_column(name, [row.figures.get(name) for row in rows], metric_label(name))
-        for name in layout.shown
-    ]
-    place = 1 if layout.baseline else 0
-    counts = [len(row.seeds) for row in rows]
-    columns = [
-        words(_LABEL, "Run", [row.label for row in rows], folds=True),
-        words(_TEACHERS, "Teachers", [row.first.teachers for row in rows]),
-        numbers(_SEEDS, "Seeds", [str(count) if count else MISSING for count in counts]),
-        *metrics[:place],
-        *([_differences(rows, layout)] if layout.baseline else []),
-        *metrics[place:],
-        numbers(STEPS, "Cost (steps)", [metric(STEPS).text(row.mean(STEPS)) for row in rows]),
-        words(_STATE, "State", [row.state for row in rows]),
-    ]
-    return Table(_title(rows, layout), columns)
-
-
-def _importance(layout: Layout, rows: Sequence[Row]) -> list[str]:
-    """Names of columns, the most important first. A state is worth little where all are done."""
-    done = all(row.state == "finished" for row in rows)
-    states = [_SEEDS, STEPS, _STATE] if done else [_STATE, _SEEDS, STEPS]
-    rest = [name for name in layout.shown if name.endswith(f"/{ECE}")]
-    first = [_LABEL, layout.sort, layout.worst, *layout.metrics, _DIFFERENCE]
-    return list(dict.fromkeys([*first, f"{layout.split}/{ACCURACY}", *states, *rest, _TEACHERS]))
-
-
-def _differences(rows: Sequence[Row], layout: Layout) -> Column:
-    cells = [
-        Cell("baseline")
-        if any(row is baseline for baseline in layout.baseline)
-        else _difference(difference(row, layout.baseline, layout.worst))
-        for row in rows
-    ]
-    return Column(_DIFFERENCE, f"Δ {layout.baseline_name}", cells)
-
-
-def _difference(found: PairedDifference | None) -> Cell:
-    if found is None:
-        return Cell(MISSING)
-    interval = found.interval(", ")
-    return Cell(found.points, f"[{interval}]" if interval else "")
-
-
-def _title(rows: Sequence[Row], layout: Layout) -> str:
-    several = any(row.spread(layout.worst) is not None for row in rows)
-    over = ", mean ± sd over seeds" if several else ""
-    split = {"test": "the test split", "val": "the validation split"}[layout.split]
-    count = f"{len(rows)} rows" if len(rows) > 1 else "1 row"
-    return f"Accuracy on {split} in %{over}; {count}, by {metric_label(layout.sort).lower()}"
-
-
-def _notes(rows: Sequence[Row], layout: Layout) -> list[str]:
-    notes = []
-    worst = metric_label(f"test/{layout.worst.partition('/')[2]}").lower()
-    if layout.baseline:
-        notes.append(
-            f"Δ: {worst} minus {layout.baseline_name}'s by seed, in points, with a {INTERVAL}, "
-            "which is too narrow for few seeds."
-        )
-        if any(child.method == SEEDLESS for row in rows for child in row.children):
+    @property
+    def notes(self) -> list[str]:
+        """What one must know to read the table."""
+        notes = []
+        worst = metric_label(f"test/{self.worst.partition('/')[2]}").lower()
+        if self.baseline:
             notes.append(
-                f"{label(SEEDLESS)} has no seeds: Δ holds it against every seed of the other."
+                f"Δ: {worst} minus {self.baseline_name}'s by seed, in points, with a {INTERVAL}, "
+                "which is too narrow for few seeds."
             )
-    if layout.teacher_steps is not None:
-        notes.append(
-            "Cost is training steps of the student, for one seed. The teachers' forward passes "
-            f"cost {metric(STEPS).text(layout.teacher_steps)} more, for all rows together."
-        )
-    return notes
+            if any(child.method == SEEDLESS for row in self.rows for child in row.children):
+                notes.append(
+                    f"{label(SEEDLESS)} has no seeds: Δ holds it against every seed of the other."
+                )
+        if self.teacher_steps is not None:
+            notes.append(
+                "Cost is training steps of the student, for one seed. The teachers' forward passes "
+                f"cost {metric(STEPS).text(self.teacher_steps)} more, for all rows together."
+            )
+        return notes
+
+    def render(self, console: Console) -> None:
+        """Prints the table, as wide as the console allows, and its notes.
+
+        Columns that do not fit are left out, the least important first, and named below. A label
+        that would crowd out the figures has several lines.
+        """
+        # A state is worth little where all are done.
+        done = all(row.state == "finished" for row in self.rows)
+        states = [_SEEDS, STEPS, _STATE] if done else [_STATE, _SEEDS, STEPS]
+        first = [_LABEL, self.sort, self.worst, *self.metrics, _DIFFERENCE]
+        last = [f"{self.split}/{ACCURACY}", *states, f"{self.split}/{ECE}", _TEACHERS]
+        measured = [n for n, row in enumerate(self.rows) if row.mean(self.sort) is not None]
+        bold = (measured[0], self.sort) if measured else None
+        dropped = tables.show(self.table, console, list(dict.fromkeys([*first, *last])), bold)
+        console.print()
+        for line in self.notes:
+            console.print(Text(line))
+        if dropped:
+            text = f"No room for: {', '.join(dropped)}; a wider window or a CSV file has them."
+            console.print(Text(text, "dim"))
+
+    def markdown(self) -> str:
+        """The table as Markdown, with the same words around it."""
+        table = self.table
+        return "\n\n".join([table.title, tables.markdown(table), *self.notes]) + "\n"
+
+    def write_csv(self, path: Path) -> None:
+        """Writes a row for each row, metrics as MLflow has them (shares, not percent).
+
+        A metric has three columns: its mean, `<metric>/sd` and `<metric>/seeds`, which counts the
+        seeds that have it; and `<metric>/measured_over` where groups or classes have no sample.
+        Whatever varies between rows has a column under its dotted path, and `runs` holds the ids.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        varying = settings(self.rows)
+        paths = dict.fromkeys(path for values in varying.values() for path in values)
+        lines = []
+        for row in self.rows:
+            mine = varying[id(row)]
+            line: dict[str, Any] = {
+                "label": row.label,
+                "experiment": row.first.experiment,
+                "method": row.first.method,
+                **{path: "" if (v := mine.get(path)) is None else str(v) for path in paths},
+                "teachers": row.first.teachers,
+                "seeds": len(row.seeds),
+            }
+            for name in self.shown:
+                line |= _values(row, name)
+            if self.baseline:
+                gain = difference(row, self.baseline, self.worst)
+                line["difference"] = gain and gain.mean
+                line |= {f"difference/{end}": gain and getattr(gain, end) for end in _ENDS}
+            line[STEPS] = row.mean(STEPS)
+            line["state"] = row.state
+            line["runs"] = " ".join(child.run_id for child in row.children)
+            lines.append(line)
+        tables.write_csv(lines, path, "label", [f"{name}/measured_over" for name in self.shown])
+
+
+def _values(row: Row, name: str) -> dict[str, Any]:
+    """A metric's columns of a CSV file."""
+    figure = row.figures.get(name)
+    # The seeds of a trial are in its mean already.
+    count = len(row.seeds) if row.first.number is not None else figure.count if figure else 0
+    return {
+        name: row.mean(name),
+        f"{name}/measured_over": figure.part if figure else "",
+        f"{name}/sd": row.spread(name),
+        f"{name}/seeds": count if figure else 0,
+    }

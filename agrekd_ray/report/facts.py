@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from agrekd_ray.passwords import without_password
-from agrekd_ray.report.archive import JobSettings
+from agrekd_ray.report.archive import About, JobSettings
 from agrekd_ray.results import Cost, Metrics, TeacherResult
 from agrekd_ray.results.labels import family
 from agrekd_ray.results.metrics import setting_text
@@ -26,7 +26,7 @@ class Fact:
 
     Attributes:
         term: the term.
-        text: in words.
+        text: in words; a page leaves out a term of which there is nothing to say.
         code: whether the text is for a terminal.
     """
 
@@ -35,16 +35,10 @@ class Fact:
     code: bool = False
 
 
-def data_facts(
-    job: JobSettings,
-    classes: Sequence[str],
-    groups: Sequence[str],
-    splits: str,
-    tested: Sequence[Metrics],
-) -> list[Fact]:
+def data_facts(job: JobSettings, about: About, tested: Sequence[Metrics]) -> list[Fact]:
     """Data, classes, groups with samples of test, and splits where the data know of them."""
     counts = tested[0].counts if tested else {}
-    told = [f"{name} ({counts[name]:,})" if name in counts else name for name in groups]
+    groups = [f"{n} ({counts[n]:,})" if n in counts else n for n in about.groups]
     details = [
         f"{key} {setting_text(value)}"
         for key, value in job.data.items()
@@ -52,30 +46,25 @@ def data_facts(
     ]
     return [
         Fact("Data", f"{job.data.get('name', '')}: {', '.join(details)}"),
-        Fact("Classes", f"{len(classes)}: {listed(classes)}"),
-        Fact("Groups (test samples)" if counts else "Groups", listed(told)),
-        *split_facts(splits),
+        Fact("Classes", f"{len(about.classes)}: {listed(about.classes)}"),
+        Fact("Groups (test samples)" if counts else "Groups", listed(groups)),
+        Fact("Splits", about.splits),
     ]
-
-
-def split_facts(splits: str) -> list[Fact]:
-    """What says the splits, and their sizes."""
-    return [Fact("Splits", splits)] if splits else []
 
 
 def teacher_facts(members: Sequence[TeacherResult], biased: TeacherResult | None) -> list[Fact]:
     """The teachers drawn, by kind, and the biased model."""
-    if not members:
-        return []
-    kinds = {
-        kind: [m.name for m in members if m.kind == kind] for kind in (m.kind for m in members)
-    }
-    told = [f"{len(names)} {family(kind)}: {listed(names)}" for kind, names in kinds.items()]
-    facts = [Fact("Teachers drawn", "; ".join(told))]
-    return [*facts, Fact("Biased model", biased.name)] if biased else facts
+    names: dict[str, list[str]] = {}
+    for member in members:
+        names.setdefault(member.kind, []).append(member.name)
+    drawn = (f"{len(those)} {family(kind)}: {listed(those)}" for kind, those in names.items())
+    return [
+        Fact("Teachers drawn", "; ".join(drawn)),
+        Fact("Biased model", biased.name if biased and members else ""),
+    ]
 
 
-def student_facts(job: JobSettings) -> list[Fact]:
+def student_fact(job: JobSettings) -> Fact:
     """The student's architecture and training, and how it is taught."""
     model, training = job.student.get("model"), job.student.get("training")
     parts = [str(model["name"])] if isinstance(model, dict) and "name" in model else []
@@ -86,25 +75,20 @@ def student_facts(job: JobSettings) -> list[Fact]:
         for key in ("temperature", "alpha")
         if key in job.distillation
     ]
-    return [Fact("Student", ", ".join(parts))]
+    return Fact("Student", ", ".join(parts))
 
 
-def cost_facts(cost: Cost) -> list[Fact]:
-    """Time, and what the teachers took."""
-    seconds, effort = cost.seconds, cost.effort
-    facts = []
-    if math.isfinite(seconds):
-        took = f"{duration(seconds)} until its results were written{cost.several}"
-        facts.append(Fact("Took", took))
-    if effort:
-        kept = f", {effort.recorded / 1e6:,.1f} MB recorded" if effort.recorded else ""
-        told = (
-            f"{effort.forwards:,} forward passes{kept}"
-            if effort.forwards
-            else "all recorded before"
-        )
-        facts.append(Fact("Teachers' cost", told))
-    return facts
+def run_facts(folder: Path, cost: Cost, command: str) -> list[Fact]:
+    """Where a run is, what it took, what its teachers took, and what starts it again."""
+    took = ""
+    if math.isfinite(cost.seconds):
+        took = f"{duration(cost.seconds)} until its results were written{cost.several}"
+    return [
+        Fact("Took", took),
+        Fact("Teachers' cost", cost.effort.in_words if cost.effort else ""),
+        Fact("Folder", str(folder), code=True),
+        Fact("To run it again", command, code=True),
+    ]
 
 
 def date(folder: str) -> str:

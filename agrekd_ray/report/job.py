@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,22 +10,21 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from rich.console import Console
 from rich.text import Text
 
 from agrekd_ray.core.diagnostics import CASES
 from agrekd_ray.files import exists
-from agrekd_ray.report import plots
-from agrekd_ray.report.archive import read_job
+from agrekd_ray.report import plots, tables
+from agrekd_ray.report.archive import RESULTS, plain, read_job, write_results
 from agrekd_ray.report.facts import (
     Fact,
     as_yaml,
-    cost_facts,
     data_facts,
     date,
     listed,
-    student_facts,
+    run_facts,
+    student_fact,
     teacher_facts,
 )
 from agrekd_ray.report.models import BY_GROUP, TEST, by_seed, models, taught, teachers, tested
@@ -48,7 +46,7 @@ from agrekd_ray.results.frame import (
     is_coverage,
     worst_words,
 )
-from agrekd_ray.results.labels import ALL, family, is_distilled, label
+from agrekd_ray.results.labels import family, is_distilled, label
 from agrekd_ray.results.metrics import (
     ACCURACY,
     CLASS,
@@ -60,7 +58,6 @@ from agrekd_ray.results.metrics import (
     measured_over,
     metric,
 )
-from agrekd_ray.tracking.files import replacing
 
 JOB = "job.yaml"
 # From left to right on the screen, and what gives way last.
@@ -162,9 +159,9 @@ def _below(outcomes: Sequence[StudentResult], members: Sequence[TeacherResult]) 
     worst = worst_words(next(iter(tested(outcomes).values())))
     if shares := _teachers_range(members):
         lines.append(f"Teachers' {worst}: {shares}")
-    if found := difference(outcomes, "agre_kd", "aver"):
-        told = f"{label('agre_kd')} against {label('aver')}, {worst} by seed"
-        lines.append(f"{told}: {found.in_words()}")
+    if gain := difference(outcomes, "agre_kd", "aver"):
+        against = f"{label('agre_kd')} against {label('aver')}, {worst} by seed"
+        lines.append(f"{against}: {gain.in_words()}")
     return lines
 
 
@@ -195,6 +192,11 @@ def degraded_lines(
     return [f"{name(o.method)}, seed {o.seed}: {o.degraded}" for o in outcomes if o.degraded]
 
 
+def degraded(outcomes: Sequence[StudentResult], name: Callable[[str], str] = label) -> list[str]:
+    """`degraded_lines` as sentences."""
+    return [f"Degraded: {line}." for line in degraded_lines(outcomes, name)]
+
+
 def render_degraded(lines: Iterable[str], console: Console) -> None:
     """Prints what `degraded_lines` says, if anything."""
     for line in lines:
@@ -213,8 +215,9 @@ def publish_files(
     diagnostics: Diagnostics,
     *,
     anew: bool = True,
+    draw: bool = True,
 ) -> None:
-    """Writes results.json and results.csv.
+    """Writes results.json, results.csv, and what there is to draw as `plots/*.png`.
 
     Args:
         folder: of the job.
@@ -224,6 +227,7 @@ def publish_files(
         job: what to say about the job itself; values that JSON does not know become text.
         diagnostics: of the ensemble.
         anew: false writes what is missing and leaves the rest as it is.
+        draw: whether there are plots.
 
     Raises:
         OSError: where one cannot be written.
@@ -231,36 +235,15 @@ def publish_files(
     if anew or not exists(folder / "results.csv"):
         write_csv(outcomes, folder / "results.csv")
     if anew:
-        write_json(folder / "results.json", outcomes, members, biased, job, diagnostics)
-
-
-def draw(
-    folder: Path,
-    outcomes: Sequence[StudentResult],
-    members: Sequence[TeacherResult],
-    diagnostics: Diagnostics,
-    *,
-    anew: bool = True,
-) -> None:
-    """Draws a job's plots, those that there is something to draw for.
-
-    Args:
-        folder: of the PNGs.
-        outcomes: finished students.
-        members: the ensemble.
-        diagnostics: of the ensemble.
-        anew: false leaves those that are there.
-    """
-    draw_plots(
-        folder,
-        {
-            "worst_group_by_method": lambda path: plots.worst_group_by_method(outcomes, path),
-            "training_curves": lambda path: plots.training_curves(outcomes, path),
-            "agreement_by_group": lambda path: plots.agreement_by_group(diagnostics, path),
+        write_json(folder / RESULTS, outcomes, members, biased, job, diagnostics)
+    if draw:
+        drawings = {
+            "worst_group_by_method": lambda: plots.worst_group_by_method(outcomes),
+            "training_curves": lambda: plots.training_curves(outcomes),
+            "agreement_by_group": lambda: plots.agreement_by_group(diagnostics),
             **plots.of_training(outcomes, members),
-        },
-        anew=anew,
-    )
+        }
+        draw_plots(folder / "plots", drawings, anew=anew)
 
 
 def write_csv(
@@ -288,25 +271,18 @@ def write_csv(
             "teachers": outcome.teachers,
             "seed": outcome.seed,
             "split": split,
-            ACCURACY: round(metrics.accuracy, 6),
-            WORST_GROUP: round(metrics.worst_group_accuracy, 6),
+            ACCURACY: metrics.accuracy,
+            WORST_GROUP: metrics.worst_group_accuracy,
             "groups": _compact(metrics.groups),
-            WORST_OVERLAPPING: _rounded(metrics.worst_overlapping_group_accuracy),
-            "overlapping": _compact(metrics.overlapping),
+            WORST_OVERLAPPING: metrics.worst_overlapping_group_accuracy,
+            "overlapping": metrics.overlapping and _compact(metrics.overlapping),
             "measured_over": measured_over(metrics.coverage),
             **{f"{name}_by_group": _compact(of) for name, of in metrics.by_group.items()},
         }
         for place, outcome in zip(where or [{}] * len(outcomes), outcomes, strict=True)
         for split, metrics in outcome.splits.items()
     ]
-    table = pd.DataFrame(rows, columns=None if rows else ["method"])
-    measured = [metrics for outcome in outcomes for metrics in outcome.splits.values()]
-    if not any(metrics.overlapping for metrics in measured):
-        table = table.drop(columns=[WORST_OVERLAPPING, "overlapping"], errors="ignore")
-    if not any(measured_over(metrics.coverage) for metrics in measured):
-        table = table.drop(columns="measured_over", errors="ignore")
-    with replacing(path) as draft:
-        table.to_csv(draft, index=False, lineterminator="\r\n")
+    tables.write_csv(rows, path, "method", [WORST_OVERLAPPING, "overlapping", "measured_over"])
 
 
 def write_json(
@@ -320,8 +296,7 @@ def write_json(
     """Writes everything that reports know about a job; arguments as `publish_files`.
 
     The object has the keys `job`, `members`, `biased`, `outcomes` (with history), `summary` and
-    `diagnostics`. A value that is not a finite number becomes null, which every JSON reader
-    understands.
+    `diagnostics`.
 
     Raises:
         OSError: where it cannot be written.
@@ -330,15 +305,11 @@ def write_json(
         "job": job,
         "members": [asdict(member) for member in members],
         "biased": asdict(biased) if biased else None,
-        "outcomes": [outcome.to_json() for outcome in outcomes],
+        "outcomes": [asdict(outcome) for outcome in outcomes],
         "summary": summary(outcomes),
         "diagnostics": asdict(diagnostics or Diagnostics()),
     }
-    with replacing(path) as draft:
-        text = json.dumps(
-            _plain(content), ensure_ascii=False, allow_nan=False, indent=1, default=str
-        )
-        draft.write_text(text + "\n", encoding="utf-8")
+    write_results(path, content)
 
 
 def summary(outcomes: Sequence[StudentResult]) -> list[dict[str, Any]]:
@@ -369,22 +340,8 @@ def summary(outcomes: Sequence[StudentResult]) -> list[dict[str, Any]]:
 
 
 def _compact(shares: Mapping[str, float]) -> str:
-    rounded = {name: _plain(round(share, 6)) for name, share in shares.items()}
+    rounded = {name: plain(round(share, 6)) for name, share in shares.items()}
     return json.dumps(rounded, ensure_ascii=False, separators=(",", ":"))
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 6)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 # --- MLflow ----------------------------------------------------------------------------------
@@ -407,8 +364,8 @@ def summary_metrics(outcomes: Sequence[StudentResult]) -> dict[str, float]:
         values |= {f"{TEST}/{name}": value for name, value in means.items()}
         values[f"{method}/{TEST}/{WORST_GROUP}/mean"] = row[WORST_GROUP].mean
         values[f"{method}/{TEST}/{WORST_GROUP}/std"] = row[WORST_GROUP].sd
-    if found := difference(outcomes, "agre_kd", "aver"):
-        values[f"agre_kd_minus_aver/{TEST}/{WORST_GROUP}"] = found.mean
+    if gain := difference(outcomes, "agre_kd", "aver"):
+        values[f"agre_kd_minus_aver/{TEST}/{WORST_GROUP}"] = gain.mean
     return values
 
 
@@ -419,11 +376,11 @@ def agreement_metrics(diagnostics: Diagnostics) -> dict[str, float]:
     """
     return {
         f"agreement/{split}/{part}{case}": getattr(shares, case)
-        for split, found in diagnostics.agreement.items()
-        for part, shares in {
-            "": found.overall,
-            **{f"{GROUP}{name}/": shares for name, shares in found.groups.items()},
-        }.items()
+        for split, agreement in diagnostics.agreement.items()
+        for part, shares in [
+            ("", agreement.overall),
+            *((f"{GROUP}{name}/", shares) for name, shares in agreement.groups.items()),
+        ]
         for case in CASES
     }
 
@@ -442,92 +399,69 @@ def spent(outcomes: Sequence[StudentResult], effort: TeacherCost | None) -> list
         What took the time, and `1,350 × 4.1 ms = 5.5 s`; of many backbones, the slowest ones.
     """
     trained = [epoch for outcome in outcomes for epoch in outcome.history]
-    guided = [e for o in outcomes if o.teachers != "-" for e in o.history]
-    lines = [("students' steps", _added(trained, "steps", "seconds"), "")]
+    steps = Span(sum(e.steps for e in trained), sum(e.seconds for e in trained))
+    lines = [("students' steps", steps, "")]
+    guided = [e for outcome in outcomes if outcome.teachers != "-" for e in outcome.history]
     if asked := sum(epoch.steps for epoch in guided):
-        waited = _added(guided, "steps", "guidance_seconds")
-        share = waited.seconds / max(sum(epoch.seconds for epoch in guided), 1e-9)
+        waited = sum(epoch.guidance_seconds for epoch in guided)
+        share = waited / max(sum(epoch.seconds for epoch in guided), 1e-9)
         replayed = sum(epoch.replayed_steps for epoch in guided) / asked
         note = f"{share:.0%} of the taught students' time; {replayed:.0%} replayed"
-        lines.append(("of them, guidance", waited, note))
+        lines.append(("of them, guidance", Span(asked, waited), note))
     spans = effort.spans if effort else {}
-    forwards = {name: span for name, span in spans.items() if name.startswith("forward ")}
-    slowest = sorted(forwards, key=lambda name: -_each(forwards[name]))
-    lines += [(name, forwards[name], "") for name in slowest[:_SLOWEST]]
-    if rest := slowest[_SLOWEST:]:
-        together = sum((forwards[name] for name in rest), Span())
-        lines.append((f"forward of {len(rest)} others", together, ""))
+    forwards = [(name, span) for name, span in spans.items() if name.startswith("forward ")]
+    forwards.sort(key=lambda forward: -forward[1].milliseconds)
+    lines += [(name, span, "") for name, span in forwards[:_SLOWEST]]
+    if others := [span for _, span in forwards[_SLOWEST:]]:
+        lines.append((f"forward of {len(others)} others", sum(others, Span()), ""))
     again = f"{effort.retries} asked again" if effort and effort.retries else ""
     lines.append(("waiting for teachers", spans.get("gather", Span()), again))
     lines.append(("weighting", spans.get("weigh", Span()), ""))
     return [
-        (
-            what,
-            f"{span.count:,} × {_each(span):.3g} ms = {span.seconds:,.1f} s"
-            + (f" ({note})" if note else ""),
-        )
+        (what, span.in_words + (f" ({note})" if note else ""))
         for what, span, note in lines
         if span.count
     ]
 
 
-def _added(trained: Sequence[Any], count: str, seconds: str) -> Span:
-    return Span(sum(getattr(e, count) for e in trained), sum(getattr(e, seconds) for e in trained))
-
-
-def _each(span: Span) -> float:
-    """Milliseconds each time, in the mean."""
-    return 1000 * span.seconds / max(span.count, 1)
-
-
 def headline(outcomes: Sequence[StudentResult]) -> str:
-    """The result of a job in a sentence: its best distilled student, held against AVER.
-
-    Args:
-        outcomes: finished students.
-    """
+    """The result of a job in a sentence: its best distilled student, held against AVER."""
     rows = tested(outcomes)
     best = best_distilled(rows)
     if best is None:
         return "No distilled student is finished, so there is nothing to hold against AVER."
     text = f"{label(best)} is the best distilled student: {on_the_worst(rows[best])}"
     if best != "aver":
-        found = difference(outcomes, best, "aver")
-        return f"{text}, {found.in_words()} against {label('aver')}." if found else f"{text}."
+        gain = difference(outcomes, best, "aver")
+        return f"{text}, {gain.in_words()} against {label('aver')}." if gain else f"{text}."
     second = best_distilled({name: row for name, row in rows.items() if name != best})
     if second is None:
         return f"{text}. There is no other to hold against it."
-    found = difference(outcomes, second, "aver")
-    return (
-        f"{text}. The next is {label(second)}: "
-        f"{found.in_words() if found else on_the_worst(rows[second])}."
-    )
+    gain = difference(outcomes, second, "aver")
+    behind = gain.in_words() if gain else on_the_worst(rows[second])
+    return f"{text}. The next is {label(second)}: {behind}."
 
 
 def remarks(outcomes: Sequence[StudentResult]) -> list[str]:
     """What a reader of the headline should know besides.
 
-    Args:
-        outcomes: finished students.
-
-    Returns:
-        AGRE-KD against AVER where the headline is about others, and the best reference where it
-        does better than every distilled student.
+    It is AGRE-KD against AVER where the headline is about others, and the best reference where it
+    does better than every distilled student.
     """
     rows = tested(outcomes)
-    best, said = best_distilled(rows), []
-    found = difference(outcomes, "agre_kd", "aver")
-    if best not in (None, "agre_kd", "aver") and found:
-        said.append(f"{label('agre_kd')} against {label('aver')}: {found.in_words()}.")
+    best, sentences = best_distilled(rows), []
+    gain = difference(outcomes, "agre_kd", "aver")
+    if best not in (None, "agre_kd", "aver") and gain:
+        sentences.append(f"{label('agre_kd')} against {label('aver')}: {gain.in_words()}.")
     leading = best_of({name: row for name, row in rows.items() if not is_distilled(name)})
     if leading and best is None:
-        said.append(f"{label(leading)} is the best reference: {on_the_worst(rows[leading])}.")
+        sentences.append(f"{label(leading)} is the best reference: {on_the_worst(rows[leading])}.")
     elif leading and best and rows[leading][WORST_GROUP].mean > rows[best][WORST_GROUP].mean:
-        said.append(
+        sentences.append(
             f"{label(leading)}, a reference without distillation, does better than every "
             f"distilled student: {on_the_worst(rows[leading])}."
         )
-    return said
+    return sentences
 
 
 def on_the_worst(row: Row) -> str:
@@ -549,15 +483,13 @@ def content(folder: Path) -> dict[str, Any]:
         "name": run.job.name,
         "date": date(run.job.folder),
         "headline": headline(run.outcomes),
-        "remarks": [*remarks(run.outcomes), *degraded(run.outcomes, label)],
+        "remarks": [*remarks(run.outcomes), *degraded(run.outcomes)],
         "facts": [
-            *data_facts(run.settings, run.job.classes, run.job.groups, run.job.splits, tests),
+            *data_facts(run.settings, run.job, tests),
             *teacher_facts(run.members, run.biased),
-            *student_facts(run.settings),
+            student_fact(run.settings),
             Fact("Seeds", listed(run.settings.seeds)),
-            *cost_facts(run.job.cost),
-            Fact("Folder", str(folder), code=True),
-            Fact("To run it again", f"agrekd run {shlex.quote(str(folder / JOB))}", code=True),
+            *run_facts(folder, run.job.cost, f"agrekd run {shlex.quote(str(folder / JOB))}"),
         ],
         "over": over_seeds(rows),
         "comparison": compared(run.outcomes, strong=best, method="Method", teachers="Teachers"),
@@ -581,17 +513,12 @@ def students(
     }
 
 
-def degraded(outcomes: Sequence[StudentResult], name: Callable[[str], str]) -> list[str]:
-    """Students that were taught without somebody who was lost, as sentences."""
-    return [f"Degraded: {line}." for line in degraded_lines(outcomes, name)]
-
-
 def agreement(diagnostics: Diagnostics) -> Table | None:
     """The teachers' vote against the biased model, a row a split and group."""
     rows = [
         (split, group, shares)
-        for split, found in diagnostics.agreement.items()
-        for group, shares in {ALL: found.overall, **found.groups, **found.overlapping}.items()
+        for split, agreement in diagnostics.agreement.items()
+        for group, shares in agreement.by_group.items()
     ]
     columns = [
         words("split", "Split", [split for split, _, _ in rows]),

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pandas as pd
 
-from agrekd_ray.report.tables import Cell, Column, Table, figure_column, metric_columns, words
+from agrekd_ray.report.tables import Cell, Column, Table, figure_column, words
 from agrekd_ray.results import StudentResult, TeacherResult
-from agrekd_ray.results.frame import Row, figures, frame, last_epochs, values_of, worst_words
+from agrekd_ray.results.frame import Row, figures, frame, last_epochs, worst_words
 from agrekd_ray.results.labels import family
 from agrekd_ray.results.metrics import (
     ACCURACY,
@@ -52,9 +52,15 @@ def models(
     """
     if not rows:
         return None
-    headers = {WORST_GROUP: worst_words({n: None for row in rows for n in row}).capitalize()}
-    columns = [*about, *metric_columns(rows, COLUMNS, **headers)]
-    for name in sorted({n for row in rows for n in row if "/" in n}, key=_place(rows)):
+    order = list(dict.fromkeys(name for row in rows for name in row))
+    headers = {WORST_GROUP: worst_words(dict.fromkeys(order)).capitalize()}
+    columns = [*about]
+    for name in COLUMNS:
+        if name in order:
+            figures_of = [row.get(name) for row in rows]
+            columns.append(figure_column(name, figures_of, headers.get(name, "")))
+    # Accuracies first, each measure in the order in which groups occur.
+    for name in sorted((name for name in order if "/" in name), key=_of_measure):
         *measure, kind, group = name.split("/", 2) if _of_measure(name) else name.split("/", 1)
         figure = figure_column(name, [row.get(name) for row in rows], group)
         below = "overlapping" if f"{kind}/" == OVERLAPPING else ""
@@ -72,12 +78,6 @@ def _measure_label(name: str) -> str:
     from agrekd_ray.core.groups import MEASURES
 
     return MEASURES[name].label if name in MEASURES else name
-
-
-def _place(rows: Sequence[Row]) -> Callable[[str], tuple[bool, int]]:
-    """Accuracies first, each in the order in which it first occurs."""
-    order = list(dict.fromkeys(name for row in rows for name in row))
-    return lambda name: (_of_measure(name), order.index(name))
 
 
 def by_seed(outcomes: Sequence[StudentResult], name: Callable[[str], str]) -> Table | None:
@@ -101,23 +101,16 @@ def teachers(members: Sequence[TeacherResult], biased: TeacherResult | None) -> 
     everyone = [(member, family(member.kind)) for member in members]
     everyone += [(biased, "the biased model")] if biased else []
     shown = [(member, role) for member, role in everyone if TEST in member.metrics]
-    # One that an earlier version measured does not say it.
-    coverage = max((member.metrics[TEST].coverage for member, _ in shown), key=len, default=None)
-    table = pd.DataFrame(
-        (
-            (number, *value)
-            for number, (member, _) in enumerate(shown)
-            for value in values_of(member.metrics[TEST], coverage)
-        ),
-        columns=["member", "metric", "group", "value"],
-    )
+    measured = [  # like students
+        StudentResult(str(number), 0, "-", {TEST: member.metrics[TEST]})
+        for number, (member, _) in enumerate(shown)
+    ]
     about = [
         words("teacher", "Teacher", [member.name for member, _ in shown]),
         words("role", "Role", [role for _, role in shown]),
         words("fingerprint", "Fingerprint", [member.fingerprint[:12] for member, _ in shown]),
     ]
-    rows = list(figures(table, ["member"]).values())
-    return models("Teachers on the test split", about, rows)
+    return models("Teachers on the test split", about, list(tested(measured).values()))
 
 
 def taught(

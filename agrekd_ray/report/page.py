@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import re
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -81,8 +80,7 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
     output = output or folder / REPORT
     if is_folder(output):
         raise RunError(f"{output}: is a folder. Name a file with --output.")
-    plots, weights_plot = _pictures(folder)
-    page = _render({**content, "plots": plots, "weights_plot": weights_plot})
+    page = _render({**content, **_pictures(folder)})
     try:
         with replacing(output) as draft:
             # Names can hold halves of characters, which UTF-8 does not know.
@@ -93,19 +91,6 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
             "--output."
         ) from None
     return output
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A plot.
-
-    Attributes:
-        caption: what it shows.
-        source: the image itself, a data URI.
-    """
-
-    caption: str
-    source: str
 
 
 def _render(content: dict[str, Any]) -> str:
@@ -122,19 +107,16 @@ def _breakable(text: str) -> Markup:
     return Markup(re.sub(r"([._/])", r"\1<wbr>", str(escape(text))))
 
 
-def _pictures(folder: Path) -> tuple[list[Picture], Picture | None]:
-    """The run's plots, known ones first; the one of the teachers' weights apart.
+def _pictures(folder: Path) -> dict[str, Any]:
+    """The run's plots, known ones first, with captions; the one of the teachers' weights apart.
 
     Raises:
         RunError: one cannot be read.
     """
-    known = list(CAPTIONS)
-
-    def order(path: Path) -> tuple[int, str]:
-        return known.index(path.stem) if path.stem in known else len(known), path.name
-
+    known = {name: place for place, name in enumerate(CAPTIONS)}
+    paths = (folder / "plots").glob("[!.]*.png")
     pictures, weights = [], None
-    for path in sorted((folder / "plots").glob("[!.]*.png"), key=order):
+    for path in sorted(paths, key=lambda path: (known.get(path.stem, len(known)), path.name)):
         try:
             data = base64.b64encode(path.read_bytes()).decode()
         except OSError as error:
@@ -149,9 +131,9 @@ def _pictures(folder: Path) -> tuple[list[Picture], Picture | None]:
                 f"Test accuracy by {words.removeprefix('sweep ')}: means, whiskers the standard "
                 "deviation over draws and seeds; hollow diamonds are published figures."
             )
-        picture = Picture(caption, f"data:image/png;base64,{data}")
+        picture = {"caption": caption, "source": f"data:image/png;base64,{data}"}
         if path.stem == WEIGHTS_PLOT:
             weights = picture
         else:
             pictures.append(picture)
-    return pictures, weights
+    return {"plots": pictures, "weights_plot": weights}

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from rich.console import Console
 from rich.text import Text
 
@@ -17,17 +18,17 @@ from agrekd_ray.config.search import default_strategy
 from agrekd_ray.config.space import Domain, applied, conditions
 from agrekd_ray.core.selection import RULES
 from agrekd_ray.core.weighting import STRATEGIES
-from agrekd_ray.files import exists
+from agrekd_ray.files import checked, exists
 from agrekd_ray.report import plots
-from agrekd_ray.report.archive import RESULTS, SearchSettings, read_search
+from agrekd_ray.report.archive import RESULTS, read_search, write_results
 from agrekd_ray.report.facts import (
     Fact,
     as_yaml,
-    cost_facts,
     data_facts,
     date,
     listed,
-    student_facts,
+    run_facts,
+    student_fact,
     teacher_facts,
 )
 from agrekd_ray.report.job import (
@@ -48,9 +49,9 @@ from agrekd_ray.report.settings_plots import (
     worst_against_accuracy,
 )
 from agrekd_ray.report.style import draw_plots
-from agrekd_ray.report.tables import Table, numbers, words
+from agrekd_ray.report.tables import Table, numbers, words, write_csv
 from agrekd_ray.report.tables import show as show_table
-from agrekd_ray.results import Cost, Metrics, member_from_json
+from agrekd_ray.results import Cost, Metrics, TeacherResult
 from agrekd_ray.results.frame import difference
 from agrekd_ray.results.intervals import signed
 from agrekd_ray.results.labels import label
@@ -73,7 +74,6 @@ from agrekd_ray.results.search import (
     TrialResult,
     in_words,
 )
-from agrekd_ray.tracking.files import replacing
 
 SEARCH, TRIALS = "search.yaml", "trials.csv"
 SHOWN = 8
@@ -92,23 +92,22 @@ def publish_files(folder: Path, result: SearchResult, *, anew: bool = True) -> N
         OSError: where they cannot be written.
     """
     if anew:
-        with replacing(folder / RESULTS) as draft:
-            draft.write_text(json.dumps(result.to_json(), default=str) + "\n", encoding="utf-8")
+        write_results(folder / RESULTS, asdict(result))
     if anew or not exists(folder / TRIALS):
         write_trials(folder / TRIALS, result.trials)
     trials, final = [_point(trial) for trial in result.trials], result.final
     winner = next((point for point in trials if point.number == result.winner), None)
     chosen = None if winner is None else Chosen(winner, f"the winner by {result.select}")
-    members = [member_from_json(values) for values in result.about.get("members", [])]
+    members = checked(list[TeacherResult], result.about.get("members", []))
     score = f"select/{result.select}"
     draw_plots(
         folder / "plots",
         {
-            "worst_against_accuracy": lambda path: worst_against_accuracy(trials, path),
-            "parameter_effects": lambda path: parameter_effects(trials, path, chosen=chosen),
-            "parallel_coordinates": lambda path: parallel_coordinates(trials, path, chosen=chosen),
-            "trial_history": lambda path: trial_history(trials, path, score, chosen),
-            "winner_against_default": lambda path: plots.worst_group_by_method(final, path),
+            "worst_against_accuracy": lambda: worst_against_accuracy(trials),
+            "parameter_effects": lambda: parameter_effects(trials, chosen=chosen),
+            "parallel_coordinates": lambda: parallel_coordinates(trials, chosen=chosen),
+            "trial_history": lambda: trial_history(trials, score, chosen),
+            "winner_against_default": lambda: plots.worst_group_by_method(final),
             **plots.of_training(final, members),
         },
         anew=anew,
@@ -137,36 +136,26 @@ def write_trials(path: Path, trials: Sequence[TrialResult]) -> None:
         trials: of a search.
     """
     paths = dict.fromkeys(path for trial in trials for path in trial.setting)
+
+    def cell(value: Any) -> str:
+        return value if isinstance(value, str) else json.dumps(value)
+
     rows = [
         {
             "trial": trial.name,
-            **{path: _in_a_cell(trial.setting.get(path, "")) for path in paths},
+            **{path: cell(trial.setting.get(path, "")) for path in paths},
             "state": trial.state,
             "epochs": len(trial.history),
-            "seconds": f"{trial.seconds:.2f}",
-            **{f"select/{rule}": _digits(trial.score(rule)) for rule in RULES},
-            f"{TEST}/{WORST_GROUP}": _digits(
-                trial.test.worst_group_accuracy if trial.test else None
-            ),
-            f"{TEST}/{ACCURACY}": _digits(trial.test.accuracy if trial.test else None),
+            "seconds": round(trial.seconds, 2),
+            **{f"select/{rule}": trial.score(rule) for rule in RULES},
+            f"{TEST}/{WORST_GROUP}": _worst(trial),
+            f"{TEST}/{ACCURACY}": trial.test.accuracy if trial.test else None,
             f"{TEST}/measured_over": measured_over(trial.test.coverage) if trial.test else "",
             "reason": trial.reason or "",
         }
         for trial in trials
     ]
-    table = pd.DataFrame(rows, columns=None if rows else ["trial"])
-    if rows and not table[f"{TEST}/measured_over"].any():
-        table = table.drop(columns=f"{TEST}/measured_over")
-    with replacing(path) as draft:
-        table.to_csv(draft, index=False, lineterminator="\r\n")
-
-
-def _digits(value: float | None) -> str:
-    return "" if value is None else f"{value:.6f}"
-
-
-def _in_a_cell(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    write_csv(rows, path, "trial", [f"{TEST}/measured_over"])
 
 
 # --- the screen ------------------------------------------------------------------------------
@@ -209,44 +198,89 @@ def show(result: SearchResult, cost: Cost, console: Console, mlflow: str, unsent
         console.print(Text(text, style="yellow"), soft_wrap=True)
 
 
+def _ranked(result: SearchResult) -> list[TrialResult]:
+    """The trials, best score of the selecting rule first; without a score by number."""
+
+    def score(trial: TrialResult) -> float:
+        score = trial.score(result.select)
+        return -math.inf if score is None or math.isnan(score) else score
+
+    return sorted(result.trials, key=lambda trial: (-score(trial), trial.number))
+
+
+def _trials(
+    result: SearchResult, trials: Sequence[TrialResult], score: str, worst: str, *paths: str
+) -> Table:
+    """A row a trial, with its setting on one line and path by path; the winner stands out.
+
+    Args:
+        result: of the search.
+        trials: that are shown.
+        score: what people call the score by the selecting rule.
+        worst: what they call the worst-group accuracy.
+        paths: that the search varies.
+    """
+    settings = [
+        words(
+            path,
+            name,
+            [setting_text(t.setting[path]) if path in t.setting else MISSING for t in trials],
+        )
+        for path, name in short_paths(paths).items()
+    ]
+    seconds = [f"{t.seconds:.0f}" if math.isfinite(t.seconds) else MISSING for t in trials]
+    columns = [
+        words("trial", "Trial", [trial.name for trial in trials]),
+        words("setting", "Setting", [in_words(trial.setting) for trial in trials], folds=True),
+        *settings,
+        words("state", "State", [trial.state for trial in trials]),
+        numbers("epochs", "Epochs", [f"{len(t.history)}/{t.epochs}" for t in trials]),
+        numbers("score", score, [percent(t.score(result.select)) for t in trials]),
+        numbers("test", f"Test {worst}", [percent(_worst(t)) for t in trials]),
+        numbers("seconds", "Seconds", seconds),
+    ]
+    strong = {n for n, trial in enumerate(trials) if trial.number == result.winner}
+    failed = {n: trial.reason for n, trial in enumerate(trials) if trial.state == FAILED}
+    notes = {n: reason or "No reason is known." for n, reason in failed.items()}
+    return Table("Trials", columns, frozenset(strong), notes)
+
+
 def _trials_on_screen(result: SearchResult) -> Table:
-    over = [trial for trial in result.trials if trial.state != FAILED]
-    ranked = sorted(over, key=lambda t: (-(t.score(result.select) or -1.0), t.number))
+    over = [trial for trial in _ranked(result) if trial.state != FAILED]
     failed = len(result.trials) - len(over)
     title = f"{len(result.trials)} trials"
     title += f", {failed} of them failed" if failed else ""
-    title += f", the best {SHOWN} by {result.select}" if len(ranked) > SHOWN else ""
-    shown = ranked[:SHOWN]
-    columns = [
-        words("trial", "Trial", [trial.name for trial in shown]),
-        words("setting", "Setting", [in_words(trial.setting) for trial in shown], folds=True),
-        words("state", "State", [trial.state for trial in shown]),
-        numbers("epochs", "Epochs", [f"{len(t.history)}/{t.epochs}" for t in shown]),
-        numbers("score", result.select, [percent(t.score(result.select)) for t in shown]),
-        numbers("test", "Test WGA", [percent(_worst(t)) for t in shown]),
-    ]
-    strong = {n for n, trial in enumerate(shown) if trial.number == result.winner}
-    return Table(title, columns, frozenset(strong))
+    title += f", the best {SHOWN} by {result.select}" if len(over) > SHOWN else ""
+    table = replace(_trials(result, over[:SHOWN], result.select, "WGA"), title=title)
+    return table.named(("trial", "setting", "state", "epochs", "score", "test"))
 
 
 def _rules_on_screen(result: SearchResult) -> Table:
     trials = max((rule.trials for rule in result.rules), default=0)
     title = f"Rules: their choices, and rank correlation with test WGA over {trials} trials"
     title += f"; WGA: {result.worst}" if result.worst != "worst group" else ""
+    rules = replace(_rules(result, "WGA"), title=title)
+    return rules.named(("rule", "needs", "correlation", "choice", "test"))
+
+
+def _rules(result: SearchResult, worst: str) -> Table:
+    """How well each selection rule would have served; the one that chose stands out."""
     rules = result.rules
+    correlations = [
+        MISSING if rule.correlation is None else signed(rule.correlation, 2) for rule in rules
+    ]
+    tests = [percent(rule.test_worst_group_accuracy) for rule in rules]
     columns = [
         words("rule", "Rule", [rule.rule for rule in rules]),
-        words("needs", "Needs", [", ".join(rule.needs) for rule in rules]),
-        numbers("correlation", "Correlation", [_correlation(rule.correlation) for rule in rules]),
+        words("needs", "Needs", [", ".join(rule.needs) or "nothing" for rule in rules]),
+        numbers("correlation", "Correlation", correlations),
+        numbers("trials", "Over trials", [str(rule.trials) for rule in rules]),
         words("choice", "Its choice", [f"trial-{rule.choice:03}" for rule in rules]),
-        numbers("test", "Test WGA", [percent(r.test_worst_group_accuracy) for r in rules]),
+        numbers("test", f"Its test {worst}", tests),
     ]
-    return Table(title, columns, _chosen(result))
-
-
-def _chosen(result: SearchResult) -> frozenset[int]:
-    """The row of the rule that chose."""
-    return frozenset(n for n, rule in enumerate(result.rules) if rule.rule == result.select)
+    strong = frozenset(n for n, rule in enumerate(rules) if rule.rule == result.select)
+    notes = {n: RULES[r.rule].summary for n, r in enumerate(rules) if r.rule in RULES}
+    return Table("Selection rules", columns, strong, notes)
 
 
 def _final(result: SearchResult) -> Table | None:
@@ -265,10 +299,6 @@ def _worst(trial: TrialResult) -> float | None:
     return trial.test.worst_group_accuracy if trial.test else None
 
 
-def _correlation(value: float | None) -> str:
-    return MISSING if value is None else signed(value, 2)
-
-
 # --- the page --------------------------------------------------------------------------------
 
 
@@ -277,48 +307,56 @@ def content(folder: Path) -> dict[str, Any]:
     run = read_search(folder)
     result, about, settings = run.result, run.about, run.settings
     winner = next((trial for trial in result.trials if trial.number == result.winner), None)
-    measured = [outcome.splits[TEST] for outcome in result.final if TEST in outcome.splits]
-    measured += [trial.test for trial in result.trials if trial.test]
     names = {WINNER: f"Winner (trial {result.winner})", DEFAULT: "Default"}
 
     def name(method: str) -> str:
         return names.get(method, label(method))
 
+    score = f"Score, {result.selected_on}"
+    trials = _trials(result, _ranked(result), score, result.worst, *settings.space)
+    shown = ("trial", *settings.space, "state", "epochs", "score", "test", "seconds")
     title = "Winner and default on the test split"
-    found = difference(result.final, WINNER, DEFAULT)
+    gain = difference(result.final, WINNER, DEFAULT)
+    headline = result.verdict or "The search has no winner: no trial has a score."
+    if winner and not result.verdict:
+        headline = f"Trial {winner.number} is the winner; it was not held against the default."
+    for_final = f"for winner and default {listed(settings.final.seeds)}"
+    final_seeds = for_final if settings.final.seeds else "none trained after the search"
+    states = Counter(trial.state for trial in result.trials)
+    in_states = ", ".join(f"{count} {state}" for state, count in states.items())
+    budget = [f"{settings.trials:,} trials"] if settings.trials is not None else []
+    budget += [f"{settings.minutes:g} minutes"] if settings.minutes is not None else []
     return {
         "kind": "search",
         "name": result.name,
         "date": date(result.folder),
-        "headline": result.verdict or _no_verdict(winner),
+        "headline": headline,
         "remarks": degraded(result.final, name),
         "worst": result.worst,
         "facts": [
             Fact("Searcher", _named(settings.searcher)),
             Fact("Scheduler", _named(settings.scheduler)),
-            Fact("Budget", _budget(settings)),
-            Fact("Trials", _states(result.trials)),
-            Fact("Seeds", f"in each trial {listed(settings.seeds)}; {_final_seeds(settings)}"),
-            *data_facts(run.job, about.classes, about.groups, about.splits, measured),
+            Fact("Budget", " or ".join(budget) or "all of the grid"),
+            Fact("Trials", f"{len(result.trials)}: {in_states}" if states else "none"),
+            Fact("Seeds", f"in each trial {listed(settings.seeds)}; {final_seeds}"),
+            *data_facts(run.job, about, result.tested),
             *teacher_facts(about.members, None),
-            *student_facts(run.job),
-            *cost_facts(about.cost),
+            student_fact(run.job),
             Fact("Base job", settings.job, code=True),
-            Fact("Folder", str(folder), code=True),
-            Fact("To run it again", f"agrekd tune {shlex.quote(str(folder / SEARCH))}", code=True),
+            *run_facts(folder, about.cost, f"agrekd tune {shlex.quote(str(folder / SEARCH))}"),
         ],
         "space": _space(settings.space),
         "select": result.select,
         "selected_on": result.selected_on,
         "select_summary": RULES[result.select].summary if result.select in RULES else "",
-        "rules": _rules(result),
+        "rules": _rules(result, result.worst) if result.rules else None,
         "winner": winner,
         "setting": winner and _setting(winner, about.job, settings.final.default),
         "over": over_seeds(tested(result.final)),
         "comparison": compared(result.final, title, name, WINNER, method="Setting"),
-        "difference": found.in_words() if found else "",
+        "difference": gain.in_words() if gain else "",
         **students(result.final, about.members, name),
-        "trials": _trials(result, list(settings.space)),
+        "trials": trials.named(shown) if result.trials else None,
         "agreement": None,
         "teachers": teachers(about.members, None),
         "configuration": [
@@ -327,61 +365,6 @@ def content(folder: Path) -> dict[str, Any]:
         ],
         "versions": about.versions,
     }
-
-
-def _trials(result: SearchResult, paths: Sequence[str]) -> Table | None:
-    """The trials, best score of the selecting rule first; without a score by number."""
-
-    def score(trial: TrialResult) -> float:
-        found = trial.score(result.select)
-        return -math.inf if found is None or math.isnan(found) else found
-
-    trials = sorted(result.trials, key=lambda trial: (-score(trial), trial.number))
-    if not trials:
-        return None
-    short = short_paths(paths)
-    seconds = [f"{t.seconds:.0f}" if math.isfinite(t.seconds) else MISSING for t in trials]
-    columns = [
-        words("trial", "Trial", [str(trial.number) for trial in trials]),
-        *(
-            words(path, short[path], [_value(trial.setting, path) for trial in trials])
-            for path in paths
-        ),
-        words("state", "State", [trial.state for trial in trials]),
-        numbers("epochs", "Epochs", [f"{len(t.history)} of {t.epochs}" for t in trials]),
-        numbers("score", f"Score, {result.selected_on}", [percent(score(t)) for t in trials]),
-        numbers("test", f"Test {result.worst}", [percent(_worst(t)) for t in trials]),
-        numbers("seconds", "Seconds", seconds),
-    ]
-    strong = frozenset(n for n, trial in enumerate(trials) if trial.number == result.winner)
-    failed = {n: trial.reason for n, trial in enumerate(trials) if trial.state == FAILED}
-    notes = {n: reason or "No reason is known." for n, reason in failed.items()}
-    return Table("Trials", columns, strong, notes)
-
-
-def _value(setting: Mapping[str, Any], path: str) -> str:
-    return setting_text(setting[path]) if path in setting else MISSING
-
-
-def _rules(result: SearchResult) -> Table | None:
-    """How well each selection rule would have served; the one that chose stands out."""
-    rules = result.rules
-    if not rules:
-        return None
-    columns = [
-        words("rule", "Rule", [rule.rule for rule in rules]),
-        words("needs", "Needs", [", ".join(rule.needs) or "nothing" for rule in rules]),
-        numbers("correlation", "Rank correlation", [_correlation(r.correlation) for r in rules]),
-        numbers("trials", "Over trials", [str(rule.trials) for rule in rules]),
-        numbers("choice", "Chooses trial", [str(rule.choice) for rule in rules]),
-        numbers(
-            "test",
-            f"Its test {result.worst}",
-            [percent(rule.test_worst_group_accuracy) for rule in rules],
-        ),
-    ]
-    notes = {n: RULES[r.rule].summary for n, r in enumerate(rules) if r.rule in RULES}
-    return Table("Selection rules", columns, _chosen(result), notes)
 
 
 def _space(domains: Mapping[str, Domain]) -> Table:
@@ -400,8 +383,8 @@ def _space(domains: Mapping[str, Domain]) -> Table:
         return begin[domain.kind] + (", " if several else " … ").join(shown)
 
     def when(path: str, domain: Domain) -> str:
-        found = conditions(path, domain, STRATEGIES).items()
-        return "; ".join(f"{p} = {' or '.join(map(setting_text, these))}" for p, these in found)
+        needed = conditions(path, domain, STRATEGIES).items()
+        return "; ".join(f"{p} = {' or '.join(map(setting_text, v))}" for p, v in needed)
 
     columns = [
         words("path", "Parameter", domains),
@@ -442,33 +425,10 @@ def _setting(winner: TrialResult, job: dict[str, Any], default: dict[str, Any]) 
     return Table("The winner's setting", columns)
 
 
-def _no_verdict(winner: TrialResult | None) -> str:
-    if winner is None:
-        return "The search has no winner: no trial has a score."
-    return f"Trial {winner.number} is the winner; it was not held against the default."
-
-
-def _named(found: dict[str, Any]) -> str:
+def _named(chosen: dict[str, Any]) -> str:
     """A searcher or a scheduler, with its options."""
-    options = [f"{key} {setting_text(value)}" for key, value in found.items() if key != "name"]
-    name = str(found.get("name", ""))
+    options = [f"{key} {setting_text(value)}" for key, value in chosen.items() if key != "name"]
+    name = str(chosen.get("name", ""))
     if name == "none":
         return "none: every trial trains to its end"
     return f"{name} ({', '.join(options)})" if options else name
-
-
-def _budget(settings: SearchSettings) -> str:
-    parts = [f"{settings.trials:,} trials"] if settings.trials is not None else []
-    parts += [f"{settings.minutes:g} minutes"] if settings.minutes is not None else []
-    return " or ".join(parts) or "all of the grid"
-
-
-def _states(trials: Sequence[TrialResult]) -> str:
-    states = [trial.state for trial in trials]
-    parts = [f"{states.count(state)} {state}" for state in dict.fromkeys(states)]
-    return f"{len(trials)}: {', '.join(parts)}" if trials else "none"
-
-
-def _final_seeds(settings: SearchSettings) -> str:
-    seeds = settings.final.seeds
-    return f"for winner and default {listed(seeds)}" if seeds else "none trained after the search"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -13,13 +12,15 @@ from rich.console import Console
 from rich.text import Text
 
 from agrekd_ray.files import exists
-from agrekd_ray.report.archive import read_study
-from agrekd_ray.report.facts import Fact, as_yaml, cost_facts, date, split_facts
+from agrekd_ray.report.archive import RESULTS, read_study, write_results
+from agrekd_ray.report.facts import Fact, as_yaml, date, run_facts
 from agrekd_ray.report.job import JOB, degraded_lines, render_degraded, write_csv
-from agrekd_ray.report.study_plots import gains_plot, sweep_plots
+from agrekd_ray.report.study_plots import study_plots
+from agrekd_ray.report.style import draw_plots
 from agrekd_ray.report.tables import (
     Cell,
     Table,
+    difference_cell,
     figure_column,
     fits,
     words,
@@ -28,8 +29,8 @@ from agrekd_ray.report.tables import markdown as table_markdown
 from agrekd_ray.report.tables import show as show_table
 from agrekd_ray.results.intervals import INTERVAL
 from agrekd_ray.results.labels import label
-from agrekd_ray.results.metrics import ACCURACY, MISSING, WORST_GROUP, accuracy_of
-from agrekd_ray.results.points import in_words, key_names
+from agrekd_ray.results.metrics import ACCURACY, WORST_GROUP, accuracy_of, short_paths
+from agrekd_ray.results.points import in_words
 from agrekd_ray.results.study import OURS, Gain, Panel, StudyResult, gain_in_words
 from agrekd_ray.tracking.files import replacing
 
@@ -54,17 +55,11 @@ def publish_files(result: StudyResult, folder: Path, *, anew: bool = True) -> No
         ]
         write_csv(result.outcomes, folder / "results.csv", where)
     if anew:
-        with replacing(folder / "results.json") as draft:
-            text = json.dumps(result.to_json(), ensure_ascii=False, indent=1)
-            draft.write_text(text + "\n", encoding="utf-8")
+        write_results(folder / RESULTS, result.to_json())
     if anew or not exists(folder / "results.md"):
         with replacing(folder / "results.md") as draft:
             draft.write_text(f"# {result.name}\n\n{markdown(result)}\n", encoding="utf-8")
-    plots = folder / "plots"
-    plots.mkdir(exist_ok=True)
-    sweep_plots(result, plots, anew=anew)
-    if anew or not exists(plots / "gains.png"):
-        gains_plot(result, plots / "gains.png")
+    draw_plots(folder / "plots", study_plots(result), anew=anew)
 
 
 def show(result: StudyResult, console: Console) -> None:
@@ -125,11 +120,11 @@ def _pivot(result: StudyResult, panel: Panel, metric: str, title: str) -> Table:
 def _long(result: StudyResult, panel: Panel, title: str) -> Table:
     """A row a place and method, for narrow screens."""
     last = next(reversed(list(result.sweep)), "")
-    shown = [(at, m) for at in panel.places for m in result.methods if result.row(at, m)]
+    shown = [(at, m) for at in panel.places for m in panel.methods if result.row(at, m)]
     places = [in_words(at[last]) if last else "" for at, _ in shown]
     first = ["" if n and places[n - 1] == text else text for n, text in enumerate(places)]
     columns = [
-        words("place", key_names(result.sweep).get(last, ""), first),
+        words("place", short_paths(result.sweep).get(last, ""), first),
         words("method", "Method", [label(method) for _, method in shown]),
     ]
     rows = [result.row(at, method) or {} for at, method in shown]
@@ -192,48 +187,34 @@ def content(folder: Path) -> dict[str, Any]:
 
 
 def _facts(result: StudyResult, folder: Path) -> list[Fact]:
-    names = key_names(result.sweep)
-    swept = [
-        Fact(f"Sweep: {names[key]}", ", ".join(map(in_words, values)))
-        for key, values in result.sweep.items()
-    ]
-    draws = ", ".join(map(str, result.draws)) or "one"
+    names = short_paths(result.sweep)
     seeds = sorted({outcome.seed for outcome in result.outcomes})
     return [
-        *swept,
-        Fact("Draws of data and teachers", draws),
-        *split_facts(result.splits),
+        *(Fact(f"Sweep: {names[k]}", ", ".join(map(in_words, v))) for k, v in result.sweep.items()),
+        Fact("Draws of data and teachers", ", ".join(map(str, result.draws)) or "one"),
+        Fact("Splits", result.splits),
         Fact("Seeds", ", ".join(map(str, seeds))),
         Fact("Methods", ", ".join(map(label, result.methods))),
-        *([Fact("In brackets", result.published.source)] if result.published else []),
-        Fact("Folder", str(folder), code=True),
-        Fact("To run it again", f"agrekd run {shlex.quote(str(folder / JOB))}", code=True),
-        *cost_facts(result.cost),
+        Fact("In brackets", result.published.source if result.published else ""),
+        *run_facts(folder, result.cost, f"agrekd run {shlex.quote(str(folder / JOB))}"),
     ]
 
 
 def _with_gains(result: StudyResult, panel: Panel) -> Table:
     """Methods down, places across, then `AGRE-KD − AVER`; strong where it is above 0 everywhere."""
     table = _pivot(result, panel, WORST_GROUP, panel.where or result.heading())
-    cells = [list(column.cells) for column in table.columns]
     strong = {number for number, method in enumerate(panel.methods) if method == OURS}
     for other in panel.methods:
         gains = [result.gain(at, other) for at in panel.places]
-        if any(gains):
-            if all(gain and _sure(gain) for gain in gains):
-                strong.add(len(cells[0]))
-            line = [Cell(f"{label(OURS)} − {label(other)}"), *map(_gain_cell, gains)]
-            for column, cell in zip(cells, line, strict=True):
-                column.append(cell)
-    columns = [replace(c, cells=those) for c, those in zip(table.columns, cells, strict=True)]
-    return replace(table, columns=columns, strong=frozenset(strong))
-
-
-def _gain_cell(gain: Gain | None) -> Cell:
-    if gain is None:
-        return Cell(MISSING)
-    interval = gain.difference.interval()
-    return Cell(gain.difference.points, f"({interval})" if interval else "")
+        if not any(gains):
+            continue
+        if all(gain and _sure(gain) for gain in gains):
+            strong.add(table.size)
+        cells = [difference_cell(gain.difference if gain else None) for gain in gains]
+        line = [Cell(f"{label(OURS)} − {label(other)}"), *cells]
+        for column, cell in zip(table.columns, line, strict=True):
+            column.cells.append(cell)
+    return replace(table, strong=frozenset(strong))
 
 
 def _sure(gain: Gain) -> bool:

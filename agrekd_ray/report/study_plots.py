@@ -1,20 +1,20 @@
-"""Pictures of a study: every method along the swept key, and what AGRE-KD gains."""
+"""Plots of a study: every method along the swept key, and what AGRE-KD gains."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
+from matplotlib.figure import Figure
 
-from agrekd_ray.files import exists
 from agrekd_ray.report.style import (
     FAINT,
     INK,
     bars,
     finish,
+    line_keys,
     marker,
     method_styles,
     new_figure,
@@ -23,9 +23,9 @@ from agrekd_ray.report.style import (
 )
 from agrekd_ray.results.intervals import INTERVAL
 from agrekd_ray.results.labels import label
-from agrekd_ray.results.metrics import ACCURACY, WORST_GROUP, accuracy_of
-from agrekd_ray.results.points import in_words, key_names
-from agrekd_ray.results.study import OURS, Gain, StudyResult
+from agrekd_ray.results.metrics import ACCURACY, WORST_GROUP, accuracy_of, short_paths
+from agrekd_ray.results.points import in_words
+from agrekd_ray.results.study import Gain, StudyResult
 
 _AXES = {
     "ensemble.debiased": "debiased teachers",
@@ -38,11 +38,19 @@ _AXES = {
     "teachers.model": "teachers",
     "data.aligned": "share of bias-aligned training samples",
 }
-_MOST_PANELS = 12
+_MOST_ROWS = 12
 
 
-def sweep_plots(result: StudyResult, folder: Path, *, anew: bool = True) -> list[Path]:
-    """Draws worst-group accuracy and accuracy along each swept key with several values.
+def study_plots(result: StudyResult) -> dict[str, Callable[[], Figure | None]]:
+    """The plots of a study by name: `sweep_KEY` for each key with several values, and `gains`."""
+    names = short_paths(result.sweep)
+    swept = [key for key, values in result.sweep.items() if len(values) > 1]
+    plots = {f"sweep_{names[k].replace('.', '_')}": partial(sweep_plot, result, k) for k in swept}
+    return {**plots, "gains": lambda: gains_plot(result)}
+
+
+def sweep_plot(result: StudyResult, key: str) -> Figure | None:
+    """Draws worst-group accuracy and accuracy along a swept key.
 
     Lines are means, whiskers the sample standard deviation over draws and seeds; hollow diamonds
     are the published figures. Where several keys are swept, each combination of the others has a
@@ -50,154 +58,118 @@ def sweep_plots(result: StudyResult, folder: Path, *, anew: bool = True) -> list
 
     Args:
         result: of the study.
-        folder: for a PNG a key, `sweep_KEY.png`.
-        anew: false leaves those that are there.
-
-    Returns:
-        The files that were written.
+        key: of the sweep.
     """
-    names = key_names(result.sweep)
-    written = []
-    for key in [key for key, values in result.sweep.items() if len(values) > 1]:
-        rests: list[dict[str, Any]] = []
-        for at in result.places:
-            rest = {other: value for other, value in at.items() if other != key}
-            if rest not in rests:
-                rests.append(rest)
-        path = folder / f"sweep_{names[key].replace('.', '_')}.png"
-        if len(rests) <= _MOST_PANELS and (anew or not exists(path)):
-            _sweep_plot(result, key, rests, path)
-            written.append(path)
-    return written
-
-
-def _sweep_plot(
-    result: StudyResult, key: str, rests: Sequence[Mapping[str, Any]], path: Path
-) -> None:
-    names, values = key_names(result.sweep), result.sweep[key]
+    rests: list[dict[str, Any]] = []
+    for at in result.places:
+        rest = {other: value for other, value in at.items() if other != key}
+        if rest not in rests:
+            rests.append(rest)
+    if len(rests) > _MOST_ROWS:
+        return None
+    names, values = short_paths(result.sweep), result.sweep[key]
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+    xs = [float(value) if numbers else float(n) for n, value in enumerate(values)]
+    span = max(xs) - min(xs) or 1.0
     methods = [m for m in result.methods if any(result.row(at, m) for at in result.places)]
     styles = method_styles(methods)
-    across = min(4, len(methods))
-    figure = new_figure(9.2, 0.9 + 3.1 * len(rests) + 0.24 * -(-len(methods) // across))
+    figure = new_figure(9.2, 0.9 + 3.1 * len(rests) + 0.24 * -(-len(methods) // 4))
     grid = figure.subplots(len(rests), 2, squeeze=False, sharex=True)
     published = False
     for row, rest in zip(grid, rests, strict=True):
-        place = ", ".join(f"{names[k]} {in_words(v)}" for k, v in rest.items())
-        for axes, metric, words in (
-            (row[0], WORST_GROUP, result.worst.capitalize()),
-            (row[1], ACCURACY, "All samples"),
+        where = ", ".join(f"{names[k]} {in_words(v)}" for k, v in rest.items())
+        places = [{**rest, key: value} for value in values]
+        for axes, metric, words in zip(
+            row, (WORST_GROUP, ACCURACY), (result.worst.capitalize(), "All samples"), strict=True
         ):
-            panel(axes, "y", "#e4e4e4")
-            axes.set_title(f"{words}{': ' if place else ''}{place}", size=10, loc="left")
+            panel(axes, "y").set_title(": ".join(filter(None, (words, where))), size=10, loc="left")
             axes.set_ylabel("test accuracy (%)")
             for number, method in enumerate(methods):
                 # Aside, so that whiskers do not cover each other.
-                aside = (number - (len(methods) - 1) / 2) * 0.006 * _span(values)
-                published |= _line(axes, result, key, rest, method, metric, styles[method], aside)
+                aside = (number - (len(methods) - 1) / 2) * 0.006 * span
+                at_x = dict(zip((x + aside for x in xs), places, strict=True))
+                published |= _line(axes, result, at_x, method, metric, styles[method])
             low, high = axes.get_ylim()
             axes.set_ylim(max(0.0, low if low > 30 else 0.0), min(100.0, max(high, low + 1)))
-            _ticks(axes, values)
+            _ticks(axes, xs, values)
     for axes in grid[-1]:
         axes.set_xlabel(_AXES.get(key, key))
-    keys = [Line2D([], [], label=label(method), **styles[method]) for method in methods]
+    keys = line_keys(styles, label)
     if published and result.published:
         keys.append(marker("D", INK, 6, result.published.source, width=1.0))
-    finish(figure, path, f"{result.name}: by {_AXES.get(key, names[key])}", keys, across)
+    return finish(figure, f"{result.name}: by {_AXES.get(key, names[key])}", keys)
 
 
 def _line(
     axes: Axes,
     result: StudyResult,
-    key: str,
-    rest: Mapping[str, Any],
+    places: Mapping[float, Mapping[str, Any]],
     method: str,
     metric: str,
     style: Mapping[str, Any],
-    aside: float,
 ) -> bool:
-    """One method's line.
+    """Draws one method's line through places, by where they stand.
 
     Returns:
         Whether it has published figures.
     """
-    values = result.sweep[key]
-    places = [{**rest, key: value} for value in values if result.row({**rest, key: value}, method)]
-    if not places:
+    shown = {x: row[metric] for x, at in places.items() if (row := result.row(at, method))}
+    if not shown:
         return False
-    shown = [row[metric] for at in places if (row := result.row(at, method))]
-    xs = [_position(values, at[key]) + aside for at in places]
-    sds = [100 * figure.sd for figure in shown] if any(f.count > 1 for f in shown) else None
+    means = [100 * figure.mean for figure in shown.values()]
+    several = any(figure.count > 1 for figure in shown.values())
+    sds = [100 * figure.sd for figure in shown.values()] if several else None
     whiskers: dict[str, Any] = {"marker": "o", "ms": 4, "capsize": 2.5, "elinewidth": 0.9}
-    axes.errorbar(xs, [100 * figure.mean for figure in shown], yerr=sds, **whiskers, **style)
-    theirs = {
+    axes.errorbar(list(shown), means, yerr=sds, **whiskers, **style)
+    published = {
         x: value
-        for x, at in zip(xs, places, strict=True)
-        if (value := result.published_at(at, method, metric)) is not None
+        for x in shown
+        if (value := result.published_at(places[x], method, metric)) is not None
     }
     diamond: dict[str, Any] = {"s": 32, "marker": "D", "c": "white", "lw": 1.2, "zorder": 6}
-    axes.scatter(list(theirs), list(theirs.values()), edgecolors=style["color"], **diamond)
-    return bool(theirs)
+    axes.scatter(list(published), list(published.values()), edgecolors=style["color"], **diamond)
+    return bool(published)
 
 
-def _position(values: Sequence[Any], value: Any) -> float:
-    """Where a value stands: numbers at their own place, anything else in the order given."""
-    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
-    return float(value) if numbers else float(values.index(value))
+def _ticks(axes: Axes, xs: Sequence[float], values: Sequence[Any]) -> None:
+    """Names each value; of those that would touch, the first."""
+    span = max(xs) - min(xs) or 1.0
+    shown: dict[float, str] = {}
+    for x, value in zip(xs, values, strict=True):
+        if all(abs(x - other) > 0.04 * span for other in shown):
+            shown[x] = in_words(value).rpartition("/")[2]
+    axes.set_xticks(list(shown), list(shown.values()))
+    axes.set_xlim(min(xs) - 0.05 * span, max(xs) + 0.05 * span)
 
 
-def _span(values: Sequence[Any]) -> float:
-    places = [_position(values, value) for value in values]
-    return max(places) - min(places) or 1.0
-
-
-def _ticks(axes: Axes, values: Sequence[Any]) -> None:
-    places, span = [_position(values, value) for value in values], _span(values)
-    shown = [
-        (place, in_words(value).rpartition("/")[2])
-        for number, (place, value) in enumerate(zip(places, values, strict=True))
-        if number == 0 or min(abs(place - p) for p in places[:number]) > 0.04 * span
-    ]
-    axes.set_xticks([place for place, _ in shown], [text for _, text in shown])
-    axes.set_xlim(min(places) - 0.05 * span, max(places) + 0.05 * span)
-
-
-def gains_plot(result: StudyResult, path: Path) -> bool:
+def gains_plot(result: StudyResult) -> Figure | None:
     """Draws AGRE-KD's worst-group accuracy minus each other distillation's, place by place.
 
     A large dot is the mean, the line its 95 % bootstrap interval, small dots the draws (or the
     seeds, in a study without draws).
-
-    Args:
-        result: of the study.
-        path: the PNG.
-
-    Returns:
-        Whether there was anything to draw; without it there is no file.
     """
     if not result.gains:
-        return False
+        return None
     rows: list[tuple[str, Gain | None]] = []
     for at in result.places:
         mine = [gain for gain in result.gains if gain.at == at]
         if result.sweep and mine:
             rows.append((result.place_name(at), None))
         rows += [(label(gain.against), gain) for gain in mine]
-    colors = method_styles([OURS, *dict.fromkeys(gain.against for gain in result.gains)])
+    colors = method_styles(dict.fromkeys(gain.against for gain in result.gains))
     figure = new_figure(7.6, 1.5 + 0.3 * len(rows))
     axes = bars(figure.subplots(), [text for text, _ in rows])
     for number, (_, gain) in enumerate(rows):
-        axes.get_yticklabels()[number].set_fontweight("normal" if gain else "bold")
         if gain is None:
+            axes.get_yticklabels()[number].set_fontweight("bold")
             continue
         difference, color = gain.difference, colors[gain.against]["color"]
         if difference.low is not None and difference.high is not None:
-            ends = [100 * difference.low, 100 * difference.high]
-            axes.plot(ends, [number] * 2, color=color, lw=2)
+            axes.hlines(number, 100 * difference.low, 100 * difference.high, color=color, lw=2)
         points = [100 * value for value in gain.by_draw]
         axes.scatter(points, [number] * len(points), s=9, color=FAINT, zorder=3)
         axes.scatter(100 * difference.mean, number, s=42, color=color, edgecolors=INK, zorder=4)
     axes.axvline(0, color=INK, lw=0.9)
-    axes.grid(axis="x", color="#e4e4e4", lw=0.8, zorder=0)
     worst = accuracy_of(result.worst)
     axes.set_xlabel(f"AGRE-KD minus the other method, {worst} on test (points)")
     keys = [
@@ -205,4 +177,4 @@ def gains_plot(result: StudyResult, path: Path) -> bool:
         stroke(INTERVAL, FAINT, 2),
         marker("o", FAINT, 3, f"one {result.unit}", FAINT, 1.0),
     ]
-    return finish(figure, path, f"{result.name}: what AGRE-KD gains", keys)
+    return finish(figure, f"{result.name}: what AGRE-KD gains", keys)

@@ -1,23 +1,26 @@
-"""How all pictures look, and what they are drawn from.
+"""How all plots look, and what they are drawn from.
 
 Everything goes through matplotlib's object interface and its Agg canvas: no display, no global
-state, safe beside other threads.
+state, safe beside other threads. A plot is a function that returns a figure, or None where there
+is nothing to draw.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.text import Annotation, Text
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 
@@ -39,28 +42,32 @@ _PLACES = (
     *("one_hot", "one_hot_dfr", "deep_ensemble", "deep_ensemble_dfr", "teacher_vote", "winner"),
 )
 _NEAR = 13.0
-_DIAGONAL = [(dx, dy) for dx, dy in ((0.8, 0.8), (-0.8, 0.8), (0.8, -0.8), (-0.8, -0.8))]
-_OFFSETS = [
-    (distance * dx, distance * dy)
-    for distance in (8, 16, 28, 42, 60, 80)
-    for dx, dy in ((1, 0), (-1, 0), (0, 1), (0, -1), *_DIAGONAL)
-]
+"""Points from which on a line leads from a label to its point."""
+_DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1), *itertools.product((0.8, -0.8), (0.8, -0.8)))
+_OFFSETS = [(d * dx, d * dy) for d in (8, 16, 28, 42, 60, 80) for dx, dy in _DIRECTIONS]
 
 
 def draw_plots(
-    folder: Path, plots: Mapping[str, Callable[[Path], object]], *, anew: bool = True
-) -> None:
-    """Draws a run's plots, each into a PNG of its name.
+    folder: Path, plots: Mapping[str, Callable[[], Figure | None]], *, anew: bool = True
+) -> list[Path]:
+    """Draws a run's plots, each into a PNG of its name, which is replaced as a whole.
 
     Args:
         folder: of the PNGs.
-        plots: what draws one at a path, or finds nothing to draw, by name.
+        plots: what draws one, or finds nothing to draw, by name.
         anew: false leaves those that are there.
+
+    Returns:
+        The files that were written.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    written = []
     for name, draw in plots.items():
-        if anew or not exists(folder / f"{name}.png"):
-            draw(folder / f"{name}.png")
+        path = folder / f"{name}.png"
+        if (anew or not exists(path)) and (figure := draw()):
+            save(figure, path)
+            written.append(path)
+    return written
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -70,43 +77,64 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def panel(axes: Axes, grid: str | None = "both", color: str = "#ececec") -> Axes:
+def panel(axes: Axes, grid: str = "both") -> Axes:
     """Axes without a frame, and with a faint grid behind what is drawn.
 
     Args:
         axes: of the panel.
-        grid: `x`, `y` or `both`; None for none.
-        color: of the grid.
+        grid: `x`, `y` or `both`.
     """
     axes.spines[["top", "right"]].set_visible(False)
-    if grid:
-        axes.grid(axis=grid, color=color, lw=0.8, zorder=0)  # type: ignore[arg-type]
-        axes.set_axisbelow(True)
+    axes.grid(axis=grid, color="#ececec", lw=0.8)  # type: ignore[arg-type]
+    axes.set_axisbelow(True)
     return axes
 
 
-def bars(axes: Axes, names: Sequence[str], margin: float = 0.4) -> Axes:
+def bars(axes: Axes, names: Sequence[str]) -> Axes:
     """Axes with a row for each name, the first above."""
-    axes.spines[["top", "right", "left"]].set_visible(False)
+    panel(axes, "x").spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
     axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - margin, margin - 1)
+    axes.set_ylim(len(names) - 0.4, -0.6)
     return axes
 
 
-def method_styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
+def curves(
+    axes: Axes, table: pd.DataFrame, by: str, styles: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Draws means by epoch, with bands from the lowest to the highest.
+
+    Args:
+        axes: to draw on.
+        table: with the columns `epoch` and `value`.
+        by: column whose values have a line each.
+        styles: of the lines.
+    """
+    for name, mine in table.groupby(by, sort=False):
+        by_epoch = mine.groupby("epoch")["value"].agg(["min", "mean", "max"])
+        style = dict(styles[str(name)])
+        if len(by_epoch) == 1:  # a line through a single point shows nothing
+            style |= {"marker": "o", "markersize": 4}
+        band = {"color": style["color"], "alpha": 0.15, "lw": 0, "zorder": 2}
+        axes.fill_between(by_epoch.index, by_epoch["min"], by_epoch["max"], **band)
+        axes.plot(by_epoch.index, by_epoch["mean"], **style)
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+
+
+def method_styles(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Colour, dash and width of each method's line; a method that we know looks alike everywhere.
 
     AGRE-KD's line is thick, those of references are dashed.
     """
+    methods = list(methods)
     places = [*_PLACES, *(m for m in methods if m not in _PLACES and m not in _OURS)]
-    styles: dict[str, dict[str, Any]] = {}
-    for method in methods:
-        if method in _OURS:
-            styles[method] = {"color": _OURS[method], "linestyle": "-", "lw": 2.6, "zorder": 5}
-        else:
-            styles[method] = {**turn(places.index(method)), "lw": 1.5, "zorder": 3}
-    return styles
+    return {
+        method: {"color": _OURS[method], "linestyle": "-", "lw": 2.6, "zorder": 5}
+        if method in _OURS
+        else {**turn(places.index(method)), "lw": 1.5, "zorder": 3}
+        for method in methods
+    }
 
 
 def turn(place: int, colors: Sequence[str] = LINES) -> dict[str, Any]:
@@ -115,21 +143,11 @@ def turn(place: int, colors: Sequence[str] = LINES) -> dict[str, Any]:
     return {"color": colors[place % len(colors)], "linestyle": dash}
 
 
-def visible(style: dict[str, Any], points: int) -> dict[str, Any]:
-    """A line through a single point shows nothing: such a point gets a marker."""
-    return style if points != 1 else {**style, "marker": "o", "markersize": 4}
-
-
-def line(axes: Axes, xs: Iterable[float], ys: Iterable[float], style: dict[str, Any]) -> None:
-    """A line, or the marker of its only point."""
-    xs, ys = list(xs), list(ys)
-    axes.plot(xs, ys, **visible(style, len(xs)))
-
-
-def epoch_axis(axes: Axes) -> None:
-    """Whole epochs below a panel."""
-    axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+def line_keys(
+    styles: Mapping[str, Mapping[str, Any]], name: Callable[[str], str] = str
+) -> list[Line2D | Patch]:
+    """Keys of the legend for lines by their styles."""
+    return [Line2D([], [], label=name(key), **style) for key, style in styles.items()]
 
 
 def marker(
@@ -144,45 +162,25 @@ def stroke(text: str, color: str = INK, width: float = 1.1, **style: Any) -> Lin
     return Line2D([], [], color=color, lw=width, label=text, **style)
 
 
-def finish(
-    figure: Figure,
-    path: Path,
-    title: str,
-    keys: Sequence[Line2D | Patch] = (),
-    across: int | None = None,
-) -> bool:
-    """Sets the one line above all panels and the legend below, and writes the PNG.
-
-    Args:
-        figure: with everything else on it.
-        path: the PNG, replaced as a whole.
-        title: above the panels.
-        keys: of the legend.
-        across: keys in a row; None for all.
-
-    Returns:
-        True: there was something to draw.
-    """
-    dress(figure, title, keys, across)
-    save(figure, path)
-    return True
-
-
-def dress(
-    figure: Figure, title: str, keys: Sequence[Line2D | Patch] = (), across: int | None = None
-) -> None:
-    """Sets the one line above all panels, and the legend below; arguments as `finish`."""
-    figure.suptitle(title, size=12, weight="bold", x=0.01, ha="left")
+def finish(figure: Figure, title: str, keys: Sequence[Line2D | Patch] = ()) -> Figure:
+    """Sets the one line above all panels, and the legend below in as many lines as it takes."""
+    width = figure.get_figwidth()
+    figure.suptitle(
+        textwrap.fill(title, int(10 * width)), size=12, weight="bold", x=0.01, ha="left"
+    )
     if keys:
+        widths = [0.5 + 0.065 * len(str(key.get_label())) for key in keys]
+        across = len(keys) if sum(widths) <= width else max(1, int(width / max(widths)))
         figure.legend(
             handles=list(keys),
             loc="outside lower center",
-            ncols=across or len(keys),
+            ncols=across,
             frameon=False,
             fontsize=9,
             handlelength=1.8,
             columnspacing=1.4,
         )
+    return figure
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -208,7 +206,6 @@ def brief(text: str, most: int) -> str:
 
 
 def place_labels(
-    figure: Figure,
     axes: Axes,
     dots: Sequence[tuple[float, float, float, float]],
     labels: Sequence[tuple[float, float, str]],
@@ -216,15 +213,14 @@ def place_labels(
     """Puts labels where they cover no point and no other label; drops what finds no place.
 
     Args:
-        figure: with everything else on it; its layout is final from here on.
-        axes: of the points.
-        dots: x, y and their deviations.
-        labels: x and y of a point, and its text. Whiskers are covered only where there is no other
-            place.
+        axes: of the points, on a figure with everything else on it; its layout is final from here.
+        dots: x, y and their deviations. Whiskers are covered only where there is no other place.
+        labels: x and y of a point, and its text.
     """
-    _as_written(figure)
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # places are in pixels
+    figure = axes.figure
+    _as_written(figure)  # type: ignore[arg-type]
+    figure.draw_without_rendering()  # type: ignore[union-attr]
+    figure.set_layout_engine("none")  # type: ignore[union-attr] # places are in pixels
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
     frame = axes.get_window_extent(renderer)
 
@@ -232,45 +228,39 @@ def place_labels(
         ends = axes.transData.transform([(x - dx, y - dy), (x + dx, y + dy)])
         return Bbox(ends).padded(around)
 
-    points = [box(x, y, 0, 0, 6.5) for x, y, _, _ in dots]
+    taken = [box(x, y, 0, 0, 6.5) for x, y, _, _ in dots]
     whiskers = [box(x, y, dx, 0, 1) for x, y, dx, _ in dots]
     whiskers += [box(x, y, 0, dy, 1) for x, y, _, dy in dots]
-    taken: list[Bbox] = []
-
-    def placed(x: float, y: float, words: str, obstacles: Sequence[Bbox]) -> bool:
-        for dx, dy in _OFFSETS:
-            note = axes.annotate(
-                words,
-                (x, y),
-                (dx, dy),
-                textcoords="offset points",
-                size=8,
-                color=INK,
-                ha="left" if dx > 4 else "right" if dx < -4 else "center",
-                va="bottom" if dy > 4 else "top" if dy < -4 else "center",
-                linespacing=0.95,
-                parse_math=False,
-                arrowprops={"arrowstyle": "-", "color": FAINT, "lw": 0.6}
-                if math.hypot(dx, dy) > _NEAR
-                else None,
-                zorder=7,
-            )
-            text = _text_box(note, renderer)
-            inside = frame.x0 <= text.x0 and text.x1 <= frame.x1
-            inside &= frame.y0 <= text.y0 and text.y1 <= frame.y1
-            if inside and not any(text.overlaps(other) for other in (*obstacles, *taken)):
-                taken.append(text)
-                return True
-            note.remove()
-        return False
-
     for x, y, text in labels:
-        words = textwrap.fill(brief(text, 68), 26, break_on_hyphens=False)
-        if not placed(x, y, words, [*points, *whiskers]):
-            placed(x, y, words, points)
+        note = axes.annotate(
+            textwrap.fill(brief(text, 68), 26, break_on_hyphens=False),
+            (x, y),
+            (0, 0),
+            textcoords="offset points",
+            size=8,
+            color=INK,
+            linespacing=0.95,
+            parse_math=False,
+            arrowprops={"arrowstyle": "-", "color": FAINT, "lw": 0.6},
+            zorder=7,
+        )
 
+        def move(dx: float, dy: float, note: Any = note) -> Bbox:
+            """Where the words are then, without the line that leads to them."""
+            note.set_position((dx, dy))
+            note.set_ha("left" if dx > 4 else "right" if dx < -4 else "center")
+            note.set_va("bottom" if dy > 4 else "top" if dy < -4 else "center")
+            note.arrow_patch.set_visible(math.hypot(dx, dy) > _NEAR)
+            note.update_positions(renderer)
+            return Text.get_window_extent(note, renderer)
 
-def _text_box(note: Annotation, renderer: Any) -> Bbox:
-    """Of the words alone, without the line that leads to them."""
-    note.update_positions(renderer)
-    return Text.get_window_extent(note, renderer)
+        free = []
+        for place, offset in enumerate(_OFFSETS):
+            words = move(*offset)
+            inside = all(frame.contains(*corner) for corner in words.corners())
+            if inside and not words.count_overlaps(taken):
+                free.append((words.count_overlaps(whiskers) > 0, place))
+        if free:
+            taken.append(move(*_OFFSETS[min(free)[1]]))
+        else:
+            note.remove()

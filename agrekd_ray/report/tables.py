@@ -8,14 +8,19 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
+from pathlib import Path
+from typing import Any
 
+import pandas as pd
 from rich import box
 from rich.console import Console
 from rich.table import Table as ScreenTable
 from rich.text import Text
 
-from agrekd_ray.results.frame import Figure, Row
+from agrekd_ray.results.frame import Figure
+from agrekd_ray.results.intervals import PairedDifference
 from agrekd_ray.results.metrics import MISSING, metric, over
+from agrekd_ray.tracking.files import replacing
 
 # A bracket makes a link with the one that follows, an underscore emphasis at a word's edge.
 _MARKDOWN = re.compile(r"[\\`*|<$]|\](?=[(\[])|(?<![^\W_])_|_(?![^\W_])")
@@ -175,23 +180,16 @@ def figure_column(
         brackets = "" if other is None else f"[{other:.1f}]"
         part = f"over {figure.part}" if figure.part and everywhere is None else ""
         cells.append(Cell(figure.text, " ".join(filter(None, (figure.spread, brackets, part)))))
-    told = "" if parts else everywhere or ""
-    return Column(name, over(header or metric(name).label, told), cells)
+    part = "" if parts else everywhere or ""
+    return Column(name, over(header or metric(name).label, part), cells)
 
 
-def metric_columns(rows: Sequence[Row], names: Iterable[str], **headers: str) -> list[Column]:
-    """A column for each metric that some row has.
-
-    Args:
-        rows: of figures.
-        names: of the metrics.
-        headers: what people call them, where that is not their label.
-    """
-    return [
-        figure_column(name, [row.get(name) for row in rows], headers.get(name, ""))
-        for name in names
-        if any(name in row for row in rows)
-    ]
+def difference_cell(difference: PairedDifference | None) -> Cell:
+    """A difference in points, and its bootstrap interval."""
+    if difference is None:
+        return Cell(MISSING)
+    interval = difference.interval()
+    return Cell(difference.points, f"({interval})" if interval else "")
 
 
 def show(
@@ -248,6 +246,32 @@ def markdown(table: Table) -> str:
         *([column.cells[row].words for column in table.columns] for row in range(table.size)),
     ]
     return "\n".join(f"| {' | '.join(map(_in_markdown, line))} |" for line in lines)
+
+
+def write_csv(
+    rows: Sequence[Mapping[str, Any]], path: Path, first: str, optional: Iterable[str] = ()
+) -> None:
+    """Writes rows as a CSV file, which is replaced as a whole; numbers have six digits.
+
+    Args:
+        rows: values by column.
+        path: the file.
+        first: column that a file without rows has.
+        optional: columns that are left out where nothing is in them.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    rounded = [
+        {name: round(v, 6) if isinstance(v, float) else v for name, v in row.items()}
+        for row in rows
+    ]
+    table = pd.DataFrame(rounded, columns=None if rows else [first], dtype=object)
+    nothing: tuple[Any, ...] = (None, "", {})
+    empty = [name for name in optional if all(row.get(name) in nothing for row in rows)]
+    table = table.drop(columns=empty, errors="ignore")
+    with replacing(path) as draft:
+        table.to_csv(draft, index=False, lineterminator="\r\n")
 
 
 def fits(table: Table, width: int) -> bool:

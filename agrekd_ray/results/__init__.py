@@ -22,7 +22,6 @@ from agrekd_ray.results.records import (
     epochs_from_json,
     mean_epoch,
     mean_metrics,
-    member_from_json,
 )
 
 __all__ = [
@@ -43,7 +42,6 @@ __all__ = [
     "epochs_from_json",
     "mean_epoch",
     "mean_metrics",
-    "member_from_json",
     "over",
     "part_measured",
 ]

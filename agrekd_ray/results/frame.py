@@ -25,7 +25,6 @@ from agrekd_ray.results.metrics import (
     METRICS,
     OVERLAPPING,
     WORST_GROUP,
-    WORST_OVERLAPPING,
     Coverage,
     metric,
     over,
@@ -53,16 +52,12 @@ def frame(
     for outcome in every:  # one that an earlier version measured does not say it
         for split, metrics in outcome.splits.items():
             coverage[split] = max(coverage.get(split, {}), metrics.coverage, key=len)
-    return tidy(
+    rows = (
         (point, draw, outcome.method, outcome.seed, split, *value)
         for outcome in every
         for split, metrics in outcome.splits.items()
         for value in values_of(metrics, coverage[split])
     )
-
-
-def tidy(rows: Iterable[tuple[Any, ...]]) -> pd.DataFrame:
-    """Rows as a table with the columns `COLUMNS`; whatever else tells two apart follows."""
     return pd.DataFrame(rows, columns=COLUMNS).astype({"value": float})
 
 
@@ -77,8 +72,7 @@ def values_of(
     """
     yield WORST_GROUP, "", metrics.worst_group_accuracy
     for name, value in metrics.scalars().items():
-        unknown = name == WORST_OVERLAPPING and math.isnan(value)  # as JSON has it
-        if name != WORST_GROUP and not unknown:
+        if name != WORST_GROUP:
             yield name, "", value
     kind = GROUP if metrics.groups_known else CLASS
     for name, value in metrics.groups.items():
@@ -123,8 +117,7 @@ def last_weights(trained: pd.DataFrame) -> pd.DataFrame:
     Args:
         trained: as `epochs` returns it.
     """
-    weights = trained[trained.metric == WEIGHT]
-    last = weights[weights.epoch == weights.groupby(["method", "seed"]).epoch.transform("max")]
+    last = last_epochs(trained[trained.metric == WEIGHT])
     return last.pivot_table("value", ["method", "group"], "teacher", sort=False)
 
 
@@ -229,7 +222,7 @@ def _with_parts(row: Row) -> Row:
         split, _, plain = name.rpartition("/")
         return part_measured(splits.get(split, {}), plain) if plain in METRICS else ""
 
-    return {name: replace(f, part=told) if (told := part(name)) else f for name, f in row.items()}
+    return {name: replace(figure, part=part(name)) for name, figure in row.items()}
 
 
 def coverage_of(values: Mapping[str, float], split: str = "") -> Coverage:
@@ -239,13 +232,13 @@ def coverage_of(values: Mapping[str, float], split: str = "") -> Coverage:
         values: by name.
         split: that stands before each name.
     """
-    found: Coverage = {}
+    coverage: Coverage = {}
     for kind in _KINDS:
         name = f"{split}{'/' * bool(split)}{kind.replace(' ', '_')}"
         some, every = (values.get(f"{name}_{end}") for end in (WITH_SAMPLES, IN_ALL))
         if some is not None and every is not None:
-            found[kind] = (round(some), round(every))
-    return found
+            coverage[kind] = (round(some), round(every))
+    return coverage
 
 
 def coverage_values(row: Mapping[str, float]) -> dict[str, float]:

@@ -38,11 +38,11 @@ class PairedDifference:
         """The mean difference of shares in points, with its sign."""
         return signed(100 * self.mean)
 
-    def interval(self, between: str = " … ") -> str:
+    def interval(self) -> str:
         """The ends in points: `+5.1 … +10.2`; empty for a single seed."""
         if self.low is None or self.high is None:
             return ""
-        return f"{signed(100 * self.low)}{between}{signed(100 * self.high)}"
+        return f"{signed(100 * self.low)} … {signed(100 * self.high)}"
 
     def in_words(self, unit: str = "seed") -> str:
         """`+8.0 points (95 % bootstrap interval +5.1 … +10.2, 4 seeds)`, `+8.0 points (1 seed)`.
@@ -85,12 +85,12 @@ def differences_by_seed(
     values_by_seed: Mapping[Any, float], baseline_by_seed: Mapping[Any, float]
 ) -> dict[Any, float]:
     """The differences of those that both have, where both are finite."""
-    found = {
+    differences = {
         seed: value - baseline_by_seed[seed]
         for seed, value in values_by_seed.items()
         if seed in baseline_by_seed
     }
-    return {seed: value for seed, value in found.items() if math.isfinite(value)}
+    return {seed: value for seed, value in differences.items() if math.isfinite(value)}
 
 
 def bootstrap_interval(

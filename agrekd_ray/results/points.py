@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -53,15 +53,6 @@ class Published(Settings):
             if figures.holds_at(settings) and method in getattr(figures, metric):
                 return float(getattr(figures, metric)[method])
         return None
-
-
-def key_names(keys: Iterable[str]) -> dict[str, str]:
-    """A short name for each dotted path: its last part, or all of it where two end alike."""
-    every = list(keys)
-    last = [key.rpartition(".")[2] for key in every]
-    return {
-        key: name if last.count(name) == 1 else key for key, name in zip(every, last, strict=True)
-    }
 
 
 def in_words(value: Any) -> str:

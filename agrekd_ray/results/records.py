@@ -10,10 +10,16 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from statistics import mean
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
 
 from agrekd_ray.files import checked
+from agrekd_ray.results.labels import ALL
 from agrekd_ray.results.metrics import WORST_GROUP, Coverage, over, part_measured
+
+Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
+"""A number that may be NaN, which JSON does not have and keeps as null."""
 
 
 @dataclass(frozen=True)
@@ -39,19 +45,19 @@ class Metrics:
         by_group: further measures (`core.groups.MEASURES`) by name and evaluation group.
     """
 
-    accuracy: float
-    worst_group_accuracy: float
-    weighted_accuracy: float
-    balanced_accuracy: float
-    worst_class_accuracy: float
-    ece: float
-    groups: dict[str, float]
+    accuracy: Number
+    worst_group_accuracy: Number
+    weighted_accuracy: Number
+    balanced_accuracy: Number
+    worst_class_accuracy: Number
+    ece: Number
+    groups: dict[str, Number]
     counts: dict[str, int]
     groups_known: bool = True
-    overlapping: dict[str, float] = field(default_factory=dict)
+    overlapping: dict[str, Number] = field(default_factory=dict)
     worst_overlapping_group_accuracy: float | None = None
     coverage: Coverage = field(default_factory=dict)
-    by_group: dict[str, dict[str, float]] = field(default_factory=dict)
+    by_group: dict[str, dict[str, Number]] = field(default_factory=dict)
 
     def scalars(self) -> dict[str, float]:
         """The metrics that are one number each and are there, by name."""
@@ -95,18 +101,18 @@ class Epoch:
     """
 
     epoch: int
-    loss: float
-    learning_rate: float
-    seconds: float
+    loss: Number
+    learning_rate: Number
+    seconds: Number
     val: Metrics
-    weights: dict[str, dict[str, float]] = field(default_factory=dict)
-    fallback_share: float = 0.0
-    selection: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, dict[str, Number]] = field(default_factory=dict)
+    fallback_share: Number = 0.0
+    selection: dict[str, Number] = field(default_factory=dict)
     steps: int = 0
-    fallback_by_group: dict[str, float] = field(default_factory=dict)
-    influence: dict[str, float] = field(default_factory=dict)
-    influence_by_group: dict[str, dict[str, float]] = field(default_factory=dict)
-    guidance_seconds: float = 0.0
+    fallback_by_group: dict[str, Number] = field(default_factory=dict)
+    influence: dict[str, Number] = field(default_factory=dict)
+    influence_by_group: dict[str, dict[str, Number]] = field(default_factory=dict)
+    guidance_seconds: Number = 0.0
     replayed_steps: int = 0
     lost_steps: dict[str, int] = field(default_factory=dict)
 
@@ -218,6 +224,11 @@ class SplitAgreement:
     groups: dict[str, Agreement] = field(default_factory=dict)
     overlapping: dict[str, Agreement] = field(default_factory=dict)
 
+    @property
+    def by_group(self) -> dict[str, Agreement]:
+        """On all samples, then by every kind of group."""
+        return {ALL: self.overall, **self.groups, **self.overlapping}
+
 
 @dataclass(frozen=True)
 class Diagnostics:
@@ -263,19 +274,6 @@ class StudentResult:
         """In words, which teachers were lost and when; empty where none was."""
         return degraded(self.history)
 
-    def to_json(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> StudentResult:
-        """Back from `to_json`.
-
-        Raises:
-            DamagedError: they are other ones.
-        """
-        return checked(cls, values)
-
 
 @dataclass(frozen=True)
 class Span:
@@ -286,6 +284,16 @@ class Span:
 
     def __add__(self, other: Span) -> Span:
         return Span(self.count + other.count, self.seconds + other.seconds)
+
+    @property
+    def milliseconds(self) -> float:
+        """Each time, in the mean."""
+        return 1000 * self.seconds / max(self.count, 1)
+
+    @property
+    def in_words(self) -> str:
+        """`1,350 × 4.1 ms = 5.5 s`."""
+        return f"{self.count:,} × {self.milliseconds:.3g} ms = {self.seconds:,.1f} s"
 
 
 def added(one: Mapping[str, Span], other: Mapping[str, Span]) -> dict[str, Span]:
@@ -331,7 +339,7 @@ class TeacherCost:
             return "no forward pass: all that they say had been recorded before"
         kept = f", {self.recorded / 1e6:.1f} MB recorded" if self.recorded else ""
         several = "processes" if self.actors > 1 else "process"
-        return f"{self.forwards} forward passes in {max(1, self.actors)} {several}{kept}"
+        return f"{self.forwards:,} forward passes in {max(1, self.actors)} {several}{kept}"
 
 
 @dataclass(frozen=True)
@@ -344,7 +352,7 @@ class Cost:
         attempts: processes that worked on it; more than one where it was stopped and resumed.
     """
 
-    seconds: float = math.nan
+    seconds: Number = math.nan
     effort: TeacherCost | None = None
     attempts: int = 1
 
@@ -375,12 +383,3 @@ class TeacherResult:
     kind: str
     fingerprint: str
     metrics: dict[str, Metrics] = field(default_factory=dict)
-
-
-def member_from_json(values: dict[str, Any]) -> TeacherResult:
-    """A member out of plain JSON values.
-
-    Raises:
-        DamagedError: they are other ones.
-    """
-    return checked(TeacherResult, values)

@@ -6,9 +6,9 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from statistics import mean
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from agrekd_ray.errors import TrackingError, near
@@ -150,60 +150,59 @@ def rows(children: Iterable[Child]) -> list[Row]:
             frozenset(child.world.items()),
         )
         groups.setdefault(alike, []).append(child)
-    named: dict[str, list[list[Child]]] = {}
-    for group in groups.values():
-        named.setdefault(_name(group[0]), []).append(group)
-    trials = [group for group in groups.values() if group[0].number is not None]
-    if trials:  # each has a name of its own
-        named = {name: g for name, g in named.items() if g[0][0].number is None} | {"": trials}
+    named: dict[str, list[Row]] = {}
+    measured = _measured(list(groups.values()))
+    every = [
+        Row(_name(group[0]), tuple(group), figures=measured.get(number, {}))
+        for number, group in enumerate(groups.values())
+    ]
+    for row in every:  # each trial has a name of its own
+        named.setdefault(row.name if row.first.number is None else "", []).append(row)
     distinct: dict[int, dict[str, Any]] = {}
     for several in named.values():
-        values = [_settings(group[0]) for group in several]
-        varied = _varied(values)
-        for group, mine in zip(several, values, strict=True):
-            distinct[id(group)] = {path: v for path, v in mine.items() if path in varied}
-    short = short_paths({path for found in distinct.values() for path in found})
-    measured = _measured(list(groups.values()))
-    found = [
-        Row(_name(g[0]), tuple(g), distinct[id(g)], "", short, measured.get(number, {}))
-        for number, g in enumerate(groups.values())
-    ]
-    return _apart(found)
+        distinct |= settings(several)
+    short = short_paths({path for values in distinct.values() for path in values})
+    return _apart([replace(row, distinct=distinct[id(row)], short=short) for row in every])
 
 
 def _measured(groups: Sequence[Sequence[Child]]) -> dict[int, Mapping[str, Figure]]:
     """Figures by number of the group, out of one tidy table of all runs."""
     table = pd.DataFrame(
         (
-            (number, child.pair, name, "", value)
+            (number, child.pair, name, "", child.value(name))
             for number, group in enumerate(groups)
             for child in group
             for name in child.metrics
-            if math.isfinite(value := child.value(name))
         ),
         columns=["point", "seed", "metric", "group", "value"],
     )
-    if table.empty:
-        return {}
-    by_seed = table.groupby(["point", "seed", "metric", "group"], sort=False)["value"].mean()
-    return figures(by_seed.reset_index(), ["point"])
+    table = table[np.isfinite(table["value"].astype(float))]
+    by_seed = table.groupby(["point", "seed", "metric", "group"], sort=False, as_index=False)
+    return figures(by_seed["value"].mean(), ["point"])
 
 
-def settings(found: Sequence[Row]) -> dict[int, dict[str, Any]]:
+def settings(several: Sequence[Row]) -> dict[int, dict[str, Any]]:
     """Values of all that varies among rows, by `id` of the row and dotted path.
 
-    Trials have what their search varies, if it has more than one value among them.
+    To be absent is no value. Trials have what their search varies, if it has more than one value
+    among them.
     """
-    every = {id(row): _settings(row.first) for row in found}
-    varied = _varied(every.values())
-    return {key: {p: v for p, v in values.items() if p in varied} for key, values in every.items()}
+    every = {id(row): _settings(row.first) for row in several}
+    values: dict[str, set[str]] = {}
+    for of_row in every.values():
+        for path, value in of_row.items():
+            values.setdefault(path, set()).add(json.dumps(value, sort_keys=True))
+    return {
+        key: {path: value for path, value in of_row.items() if len(values[path]) > 1}
+        for key, of_row in every.items()
+    }
 
 
-def baselines(found: Sequence[Row], asked: str | None) -> list[Row]:
+def baselines(several: Sequence[Row], asked: str | None) -> list[Row]:
     """The rows that others are compared with; a method's name may stand for several.
 
     Args:
-        found: the rows.
+        several: the rows.
         asked: a row's label or name, or its method; None for what each job or search has of
             `DEFAULT_BASELINES`, which may be nothing.
 
@@ -212,17 +211,19 @@ def baselines(found: Sequence[Row], asked: str | None) -> list[Row]:
     """
     if asked is None:
         chosen: dict[str, str] = {}
-        for row in found:
+        for row in several:
             for child in row.children:
                 if child.method in DEFAULT_BASELINES:
                     known_there = (chosen.get(child.parent, child.method), child.method)
                     chosen[child.parent] = min(known_there, key=DEFAULT_BASELINES.index)
-        return [r for r in found if any(chosen.get(c.parent) == c.method for c in r.children)]
+        return [r for r in several if any(chosen.get(c.parent) == c.method for c in r.children)]
     name = asked.lower()
-    exact = [row for row in found if row.label.lower() == name]
-    if matching := exact or [r for r in found if name in (r.name.lower(), r.first.method.lower())]:
+    exact = [row for row in several if row.label.lower() == name]
+    if matching := exact or [
+        r for r in several if name in (r.name.lower(), r.first.method.lower())
+    ]:
         return matching
-    known = dict.fromkeys(name for row in found for name in (row.first.method, row.label))
+    known = dict.fromkeys(name for row in several for name in (row.first.method, row.label))
     raise TrackingError(f"No row is called {asked!r}, so none is the baseline.{near(asked, known)}")
 
 
@@ -243,48 +244,42 @@ def difference(row: Row, baseline: Sequence[Row], metric: str) -> PairedDifferen
     """
     if any(row is other for other in baseline):
         return None
-    there: dict[str, list[Child]] = {}
-    for other in (child for row_there in baseline for child in row_there.children):
-        there.setdefault(other.parent, []).append(other)
-    elsewhere: dict[tuple[str, frozenset[tuple[str, str]]], list[Child]] = {}
-    if len(baseline) == 1 and baseline[0].first.number is None:
-        for other in baseline[0].children:
-            elsewhere.setdefault(_place(other), []).append(other)
-    mine: dict[str, list[float]] = {}
-    theirs: dict[str, list[float]] = {}
+    others = [child for other in baseline for child in other.children]
+    anywhere = len(baseline) == 1 and baseline[0].first.number is None
+    pairs = []
     for child in row.children:
-        near_it, far = there.get(child.parent, []), elsewhere.get(_place(child), [])
-        for other in _pairs(child, near_it) or _pairs(child, far):
-            values = child.value(metric), other.value(metric)
-            if all(map(math.isfinite, values)):
-                pair = other.pair if child.method == SEEDLESS else child.pair
-                mine.setdefault(pair, []).append(values[0])
-                theirs.setdefault(pair, []).append(values[1])
-    return paired_difference(_means(mine), _means(theirs))
+        here = [other for other in others if other.parent == child.parent]
+        alike = [other for other in others if anywhere and _place(other) == _place(child)]
+        for other in _pairs(child, here) or _pairs(child, alike):
+            pair = other.pair if child.method == SEEDLESS else child.pair
+            pairs.append((pair, child.value(metric), other.value(metric)))
+    table = pd.DataFrame(pairs, columns=["pair", "mine", "theirs"])
+    means = table[np.isfinite(table[["mine", "theirs"]].astype(float)).all(axis=1)]
+    means = means.groupby("pair", sort=False).mean()
+    return paired_difference(means["mine"].to_dict(), means["theirs"].to_dict())
 
 
-def _pairs(one: Child, others: Sequence[Child]) -> list[Child]:
+def _pairs(child: Child, others: Sequence[Child]) -> list[Child]:
     """Those runs that one is held against."""
     return [
         other
         for other in others
-        if one.pair
+        if child.pair
         and other.pair
-        and (one.pair == other.pair or SEEDLESS in (one.method, other.method))
+        and (child.pair == other.pair or SEEDLESS in (child.method, other.method))
     ]
 
 
-def ordered(found: Sequence[Row], name: str) -> list[Row]:
+def ordered(several: Sequence[Row], name: str) -> list[Row]:
     """Rows from best to worst; those without the metric last, in the order they were in."""
-    less = metric(name).less_is_better
+    sign = 1 if metric(name).less_is_better else -1
+    values = {id(row): row.mean(name) for row in several}
 
-    def place(row: Row) -> tuple[bool, float]:
-        value = row.mean(name)
-        if value is None:
-            return True, 0.0
-        return False, value if less else -value
+    def rank(row: Row) -> float:
+        value = values[id(row)]
+        return math.inf if value is None else sign * value
 
-    return sorted(found, key=place)
+    return sorted(several, key=rank)
 
 
 def check_metric(name: str, known: Iterable[str]) -> None:
@@ -325,43 +320,30 @@ def _settings(child: Child) -> dict[str, Any]:
     return {path: parsed(text) for path, text in every.items()}
 
 
-def _varied(several: Iterable[Mapping[str, Any]]) -> set[str]:
-    """Paths with more than one value; to be absent is none."""
-    values: dict[str, set[str]] = {}
-    for found in several:
-        for path, value in found.items():
-            values.setdefault(path, set()).add(json.dumps(value, sort_keys=True))
-    return {path for path, found in values.items() if len(found) > 1}
-
-
-def _apart(found: list[Row]) -> list[Row]:
+def _apart(several: list[Row]) -> list[Row]:
     """Rows with a word on where they are from, where two would have the same label."""
-    trials = [row for row in found if row.first.number is not None]
+    trials = [row for row in several if row.first.number is not None]
     searches = len({row.first.parent for row in trials})
     # Of two searches, `trial-007` would be a riddle, whatever it was set to.
     origins = _origins(trials, searches) if searches > 1 else {}
     alike: dict[str, list[Row]] = {}
-    for row in found:
+    for row in several:
         if row.first.number is None:
             alike.setdefault(row.label, []).append(row)
     for same in alike.values():
         if len(same) > 1:
             origins |= _origins(same, len(same))
-    return [replace(row, origin=origins.get(id(row), "")) for row in found]
+    return [replace(row, origin=origins.get(id(row), "")) for row in several]
 
 
-def _origins(found: list[Row], count: int) -> dict[int, str]:
+def _origins(several: list[Row], count: int) -> dict[int, str]:
     """By `id` of the row, the most telling of the words that are `count` different ones."""
     for origin in (
         lambda row: row.first.experiment,
         lambda row: row.first.job,
         lambda row: row.first.parent[:8],
     ):
-        words = {id(row): origin(row) for row in found}
+        words = {id(row): origin(row) for row in several}
         if len(set(words.values())) == count:
             return words
-    return {id(row): row.first.run_id[:8] for row in found}
-
-
-def _means(values: Mapping[str, list[float]]) -> dict[str, float]:
-    return {key: mean(found) for key, found in values.items()}
+    return {id(row): row.first.run_id[:8] for row in several}

@@ -5,14 +5,13 @@ As `agrekd_ray.results`, they turn into JSON and back without loss.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from agrekd_ray.files import checked
-from agrekd_ray.results.metrics import part_measured
-from agrekd_ray.results.records import Cost, Epoch, Metrics, StudentResult
+from agrekd_ray.results.metrics import part_measured, setting_text
+from agrekd_ray.results.records import Cost, Epoch, Metrics, Number, StudentResult
 
 STRATEGY = "strategy"
 """The one path that is no key of a job: the weighting, of which a trial has one."""
@@ -44,7 +43,7 @@ class TrialResult:
     state: str
     epochs: int
     history: list[Epoch] = field(default_factory=list)
-    seconds: float = 0.0
+    seconds: Number = 0.0
     test: Metrics | None = None
     reason: str | None = None
 
@@ -56,15 +55,6 @@ class TrialResult:
     def score(self, rule: str) -> float | None:
         """The last epoch's score by a selection rule; None before the first epoch."""
         return self.history[-1].selection.get(rule) if self.history else None
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> TrialResult:
-        """Back from plain JSON values.
-
-        Raises:
-            DamagedError: they are other ones.
-        """
-        return checked(cls, values)
 
 
 def selected_on(trials: Sequence[TrialResult], rule: str) -> str:
@@ -99,7 +89,7 @@ class RuleReport:
     correlation: float | None
     trials: int
     choice: int
-    test_worst_group_accuracy: float
+    test_worst_group_accuracy: Number
 
 
 @dataclass(frozen=True)
@@ -135,8 +125,8 @@ class SearchResult:
         Raises:
             DamagedError: `about` does not say it as it should.
         """
-        told = ("seconds", "effort", "attempts")
-        return checked(Cost, {key: self.about[key] for key in told if key in self.about})
+        keys = ("seconds", "effort", "attempts")
+        return checked(Cost, {key: self.about[key] for key in keys if key in self.about})
 
     @property
     def selected_on(self) -> str:
@@ -144,35 +134,20 @@ class SearchResult:
         return selected_on(self.trials, self.select)
 
     @property
+    def tested(self) -> list[Metrics]:
+        """All that was measured on the test split, by the final students first."""
+        final = [outcome.splits["test"] for outcome in self.final if "test" in outcome.splits]
+        return final + [trial.test for trial in self.trials if trial.test]
+
+    @property
     def worst(self) -> str:
         """What the worst-group accuracy on the test split is of; see `Metrics.worst`."""
-        tested = [outcome.splits["test"] for outcome in self.final]
-        tested += [trial.test for trial in self.trials if trial.test]
-        return tested[0].worst if tested else "worst group"
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> SearchResult:
-        """Back from `to_json`.
-
-        Raises:
-            DamagedError: they are other ones.
-        """
-        return checked(cls, values)
+        return self.tested[0].worst if self.tested else "worst group"
 
 
 def in_words(setting: Mapping[str, Any]) -> str:
     """A setting on one line, paths by their last part."""
     return ", ".join(
-        _value(value) if path == STRATEGY else f"{path.rpartition('.')[2]} {_value(value)}"
+        ("" if path == STRATEGY else f"{path.rpartition('.')[2]} ") + setting_text(value)
         for path, value in setting.items()
     )
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.3g}"
-    return value if isinstance(value, str) else json.dumps(value)

@@ -10,12 +10,12 @@ from typing import Any
 import pandas as pd
 
 from agrekd_ray.files import DamagedError, checked
-from agrekd_ray.results.frame import Figure, Row, by_pair, figures, frame, worst_words
+from agrekd_ray.results.frame import Row, by_pair, figures, frame, worst_words
 from agrekd_ray.results.intervals import PairedDifference, differences_by_seed, paired_difference
 from agrekd_ray.results.labels import is_distilled, label
-from agrekd_ray.results.metrics import ACCURACY, WORST_GROUP
-from agrekd_ray.results.points import Published, in_words, key_names
-from agrekd_ray.results.records import Cost, StudentResult, TeacherCost
+from agrekd_ray.results.metrics import ACCURACY, WORST_GROUP, short_paths
+from agrekd_ray.results.points import Published, in_words
+from agrekd_ray.results.records import Cost, Number, StudentResult, TeacherCost
 
 OURS = "agre_kd"
 METRICS = (WORST_GROUP, ACCURACY)
@@ -61,14 +61,12 @@ class Panel:
 
     Attributes:
         where: values of the keys that are the same in it, in words; empty where there are none.
-        rest: these values by key.
         places: its places, in the order of the last swept key.
         columns: their values of that key, in words; empty without a sweep.
         methods: that have a figure there.
     """
 
     where: str
-    rest: Mapping[str, Any]
     places: list[dict[str, Any]]
     columns: list[str]
     methods: list[str]
@@ -100,7 +98,7 @@ class StudyResult:
     methods: list[str]
     published: Published | None
     points: list[PointResult]
-    seconds: float = 0.0
+    seconds: Number = 0.0
     settings: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     splits: str = ""
@@ -121,8 +119,8 @@ class StudyResult:
     @property
     def unfinished(self) -> str:
         """In words, how much of the study is there; empty where all is."""
-        there = len(self.points)
-        return f"unfinished: {there} of {self.planned} points" if there < self.planned else ""
+        finished = len(self.points)
+        return f"unfinished: {finished} of {self.planned} points" if finished < self.planned else ""
 
     @property
     def draws(self) -> list[int]:
@@ -166,24 +164,27 @@ class StudyResult:
     def gains(self) -> list[Gain]:
         """What AGRE-KD gains over every other distillation, at every place."""
         others = [m for m in self.methods if is_distilled(m) and m != OURS]
-        found = (self._gain(at, method) for at in self.places for method in others)
-        return [gain for gain in found if gain is not None]
+        gains = (self._gain(at, method) for at in self.places for method in others)
+        return [gain for gain in gains if gain is not None]
 
     @cached_property
     def panels(self) -> list[Panel]:
         """The places, apart by all swept keys but the last."""
-        names = key_names(self.sweep)
+        names = short_paths(self.sweep)
         *others, last = list(self.sweep) or [""]
-        panels: list[Panel] = []
+        apart: dict[str, list[dict[str, Any]]] = {}
         for at in self.places:
-            rest = {key: at[key] for key in others}
-            if not any(panel.rest == rest for panel in panels):
-                places = [p for p in self.places if all(p[key] == rest[key] for key in rest)]
-                columns = [f"{names[last]} {in_words(p[last])}" if last else "" for p in places]
-                methods = [m for m in self.methods if any(self.row(p, m) for p in places)]
-                where = ", ".join(f"{names[key]} = {in_words(v)}" for key, v in rest.items())
-                panels.append(Panel(where, rest, places, columns, methods))
-        return panels
+            where = ", ".join(f"{names[key]} = {in_words(at[key])}" for key in others)
+            apart.setdefault(where, []).append(at)
+        return [
+            Panel(
+                where,
+                places,
+                [f"{names[last]} {in_words(at[last])}" if last else "" for at in places],
+                [m for m in self.methods if any(self.row(at, m) for at in places)],
+            )
+            for where, places in apart.items()
+        ]
 
     def row(self, at: Mapping[str, Any], method: str) -> Row | None:
         """The figures of a method at a place."""
@@ -199,15 +200,17 @@ class StudyResult:
 
     def place_name(self, at: Mapping[str, Any]) -> str:
         """A place in words: `debiased=2 temperature=4`."""
-        names = key_names(self.sweep)
-        return " ".join(f"{names[key]}={in_words(value)}" for key, value in at.items()) or "job"
+        names = short_paths(self.sweep)
+        parts = (f"{name}={in_words(at[key])}" for key, name in names.items() if key in at)
+        return " ".join(parts) or "job"
 
     def metrics(self) -> dict[str, float]:
         """The summary as MLflow names it: `<place>/<method>/test/worst_group_accuracy/mean`."""
         values: dict[str, float] = {}
-        for place, method, figure in self._figures(WORST_GROUP):
-            begin = f"{self.place_name(place)}/{method}/test/{WORST_GROUP}"
-            values |= {f"{begin}/mean": figure.mean, f"{begin}/std": figure.sd}
+        for at, method, row in self._measured:
+            begin = f"{self.place_name(at)}/{method}/test/{WORST_GROUP}"
+            worst = row[WORST_GROUP]
+            values |= {f"{begin}/mean": worst.mean, f"{begin}/std": worst.sd}
         for gain in self.gains:
             key = f"{self.place_name(gain.at)}/{OURS}_minus_{gain.against}/test/{WORST_GROUP}"
             values[key] = gain.difference.mean
@@ -219,7 +222,7 @@ class StudyResult:
         Args:
             what: metric.
         """
-        runs = max((figure.count for _, _, figure in self._figures(WORST_GROUP)), default=0)
+        runs = max((row[WORST_GROUP].count for _, _, row in self._measured), default=0)
         draws = f"{len(self.draws)} draws of data and teachers" if len(self.draws) > 1 else ""
         seeds = runs // max(1, len(self.draws))
         over = " × ".join(part for part in (draws, f"{seeds} seeds" if seeds > 1 else "") if part)
@@ -248,16 +251,14 @@ class StudyResult:
                     },
                     "measured_over": row[WORST_GROUP].part,
                 }
-                for at in self.places
-                for method in self.methods
-                if (row := self.row(at, method))
+                for at, method, row in self._measured
             ],
             "gains": [asdict(gain) for gain in self.gains],
             "points": [
                 {
                     **vars(point),
                     "outcomes": [
-                        {key: value for key, value in o.to_json().items() if key != "history"}
+                        {key: value for key, value in asdict(o).items() if key != "history"}
                         for o in point.outcomes
                     ],
                 }
@@ -283,10 +284,11 @@ class StudyResult:
                 raise DamagedError(f"{point.label}: not at the keys of the sweep")
         return result
 
-    def _figures(self, metric: str) -> list[tuple[dict[str, Any], str, Figure]]:
-        """A metric by place and method, in the order of both."""
+    @property
+    def _measured(self) -> list[tuple[dict[str, Any], str, Row]]:
+        """Figures by place and method, in the order of both."""
         return [
-            (at, method, row[metric])
+            (at, method, row)
             for at in self.places
             for method in self.methods
             if (row := self.row(at, method))
@@ -303,5 +305,5 @@ class StudyResult:
 
 def gain_in_words(result: StudyResult, gain: Gain) -> str:
     """`AGRE-KD against AVER: +8.0 points (95 % bootstrap interval +5.1 … +10.2, 4 draws)`."""
-    told = gain.difference.in_words(result.unit)
-    return f"{label(OURS)} against {label(gain.against)}: {told}"
+    difference = gain.difference.in_words(result.unit)
+    return f"{label(OURS)} against {label(gain.against)}: {difference}"

@@ -6,8 +6,8 @@ import functools
 import json
 import logging
 import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,15 @@ from ray import tune
 from ray.tune import CheckpointConfig, FailureConfig, ResultGrid, RunConfig, TuneConfig, Tuner
 from rich.console import Console
 
-from agrekd_ray.cluster.events import Event, GroupPlaced, TeacherCostSoFar
+from agrekd_ray.cluster.events import Event, GroupPlaced, StudentDone, StudentEpoch
 from agrekd_ray.cluster.nodes import DriverData, cluster_nodes, settled_nodes
 from agrekd_ray.cluster.placement import ResourceRequest, check_room
 from agrekd_ray.data import SELECT, TEST, open_dataset, splits_in_words
 from agrekd_ray.distillation import Replay
-from agrekd_ray.errors import AgrekdError, RunError
-from agrekd_ray.experiment.account import Account
-from agrekd_ray.experiment.display import Display, ready_data
-from agrekd_ray.experiment.ending import tracked
-from agrekd_ray.experiment.eval_logits import Answers, members
+from agrekd_ray.errors import RunError
+from agrekd_ray.experiment.display import ready_data
+from agrekd_ray.experiment.driver import Driver
+from agrekd_ray.experiment.eval_logits import members
 from agrekd_ray.experiment.gpus import (
     MOST_GROUPS,
     groups_at_once,
@@ -39,19 +38,19 @@ from agrekd_ray.experiment.gpus import (
     workers_of,
 )
 from agrekd_ray.experiment.job import cost_metrics, package_versions
-from agrekd_ray.experiment.monitor import Monitor, flat, show_progress
+from agrekd_ray.experiment.monitor import Monitor, flat
 from agrekd_ray.experiment.plan import make_plan
 from agrekd_ray.experiment.ray_engine import RayEngine
-from agrekd_ray.experiment.recording import make_and_record
 from agrekd_ray.experiment.settled import settled
 from agrekd_ray.experiment.teacher_provider import FixedSource, logits_server_of
+from agrekd_ray.experiment.work import Work
 from agrekd_ray.fleet.fleet import Fleet
 from agrekd_ray.logits import LogitsCache
 from agrekd_ray.models import Model, load
 from agrekd_ray.report.archive import read_result
 from agrekd_ray.report.job import summary_metrics
 from agrekd_ray.report.search import publish_files, show
-from agrekd_ray.results import Metrics, StudentResult, TeacherCost
+from agrekd_ray.results import Metrics, StudentResult
 from agrekd_ray.results.search import DEFAULT, FAILED, RUNNING, STOPPED, WINNER, SearchResult
 from agrekd_ray.search import trainable
 from agrekd_ray.search.callback import Groups, TrialRuns, TuneCallback
@@ -69,9 +68,6 @@ from agrekd_ray.search.trainable import (
 from agrekd_ray.search.trial import Shared, assignments, last_state, read_test
 from agrekd_ray.search.trial_table import TrialTable
 from agrekd_ray.student import StudentSpec, read_outcome
-from agrekd_ray.teachers import Pool
-from agrekd_ray.tracking.outbox import Outbox
-from agrekd_ray.tracking.tracker import open_tracker
 
 TUNE = "trials"
 """Name of the experiment in Tune's storage."""
@@ -95,71 +91,60 @@ def run_search(folder: SearchFolder, console: Console) -> SearchResult:
         KeyboardInterrupt: it was stopped.
     """
     with folder.claimed():
-        return _Searching(folder, console).go()
+        return _SearchDriver(folder, console).run()
 
 
-class _Searching:
-    """The state that the parts of one search share."""
+class _SearchDriver(Driver[SearchResult]):
+    """The driver of one search."""
+
+    folder: SearchFolder
+    role = "search"
 
     def __init__(self, folder: SearchFolder, console: Console) -> None:
-        self.folder, self.console, self.planned = folder, console, folder.planned
-        self.search, self.job = folder.planned.search, settled(folder.planned.base)
+        self.planned, self.search = folder.planned, folder.planned.search
+        self.job = settled(folder.planned.base)
+        super().__init__(folder, console, self.job, self.search.name)
         self.plan = make_plan(self.planned.default)
         self.dataset = open_dataset(self.job.data)
-        self.pool = Pool(self.job.teachers.store, self.dataset)
-        self.answers = Answers(self.job, self.dataset)
-        self.display = Display(console)
-        self.tracker = open_tracker(
-            self.job.tracking.uri, self.job.tracking.experiment or self.job.name, self.job.runs
-        )
-        self.outbox = Outbox(self._note)
         self.runs = TrialRuns(self.planned, self.tracker, self.outbox)
         self.journal = TrialStore(folder.trials)
         self.groups = Groups()
         self.monitor: Monitor | None = None
-        self.account = Account(folder.path)
         self.at_once = 1
         """Trials."""
+        self._unsent = 0
 
-    def go(self) -> SearchResult:
-        with (
-            tracked(
-                self.folder,
-                self.tracker,
-                self.outbox,
-                self.search.name,
-                flat({"search": self.search.model_dump(mode="json", exclude_none=True)})
-                | flat(self.planned.base.model_dump(mode="json")),
-                role="search",
-            ) as run_id,
-            self._flushed(),
-            self.account,
-        ):
-            done = read_result(self.folder.path)
-            if done:
+    @functools.cached_property
+    def work(self) -> Work:
+        """The teachers, and students of the default; of data that are ready."""
+        return Work.of(self.job, self.plan, self.folder.path)
+
+    def params(self) -> Mapping[str, Any]:
+        search = {"search": self.search.model_dump(mode="json", exclude_none=True)}
+        return flat(search) | flat(self.planned.base.model_dump(mode="json"))
+
+    def through(self, run_id: str) -> SearchResult:
+        try:
+            finished = read_result(self.folder.path)
+            if finished:
                 self.account.forget()
             else:
                 self.tracker.reopen(run_id)
-            result = self._again(run_id, done) if done else self._work(run_id)
-            unsent = self.outbox.drain()
-        self.folder.finish()
-        show(result, self.account.cost, self.console, self.tracker.ui_command(), unsent)
-        return result
-
-    @contextmanager
-    def _flushed(self) -> Iterator[None]:
-        """Where the block raises, what the trials have still to tell MLflow is not lost."""
-        try:
-            yield
+            result = self._again(run_id, finished) if finished else self._work(run_id)
+            self._unsent = self.outbox.drain()
+            return result
         except BaseException:
-            self.runs.flush()
+            self.runs.flush()  # what the trials have still to tell MLflow is not lost
             raise
+
+    def show(self, result: SearchResult) -> None:
+        show(result, self.account.cost, self.console, self.tracker.ui_command(), self._unsent)
 
     def _work(self, run_id: str) -> SearchResult:
         with self.display:
             ready_data(self.dataset, self.display, dfr=self.job.retrains)
             self.display.stage("start", 0, "")
-            engine = RayEngine(self.job, self._handle)
+            engine = RayEngine(self.job, self.handle)
         try:
             self.at_once = self._at_once()  # before anything is trained for trials without room
             with self.display:
@@ -201,27 +186,17 @@ class _Searching:
 
     def _teachers(self, engine: RayEngine) -> None:
         """Teachers, and one record of what they say to all views that any trial is shown."""
-        views = sorted({self.dataset.view(epoch) for epoch in range(self.planned.epochs)})
-        self.account.add(
-            make_and_record(
-                engine,
-                self.display,
-                self.job,
-                self.plan,
-                self.dataset,
-                views,
-                record=self.job.guidance == "auto",
-            )
-        )
+        self.work.make_teachers(engine, self.display)
+        if self.job.guidance == "auto":
+            views = self.work.views(self.planned.epochs)
+            self.account.add(self.work.record(engine, self.display, views))
         # Before a fleet takes its room. What the user's own teachers can do, only these data tell.
         splits = (SELECT, TEST) if self.plan.draw.own else (SELECT,)
-        asked = self.answers.missing(self.plan.answering(self.pool), splits)
-        took = self.answers.complete(asked, engine, self.display)
-        self.account.add(TeacherCost(forwards=took))
+        self.account.add(self.work.ask(engine, self.display, splits))
 
     def _shared(self, engine: RayEngine, stack: ExitStack) -> Shared:
         """What trials share. Without records it holds a fleet, which ends with the stack."""
-        checkpoints = self.plan.checkpoints(self.pool)
+        checkpoints, answers = self.work.checkpoints, self.work.answers
         live, drawn = self.job.guidance == "live", self.plan.draw
         nodes = settled_nodes()
         job = with_gpus(
@@ -253,9 +228,9 @@ class _Searching:
             stack.push(functools.partial(self._over, fleet))
             source = FixedSource(fleet.source())
         if idle := what_stays_idle(self.job, job, nodes, wanted, *keys):
-            self._note(idle)
-        _, ensemble_N = self.answers.vote([checkpoints[name] for name in drawn.teachers], SELECT)
-        biased_N = self.answers.logits(checkpoints[drawn.biased], SELECT).argmax(1)
+            self.warn(idle)
+        _, ensemble_N = answers.vote([checkpoints[name] for name in drawn.teachers], SELECT)
+        biased_N = answers.logits(checkpoints[drawn.biased], SELECT).argmax(1)
         return Shared(
             self.planned,
             DriverData(job.data, self.dataset.fingerprint),
@@ -441,7 +416,7 @@ class _Searching:
             why = f"; {failed[0].name} failed: {failed[0].reason}" if failed else ""
             raise RunError(f"no trial of the search has a score{why}.")
         self.runs.chosen(chosen)
-        teachers = [asdict(m) for m in members(self.plan, self.pool, self.answers)[0]]
+        teachers = [asdict(m) for m in members(self.plan, self.work.pool, self.work.answers)[0]]
         about = {
             "settings": self.search.model_dump(mode="json"),
             "job": self.planned.base.model_dump(mode="json"),
@@ -468,14 +443,9 @@ class _Searching:
         if not given:
             return []
         self.monitor = Monitor(self.display, self.tracker, self.outbox, given)
-        left = [a for a in given if read_outcome(self.folder.students / a.name) is None]
-        epochs = sum(a.training.epochs for a in given)
-        done = epochs - sum(a.training.epochs for a in left)
-        self.display.stage("winner", epochs, "epochs", done)
-        if left:
-            self._train(engine, given)
-        found = [read_outcome(self.folder.students / a.name) for a in given]
-        outcomes = [outcome for outcome in found if outcome is not None]
+        self.train(replace(self.work, specs=list(given)), engine, "winner")
+        read = [read_outcome(self.folder.students / spec.name) for spec in given]
+        outcomes = [outcome for outcome in read if outcome is not None]
         for outcome in outcomes:
             self.monitor.finished(outcome)
         return sorted(outcomes, key=lambda outcome: (outcome.method != WINNER, outcome.seed))
@@ -493,17 +463,6 @@ class _Searching:
             for pair in zip(*by_method.values(), strict=True)
             for name, one in zip(by_method, pair, strict=True)
         )
-
-    def _train(self, engine: RayEngine, given: tuple[StudentSpec, ...]) -> None:
-        try:
-            effort = engine.train_students(
-                given, self.plan.checkpoints(self.pool), self.folder.students, self.folder.training
-            )
-        except AgrekdError:
-            if self.monitor and self.monitor.failure:
-                raise RunError(self.monitor.failure) from None
-            raise
-        self.account.add(effort)
 
     def _publish(self, run_id: str, result: SearchResult) -> None:
         """To MLflow: the final students as models, the best of the winner's in the registry."""
@@ -532,18 +491,13 @@ class _Searching:
             )
         )
 
-    def _handle(self, event: Event) -> None:
+    def handle(self, event: Event) -> None:
         if isinstance(event, GroupPlaced):
             self.groups.placed(event)
-        elif isinstance(event, TeacherCostSoFar):
-            self.account.so_far(event.effort)
-        elif self.monitor is not None:
+        elif self.monitor is not None and isinstance(event, StudentEpoch | StudentDone):
             self.monitor.handle(event)
         else:
-            show_progress(self.display, event)
-
-    def _note(self, text: str) -> None:
-        self.display.note(text, "yellow")
+            super().handle(event)
 
 
 def _summary(result: SearchResult) -> dict[str, float]:

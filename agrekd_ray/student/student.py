@@ -364,7 +364,7 @@ def write_outcome(folder: Path, outcome: StudentResult) -> None:
     partial = folder / f".{OUTCOME}.partial"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(outcome.to_json()), encoding="utf-8")
+        partial.write_text(json.dumps(asdict(outcome)), encoding="utf-8")
         os.replace(partial, folder / OUTCOME)
     except OSError as error:
         raise _unwritable(folder, "the outcome", error) from None

@@ -52,7 +52,7 @@ def answers(
         RunError: it answers with NaN or infinite logits, or the device has not that precision.
     """
     model, _ = load(asked.folder, device)
-    found = {}
+    by_split = {}
     for split in asked.splits:
         logits_NC = predict(
             model, samples, samples.splits[split], device=device, precision=asked.precision
@@ -62,5 +62,5 @@ def answers(
                 f"model {asked.name} answers with NaN or infinite logits ({broken} of "
                 f"{len(logits_NC)} samples of {split}); make it again: {asked.folder}."
             )
-        found[split] = logits_NC
-    return found
+        by_split[split] = logits_NC
+    return by_split

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import copy
 import warnings
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from agrekd_ray.data import DFR, SELECT, Dataset, classes_missing, dfr_groups
 from agrekd_ray.errors import AgrekdError, DataError, listed
@@ -35,23 +34,6 @@ class DfrSettings(Settings):
         default=(1.0, 0.7, 0.3, 0.1, 0.07, 0.03, 0.01), min_length=1
     )
     retrainings: Count = 20
-
-
-@dataclass(frozen=True)
-class Features:
-    """Features of one split with what DFR needs to know of it.
-
-    Attributes:
-        features_ND: of the backbone.
-        labels_N: classes.
-        groups_N: class x attribute, for balancing.
-        worst_N: evaluation groups, for choosing the penalty.
-    """
-
-    features_ND: np.ndarray
-    labels_N: np.ndarray
-    groups_N: np.ndarray
-    worst_N: np.ndarray
 
 
 def retrain_head(
@@ -83,18 +65,26 @@ def retrain_head(
             f"DFR: no sample of class {listed(repr(name) for name in missing)} in its half of "
             f"validation ({DFR}); give validation two samples of every class at least."
         )
-    fit, select = (_features(model, dataset, split, device, precision) for split in (DFR, SELECT))
-    scaler = StandardScaler().fit(fit.features_ND)
-    scaled_ND, select_ND = scaler.transform(fit.features_ND), scaler.transform(select.features_ND)
+
+    def features(split: str) -> tuple[np.ndarray, np.ndarray]:
+        ids = dataset.splits[split]
+        features_ND = predict(model.backbone, dataset, ids, device=device, precision=precision)
+        return features_ND.double().numpy(), dataset.labels(ids).numpy()
+
+    (fit_ND, fit_N), (select_ND, select_N) = features(DFR), features(SELECT)
+    scaler = StandardScaler().fit(fit_ND)
+    fit_ND, select_ND = scaler.transform(fit_ND), scaler.transform(select_ND)
+    balanced_N, _ = dfr_groups(dataset, DFR)
+    evaluated_N = dataset.groups.group_N[dataset.splits[SELECT]]
 
     def subsample(number: int) -> tuple[np.ndarray, np.ndarray]:
-        rows = _balanced(fit.groups_N, np.random.default_rng((seed, number)))
-        return scaled_ND[rows], fit.labels_N[rows]
+        rows = _balanced(balanced_N, np.random.default_rng((seed, number)))
+        return fit_ND[rows], fit_N[rows]
 
     def worst(inverse_penalty: float) -> float:
         coefficients_CD, intercepts_C = _Logistic(inverse_penalty, seed).fit(*subsample(0))
-        right_N = (select_ND @ coefficients_CD.T + intercepts_C).argmax(1) == select.labels_N
-        return min(right_N[select.worst_N == group].mean() for group in np.unique(select.worst_N))
+        right_N = (select_ND @ coefficients_CD.T + intercepts_C).argmax(1) == select_N
+        return min(right_N[evaluated_N == group].mean() for group in np.unique(evaluated_N))
 
     best = _Logistic(max(settings.inverse_penalties, key=worst), seed)
     fits = [best.fit(*subsample(number)) for number in range(1, settings.retrainings + 1)]
@@ -107,32 +97,11 @@ def retrain_head(
     return Classifier(copy.deepcopy(model.backbone), head)
 
 
-def _features(
-    model: Classifier,
-    dataset: Dataset,
-    split: str,
-    device: torch.device | str,
-    precision: Precision,
-) -> Features:
-    ids = dataset.splits[split]
-    features_ND: Tensor = predict(model.backbone, dataset, ids, device=device, precision=precision)
-    return Features(
-        features_ND.double().numpy(),
-        dataset.labels(ids).numpy(),
-        dfr_groups(dataset, split)[0],
-        dataset.groups.group_N[ids],
-    )
-
-
 def _balanced(groups_N: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Rows with as many samples of every group as the smallest one has."""
     present, counts = np.unique(groups_N, return_counts=True)
-    return np.concatenate(
-        [
-            rng.choice(np.flatnonzero(groups_N == group), counts.min(), replace=False)
-            for group in present
-        ]
-    )
+    rows = (np.flatnonzero(groups_N == group) for group in present)
+    return np.concatenate([rng.choice(own, counts.min(), replace=False) for own in rows])
 
 
 class _Logistic:

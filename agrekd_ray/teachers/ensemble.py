@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,8 +9,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, ValidationInfo, field_validator
 
-from agrekd_ray.data import Dataset
-from agrekd_ray.models import Model, check_classes, read_manifest
+from agrekd_ray.models import Model
 from agrekd_ray.settings import (
     AUTO,
     Count,
@@ -136,45 +134,29 @@ def draw(ensemble: EnsembleSettings, pool: TeacherSettings) -> Draw:
     seeds = [pool.seed + int(n) for n in rng.permutation(pool.count)[: ensemble.size]]
     biased_seed = pool.seed + int(rng.integers(pool.count))
 
-    def recipe(kind: str, seed: int, model: Model | None = None) -> Recipe:
-        return Recipe.model_validate(
-            {
-                "kind": kind,
-                "model": model or pool.architecture(seed),
-                "training": pool.training,
-                "seed": seed,
-                "dfr": pool.dfr if kind == "dfr" else None,
-            }
+    def recipe(kind: Literal["erm", "dfr"], seed: int, model: Model | None = None) -> Recipe:
+        return Recipe(
+            kind=kind,
+            model=model or pool.architecture(seed),
+            training=pool.training,
+            seed=seed,
+            dfr=pool.dfr if kind == "dfr" else None,
         )
 
     debiased = ensemble.debiased_count
-    kinds = ["dfr"] * debiased + ["erm"] * (len(seeds) - debiased)
-    members = sorted(zip(kinds, seeds, strict=True))
-    recipes = {r.name: r for r in (recipe(kind, seed) for kind, seed in members)}
-    teachers = tuple(recipes)
+    members = [recipe("dfr", seed) for seed in sorted(seeds[:debiased])]
+    members += [recipe("erm", seed) for seed in sorted(seeds[debiased:])]
+    recipes = {member.name: member for member in members}
     own = {f"own-{number}": path for number, path in enumerate(ensemble.checkpoints)}
+    teachers = (*recipes, *own)
+    model = ensemble.biased_model or pool.architecture(biased_seed)
+    biased_model = recipe("erm", biased_seed, model)
     if ensemble.biased is not None:
         biased = "own-biased"
         own[biased] = ensemble.biased
-    elif ensemble.biased_model is not None and ensemble.biased_model != pool.architecture(
-        biased_seed
-    ):
-        biased = "erm-biased"  # its seed may be that of a teacher
-        recipes[biased] = recipe("erm", biased_seed, ensemble.biased_model)
     else:
-        drawn = recipe("erm", biased_seed)
-        biased = drawn.name
-        recipes[biased] = drawn
-    outside = tuple(name for name in own if name != "own-biased")
-    return Draw(recipes, own, (*teachers, *outside), biased, debiased)
-
-
-def check_own(checkpoints: Sequence[Path], dataset: Dataset) -> None:
-    """Refuse checkpoints handed in that cannot teach on these data.
-
-    Raises:
-        CheckpointError: no checkpoint, damaged, or of other classes.
-    """
-    for folder in checkpoints:
-        manifest = read_manifest(folder)
-        check_classes(folder, manifest, dataset.classes)
+        # The seed of another architecture may be that of a teacher.
+        of_pool = model == pool.architecture(biased_seed)
+        biased = biased_model.name if of_pool else "erm-biased"
+        recipes[biased] = biased_model
+    return Draw(recipes, own, teachers, biased, debiased)

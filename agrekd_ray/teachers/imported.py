@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from scipy.optimize import linear_sum_assignment
-from torch import Tensor, nn
+from torch import nn
 
 from agrekd_ray.data import SELECT, TRAIN, Dataset
 from agrekd_ray.data.names import canonical, folded
@@ -173,7 +173,9 @@ def _judged(
     logits_NC = predict(classifier.to(device), dataset, ids, device=device)
     classifier.to("cpu")
     metrics = score(dataset, SELECT, logits_NC.softmax(1))
-    confusion_CC = _confusion(dataset.labels(ids), logits_NC.argmax(1), len(classes))
+    pairs_N = dataset.labels(ids) * len(classes) + logits_NC.argmax(1)
+    # Samples by label and answer.
+    confusion_CC = torch.bincount(pairs_N, minlength=len(classes) ** 2).reshape(len(classes), -1)
     most = int(confusion_CC.sum(1).argmax())
     constant = float(confusion_CC.sum(1)[most] / confusion_CC.sum())
     if metrics.accuracy > constant:
@@ -193,12 +195,6 @@ def _judged(
             f"--classes {','.join(meant[name] for name in order)}"
         )
     return metrics, tuple(warnings)
-
-
-def _confusion(labels_N: Tensor, answers_N: Tensor, classes: int) -> Tensor:
-    """Samples by label and answer, int64 [C, C]."""
-    pairs = torch.bincount(labels_N * classes + answers_N, minlength=classes**2)
-    return pairs.reshape(classes, classes)
 
 
 @torch.inference_mode()

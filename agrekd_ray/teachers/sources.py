@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import torch
+import numpy as np
 from pydantic import ValidationError
 from torch import nn
 
@@ -20,9 +19,9 @@ from agrekd_ray.models import (
     Classifier,
     Model,
     Preprocessing,
-    adopt,
     adopt_folder,
     behind,
+    build,
     check_tokens,
 )
 from agrekd_ray.models.builders import unknown_normalisation
@@ -40,7 +39,7 @@ from agrekd_ray.models.from_torchvision import WITH_AUXILIARY
 from agrekd_ray.models.from_transformers import preprocessing_of
 from agrekd_ray.models.model import PRETRAINED, TRANSFORMERS
 from agrekd_ray.models.program import EXPORTED, read_program
-from agrekd_ray.models.weights import Contents, Fitted, fit, read_contents, sha256
+from agrekd_ray.models.weights import Contents, Fitted, equal, fit, read_contents, sha256
 
 PROGRAM = ".pt2"
 _USUAL = ("model.safetensors", "pytorch_model.bin")
@@ -132,16 +131,16 @@ def _state_dict(
     source: Source, model: Model, contents: Contents, which: str | None, dataset: Dataset
 ) -> Read:
     """Weights of a file in a network, with what the file says of them."""
-    found: list[Fitted] = []
+    fits: list[Fitted] = []
     name = f"{source.path} in {model.name}"
 
     def fill(network: nn.Module, head: str) -> None:
-        found.append(
+        fits.append(
             fit(network, contents, head, name, fresh_head=False, which=which, averaged=True)
         )
 
-    classifier = adopt(model, dataset.shape, len(dataset.classes), fill)
-    (fitted,) = found
+    classifier = build(model, dataset.shape, len(dataset.classes), fill=fill)
+    (fitted,) = fits
     read = Read(classifier, model, place=fitted.place)
     if fitted.others:
         read.notes.append(
@@ -221,21 +220,16 @@ def _unless_nothing(preprocessing: Preprocessing) -> Preprocessing | None:
 
 
 def _alike(one: Preprocessing, other: Preprocessing) -> bool:
-    values = [(*of.mean, *of.std) for of in (one, other)]
-    return (
-        one.size == other.size
-        and len(values[0]) == len(values[1])
-        and all(math.isclose(a, b, abs_tol=1e-4) for a, b in zip(*values, strict=True))
-    )
+    ours, theirs = ((*said.mean, *said.std) for said in (one, other))
+    close = len(ours) == len(theirs) and np.allclose(ours, theirs, rtol=0, atol=1e-4)
+    return one.size == other.size and close
 
 
 def _yaml(preprocessing: Preprocessing) -> str:
     """As `--preprocess` takes it."""
     size = f"size: {preprocessing.size}, " if preprocessing.size else ""
-    mean, std = (
-        ", ".join(f"{value:g}" for value in values)
-        for values in (preprocessing.mean, preprocessing.std)
-    )
+    both = (preprocessing.mean, preprocessing.std)
+    mean, std = (", ".join(f"{value:g}" for value in values) for values in both)
     return f"{{{size}mean: [{mean}], std: [{std}]}}"
 
 
@@ -249,16 +243,17 @@ def _folder(source: Source, dataset: Dataset) -> Read:
     if not sets:
         raise CheckpointError(f"{path}: no weights there (*.safetensors or pytorch_model*.bin).")
     name, within = _set_of(source, sets)
-    read = (_of_timm if is_timm(config) else _of_transformers)(
-        source, config, name, sets[name], within, dataset
-    )
+    of_library = _of_timm if is_timm(config) else _of_transformers
+    read = of_library(source, config, sets[name], within, dataset)
     others = [
         other for other in sets if other != name and not _same_weights(sets[name], sets[other])
     ]
     if others:
         read.notes.insert(0, f"weights: {name} taken; there is {listed(others)} too (--weights)")
     read.place = "/".join(part for part in (name, read.place) if part not in ("", "."))
-    words = {**config, **{f"pretrained_cfg/{k}": v for k, v in _inner(config).items()}}
+    words = dict(config)
+    if isinstance(inner := config.get("pretrained_cfg"), dict):
+        words |= {f"pretrained_cfg/{key}": value for key, value in inner.items()}
     _name_classes(source, read, words, len(dataset.classes), " in config.json")
     return read
 
@@ -277,23 +272,17 @@ def _name_classes(
         read.names, read.names_from = names, f"{key}{where}"
 
 
-def _inner(config: dict[str, object]) -> dict[str, object]:
-    inner = config.get("pretrained_cfg")
-    return inner if isinstance(inner, dict) else {}
-
-
 def _set_of(source: Source, sets: dict[str, list[Path]]) -> tuple[str, str | None]:
     """The set of files that is read, and what names a set within them."""
     if source.weights:
         word = source.weights.casefold()
-        found = [n for n in sets if n.casefold() == word] or [
-            n for n in sets if word in n.casefold()
-        ]
-        if len(found) == 1:
-            return found[0], None
-        if len(found) > 1:
+        named = [name for name in sets if word in name.casefold()]
+        named = [name for name in named if name.casefold() == word] or named
+        if len(named) == 1:
+            return named[0], None
+        if len(named) > 1:
             raise CheckpointError(
-                f"{source.path}: several files are called {source.weights!r}: {listed(found)}."
+                f"{source.path}: several files are called {source.weights!r}: {listed(named)}."
             )
     usual = [name for name in _USUAL if name in sets] or list(sets)
     if usual[0] not in _USUAL and len(usual) > 1:
@@ -308,10 +297,7 @@ def _same_weights(one: list[Path], other: list[Path]) -> bool:
         ours, theirs = _contents(one).tensors, _contents(other).tensors
     except CheckpointError:
         return False
-    return ours.keys() == theirs.keys() and all(
-        value.dtype == theirs[name].dtype and torch.equal(value, theirs[name])
-        for name, value in ours.items()
-    )
+    return ours.keys() == theirs.keys() and equal(ours, theirs)
 
 
 def _contents(files: list[Path]) -> Contents:
@@ -325,7 +311,6 @@ def _contents(files: list[Path]) -> Contents:
 def _of_timm(
     source: Source,
     config: dict[str, object],
-    name: str,
     files: list[Path],
     within: str | None,
     dataset: Dataset,
@@ -350,16 +335,14 @@ def _of_timm(
 def _of_transformers(
     source: Source,
     config: dict[str, object],
-    name: str,
     files: list[Path],
     within: str | None,
     dataset: Dataset,
 ) -> Read:
-    path, given = source.path, source.model
+    path, given, sets = source.path, source.model, weight_sets(source.path)
     if within:
         raise CheckpointError(
-            f"{path}: no file with weights is called {within!r}; there is "
-            f"{listed(weight_sets(path))}."
+            f"{path}: no file with weights is called {within!r}; there is {listed(sets)}."
         )
     own = f"{TRANSFORMERS}{path.absolute()}"
     if given.name not in ("", own, f"{TRANSFORMERS}{config.get('model_type')}"):
@@ -387,15 +370,12 @@ def _of_transformers(
     model = given.model_copy(update=update)
     if tokens := tokens_of(dataset):
         check_tokens(model, tokens)
-    state = None if name == _chosen_by_transformers(path) else _contents(files).tensors
+    chosen = next((sets[usual] for usual in _USUAL if usual in sets), None)
+    state = None if files == chosen else _contents(files).tensors
     classifier = adopt_folder(model, dataset.shape, len(dataset.classes), state)
     if config.get("problem_type") not in (None, "single_label_classification"):
         notes.append(f"trained for {config['problem_type']}; its logits are taken for one label")
     return Read(classifier, model, notes=notes)
-
-
-def _chosen_by_transformers(folder: Path) -> str | None:
-    return next((name for name in _USUAL if name in weight_sets(folder)), None)
 
 
 def _of_tokenizer(path: Path, dataset: Dataset) -> list[str]:
@@ -432,10 +412,8 @@ def with_its_folder(source: Source) -> Source:
 
 def content_of(path: Path) -> str:
     """SHA-256 of a file, or of all weights of a folder."""
-    files = [path]
-    if path.is_dir():
-        files = [file for files in weight_sets(path).values() for file in files]
-    digests = [sha256(file) for file in files]
-    return (
-        digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-    )
+    sets = weight_sets(path).values() if path.is_dir() else [[path]]
+    digests = [sha256(file) for files in sets for file in files]
+    if len(digests) == 1:
+        return digests[0]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from random import Random
 
@@ -24,7 +25,7 @@ def _make_job_report() -> None:
 
 def _make_search_report() -> None:
     Path("search.yaml").write_text("name: temperature\n")
-    Path("results.json").write_text(json.dumps(RESULT.to_json()))
+    Path("results.json").write_text(json.dumps(asdict(RESULT)))
 
 
 def _make_study_report() -> None:

@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -211,7 +212,7 @@ def _make_search_folder() -> list[TrialResult]:
     journal = TrialStore(folder / "trials")
     for number, trial in enumerate(TRIALS):
         journal.put(f"{number:05}", trial)
-    (folder / "results.json").write_text(json.dumps(RESULT.to_json()))
+    (folder / "results.json").write_text(json.dumps(asdict(RESULT)))
     return TRIALS
 
 

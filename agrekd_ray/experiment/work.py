@@ -1,0 +1,182 @@
+"""What a run of any kind has an engine do: models of the pool, their logits, and students."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from agrekd_ray.config import Job
+from agrekd_ray.data import SELECT, TEST, TRAIN, Dataset, open_dataset
+from agrekd_ray.experiment.display import RECORDED, Display
+from agrekd_ray.experiment.engine import Engine
+from agrekd_ray.experiment.eval_logits import Answers
+from agrekd_ray.experiment.plan import Plan, epochs_of
+from agrekd_ray.logits import LogitsCache
+from agrekd_ray.results import TeacherCost
+from agrekd_ray.student import StudentSpec, read_outcome
+from agrekd_ray.teachers import Asked, Pool, Recipe
+
+
+@dataclass
+class Work:
+    """Students that are placed alike, and the models that they and their results need.
+
+    Whatever of it is done already, by an earlier attempt or for another run, is not done again.
+
+    Attributes:
+        job: gives data, pool, records and all that places a student.
+        students: folder where finished students are put.
+        storage: folder for checkpoints of the training under way.
+        specs: the students, in order.
+        checkpoints: folders of everybody who teaches, by name.
+        recipes: of every model that the pool must hold.
+        answering: names of the models whose logits the results need, by checkpoint.
+    """
+
+    job: Job
+    students: Path
+    storage: Path
+    specs: list[StudentSpec] = field(default_factory=list)
+    checkpoints: dict[str, Path] = field(default_factory=dict)
+    recipes: list[Recipe] = field(default_factory=list)
+    answering: dict[Path, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, job: Job, plan: Plan, folder: Path) -> Work:
+        """Everything of one job.
+
+        Args:
+            job: the job.
+            plan: of its students; of the default, where a search varies it.
+            folder: of the run.
+        """
+        work = cls(job, folder / "students", folder / "training", list(plan.assignments))
+        work.recipes = plan.recipes
+        work.checkpoints = plan.checkpoints(work.pool) if plan.needs_ensemble else {}
+        work.answering = plan.answering(work.pool)
+        return work
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The data of the job."""
+        return open_dataset(self.job.data)
+
+    @cached_property
+    def pool(self) -> Pool:
+        """The pool of the job's teachers."""
+        return Pool(self.job.teachers.store, self.dataset)
+
+    @cached_property
+    def answers(self) -> Answers:
+        """What finished models say to the splits that nobody trains on."""
+        return Answers(self.job, self.dataset)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether there is nothing left for an engine."""
+        return not (self.left() or self.pool.missing(self.recipes) or self.unanswered())
+
+    def distinct(self) -> list[StudentSpec]:
+        """The students that must be trained, whoever needs them."""
+        return self.specs
+
+    def left(self) -> list[StudentSpec]:
+        """Those of them that are not finished."""
+        return [spec for spec in self.distinct() if read_outcome(self.students / spec.name) is None]
+
+    def unanswered(self, splits: Sequence[str] = (SELECT, TEST)) -> list[Asked]:
+        """Who is still to be asked about which of the splits."""
+        return self.answers.missing(self.answering, splits)
+
+    def make_teachers(self, engine: Engine, display: Display, part: str = "") -> None:
+        """Make what the pool is missing.
+
+        Args:
+            engine: does the work.
+            display: the progress line.
+            part: of the run, in words; empty where there is one.
+        """
+        families = self.pool.missing(self.recipes)
+        if not families:
+            return
+        needed = {self.pool.fingerprint(recipe) for recipe in self.recipes}
+        if have := len(needed) - sum(map(len, families)):
+            display.note(f"{have} models of the pool are there already")
+        for folder in self.pool.damaged(families):
+            display.note(f"{folder}: damaged, so it is made again")
+        display.stage(f"teachers {part}".strip(), epochs_of(families), "epochs")
+        engine.make_teachers(families)
+
+    def views(self, epochs: int) -> list[int]:
+        """Numbers of the views that so many epochs of training show."""
+        return sorted({self.dataset.view(epoch) for epoch in range(epochs)})
+
+    def cache(self) -> LogitsCache:
+        """The records of what everybody who teaches says."""
+        return LogitsCache(
+            self.job.outputs, self.checkpoints, self.dataset, self.job.fleet.computes_in
+        )
+
+    def record(self, engine: Engine, display: Display, views: Sequence[int]) -> TeacherCost:
+        """Record what is missing of what everybody who teaches says to whole views.
+
+        Args:
+            engine: does the work.
+            display: the progress line.
+            views: their numbers.
+
+        Returns:
+            What that cost.
+        """
+        missing = self.cache().missing(views)
+        if not missing:
+            return TeacherCost()
+        rows = len({view for _, view in missing}) * len(self.dataset.splits[TRAIN])
+        display.stage("outputs", rows, RECORDED)
+        return engine.record(self.checkpoints, views)
+
+    def ask(
+        self, engine: Engine, display: Display, splits: Sequence[str] = (SELECT, TEST)
+    ) -> TeacherCost | None:
+        """Ask the models whose logits the results need, and that nobody has asked yet.
+
+        Args:
+            engine: does the work.
+            display: the progress line.
+            splits: what they are asked about.
+
+        Returns:
+            What that cost of the teachers; None where none of them was asked.
+        """
+        asked = self.unanswered(splits)
+        self.answers.complete(asked, engine, display)
+        teachers = {*self.checkpoints.values()}
+        forwards = sum(len(model.splits) for model in asked if model.folder in teachers)
+        return TeacherCost(forwards=forwards) if forwards else None
+
+    def train(
+        self, engine: Engine, display: Display, stage: str = "students"
+    ) -> TeacherCost | None:
+        """Train the students that are not finished.
+
+        Args:
+            engine: does the work.
+            display: the progress line, which counts what earlier attempts have done.
+            stage: what it calls this.
+
+        Returns:
+            What their teachers cost; None where nobody was taught.
+        """
+        left = self.left()
+        total, rest = (
+            sum(spec.training.epochs for spec in specs) for specs in (self.distinct(), left)
+        )
+        display.stage(stage, total, "epochs", total - rest)
+        if not left:
+            return None
+        taught = any(spec.spec for spec in left)
+        checkpoints = self.checkpoints if taught else {}
+        cost = engine.train_students(tuple(left), checkpoints, self.students, self.storage)
+        return cost if taught else None
