@@ -122,15 +122,15 @@ def test_runs_are_listed_the_newest_first(tmp_path: Path, make_job: Any) -> None
     with (folders[2].path / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         show_runs(tmp_path / "runs", console)
-    lines = shown.getvalue().splitlines()[1:]
-    assert [line.split()[3:5] for line in lines] == [
-        ["job", "running"],
-        ["job", "failed"],
-        ["job", "finished"],
+    entries = shown.getvalue().split("\n2026")
+    assert ["job, " + entry.partition("job, ")[2].split()[0] for entry in entries] == [
+        "job, running",
+        "job, failed",
+        "job, finished",
     ]
-    assert ["alpha=" in line for line in lines] == [True] * 3
-    assert "alpha=1" in lines[2]
-    assert "no room" in lines[1]
+    assert ["alpha=" in entry for entry in entries] == [True] * 3
+    assert "alpha=1" in entries[2]
+    assert "no room" in entries[1]
     assert {run.status for run in found_runs(tmp_path / "runs")} == {
         "killed",
         "failed",

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from agrekd_ray.commands.runs import Ran, outcome
+from agrekd_ray.commands.runs import Ran, headline_of
 from agrekd_ray.errors import RunError
 from agrekd_ray.report import job as report
 from agrekd_ray.report import page
@@ -633,8 +633,8 @@ def test_a_failed_write_leaves_the_old_page(job, monkeypatch):
 
 
 def test_headlines_in_the_list_of_runs(job, search):
-    assert outcome(Ran(job(), "job", "finished", {})) == headline(OUTCOMES)
-    assert outcome(Ran(search(), "search", "finished", {})) == RESULT.verdict
+    assert headline_of(Ran(job(), "job", "finished", {})) == headline(OUTCOMES)
+    assert headline_of(Ran(search(), "search", "finished", {})) == RESULT.verdict
 
 
 @pytest.mark.parametrize("name", [".", "plots", "nowhere"])

@@ -12,9 +12,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from agrekd_ray.errors import AgrekdError, RunError
 from agrekd_ray.experiment.folder import JOB, STATE, Folder, read_resolved
+from agrekd_ray.experiment.monitor import flat
 from agrekd_ray.experiment.study import POINTS
 from agrekd_ray.files import is_file, is_folder
 from agrekd_ray.report.archive import read_job, read_search, read_study
@@ -51,7 +53,7 @@ class Ran:
 
 
 def show_runs(folder: Path, console: Console) -> None:
-    """A table of all runs in a folder; settings are those that differ between runs of one name.
+    """All runs in a folder; settings are those that differ between runs of one name.
 
     Raises:
         RunError: there is no run.
@@ -59,14 +61,14 @@ def show_runs(folder: Path, console: Console) -> None:
     runs = sorted(found_runs(folder), key=lambda run: run.path.name, reverse=True)
     if not runs:
         raise RunError(f"{folder}: no run there; it would be a job's folder of runs.")
-    table = Table(box=None)
-    for name in ("when", "run", "kind", "status", "settings", "headline"):
-        table.add_column(name, overflow="fold", no_wrap=name == "kind")
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
     varied = _varied(runs)
     for run in runs:
         when = run.when.astimezone().strftime("%Y-%m-%d %H:%M")
-        place = str(run.path.relative_to(folder))
-        table.add_row(when, place, run.kind, run.status, varied[run.path], outcome(run))
+        place = f"{run.path.relative_to(folder)}  {run.kind}, {run.status}"
+        lines = [place, varied[run.path], headline_of(run)]
+        table.add_row(when, Text("\n".join(filter(None, lines)), overflow="fold"))
     console.print(table)
 
 
@@ -78,7 +80,7 @@ def found_runs(folder: Path) -> Iterator[Ran]:
             continue
         file = SEARCH if is_file(path / SEARCH) else JOB
         try:
-            settings = dict(_flat(read_resolved(path, file)))
+            settings = flat(read_resolved(path, file))
             status = _status(Folder(path))
         except AgrekdError:
             settings, status = {}, "damaged"
@@ -86,7 +88,7 @@ def found_runs(folder: Path) -> Iterator[Ran]:
         yield Ran(path, kind, status, settings)
 
 
-def outcome(run: Ran) -> str:
+def headline_of(run: Ran) -> str:
     """What came out, in the sentence of its page, or why it failed; empty where nothing did."""
     try:
         if run.kind == "search":
@@ -111,14 +113,6 @@ def _status(folder: Folder) -> str:
     except OSError:  # no process has begun with it
         pass
     return "killed"
-
-
-def _flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{path}{key}.")
-        else:
-            yield f"{path}{key}", value
 
 
 def _varied(runs: list[Ran]) -> dict[Path, str]:
