@@ -403,7 +403,9 @@ def test_students_side_by_side_are_those_of_one_after_another(
     given = tuple(StudentSpec("agre_kd", seed, STUDENT, TRAINING, spec) for seed in range(5))
     channel = Channel(ray_session.get_runtime_context().get_node_id())
     students = tmp_path / "students"
-    killer, killed = killing("ray::RayTrainWorker", lambda: list(tmp_path.glob("group-1/taken/*")))
+    killer, killed = killing(
+        "ray::RayTrainWorker", lambda: list(tmp_path.glob("groups-*/group-1/taken/*"))
+    )
     with fleet_of(job, checkpoints, backbones_per_actor=3) as fleet:
         work = TrainConfig(
             given,
@@ -419,7 +421,7 @@ def test_students_side_by_side_are_those_of_one_after_another(
     killer.join()
     channel.close()
     assert len(killed) == 1
-    assert (tmp_path / "group-1" / "placement-group").exists()
+    assert list(tmp_path.glob("groups-*/group-1/placement-group"))
     # Of finished students; a worker that is killed at a student's end leaves one to the run's end.
     assert len(list((tmp_path / "states").glob("*.pt"))) <= len(killed)
     for assignment in given:
@@ -552,6 +554,38 @@ def test_a_handle_of_ray_is_not_dropped_while_ray_shuts_down(
     threads[0].join()
     gc.collect()
     assert dropped == []
+
+
+def test_what_a_call_left_at_work_takes_no_student_of_the_next(
+    tmp_path: Path, make_job: Any, monkeypatch: Any
+) -> None:
+    """Ray Train starts a group again that has failed, and its room is not given back at once."""
+    from agrekd_ray.cluster.nodes import DriverData
+    from agrekd_ray.student import group as module
+    from agrekd_ray.student.shared_work import SharedWork
+
+    left, taken = list[Any](), list[int | None]()
+
+    def fit(work: Any, settings: Any, folder: Path) -> None:
+        if not left:
+            left.append(work)
+            raise RunError("no such GPU")
+        assert (left[0].groups / module.GIVEN_UP).exists()
+        for groups in (left[0].groups, work.groups):
+            taken.append(SharedWork(groups).take("group-0", lambda number: False))
+
+    monkeypatch.setattr(module, "_fit", fit)
+    given = (StudentSpec("one_hot", 0, STUDENT, TRAINING),)
+    data = DriverData.of(make_job().data)
+    work = module.TrainConfig(given, data, None, tmp_path / "s", tmp_path / "t", [].append, 0)
+    settings = StudentSettings(model=STUDENT, training=TRAINING, cpus=0.5, gpus=0)
+    with pytest.raises(RunError, match="no such GPU"):
+        module.train_group(work, settings)
+    SharedWork(left[0].groups).take("group-0", lambda number: False)  # what it had begun with
+    (left[0].groups / "group-0" / "taken" / "000000").unlink()
+    with pytest.raises(RunError, match="1 students are not finished"):
+        module.train_group(work, settings)
+    assert taken == [None, 0]
 
 
 def test_a_group_with_nothing_left_to_do_is_awaited(

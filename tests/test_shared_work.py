@@ -59,16 +59,6 @@ def test_a_group_that_is_restarted_goes_on_with_what_it_has(tmp_path: Path) -> N
     assert again.take("group-0", never) == 8
 
 
-def test_another_driver_lays_out_anew_what_is_left(tmp_path: Path) -> None:
-    shared = SharedWork(tmp_path)
-    shared.lay_out([0, 1])
-    assert shared.take("group-1", never) == 0
-    SharedWork(tmp_path).lay_out([0, 7])
-    assert shared.waiting == [0, 7]
-    assert shared.take("group-1", never) == 0
-    assert shared.take("group-0", never) == 7
-
-
 @pytest.mark.parametrize(
     ("start", "epoch", "pays"),
     [

@@ -13,8 +13,9 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,8 @@ class TrainConfig:
         training: folder of the states of students under way, reachable from every worker.
         emit: tells the driver.
         look_ahead: coming batches that the teachers are told of.
+        call: name of one call of `train_group`. What an earlier one may have left at work, after a
+            fault, takes no student of this one.
     """
 
     assignments: tuple[StudentSpec, ...]
@@ -78,6 +81,12 @@ class TrainConfig:
     training: Path
     emit: Emit
     look_ahead: int
+    call: str = ""
+
+    @property
+    def groups(self) -> Path:
+        """Folder that the worker groups of this call share."""
+        return self.training / f"groups-{self.call}"
 
     def finished(self, number: int) -> bool:
         """Whether a student, by its place among the assignments, is finished."""
@@ -102,10 +111,12 @@ def train_group(
     Raises:
         AgrekdError: what a worker raised, or a group failed over and over.
     """
-    work.training.mkdir(parents=True, exist_ok=True)
-    (work.training / GIVEN_UP).unlink(missing_ok=True)
+    for earlier in work.training.glob("groups-*"):
+        (earlier / GIVEN_UP).touch()
+    work = replace(work, call=uuid.uuid4().hex[:8])
+    work.groups.mkdir(parents=True)
     left = [n for n in range(len(work.assignments)) if not work.finished(n)]
-    shared = SharedWork(work.training)
+    shared = SharedWork(work.groups)
     shared.lay_out(left)
     changed, over = threading.Event(), threading.Event()
     groups: list[_Group] = []
@@ -140,7 +151,7 @@ def _fault(work: TrainConfig, groups: Sequence[_Group]) -> AgrekdError | None:
     if errors := [group.error for group in groups if group.error is not None]:
         return errors[0]
     with contextlib.suppress(FileNotFoundError):
-        if text := (work.training / GIVEN_UP).read_text(encoding="utf-8"):
+        if text := (work.groups / GIVEN_UP).read_text(encoding="utf-8"):
             return RunError(text)
     return None
 
@@ -170,7 +181,7 @@ class _Group(threading.Thread):
     ) -> None:
         super().__init__(name=f"group-{number}", daemon=True)
         self._work, self._settings, self._changed, self._over = work, settings, changed, over
-        self._folder = work.training / self.name
+        self._folder = work.groups / self.name
         self.error: AgrekdError | None = None
         self._room.unlink(missing_ok=True)
         self.start()
@@ -201,7 +212,7 @@ class _Group(threading.Thread):
     def give_up(self) -> None:
         """End it and whoever is in it, without waiting for that."""
         with contextlib.suppress(OSError):
-            (self._work.training / GIVEN_UP).touch()
+            (self._work.groups / GIVEN_UP).touch()
         self._give_back()
 
     def _give_back(self) -> None:
@@ -258,7 +269,7 @@ def _work(config: dict[str, Any]) -> None:
     work: TrainConfig = config["work"]
     folder: Path = config["folder"]
     context = ray.train.get_context()
-    given_up = work.training / GIVEN_UP
+    given_up = work.groups / GIVEN_UP
     if given_up.exists():
         return
     if context.get_world_rank() == 0 and (group := held()) is not None:
@@ -285,7 +296,7 @@ def _next(work: TrainConfig, folder: Path) -> int | None:
     """The student that comes next; the first worker takes it, all of them hear."""
     context, number = ray.train.get_context(), None
     if context.get_world_rank() == 0:
-        number = SharedWork(work.training).take(folder.name, work.finished)
+        number = SharedWork(work.groups).take(folder.name, work.finished)
     if context.get_world_size() > 1:
         heard = torch.tensor([-1 if number is None else number], device=_device())
         dist.broadcast(heard, 0)

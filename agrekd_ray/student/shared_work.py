@@ -7,7 +7,6 @@ that is restarted finds what it had.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
@@ -18,7 +17,7 @@ from agrekd_ray.cluster.events import Event, StudentEpoch
 from agrekd_ray.student.student import StudentSpec
 
 WAITING = "waiting"
-"""Folder of the students that no group has taken, below that of the training."""
+"""Folder of the students that no group has taken, below that of the groups."""
 RECENT = 50
 """Epochs from which the pace is taken."""
 SHORTEST = 5.0
@@ -34,18 +33,16 @@ class SharedWork:
     """Numbers of students, each of which one group takes.
 
     Args:
-        folder: of the training.
+        folder: that the groups share.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def lay_out(self, numbers: Collection[int]) -> None:
-        """Students that are left, for anybody to take; whatever was laid out before is gone."""
+        """Students that are left, for anybody to take."""
         waiting = self._folder / WAITING
-        for old in (waiting, *self._folder.glob("group-*/taken")):
-            shutil.rmtree(old, ignore_errors=True)
-        waiting.mkdir(parents=True)
+        waiting.mkdir()
         for number in numbers:
             (waiting / f"{number:06}").touch()
 
