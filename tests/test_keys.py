@@ -19,7 +19,8 @@ def test_the_page_is_what_the_command_prints() -> None:
 
 def test_a_key_has_default_values_and_meaning() -> None:
     assert reference("temperature") == (
-        "## distillation\n\n- `distillation.temperature` = `4.0` (number > 0): tau."
+        "## distillation\n\n- `distillation.temperature` = `4.0` (number > 0): the paper's tau, "
+        "which softens the answers of teachers and student; 1 does not."
     )
     lines = reference("student.training.*").splitlines()
     assert any(

@@ -72,7 +72,7 @@ class DistillationSettings(Settings):
     """How the student is taught.
 
     Attributes:
-        temperature: tau.
+        temperature: the paper's tau, which softens the answers of teachers and student; 1 does not.
         alpha: share of distillation in the objective; the rest is cross-entropy with labels.
         agre_kd: options of that strategy.
         ae_kd: options of that strategy.
@@ -134,7 +134,7 @@ class Job(Settings):
         student: the student.
         distillation: how it is taught.
         methods: what is compared, in the order of the table.
-        seeds: of the students.
+        seeds: of the students: weights, order of the batches, dropout; a student each.
         sweep: makes the job a study: values by dotted key of the job; every combination is run.
         draws: of data and teachers, by number; makes the job a study, too. Draw 0 is the job.
         published: results of others to stand beside one's own.

@@ -26,7 +26,7 @@ class Custom(Settings):
             `Dataset` and gives equal ones in every process.
         args: further arguments of the function.
         folder: is put on the module search path first; null leaves the path as it is.
-        seed: of the data.
+        seed: given to the function.
     """
 
     name: Literal["custom"]

@@ -33,7 +33,7 @@ class TeacherSettings(Settings):
         model: architecture.
         others: further architectures; the pool's models take all of them in turn.
         training: of the ERM models.
-        count: ERM models in the pool.
+        count: models in the pool, of which the ensemble is drawn; each has a seed of its own.
         seed: of the first one; the others follow.
         dfr: how their debiased versions are made.
         store: folder of finished teachers, shared by all jobs.
