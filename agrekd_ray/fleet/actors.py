@@ -9,7 +9,6 @@ import asyncio
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -127,15 +126,6 @@ def numbers_here(settings: FleetSettings, device: str, teachers: Iterable[str]) 
         raise RunError(f"teachers {who} on node {this_node()}: fleet.{error}") from None
 
 
-def _there(names: Sequence[str]) -> dict[str, Any]:
-    """Actors by name; without those that are gone, since they could not start."""
-    actors = {}
-    for name in names:
-        with suppress(ValueError):
-            actors[name] = ray.get_actor(name)
-    return actors
-
-
 class WeightingActor:
     """Gathers the gradients for a request from all teachers and weighs them.
 
@@ -158,7 +148,8 @@ class WeightingActor:
         torch.set_num_threads(1)  # small tensors: more threads only wait for each other
         # Actors by name: handles among the arguments would not outlive a restart of this actor.
         self._groups = [
-            ReplicaGroup(teachers, _there(actors), patience) for teachers, actors in groups
+            ReplicaGroup(teachers, {name: ray.get_actor(name) for name in actors}, patience)
+            for teachers, actors in groups
         ]
         self._of = {name: group for group in self._groups for name in group.teachers}
         self._room = asyncio.Semaphore(room)

@@ -24,9 +24,8 @@ from agrekd_ray.core.gradient import DistillationGradient
 from agrekd_ray.data import DataSettings
 from agrekd_ray.distillation.host import WHOLE, Part
 from agrekd_ray.distillation.spec import DistillationSpec, GradientRequest
-from agrekd_ray.errors import AgrekdError, RunError
+from agrekd_ray.errors import RunError
 from agrekd_ray.fleet.actors import TeacherActor, WeightingActor
-from agrekd_ray.fleet.replicas import GoneError
 from agrekd_ray.logits import OutputSettings
 from agrekd_ray.results import TeacherCost
 from agrekd_ray.training import Column
@@ -47,12 +46,10 @@ class FleetSource:
     Attributes:
         actors: that weigh; each of a student's workers asks one of them.
         emit: tells the driver of a stall, and of a loss.
-        teachers: actors that host them, which say why they could not start.
     """
 
     actors: tuple[Any, ...]
     emit: Emit
-    teachers: tuple[Any, ...] = ()
     _known: set[str] = field(default_factory=set)
 
     def columns(self, spec: DistillationSpec, epoch: int) -> Sequence[Column]:
@@ -105,19 +102,7 @@ class FleetSource:
                 waited += STALL_SECONDS
                 self.emit(Notice(f"{what} has waited {waited:.0f} s for {self._awaited(whom)}"))
             except RayError as error:
-                plain = plain_error(error, "the fleet of teachers")
-                raise (self._cause() if isinstance(plain, GoneError) else None) or plain from None
-
-    def _cause(self) -> AgrekdError | None:
-        """Why a teacher could not start; who asks after that hears only that it is gone."""
-        asked = [actor.process.remote() for actor in self.teachers]
-        answered, _ = ray.wait(asked, num_returns=len(asked), timeout=STALL_SECONDS)
-        for answer in answered:
-            try:
-                ray.get(answer)
-            except RayError as error:
-                return plain_error(error, "a teacher")
-        return None
+                raise plain_error(error, "the fleet of teachers") from None
 
     def _awaited(self, whom: str) -> str:
         try:
@@ -336,7 +321,7 @@ class Fleet:
 
     def source(self) -> FleetSource:
         """A student's end."""
-        return FleetSource(tuple(self.weighting), self._emit, tuple(self.actors))
+        return FleetSource(tuple(self.weighting), self._emit)
 
     def close(self) -> None:
         """End every actor."""

@@ -28,11 +28,7 @@ class SilentError(RunError):
     """Nobody has answered for longer than the fleet's patience."""
 
 
-class GoneError(RunError):
-    """No actor of some teachers is left: they could not start."""
-
-
-LOST = (SilentError, GoneError, *DIED)
+LOST = (SilentError, *DIED)
 """What says that teachers will not answer any more; anything else is what one of them raised."""
 RETRY_SECONDS = 1.0
 """Between two looks whether an actor that died is back."""
@@ -84,7 +80,6 @@ class ReplicaGroup:
 
         Raises:
             SilentError: nobody has answered for too long.
-            GoneError: there is nobody to ask.
             RayError: what an actor raised, or why the last one cannot come back.
         """
         return await self._patient(
@@ -110,8 +105,6 @@ class ReplicaGroup:
         self, names: Sequence[str], request: GradientRequest, sent: Any
     ) -> TeacherGradients:
         self._start()
-        if not self._actors:
-            raise GoneError(f"teachers {', '.join(self.teachers)}: their process could not start.")
         if len(self._actors) == 1:
             (name,) = self._actors
             with self._noted(name):
