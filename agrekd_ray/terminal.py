@@ -14,7 +14,8 @@ from rich.console import Console
 NEAR = "agrekd_ray.near"
 """Name of the error handler that puts a near sign where an encoding lacks one."""
 _SIGNS = {
-    **{"×": "x", "±": "+-", "…": "...", "·": "-", "²": "2", "½": "1/2", "≤": "<=", "←": "<-"},
+    **{"×": "x", "±": "+-", "…": "...", "·": "-", "²": "2", "½": "1/2", "←": "<-"},
+    **{"≤": "<=", "≥": ">="},
     **{"τ": "tau", "α": "alpha", "Δ": "Delta", "Σ": "Sum", "‖": "||", "⟨": "<", "⟩": ">"},
     **dict.fromkeys("–—−─━", "-"),
     **dict.fromkeys("│┃", "|"),
