@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import pickle
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,29 +14,12 @@ import pytest
 import yaml
 
 from agrekd_ray import __version__
-from agrekd_ray.cli import main
 from agrekd_ray.config import load_job
 from agrekd_ray.models import Manifest, Model, build, save
 
 from .conftest import TINY, merged
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def agrekd(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs a command line: exit code, standard output, standard error."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["agrekd", *map(str, words)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return int(ended.value.code or 0), out, err
-
-    return run
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from pydantic import TypeAdapter
 from safetensors.torch import load_file
 
 import agrekd_ray as ak
-from agrekd_ray.cli import main
 from agrekd_ray.commands.export import export
 from agrekd_ray.config import Job
 from agrekd_ray.data import TEST, DataSettings, open_dataset
@@ -33,21 +31,6 @@ from .pictures import small, table
 from .texts import text_table
 
 Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def agrekd(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Call:
-    """Runs a command line: exit code, standard output, standard error."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["agrekd", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return int(ended.value.code or 0), out, err
-
-    return run
 
 
 @pytest.fixture

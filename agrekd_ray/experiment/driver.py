@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Generic, TypeVar
@@ -44,7 +45,7 @@ def open_engine(job: Job, handle: Handle) -> Engine:
     return RayEngine(job, handle)
 
 
-class Driver(Generic[Result]):
+class Driver(ABC, Generic[Result]):
     """One run of any kind, from its folder to its last line on the screen.
 
     Args:
@@ -113,21 +114,21 @@ class Driver(Generic[Result]):
         """What is started before MLflow's run, for both take seconds."""
         return nullcontext()
 
+    @abstractmethod
     def params(self) -> Mapping[str, Any]:
         """Of the run in MLflow."""
-        raise NotImplementedError
 
+    @abstractmethod
     def through(self, run_id: str) -> Result:
         """Everything, from data to MLflow.
 
         Args:
             run_id: of the run in MLflow.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def show(self, result: Result) -> None:
         """The end of the run on the screen."""
-        raise NotImplementedError
 
     def do(self, work: Work, engine: Engine, part: str = "") -> None:
         """Make teachers, ask them, train students: whatever of that is left.
