@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -199,7 +200,7 @@ class Annotations:
     splits_from: str = "the makers' split"
 
 
-class ArrayDataset:
+class ArrayDataset(ABC):
     """All of `Dataset` and `Arrays` but `arrays`, `show` and the fingerprints.
 
     Args:
@@ -233,13 +234,13 @@ class ArrayDataset:
         """See `Samples.inputs`."""
         return inputs_of(self, ids, None if epoch is None else self.view(epoch))
 
+    @abstractmethod
     def arrays(self, view: int | None) -> tuple[np.ndarray, ...]:
         """See `Arrays.arrays`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def show(self, rows: Sequence[Tensor], view: int | None) -> Tensor:
         """See `Arrays.show`."""
-        raise NotImplementedError
 
 
 Progress = Callable[[int, int], None]
