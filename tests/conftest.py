@@ -26,6 +26,9 @@ hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=No
 hypothesis.settings.register_profile("searching", max_examples=1000, deadline=None)
 hypothesis.settings.load_profile("repeatable")
 
+Run = Callable[..., tuple[int, str, str]]
+"""The fixture `agrekd`: a command line to its exit code, standard output and standard error."""
+
 TINY: dict[str, Any] = {
     "name": "tiny",
     "data": {"name": "colored_digits", "train": 160, "val": 200},
@@ -114,9 +117,7 @@ def make_job(tmp_path: Path, store: Path) -> Callable[..., Job]:
 
 
 @pytest.fixture
-def agrekd(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., tuple[int, str, str]]:
+def agrekd(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs a command line: exit code, standard output, standard error."""
     from agrekd_ray.cli import main
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,7 @@ from agrekd_ray import __version__
 from agrekd_ray.config import load_job
 from agrekd_ray.models import Manifest, Model, build, save
 
-from .conftest import TINY, merged
-
-Run = Callable[..., tuple[int, str, str]]
+from .conftest import TINY, Run, merged
 
 
 @pytest.fixture

@@ -21,8 +21,7 @@ from agrekd_ray.data import SELECT, TEST, open_dataset
 from agrekd_ray.data.colored import ColoredDigits
 from agrekd_ray.experiment.folder import RunFolder
 from tests import pictures
-from tests.conftest import TINY, merged
-from tests.test_cli import Run, agrekd  # noqa: F401 (a fixture)
+from tests.conftest import TINY, Run, merged
 
 
 def write_job(place: Path, data: dict[str, Any], **changes: Any) -> Path:
@@ -58,7 +57,7 @@ def groupless(place: Path, split: str = "split", **settings: Any) -> dict[str, A
     return pictures.small("table", place / "prepared", table=str(path), **settings)
 
 
-def test_check_says_what_the_data_are_and_prepares_them(tmp_path: Path, agrekd: Run) -> None:  # noqa: F811
+def test_check_says_what_the_data_are_and_prepares_them(tmp_path: Path, agrekd: Run) -> None:
     job = write_job(tmp_path, waterbirds(tmp_path))
     code, out, _ = agrekd("data", "check", job, "--fast")
     assert code == 0
@@ -86,7 +85,7 @@ def test_check_says_what_the_data_are_and_prepares_them(tmp_path: Path, agrekd: 
 )
 def test_check_says_what_the_splits_are_from(
     tmp_path: Path,
-    agrekd: Run,  # noqa: F811
+    agrekd: Run,
     column: str,
     said: str,
 ) -> None:
@@ -98,7 +97,7 @@ def test_check_says_what_the_splits_are_from(
 
 def test_check_says_what_was_changed_of_the_pictures_and_once_it_is_known_validate_too(
     tmp_path: Path,
-    agrekd: Run,  # noqa: F811
+    agrekd: Run,
 ) -> None:
     job = write_job(tmp_path, groupless(tmp_path))
     for number in range(3):
@@ -123,7 +122,7 @@ def test_a_run_of_an_earlier_version_goes_on_with_the_pictures_that_it_began_wit
     assert RunFolder.open(folder.path).job.data.decoding == 1
 
 
-def test_check_lists_ten_broken_pictures_and_counts_them(tmp_path: Path, agrekd: Run) -> None:  # noqa: F811
+def test_check_lists_ten_broken_pictures_and_counts_them(tmp_path: Path, agrekd: Run) -> None:
     job = write_job(tmp_path, groupless(tmp_path))
     for number in range(13):
         (tmp_path / "own" / f"{number}.jpg").write_bytes(b"no picture")
@@ -135,7 +134,7 @@ def test_check_lists_ten_broken_pictures_and_counts_them(tmp_path: Path, agrekd:
     assert agrekd("data", "check", job, "--fast")[0] == 0
 
 
-def test_check_does_not_mind_what_else_is_wrong_with_a_job(tmp_path: Path, agrekd: Run) -> None:  # noqa: F811
+def test_check_does_not_mind_what_else_is_wrong_with_a_job(tmp_path: Path, agrekd: Run) -> None:
     job = write_job(tmp_path, groupless(tmp_path), methods=["no_such_method"])
     assert agrekd("validate", job)[0] == 2
     code, out, _ = agrekd("data", "check", job)
@@ -147,7 +146,7 @@ def test_check_does_not_mind_what_else_is_wrong_with_a_job(tmp_path: Path, agrek
     assert "no_such_method" not in err
 
 
-def test_the_sheet_has_a_row_a_group(tmp_path: Path, agrekd: Run) -> None:  # noqa: F811
+def test_the_sheet_has_a_row_a_group(tmp_path: Path, agrekd: Run) -> None:
     job = write_job(tmp_path, waterbirds(tmp_path))
     target = tmp_path / "deeper" / "sheet.png"
     code, out, _ = agrekd("data", "show", job, "-o", target, "--examples", 3)
@@ -206,7 +205,7 @@ def finished(runs: Path) -> Path:
     return folder
 
 
-def test_waterbirds_runs_from_files_to_report(tmp_path: Path, agrekd: Run) -> None:  # noqa: F811
+def test_waterbirds_runs_from_files_to_report(tmp_path: Path, agrekd: Run) -> None:
     views = {"flip": True, "crop": {"scale": [0.5, 1]}, "count": 2}
     job = write_job(
         tmp_path,
@@ -227,7 +226,7 @@ def test_waterbirds_runs_from_files_to_report(tmp_path: Path, agrekd: Run) -> No
 
 
 @pytest.mark.parametrize("layout", pictures.LAYOUTS)
-def test_celeba_runs_in_every_layout(tmp_path: Path, agrekd: Run, layout: str) -> None:  # noqa: F811
+def test_celeba_runs_in_every_layout(tmp_path: Path, agrekd: Run, layout: str) -> None:
     folder = pictures.celeba(tmp_path / "c", layout)
     data = pictures.small("celeba", tmp_path / "prepared", path=str(folder))
     job = write_job(
@@ -240,7 +239,7 @@ def test_celeba_runs_in_every_layout(tmp_path: Path, agrekd: Run, layout: str) -
     assert list(json.loads(rows[0]["groups"])) == list(pictures.FACES)
 
 
-def test_data_without_groups_run_from_a_table_to_a_report(tmp_path: Path, agrekd: Run) -> None:  # noqa: F811
+def test_data_without_groups_run_from_a_table_to_a_report(tmp_path: Path, agrekd: Run) -> None:
     job = write_job(tmp_path, groupless(tmp_path, "which"))
     code, out, _ = agrekd("run", job)
     assert code == 0
@@ -274,7 +273,7 @@ def test_data_without_groups_run_from_a_table_to_a_report(tmp_path: Path, agrekd
 )
 def test_what_needs_group_labels_is_refused_without_them(
     tmp_path: Path,
-    agrekd: Run,  # noqa: F811
+    agrekd: Run,
     change: dict[str, Any],
     key: str,
 ) -> None:
@@ -285,7 +284,7 @@ def test_what_needs_group_labels_is_refused_without_them(
         assert f"{key}: needs group labels, and the data have none" in err
 
 
-def test_a_search_by_worst_group_is_refused_without_them(tmp_path: Path, agrekd: Run) -> None:  # noqa: F811
+def test_a_search_by_worst_group_is_refused_without_them(tmp_path: Path, agrekd: Run) -> None:
     write_job(tmp_path, groupless(tmp_path), guidance="auto")
     space = {
         "name": "s",

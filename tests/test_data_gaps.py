@@ -19,8 +19,7 @@ from agrekd_ray.errors import DataError
 from agrekd_ray.models import Model, build
 from agrekd_ray.teachers.dfr import DfrSettings, retrain_head
 from tests import pictures, texts
-from tests.conftest import TINY, merged
-from tests.test_cli import Run, agrekd  # noqa: F401 (a fixture)
+from tests.conftest import TINY, Run, merged
 from tests.test_data_command import write_job
 
 NO_SECOND_CLASS = [place for place in pictures.spread() if (place[0], place[2]) != (1, 1)]
@@ -125,7 +124,7 @@ def test_a_class_that_dfr_has_no_sample_of_is_a_fault_of_the_job(tmp_path: Path,
     assert not [fault for fault in faults if "retrains" in fault.problem]
 
 
-def test_it_is_said_by_every_command_before_a_teacher_trains(tmp_path: Path, agrekd: Run) -> None:  # noqa: F811
+def test_it_is_said_by_every_command_before_a_teacher_trains(tmp_path: Path, agrekd: Run) -> None:
     job = write_job(tmp_path, table(tmp_path), **{"ensemble.debiased": 1, "methods": ["aver"]})
     for verb in ("validate", "run"):
         code, _, err = agrekd(verb, job)

@@ -9,10 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from .conftest import TINY, merged
-from .test_cli import Run, agrekd
+from .conftest import TINY, Run, merged
 
-__all__ = ["agrekd"]
 GIVEN = ("--forward-ms", 20, "--step-ms", 5)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +26,9 @@ from agrekd_ray.experiment.folder import RunFolder
 from agrekd_ray.models import Manifest, Model, build, save
 from agrekd_ray.trained import TrainedStudent, open_student
 
+from .conftest import Run
 from .pictures import small, table
 from .texts import text_table
-
-Call = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
@@ -71,7 +69,7 @@ def seen_in_evaluation(folder: Path, data: Dataset, ids: np.ndarray) -> np.ndarr
 
 
 def test_pictures_are_predicted_as_the_run_evaluates_them(
-    pictures: Job, tmp_path: Path, agrekd: Call
+    pictures: Job, tmp_path: Path, agrekd: Run
 ) -> None:
     folder, data = student_of(pictures)
     ids = data.splits[TEST]
@@ -123,7 +121,7 @@ def test_texts_are_predicted_with_the_tokenizer_of_the_data(
 
 
 def test_what_cannot_be_predicted_is_said_in_a_line(
-    pictures: Job, tmp_path: Path, agrekd: Call, make_job: Any
+    pictures: Job, tmp_path: Path, agrekd: Run, make_job: Any
 ) -> None:
     folder, _ = student_of(pictures)
     broken = tmp_path / "broken.jpg"
@@ -159,7 +157,7 @@ def test_what_cannot_be_predicted_is_said_in_a_line(
 
 
 def test_an_exported_program_says_what_the_student_says(
-    pictures: Job, tmp_path: Path, agrekd: Call
+    pictures: Job, tmp_path: Path, agrekd: Run
 ) -> None:
     preprocess = {"size": 12, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.2]}
     model = Model(name="cnn", args={"width": 4}, preprocess=preprocess)
@@ -178,7 +176,7 @@ def test_an_exported_program_says_what_the_student_says(
     assert described["data"]["resize"] == 10
 
 
-def test_exported_weights_are_the_students(pictures: Job, tmp_path: Path, agrekd: Call) -> None:
+def test_exported_weights_are_the_students(pictures: Job, tmp_path: Path, agrekd: Run) -> None:
     folder, _ = student_of(pictures)
     code, said, _ = agrekd("export", folder, "--to", "safetensors", "-o", tmp_path / "student")
     file, beside = map(Path, said.splitlines())
@@ -220,7 +218,7 @@ def test_an_onnx_file_says_what_the_student_says(pictures: Job, tmp_path: Path) 
 
 
 def test_what_cannot_be_exported_is_said_in_a_line(
-    pictures: Job, tmp_path: Path, agrekd: Call, monkeypatch: pytest.MonkeyPatch
+    pictures: Job, tmp_path: Path, agrekd: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, _ = student_of(pictures)
     monkeypatch.setattr("agrekd_ray.commands.export._NEEDED", ("no_such_module", "torch"))
