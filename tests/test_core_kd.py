@@ -10,6 +10,7 @@ from agrekd_ray.core.kd import (
     kd_gradient,
     kd_loss,
     label_gradient,
+    log_softmax,
     mixed_loss,
     soft_targets,
     softened,
@@ -38,6 +39,18 @@ def test_closed_form_is_what_autograd_finds(temperature, classes, dtype):
     assert not found_BC.requires_grad
     tolerance = TOLERANCE[dtype] * temperature
     torch.testing.assert_close(found_BC, expected_BC, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("shape", [(7, 2), (3, 5, 10), (2, 3, 4, 15), (5, 16), (3, 2, 40), (0, 10)])
+def test_log_softmax_is_pytorchs(shape, dtype):
+    given = logits(*shape, dtype=dtype).requires_grad_()
+    found, expected = log_softmax(given), torch.log_softmax(given, -1)
+    assert found.is_contiguous()
+    torch.testing.assert_close(found, expected)
+    towards = logits(*shape, seed=1, dtype=dtype)
+    gradients = [torch.autograd.grad(made, given, towards)[0] for made in (found, expected)]
+    torch.testing.assert_close(*gradients)
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from agrekd_ray.core.gradient import Evidence
-from agrekd_ray.core.kd import check_labels, soft_targets
+from agrekd_ray.core.kd import check_labels, log_softmax, soft_targets
 from agrekd_ray.core.quadratic import shortest_mixture
 
 NO_DIRECTION = 1e-6
@@ -264,7 +264,7 @@ def _cross_entropy(evidence: Evidence) -> Tensor:
     smallest = torch.finfo(evidence.gradients.dtype).eps
     logits_MBC = evidence.temperature * softened_MBC.clamp_min(smallest).log()
     index_MB1 = labels_B.long().expand(M, B).unsqueeze(-1)
-    return -logits_MBC.log_softmax(-1).gather(-1, index_MB1).squeeze(-1)
+    return -log_softmax(logits_MBC).gather(-1, index_MB1).squeeze(-1)
 
 
 def _mix(value: int) -> int:
