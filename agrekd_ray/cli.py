@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
+import gc
 import os
 import sys
 from pathlib import Path
@@ -616,6 +618,9 @@ def main() -> None:
     in_utf8()
     outlive_readers()
     prepare_streams()
+    # Python looks for garbage once more as it ends, among all that Ray, MLflow and PyTorch have
+    # made: a second for nothing.
+    atexit.register(gc.freeze)
     errors = screen(stderr=True, soft_wrap=True)
     interrupt_on_stops()
     try:
