@@ -126,7 +126,7 @@ def test_an_error_that_matters_ends_a_wait_for_ray(ray_session: Any) -> None:
     def matters(event: Event) -> None:
         raise RunError("the record cannot be read")
 
-    channel = Channel(ray_session.get_runtime_context().get_node_id())
+    channel = Channel()
     never = ray_session.remote(Never).options(num_cpus=0).remote()
     channel.emit(EVENTS[0])
     try:

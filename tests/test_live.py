@@ -69,11 +69,15 @@ def fleet_of(job: Any, checkpoints: dict[str, Path], **settings: Any) -> Iterato
         fleet.close()
 
 
-def reference(given: StudentSpec, data: Dataset, checkpoints: dict[str, Path]) -> Student:
-    """The same student in this process."""
+def reference(
+    given: StudentSpec, data: Dataset, checkpoints: dict[str, Path], threads: int = 1
+) -> Student:
+    """The same student in this process, with as many threads: they decide how sums round."""
     student = Student(given, data, LocalTeachers(TeacherHost(checkpoints, data)))
+    torch.set_num_threads(threads)
     while not student.done:
         student.epoch()
+    torch.set_num_threads(1)
     return student
 
 
@@ -203,7 +207,7 @@ def test_workers_train_what_one_process_trains(
 
     job = make_job()
     data, checkpoints, drawn = pool_of(job)
-    channel = Channel(ray_session.get_runtime_context().get_node_id())
+    channel = Channel()
     given = assignments(drawn)
     with fleet_of(job, checkpoints, backbones_per_actor=3, weighting_actors=2) as fleet:
         work = TrainConfig(
@@ -281,7 +285,7 @@ def test_a_killed_worker_goes_on_with_its_epoch(
     training = Training(epochs=40, batch_size=32, learning_rate=0.05)
     spec = DistillationSpec("agre_kd", drawn.teachers, drawn.biased, 4.0)
     given = tuple(StudentSpec("agre_kd", seed, STUDENT, training, spec) for seed in (0, 1))
-    channel = Channel(ray_session.get_runtime_context().get_node_id())
+    channel = Channel()
     students = tmp_path / "students"
     first = students / given[0].name / "outcome.json"
     killer, killed = killing(f"ray::{victim}", first.exists)
@@ -296,7 +300,8 @@ def test_a_killed_worker_goes_on_with_its_epoch(
             2,
         )
         # So many that the next group finds no room before the first has given back its own.
-        train_group(work, StudentSettings(model=STUDENT, training=training, cpus=4, gpus=0))
+        cpus = 4
+        train_group(work, StudentSettings(model=STUDENT, training=training, cpus=cpus, gpus=0))
     killer.join()
     events = [event for event in channel.take() if isinstance(event, StudentDone)]
     channel.close()
@@ -304,7 +309,7 @@ def test_a_killed_worker_goes_on_with_its_epoch(
     # What was said in the moment of the kill may be lost; the driver reads outcomes from files.
     assert [event.outcome.seed for event in events][-1:] == [1]
     for assignment in given:
-        local = reference(assignment, data, checkpoints)
+        local = reference(assignment, data, checkpoints, threads=cpus)
         same(load(students / assignment.name)[0], local.model)
 
 
@@ -363,7 +368,7 @@ def test_students_side_by_side_are_those_of_one_after_another(
     data, checkpoints, drawn = pool_of(job)
     spec = DistillationSpec("agre_kd", drawn.teachers, drawn.biased, 4.0)
     given = tuple(StudentSpec("agre_kd", seed, STUDENT, TRAINING, spec) for seed in range(5))
-    channel = Channel(ray_session.get_runtime_context().get_node_id())
+    channel = Channel()
     students = tmp_path / "students"
     killer, killed = killing(
         "ray::RayTrainWorker", lambda: list(tmp_path.glob("groups-*/group-1/taken/*"))
@@ -400,7 +405,7 @@ def test_a_fault_of_one_group_ends_the_others(
 
     wild = Training(epochs=1, batch_size=32, learning_rate=1e30)
     long = Training(epochs=10_000, batch_size=32, learning_rate=0.01)
-    channel = Channel(ray_session.get_runtime_context().get_node_id())
+    channel = Channel()
     given = (StudentSpec("one_hot", 0, STUDENT, long), StudentSpec("one_hot", 1, STUDENT, wild))
     data = DriverData.of(make_job().data)
     work = TrainConfig(given, data, None, tmp_path / "students", tmp_path, channel.emit, 0)
@@ -424,7 +429,7 @@ def test_a_worker_group_stops_at_a_fault_that_would_repeat(
 
     job = make_job()
     wild = Training(epochs=1, batch_size=32, learning_rate=1e30)
-    channel = Channel(ray_session.get_runtime_context().get_node_id())
+    channel = Channel()
     given = (StudentSpec("one_hot", 0, STUDENT, wild),)
     work = TrainConfig(
         given, DriverData.of(job.data), None, tmp_path / "students", tmp_path, channel.emit, 0
@@ -472,7 +477,7 @@ def test_training_goes_on_where_the_controller_itself_gives_up(
     (note,) = told
     assert note.text.endswith("It goes on with the last epoch that was finished.")
     faults.append(short)
-    channel = Channel(ray_session.get_runtime_context().get_node_id())
+    channel = Channel()
     module.train_group(dataclasses.replace(work, emit=channel.emit), settings)
     channel.close()
     assert (tmp_path / "s" / given[0].name / "outcome.json").exists()

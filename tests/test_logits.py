@@ -566,7 +566,7 @@ def test_a_released_fleet_is_not_missed(ray_session: Any, make_job: Any, tmp_pat
     job = make_job(**workers, **{"data.views": VIEWS})
     data, checkpoints, drawn = pool_of(job)
     given = tuple(specs(drawn))
-    channel = Channel(ray_session.get_runtime_context().get_node_id())
+    channel = Channel()
     told: list[Any] = []
     with TeacherProvider(job, checkpoints, data, [0, 1], channel.emit) as teaching:
         source, shown = teaching.source(), DriverData.of(job.data)

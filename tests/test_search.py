@@ -397,7 +397,7 @@ def test_a_worker_group_keeps_step_with_its_trial_and_leaves_nothing(
     data, checkpoints, _ = pool_of(make_job())
     answers_N = data.labels(data.splits[SELECT]).numpy()
     told: list[Any] = []
-    channel = Channel(ray_session.get_runtime_context().get_node_id())
+    channel = Channel()
     shared = Shared(
         found,
         DriverData.of(found.base.data),

@@ -200,7 +200,7 @@ class _Room:
 @contextmanager
 def progress(session: RaySession, display: Display) -> Iterator[Emit]:
     """While the block runs, a notice from any process moves the progress line on."""
-    channel = Channel(session.node_id)
+    channel = Channel()
 
     def advance(event: Event) -> None:
         if isinstance(event, Notice):

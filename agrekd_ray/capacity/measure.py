@@ -20,6 +20,7 @@ import torch
 from agrekd_ray.capacity.forecast import Costs
 from agrekd_ray.capacity.size import JobSize
 from agrekd_ray.cluster.fleet_settings import FleetSettings
+from agrekd_ray.cluster.session import here
 from agrekd_ray.config import Job
 from agrekd_ray.core.kd import kd_gradient
 from agrekd_ray.core.quadratic import shortest_mixture
@@ -249,7 +250,7 @@ class Calibration(AbstractContextManager["Calibration"]):
             backbones_per_actor=DEEP, concurrent=DEEP, cpus=0.01, gpus=0, look_ahead=0
         )
         self._fleet = Fleet(checkpoints, settings, fleet, lambda event: None)
-        self._echo = ray.remote(_Echo).options(num_cpus=0).remote()
+        self._echo = ray.remote(_Echo).options(num_cpus=0, scheduling_strategy=here()).remote()
         self._asked = 0
 
     def costs(self, costs: Costs, samples: int) -> dict[str, float]:

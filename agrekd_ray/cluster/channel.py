@@ -6,9 +6,9 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from agrekd_ray.cluster.events import Emit, Event
+from agrekd_ray.cluster.session import here
 from agrekd_ray.errors import AgrekdError, RunError
 
 
@@ -31,14 +31,14 @@ class Mailbox:
 class Channel:
     """The driver's end of the mailbox actor."""
 
-    def __init__(self, node_id: str) -> None:
+    def __init__(self) -> None:
         self._actor = (
             ray.remote(Mailbox)
             .options(
                 num_cpus=0,
                 max_restarts=-1,
                 max_task_retries=-1,  # an event that comes twice counts once
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
+                scheduling_strategy=here(),
             )
             .remote()
         )

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from agrekd_ray.cluster.address import DASHBOARD_PORT, FOUND, HERE, Place, read_address
 from agrekd_ray.cluster.reach import refusal
@@ -29,7 +30,6 @@ class RaySession:
     """A connection to a running cluster, or a cluster of this machine that ends with the driver.
 
     Attributes:
-        node_id: Ray's id of the driver's node.
         dashboard: its address, `host:port`; empty where there is none, or it is not known.
 
     Args:
@@ -56,7 +56,6 @@ class RaySession:
         finally:
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own skips our clean-up
-        self.node_id: str = ray.get_runtime_context().get_node_id()
 
     def close(self) -> None:
         """Leave the cluster; end it where it was started here."""
@@ -70,6 +69,11 @@ class RaySession:
         finally:
             if collects:
                 gc.enable()
+
+
+def here() -> NodeAffinitySchedulingStrategy:
+    """Places an actor on the node of this process, so that it is lost with no other one."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def _start(cpus: int, say: Callable[[str], None]) -> None:

@@ -70,7 +70,7 @@ class RayEngine:
                 gpus = job.teachers.gpus
                 room = with_share(self._training, 0 if gpus == AUTO else gpus)
                 check_room([], [room], cluster_nodes())
-            self._channel = Channel(self._session.node_id)
+            self._channel = Channel()
             self._handle = handle
         except BaseException:
             self._session.close()

@@ -13,13 +13,13 @@ import numpy as np
 import ray
 import torch.distributed as dist
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from agrekd_ray.cluster.channel import plain_error
 from agrekd_ray.cluster.events import Emit, Notice
 from agrekd_ray.cluster.fleet_settings import FleetSettings
 from agrekd_ray.cluster.nodes import DriverData, cluster_nodes, look_for_room, waits_for_room
 from agrekd_ray.cluster.placement import ActorSpec, ResourceRequest, place, rounds, shares_on
+from agrekd_ray.cluster.session import here
 from agrekd_ray.core.gradient import DistillationGradient
 from agrekd_ray.data import DataSettings
 from agrekd_ray.distillation.host import WHOLE, Part
@@ -177,7 +177,6 @@ class Fleet:
             ]
             self._hosts.append((share, actors))
             homes.append((share.teachers, tuple(names)))
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         count = settings.weighting_actors
         self.weighting = [
             ray.remote(WeightingActor)
@@ -186,7 +185,7 @@ class Fleet:
                 max_restarts=-1,
                 max_task_retries=-1,
                 max_concurrency=1000,
-                scheduling_strategy="SPREAD" if number else here,
+                scheduling_strategy="SPREAD" if number else here(),
             )
             .remote(
                 homes,

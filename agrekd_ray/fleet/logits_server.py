@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import ray
 from ray.exceptions import RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from agrekd_ray.cluster.channel import plain_error
+from agrekd_ray.cluster.session import here
 from agrekd_ray.data import DataSettings, open_dataset
 from agrekd_ray.logits import LogitsCache, OutputSettings
 from agrekd_ray.settings import Numbers
@@ -112,12 +112,11 @@ class LogitsServer:
         numbers: Numbers,
     ) -> LogitsServer:
         """Starts one on this node; it takes no room that is counted."""
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
         folders = {name: path.resolve() for name, path in checkpoints.items()}
         return cls(
             ray.remote(LogitsServerActor)
-            .options(scheduling_strategy=here, **options)
+            .options(scheduling_strategy=here(), **options)
             .remote(settings, folders, data, numbers)
         )
 

@@ -24,6 +24,7 @@ from ray.train.v2.api.config import LoggingConfig
 
 from agrekd_ray.cluster.channel import plain_error
 from agrekd_ray.cluster.events import GroupPlaced
+from agrekd_ray.cluster.session import here
 from agrekd_ray.config import Job
 from agrekd_ray.errors import AgrekdError, RunError
 from agrekd_ray.files import checked, exists
@@ -110,7 +111,7 @@ class GroupTrial:
         self._states = folder / "states"
         shutil.rmtree(folder, ignore_errors=True)
         self._states.mkdir(parents=True)
-        self._baton = ray.remote(EpochGate).options(num_cpus=0).remote()
+        self._baton = ray.remote(EpochGate).options(num_cpus=0, scheduling_strategy=here()).remote()
         self._work = GroupWork(job, shared, trial_id, self._states, self._baton)
         self._thread: threading.Thread | None = None
         self._failure: AgrekdError | None = None
