@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from concurrent.futures import Executor
 from typing import Any, cast
 
 import torch
@@ -93,6 +94,17 @@ def training_kernels(device: torch.device | str, *, deterministic: bool) -> Iter
         cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32 = switches
         if strict != deterministic:
             torch.use_deterministic_algorithms(strict, warn_only=warns)
+
+
+def computes_alone(pool: Executor) -> None:
+    """Has the one thread of a new pool compute without helpers, and the others as before.
+
+    OpenMP would give it as many as the main thread has, and where there are more than cores all of
+    them go to sleep after each operation.
+    """
+    pool.submit(torch.get_num_threads).result()  # with its first look a thread takes the setting up
+    pool.submit(torch.set_num_threads, 1).result()  # of that thread, and of all that are to come
+    torch.set_num_threads(torch.get_num_threads())
 
 
 def compiled(network: nn.Module, how: Compile, device: torch.device | str) -> nn.Module:

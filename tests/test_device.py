@@ -125,7 +125,7 @@ def stepped(
         further = () if spec is None else (fake(B, len(spec.members), C),)
         if spec is not None and spec.cross_entropy:
             further = (*further, fake(B, dtype=torch.int64))
-        further = guidance.ready(further)
+        (further,) = guidance.ready(further, [B])
         with torch.device("cuda"):
             student = build(Model(name=model), data.shape, C, 0)
         student.register_forward_hook(lambda _, __, logits_BC: seen.append(logits_BC.dtype))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -94,7 +96,8 @@ def test_batches_come_in_the_order_asked_for(
     assert all(loaded.further == () for loaded in found)
 
 
-def test_it_loads_ahead_and_no_further() -> None:
+def test_it_loads_ahead_and_no_further(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "AT_ONCE", 1)
     asked: list[int] = []
     gathering = threading.Event()
 
@@ -115,15 +118,109 @@ def test_it_loads_ahead_and_no_further() -> None:
         assert gathering.wait(60)  # the third is gathered though nobody asks for the second yet
         assert next(coming).ids_B.tolist() == [1]
         assert asked == [0, 1, 2, 3]
-    assert loader_threads() == []
 
 
-def test_an_error_reaches_who_asks_and_ends_the_thread() -> None:
-    coming = Loader(Made())([Request(PARTS[0], 0), Request(PARTS[1], 9)])
+def test_small_batches_of_one_epoch_are_loaded_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One, for somebody waits for it; then twice as many each time, as far as they are small."""
+    together: list[tuple[int | None, int]] = []
+
+    class Counted(Digits):
+        def show(self, rows: Sequence[Tensor], view: int | None) -> Tensor:
+            together.append((view, len(rows[0])))
+            return super().show(rows, view)
+
+    def loaded(ahead: int) -> list[tuple[int | None, int]]:
+        together.clear()
+        requests = [Request(np.array([n % 16, n // 16]), n // 20) for n in range(40)]
+        brought = list(Loader(Counted(), ahead=ahead)(requests))
+        assert [batch.ids_B.tolist() for batch in brought] == [r.ids.tolist() for r in requests]
+        for batch, request in zip(brought, requests, strict=True):
+            expected = torch.from_numpy(request.ids)[:, None] + 100.0 * (request.epoch or 0)
+            assert torch.equal(batch.inputs, expected)
+        return together
+
+    assert loaded(0) == [(0, 2), (0, 4), (0, 8), (0, 16), (0, 10), (1, 32), (1, 8)]
+    a_batch = 2 * (1 + 8 + 8 + 4)  # bytes of rows, ids, labels and inputs
+    monkeypatch.setattr(loading, "AT_ONCE_BYTES", 3 * a_batch)
+    assert {size for _, size in loaded(0)} == {2, 4, 6}
+    monkeypatch.setattr(loading, "AT_ONCE_BYTES", a_batch - 1)
+    assert {size for _, size in loaded(0)} == {2}
+    monkeypatch.undo()
+    assert sum(size for _, size in loaded(8)) == 80
+
+
+def test_texts_are_cut_to_the_longest_of_their_own_batch() -> None:
+    class Texts(Digits):
+        def show(self, rows: Sequence[Tensor], view: int | None) -> Tensor:
+            return rows[0]
+
+        def arrays(self, view: int | None) -> tuple[np.ndarray, ...]:
+            return (np.tile(self.rows, 16),)
+
+        def lengths(self, ids: np.ndarray) -> np.ndarray | None:
+            return ids + 1
+
+    brought = Loader(Texts())(Request(np.array([n, 0])) for n in range(16))
+    assert [batch.inputs.shape[1] for batch in brought] == list(range(1, 17))
+
+
+def test_an_error_reaches_who_asks_and_the_thread_ends_with_its_loader() -> None:
+    loader = Loader(Made())
+    coming = loader([Request(PARTS[0], 0), Request(PARTS[1], 9)])
     assert isinstance(next(coming), Loaded)
     with pytest.raises(OSError, match="the disk is gone"):
         next(coming)
-    assert loader_threads() == []
+    assert [loaded.ids_B.tolist() for loaded in loader([Request(PARTS[2], 0)])] == [[7]]
+    (thread,) = loader_threads()
+    del loader, coming
+    gc.collect()
+    thread.join(60)
+    assert not thread.is_alive()
+
+
+def test_what_is_not_known_ahead_is_asked_for_when_it_is_wanted() -> None:
+    begun = False
+    asked: list[tuple[int, bool]] = []
+
+    def further(epoch: int, ahead: bool) -> tuple[Column] | None:
+        asked.append((epoch, ahead))
+        return None if ahead and not begun and epoch else (Column(np.arange(16) + epoch),)
+
+    requests = [Request(ids, epoch) for epoch in range(2) for ids in PARTS]
+    coming = Loader(Digits(), ahead=8)(requests, further)
+    first = [next(coming) for _ in PARTS]
+    begun = True
+    second = list(coming)
+    assert asked[-1] == (1, False)
+    for epoch, loaded in enumerate((first, second)):
+        rows = [batch.further[0].tolist() for batch in loaded]
+        assert rows == [(ids + epoch).tolist() for ids in PARTS]
+
+
+def test_it_computes_beside_whoever_trains() -> None:
+    """One thread of its own, whatever the others have: else all wait for each other's."""
+    seen: list[int] = []
+
+    class Watched(Digits):
+        def show(self, rows: Sequence[Tensor], view: int | None) -> Tensor:
+            seen.append(torch.get_num_threads())
+            torch.ones(1 << 16) + 1  # the setting is taken up by the first operation, too
+            seen.append(torch.get_num_threads())
+            return super().show(rows, view)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        loader = Loader(Watched())
+        list(loader(map(Request, PARTS)))
+        assert seen[:4] == [1, 1, 1, 1]
+        assert torch.get_num_threads() == 3
+        with ThreadPoolExecutor(1) as other:
+            assert other.submit(torch.get_num_threads).result() == 3
+        assert loader.aside(lambda: (threading.current_thread(), 7))()[1] == 7
+        assert loader.aside(threading.current_thread)() in loader_threads()
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_further_columns_come_along_of_the_samples_wanted() -> None:
@@ -134,13 +231,13 @@ def test_further_columns_come_along_of_the_samples_wanted() -> None:
     plain = Column(np.arange(16))
     asked: list[int] = []
 
-    def further(epoch: int) -> tuple[Column, Column]:
+    def further(epoch: int, ahead: bool) -> tuple[Column, Column]:
         asked.append(epoch)
         return logits, plain
 
     requests = [Request(PARTS[0], 5), Request(PARTS[0], 5, np.array([15, 0, 1])), Request(PARTS[0])]
     own, whole, evaluated = Loader(Digits())(requests, further)
-    assert asked == [5, 5]
+    assert asked == [5, 5]  # the first alone, since somebody waits for it
     assert own.further[0].shape == (2, 3, 2)
     assert own.further[0].tolist() == [[list(m[row]) for m in members] for row in (2, 1)]
     assert whole.further[0].tolist() == [[list(m[row]) for m in members] for row in (3, 0, 1)]

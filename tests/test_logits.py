@@ -297,8 +297,8 @@ def test_the_next_view_is_looked_up_and_put_together_while_an_epoch_lasts(
     spec = DistillationSpec("aver", drawn.teachers, drawn.biased, 4.0)
     seen = []
     for epoch in range(7):
-        (column,) = replay.columns(spec, epoch)
-        assert replay.columns(spec, epoch)[0] is column
+        (column,) = replay.columns(spec, epoch, True)
+        assert replay.columns(spec, epoch, True)[0] is column
         replay._thread.submit(int).result()  # what was begun is done
         coming = [future.result() for future in replay._coming.values()]
         assert all(one is not None and "_whole" in vars(one) for one in coming)
@@ -310,7 +310,7 @@ def test_the_next_view_is_looked_up_and_put_together_while_an_epoch_lasts(
     assert seen[3] is not seen[0]  # before it was known that views repeat
     assert (seen[5], seen[6]) == (seen[2], seen[3])
     monkeypatch.setattr(recorded, "IN_MEMORY", 2 * seen[0].nbytes)
-    replay.columns(spec, 7)
+    replay.columns(spec, 7, True)
     assert len(replay._columns) == 2
 
 

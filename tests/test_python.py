@@ -285,12 +285,14 @@ def test_logits_in_memory_answer_a_request_as_they_answer_a_step(name: str) -> N
     known = {member: logits(96, C, seed=seed).numpy() for seed, member in enumerate("abz")}
     spec = DistillationSpec(name, ("a", "b"), "z", 4.0)
     source = FixedLogits(known, data)
-    (loaded,) = Loader(data)([Request(np.arange(B), 0)], lambda epoch: source.columns(spec, epoch))
+    (loaded,) = Loader(data)(
+        [Request(np.arange(B), 0)], lambda epoch, ahead: source.columns(spec, epoch, ahead)
+    )
     guidance = Distilled(spec, source, data)
     batch = BatchPlan(np.arange(B), B, 1, 0).batch(0)
     further = loaded.further if not spec.cross_entropy else (*loaded.further, loaded.labels_B)
     step = guidance.gradient(
-        batch, replace(loaded, further=guidance.ready(further)), logits(B, C, seed=9)
+        batch, replace(loaded, further=guidance.ready(further, [B])[0]), logits(B, C, seed=9)
     )
     asked = GradientRequest(spec, 0, 0, np.arange(B), logits(B, C, seed=9).numpy())
     torch.testing.assert_close(source.ask(asked).gradient_BC, step.gradient_BC, rtol=0, atol=0)

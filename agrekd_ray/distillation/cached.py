@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import RLock
 
 import numpy as np
 import torch
@@ -47,25 +48,30 @@ class CachedTeachers:
 
     def __init__(self, outputs: LogitsCache, samples: Samples, fleet: Source | None) -> None:
         self._outputs, self._samples, self._fleet = outputs, samples, fleet
-        self._looked: tuple[int, tuple[str, ...]] | None = None
-        self._recorded: tuple[Column, ...] = ()
+        self._epochs: dict[int, tuple[Column, ...]] = {}
         self._columns: OrderedDict[_Answers, Column] = OrderedDict()
         self._thread = ThreadPoolExecutor(1, "records")
         self._coming: dict[_Answers, Future[Column | None]] = {}
+        self._looking = RLock()
 
-    def columns(self, spec: DistillationSpec, epoch: int) -> Sequence[Column]:
+    def columns(self, spec: DistillationSpec, epoch: int, ahead: bool) -> Sequence[Column] | None:
         """See `Source.columns`.
 
         Raises:
             RunError: a record is missing or damaged, and there is no fleet.
         """
-        if self._looked != (epoch, spec.members):
-            self._look(spec, epoch)
-        elif self._recorded:  # not before the epoch's first batch is there: its step waits for it
-            self._look_ahead(spec, epoch + 1)
-        if not self._recorded and self._fleet is None:
-            raise self._lost(spec, epoch)
-        return self._recorded
+        with self._looking:
+            if epoch not in self._epochs:
+                recorded = self._look(spec, epoch)
+                if ahead and not recorded:
+                    return None
+                before = {epoch - 1: self._epochs[epoch - 1]} if epoch - 1 in self._epochs else {}
+                self._epochs = before | {epoch: recorded}
+            elif self._epochs[epoch]:  # not before its first batch is there: somebody waits for it
+                self._look_ahead(spec, epoch + 1)
+            if not self._epochs[epoch] and self._fleet is None:
+                raise self._lost(spec, epoch)
+            return self._epochs[epoch]
 
     def fault(self, spec: DistillationSpec, epoch: int) -> str:
         """See `Source.fault`."""
@@ -95,40 +101,38 @@ class CachedTeachers:
             return self._fleet.ask(request)
         except RunError:
             # The fleet is released when the last record is finished, maybe just now.
-            if not self._look(spec, request.epoch):
+            with self._looking:
+                recorded = self._epochs[request.epoch] = self._look(spec, request.epoch)
+            if not recorded:
                 raise
-        logits_BmC = self._recorded[0].gathered(request.ids)
-        return _answered(request, logits_BmC, self._samples)
+        return _answered(request, recorded[0].gathered(request.ids), self._samples)
 
     def complete(self, epoch: int) -> None:
         """See `Source.complete`."""
-        if self._fleet is not None and not self._recorded:
+        if not self._epochs.pop(epoch, ()) and self._fleet is not None:
             try:
                 self._fleet.complete(epoch)
             except RunError:
                 view = self._samples.view(epoch)
                 if self._outputs.missing([view]):
                     raise
-        self._looked = None
 
-    def _look(self, spec: DistillationSpec, epoch: int) -> bool:
-        """Whether all members have a record of the epoch's view."""
+    def _look(self, spec: DistillationSpec, epoch: int) -> tuple[Column, ...]:
+        """What all members say to the epoch's view, if they all have a record of it."""
         view = self._samples.view(epoch)
         answers, columns = (spec.members, view), self._columns
         if answers not in columns:
             coming = self._coming.pop(answers, None)
             column = coming.result() if coming is not None else None
             column = column or self._read(*answers)  # recorded since, maybe
-            if column is not None:
-                columns[answers] = column
-        self._looked = (epoch, spec.members)
-        self._recorded = (columns[answers],) if answers in columns else ()
-        if self._recorded:
-            columns.move_to_end(answers)
-            room = IN_MEMORY if view < epoch else 0  # else no view has been seen twice
-            while len(columns) > 1 and sum(column.nbytes for column in columns.values()) > room:
-                columns.popitem(last=False)
-        return bool(self._recorded)
+            if column is None:
+                return ()
+            columns[answers] = column
+        columns.move_to_end(answers)
+        room = IN_MEMORY if view < epoch else 0  # else no view has been seen twice
+        while len(columns) > 1 and sum(column.nbytes for column in columns.values()) > room:
+            columns.popitem(last=False)
+        return (columns[answers],)
 
     def _look_ahead(self, spec: DistillationSpec, epoch: int) -> None:
         answers = (spec.members, self._samples.view(epoch))
@@ -167,7 +171,7 @@ class FixedLogits:
         self._logits, self._samples = logits, samples
         self._column: tuple[Column, ...] = ()
 
-    def columns(self, spec: DistillationSpec, epoch: int) -> Sequence[Column]:
+    def columns(self, spec: DistillationSpec, epoch: int, ahead: bool) -> Sequence[Column]:
         """See `Source.columns`."""
         if not self._column:
             self._column = (Column(*(self._logits[name] for name in spec.members), stacked=True),)
@@ -180,7 +184,7 @@ class FixedLogits:
 
     def ask(self, request: GradientRequest) -> DistillationGradient:
         """See `Source.ask`."""
-        (column,) = self.columns(request.spec, request.epoch)
+        (column,) = self.columns(request.spec, request.epoch, False)
         return _answered(request, column.gathered(request.ids), self._samples)
 
     def complete(self, epoch: int) -> None:

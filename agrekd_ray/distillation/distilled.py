@@ -17,6 +17,7 @@ from agrekd_ray.distillation.host import TeacherHost
 from agrekd_ray.distillation.spec import (
     DistillationSpec,
     GradientRequest,
+    Known,
     Source,
     combine_gradients,
     combine_recorded,
@@ -33,7 +34,7 @@ class LocalTeachers:
     def __init__(self, host: TeacherHost) -> None:
         self._host = host
 
-    def columns(self, spec: DistillationSpec, epoch: int) -> Sequence[Column]:
+    def columns(self, spec: DistillationSpec, epoch: int, ahead: bool) -> Sequence[Column]:
         """See `Source.columns`."""
         return ()
 
@@ -70,21 +71,22 @@ class Distilled:
         self.whole_batch = spec.whole_batch
         self.replayed = 0
 
-    def columns(self, epoch: int) -> Sequence[Column]:
+    def columns(self, epoch: int, ahead: bool) -> Sequence[Column] | None:
         """See `Guidance.columns`: the members' logits, and labels where weights need them."""
-        logits = self._source.columns(self._spec, epoch)
+        logits = self._source.columns(self._spec, epoch, ahead)
         return (*logits, self._labels) if logits and self._spec.cross_entropy else logits
 
     def fault(self, epoch: int) -> str:
         """See `Guidance.fault`."""
         return self._source.fault(self._spec, epoch)
 
-    def ready(self, further: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def ready(self, further: tuple[Tensor, ...], sizes: Sequence[int]) -> Sequence[Known]:
         """See `Guidance.ready`: what the members' logits say without the student's."""
         if not further:
-            return ()
+            return [()] * len(sizes)
         logits_BmC, *labels = further
-        return known(self._spec, logits_BmC, labels[0] if labels else None)
+        whole = known(self._spec, logits_BmC, labels[0] if labels else None)
+        return list(zip(*(part.split(sizes, 1) for part in whole), strict=True))
 
     def gradient(self, batch: Batch, loaded: Loaded, logits_BC: Tensor) -> DistillationGradient:
         """See `Guidance.gradient`.

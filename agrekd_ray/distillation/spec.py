@@ -136,10 +136,11 @@ class TeacherGradients:
 class Source(Protocol):
     """Where answers come from."""
 
-    def columns(self, spec: DistillationSpec, epoch: int) -> Sequence[Column]:
+    def columns(self, spec: DistillationSpec, epoch: int, ahead: bool) -> Sequence[Column] | None:
         """Recorded logits of all members of a spec, in its order, as one column; else none.
 
-        Called in a loader's thread. While an epoch lasts, it is the same column.
+        Called in a loader's thread, too. While an epoch lasts, it is the same column. None while
+        they are not all there and, by `ahead`, the epoch may not have begun: they may be then.
         """
         ...
 

@@ -9,22 +9,28 @@ their batch.
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from agrekd_ray.data import Arrays, Samples
+from agrekd_ray.numerics import computes_alone
 
 RESIDENT = 0.5
 """Share of a GPU's free memory that arrays may take to stay there."""
 AHEAD, AHEAD_ON_CPU = 8, 2
 """Batches that are on their way at once: to a GPU raw, on the CPU as large as models see them."""
+AT_ONCE, AT_ONCE_BYTES = 16, 1 << 21
+"""Small batches that are loaded together, at most, and bytes that they may come to: each operation
+on them takes as long for one, and holds up the thread that trains."""
 IN_MEMORY = 1 << 28
 """Bytes of arrays that are put together in the host's memory, at most; larger ones are read where
 they are, batch by batch."""
@@ -46,6 +52,11 @@ class Request:
     epoch: int | None = None
     further_ids: np.ndarray | None = None
 
+    @property
+    def whose(self) -> np.ndarray:
+        """Ids of the samples whose further columns are wanted."""
+        return self.ids if self.further_ids is None else self.further_ids
+
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
@@ -61,7 +72,14 @@ class Loaded:
     inputs: Tensor
     ids_B: Tensor
     labels_B: Tensor
-    further: tuple[Tensor, ...] = ()
+    further: Any = ()
+
+
+_Loaded = tuple[list[Loaded], int]
+"""Batches, and the bytes that they and all that was gathered for them take."""
+
+
+_T = TypeVar("_T")
 
 
 class Column:
@@ -126,8 +144,10 @@ class Column:
         return np.stack(self.arrays, 1) if self.nbytes <= IN_MEMORY else None
 
 
-Further = Callable[[int], Sequence[Column]]
-"""Columns that come along with an epoch's batches; the same objects while nothing changes."""
+Further = Callable[[int, bool], Sequence[Column] | None]
+"""Columns that come along with an epoch's batches; see `loop.Guidance.columns`."""
+Ready = Callable[[tuple[Tensor, ...], Sequence[int]], Sequence[Any]]
+"""Makes of rows of further columns, of batches of such sizes, what is wanted of each batch."""
 
 
 class Loader:
@@ -160,64 +180,109 @@ class Loader:
     def __call__(
         self,
         requests: Iterable[Request],
-        further: Further = lambda epoch: (),
-        ready: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]] = lambda rows: rows,
+        further: Further = lambda epoch, ahead: (),
+        ready: Ready | None = None,
     ) -> Generator[Loaded, None, None]:
         """The batches that are asked for, in order.
 
         Args:
             requests: for them; looked at ahead of time.
             further: columns that come along, such as the teachers' logits.
-            ready: makes of their rows what is wanted, on the device; on the CPU ahead of time.
+            ready: makes of their rows what is wanted, on the device; on the CPU ahead of time. None
+                leaves them as they are.
         """
-        with ThreadPoolExecutor(1, "loader") as thread:
-            coming: deque[Future[Callable[[], Loaded]]] = deque()
-            try:
-                for request in requests:
-                    coming.append(thread.submit(self._load, request, further, ready))
-                    if len(coming) > self._ahead:
-                        yield coming.popleft().result()()
-                while coming:
-                    yield coming.popleft().result()()
-            finally:
-                thread.shutdown(wait=True, cancel_futures=True)
+        ready = ready or split_rows
+        at_once = 1  # at first, for somebody waits
+
+        def groups() -> Iterator[list[Request]]:
+            for _, of_epoch in itertools.groupby(requests, lambda request: request.epoch):
+                while group := list(itertools.islice(of_epoch, at_once)):
+                    yield group
+
+        coming: deque[tuple[int, Future[Callable[[], _Loaded]]]] = deque()
+        following = groups()
+        try:
+            while True:
+                while not coming or sum(n for n, _ in coming) < coming[0][0] + self._ahead:
+                    if (group := next(following, None)) is None:
+                        break
+                    loading = self._thread.submit(self._load, group, further, ready, True)
+                    coming.append((len(group), loading))
+                if not coming:
+                    return
+                size, loading = coming.popleft()
+                batches, nbytes = loading.result()()
+                small = AT_ONCE_BYTES * size // nbytes
+                at_once = max(1, min(AT_ONCE, small, max(at_once, 2 * size)))
+                yield from batches
+        finally:
+            wait([loading for _, loading in coming if not loading.cancel()])
+
+    def aside(self, function: Callable[..., _T], *args: Any) -> Callable[[], _T]:
+        """Has the thread that loads do what nobody waits for yet; what it returns waits for it.
+
+        A GPU does not keep the caller waiting, and has it done in the caller's thread.
+        """
+        if self._gpu is None:
+            return self._thread.submit(function, *args).result
+        done = function(*args)
+        return lambda: done
+
+    @cached_property
+    def _thread(self) -> Executor:
+        """One for as long as the loader lives, for starting it takes as long as some batches."""
+        thread = ThreadPoolExecutor(1, "loader")
+        computes_alone(thread)
+        return thread
 
     def _load(
-        self,
-        request: Request,
-        further: Further,
-        ready: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]],
-    ) -> Callable[[], Loaded]:
-        """Gathers a batch, in the thread; what it returns hands the batch over in the caller's."""
-        samples, ids, epoch = self._samples, request.ids, request.epoch
+        self, requests: Sequence[Request], further: Further, ready: Ready, ahead: bool
+    ) -> Callable[[], _Loaded]:
+        """Gathers batches, in the thread; what it returns hands them over in the caller's."""
+        samples, epoch = self._samples, requests[0].epoch
+        columns = () if epoch is None else further(epoch, ahead)
+        if columns is None:
+            return lambda: self._load(requests, further, ready, False)()
         view = None if epoch is None else samples.view(epoch)
+        ids = np.concatenate([request.ids for request in requests])
         own: list[Column | _Given]
         if isinstance(samples, Arrays):
             own, show = [Column(array) for array in samples.arrays(view)], samples.show
         else:
             own, show = [_Given(samples.inputs(ids, epoch))], _as_they_are
         longest = _longest(samples, ids)
-        own_ids = _Given(torch.from_numpy(np.array(ids, np.int64)))
-        others = ids if request.further_ids is None else request.further_ids
+        own_ids = _Given(torch.from_numpy(ids.astype(np.int64)))
         wanted: list[tuple[Column | _Given, np.ndarray]]
         wanted = [(column, ids) for column in (*own, own_ids, self._labels)]
-        if epoch is not None:
-            wanted += [(column, others) for column in further(epoch)]
+        if columns:
+            others = np.concatenate([request.whose for request in requests])
+            wanted += [(column, others) for column in columns]
 
-        def loaded(rows: Sequence[Tensor]) -> Loaded:
+        def loaded(rows: Sequence[Tensor]) -> _Loaded:
             shown, (ids_B, labels_B, *rest) = list(rows[: len(own)]), rows[len(own) :]
             if longest is not None:
                 shown[0] = shown[0][:, :longest]
             inputs = show(shown, view)
             if self._gpu is not None and inputs.ndim == 4:
                 inputs = inputs.contiguous(memory_format=torch.channels_last)
-            return Loaded(inputs, ids_B, labels_B, ready(tuple(rest)))
+            sizes = [len(request.ids) for request in requests]
+            made = ready(tuple(rest), [len(request.whose) for request in requests])
+            split = (part.split(sizes) for part in (inputs, ids_B, labels_B))
+            batches = [Loaded(*batch) for batch in zip(*split, made, strict=True)]
+            if longest is not None:  # the longest of all that are loaded with a text: alone, then
+                return batches, AT_ONCE_BYTES
+            return batches, inputs.nbytes + sum(part.nbytes for part in rows)
 
         if self._gpu is None:
-            batch = loaded([column.gathered(whose) for column, whose in wanted])
-            return lambda: batch
+            batches = loaded([column.gathered(whose) for column, whose in wanted])
+            return lambda: batches
         arriving = self._gpu.send(wanted)
         return lambda: loaded(arriving())
+
+
+def split_rows(rows: tuple[Tensor, ...], sizes: Sequence[int]) -> list[tuple[Tensor, ...]]:
+    """Rows of several batches, by batch."""
+    return list(zip(*(part.split(sizes) for part in rows), strict=True)) or [()] * len(sizes)
 
 
 class _Given:

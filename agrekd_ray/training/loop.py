@@ -46,10 +46,14 @@ class Guidance(Protocol):
         """Whether it looks at the whole global batch, so that its columns must come whole."""
         ...
 
-    def columns(self, epoch: int) -> Sequence[Column]:
+    def columns(self, epoch: int, ahead: bool) -> Sequence[Column] | None:
         """What it has recorded for an epoch's samples, to come along with each batch.
 
-        Called in the loader's thread; the same objects while nothing changes.
+        Called in the loader's thread, too; the same objects while an epoch lasts.
+
+        Args:
+            epoch: its number.
+            ahead: whether the epoch may not have begun. Then the answer may be None: not known yet.
         """
         ...
 
@@ -57,10 +61,14 @@ class Guidance(Protocol):
         """What is wrong with the columns of an epoch, and what to do; empty where nothing is."""
         ...
 
-    def ready(self, further: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Makes of a batch's rows of `columns` what `gradient` wants, ahead of the step.
+    def ready(self, further: tuple[Tensor, ...], sizes: Sequence[int]) -> Sequence[Any]:
+        """Makes of rows of `columns` what `gradient` wants of each batch, ahead of the step.
 
         Called on the rows' device; on the CPU in the loader's thread.
+
+        Args:
+            further: rows of several batches.
+            sizes: of these.
         """
         ...
 
@@ -80,7 +88,7 @@ class Labels:
 
     whole_batch = False
 
-    def columns(self, epoch: int) -> Sequence[Column]:
+    def columns(self, epoch: int, ahead: bool) -> Sequence[Column]:
         """See `Guidance.columns`."""
         return ()
 
@@ -88,9 +96,9 @@ class Labels:
         """See `Guidance.fault`."""
         return ""
 
-    def ready(self, further: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def ready(self, further: tuple[Tensor, ...], sizes: Sequence[int]) -> Sequence[Any]:
         """See `Guidance.ready`."""
-        return further
+        return [()] * len(sizes)
 
     def gradient(self, batch: Batch, loaded: Loaded, logits_BC: Tensor) -> DistillationGradient:
         """See `Guidance.gradient`."""
@@ -213,6 +221,7 @@ class Trainer:
         self.next_epoch = 0
         self._total = total
         self._guided = 0.0
+        self._coming: Generator[tuple[Batch, Loaded], None, None] | None = None
 
     def loaded(self, batches: Iterable[Batch]) -> Generator[tuple[Batch, Loaded], None, None]:
         """Batches, each when it is on the device; looked at ahead of time."""
@@ -261,20 +270,23 @@ class Trainer:
         self._guided = 0.0
         torch.manual_seed(_mix(self.seed, epoch, self.plan.rank))
         self.network.train()
-        loss_S: list[Tensor] = []  # sums over batches, on the device until they are looked at
+        losses: list[Callable[[], Tensor]] = []  # sums over batches, on the device until looked at
         pending: list[tuple[Tensor, DistillationGradient]] = []
         summed, rate, steps = 0.0, 0.0, self.plan.steps_per_epoch
-        batches = (self.plan.batch(epoch * steps + step) for step in range(steps))
-        for step, (batch, loaded) in enumerate(self.loaded(batches)):
+        if (
+            self._coming is None
+        ):  # of all epochs: the next one's first batches are loaded in this one
+            self._coming = self.loaded(map(self.plan.batch, range(epoch * steps, len(self.plan))))
+        for step, (batch, loaded) in enumerate(itertools.islice(self._coming, steps)):
             rate = float(self.schedule.get_last_lr()[0])
             pending.append((loaded.ids_B, self.step(batch, loaded)))
             looks = (step + 1) % LOOK_EVERY == 0 or step + 1 == steps
             if looks or len(pending) >= self._summarized_at_once(pending[0][1]):
-                loss_S.append(self._summarize(pending))
-                pending.clear()
+                losses.append(self.loader.aside(self._summarize, pending))
+                pending = []
             if looks:
-                summed += self._looked_at(torch.cat(loss_S), epoch, step)
-                loss_S.clear()
+                summed += self._looked_at(torch.cat([loss_S() for loss_S in losses]), epoch, step)
+                losses.clear()
         self.next_epoch += 1
         mean = summed / (steps * self.training.batch_size)
         return Pass(epoch, mean, rate, time.perf_counter() - start, self._guided)
@@ -337,7 +349,7 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
-        self.next_epoch = state["next_epoch"]
+        self.next_epoch, self._coming = state["next_epoch"], None
         for group, before in zip(self.optimizer.param_groups, self.schedule.base_lrs, strict=True):
             group["lr"] *= self.training.learning_rate / before
             group["initial_lr"] = self.training.learning_rate
