@@ -75,7 +75,7 @@ def softened(teacher_logits: Tensor, temperature: float) -> tuple[Tensor, Tensor
     check_temperature(temperature)
     log_targets = log_softmax(floating(teacher_logits) / temperature)
     targets = log_targets.exp()
-    return targets, -dot(targets, log_targets)
+    return targets, -(targets * log_targets).sum(-1)
 
 
 @torch.no_grad()
@@ -167,7 +167,7 @@ def mixed_loss(
     log_student_BC = log_softmax(student_logits.to(gradient.dtype) / temperature)
     answered_BC = weights.sum(0).unsqueeze(-1) * log_student_BC.exp()
     mixture_BC = torch.sub(answered_BC, gradient, alpha=1 / temperature).clamp_min(0)
-    negative_B = dot(mixture_BC, log_student_BC) + (weights * entropy).sum(0)
+    negative_B = torch.linalg.vecdot(mixture_BC, log_student_BC) + (weights * entropy).sum(0)
     return (-(temperature**2) * negative_B).clamp_min(0)
 
 
@@ -192,26 +192,9 @@ def log_softmax(logits: Tensor) -> Tensor:
     Of few classes PyTorch's takes eight times as long on a CPU: rows that are shorter than its
     vectors go number by number. So they are computed with the classes as the first axis.
     """
-    if not _few(logits):
+    if logits.device.type != "cpu" or logits.shape[-1] >= _FEW_CLASSES:
         return logits.log_softmax(-1)
     return logits.movedim(-1, 0).contiguous().log_softmax(0).movedim(0, -1).contiguous()
-
-
-def dot(one: Tensor, other: Tensor) -> Tensor:
-    """Dot products over the classes, the last axis; of one shape, or broadcast."""
-    return class_sum(one * other) if _few(one) else torch.linalg.vecdot(one, other)
-
-
-def class_sum(values: Tensor) -> Tensor:
-    """Sums over the classes, the last axis: of few by a product of matrices; see `log_softmax`."""
-    if not _few(values):
-        return values.sum(-1)
-    ones_C = values.new_ones(values.shape[-1])
-    return (values.reshape(-1, values.shape[-1]) @ ones_C).view(values.shape[:-1])
-
-
-def _few(values: Tensor) -> bool:
-    return values.device.type == "cpu" and values.shape[-1] < _FEW_CLASSES
 
 
 def floating(values: Tensor) -> Tensor:

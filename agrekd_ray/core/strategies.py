@@ -9,17 +9,15 @@ docstring its summary. It computes in float64, so that rounding decides nothing.
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from agrekd_ray.core.gradient import Evidence
-from agrekd_ray.core.kd import check_labels, class_sum, cross_entropies, dot, soft_targets
+from agrekd_ray.core.kd import check_labels, log_softmax, soft_targets
 from agrekd_ray.core.quadratic import shortest_mixture
 
 NO_DIRECTION = 1e-6
@@ -28,8 +26,6 @@ NO_DIRECTION = 1e-6
 NO_WEIGHT = 1e-6
 """A disagreement 1 − cos of this or less, an angle of 1.4 milliradians, is rounding."""
 
-_IN_FLOAT64 = 1 << 17
-"""Numbers that are looked at in float64 at a time, on a CPU."""
 
 Weights = tuple[Tensor, Tensor | None]
 """Weights [M, B] and, for strategies that can run into 0/0, where they did: bool [B]."""
@@ -179,22 +175,22 @@ def agre_kd(
         raise ValueError(f"agre_kd: fallback must be uniform or skip, not {fallback!r}")
     M, biased = evidence.teachers, evidence.biased
     assert biased is not None
-    members_mBC = evidence.members_mBC
-    agreement_MB = _products(members_mBC[:M], members_mBC[biased])
+    members_mBC = evidence.members_mBC.to(torch.float64, copy=True)
     if normalize:
-        # A gradient without direction counts as one without end: its cosines are not defined.
-        negligible = (NO_DIRECTION * evidence.temperature) ** 2
-        inverse_mB = functional.threshold(_squares(members_mBC), negligible, math.inf).rsqrt()
-        inverse_MB = inverse_mB[:M] * inverse_mB[biased]
-        disagreement_MB = inverse_MB.sign() - agreement_MB * inverse_MB
-    else:
-        disagreement_MB = 1 - agreement_MB
-    disagreement_MB = functional.threshold(disagreement_MB, NO_WEIGHT, 0.0)
+        # Rows sum to 0 in theory; the mean taken off makes it so, and cosines ±1 for two classes.
+        members_mBC -= members_mBC.mean(-1, keepdim=True)
+        norm_mB = torch.linalg.vector_norm(members_mBC, dim=-1)
+        # Without a direction the cosine is NaN, which is above nothing.
+        norm_mB = torch.where(norm_mB > NO_DIRECTION * evidence.temperature, norm_mB, torch.nan)
+    agreement_MB = torch.linalg.vecdot(members_mBC[:M], members_mBC[biased])
+    if normalize:
+        agreement_MB /= norm_mB[:M] * norm_mB[biased]
+    disagreement_MB = 1 - agreement_MB
+    disagreement_MB = torch.where(disagreement_MB > NO_WEIGHT, disagreement_MB, 0.0)
     total_B = disagreement_MB.sum(0)
     undefined_B = total_B == 0
-    if fallback == "uniform":
-        disagreement_MB += undefined_B * (1 / M)
-    return disagreement_MB / (total_B + undefined_B), undefined_B
+    instead = 1 / len(disagreement_MB) if fallback == "uniform" else 0.0
+    return torch.where(undefined_B, instead, disagreement_MB / total_B), undefined_B
 
 
 @strategy(
@@ -234,44 +230,24 @@ def govern(evidence: Evidence) -> Weights:
     majority where its gradient has a positive dot product with the mean of the normalised
     gradients. A teacher without direction is in no majority; where nobody is, all are averaged.
     """
-    gradients_MBC = evidence.gradients
-    inverse_MB = _squares(gradients_MBC).clamp_min(0).rsqrt()
+    gradients_MBC = evidence.gradients.double()
+    inverse_MB = _norms(gradients_MBC).reciprocal()
     pointless_MB = inverse_MB * NO_DIRECTION * evidence.temperature >= 1
     inverse_MB = inverse_MB.masked_fill(pointless_MB, 0.0)
-    mean_BC = torch.einsum("mb,mbc->bc", inverse_MB, gradients_MBC.double()) / len(gradients_MBC)
-    agreement_MB = inverse_MB * _products(gradients_MBC, mean_BC)
+    mean_BC = torch.einsum("mb,mbc->bc", inverse_MB, gradients_MBC) / len(gradients_MBC)
+    mean_BC -= mean_BC.mean(-1, keepdim=True)
+    agreement_MB = inverse_MB * torch.einsum("mbc,bc->mb", gradients_MBC, mean_BC)
     member_MB = agreement_MB > NO_DIRECTION
     size_B = member_MB.sum(0)
     member_MB = member_MB | (size_B == 0)
     return member_MB / member_MB.sum(0), None
 
 
-def _squares(gradients_mBC: Tensor) -> Tensor:
-    """Squared norms of gradients, float64 [m, B]; near 0 rounding may leave them below.
-
-    Of these and of `_products` the gradients' means over the classes are taken off. In theory they
-    are 0; so cosines are ±1 for two classes, whatever is rounded.
-    """
-
-    def look(some_mBC: Tensor) -> Tensor:
-        return dot(some_mBC, some_mBC) - class_sum(some_mBC).square() / some_mBC.shape[-1]
-
-    return _in_float64(look, gradients_mBC)
-
-
-def _products(gradients_mBC: Tensor, with_BC: Tensor) -> Tensor:
-    """Dot products of gradients with a vector for each sample, float64 [m, B]; see `_squares`."""
-    with_BC = with_BC.double()
-    with_BC = with_BC - with_BC.mean(-1, keepdim=True)
-    return _in_float64(lambda some_mBC: dot(some_mBC, with_BC), gradients_mBC)
-
-
-def _in_float64(look: Callable[[Tensor], Tensor], gradients_mBC: Tensor) -> Tensor:
-    """What is seen in gradients in float64, so many at a time as a CPU's caches hold."""
-    some = max(1, _IN_FLOAT64 // max(1, gradients_mBC[0].numel()))
-    if gradients_mBC.device.type != "cpu" or some >= len(gradients_mBC):
-        return look(gradients_mBC.double())
-    return torch.cat([look(some_mBC.double()) for some_mBC in gradients_mBC.split(some)])
+def _norms(gradients: Tensor) -> Tensor:
+    """Norms of float64 gradients with their mean taken off, without a copy of all of them."""
+    square = torch.linalg.vector_norm(gradients, dim=-1).square()
+    mean = gradients.mean(-1)
+    return (square - gradients.shape[-1] * mean.square()).clamp_min(0).sqrt()
 
 
 def _cross_entropy(evidence: Evidence) -> Tensor:
@@ -280,13 +256,15 @@ def _cross_entropy(evidence: Evidence) -> Tensor:
     if labels_B is None or logits_BC is None:
         missing = "labels" if labels_B is None else "student_logits"
         raise ValueError(f"ca_mkd needs {missing}, or cross_entropy from the teachers")
-    check_labels(labels_B, *evidence.gradients.shape[1:])
+    M, B, C = evidence.gradients.shape
+    check_labels(labels_B, B, C)
     softened_MBC = soft_targets(
         logits_BC.double(), evidence.gradients.double(), evidence.temperature
     )
     smallest = torch.finfo(evidence.gradients.dtype).eps
     logits_MBC = evidence.temperature * softened_MBC.clamp_min(smallest).log()
-    return cross_entropies(logits_MBC, labels_B)
+    index_MB1 = labels_B.long().expand(M, B).unsqueeze(-1)
+    return -log_softmax(logits_MBC).gather(-1, index_MB1).squeeze(-1)
 
 
 def _mix(value: int) -> int:

@@ -272,7 +272,8 @@ def combine_recorded(
         gradient_from_targets(student_BC, targets_mBC, spec.temperature),
         len(spec.teachers),
         spec.temperature,
-        student_BC.clone(),  # a graph of CUDA's writes its next answer into the same place
+        # A graph of CUDA's writes its next answer into the same place.
+        student_BC.clone() if student_BC.is_cuda else student_BC,
         spec.members.index(spec.biased) if spec.uses_biased else None,
         entropy_MB=entropy_MB,
     )
