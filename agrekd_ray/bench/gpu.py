@@ -134,7 +134,7 @@ def measure_gpu(repeats: int, quick: bool, session: RaySession, display: Display
     for classes in size.classes:
         with (
             tempfile.TemporaryDirectory(prefix="agrekd-bench-") as folder,
-            progress(session, display) as emit,
+            progress(display) as emit,
         ):
             place = _Place(Path(folder), size, classes)
             place.make()

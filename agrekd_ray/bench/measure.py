@@ -19,7 +19,6 @@ from agrekd_ray.bench.naive import NaiveTrainer
 from agrekd_ray.bench.workloads import LOOK_AHEAD, Cell, Workload
 from agrekd_ray.cluster.channel import Channel
 from agrekd_ray.cluster.events import Emit, Event, Notice
-from agrekd_ray.cluster.session import RaySession
 from agrekd_ray.data import TRAIN, Dataset, DataSettings, open_dataset
 from agrekd_ray.distillation import (
     DistillationSpec,
@@ -198,7 +197,7 @@ class _Room:
 
 
 @contextmanager
-def progress(session: RaySession, display: Display) -> Iterator[Emit]:
+def progress(display: Display) -> Iterator[Emit]:
     """While the block runs, a notice from any process moves the progress line on."""
     channel = Channel()
 

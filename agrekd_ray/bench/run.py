@@ -81,7 +81,7 @@ def _measured(
         data = workload.data(place / "data")
         checkpoints = workload.make_teachers(place / "teachers", data)
         outputs = OutputSettings(store=place / "outputs")
-        with progress(session, display) as emit:
+        with progress(display) as emit:
             with (
                 _fleet(workload, "live", checkpoints, data, emit) as live,
                 _fleet(workload, "record", checkpoints, data, emit, outputs) as recording,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from agrekd_ray.core.gradient import Evidence
-from agrekd_ray.core.kd import check_labels, log_softmax, soft_targets
+from agrekd_ray.core.kd import check_labels, cross_entropies, soft_targets
 from agrekd_ray.core.quadratic import shortest_mixture
 
 NO_DIRECTION = 1e-6
@@ -256,15 +256,13 @@ def _cross_entropy(evidence: Evidence) -> Tensor:
     if labels_B is None or logits_BC is None:
         missing = "labels" if labels_B is None else "student_logits"
         raise ValueError(f"ca_mkd needs {missing}, or cross_entropy from the teachers")
-    M, B, C = evidence.gradients.shape
-    check_labels(labels_B, B, C)
+    check_labels(labels_B, *evidence.gradients.shape[1:])
     softened_MBC = soft_targets(
         logits_BC.double(), evidence.gradients.double(), evidence.temperature
     )
     smallest = torch.finfo(evidence.gradients.dtype).eps
     logits_MBC = evidence.temperature * softened_MBC.clamp_min(smallest).log()
-    index_MB1 = labels_B.long().expand(M, B).unsqueeze(-1)
-    return -log_softmax(logits_MBC).gather(-1, index_MB1).squeeze(-1)
+    return cross_entropies(logits_MBC, labels_B)
 
 
 def _mix(value: int) -> int:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from threading import Thread
 from typing import Any, TypeVar
 
 import numpy as np
@@ -146,6 +147,7 @@ class _JobDriver(Driver[list[StudentResult]]):
         self._logged, self._counts, self._stopped = 0, False, False
         self._unsent = 0
         self._engine: Future[Engine] | None = None
+        self._importing: Thread | None = None
 
     @functools.cached_property
     def work(self) -> Work:
@@ -229,6 +231,9 @@ class _JobDriver(Driver[list[StudentResult]]):
             super().handle(event)
             return
         self.monitor.handle(event)
+        if isinstance(event, StudentDone) and self._importing is None:
+            self._importing = Thread(target=report.import_what_draws, name="imports", daemon=True)
+            self._importing.start()
         # torch.export sets flags that all threads see: nobody is trained beside it in one process.
         if isinstance(event, StudentDone) and self.job.guidance != "local":
             self._log_model(event.outcome)

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from agrekd_ray.core.diagnostics import CASES
 from agrekd_ray.files import exists
-from agrekd_ray.report import plots, tables
+from agrekd_ray.report import tables
 from agrekd_ray.report.archive import RESULTS, plain, read_job, write_results
 from agrekd_ray.report.facts import (
     Fact,
@@ -28,7 +28,6 @@ from agrekd_ray.report.facts import (
     teacher_facts,
 )
 from agrekd_ray.report.models import BY_GROUP, TEST, by_seed, models, taught, teachers, tested
-from agrekd_ray.report.style import draw_plots
 from agrekd_ray.report.tables import Cell, Column, Table, markdown, numbers, show, words
 from agrekd_ray.results import Diagnostics, Span, StudentResult, TeacherCost, TeacherResult
 from agrekd_ray.results.frame import (
@@ -237,6 +236,9 @@ def publish_files(
     if anew:
         write_json(folder / RESULTS, outcomes, members, biased, job, diagnostics)
     if draw:
+        from agrekd_ray.report import plots  # half a second: see `import_what_draws`
+        from agrekd_ray.report.style import draw_plots
+
         drawings = {
             "worst_group_by_method": lambda: plots.worst_group_by_method(outcomes),
             "training_curves": lambda: plots.training_curves(outcomes),
@@ -244,6 +246,11 @@ def publish_files(
             **plots.of_training(outcomes, members),
         }
         draw_plots(folder / "plots", drawings, anew=anew)
+
+
+def import_what_draws() -> None:
+    """Import what the results need and nothing before them: a second that students train in."""
+    import agrekd_ray.report.plots  # noqa: F401
 
 
 def write_csv(
