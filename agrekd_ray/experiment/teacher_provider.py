@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -16,13 +17,14 @@ from agrekd_ray.cluster.events import (
     StudentEpoch,
     TeacherCostSoFar,
 )
-from agrekd_ray.cluster.nodes import cluster_nodes, settled_nodes
+from agrekd_ray.cluster.nodes import DriverData, cluster_nodes, settled_nodes
 from agrekd_ray.cluster.placement import ResourceRequest
 from agrekd_ray.config import Job
 from agrekd_ray.data import Dataset, Samples
 from agrekd_ray.distillation import Replay, Source
 from agrekd_ray.errors import RunError
 from agrekd_ray.experiment.gpus import with_gpus, workers_of
+from agrekd_ray.experiment.teacher_tasks import record_views
 from agrekd_ray.files import exists
 from agrekd_ray.fleet.fleet import Fleet, fits, turns
 from agrekd_ray.fleet.logits_server import LogitsServer
@@ -34,6 +36,18 @@ SECONDS_BETWEEN_COSTS = 5.0
 """That the teachers are asked what they have cost until now."""
 PATIENCE = 1.0
 """Seconds that they have to say it; they may be busy with better things."""
+
+FEW = 1 << 23
+"""Numbers that all teachers together look at in less time than a fleet takes to start."""
+ALONE: dict[str, object] = {
+    "replicas": 1,
+    "weighting_actors": 1,
+    "resources": {},
+    "labels": {},
+    "teachers": {},
+    "on_teacher_loss": "error",
+}
+"""Settings of a fleet that a single process can do as well."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +139,8 @@ class TeacherProvider(AbstractContextManager["TeacherProvider"]):
             return None
         if self._outputs is None:
             return FixedSource(self._start(self._checkpoints).source())
+        if self._missing and self._are_few(self._outputs):
+            self._record_in_a_task(self._outputs)
         if self._missing and not fits(
             self._checkpoints, self._job.fleet, workers_of(self._job.student)
         ):
@@ -141,6 +157,34 @@ class TeacherProvider(AbstractContextManager["TeacherProvider"]):
         self._logits_server = logits_server_of(job, self._checkpoints)
         opening = self._logits_server or LogitsCache
         return Replay(job.outputs, self._checkpoints, job.fleet.computes_in, fleet, opening)
+
+    def _are_few(self, outputs: LogitsCache) -> bool:
+        """Whether the missing records take less time than the start of a fleet.
+
+        Only where a task can do what the fleet would: on one machine, without a GPU.
+        """
+        fleet, (node, *others) = self._job.fleet, cluster_nodes()
+        if others or node.total.get("GPU"):
+            return False
+        if any(getattr(fleet, name) != value for name, value in ALONE.items()):
+            return False
+        shown = outputs.count * len(self._missing) * math.prod(self._samples.shape)
+        return shown <= FEW
+
+    def _record_in_a_task(self, outputs: LogitsCache) -> None:
+        job = self._job
+        cpus = job.teachers.cpus if job.fleet.cpus is None else job.fleet.cpus
+        self.effort += record_views(
+            self._checkpoints,
+            DriverData(job.data, self._samples.fingerprint),
+            job.fleet,
+            job.outputs,
+            sorted({view for _, view in self._missing}),
+            ResourceRequest("the recording of the teachers", {"CPU": cpus}),
+            self._emit,
+        )
+        self._missing = outputs.missing(self._views)
+        self._emit(TeacherCostSoFar(self.effort))
 
     def record(self) -> None:
         """Record every view that is missing; teachers that do not all find room take turns.

@@ -15,8 +15,13 @@ from ray.exceptions import RayError
 
 from agrekd_ray.cluster.channel import plain_error
 from agrekd_ray.cluster.events import Began, Emit, TeacherDone, TeacherEpoch
+from agrekd_ray.cluster.fleet_settings import FleetSettings
 from agrekd_ray.cluster.nodes import DriverData, device_here
 from agrekd_ray.cluster.placement import ResourceRequest
+from agrekd_ray.distillation.host import TeacherHost
+from agrekd_ray.fleet.actors import numbers_here
+from agrekd_ray.logits import LogitsCache, OutputSettings
+from agrekd_ray.results import TeacherCost
 from agrekd_ray.teachers.answers import Asked, Take, answers
 from agrekd_ray.teachers.pool import Pool, Recipe
 
@@ -87,6 +92,43 @@ def ask_all(
     each({task: f"evaluating {one.name}" for task, one in tasks.items()}, done)
 
 
+def record_views(
+    checkpoints: Mapping[str, Path],
+    data: DriverData,
+    fleet: FleetSettings,
+    outputs: OutputSettings,
+    views: Sequence[int],
+    room: ResourceRequest,
+    emit: Emit,
+) -> TeacherCost:
+    """Record what teachers say to whole views, all of them in one process.
+
+    Ray gives the task to a process that has made or asked teachers, and has all that it needs. One
+    that dies is tried again, and goes on with the rows that are there.
+
+    Args:
+        checkpoints: folders by teacher's name.
+        data: whose training split is shown.
+        fleet: how the teachers compute.
+        outputs: where they are recorded, on this node.
+        views: their numbers.
+        room: that the process takes.
+        emit: tells the driver.
+
+    Raises:
+        AgrekdError: what a teacher raised.
+        RunError: the process died over and over.
+    """
+    folders = {name: folder.resolve() for name, folder in checkpoints.items()}
+    costs: list[TeacherCost] = []
+    task = ray.remote(_record).options(**placed(room))
+    each(
+        {task.remote(folders, data, fleet, outputs, views, emit): "recording the teachers"},
+        lambda _, cost: costs.append(cost),
+    )
+    return costs[0]
+
+
 def _make(family: Sequence[Recipe], store: Path, data: DriverData, emit: Emit) -> None:
     """Make one family of models in this process."""
     device = _begun(emit)
@@ -104,6 +146,31 @@ def _ask(asked: Asked, data: DriverData, emit: Emit) -> dict[str, np.ndarray]:
     device = _begun(emit)
     said = answers(asked, data.open(), device)
     return {split: logits_NC.numpy() for split, logits_NC in said.items()}
+
+
+def _record(
+    checkpoints: Mapping[str, Path],
+    data: DriverData,
+    fleet: FleetSettings,
+    outputs: OutputSettings,
+    views: Sequence[int],
+    emit: Emit,
+) -> TeacherCost:
+    """Record views in this process."""
+    device, samples = _begun(emit), data.open()
+    numbers = numbers_here(fleet, device, checkpoints)
+    cache = LogitsCache(outputs, checkpoints, samples, numbers)
+    host = TeacherHost(
+        checkpoints,
+        samples,
+        device=device,
+        precision=numbers,
+        concurrent=fleet.concurrent,
+        outputs=cache,
+    )
+    for view in views:
+        host.complete(view)
+    return TeacherCost(1, host.forwards, cache.bytes(), host.seconds, spans=host.spans)
 
 
 def _begun(emit: Emit) -> str:
