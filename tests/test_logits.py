@@ -17,7 +17,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from agrekd_ray.cluster.events import StudentEpoch
+from agrekd_ray.cluster.events import Notice, StudentEpoch, TeacherCostSoFar
 from agrekd_ray.core import strategies, weighting
 from agrekd_ray.core.weighting import STRATEGIES
 from agrekd_ray.data import SELECT, TEST, TRAIN
@@ -553,15 +553,19 @@ def test_a_teacher_killed_while_it_records_costs_nothing_but_time(
 
 
 @pytest.mark.chaos
-def test_a_released_fleet_is_not_missed(ray_session: Any, make_job: Any, tmp_path: Path) -> None:
+def test_a_released_fleet_is_not_missed(
+    ray_session: Any, make_job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two workers, every strategy, augmented: recorded as they train, replayed without an actor."""
     from agrekd_ray.cluster.channel import Channel
     from agrekd_ray.cluster.nodes import DriverData
+    from agrekd_ray.experiment import teacher_provider
     from agrekd_ray.experiment.listener import Listener
     from agrekd_ray.experiment.teacher_provider import TeacherProvider
     from agrekd_ray.student import StudentSettings
     from agrekd_ray.student.group import TrainConfig, train_group
 
+    monkeypatch.setattr(teacher_provider, "FEW", 0)
     workers = {"student.workers": 2, "student.cpus": 0.5, "fleet.cpus": 0.5}
     job = make_job(**workers, **{"data.views": VIEWS})
     data, checkpoints, drawn = pool_of(job)
@@ -587,6 +591,65 @@ def test_a_released_fleet_is_not_missed(ray_session: Any, make_job: Any, tmp_pat
         assert again.source() is not None
         assert again._fleet is None
     assert again.effort.actors == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "few"),
+    [
+        ({}, True),
+        ({"fleet.backbones_per_actor": 3, "fleet.concurrent": 2}, True),
+        ({"fleet.weighting_actors": 2}, False),
+        ({"fleet.replicas": 2}, False),
+        ({"fleet.on_teacher_loss": "drop"}, False),
+        ({"fleet.teachers": {"erm-*": {"gpus": 0}}}, False),
+        ({"guidance": "live"}, False),
+    ],
+)
+def test_few_records_are_made_without_a_fleet(
+    ray_session: Any, make_job: Any, changes: dict[str, Any], few: bool
+) -> None:
+    """In one task; where a fleet does what a task cannot, or there is much to do, by a fleet."""
+    from agrekd_ray.experiment.teacher_provider import TeacherProvider
+
+    job = make_job(**{"data.views": VIEWS, "fleet.cpus": 0.1}, **changes)
+    data, checkpoints, drawn = pool_of(job)
+    told: list[Any] = []
+    with TeacherProvider(job, checkpoints, data, [0, 1], told.append) as teaching:
+        source = teaching.source()
+        assert source is not None
+        assert teaching.hosts is not few
+        assert bool(records(job, data, checkpoints).missing([0, 1])) is not few
+        if not few:
+            return
+        given = next(iter(specs(drawn)))
+        worked = trained(given, data, source(data))
+    reference = trained(given, data, LocalTeachers(TeacherHost(checkpoints, data)))
+    torch.testing.assert_close(worked, reference, rtol=1e-3, atol=2e-5)
+    host = TeacherHost(checkpoints, data)
+    assert teaching.effort.forwards >= 2 * host.backbones
+    assert teaching.effort.recorded > 0
+    assert [e for e in told if isinstance(e, TeacherCostSoFar)][-1].effort == teaching.effort
+    assert any("recorded; no actor is started" in e.text for e in told if isinstance(e, Notice))
+
+
+def test_much_to_record_is_a_fleets_matter(
+    ray_session: Any, make_job: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from agrekd_ray.experiment import teacher_provider
+
+    job = make_job(**{"data.views": VIEWS, "fleet.cpus": 0.1})
+    data, checkpoints, _ = pool_of(job)
+    shown = len(checkpoints) * 2 * len(data.splits["train"]) * int(np.prod(data.shape))
+    for few, hosts in ((shown, False), (shown - 1, True)):
+        monkeypatch.setattr(teacher_provider, "FEW", few)
+        again = job.model_copy(
+            update={"outputs": job.outputs.model_copy(update={"store": job.runs / str(few)})}
+        )
+        with teacher_provider.TeacherProvider(
+            again, checkpoints, data, [0, 1], lambda event: None
+        ) as teaching:
+            teaching.source()
+            assert teaching.hosts is hosts
 
 
 def test_without_a_shared_folder_records_go_through_the_object_store(

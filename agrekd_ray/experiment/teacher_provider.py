@@ -185,6 +185,7 @@ class TeacherProvider(AbstractContextManager["TeacherProvider"]):
         )
         self._missing = outputs.missing(self._views)
         self._emit(TeacherCostSoFar(self.effort))
+        self._emit(Notice("the teachers' outputs are recorded; no actor is started for them"))
 
     def record(self) -> None:
         """Record every view that is missing; teachers that do not all find room take turns.
