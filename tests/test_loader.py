@@ -149,6 +149,14 @@ def test_small_batches_of_one_epoch_are_loaded_together(monkeypatch: pytest.Monk
     assert sum(size for _, size in loaded(8)) == 80
 
 
+def test_a_batch_of_nobody_is_one() -> None:
+    nobody = np.array([], np.int64)
+    parts = [nobody, PARTS[0], nobody, nobody, PARTS[1]]
+    brought = list(Loader(Digits())(map(Request, parts)))
+    assert [batch.ids_B.tolist() for batch in brought] == [ids.tolist() for ids in parts]
+    assert [len(batch.inputs) for batch in brought] == [0, 2, 0, 0, 2]
+
+
 def test_texts_are_cut_to_the_longest_of_their_own_batch() -> None:
     class Texts(Digits):
         def show(self, rows: Sequence[Tensor], view: int | None) -> Tensor:
@@ -165,13 +173,13 @@ def test_texts_are_cut_to_the_longest_of_their_own_batch() -> None:
 
 
 def test_an_error_reaches_who_asks_and_the_thread_ends_with_its_loader() -> None:
-    loader = Loader(Made())
+    others, loader = {*loader_threads()}, Loader(Made())
     coming = loader([Request(PARTS[0], 0), Request(PARTS[1], 9)])
     assert isinstance(next(coming), Loaded)
     with pytest.raises(OSError, match="the disk is gone"):
         next(coming)
     assert [loaded.ids_B.tolist() for loaded in loader([Request(PARTS[2], 0)])] == [[7]]
-    (thread,) = loader_threads()
+    (thread,) = {*loader_threads()} - others
     del loader, coming
     gc.collect()
     thread.join(60)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import math
 import shutil
 from dataclasses import replace
@@ -131,6 +133,52 @@ def test_resuming_ends_in_the_same_parameters(make_job: Any, tmp_path: Any, opti
         part.save_state(path)
     torch.testing.assert_close(parameters(part.model), parameters(whole.model), rtol=0, atol=0)
     assert [e.val for e in part.history] == [e.val for e in whole.history]
+
+
+def test_an_epoch_that_breaks_off_leaves_nothing_behind(
+    make_job: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What had been loaded ahead of it was for other steps."""
+    data = open_dataset(make_job(**{"data.views": {"flip": True}}).data)
+
+    def trainer() -> Trainer:
+        torch.manual_seed(0)
+        return Trainer(build(Model(name="cnn"), data.shape, 10, 0), data, SMALL, Labels(), seed=0)
+
+    whole, part = trainer(), trainer()
+    losses = [whole.epoch().loss for _ in range(3)]
+    assert part.epoch().loss == losses[0]
+    state = copy.deepcopy(part.state_dict())
+    step, made = part.step, itertools.count()
+
+    def failing(batch: Any, loaded: Any) -> Any:
+        if next(made) == 2:
+            raise OSError("the disk is gone")
+        return step(batch, loaded)
+
+    monkeypatch.setattr(part, "step", failing)
+    with pytest.raises(OSError, match="the disk is gone"):
+        part.epoch()
+    part.load_state_dict(state)
+    assert [part.epoch().loss for _ in range(2)] == losses[1:]
+    torch.testing.assert_close(parameters(part.model), parameters(whole.model), rtol=0, atol=0)
+
+
+def test_an_epochs_first_batches_are_loaded_in_the_one_before(make_job: Any) -> None:
+    data = open_dataset(make_job(**{"data.views": {"flip": True}}).data)
+    asked: list[int] = []
+
+    class Watched(Labels):
+        def columns(self, epoch: int, ahead: bool) -> Any:
+            asked.append(epoch)
+            return super().columns(epoch, ahead)
+
+    trainer = Trainer(build(Model(name="cnn"), data.shape, 10, 0), data, SMALL, Watched(), seed=0)
+    trainer.epoch()
+    assert set(asked) == {0, 1}
+    trainer.epoch()
+    trainer.epoch()
+    assert set(asked) == {0, 1, 2}  # and none beyond the last
 
 
 def test_a_state_of_another_student_is_not_taken(make_job: Any, tmp_path: Any) -> None:

@@ -109,7 +109,9 @@ class CachedTeachers:
 
     def complete(self, epoch: int) -> None:
         """See `Source.complete`."""
-        if not self._epochs.pop(epoch, ()) and self._fleet is not None:
+        with self._looking:
+            recorded = self._epochs.pop(epoch, ())
+        if not recorded and self._fleet is not None:
             try:
                 self._fleet.complete(epoch)
             except RunError:

@@ -77,8 +77,6 @@ class Loaded:
 
 _Loaded = tuple[list[Loaded], int]
 """Batches, and the bytes that they and all that was gathered for them take."""
-
-
 _T = TypeVar("_T")
 
 
@@ -212,7 +210,7 @@ class Loader:
                     return
                 size, loading = coming.popleft()
                 batches, nbytes = loading.result()()
-                small = AT_ONCE_BYTES * size // nbytes
+                small = AT_ONCE_BYTES * size // max(1, nbytes)
                 at_once = max(1, min(AT_ONCE, small, max(at_once, 2 * size)))
                 yield from batches
         finally:

@@ -273,11 +273,9 @@ class Trainer:
         losses: list[Callable[[], Tensor]] = []  # sums over batches, on the device until looked at
         pending: list[tuple[Tensor, DistillationGradient]] = []
         summed, rate, steps = 0.0, 0.0, self.plan.steps_per_epoch
-        if (
-            self._coming is None
-        ):  # of all epochs: the next one's first batches are loaded in this one
-            self._coming = self.loaded(map(self.plan.batch, range(epoch * steps, len(self.plan))))
-        for step, (batch, loaded) in enumerate(itertools.islice(self._coming, steps)):
+        left = map(self.plan.batch, range(epoch * steps, len(self.plan)))
+        coming, self._coming = self._coming or self.loaded(left), None
+        for step, (batch, loaded) in enumerate(itertools.islice(coming, steps)):
             rate = float(self.schedule.get_last_lr()[0])
             pending.append((loaded.ids_B, self.step(batch, loaded)))
             looks = (step + 1) % LOOK_EVERY == 0 or step + 1 == steps
@@ -287,6 +285,7 @@ class Trainer:
             if looks:
                 summed += self._looked_at(torch.cat([loss_S() for loss_S in losses]), epoch, step)
                 losses.clear()
+        self._coming = coming  # the first batches of the next epoch are on their way
         self.next_epoch += 1
         mean = summed / (steps * self.training.batch_size)
         return Pass(epoch, mean, rate, time.perf_counter() - start, self._guided)
