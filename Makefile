@@ -6,8 +6,8 @@ BIN := $(VENV)/bin
 # Of `make endurance`'s soak.
 MINUTES ?= 60
 
-# Modules are compiled as they are first imported, and kept: installing is faster than with all of them compiled,
-# and Ray's processes, which import the same ones again and again, find them (some machines switch keeping off).
+# Modules are compiled as they are first imported, and kept (some machines switch keeping off): those of a run at the
+# end of the installation, so that its processes find them; with all of them compiled, installing would take longer.
 export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test chaos paper test-cluster fuzz endurance lint install clean
@@ -48,6 +48,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing the package and what it needs into $(VENV); this takes some minutes."
 	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -c 'import agrekd_ray.api, agrekd_ray.experiment.ray_engine, agrekd_ray.report.plots, \
+		mlflow.pytorch, mlflow.store.tracking.sqlalchemy_store, ray.train.torch, scipy.stats, torch._dynamo'
 	touch $@
 
 clean:
