@@ -632,6 +632,21 @@ def test_few_records_are_made_without_a_fleet(
     assert any("recorded; no actor is started" in e.text for e in told if isinstance(e, Notice))
 
 
+def test_few_records_without_room_are_an_error_with_numbers(
+    ray_session: Any, make_job: Any
+) -> None:
+    """And no task that waits for ever."""
+    from agrekd_ray.experiment.teacher_provider import TeacherProvider
+
+    job = make_job(**{"fleet.cpus": 1000})
+    data, checkpoints, _ = pool_of(job)
+    with (
+        TeacherProvider(job, checkpoints, data, [0], lambda event: None) as teaching,
+        pytest.raises(RunError, match=r"1,?000"),
+    ):
+        teaching.source()
+
+
 def test_much_to_record_is_a_fleets_matter(
     ray_session: Any, make_job: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

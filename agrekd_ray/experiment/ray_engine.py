@@ -31,7 +31,7 @@ from agrekd_ray.experiment.gpus import (
     workers_of,
 )
 from agrekd_ray.experiment.listener import Listener
-from agrekd_ray.experiment.teacher_provider import TeacherProvider
+from agrekd_ray.experiment.teacher_provider import TeacherProvider, cpus_of_finished
 from agrekd_ray.experiment.teacher_tasks import ask_all, make_all
 from agrekd_ray.experiment.waiting import First, Waiting
 from agrekd_ray.results import TeacherCost
@@ -175,8 +175,7 @@ class RayEngine:
     def _asking(self, one: Asked) -> ResourceRequest:
         """Room that a finished model takes to answer, besides a GPU: as a teacher in the fleet."""
         job, own = self._job, self._job.fleet.of(one.name)
-        cpus = job.teachers.cpus if job.fleet.cpus is None else job.fleet.cpus
-        resources = {"CPU": cpus, **own.resources}
+        resources = {"CPU": cpus_of_finished(job), **own.resources}
         return ResourceRequest(f"the evaluation of {one.name}", resources, own.labels)
 
     def record(self, checkpoints: dict[str, Path], views: Sequence[int]) -> TeacherCost:

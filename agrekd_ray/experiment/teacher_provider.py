@@ -18,7 +18,7 @@ from agrekd_ray.cluster.events import (
     TeacherCostSoFar,
 )
 from agrekd_ray.cluster.nodes import DriverData, cluster_nodes, settled_nodes
-from agrekd_ray.cluster.placement import ResourceRequest
+from agrekd_ray.cluster.placement import ResourceRequest, place
 from agrekd_ray.config import Job
 from agrekd_ray.data import Dataset, Samples
 from agrekd_ray.distillation import Replay, Source
@@ -59,6 +59,11 @@ class FixedSource:
     def __call__(self, samples: Samples) -> Source:
         """The source, as it is."""
         return self.source
+
+
+def cpus_of_finished(job: Job) -> float:
+    """Logical CPUs of a task that asks finished teachers: as an actor of theirs has."""
+    return job.teachers.cpus if job.fleet.cpus is None else job.fleet.cpus
 
 
 def logits_server_of(job: Job, checkpoints: Mapping[str, Path]) -> LogitsServer | None:
@@ -161,29 +166,37 @@ class TeacherProvider(AbstractContextManager["TeacherProvider"]):
     def _are_few(self, outputs: LogitsCache) -> bool:
         """Whether the missing records take less time than the start of a fleet.
 
-        Only where a task can do what the fleet would: on one machine, without a GPU.
+        Only where a task can do what the fleet would, and finds room: on this machine, which the
+        run has to itself, without a GPU.
         """
-        fleet, (node, *others) = self._job.fleet, cluster_nodes()
-        if others or node.total.get("GPU"):
+        fleet, nodes = self._job.fleet, cluster_nodes()
+        if self._job.ray.address is not None or len(nodes) > 1 or nodes[0].total.get("GPU"):
+            return False
+        if place([self._room], nodes).without_room:
             return False
         if any(getattr(fleet, name) != value for name, value in ALONE.items()):
             return False
         shown = outputs.count * len(self._missing) * math.prod(self._samples.shape)
         return shown <= FEW
 
+    @property
+    def _room(self) -> ResourceRequest:
+        cpus = cpus_of_finished(self._job)
+        return ResourceRequest("the recording of the teachers", {"CPU": cpus})
+
     def _record_in_a_task(self, outputs: LogitsCache) -> None:
         job = self._job
-        cpus = job.teachers.cpus if job.fleet.cpus is None else job.fleet.cpus
-        self.effort += record_views(
+        cost = record_views(
             self._checkpoints,
             DriverData(job.data, self._samples.fingerprint),
             job.fleet,
             job.outputs,
             sorted({view for _, view in self._missing}),
-            ResourceRequest("the recording of the teachers", {"CPU": cpus}),
+            self._room,
             self._emit,
         )
         self._missing = outputs.missing(self._views)
+        self.effort = replace(self.effort + cost, recorded=outputs.bytes())
         self._emit(TeacherCostSoFar(self.effort))
         self._emit(Notice("the teachers' outputs are recorded; no actor is started for them"))
 

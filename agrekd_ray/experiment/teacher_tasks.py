@@ -18,9 +18,8 @@ from agrekd_ray.cluster.events import Began, Emit, TeacherDone, TeacherEpoch
 from agrekd_ray.cluster.fleet_settings import FleetSettings
 from agrekd_ray.cluster.nodes import DriverData, device_here
 from agrekd_ray.cluster.placement import ResourceRequest
-from agrekd_ray.distillation.host import TeacherHost
-from agrekd_ray.fleet.actors import numbers_here
-from agrekd_ray.logits import LogitsCache, OutputSettings
+from agrekd_ray.fleet.actors import host_here
+from agrekd_ray.logits import OutputSettings
 from agrekd_ray.results import TeacherCost
 from agrekd_ray.teachers.answers import Asked, Take, answers
 from agrekd_ray.teachers.pool import Pool, Recipe
@@ -157,20 +156,10 @@ def _record(
     emit: Emit,
 ) -> TeacherCost:
     """Record views in this process."""
-    device, samples = _begun(emit), data.open()
-    numbers = numbers_here(fleet, device, checkpoints)
-    cache = LogitsCache(outputs, checkpoints, samples, numbers)
-    host = TeacherHost(
-        checkpoints,
-        samples,
-        device=device,
-        precision=numbers,
-        concurrent=fleet.concurrent,
-        outputs=cache,
-    )
+    host = host_here(checkpoints, data, fleet, _begun(emit), outputs)
     for view in views:
         host.complete(view)
-    return TeacherCost(1, host.forwards, cache.bytes(), host.seconds, spans=host.spans)
+    return TeacherCost(1, host.forwards, seconds=host.seconds, spans=host.spans)
 
 
 def _begun(emit: Emit) -> str:

@@ -51,17 +51,7 @@ class TeacherActor:
     ) -> None:
         torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
         device = device_here()
-        samples = data.open()
-        numbers = numbers_here(settings, device, checkpoints)
-        self._host = TeacherHost(
-            checkpoints,
-            samples,
-            device=device,
-            precision=numbers,
-            capacity=capacity,
-            concurrent=settings.concurrent,
-            outputs=LogitsCache(outputs, checkpoints, samples, numbers) if outputs else None,
-        )
+        self._host = host_here(checkpoints, data, settings, device, outputs, capacity)
         self._meter = TeacherMeter()
 
     def gradients(
@@ -111,6 +101,27 @@ class TeacherActor:
     def node(self) -> str:
         """Name of the node that the actor lives on now."""
         return this_node()
+
+
+def host_here(
+    checkpoints: Mapping[str, Path],
+    data: DriverData,
+    settings: FleetSettings,
+    device: str,
+    outputs: OutputSettings | None,
+    capacity: int = 1,
+) -> TeacherHost:
+    """Teachers in this process, as a job's settings host them; arguments as `TeacherHost`."""
+    samples, numbers = data.open(), numbers_here(settings, device, checkpoints)
+    return TeacherHost(
+        checkpoints,
+        samples,
+        device=device,
+        precision=numbers,
+        capacity=capacity,
+        concurrent=settings.concurrent,
+        outputs=LogitsCache(outputs, checkpoints, samples, numbers) if outputs else None,
+    )
 
 
 def numbers_here(settings: FleetSettings, device: str, teachers: Iterable[str]) -> Numbers:

@@ -250,6 +250,8 @@ def publish_files(
 
 def import_what_draws() -> None:
     """Import what the results need and nothing before them: a second that students train in."""
+    import scipy.stats  # noqa: F401
+
     import agrekd_ray.report.plots  # noqa: F401
 
 
