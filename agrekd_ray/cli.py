@@ -618,8 +618,9 @@ def main() -> None:
     in_utf8()
     outlive_readers()
     prepare_streams()
-    # Python looks for garbage once more as it ends, among all that Ray, MLflow and PyTorch have
-    # made: a second for nothing.
+    # Python looks for garbage among all that Ray, MLflow and PyTorch have made: often while they
+    # are imported, and once more as it ends. That is a second or two, for nothing.
+    gc.set_threshold(10_000)
     atexit.register(gc.freeze)
     errors = screen(stderr=True, soft_wrap=True)
     interrupt_on_stops()

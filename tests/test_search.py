@@ -64,8 +64,8 @@ def undisturbed(found: Planned, result: TrialResult, make_job: Any) -> list[Epoc
     return trial.history
 
 
-_TRAINS_OWN = ("TrainController", "DatasetManager", "_AutoscalingCoordinator")
-"""Actors that Ray Train keeps until the session ends."""
+_TRAINS_OWN = "TrainController"
+"""An actor that Ray Train keeps until the session ends."""
 
 
 @dataclass(frozen=True)

@@ -184,10 +184,13 @@ def finish(figure: Figure, title: str, keys: Sequence[Line2D | Patch] = ()) -> F
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes the figure as a PNG, which is replaced as a whole."""
+    """Writes the figure as a PNG, which is replaced as a whole.
+
+    By its canvas: `savefig` lays everything out a second time.
+    """
     _as_written(figure)
     with replacing(path) as draft:
-        figure.savefig(draft, format="png")
+        FigureCanvasAgg(figure).print_png(draft)
 
 
 def _as_written(figure: Figure) -> None:

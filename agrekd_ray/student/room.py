@@ -1,6 +1,7 @@
 """The room of a worker group on the cluster, and how it is given back whatever has died.
 
-A placement group belongs to Train's controller, and ends with it only when the driver ends too.
+A placement group belongs to Train's controller, and ends with it only when the driver ends too. An
+autoscaler sees what such a group waits for.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import ray.train.torch
 from ray._raylet import PlacementGroupID
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch.config import _TorchBackend
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.util import get_current_placement_group, remove_placement_group
 from ray.util.placement_group import PlacementGroup
 
@@ -19,7 +21,7 @@ from agrekd_ray.cluster.nodes import device_here
 from agrekd_ray.errors import RunError
 
 UNWANTED = ("PlacementGroupCleanerCallback", "DatasetsCallback")
-"""Two actors that Ray Train starts beside its controller.
+"""Two of the actors that Ray Train starts beside its controller; for a third see `_FixedSize`.
 
 The first outlives driver and controller, to give the room back when the controller has died (see
 `give_back`). It learns so from Ray's State API, and where there is none (no dashboard) it stays for
@@ -60,6 +62,19 @@ class _Config(TorchConfig):  # type: ignore[misc]
         return _Backend
 
 
+class _FixedSize(FixedScalingPolicy):  # type: ignore[misc]
+    """Ray Train's, without the actor that asks an autoscaler for what the placement group asks for.
+
+    Each group would wait a second until it is there.
+    """
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Asks for nothing."""
+
+    def _maybe_send_resource_request(self) -> None:
+        pass
+
+
 class GroupTrainer(TorchTrainer):  # type: ignore[misc]
     """Ray Train's trainer without actors that are of no use here, and without its Ctrl-C."""
 
@@ -69,6 +84,10 @@ class GroupTrainer(TorchTrainer):  # type: ignore[misc]
     def _create_default_callbacks(self) -> list[Any]:
         kept = super()._create_default_callbacks()
         return [callback for callback in kept if type(callback).__name__ not in UNWANTED]
+
+    def _initialize_and_run_controller(self, **given: Any) -> Any:
+        given["scaling_policy"] = _FixedSize(self.scaling_config)
+        return super()._initialize_and_run_controller(**given)
 
     def _register_sigint_handler(self, controller: Any) -> None:
         """Ctrl-C stays a `KeyboardInterrupt`.

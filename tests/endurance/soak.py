@@ -47,10 +47,6 @@ SPACE: dict[str, Any] = {
 }
 
 
-TRAINS_OWN = "_AutoscalingCoordinator"
-"""An actor that Ray Train keeps as long as the cluster lasts."""
-
-
 class Striker:
     """Kills somebody now and then, for as long as it is told to.
 
@@ -276,11 +272,7 @@ def _sample(minute: float) -> Sample:
             memory[told["Name"].strip()] = memory.get(told["Name"].strip(), 0) + size
     largest = sorted(memory.items(), key=lambda one: -one[1])[:4]
     groups = [g for g in ray.util.placement_group_table().values() if g["state"] != "REMOVED"]
-    alive = [
-        actor
-        for actor in actors().values()
-        if actor["State"] != "DEAD" and not actor["ActorClassName"].startswith(TRAINS_OWN)
-    ]
+    alive = [actor for actor in actors().values() if actor["State"] != "DEAD"]
     kind = "object_store_memory"
     objects = (ray.cluster_resources()[kind] - ray.available_resources()[kind]) / 1e6
     return Sample(
