@@ -151,6 +151,7 @@ class Student:
         self._judge = judge
         self._total, self._evaluates = total, rank == 0
         self.history: list[Epoch] = []
+        self._written: list[dict[str, Any]] = []  # the history, as states have it
         spec = assignment.spec
         if spec is not None and source is None:
             raise ValueError(f"{assignment.name} needs teachers, but there is no source")
@@ -213,10 +214,11 @@ class Student:
         Raises:
             RunError: the disk is full or cannot be written.
         """
+        self._written += map(asdict, self.history[len(self._written) :])
         state = {
             "student": self.assignment.name,
             "trainer": self.trainer.state_dict(),
-            "history": [asdict(epoch) for epoch in self.history],
+            "history": self._written,
         }
         partial = path.with_name(f".{path.name}.partial")
         try:
@@ -247,7 +249,7 @@ class Student:
             self.trainer.load_state_dict(state["trainer"])
         except Exception as error:  # torch's parts answer a foreign state with anything
             raise _damaged(path, error) from None
-        self.history = history
+        self.history, self._written = history, state["history"]
         return True
 
     def take_up(self, training: Path) -> Path:
