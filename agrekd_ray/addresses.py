@@ -5,7 +5,6 @@ SQLAlchemy reads and writes those of databases, as it does for MLflow.
 
 from __future__ import annotations
 
-import difflib
 import re
 import sqlite3
 import warnings
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit
 
+from agrekd_ray.errors import nearest
 from agrekd_ray.settings import absolute
 
 if TYPE_CHECKING:  # a moment to import, and few jobs have an address
@@ -50,8 +50,8 @@ def store_address(text: str) -> str:
         return text
     known = sorted({*DATABASES, *_SERVERS, *_plugins()})
     if scheme not in known:
-        near = difflib.get_close_matches(scheme.lower(), known, 1)
-        hint = f"; perhaps {near[0]}{text[len(scheme) :]} is meant" if near else _hint(text)
+        near = nearest(scheme.lower(), known)
+        hint = f"; perhaps {near}{text[len(scheme) :]} is meant" if near else _hint(text)
         raise ValueError(
             f"no tracking URI: MLflow knows no {scheme!r}, only {', '.join(known)}{hint}"
         )

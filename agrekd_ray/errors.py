@@ -47,13 +47,23 @@ def listed(words: Iterable[str | None], most: int = 12) -> str:
     return ", ".join(every[:most]) + more
 
 
+def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The name that was probably meant; None where none is near.
+
+    Args:
+        word: as it was written.
+        known: all names that there are.
+        cutoff: how alike the two must be, from 0 to 1.
+    """
+    return next(iter(difflib.get_close_matches(word, list(known), 1, cutoff)), None)
+
+
 def near(word: str, known: Iterable[str]) -> str:
     """What was probably meant, or else what there is."""
     known = list(dict.fromkeys(known))
     lower = {name.lower(): name for name in known}
-    found = difflib.get_close_matches(word.lower(), lower, 1)
-    if found:
-        return f" Did you mean {lower[found[0]]}?"
+    if found := nearest(word.lower(), lower):
+        return f" Did you mean {lower[found]}?"
     return f" There are: {listed(known)}." if known else ""
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import re
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,7 +28,7 @@ from agrekd_ray.data import (
     other_tokens,
     tokens_of,
 )
-from agrekd_ray.errors import AgrekdError, DataError, listed
+from agrekd_ray.errors import AgrekdError, DataError, listed, nearest
 from agrekd_ray.models import Model, check, check_classes, check_name, in_words, read_manifest
 from agrekd_ray.models.model import PRETRAINED, TRANSFORMERS
 from agrekd_ray.settings import AUTO, MOST_SEEDS
@@ -93,10 +92,12 @@ class _Whole:
         return TypeAdapter(checked).validate_python(raw)
 
     def faults(self) -> list[Fault]:
-        found: list[Fault] = []
-        for rule in (
+        rules = (
             self._lists,
             self._sizes,
+            self._seeds,
+            self._workers,
+            self._batches,
             self._graphs,
             self._files,
             self._groups,
@@ -105,10 +106,10 @@ class _Whole:
             self._architectures,
             self._places,
             self._folders,
-        ):
-            found += rule()
-        return found
+        )
+        return [fault for rule in rules for fault in rule()]
 
+    @functools.cached_property
     def _dataset(self) -> Dataset | None:
         data = self.get("data")
         try:
@@ -116,88 +117,77 @@ class _Whole:
         except AgrekdError:
             return None
 
-    def _lists(self) -> list[Fault]:
-        return [
-            Fault(key, str(list(values)), "names the same thing twice")
-            for key in ("methods", "seeds")
-            if (values := self.get(key)) and len(set(values)) < len(values)
-        ]
+    def _lists(self) -> Iterator[Fault]:
+        for key in ("methods", "seeds"):
+            if (values := self.get(key)) and len(set(values)) < len(values):
+                yield Fault(key, str(list(values)), "names the same thing twice")
 
-    def _sizes(self) -> list[Fault]:
-        found = []
+    def _sizes(self) -> Iterator[Fault]:
         size, count = self.get("ensemble.size"), self.get("teachers.count")
         if size is not None and count is not None and size > count:
             problem = f"more teachers than the pool has (teachers.count is {count})"
-            found.append(Fault("ensemble.size", str(size), problem))
+            yield Fault("ensemble.size", str(size), problem)
         own, methods = self.get("ensemble.checkpoints"), self.get("methods") or ()
         if size == 0 and own == () and set(methods) - {"one_hot", "one_hot_dfr"}:
-            found.append(Fault("ensemble.size", "0", "there is no teacher; name at least one"))
-        found += self._seeds()
+            yield Fault("ensemble.size", "0", "there is no teacher; name at least one")
+
+    def _seeds(self) -> Iterator[Fault]:
+        """Seeds from which others are counted, beyond what a seed may be."""
+        seed, count = self.get("teachers.seed"), self.get("teachers.count")
+        if seed is not None and count is not None and seed + count > MOST_SEEDS:
+            problem = f"with teachers.count, {count}, goes beyond {MOST_SEEDS - 1}"
+            yield Fault("teachers.seed", str(seed), problem)
+        methods, seeds = self.get("methods") or (), self.get("seeds") or ()
+        if any(method.startswith("deep_ensemble") for method in methods):
+            most = MOST_SEEDS // SEEDS_APART - 100
+            for number, seed in enumerate(seeds):
+                if seed >= most:
+                    problem = f"deep ensembles take seeds below {most}"
+                    yield Fault(f"seeds.{number}", str(seed), problem)
+
+    def _workers(self) -> Iterator[Fault]:
         workers, key = self.get("student.workers"), "student.training.batch_size"
-        batch = self.get(key)
+        batch, gpus = self.get(key), self.get("student.gpus")
         if workers and batch and batch % workers:
-            problem = f"must be a multiple of student.workers, {workers}"
-            found.append(Fault(key, str(batch), problem))
-        gpus = self.get("student.gpus")
+            yield Fault(key, str(batch), f"must be a multiple of student.workers, {workers}")
         if workers and workers > 1 and gpus not in (None, AUTO, 0, 1):
             problem = (
                 f"the {workers} workers of a student need a GPU each, since NCCL cannot share one: "
                 "1, auto, or 0 for none"
             )
-            found.append(Fault("student.gpus", f"{gpus:g}", problem))
-        dataset = self._dataset()
+            yield Fault("student.gpus", f"{gpus:g}", problem)
+
+    def _batches(self) -> Iterator[Fault]:
+        most = len(self._dataset.splits[TRAIN]) if self._dataset else 0
         for key in ("teachers.training.batch_size", "student.training.batch_size"):
             batch = self.get(key)
-            if dataset and batch and batch > len(dataset.splits[TRAIN]):
-                problem = f"more than the {len(dataset.splits[TRAIN])} training samples"
-                found.append(Fault(key, str(batch), problem))
-        return found
+            if most and batch and batch > most:
+                yield Fault(key, str(batch), f"more than the {most} training samples")
 
-    def _graphs(self) -> list[Fault]:
+    def _graphs(self) -> Iterator[Fault]:
         """CUDA graphs of models that are given no GPU."""
-        blocks = ["student"] if self.get("guidance") == "local" else ["student", "teachers"]
-        return [
-            Fault(
-                f"{block}.training.compile",
-                "cuda_graphs",
-                f"needs a GPU, and {block}.gpus is 0; give it one, or choose default or off",
-            )
-            for block in blocks
-            if self.get(f"{block}.training.compile") == "cuda_graphs"
-            and self.get(f"{block}.gpus") == 0
-        ]
-
-    def _seeds(self) -> list[Fault]:
-        """Seeds from which others are counted, beyond what a seed may be."""
-        found = []
-        seed, count = self.get("teachers.seed"), self.get("teachers.count")
-        if seed is not None and count is not None and seed + count > MOST_SEEDS:
-            problem = f"with teachers.count, {count}, goes beyond {MOST_SEEDS - 1}"
-            found.append(Fault("teachers.seed", str(seed), problem))
-        methods, seeds = self.get("methods") or (), self.get("seeds") or ()
-        if any(method.startswith("deep_ensemble") for method in methods):
-            most = MOST_SEEDS // SEEDS_APART - 100
-            found += [
-                Fault(f"seeds.{number}", str(seed), f"deep ensembles take seeds below {most}")
-                for number, seed in enumerate(seeds)
-                if seed >= most
-            ]
-        return found
+        for block in ("student",) if self.get("guidance") == "local" else ("student", "teachers"):
+            key = f"{block}.training.compile"
+            if self.get(key) == "cuda_graphs" and self.get(f"{block}.gpus") == 0:
+                problem = (
+                    f"needs a GPU, and {block}.gpus is 0; give it one, or choose default or off"
+                )
+                yield Fault(key, "cuda_graphs", problem)
 
     def _files(self) -> list[Fault]:
         data = self.get("data")
         return _caught("data", lambda: open_dataset(data)) if data is not None else []
 
-    def _groups(self) -> list[Fault]:
+    def _groups(self) -> Iterable[Fault]:
         """What needs group labels, where the data have none."""
-        dataset = self._dataset()
+        dataset = self._dataset
         if dataset is None or dataset.groups.known:
             return []
         return self._retraining(f"needs group labels, and the data have none{_HOW_TO_LABEL}")
 
-    def _halves(self) -> list[Fault]:
+    def _halves(self) -> Iterable[Fault]:
         """Last layers that cannot be retrained: a class has no sample to do it on."""
-        dataset = self._dataset()
+        dataset = self._dataset
         if dataset is None or not dataset.groups.known:
             return []
         missing = classes_missing(dataset, DFR)
@@ -214,44 +204,26 @@ class _Whole:
             f"class {names}; leave it out, or {remedy}"
         )
 
-    def _retraining(self, problem: str) -> list[Fault]:
+    def _retraining(self, problem: str) -> Iterator[Fault]:
         """A fault of everything that retrains last layers (DFR)."""
-        found = [
-            Fault(f"methods.{number}", method, problem)
-            for number, method in enumerate(self.get("methods") or ())
-            if method in DFR_METHODS
-        ]
+        for number, method in enumerate(self.get("methods") or ()):
+            if method in DFR_METHODS:
+                yield Fault(f"methods.{number}", method, problem)
         if debiased := self.get("ensemble.debiased"):
-            found.append(Fault("ensemble.debiased", str(debiased), problem))
-        return found
+            yield Fault("ensemble.debiased", str(debiased), problem)
 
-    def _own_checkpoints(self) -> list[Fault]:
-        dataset = self._dataset()
-        named = [
-            (f"ensemble.checkpoints.{number}", path)
+    def _own_checkpoints(self) -> Iterator[Fault]:
+        named = {
+            f"ensemble.checkpoints.{number}": path
             for number, path in enumerate(self.get("ensemble.checkpoints") or ())
-        ]
+        }
         if (biased := self.get("ensemble.biased")) is not None:
-            named.append(("ensemble.biased", biased))
-        found = []
-        for key, path in named:
+            named["ensemble.biased"] = biased
+        for key, path in named.items():
+            yield from _caught(key, functools.partial(_check_checkpoint, path, self._dataset))
 
-            def look(path: Path = path) -> None:
-                manifest = read_manifest(path)
-                if dataset is not None:
-                    check_classes(path, manifest, dataset.classes)
-                    if manifest.shape != dataset.shape:
-                        raise AgrekdError(
-                            f"{path}: takes {in_words(manifest.shape)}, the data are "
-                            f"{in_words(dataset.shape)}"
-                        )
-
-            found += _caught(key, look)
-        return found
-
-    def _architectures(self) -> list[Fault]:
-        dataset = self._dataset()
-        found = []
+    def _architectures(self) -> Iterator[Fault]:
+        dataset = self._dataset
         models = {
             key: self.get(key)
             for key in ("teachers.model", "student.model", "ensemble.biased_model")
@@ -262,35 +234,29 @@ class _Whole:
             if model is not None and dataset is not None:
                 shape, classes = dataset.shape, len(dataset.classes)
                 tokens = tokens_of(dataset)
-                found += _caught(key, functools.partial(check, model, shape, classes, tokens))
-                found += _caught(key, functools.partial(_check_tokenizer, model, dataset))
+                yield from _caught(key, functools.partial(check, model, shape, classes, tokens))
+                yield from _caught(key, functools.partial(_check_tokenizer, model, dataset))
             elif model is not None:  # sizes are unknown, but names and arguments are not
-                found += _caught(key, functools.partial(check_name, model))
-        return found
+                yield from _caught(key, functools.partial(check_name, model))
 
-    def _places(self) -> list[Fault]:
+    def _places(self) -> Iterator[Fault]:
         """Places of teachers that the ensemble does not have."""
         fleet, ensemble, teachers = (self.get(key) for key in ("fleet", "ensemble", "teachers"))
         if not (fleet and fleet.teachers and ensemble and teachers):
-            return []
+            return
         try:
             drawn = draw(ensemble, teachers)
         except AgrekdError:
-            return []  # what is wrong with the ensemble has been said
+            return  # what is wrong with the ensemble has been said
         names = sorted({*drawn.teachers, drawn.biased})
-        found = []
         for pattern in unknown_patterns(fleet, names):
-            near = difflib.get_close_matches(pattern, names, 1)
             problem = f"no teacher of the ensemble is called so; there are {', '.join(names)}"
-            found.append(Fault(f"fleet.teachers.{pattern}", "", problem, near[0] if near else None))
-        return found
+            yield Fault(f"fleet.teachers.{pattern}", "", problem, nearest(pattern, names))
 
-    def _folders(self) -> list[Fault]:
-        return [
-            Fault(key, str(path), problem)
-            for key in ("runs", "teachers.store", "outputs.store")
-            if (path := self.get(key)) is not None and (problem := _unwritable(path))
-        ]
+    def _folders(self) -> Iterator[Fault]:
+        for key in ("runs", "teachers.store", "outputs.store"):
+            if (path := self.get(key)) is not None and (problem := _unwritable(path)):
+                yield Fault(key, str(path), problem)
 
 
 _HOW_TO_LABEL = ": leave it out, or name the columns that hold them (a table's data.columns.groups)"
@@ -323,6 +289,18 @@ def _unwritable(folder: Path) -> str | None:
             return None
     except OSError as error:
         return f"{existing} cannot be written ({error.strerror or error}); choose another folder"
+
+
+def _check_checkpoint(path: Path, dataset: Dataset | None) -> None:
+    """Refuse a finished model that does not fit the data."""
+    manifest = read_manifest(path)
+    if dataset is None:
+        return
+    check_classes(path, manifest, dataset.classes)
+    if manifest.shape != dataset.shape:
+        raise AgrekdError(
+            f"{path}: takes {in_words(manifest.shape)}, the data are {in_words(dataset.shape)}"
+        )
 
 
 def _check_tokenizer(model: Model, dataset: Dataset) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import typing
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from agrekd_ray.data import DataSettings
-from agrekd_ray.errors import AgrekdError
+from agrekd_ray.errors import AgrekdError, nearest
 from agrekd_ray.passwords import without_password
 from agrekd_ray.settings import A_NUMBER, A_WORD, Settings
 
@@ -113,13 +112,9 @@ def _fault(detail: ErrorDetails, model: type[Settings]) -> Fault:
         shown = "null"
     if kind == "extra_forbidden":
         names = names_at(loc[:-1], model, choice)
-        near = difflib.get_close_matches(str(loc[-1]), names, 1)
-        return Fault(
-            key,
-            shown,
-            f"unknown key; known here: {', '.join(names)}",
-            ".".join([*map(str, loc[:-1]), near[0]]) if near else None,
-        )
+        near = nearest(str(loc[-1]), names)
+        problem = f"unknown key; known here: {', '.join(names)}"
+        return Fault(key, shown, problem, near and ".".join([*map(str, loc[:-1]), near]))
     if kind == "missing":
         return Fault(key, "", "is missing")
     if kind in ("literal_error", "union_tag_invalid"):
@@ -127,14 +122,10 @@ def _fault(detail: ErrorDetails, model: type[Settings]) -> Fault:
             word.strip("' ")
             for word in re.split(r", | or ", context.get("expected") or context["expected_tags"])
         ]
-        near = difflib.get_close_matches(str(context.get("tag", value)), allowed, 1, 0.5)
-        tag = kind == "union_tag_invalid"
-        return Fault(
-            f"{key}.name" if tag else key,
-            str(context["tag"]) if tag else shown,
-            f"must be one of {', '.join(allowed)}",
-            near[0] if near else None,
-        )
+        near = nearest(str(context.get("tag", value)), allowed, 0.5)
+        if kind == "union_tag_invalid":
+            key, shown = f"{key}.name", str(context["tag"])
+        return Fault(key, shown, f"must be one of {', '.join(allowed)}", near)
     if kind == "union_tag_not_found":
         return Fault(f"{key}.name", "", f"is missing; one of {', '.join(_tags())}")
     if kind in _WORDS:

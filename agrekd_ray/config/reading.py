@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import typing
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from agrekd_ray.config.faults import Fault, JobError
+from agrekd_ray.errors import nearest
 from agrekd_ray.files import DamagedError, read_text
 
 MOST_VALUES = 1_000_000
@@ -66,9 +66,8 @@ def read_values(
     try:
         text = read_text(path)
     except OSError as error:
-        near = difflib.get_close_matches(path.name, _neighbours(path), 1)
         problem = f"cannot be read ({error.strerror or error})"
-        return None, [*faults, Fault(what, "", problem, near[0] if near else None)]
+        return None, [*faults, Fault(what, "", problem, nearest(path.name, _neighbours(path)))]
     except DamagedError as error:
         return None, [*faults, Fault(what, "", str(error))]
     except ValueError:

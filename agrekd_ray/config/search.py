@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +28,7 @@ from agrekd_ray.config.space import Domain, Sampler, Setting, applied, condition
 from agrekd_ray.core.selection import GROUPS, RULES
 from agrekd_ray.core.weighting import STRATEGIES
 from agrekd_ray.data import open_dataset
+from agrekd_ray.errors import nearest
 from agrekd_ray.passwords import all_hidden
 from agrekd_ray.results.search import STRATEGY
 from agrekd_ray.settings import Count, Positive, Seed, Settings
@@ -388,31 +388,25 @@ class _Whole:
         found = [*self._paths(), *self._conditions()]
         return [*found, *self._kinds(), *self._rule(), *self._values(found)]
 
-    def _paths(self) -> list[Fault]:
+    def _paths(self) -> Iterator[Fault]:
         """Keys that do not exist, or that a search cannot vary."""
-        found = []
         for path in self._search.space:
-            key = f"space.{path}"
             if path == STRATEGY:
                 continue
             if (known := known_paths(path)) is not None:
-                near = difflib.get_close_matches(path, [STRATEGY, *known], 1, 0.5)
-                found.append(
-                    Fault(key, "", "no key of a job", f"space.{near[0]}" if near else None)
-                )
-            elif not any(path == block or path.startswith(f"{block}.") for block in SEARCHABLE):
+                near = nearest(path, [STRATEGY, *known], 0.5)
+                yield Fault(f"space.{path}", "", "no key of a job", near and f"space.{near}")
+            elif not _is_in(path, SEARCHABLE):
                 problem = (
                     "changes what trials share; a search varies strategy and "
                     f"{', '.join(f'{block}.*' for block in SEARCHABLE)}. "
                     "Make a search for each value"
                 )
-                found.append(Fault(key, "", problem))
-        return found
+                yield Fault(f"space.{path}", "", problem)
 
-    def _conditions(self) -> list[Fault]:
+    def _conditions(self) -> Iterator[Fault]:
         """Conditions that can never hold, and options of strategies that no trial has."""
-        search, found = self._search, []
-        earlier: list[str] = []
+        search, earlier = self._search, list[str]()
         tried: Sequence[Any] | None = None  # not known
         if STRATEGY in search.space:
             tried = search.space[STRATEGY].listed or ()
@@ -421,118 +415,83 @@ class _Whole:
         for path, domain in search.space.items():
             key = f"space.{path}"
             for other, values in conditions(path, domain, STRATEGIES).items():
-                implied = other == STRATEGY and other not in domain.when
-                if implied:
+                if other == STRATEGY and other not in domain.when:  # an option implies it
                     if tried is not None and not any(value in tried for value in values):
                         others = ", ".join(map(str, tried))
                         problem = f"an option of {values[0]}; trials have only {others}"
-                        found.append(Fault(key, "", problem))
+                        yield Fault(key, "", problem)
                 elif other in search.space and other not in earlier:
-                    found.append(
-                        Fault(f"{key}.when", other, "must stand before the path that depends on it")
-                    )
+                    problem = "must stand before the path that depends on it"
+                    yield Fault(f"{key}.when", other, problem)
                 elif other in search.space:
-                    there = search.space[other].listed
-                    if there is None:
-                        found.append(
-                            Fault(
-                                f"{key}.when", other, "is a real range, which no condition can name"
-                            )
-                        )
-                    elif not any(value in there for value in values):
-                        found.append(
-                            Fault(
-                                f"{key}.when.{other}",
-                                str(values),
-                                f"never holds; values are {list(there)}",
-                            )
-                        )
+                    listed = search.space[other].listed
+                    if listed is None:
+                        problem = "is a real range, which no condition can name"
+                        yield Fault(f"{key}.when", other, problem)
+                    elif not any(value in listed for value in values):
+                        problem = f"never holds; values are {list(listed)}"
+                        yield Fault(f"{key}.when.{other}", str(values), problem)
                 elif (
                     self._job is not None
                     and self._sound(f"space.{other}")
                     and other not in (self._own or {})
                 ):
-                    near = difflib.get_close_matches(other, search.space, 1)
-                    found.append(
-                        Fault(
-                            f"{key}.when.{other}",
-                            "",
-                            "neither in the space nor in the job",
-                            near[0] if near else None,
-                        )
-                    )
+                    problem = "neither in the space nor in the job"
+                    near = nearest(other, search.space)
+                    yield Fault(f"{key}.when.{other}", "", problem, near)
             earlier.append(path)
-        return found
 
-    def _kinds(self) -> list[Fault]:
+    def _kinds(self) -> Iterator[Fault]:
         """What does not go together: searchers, schedulers, kinds of domains, budgets."""
-        search, found = self._search, []
-        real = [path for path, domain in search.space.items() if domain.listed is None]
-        crossed = [path for path, domain in search.space.items() if domain.kind == "grid"]
-        if search.searcher.name == "grid":
+        search = self._search
+        searcher, space = search.searcher.name, search.space
+        if searcher == "grid":
             problem = (
                 "the searcher grid cannot list a real range; "
                 "give choice or grid, or another searcher"
             )
-            found += [Fault(f"space.{path}", "", problem) for path in real]
+            real = [path for path, domain in space.items() if domain.listed is None]
+            yield from (Fault(f"space.{path}", "", problem) for path in real)
         elif (
             search.trials is None
             and search.minutes is None
             and self._sound("searcher", "searcher.name", "trials", "minutes")
         ):
-            found.append(
-                Fault(
-                    "trials",
-                    "",
-                    f"the searcher {search.searcher.name} never ends: give trials or minutes",
-                )
-            )
-        if search.searcher.name == "optuna":
+            problem = f"the searcher {searcher} never ends: give trials or minutes"
+            yield Fault("trials", "", problem)
+        if searcher == "optuna":
             problem = "the searcher optuna proposes values itself; write choice"
-            found += [Fault(f"space.{path}", "", problem) for path in crossed]
+            crossed = [path for path, domain in space.items() if domain.kind == "grid"]
+            yield from (Fault(f"space.{path}", "", problem) for path in crossed)
         if search.scheduler.name == "pbt":
-            if search.searcher.name != "random":
-                found.append(
-                    Fault(
-                        "searcher.name",
-                        search.searcher.name,
-                        "pbt varies settings itself; it begins from random ones",
-                    )
-                )
-            for path, domain in search.space.items():
-                if not any(path == block or path.startswith(f"{block}.") for block in MIDWAY):
-                    found.append(
-                        Fault(
-                            f"space.{path}",
-                            "",
-                            "cannot change in mid-training, as pbt would have it",
-                        )
-                    )
-                elif domain.when:
-                    found.append(Fault(f"space.{path}.when", "", "pbt takes no conditions"))
-            if search.trials is not None and search.trials < 4:
-                found.append(
-                    Fault("trials", str(search.trials), "pbt needs a population of 4 at least")
-                )
-            if search.trials is None and self._sound("trials"):
-                found.append(Fault("trials", "", "pbt needs the size of its population"))
+            yield from self._population()
         shared = set(search.seeds) & set(search.final.seeds)
         if shared and self._sound("final", "final.seeds"):
-            found.append(
-                Fault("final.seeds", str(sorted(shared)), "must be fresh: the trials have them too")
-            )
+            problem = "must be fresh: the trials have them too"
+            yield Fault("final.seeds", str(sorted(shared)), problem)
         for key, seeds in (("seeds", search.seeds), ("final.seeds", search.final.seeds)):
             if len(set(seeds)) < len(seeds):
-                found.append(Fault(key, str(list(seeds)), "names the same seed twice"))
+                yield Fault(key, str(list(seeds)), "names the same seed twice")
         if self._job is not None and self._job.guidance == "local":
-            found.append(
-                Fault(
-                    "job: guidance",
-                    "local",
-                    "a search runs under Ray; set changes: {guidance: auto}",
-                )
-            )
-        return found
+            problem = "a search runs under Ray; set changes: {guidance: auto}"
+            yield Fault("job: guidance", "local", problem)
+
+    def _population(self) -> Iterator[Fault]:
+        """What population based training cannot do."""
+        search = self._search
+        if (searcher := search.searcher.name) != "random":
+            problem = "pbt varies settings itself; it begins from random ones"
+            yield Fault("searcher.name", searcher, problem)
+        for path, domain in search.space.items():
+            if not _is_in(path, MIDWAY):
+                problem = "cannot change in mid-training, as pbt would have it"
+                yield Fault(f"space.{path}", "", problem)
+            elif domain.when:
+                yield Fault(f"space.{path}.when", "", "pbt takes no conditions")
+        if search.trials is not None and search.trials < 4:
+            yield Fault("trials", str(search.trials), "pbt needs a population of 4 at least")
+        if search.trials is None and self._sound("trials"):
+            yield Fault("trials", "", "pbt needs the size of its population")
 
     def _rule(self) -> list[Fault]:
         """A selection rule that needs group labels, where the data have none."""
@@ -555,18 +514,15 @@ class _Whole:
             return []
         space: dict[str, Domain] = {}
         for path, domain in self._search.space.items():
-            needed = conditions(path, domain, STRATEGIES)
-            if not any(
-                fault.key == f"space.{path}" or fault.key.startswith(f"space.{path}.when")
-                for fault in found
-            ) and all(
+            own = f"space.{path}", f"space.{path}.when"
+            faulty = any(fault.key == own[0] or fault.key.startswith(own[1]) for fault in found)
+            if not faulty and all(
                 other in space
                 or (other not in self._search.space and self._sound(f"space.{other}"))
-                for other in needed
+                for other in conditions(path, domain, STRATEGIES)
             ):
                 space[path] = domain
         sampler = Sampler(space, self._own, STRATEGIES)
-        said = {(fault.key, fault.value, fault.problem) for fault in self._known}
         faults: dict[str, Fault] = {}
         first = {path: domain.probes[0] for path, domain in space.items()}
         for path, domain in space.items():
@@ -576,7 +532,7 @@ class _Whole:
                     setting = {**_met(space, path), path: probe}
                 raw = {**applied(self._raw, setting), "seeds": tuple(set(self._search.seeds))}
                 for fault in check_job(raw)[1]:
-                    if (fault.key, fault.value, fault.problem) in said:
+                    if fault in self._known:
                         continue
                     name = fault.key.replace("methods.0", STRATEGY)
                     problem = fault.problem if path in (name, STRATEGY) else str(fault)
@@ -585,6 +541,11 @@ class _Whole:
                         Fault(f"space.{path}", str(probe), problem, fault.nearest),
                     )
         return list(faults.values())
+
+
+def _is_in(path: str, blocks: Iterable[str]) -> bool:
+    """Whether a path is one of some blocks, or lies in one."""
+    return any(f"{path}.".startswith(f"{block}.") for block in blocks)
 
 
 def _met(space: Mapping[str, Domain], path: str) -> Setting:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 from agrekd_ray.config.faults import Fault
 from agrekd_ray.config.job import METHODS, Job
 from agrekd_ray.config.sweep import FIXED, Setting, changed, changes, settings_of
+from agrekd_ray.errors import nearest
 from agrekd_ray.results.points import in_words
 
 MOST_POINTS = 10_000
@@ -53,19 +53,15 @@ def study_faults(
         key = f"published.figures.{number}"
         for path, value in figures.at.items():
             if path not in sweep:
-                near = difflib.get_close_matches(path, sweep, 1)
-                problem = "is no key of the sweep"
-                found.append(Fault(f"{key}.at.{path}", "", problem, near[0] if near else None))
+                problem, near = "is no key of the sweep", nearest(path, sweep)
+                found.append(Fault(f"{key}.at.{path}", "", problem, near))
             elif value not in sweep[path]:
                 problem = f"is none of the swept values, {list(sweep[path])}"
                 found.append(Fault(f"{key}.at.{path}", str(value), problem))
         for metric in ("worst_group_accuracy", "accuracy"):
             for method in set(getattr(figures, metric)) - set(METHODS):
-                near = difflib.get_close_matches(method, METHODS, 1)
-                problem = "is no method"
-                found.append(
-                    Fault(f"{key}.{metric}.{method}", "", problem, near[0] if near else None)
-                )
+                problem, near = "is no method", nearest(method, METHODS)
+                found.append(Fault(f"{key}.{metric}.{method}", "", problem, near))
     count = math.prod([*map(len, sweep.values()), max(1, len(draws))])
     if count > MOST_POINTS:
         problem = f"{count:,} points; a study has at most {MOST_POINTS:,}"
@@ -84,19 +80,17 @@ def study_faults(
     else:  # what a draw changes is counted from values that may be faulty
         alone = {key: raw[key] for key in raw if key not in ("sweep", "draws", "published")}
         points = [(setting, changed(alone, setting.at)) for setting in settings_of(sweep, ())]
-    said = {(fault.key, fault.value, fault.problem) for fault in known}
+    of_points: dict[Fault, None] = {}  # each once, in order
     for setting, values in points:
         point, faults = check(values)
         for fault in [*faults, *(_moving(setting, point) if point is not None else ())]:
-            if (fault.key, fault.value, fault.problem) in said:
+            if fault in known:
                 continue
             swept = next((k for k in sweep if f"{fault.key}.".startswith(f"{k}.")), "")
             where = f"sweep.{swept}" if swept else f"sweep ({setting.label}): {fault.key}"
             shown = in_words(setting.at[swept]) if swept else fault.value
-            if (where, shown, fault.problem) not in said:
-                said.add((where, shown, fault.problem))
-                found.append(Fault(where, shown, fault.problem, fault.nearest))
-    return found
+            of_points[Fault(where, shown, fault.problem, fault.nearest)] = None
+    return [*found, *of_points]
 
 
 def _moving(setting: Setting, point: Job) -> list[Fault]:
