@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agrekd_ray.config import METHODS, Job, JobError, check_job, load_job, read_job
+from agrekd_ray.config.search import load_search
 from agrekd_ray.models import Manifest, Model, build, save
 
 from .conftest import TINY, merged
@@ -259,8 +260,8 @@ def test_faults_of_one_block_do_not_hide_those_of_others(raw: dict[str, Any]) ->
         ({"student.training": "fast"}, "student.training", ["fast", "must be a mapping"]),
         ({"student.model.args": [4]}, "student.model.args", ["must be a mapping"]),
         ({"distillation": None}, "distillation", ["null", "must be a mapping"]),
-        ({"methods": "aver"}, "methods", ["aver", "must be a list"]),
-        ({"seeds": 3}, "seeds", ["3", "must be a list"]),
+        ({"methods": "aver"}, "methods", ["aver", "must be a list; of one, [aver]"]),
+        ({"seeds": 3}, "seeds", ["3", "must be a list; of one, [3]"]),
         ({"runs": 3}, "runs", ["must be a path"]),
         ({"runs": None}, "runs", ["null", "must be a path"]),
         ({"name": 3}, "name", ["must be text"]),
@@ -494,6 +495,23 @@ def test_a_file_that_is_no_job(tmp_path: Path, content: str | bytes, words: str)
     (fault,) = caught.value.faults
     assert words in str(fault)
     assert str(tmp_path / "job.yaml") in str(caught.value)
+
+
+def test_a_search_in_place_of_a_job_and_a_job_in_place_of_a_search_name_the_other_command() -> None:
+    top = Path(__file__).parent.parent
+    search, job = top / "tune_configs/colored_digits.yaml", top / "jobs/colored_digits.yaml"
+    with pytest.raises(
+        JobError,
+        match=re.escape(
+            f"1 fault\n  - space: makes this a search, which `agrekd tune {search}` runs"
+        ),
+    ):
+        load_job(search)
+    with pytest.raises(
+        JobError,
+        match=re.escape(f"1 fault\n  - methods: makes this a job, which `agrekd run {job}` runs"),
+    ):
+        load_search(job, ["trials=2"])
 
 
 def test_yaml_runs_no_code(tmp_path: Path) -> None:

@@ -42,6 +42,9 @@ def load_job(path: Path, overrides: Iterable[str] = ()) -> Job:
         JobError: all faults at once.
     """
     raw, faults = read_values(path, overrides)
+    if raw is not None and "space" in raw and "methods" not in raw:
+        problem = f"makes this a search, which `agrekd tune {path}` runs"
+        raise JobError(str(path), [Fault("space", "", problem)])
     job, found = check_job(raw) if raw is not None else (None, [])
     faults += elsewhere(found, faults)
     if faults or job is None:

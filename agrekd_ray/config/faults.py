@@ -129,7 +129,8 @@ def _fault(detail: ErrorDetails, model: type[Settings]) -> Fault:
     if kind == "union_tag_not_found":
         return Fault(f"{key}.name", "", f"is missing; one of {', '.join(_tags())}")
     if kind in _WORDS:
-        return Fault(key, shown, _WORDS[kind].format(**context))
+        one = f"; of one, [{shown}]" if kind == "tuple_type" and shown else ""
+        return Fault(key, shown, _WORDS[kind].format(**context) + one)
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     if kind == "string_pattern_mismatch":
         message = "letters, digits, '_', '-' and '.', beginning with a letter or digit"

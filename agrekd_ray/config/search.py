@@ -212,6 +212,9 @@ def load_search(path: Path, overrides: Iterable[str] = ()) -> Planned:
             faults.append(Fault(key, value, problem))
     if raw is None:
         raise JobError(str(path), faults)
+    if "methods" in raw and "space" not in raw:
+        problem = f"makes this a job, which `agrekd run {path}` runs"
+        raise JobError(str(path), [Fault("methods", "", problem)])
     resolved = "base" in raw
     place = "base" if resolved else "changes"
     before = raw.get(place) or {}
