@@ -14,17 +14,33 @@ docs/planning.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import replace
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from heapq import heapify, heapreplace
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from agrekd_ray.capacity.size import FLOAT, PROCESS, JobSize
-from agrekd_ray.cluster.placement import Node, ResourceRequest
+from agrekd_ray.capacity.size import FLOAT, PROCESS, JobSize, Traffic
+from agrekd_ray.cluster.placement import (
+    Node,
+    Placed,
+    Placement,
+    ResourceRequest,
+    cpus_of,
+    no_room,
+    place,
+)
 from agrekd_ray.core.weighting import STRATEGIES
-from agrekd_ray.experiment.gpus import LARGE, divided, parts, side_by_side, worker_shares
+from agrekd_ray.experiment.gpus import (
+    divided,
+    parts,
+    side_by_side,
+    worker_request,
+    worker_shares,
+)
 from agrekd_ray.settings import AUTO, Count, NonNegative, Positive, Settings, Share, Whole
 from agrekd_ray.student.shared_work import WORTH_STARTS
 
@@ -80,15 +96,10 @@ class Machines(Settings):
     latency_us: NonNegative = 100
     disk_mb: Positive = 500
 
-    def as_nodes(self, most: int | None = None, cpus: float = math.inf) -> list[Node]:
-        """The machines as a placement is worked out on them.
-
-        Args:
-            most: how many at most; so many processes need no more.
-            cpus: of each; where GPUs alone are asked for, there is no end of them.
-        """
-        room = {"CPU": cpus, "GPU": float(self.gpus)}
-        return [Node(f"node {n}", room, room) for n in range(min(self.nodes, most or self.nodes))]
+    def as_nodes(self, processes: int) -> list[Node]:
+        """The machines, as many as so many processes can be placed on."""
+        room = {"CPU": float(self.cpus), "GPU": float(self.gpus)}
+        return [Node(f"node {n}", room, room) for n in range(min(self.nodes, processes))]
 
 
 def _known_strategies(value: Any) -> Any:
@@ -171,47 +182,120 @@ class Times(Settings):
 def workers_wanted(size: JobSize) -> list[ResourceRequest]:
     """Room that a student's workers take."""
     room = {"CPU": size.student_cpus, "GPU": size.student_gpus}
-    return [ResourceRequest("student's worker", room)] * size.workers
+    return [worker_request(room)] * size.workers
 
 
-def actors_wanted(size: JobSize) -> list[ResourceRequest]:
-    """Room that the teachers' actors take."""
-    room = {"CPU": size.actor_cpus or 0.0, "GPU": size.actor_gpus}
-    return [ResourceRequest("teachers", room)] * size.actors
+def actors_wanted(size: JobSize, machines: Machines, students: int) -> list[ResourceRequest]:
+    """Room that the teachers' actors take beside so many students."""
+    taken = students * size.workers * size.student_cpus
+    cpus = cpus_of(size.actor_cpus, size.actors, machines.cpus * machines.nodes, taken)
+    return [ResourceRequest("teachers", {"CPU": cpus, "GPU": size.actor_gpus})] * size.actors
 
 
-def _with_gpus(size: JobSize, machines: Machines) -> JobSize:
-    """A job with numbers for the GPUs that it leaves open, as a run has them."""
-    workers, actors, groups = [size.student_gpus], [size.actor_gpus], 1
+def with_gpus(size: JobSize, machines: Machines) -> tuple[JobSize, int]:
+    """A job with numbers for the GPUs that it leaves open, as a run has them.
+
+    Returns:
+        The job, and how many students have room side by side, at most as many as there are.
+    """
+    workers, actors = [size.student_gpus], [size.actor_gpus]
     if "student" in size.gpus_left_open:
         nodes = machines.as_nodes(size.workers)
         workers = worker_shares(workers_wanted(size), AUTO, nodes, lambda: size.students_on_a_gpu)
-        groups = groups_with_room(replace(size, student_gpus=workers[-1]), machines)
     if "fleet" in size.gpus_left_open and machines.gpus:
         actors = parts(size.actors_on_a_gpu)
+    students = len(size.strategies) + size.plain
+    most, crowded = min(students, size.at_once or students), size.at_once is not None
+    nodes = machines.as_nodes(most * size.workers)
+    groups = side_by_side(workers_wanted(size), workers, nodes, most, crowded=crowded)
 
     def wanted(worker: float | None, actor: float | None) -> list[ResourceRequest]:
         given = replace(size, student_gpus=worker or 0.0, actor_gpus=actor or 0.0)
-        students = [] if worker is None else workers_wanted(given) * groups
-        return students + ([] if actor is None else actors_wanted(given))
+        beside = 0 if worker is None else groups
+        teachers = [] if actor is None else actors_wanted(given, machines, beside)
+        return workers_wanted(given) * beside + teachers
 
     nodes = machines.as_nodes(groups * size.workers + size.actors)
     worker, actor = divided(wanted, workers, actors, nodes, size.records)
-    return replace(size, student_gpus=worker, actor_gpus=actor)
+    return replace(size, student_gpus=worker, actor_gpus=actor), groups
 
 
-def groups_with_room(size: JobSize, machines: Machines) -> int:
-    """Students that have room side by side once the teachers have gone, at most as many as are."""
-    students = len(size.strategies) + size.plain
-    most = min(students, size.at_once or students)
-    nodes = machines.as_nodes(most * size.workers, machines.cpus)
-    return side_by_side(workers_wanted(size), [_useful_share(size)], nodes, most)
+@dataclass(frozen=True)
+class Placing:
+    """Who is where in a live step; the driver is on the first node of the student's.
+
+    Attributes:
+        student_nodes: that the student's workers take.
+        workers_here: on the driver's node.
+        actors_here: teachers' actors on the node that has most.
+        actors_per_gpu: on the GPU that has most; 0 without GPUs.
+        far: share of the teachers' actors that are on other nodes than the driver's.
+    """
+
+    student_nodes: int
+    workers_here: int
+    actors_here: int
+    actors_per_gpu: int
+    far: float
 
 
-def _useful_share(size: JobSize) -> float:
-    """Share of a GPU that a worker can make use of, where others could share it."""
-    large = "student" in size.gpus_left_open and size.students_on_a_gpu == LARGE
-    return 1.0 if large and size.student_gpus else size.student_gpus
+def who_is_where(size: JobSize, machines: Machines) -> tuple[Placing, str]:
+    """Where a run plans a job's processes to be, and what has no room, in words; empty for none."""
+    students, teachers = workers_wanted(size), actors_wanted(size, machines, 1)
+    nodes = machines.as_nodes(size.workers + size.actors)
+    placements = [place([*students, *teachers], nodes)]
+    if placements[0].without_room and size.records and "fleet" in size.gpus_left_open:
+        # The teachers record what they say before the students begin.
+        teachers = actors_wanted(size, machines, 0)
+        placements = [place(students, nodes), place(teachers, nodes)]
+    shortages = [_shortage(placement, machines, nodes) for placement in placements]
+    placed = _crowded([at for placement in placements for at in placement.placed], nodes)
+    workers_on = Counter(at.node for at in placed[: size.workers])
+    actors_on = Counter(at.node for at in placed[size.workers :])
+    on_gpus = Counter((at.node, at.gpu) for at in placed[size.workers :] if at.gpu is not None)
+    here = placed[0].node
+    placing = Placing(
+        student_nodes=len(workers_on),
+        workers_here=workers_on[here],
+        actors_here=max(actors_on.values()),
+        actors_per_gpu=max(on_gpus.values(), default=0),
+        far=1 - actors_on[here] / size.actors,
+    )
+    return placing, next(filter(None, shortages), "")
+
+
+def _shortage(placement: Placement, machines: Machines, nodes: Sequence[Node]) -> str:
+    """Of what there is too little in all, or else who finds no room; empty where all do."""
+    lacking, everybody = placement.without_room, placement.placed
+    if not lacking:
+        return ""
+    for name, each in (("GPU", machines.gpus), ("CPU", machines.cpus)):
+        wants, has = sum(at.wanted.resources[name] for at in everybody), each * machines.nodes
+        if wants > has + 1e-9:
+            return f"{wants:g} {name}s are wanted, {has:g} are there"
+    return no_room(lacking, len(everybody), nodes)[1]
+
+
+def _crowded(placed: Sequence[Placed], nodes: Sequence[Node]) -> list[Placed]:
+    """Everybody, of whom those without room share what there is: they are where fewest are."""
+    on_nodes, on_gpus = (
+        Counter(at.node for at in placed),
+        Counter((at.node, at.gpu) for at in placed),
+    )
+    emptiest = [(on_nodes[node.name], node.name) for node in nodes]
+    heapify(emptiest)
+    gpus = range(max(1, int(nodes[0].total["GPU"])))
+
+    def put(at: Placed) -> Placed:
+        if at.node is not None:
+            return at
+        guests, node = emptiest[0]
+        heapreplace(emptiest, (guests + 1, node))
+        gpu = min(gpus, key=lambda gpu: on_gpus[node, gpu]) if at.wanted.resources["GPU"] else None
+        on_gpus[node, gpu] += 1
+        return Placed(at.wanted, node, gpu)
+
+    return [put(at) for at in placed]
 
 
 # --- what it takes
@@ -226,86 +310,71 @@ def forecast(size: JobSize, machines: Machines, times: Times) -> Forecast:
         machines: that it would have.
         times: of student and teachers, each alone.
     """
-    size = _with_gpus(size, machines)
-    single = Forecast(replace(size, weighting_actors=1), machines, times)
+    size, groups = with_gpus(size, machines)
+    placing, lacking = who_is_where(size, machines)
+    lone = replace(size, weighting_actors=1)
+    single = Forecast(lone, machines, times, placing, lacking, groups)
     if size.may_shard and size.weighting_actors != 1:
         several = replace(size, weighting_actors=size.workers)
-        sharded = Forecast(several, machines, times, single)
+        sharded = replace(single, size=several, single=single)
         if size.weighting_actors is not None or sharded.ms < GAIN * single.ms:
             return sharded
     return single
 
 
+@dataclass(frozen=True)
 class Forecast:
     """What a job would take; where there is no room for it, as if its parts shared what there is.
 
-    Ray spreads the teachers' actors over the nodes, and fills one GPU with fractions before the
-    next. A student's workers fill one node after another; the driver and a lone weighting actor
-    are on the first of theirs.
-
-    Args:
+    Attributes:
         size: of the job, with the GPUs and weighting actors that it would have.
         machines: that it would have.
         times: of student and teachers, each alone.
+        placing: who is where.
+        no_room: what finds no room on the nodes, in words; empty where all do.
+        groups: students that have room side by side once the teachers have gone.
         single: the same with one weighting actor, where there are several.
-
-    Attributes:
-        student_nodes: that the student's workers take.
-        workers_here: on the first of them.
-        actors_here: teachers' actors on the node that has most.
-        actors_per_gpu: on the GPU that has most; 0 without GPUs.
-        far: share of the teachers' actors that are on other nodes than the weighting actor.
     """
 
-    def __init__(
-        self, size: JobSize, machines: Machines, times: Times, single: Forecast | None = None
-    ) -> None:
-        self.size, self.machines, self.times, self.single = size, machines, times, single
-        self._costs, self._sent, self._shards = (
-            times.costs,
-            size.traffic,
-            size.weighting_actors or 1,
-        )
-        one_node, worker = machines.as_nodes(1, machines.cpus), workers_wanted(size)[:1]
-        on_a_node = side_by_side(worker, [_useful_share(size)], one_node, size.workers)
-        self.student_nodes = min(machines.nodes, -(-size.workers // on_a_node))
-        self.workers_here = -(-size.workers // self.student_nodes)
-        self.actors_here = -(-size.actors // machines.nodes)
-        self.far = max(0, size.actors - self.actors_here) / size.actors
-        self.actors_per_gpu = 0
-        if size.actor_gpus:
-            free = machines.gpus - size.workers * size.student_gpus / machines.nodes
-            packed = min(self.actors_here, int(1 / size.actor_gpus + 1e-9))
-            crowded = math.ceil(self.actors_here / max(1.0, free))  # the others share
-            self.actors_per_gpu = max(1, packed, crowded)
-        # Milliseconds of a teachers' process for one batch, besides the forward passes, and those
-        # in which the passes of the fullest actor keep its device busy.
-        further = (size.fullest - 1) * self._costs.backbone_ms
-        self._hosting_ms = times.inputs_ms + self._costs.host_ms + further
-        self._busy_ms = times.forward_busy * times.forward_ms * size.fullest
+    size: JobSize
+    machines: Machines
+    times: Times
+    placing: Placing
+    no_room: str
+    groups: int
+    single: Forecast | None = None
 
     @cached_property
     def shortage(self) -> str | None:
         """What is wanted and not there, in words; None where all has room."""
-        size, machines = self.size, self.machines
-        gpus, cpus = machines.gpus * machines.nodes, machines.cpus * machines.nodes
-        students, teachers = size.workers * size.student_gpus, size.actors * size.actor_gpus
-        wanted = students + teachers
-        if size.records and "fleet" in size.gpus_left_open and wanted > gpus:
-            wanted = max(students, min(teachers, gpus))  # they record before the students begin
-        cores = size.workers * size.student_cpus + size.actors * (size.actor_cpus or 0)
-        for name, wants, has in (("GPUs", wanted, gpus), ("CPUs", cores, cpus)):
-            if wants > has + 1e-9:
-                return f"{wants:g} {name} are wanted, {has:g} are there"
-        node, room = self.memory["node"] / 1e9, machines.memory_gb
-        if node > room:
+        node, room = self.memory["node"] / 1e9, self.machines.memory_gb
+        if not self.no_room and node > room:
             return f"{node:,.0f} GB of memory are wanted on the fullest node, {room:,.0f} are there"
-        return None
+        return self.no_room or None
+
+    @cached_property
+    def _sent(self) -> Traffic:
+        return self.size.traffic
+
+    @property
+    def _shards(self) -> int:
+        return self.size.weighting_actors or 1
+
+    @property
+    def _hosting_ms(self) -> float:
+        """Milliseconds of a teachers' process for one batch, besides the forward passes."""
+        further = (self.size.fullest - 1) * self.times.costs.backbone_ms
+        return self.times.inputs_ms + self.times.costs.host_ms + further
+
+    @property
+    def _busy_ms(self) -> float:
+        """Milliseconds in which the passes of the fullest actor keep its device busy."""
+        return self.times.forward_busy * self.times.forward_ms * self.size.fullest
 
     @cached_property
     def parts(self) -> dict[str, float]:
         """Milliseconds of each part of a step that is taught by the fleet, by names of `PARTS`."""
-        size, costs, sent, strategy = self.size, self._costs, self._sent, self.size.strategies[0]
+        size, costs, sent, strategy = self.size, self.times.costs, self._sent, self._live_strategy
         in_turn: float = sent.questions / self._shards
         through = sent.question * (1 + (1 if sent.shared else size.actors))
         copied = costs.copy_ms(through + sent.replies + sent.answer)
@@ -320,7 +389,7 @@ class Forecast:
         # Teachers start on their next batch as a question arrives. All that run on a node get the
         # same share of its cores; the path is one of them.
         beside = self._hosting_ms + (0.0 if size.actor_gpus else self._busy_ms)
-        crowd = max(0.0, (self.actors_here + 1) / self.machines.cpus - 1)
+        crowd = max(0.0, (self.placing.actors_here + 1) / self.machines.cpus - 1)
         return {
             "student": self.times.step_ms,
             "teachers": self._forward_ms,
@@ -334,34 +403,37 @@ class Forecast:
         }
 
     @property
+    def _live_strategy(self) -> str:
+        """The strategy whose live step is forecast."""
+        return self.size.strategies[0]
+
+    @property
     def _followed(self) -> tuple[str, ...]:
         return PATH if self.size.look_ahead else (*PATH, "teachers")
+
+    @property
+    def _path_ms(self) -> float:
+        """Milliseconds of the parts that follow one another."""
+        return sum(self.parts[name] for name in self._followed)
 
     @cached_property
     def ms(self) -> float:
         """Milliseconds of a live step."""
-        path = sum(self.parts[name] for name in self._followed)
-        return max(path, self.parts["teachers"], self.parts["cores"])
+        return max(self._path_ms, self.parts["teachers"], self.parts["cores"])
+
+    @cached_property
+    def shares(self) -> dict[str, float]:
+        """What a live step is spent on, as shares by part, which sum to 1."""
+        if self.parts["cores"] == self.ms > self._path_ms:
+            return {"cores": 1.0}
+        if self.size.look_ahead and self.parts["teachers"] == self.ms:
+            return {"teachers": 1.0}
+        return {name: self.parts[name] / self._path_ms for name in self._followed}
 
     @property
     def step_bottleneck(self) -> str:
         """The part that holds a live step up."""
-        path = sum(self.parts[name] for name in self._followed)
-        if self.parts["cores"] == self.ms > path:
-            return "cores"
-        if self.size.look_ahead and self.parts["teachers"] == self.ms:
-            return "teachers"
-        return max(self._followed, key=self.parts.__getitem__)
-
-    @property
-    def shares(self) -> dict[str, float]:
-        """What a live step is spent on, as shares by part, which sum to 1."""
-        name = self.step_bottleneck
-        if name in ("teachers", "cores") and self.ms == self.parts[name]:
-            return {name: 1.0}
-        followed = (*PATH, "teachers") if sum(self.parts[n] for n in PATH) < self.ms else PATH
-        whole = sum(self.parts[name] for name in followed)
-        return {name: self.parts[name] / whole for name in followed}
+        return max(self.shares, key=self.shares.__getitem__)
 
     @property
     def teacher_idle(self) -> float:
@@ -386,9 +458,9 @@ class Forecast:
         Everything but the sums between workers happens in the student's own process. Records that
         do not fit into half of the memory of its nodes come from the disk, in part.
         """
-        size, costs = self.size, self._costs
+        size, costs = self.size, self.times.costs
         row = size.members * size.classes * size.number_bytes
-        cache = self.machines.memory_gb * 1e9 / 2 * self.student_nodes
+        cache = self.machines.memory_gb * 1e9 / 2 * self.placing.student_nodes
         missed = max(0.0, 1 - cache / max(1, size.record_bytes))
         from_disk = 1e3 * missed * row * size.batch / (self.machines.disk_mb * 1e6)
         whole = {"student": 0.0, "reading": 0.0, "weighing": 0.0, "network": 0.0}
@@ -415,30 +487,30 @@ class Forecast:
         """
         size, times = self.size, self.times
         idle = (1 - times.forward_busy) * times.forward_ms * -(-size.fullest // size.concurrent)
-        crowd = max(1.0, self.actors_here / self.machines.cpus)
+        crowd = max(1.0, self.placing.actors_here / self.machines.cpus)
         if size.actor_gpus:
-            return crowd * self._hosting_ms + self._busy_ms * self.actors_per_gpu + idle
+            return crowd * self._hosting_ms + self._busy_ms * self.placing.actors_per_gpu + idle
         return crowd * (self._hosting_ms + self._busy_ms) + idle
 
     def _network_ms(self) -> float:
         """Questions and replies between machines: the busiest link, and the way there and back."""
-        size, sent, nodes = self.size, self._sent, self.machines.nodes
+        size, sent, at, nodes = self.size, self._sent, self.placing, self.machines.nodes
         if nodes == 1:
             return 0.0
-        asked, far = sent.questions, self.far
+        asked, far = sent.questions, at.far
         if self._shards > 1:  # each beside its worker
-            mine, elsewhere = float(self.workers_here), 0.0
+            mine, elsewhere = float(at.workers_here), 0.0
         else:
             mine = float(asked)
-            elsewhere = 0.0 if asked == 1 else asked * (1 - self.workers_here / size.workers)
+            elsewhere = 0.0 if asked == 1 else asked * (1 - at.workers_here / size.workers)
         copies: float = size.actors * far
-        taken = self.actors_here
+        taken = at.actors_here
         if sent.shared:  # each node fetches it once
             copies, taken = min(copies, nodes - 1), 1
         busiest = max(
             mine * sent.replies * far + elsewhere * sent.question,
             mine * copies * sent.question + elsewhere * sent.answer,
-            self.actors_here * asked * sent.reply,
+            at.actors_here * asked * sent.reply,
             taken * asked * sent.question,
         )
         return self._between_nodes_ms(busiest, 4 if elsewhere else 2)
@@ -454,8 +526,8 @@ class Forecast:
             logits = (workers - 1) * size.part * size.classes * FLOAT
             packed = size.batch * (size.classes + 2 * size.teachers + 2) * FLOAT
             ring, legs = ring + logits + packed, legs + 2 * workers
-        if self.student_nodes == 1:
-            return self._costs.copy_ms(ring)
+        if self.placing.student_nodes == 1:
+            return self.times.costs.copy_ms(ring)
         return self._between_nodes_ms(ring, legs)
 
     def _between_nodes_ms(self, size: float, legs: int) -> float:
@@ -465,23 +537,23 @@ class Forecast:
 
     def _cores_ms(self, served: float, reply: float) -> float:
         """All that the fullest node computes in a step, shared by its cores."""
-        size, asked = self.size, self._sent.questions
-        weighting = min(self._shards, self.workers_here) * served * asked / self._shards
+        size, at, asked = self.size, self.placing, self._sent.questions
+        weighting = min(self._shards, at.workers_here) * served * asked / self._shards
         forward = 0.0 if size.actor_gpus else self._busy_ms * max(1, int(size.actor_cpus or 1))
-        teaching = self.actors_here * (self._hosting_ms + forward + asked * reply)
+        teaching = at.actors_here * (self._hosting_ms + forward + asked * reply)
         threads = 1 if size.student_gpus else max(1, int(size.student_cpus))
-        learning = self.workers_here * self.times.step_ms * threads
+        learning = at.workers_here * self.times.step_ms * threads
         return (learning + weighting + teaching) / self.machines.cpus
 
     @cached_property
     def memory(self) -> dict[str, float]:
         """Bytes of each kind of process, as `JobSize.memory`, and of all on the fullest `node`."""
-        each = self.size.memory(self._costs.process_mb * 1e6)
+        at, each = self.placing, self.size.memory(self.times.costs.process_mb * 1e6)
         on_gpu = each["teacher_weights"] if self.size.actor_gpus else 0.0
         node = (
-            min(self._shards, self.workers_here) * (each["weighting_actor"] + each["object_store"])
-            + self.actors_here * (each["teacher_actor"] - on_gpu)
-            + self.workers_here * each["worker"]
+            min(self._shards, at.workers_here) * (each["weighting_actor"] + each["object_store"])
+            + at.actors_here * (each["teacher_actor"] - on_gpu)
+            + at.workers_here * each["worker"]
         )
         return {**each, "node": node}
 
@@ -496,7 +568,7 @@ class Forecast:
         if not size.records:
             return None
         forward = self._forward_ms / 1e3 * size.samples / size.batch
-        sealed = view / size.actors / (self._costs.seal_gb * 1e9)
+        sealed = view / size.actors / (self.times.costs.seal_gb * 1e9)
         forward_seconds = size.views * (forward + sealed)
         disk_seconds = size.views * view / (self.machines.disk_mb * 1e6)
         return {
@@ -515,52 +587,46 @@ class Forecast:
         slow_disk = self.recording["disk_seconds"] > self.recording["forward_seconds"]
         return "disk" if slow_disk else "teachers"
 
-    @property
+    @cached_property
     def whole(self) -> dict[str, float]:
-        """Seconds of the job, part by part.
+        """Seconds of the job, part by part; where that pays, students are side by side.
 
         Its `start`, epochs `live` and `replayed`, students on labels alone (`plain`), `evaluation`,
         and `verifying` records when they are first read.
         """
-        return self._whole_and_spent[0]
-
-    @property
-    def spent(self) -> dict[str, float]:
-        """Seconds of the job by what they are spent on, by the names of `PARTS`."""
-        return self._whole_and_spent[1]
-
-    @cached_property
-    def _whole_and_spent(self) -> tuple[dict[str, float], dict[str, float]]:
-        """See `whole` and `spent`; where that pays, students are side by side."""
-        size, step_ms, start = self.size, self.times.step_ms, self._costs.start_s
+        size, step_ms, start = self.size, self.times.step_ms, self.times.costs.start_s
         taught, epochs = len(size.strategies), size.epochs
         live_epochs = size.views if size.records else taught * epochs
         live = live_epochs * size.steps * self.ms / 1e3
-        spent = {part: share * live for part, share in self.shares.items()}
-        if self.recording and self.recording["disk_seconds"] > live:
-            live = self.recording["disk_seconds"]
-            spent = {"disk": live}
-        replayed_steps = (taught * epochs - live_epochs) * size.steps
-        labelled = size.plain * epochs * size.steps * step_ms / 1e3
+        replayed = (taught * epochs - live_epochs) * size.steps * self.replay_ms / 1e3
+        plain = size.plain * epochs * size.steps * step_ms / 1e3
         # An evaluation takes a third of a training step for each sample.
         evaluation = (taught + size.plain) * size.evaluated * step_ms / size.part / 3 / 1e3
-        groups = groups_with_room(size, self.machines)
+        groups = self.groups
         if size.at_once is None and start:  # as `student.shared_work.Pace` decides
-            alone = replayed_steps * self.replay_ms / 1e3 + labelled + evaluation
+            alone = replayed + plain + evaluation
             groups = min(groups, max(1, math.ceil(alone / (WORTH_STARTS * start))))
-        whole = {
+        return {
             "start": start,
-            "live": live,
-            "replayed": replayed_steps * self.replay_ms / 1e3 / groups,
-            "plain": labelled / groups,
+            "live": max(live, self.recording["disk_seconds"]) if self.recording else live,
+            "replayed": replayed / groups,
+            "plain": plain / groups,
             "evaluation": evaluation / groups,
-            "verifying": size.record_bytes / (self._costs.seal_gb * 1e9),
+            "verifying": size.record_bytes / (self.times.costs.seal_gb * 1e9),
         }
+
+    @cached_property
+    def spent(self) -> dict[str, float]:
+        """Seconds of the job by what they are spent on, by the names of `PARTS`."""
+        whole, recording = self.whole, self.recording
+        waits_for_disk = recording is not None and recording["disk_seconds"] == whole["live"]
+        live = {"disk": 1.0} if waits_for_disk else self.shares
+        spent = defaultdict(float, {part: share * whole["live"] for part, share in live.items()})
         for part, ms in self.replay.items():
-            spent[part] = spent.get(part, 0.0) + replayed_steps * ms / 1e3 / groups
+            spent[part] += whole["replayed"] * ms / self.replay_ms
         spent["student"] += whole["plain"] + whole["evaluation"]
         spent["reading"] += whole["verifying"]
-        return whole, spent
+        return dict(spent)
 
     @property
     def seconds(self) -> float:

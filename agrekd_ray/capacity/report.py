@@ -13,9 +13,8 @@ from rich.text import Text
 
 from agrekd_ray.capacity.forecast import PARTS, Forecast
 
-PLACING = "student_nodes", "workers_here", "actors_here", "actors_per_gpu", "far"
 STEP = "ms", "parts", "teacher_idle", "student_waits", "into_weighting"
-"""What a forecast says of who is where, and of a live step."""
+"""What a forecast says of a live step."""
 
 
 def say(console: Console, text: str, style: str = "") -> None:
@@ -108,7 +107,7 @@ def as_json(
         "bottleneck": expected.bottleneck,
         "shortage": expected.shortage,
         "setup": asdict(expected.size),
-        "placing": {name: getattr(expected, name) for name in PLACING},
+        "placing": asdict(expected.placing),
         "step": _step_as_json(expected),
         "single": _step_as_json(expected.single) if expected.single else None,
         "replay_ms": expected.replay_ms,

@@ -121,8 +121,15 @@ def divided(
 
 def workers_of(student: StudentSettings) -> list[ResourceRequest]:
     """Room that the workers of a student take."""
-    one = ResourceRequest("student's worker", student.takes, student.labels, "students' workers")
-    return [one] * student.workers
+    return [worker_request(student.takes, student.labels)] * student.workers
+
+
+def worker_request(
+    resources: Mapping[str, float], labels: Mapping[str, str] | None = None
+) -> ResourceRequest:
+    """Room that a student's worker takes."""
+    kind = "students' workers"
+    return ResourceRequest("student's worker", resources, labels or {}, kind, packed=True)
 
 
 def with_gpus(
@@ -201,7 +208,7 @@ def share_of_task(
     hosts = [node for node in open_to(nodes) if node.total.get("GPU", 0)]
     count = min(count, math.ceil(sum(node.total["GPU"] for node in hosts)) * SMALL)
     placed = place([with_share(wanted, 0.0)] * count, hosts).placed
-    at_once = sum(node is not None for _, node in placed)
+    at_once = sum(process.node is not None for process in placed)
     if not at_once:
         return 0.0
     if most() == LARGE:
