@@ -13,6 +13,7 @@ from agrekd_ray.cluster.placement import (
     Node,
     Placement,
     ResourceRequest,
+    backbones_of,
     check_room,
     cpus_of,
     matches,
@@ -169,7 +170,7 @@ def test_cpus_are_what_the_students_leave() -> None:
 
 def test_teachers_that_are_placed_apart_share_no_actor(make_job) -> None:  # type: ignore[no-untyped-def]
     _, checkpoints, drawn = pool_of(make_job())
-    together = shares_of(checkpoints, FleetSettings(backbones_per_actor=8, gpus=0))
+    together = shares_of(backbones_of(checkpoints), FleetSettings(backbones_per_actor=8, gpus=0))
     assert [set(share.teachers) for share in together] == [set(checkpoints)]
     apart = FleetSettings.model_validate(
         {
@@ -178,7 +179,7 @@ def test_teachers_that_are_placed_apart_share_no_actor(make_job) -> None:  # typ
             "teachers": {drawn.biased: {"gpus": 1, "labels": {"zone": "b"}}},
         }
     )
-    shares = shares_of(checkpoints, apart, 0.5)
+    shares = shares_of(backbones_of(checkpoints), apart, 0.5)
     (own,) = [share for share in shares if drawn.biased in share.teachers]
     assert own.wanted.resources == {"CPU": 0.5, "GPU": 1}
     assert own.wanted.labels == {"zone": "b"}

@@ -32,10 +32,12 @@ from agrekd_ray.capacity.report import counted, say
 from agrekd_ray.capacity.size import Needs, needs_of
 from agrekd_ray.cluster.address import cluster_address
 from agrekd_ray.cluster.environment import prepare
+from agrekd_ray.cluster.placement import Node, check_room, rounds, shares_beside
 from agrekd_ray.config import Job, load_job
 from agrekd_ray.config.points import points_of
 from agrekd_ray.data import open_dataset
 from agrekd_ray.errors import RunError, TrackingError
+from agrekd_ray.experiment.gpus import check_room_to_begin, numbered, workers_of
 from agrekd_ray.experiment.settled import settled
 
 ERROR, WARNING = "error", "warning"
@@ -174,16 +176,30 @@ def doctor(
         RunError: no cluster answers at the address.
     """
     job = load_job(path, overrides) if path is not None else None
-    points = [point for _, point in points_of(settled(job))] if job is not None else []
-    needs = needs_of(points) if points else Needs()
     where = job.ray.address if job is not None else None
     if address is not None:
         try:
             where = cluster_address(address)
         except ValueError as error:
             raise RunError(f"--address = {address}: {error}.") from None
-    driver, nodes, ports = _examined(job, points, where, console)
-    findings = diagnose(driver, nodes, needs, requirements(), ports)
+    points: list[Job] = []
+    if job is not None:
+        at_address = job.ray.model_copy(update={"address": where})
+        job = settled(job.model_copy(update={"ray": at_address}))
+        points = [point for _, point in points_of(job)]
+    needs = needs_of(points) if points else Needs()
+    prepare(starts_cluster=where is None)
+    from agrekd_ray.cluster.nodes import cluster_nodes  # imports Ray, which reads the environment
+    from agrekd_ray.cluster.session import RaySession
+
+    taken = max((point.student.workers * point.student.cpus for point in points), default=0)
+    session = RaySession(where, math.ceil(taken) + 1, lambda text: say(console, text, "yellow"))
+    try:
+        driver, nodes, ports = _examined(job, points, session.dashboard)
+        room = room_faults(points, needs, cluster_nodes())
+    finally:
+        session.close()
+    findings = [*diagnose(driver, nodes, needs, requirements(), ports), *room]
     findings = sorted([*findings, *tracking_faults(job)], key=lambda finding: finding.level)
     for node in nodes:
         say(console, node.in_words)
@@ -222,6 +238,38 @@ def requirements() -> list[str]:
         return []
 
 
+def room_faults(points: Sequence[Job], needs: Needs, nodes: Sequence[Node]) -> list[Finding]:
+    """What a run would refuse for want of room, in its words, each once.
+
+    Args:
+        points: of the job.
+        needs: of it.
+        nodes: of the cluster.
+    """
+    refused: dict[str, None] = {}
+    for check in (
+        *(functools.partial(check_room_to_begin, point, nodes) for point in points),
+        *(functools.partial(_check_teachers, *hosting, nodes) for hosting in needs.hosting),
+    ):
+        try:
+            check()
+        except RunError as error:
+            refused[str(error)] = None
+    texts = (text.removesuffix(".").rpartition(". ") for text in refused)
+    return [Finding("cluster", "room", problem, remedy) for problem, _, remedy in texts]
+
+
+def _check_teachers(job: Job, backbones: Mapping[str, str], nodes: Sequence[Node]) -> None:
+    """Refuse teachers without room: live ones beside a student, others in turns before it."""
+    job = numbered(job)
+    students = workers_of(job.student) if job.guidance == "live" else []
+    teachers = [own.wanted for own in shares_beside(students, nodes, backbones, job.fleet)]
+    if job.guidance == "live":
+        check_room(students, teachers, nodes)
+    else:
+        rounds(teachers, nodes)
+
+
 def tracking_faults(job: Job | None) -> list[Finding]:
     """What is wrong with the job's MLflow store; a file that is made by the first run is fine."""
     if job is None or job.tracking.uri is None:
@@ -255,37 +303,29 @@ def tracking_faults(job: Job | None) -> list[Finding]:
 
 
 def _examined(
-    job: Job | None, points: Sequence[Job], address: str | None, console: Console
+    job: Job | None, points: Sequence[Job], dashboard: str
 ) -> tuple[Machine, list[Machine], dict[int, str]]:
-    """The driver, every node of the cluster at an address, and the head node's ports by number.
+    """The driver, every node of the cluster that is joined, and the head node's ports by number.
 
     Args:
         job: the job; None for the cluster alone.
         points: of the job.
-        address: of the cluster; None for this machine alone.
-        console: for what is to be said of the connection.
+        dashboard: its address; empty where there is none.
     """
-    prepare(starts_cluster=address is None)
-    import ray  # reads the environment
-
-    from agrekd_ray.cluster.session import RaySession
+    import ray
 
     data = {point.data.model_dump_json(): open_dataset(point.data).fingerprint for point in points}
     folders: dict[str, Path] = {}
     if job is not None:
         folders = {"runs": job.runs, "teachers.store": job.teachers.store}
         folders["outputs.store"] = job.outputs.store
-    session = RaySession(address, 1, lambda text: say(console, text, "yellow"))
-    try:
-        listening = {"Ray's control service (GCS)": ray.get_runtime_context().gcs_address}
-        if session.dashboard:
-            listening["the dashboard"] = session.dashboard
-        ports = {int(at.rpartition(":")[2]): name for name, at in listening.items()}
-        with _marked(folders) as marked:
-            answer = probe.Probe().examine(marked, [])
-            nodes = _ask_nodes(marked, sorted(ports), list(data))
-    finally:
-        session.close()
+    listening = {"Ray's control service (GCS)": ray.get_runtime_context().gcs_address}
+    if dashboard:
+        listening["the dashboard"] = dashboard
+    ports = {int(at.rpartition(":")[2]): name for name, at in listening.items()}
+    with _marked(folders) as marked:
+        answer = probe.Probe().examine(marked, [])
+        nodes = _ask_nodes(marked, sorted(ports), list(data))
     fingerprints = [{"fingerprint": fingerprint} for fingerprint in data.values()]
     return Machine(DRIVER, data=fingerprints, **answer), nodes, ports
 

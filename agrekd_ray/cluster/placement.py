@@ -80,8 +80,13 @@ class ActorSpec:
     wanted: ResourceRequest
 
 
+def backbones_of(checkpoints: Mapping[str, Path]) -> dict[str, str]:
+    """Backbones by teacher's name, of their folders."""
+    return {name: read_manifest(folder).backbone for name, folder in checkpoints.items()}
+
+
 def shares_of(
-    checkpoints: Mapping[str, Path], settings: FleetSettings, cpus: float | None = None
+    backbones: Mapping[str, str], settings: FleetSettings, cpus: float | None = None
 ) -> list[ActorSpec]:
     """Which teachers live together, and what they take.
 
@@ -90,23 +95,23 @@ def shares_of(
     share an actor.
 
     Args:
-        checkpoints: folders by teacher's name, the biased model among them.
+        backbones: by teacher's name, the biased model among them.
         settings: of the fleet.
         cpus: of an actor, where the settings leave it open.
     """
     heads: dict[str, list[str]] = {}
-    for name, folder in checkpoints.items():
-        heads.setdefault(read_manifest(folder).backbone, []).append(name)
+    for name, backbone in backbones.items():
+        heads.setdefault(backbone, []).append(name)
     alike: dict[tuple[object, ...], list[list[str]]] = {}
     for names in heads.values():
         own = settings.of(names[0])
         place = (own.gpus, tuple(own.resources.items()), tuple(own.labels.items()))
         alike.setdefault(place, []).append(names)
     found = []
-    for backbones in alike.values():
-        actors = -(-len(backbones) // settings.backbones_per_actor)
+    for bodies in alike.values():
+        actors = -(-len(bodies) // settings.backbones_per_actor)
         for number in range(actors):
-            names = [name for some in backbones[number::actors] for name in some]
+            names = [name for some in bodies[number::actors] for name in some]
             own = settings.of(names[0])
             resources = {"CPU": cpus or 0.0, "GPU": a_number(own.gpus), **own.resources}
             wanted = ResourceRequest(f"teachers {', '.join(names)}", resources, own.labels)
@@ -120,15 +125,25 @@ def shares_on(
     settings: FleetSettings,
     students: Sequence[ResourceRequest],
 ) -> list[ActorSpec]:
+    """As `shares_beside`, of teachers that are made, by the folders of their checkpoints."""
+    return shares_beside(students, nodes, backbones_of(checkpoints), settings)
+
+
+def shares_beside(
+    students: Sequence[ResourceRequest],
+    nodes: Sequence[Node],
+    backbones: Mapping[str, str],
+    settings: FleetSettings,
+) -> list[ActorSpec]:
     """Which teachers live together, and what they take beside the students.
 
     Args:
-        nodes: of the cluster.
-        checkpoints: folders by teacher's name, the biased model among them.
-        settings: of the fleet.
         students: workers.
+        nodes: of the cluster.
+        backbones: by teacher's name, the biased model among them.
+        settings: of the fleet.
     """
-    shares = shares_of(checkpoints, settings)
+    shares = shares_of(backbones, settings)
     # Teachers on GPUs have the CPUs of those nodes alone.
     hosts = [
         node
@@ -138,7 +153,7 @@ def shares_on(
     there = sum(node.total.get("CPU", 0) for node in hosts)
     taken = sum(one.resources.get("CPU", 0) for one in students)
     cpus = cpus_of(settings.cpus, len(shares) * settings.replicas, there, taken)
-    return shares_of(checkpoints, settings, cpus)
+    return shares_of(backbones, settings, cpus)
 
 
 def cpus_of(cpus: float | None, actors: int, cluster: float, taken: float) -> float:
