@@ -158,7 +158,7 @@ def test_what_is_wrong_with_a_node_is_one_finding_that_names_it(
 )
 def test_what_is_sound_or_not_told_is_no_finding(bad: dict[str, Any] | None) -> None:
     assert findings(bad) == []
-    assert diagnose(SOUND, [SOUND], Needs(), []) == []
+    assert diagnose(SOUND, [SOUND], Needs(), [], {}) == []
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_the_driver_is_held_to_ranges_and_has_room_on_each_of_its_disks(
     driver: dict[str, Any], check: str, said: str
 ) -> None:
     mine = replace(SOUND, **driver)
-    found = diagnose(mine, [mine], replace(NEEDS, memory=0), REQUIREMENTS)
+    found = diagnose(mine, [mine], replace(NEEDS, memory=0), REQUIREMENTS, {})
     assert [(one.node, one.check) for one in found] == [("driver", check)] * bool(check)
     assert all(said in one.problem and one.remedy for one in found)
     assert {"python", "ray", "torch", "numpy"} <= {Requirement(one).name for one in requirements()}

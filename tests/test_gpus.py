@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from agrekd_ray.capacity.forecast import Machines
-from agrekd_ray.capacity.forecast import with_gpus as gpus_of_a_plan
+from agrekd_ray.capacity.placing import Machines
+from agrekd_ray.capacity.placing import with_gpus as gpus_of_a_plan
 from agrekd_ray.capacity.size import size_of
 from agrekd_ray.cluster.placement import Node, ResourceRequest, place, shares_on
 from agrekd_ray.config import Job, JobError, check_job, load_job

@@ -21,10 +21,10 @@ from agrekd_ray.capacity.forecast import (
     PATH,
     Costs,
     Forecast,
-    Machines,
     Times,
     forecast,
 )
+from agrekd_ray.capacity.placing import Machines
 from agrekd_ray.capacity.plan import WORTH, advise, merged
 from agrekd_ray.capacity.size import (
     COPIES,

@@ -15,7 +15,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, metadata, requires
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from packaging.requirements import Requirement
@@ -370,45 +369,41 @@ def _ask_nodes(
 
     alive = [node for node in ray.nodes() if node["Alive"]]
     register_pickle_by_value(probe)  # so that nodes without this package answer, too
-    actors: list[Any] = []
+    actors: dict[int, Any] = {}
     try:
         # No CPU and no GPU of their own: a cluster that is all taken answers, too.
         shell = ray.remote(num_cpus=0, max_restarts=0)(probe.Probe)
-        for node in alive:
+        for number, node in enumerate(alive):
             here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            actors.append(shell.options(scheduling_strategy=here).remote())
-        asked = {
-            number: actors[number].examine.remote(
-                folders, ports if _HEAD in node["Resources"] else []
-            )
-            for number, node in enumerate(alive)
-        }
+            actors[number] = shell.options(scheduling_strategy=here).remote()
         nodes = []
-        for number, (answer, silence) in _answers(asked, ANSWER_SECONDS).items():
-            resources = alive[number]["Resources"]
+        answers = _ask(actors, ANSWER_SECONDS, "examine", folders, ports)
+        for node, (answer, silence) in zip(alive, answers.values(), strict=True):
+            resources = node["Resources"]
+            elsewhere: dict[str, Any] = {} if _HEAD in resources else {"listeners": {}}
             nodes.append(
                 Machine(
-                    name=f"{alive[number]['NodeManagerHostname']} {alive[number]['NodeID'][:6]}",
+                    name=f"{node['NodeManagerHostname']} {node['NodeID'][:6]}",
                     cpus=resources.get("CPU", 0),
                     gpus=resources.get("GPU", 0),
                     object_store=int(resources.get("object_store_memory", 0)),
                     silence=silence,
-                    **(answer or {}),
+                    **{**(answer or {}), **elsewhere},
                 )
             )
-        talking = {n: actors[n] for n, node in enumerate(nodes) if not node.silence}
+        talking = {n: actor for n, actor in actors.items() if not nodes[n].silence}
         for number, actor in talking.items():
             nodes[number] = replace(nodes[number], skew=_skew(actor))
-        with_gpus = [n for n in talking if nodes[n].gpus or nodes[n].accelerators]
-        asked = {number: actors[number].torch_gpus.remote() for number in with_gpus}
-        for number, (count, silence) in _answers(asked, TORCH_SECONDS).items():
+        with_gpus = {n: a for n, a in talking.items() if nodes[n].gpus or nodes[n].accelerators}
+        for number, (count, silence) in _ask(with_gpus, TORCH_SECONDS, "torch_gpus").items():
             nodes[number] = replace(nodes[number], torch_gpus=silence or count)
-        asked = {n: actor.data.remote(data) for n, actor in talking.items() if data}
-        for number, (answer, silence) in _answers(asked, DATA_SECONDS).items():
+        for number, (answer, silence) in _ask(
+            talking if data else {}, DATA_SECONDS, "data", data
+        ).items():
             nodes[number] = replace(nodes[number], data=answer or (), data_silence=silence)
         return nodes
     finally:
-        for actor in actors:
+        for actor in actors.values():
             ray.kill(actor)
         unregister_pickle_by_value(probe)
 
@@ -418,7 +413,7 @@ def _skew(actor: Any) -> tuple[float, float] | None:
     trips = []
     for _ in range(TICKS):
         sent = time.time()
-        clock, silence = _answers({0: actor.clock.remote()}, ANSWER_SECONDS)[0]
+        clock, silence = _ask({0: actor}, ANSWER_SECONDS, "clock")[0]
         back = time.time()
         if not silence:
             trips.append((back - sent, clock - (sent + back) / 2))
@@ -428,11 +423,14 @@ def _skew(actor: Any) -> tuple[float, float] | None:
     return skew, trip / 2
 
 
-def _answers(asked: Mapping[int, Any], seconds: float) -> dict[int, tuple[Any, str]]:
-    """Answers that come in time and an empty text, or None and why there is none; by number."""
+def _ask(
+    actors: Mapping[int, Any], seconds: float, method: str, *arguments: object
+) -> dict[int, tuple[Any, str]]:
+    """What actors answer in time and an empty text, or None and why there is none; by number."""
     import ray
     from ray.exceptions import RayError
 
+    asked = {n: getattr(actor, method).remote(*arguments) for n, actor in actors.items()}
     references = list(asked.values())
     ready: list[Any] = []
     if references:
@@ -458,7 +456,7 @@ def diagnose(
     nodes: Sequence[Machine],
     needs: Needs,
     requirements: Sequence[str],
-    ports: Mapping[int, str] = MappingProxyType({}),
+    ports: Mapping[int, str],
 ) -> list[Finding]:
     """All findings, errors first.
 

@@ -14,34 +14,18 @@ docs/planning.md.
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from heapq import heapify, heapreplace
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator
 
-from agrekd_ray.capacity.size import FLOAT, PROCESS, JobSize, Traffic
-from agrekd_ray.cluster.placement import (
-    Node,
-    Placed,
-    Placement,
-    ResourceRequest,
-    cpus_of,
-    no_room,
-    place,
-)
+from agrekd_ray.capacity.placing import Machines, Placing, who_is_where, with_gpus
+from agrekd_ray.capacity.size import FLOAT, PROCESS, JobSize
 from agrekd_ray.core.weighting import STRATEGIES
-from agrekd_ray.experiment.gpus import (
-    divided,
-    parts,
-    side_by_side,
-    worker_request,
-    worker_shares,
-)
-from agrekd_ray.settings import AUTO, Count, NonNegative, Positive, Settings, Share, Whole
+from agrekd_ray.settings import NonNegative, Positive, Settings, Share
 from agrekd_ray.student.shared_work import WORTH_STARTS
 
 PARTS = {
@@ -73,33 +57,6 @@ WEIGH_NS: dict[str, float] = {
 }
 """Nanoseconds for a number, measured by `measure.weighing_costs` on two busy cores; a strategy that
 was not measured is taken for the slowest."""
-
-
-class Machines(Settings):
-    """The machines; all alike.
-
-    Attributes:
-        nodes: how many.
-        gpus: of each.
-        cpus: cores of each.
-        memory_gb: memory of each, GB (10⁹ bytes).
-        gbit: bandwidth of each one's network link, Gbit/s, in both directions at once.
-        latency_us: of a message between two of them, one way, microseconds.
-        disk_mb: what the folder of records takes in, MB/s, over all nodes.
-    """
-
-    nodes: Annotated[Count, Field(le=100_000)] = 1
-    gpus: Annotated[Whole, Field(le=1024)] = 0
-    cpus: Annotated[Count, Field(le=4096)] = 2
-    memory_gb: Positive = 64
-    gbit: Positive = 10
-    latency_us: NonNegative = 100
-    disk_mb: Positive = 500
-
-    def as_nodes(self, processes: int) -> list[Node]:
-        """The machines, as many as so many processes can be placed on."""
-        room = {"CPU": float(self.cpus), "GPU": float(self.gpus)}
-        return [Node(f"node {n}", room, room) for n in range(min(self.nodes, processes))]
 
 
 def _known_strategies(value: Any) -> Any:
@@ -176,131 +133,6 @@ class Times(Settings):
     costs: Costs = Costs()
 
 
-# --- who is where
-
-
-def workers_wanted(size: JobSize) -> list[ResourceRequest]:
-    """Room that a student's workers take."""
-    room = {"CPU": size.student_cpus, "GPU": size.student_gpus}
-    return [worker_request(room)] * size.workers
-
-
-def actors_wanted(size: JobSize, machines: Machines, students: int) -> list[ResourceRequest]:
-    """Room that the teachers' actors take beside so many students."""
-    taken = students * size.workers * size.student_cpus
-    cpus = cpus_of(size.actor_cpus, size.actors, machines.cpus * machines.nodes, taken)
-    return [ResourceRequest("teachers", {"CPU": cpus, "GPU": size.actor_gpus})] * size.actors
-
-
-def with_gpus(size: JobSize, machines: Machines) -> tuple[JobSize, int]:
-    """A job with numbers for the GPUs that it leaves open, as a run has them.
-
-    Returns:
-        The job, and how many students have room side by side, at most as many as there are.
-    """
-    workers, actors = [size.student_gpus], [size.actor_gpus]
-    if "student" in size.gpus_left_open:
-        nodes = machines.as_nodes(size.workers)
-        workers = worker_shares(workers_wanted(size), AUTO, nodes, lambda: size.students_on_a_gpu)
-    if "fleet" in size.gpus_left_open and machines.gpus:
-        actors = parts(size.actors_on_a_gpu)
-    students = len(size.strategies) + size.plain
-    most, crowded = min(students, size.at_once or students), size.at_once is not None
-    nodes = machines.as_nodes(most * size.workers)
-    groups = side_by_side(workers_wanted(size), workers, nodes, most, crowded=crowded)
-
-    def wanted(worker: float | None, actor: float | None) -> list[ResourceRequest]:
-        given = replace(size, student_gpus=worker or 0.0, actor_gpus=actor or 0.0)
-        beside = 0 if worker is None else groups
-        teachers = [] if actor is None else actors_wanted(given, machines, beside)
-        return workers_wanted(given) * beside + teachers
-
-    nodes = machines.as_nodes(groups * size.workers + size.actors)
-    worker, actor = divided(wanted, workers, actors, nodes, size.records)
-    return replace(size, student_gpus=worker, actor_gpus=actor), groups
-
-
-@dataclass(frozen=True)
-class Placing:
-    """Who is where in a live step; the driver is on the first node of the student's.
-
-    Attributes:
-        student_nodes: that the student's workers take.
-        workers_here: on the driver's node.
-        actors_here: teachers' actors on the node that has most.
-        actors_per_gpu: on the GPU that has most; 0 without GPUs.
-        far: share of the teachers' actors that are on other nodes than the driver's.
-    """
-
-    student_nodes: int
-    workers_here: int
-    actors_here: int
-    actors_per_gpu: int
-    far: float
-
-
-def who_is_where(size: JobSize, machines: Machines) -> tuple[Placing, str]:
-    """Where a run plans a job's processes to be, and what has no room, in words; empty for none."""
-    students, teachers = workers_wanted(size), actors_wanted(size, machines, 1)
-    nodes = machines.as_nodes(size.workers + size.actors)
-    placements = [place([*students, *teachers], nodes)]
-    if placements[0].without_room and size.records and "fleet" in size.gpus_left_open:
-        # The teachers record what they say before the students begin.
-        teachers = actors_wanted(size, machines, 0)
-        placements = [place(students, nodes), place(teachers, nodes)]
-    shortages = [_shortage(placement, machines, nodes) for placement in placements]
-    placed = _crowded([at for placement in placements for at in placement.placed], nodes)
-    workers_on = Counter(at.node for at in placed[: size.workers])
-    actors_on = Counter(at.node for at in placed[size.workers :])
-    on_gpus = Counter((at.node, at.gpu) for at in placed[size.workers :] if at.gpu is not None)
-    here = placed[0].node
-    placing = Placing(
-        student_nodes=len(workers_on),
-        workers_here=workers_on[here],
-        actors_here=max(actors_on.values()),
-        actors_per_gpu=max(on_gpus.values(), default=0),
-        far=1 - actors_on[here] / size.actors,
-    )
-    return placing, next(filter(None, shortages), "")
-
-
-def _shortage(placement: Placement, machines: Machines, nodes: Sequence[Node]) -> str:
-    """Of what there is too little in all, or else who finds no room; empty where all do."""
-    lacking, everybody = placement.without_room, placement.placed
-    if not lacking:
-        return ""
-    for name, each in (("GPU", machines.gpus), ("CPU", machines.cpus)):
-        wants, has = sum(at.wanted.resources[name] for at in everybody), each * machines.nodes
-        if wants > has + 1e-9:
-            return f"{wants:g} {name}s are wanted, {has:g} are there"
-    return no_room(lacking, len(everybody), nodes)[1]
-
-
-def _crowded(placed: Sequence[Placed], nodes: Sequence[Node]) -> list[Placed]:
-    """Everybody, of whom those without room share what there is: they are where fewest are."""
-    on_nodes, on_gpus = (
-        Counter(at.node for at in placed),
-        Counter((at.node, at.gpu) for at in placed),
-    )
-    emptiest = [(on_nodes[node.name], node.name) for node in nodes]
-    heapify(emptiest)
-    gpus = range(max(1, int(nodes[0].total["GPU"])))
-
-    def put(at: Placed) -> Placed:
-        if at.node is not None:
-            return at
-        guests, node = emptiest[0]
-        heapreplace(emptiest, (guests + 1, node))
-        gpu = min(gpus, key=lambda gpu: on_gpus[node, gpu]) if at.wanted.resources["GPU"] else None
-        on_gpus[node, gpu] += 1
-        return Placed(at.wanted, node, gpu)
-
-    return [put(at) for at in placed]
-
-
-# --- what it takes
-
-
 def forecast(size: JobSize, machines: Machines, times: Times) -> Forecast:
     """What a job would take.
 
@@ -352,14 +184,6 @@ class Forecast:
             return f"{node:,.0f} GB of memory are wanted on the fullest node, {room:,.0f} are there"
         return self.no_room or None
 
-    @cached_property
-    def _sent(self) -> Traffic:
-        return self.size.traffic
-
-    @property
-    def _shards(self) -> int:
-        return self.size.weighting_actors or 1
-
     @property
     def _hosting_ms(self) -> float:
         """Milliseconds of a teachers' process for one batch, besides the forward passes."""
@@ -374,8 +198,9 @@ class Forecast:
     @cached_property
     def parts(self) -> dict[str, float]:
         """Milliseconds of each part of a step that is taught by the fleet, by names of `PARTS`."""
-        size, costs, sent, strategy = self.size, self.times.costs, self._sent, self._live_strategy
-        in_turn: float = sent.questions / self._shards
+        size, costs, sent = self.size, self.times.costs, self.size.traffic
+        strategy = size.strategies[0]
+        in_turn: float = sent.questions / self.size.shards
         through = sent.question * (1 + (1 if sent.shared else size.actors))
         copied = costs.copy_ms(through + sent.replies + sent.answer)
         weighed = costs.weigh(strategy, size.members, sent.samples, size.classes)
@@ -401,11 +226,6 @@ class Forecast:
             "network": self._network_ms() + self._sums_ms(strategy),
             "cores": self._cores_ms(served, reply),
         }
-
-    @property
-    def _live_strategy(self) -> str:
-        """The strategy whose live step is forecast."""
-        return self.size.strategies[0]
 
     @property
     def _followed(self) -> tuple[str, ...]:
@@ -448,8 +268,8 @@ class Forecast:
     @property
     def into_weighting(self) -> float:
         """Bytes a second into the weighting actor, or each of them."""
-        sent = self._sent
-        return 1e3 * (sent.question + sent.replies) * sent.questions / self._shards / self.ms
+        sent = self.size.traffic
+        return 1e3 * (sent.question + sent.replies) * sent.questions / self.size.shards / self.ms
 
     @cached_property
     def replay(self) -> dict[str, float]:
@@ -494,11 +314,11 @@ class Forecast:
 
     def _network_ms(self) -> float:
         """Questions and replies between machines: the busiest link, and the way there and back."""
-        size, sent, at, nodes = self.size, self._sent, self.placing, self.machines.nodes
+        size, sent, at, nodes = self.size, self.size.traffic, self.placing, self.machines.nodes
         if nodes == 1:
             return 0.0
         asked, far = sent.questions, at.far
-        if self._shards > 1:  # each beside its worker
+        if self.size.shards > 1:  # each beside its worker
             mine, elsewhere = float(at.workers_here), 0.0
         else:
             mine = float(asked)
@@ -537,8 +357,8 @@ class Forecast:
 
     def _cores_ms(self, served: float, reply: float) -> float:
         """All that the fullest node computes in a step, shared by its cores."""
-        size, at, asked = self.size, self.placing, self._sent.questions
-        weighting = min(self._shards, at.workers_here) * served * asked / self._shards
+        size, at, asked = self.size, self.placing, self.size.traffic.questions
+        weighting = min(self.size.shards, at.workers_here) * served * asked / self.size.shards
         forward = 0.0 if size.actor_gpus else self._busy_ms * max(1, int(size.actor_cpus or 1))
         teaching = at.actors_here * (self._hosting_ms + forward + asked * reply)
         threads = 1 if size.student_gpus else max(1, int(size.student_cpus))
@@ -551,7 +371,8 @@ class Forecast:
         at, each = self.placing, self.size.memory(self.times.costs.process_mb * 1e6)
         on_gpu = each["teacher_weights"] if self.size.actor_gpus else 0.0
         node = (
-            min(self._shards, at.workers_here) * (each["weighting_actor"] + each["object_store"])
+            min(self.size.shards, at.workers_here)
+            * (each["weighting_actor"] + each["object_store"])
             + at.actors_here * (each["teacher_actor"] - on_gpu)
             + at.workers_here * each["worker"]
         )

@@ -12,15 +12,8 @@ from omegaconf import OmegaConf
 from pydantic import ValidationError
 from rich.console import Console
 
-from agrekd_ray.capacity.forecast import (
-    Costs,
-    Forecast,
-    Machines,
-    Times,
-    actors_wanted,
-    forecast,
-    workers_wanted,
-)
+from agrekd_ray.capacity.forecast import Costs, Forecast, Times, forecast
+from agrekd_ray.capacity.placing import Machines, actors_wanted, workers_wanted
 from agrekd_ray.capacity.report import as_json, show_forecast
 from agrekd_ray.capacity.size import JobSize, read_size
 from agrekd_ray.cluster.environment import prepare

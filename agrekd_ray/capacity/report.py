@@ -137,7 +137,7 @@ def _step_as_json(expected: Forecast) -> dict[str, Any]:
 def _rows(expected: Forecast) -> list[tuple[str, str, str]]:
     """Name, forecast and unit of all that is not a part of the live step."""
     whole, size = expected.whole, expected.size
-    each = " each" if (size.weighting_actors or 1) > 1 else ""
+    each = " each" if size.shards > 1 else ""
     gigabytes = {name: f"{held / 1e9:,.2f}" for name, held in expected.memory.items()}
     rows = [
         (f"live step ({size.strategies[0]})", _ms(expected.ms), "ms"),

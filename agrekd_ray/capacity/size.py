@@ -187,6 +187,11 @@ class JobSize:
         return self.workers > 1 and not any(map(self.gathers, set(self.strategies)))
 
     @property
+    def shards(self) -> int:
+        """Weighting actors; one where the job leaves their number open."""
+        return self.weighting_actors or 1
+
+    @functools.cached_property
     def traffic(self) -> Traffic:
         """Bytes of a live step's messages.
 
@@ -228,7 +233,7 @@ class JobSize:
         numbers = sent.samples * self.classes * FLOAT
         weights = self.fullest * self.teacher_bytes
         kept = (self.look_ahead + 2) * (self.workers + 1) * self.fullest_members * numbers
-        asked = sent.questions / (self.weighting_actors or 1)
+        asked = sent.questions / self.shards
         stored = (
             2 * sent.question * sent.shared  # the worker's, and the one for all actors
             + sent.replies * (sent.reply > INLINE)
