@@ -200,7 +200,7 @@ class Forecast:
         """Milliseconds of each part of a step that is taught by the fleet, by names of `PARTS`."""
         size, costs, sent = self.size, self.times.costs, self.size.traffic
         strategy = size.strategies[0]
-        in_turn: float = sent.questions / self.size.shards
+        in_turn: float = sent.questions / size.shards
         through = sent.question * (1 + (1 if sent.shared else size.actors))
         copied = costs.copy_ms(through + sent.replies + sent.answer)
         weighed = costs.weigh(strategy, size.members, sent.samples, size.classes)
@@ -314,23 +314,24 @@ class Forecast:
 
     def _network_ms(self) -> float:
         """Questions and replies between machines: the busiest link, and the way there and back."""
-        size, sent, at, nodes = self.size, self.size.traffic, self.placing, self.machines.nodes
+        size, sent, placing = self.size, self.size.traffic, self.placing
+        nodes = self.machines.nodes
         if nodes == 1:
             return 0.0
-        asked, far = sent.questions, at.far
-        if self.size.shards > 1:  # each beside its worker
-            mine, elsewhere = float(at.workers_here), 0.0
+        asked, far = sent.questions, placing.far
+        if size.shards > 1:  # each beside its worker
+            mine, elsewhere = float(placing.workers_here), 0.0
         else:
             mine = float(asked)
-            elsewhere = 0.0 if asked == 1 else asked * (1 - at.workers_here / size.workers)
+            elsewhere = 0.0 if asked == 1 else asked * (1 - placing.workers_here / size.workers)
         copies: float = size.actors * far
-        taken = at.actors_here
+        taken = placing.actors_here
         if sent.shared:  # each node fetches it once
             copies, taken = min(copies, nodes - 1), 1
         busiest = max(
             mine * sent.replies * far + elsewhere * sent.question,
             mine * copies * sent.question + elsewhere * sent.answer,
-            at.actors_here * asked * sent.reply,
+            placing.actors_here * asked * sent.reply,
             taken * asked * sent.question,
         )
         return self._between_nodes_ms(busiest, 4 if elsewhere else 2)
@@ -357,25 +358,30 @@ class Forecast:
 
     def _cores_ms(self, served: float, reply: float) -> float:
         """All that the fullest node computes in a step, shared by its cores."""
-        size, at, asked = self.size, self.placing, self.size.traffic.questions
-        weighting = min(self.size.shards, at.workers_here) * served * asked / self.size.shards
+        size, asked = self.size, self.size.traffic.questions
         forward = 0.0 if size.actor_gpus else self._busy_ms * max(1, int(size.actor_cpus or 1))
-        teaching = at.actors_here * (self._hosting_ms + forward + asked * reply)
+        teaching = self._hosting_ms + forward + asked * reply
         threads = 1 if size.student_gpus else max(1, int(size.student_cpus))
-        learning = at.workers_here * self.times.step_ms * threads
-        return (learning + weighting + teaching) / self.machines.cpus
+        learning, weighting = self.times.step_ms * threads, served * asked / size.shards
+        return self._fullest(learning, weighting, teaching) / self.machines.cpus
+
+    def _fullest(self, worker: float, weighting: float, actor: float) -> float:
+        """What the fullest node has of something, of which each process has so much.
+
+        A lone weighting actor is beside the first worker, several are beside a worker each.
+        """
+        return max(
+            workers * worker + min(self.size.shards, workers) * weighting + actors * actor
+            for workers, actors in self.placing.loads
+        )
 
     @cached_property
     def memory(self) -> dict[str, float]:
         """Bytes of each kind of process, as `JobSize.memory`, and of all on the fullest `node`."""
-        at, each = self.placing, self.size.memory(self.times.costs.process_mb * 1e6)
+        each = self.size.memory(self.times.costs.process_mb * 1e6)
         on_gpu = each["teacher_weights"] if self.size.actor_gpus else 0.0
-        node = (
-            min(self.size.shards, at.workers_here)
-            * (each["weighting_actor"] + each["object_store"])
-            + at.actors_here * (each["teacher_actor"] - on_gpu)
-            + at.workers_here * each["worker"]
-        )
+        weighting = each["weighting_actor"] + each["object_store"]
+        node = self._fullest(each["worker"], weighting, each["teacher_actor"] - on_gpu)
         return {**each, "node": node}
 
     @cached_property

@@ -141,7 +141,7 @@ def weighing_costs(strategies: Collection[str]) -> dict[str, Any]:
 
     def weighing_of(strategy: str, *size: int) -> Callable[[], object]:
         request = question_of(strategy, *size)
-        gradients = [replies_to(request, request.spec.members)]
+        gradients = [replies_to(request)]
         return lambda: combine_gradients(request, gradients)
 
     def reply_of(teachers: int, samples: int, classes: int) -> Callable[[], object]:
@@ -204,8 +204,9 @@ def question_of(strategy: str, teachers: int, samples: int, classes: int) -> Gra
     return GradientRequest(spec, 0, 0, np.arange(samples), _logits(samples, classes))
 
 
-def replies_to(request: GradientRequest, names: tuple[str, ...]) -> TeacherGradients:
+def replies_to(request: GradientRequest) -> TeacherGradients:
     """What teachers with random logits reply."""
+    names = request.spec.members
     generator = torch.Generator().manual_seed(1)
     logits_mBC = torch.randn(len(names), *request.logits_BC.shape, generator=generator)
     student_BC = torch.from_numpy(request.logits_BC)

@@ -108,6 +108,7 @@ class Placing:
         actors_here: teachers' actors on the node that has most.
         actors_per_gpu: on the GPU that has most; 0 without GPUs.
         far: share of the teachers' actors that are on other nodes than the driver's.
+        loads: numbers of workers and teachers' actors together on a node, each pair once.
     """
 
     student_nodes: int
@@ -115,6 +116,7 @@ class Placing:
     actors_here: int
     actors_per_gpu: int
     far: float
+    loads: tuple[tuple[int, int], ...]
 
 
 def who_is_where(size: JobSize, machines: Machines) -> tuple[Placing, str]:
@@ -127,17 +129,20 @@ def who_is_where(size: JobSize, machines: Machines) -> tuple[Placing, str]:
         teachers = actors_wanted(size, machines, 0)
         placements = [place(students, nodes), place(teachers, nodes)]
     shortages = [_shortage(placement, machines, nodes) for placement in placements]
-    placed = _crowded([at for placement in placements for at in placement.placed], nodes)
-    workers_on = Counter(at.node for at in placed[: size.workers])
-    actors_on = Counter(at.node for at in placed[size.workers :])
-    on_gpus = Counter((at.node, at.gpu) for at in placed[size.workers :] if at.gpu is not None)
-    here = placed[0].node
+    placed = _crowded([process for each in placements for process in each.placed], nodes)
+    workers, actors = placed[: size.workers], placed[size.workers :]
+    workers_on = Counter(worker.node for worker in workers)
+    actors_on = Counter(actor.node for actor in actors)
+    on_gpus = Counter((actor.node, actor.gpu) for actor in actors if actor.gpu is not None)
+    pairs = {(workers_on[node], actors_on[node]) for node in workers_on | actors_on}
+    here = workers[0].node
     placing = Placing(
         student_nodes=len(workers_on),
         workers_here=workers_on[here],
         actors_here=max(actors_on.values()),
         actors_per_gpu=max(on_gpus.values(), default=0),
         far=1 - actors_on[here] / size.actors,
+        loads=tuple(sorted(pairs)),
     )
     return placing, next(filter(None, shortages), "")
 
@@ -148,27 +153,29 @@ def _shortage(placement: Placement, machines: Machines, nodes: Sequence[Node]) -
     if not lacking:
         return ""
     for name, each in (("GPU", machines.gpus), ("CPU", machines.cpus)):
-        wants, has = sum(at.wanted.resources[name] for at in everybody), each * machines.nodes
-        if wants > has + 1e-9:
+        wants = sum(process.wanted.resources[name] for process in everybody)
+        if wants > (has := each * machines.nodes) + 1e-9:
             return f"{wants:g} {name}s are wanted, {has:g} are there"
     return no_room(lacking, len(everybody), nodes)[1]
 
 
 def _crowded(placed: Sequence[Placed], nodes: Sequence[Node]) -> list[Placed]:
     """Everybody, of whom those without room share what there is: they are where fewest are."""
-    on_nodes = Counter(at.node for at in placed)
-    on_gpus = Counter((at.node, at.gpu) for at in placed)
+    on_nodes = Counter(process.node for process in placed)
+    on_gpus = Counter((process.node, process.gpu) for process in placed)
     emptiest = [(on_nodes[node.name], node.name) for node in nodes]
     heapify(emptiest)
     gpus = range(max(1, int(nodes[0].total["GPU"])))
 
-    def put(at: Placed) -> Placed:
-        if at.node is not None:
-            return at
+    def put(process: Placed) -> Placed:
+        if process.node is not None:
+            return process
         guests, node = emptiest[0]
         heapreplace(emptiest, (guests + 1, node))
-        gpu = min(gpus, key=lambda gpu: on_gpus[node, gpu]) if at.wanted.resources["GPU"] else None
+        gpu = None
+        if process.wanted.resources["GPU"]:
+            gpu = min(gpus, key=lambda number: on_gpus[node, number])
         on_gpus[node, gpu] += 1
-        return Placed(at.wanted, node, gpu)
+        return Placed(process.wanted, node, gpu)
 
-    return [put(at) for at in placed]
+    return [put(process) for process in placed]

@@ -386,7 +386,7 @@ def rounds(wanted: Sequence[ResourceRequest], nodes: Sequence[Node]) -> list[lis
     left = list(range(len(wanted)))
     while left:
         placed = place([wanted[one] for one in left], nodes).placed
-        turn = [one for one, at in zip(left, placed, strict=True) if at.node is not None]
+        turn = [one for one, process in zip(left, placed, strict=True) if process.node is not None]
         if not turn:
             raise RunError(_never([wanted[left[0]]], len(wanted), nodes))
         turns.append(turn)
