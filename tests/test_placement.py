@@ -64,6 +64,14 @@ def test_workers_of_a_student_fill_a_node_before_the_next() -> None:
     }
 
 
+def test_workers_are_not_packed_where_that_leaves_somebody_without_room() -> None:
+    slot = Node("a", {"CPU": 4, "slot": 1}, {"CPU": 4, "slot": 1})
+    workers = [ResourceRequest("worker", {"CPU": 1}, packed=True)] * 4
+    apart = ResourceRequest("teachers erm-0", {"CPU": 1, "slot": 1})
+    plan = place([*workers, apart], [slot, node("b", 4)])
+    assert nodes_of(plan) == ["a", "b", "a", "b", "a"]
+
+
 def test_it_is_said_which_gpu_each_is_put_on() -> None:
     plan = place([teacher(0.5)] * 4 + [teacher(1), teacher()], [node("a", 8, 3), node("b", 1)])
     assert [(process.node, process.gpu) for process in plan.placed] == [

@@ -228,10 +228,22 @@ def place(
     A share of a GPU is one of a single GPU, the fullest of its node that has it left, as with Ray.
 
     Args:
-        wanted: who must find room; those who ask for the same spread over the nodes, or are packed.
+        wanted: who must find room; those who ask for the same spread over the nodes, or are packed,
+            unless more find room where nobody is.
         nodes: of the cluster.
         free: count the room that is free now, not all that there is.
     """
+    placement = _placed(wanted, nodes, free, packing=True)
+    if placement.without_room and any(one.packed for one in wanted):
+        spread = _placed(wanted, nodes, free, packing=False)
+        if len(spread.without_room) < len(placement.without_room):
+            return spread
+    return placement
+
+
+def _placed(
+    wanted: Sequence[ResourceRequest], nodes: Sequence[Node], free: bool, packing: bool
+) -> Placement:
     left = [dict(node.free if free else node.total) for node in nodes]
     gpus = [_Gpus(room.pop("GPU", 0)) for room in left]
     guests = [0] * len(nodes)
@@ -253,7 +265,7 @@ def place(
                 break
             chosen = emptiest[0][1]
             guests[chosen] += 1
-            if not wanted[number].packed:
+            if not (packing and wanted[number].packed):
                 heapreplace(emptiest, (guests[chosen], chosen))
             gpu = gpus[chosen].take(resources.get("GPU", 0))
             for name, amount in resources.items():
