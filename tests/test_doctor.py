@@ -23,13 +23,17 @@ from agrekd_ray.capacity.doctor import (
     Machine,
     diagnose,
     requirements,
+    room_faults,
     show_findings,
     tracking_faults,
 )
 from agrekd_ray.capacity.probe import Probe
 from agrekd_ray.capacity.size import PROCESS, Needs, needs_of
+from agrekd_ray.cluster.placement import Node, check_room
 from agrekd_ray.config import Job
 from agrekd_ray.config.points import points_of
+from agrekd_ray.errors import RunError
+from agrekd_ray.experiment.gpus import numbered, workers_of
 
 from .conftest import TINY, merged
 from .shared import AGREKD, pool_of, records
@@ -154,7 +158,7 @@ def test_what_is_wrong_with_a_node_is_one_finding_that_names_it(
 )
 def test_what_is_sound_or_not_told_is_no_finding(bad: dict[str, Any] | None) -> None:
     assert findings(bad) == []
-    assert diagnose(SOUND, [SOUND], Needs(), []) == []
+    assert diagnose(SOUND, [SOUND], Needs(), [], {}) == []
 
 
 @pytest.mark.parametrize(
@@ -186,7 +190,7 @@ def test_the_driver_is_held_to_ranges_and_has_room_on_each_of_its_disks(
     driver: dict[str, Any], check: str, said: str
 ) -> None:
     mine = replace(SOUND, **driver)
-    found = diagnose(mine, [mine], replace(NEEDS, memory=0), REQUIREMENTS)
+    found = diagnose(mine, [mine], replace(NEEDS, memory=0), REQUIREMENTS, {})
     assert [(one.node, one.check) for one in found] == [("driver", check)] * bool(check)
     assert all(said in one.problem and one.remedy for one in found)
     assert {"python", "ray", "torch", "numpy"} <= {Requirement(one).name for one in requirements()}
@@ -212,6 +216,31 @@ def test_gpus_that_the_job_declines_are_spoken_of(make_job: Any) -> None:
     assert (one.node, one.check, one.level) == ("cluster", "GPUs", "warning")
     assert "student.gpus, fleet.gpus = 0" in one.problem
     assert findings(needs=needs) == []
+
+
+def test_what_a_run_refuses_for_want_of_room_is_found_in_its_words(make_job: Any) -> None:
+    room = {"CPU": 4.0, "GPU": 1.0}
+    nodes = [Node("10.0.0.1", room, room)]
+
+    def refused(**changes: Any) -> list[Finding]:
+        job = make_job(**changes)
+        return room_faults([job, job], needs_of([job]), nodes)
+
+    (student,) = refused(**{"student.cpus": 8})
+    with pytest.raises(RunError) as of_a_run:
+        check_room(workers_of(numbered(make_job(**{"student.cpus": 8})).student), [], nodes)
+    assert f"{student.problem}. {student.remedy}." == str(of_a_run.value)
+    assert (student.node, student.check, student.level) == ("cluster", "room", "error")
+    assert student.problem.startswith("student's worker: no node has room for it: 8 CPU wanted")
+    (making,) = refused(**{"teachers.cpus": 8})
+    assert making.problem.startswith("the training of a teacher: no node has room for it")
+    labels = {"fleet.teachers": {"erm-*": {"labels": {"zone": "b"}}}}
+    (apart,) = refused(**labels)
+    assert "1 CPU on zone=b wanted; there: 10.0.0.1 4 CPU zone=(none)" in apart.problem
+    several = {"fleet.cpus": 3, "teachers.count": 4}
+    (live,) = refused(**several, guidance="live")
+    assert "processes find no room beside the others" in live.problem
+    assert refused(**several) == refused() == []  # they record in turns
 
 
 def test_errors_come_before_warnings() -> None:

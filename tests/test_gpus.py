@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
+from agrekd_ray.capacity.placing import Machines
+from agrekd_ray.capacity.placing import with_gpus as gpus_of_a_plan
+from agrekd_ray.capacity.size import size_of
 from agrekd_ray.cluster.placement import Node, ResourceRequest, place, shares_on
 from agrekd_ray.config import Job, JobError, check_job, load_job
 from agrekd_ray.data import Dataset, open_dataset
@@ -30,6 +33,7 @@ from agrekd_ray.experiment.gpus import (
     with_share,
     workers_of,
 )
+from agrekd_ray.experiment.plan import make_plan
 from agrekd_ray.models import Model
 
 from .conftest import TINY, merged
@@ -141,6 +145,23 @@ def test_nothing_but_its_gpus_changes_of_a_job(
     for given in (with_one, without):
         assert given.model_dump(exclude=without_gpus) == job.model_dump(exclude=without_gpus)
     assert both(numbered(job)) == both(without) == (0, 0)
+
+
+@pytest.mark.parametrize(("cpus", "gpus"), [(2, 1), (3, 2), (64, 1), (64, 8), (64, 0)])
+@pytest.mark.parametrize("guidance", ["auto", "live"])
+def test_a_plan_shares_gpus_as_a_run_does(
+    teachers: Any, make_job: Callable[..., Job], guidance: str, cpus: int, gpus: int
+) -> None:
+    data, checkpoints = teachers
+    job = make_job(guidance=guidance)
+    size, groups = gpus_of_a_plan(
+        size_of(job, make_plan(job), data), Machines(cpus=cpus, gpus=gpus)
+    )
+    here, models = [node(gpus=gpus, cpus=cpus)], [job.student.model]
+    students = len(size.strategies) + size.plain
+    assert groups == groups_at_once(job, here, data, models=models, most=students)
+    run = with_gpus(job, here, data, models=models, groups=groups, checkpoints=checkpoints)
+    assert (size.student_gpus, size.actor_gpus) == both(run)
 
 
 # --- students and the teachers beside them
@@ -269,7 +290,7 @@ def test_gpus_on_some_nodes_alone(teachers: Any, make_job: Callable[..., Job]) -
     given = with_gpus(make_job(), nodes, data, models=[BIG], checkpoints=checkpoints)
     shares = shares_on(nodes, checkpoints, given.fleet, workers_of(given.student))
     plan = place([*workers_of(given.student), *(share.wanted for share in shares)], nodes)
-    assert {name for _, name in plan.placed} == {"b"}
+    assert {process.node for process in plan.placed} == {"b"}
 
 
 def test_labels_and_resources_decide_which_gpus_are_open(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +13,7 @@ from agrekd_ray.cluster.placement import (
     Node,
     Placement,
     ResourceRequest,
+    backbones_of,
     check_room,
     cpus_of,
     matches,
@@ -38,7 +41,7 @@ def teacher(gpus: float = 0, cpus: float = 1, **labels: str) -> ResourceRequest:
 
 def nodes_of(plan: Placement) -> list[str | None]:
     """Where each was put."""
-    return [name for _, name in plan.placed]
+    return [process.node for process in plan.placed]
 
 
 def test_actors_of_a_kind_spread_over_the_nodes() -> None:
@@ -46,6 +49,39 @@ def test_actors_of_a_kind_spread_over_the_nodes() -> None:
     assert sorted(map(str, nodes_of(place([teacher(0.5)] * 4, nodes)))) == ["a", "a", "b", "b"]
     plain = nodes_of(place([teacher()] * 6, nodes))
     assert [plain.count(name) for name in "abc"] == [2, 2, 2]
+
+
+def test_workers_of_a_student_fill_a_node_before_the_next() -> None:
+    nodes = [node("a", 4, 1), node("b", 4, 1), node("c", 4, 1)]
+    worker = ResourceRequest("worker", {"CPU": 1}, packed=True)
+    plan = nodes_of(place([worker] * 6 + [teacher()] * 4, nodes))
+    assert plan[:6] == ["a"] * 4 + ["b"] * 2
+    assert plan[6:] == ["c", "c", "b", "c"]
+    assert place([replace(worker, resources={"CPU": 1, "GPU": 1})] * 3, nodes).idle == {
+        "a": 0,
+        "b": 0,
+        "c": 0,
+    }
+
+
+def test_workers_are_not_packed_where_that_leaves_somebody_without_room() -> None:
+    slot = Node("a", {"CPU": 4, "slot": 1}, {"CPU": 4, "slot": 1})
+    workers = [ResourceRequest("worker", {"CPU": 1}, packed=True)] * 4
+    apart = ResourceRequest("teachers erm-0", {"CPU": 1, "slot": 1})
+    plan = place([*workers, apart], [slot, node("b", 4)])
+    assert nodes_of(plan) == ["a", "b", "a", "b", "a"]
+
+
+def test_it_is_said_which_gpu_each_is_put_on() -> None:
+    plan = place([teacher(0.5)] * 4 + [teacher(1), teacher()], [node("a", 8, 3), node("b", 1)])
+    assert [(process.node, process.gpu) for process in plan.placed] == [
+        ("a", 1),
+        ("a", 1),
+        ("a", 2),
+        ("a", 2),
+        ("a", 0),
+        ("b", None),
+    ]
 
 
 def test_a_worker_that_needs_a_gpu_comes_before_actors_that_need_none() -> None:
@@ -67,7 +103,7 @@ def test_no_node_is_given_more_than_it_has(
     plan = place(wanted, nodes)
     for one in nodes:
         for name in ("CPU", "GPU"):
-            taken = sum(w.resources[name] for w, where in plan.placed if where == one.name)
+            taken = sum(p.wanted.resources[name] for p in plan.placed if p.node == one.name)
             assert taken <= one.total[name] + 1e-6
     for left in plan.without_room:  # nobody is turned away while a node is empty and fits
         empty = [n for n in nodes if n.name not in nodes_of(plan)]
@@ -134,15 +170,15 @@ def test_the_plan_is_a_line_a_kind() -> None:
 
 
 def test_cpus_are_what_the_students_leave() -> None:
-    assert cpus_of(FleetSettings(), 4, cluster=3, taken=1) == pytest.approx(0.45)
-    assert cpus_of(FleetSettings(), 4, cluster=64, taken=1) == 1
-    assert cpus_of(FleetSettings(), 4, cluster=1, taken=1) == 0.01
-    assert cpus_of(FleetSettings(cpus=2), 4, cluster=1, taken=1) == 2
+    assert cpus_of(None, 4, cluster=3, taken=1) == pytest.approx(0.45)
+    assert cpus_of(None, 4, cluster=64, taken=1) == 1
+    assert cpus_of(None, 4, cluster=1, taken=1) == 0.01
+    assert cpus_of(2, 4, cluster=1, taken=1) == 2
 
 
 def test_teachers_that_are_placed_apart_share_no_actor(make_job) -> None:  # type: ignore[no-untyped-def]
     _, checkpoints, drawn = pool_of(make_job())
-    together = shares_of(checkpoints, FleetSettings(backbones_per_actor=8, gpus=0))
+    together = shares_of(backbones_of(checkpoints), FleetSettings(backbones_per_actor=8, gpus=0))
     assert [set(share.teachers) for share in together] == [set(checkpoints)]
     apart = FleetSettings.model_validate(
         {
@@ -151,7 +187,7 @@ def test_teachers_that_are_placed_apart_share_no_actor(make_job) -> None:  # typ
             "teachers": {drawn.biased: {"gpus": 1, "labels": {"zone": "b"}}},
         }
     )
-    shares = shares_of(checkpoints, apart, 0.5)
+    shares = shares_of(backbones_of(checkpoints), apart, 0.5)
     (own,) = [share for share in shares if drawn.biased in share.teachers]
     assert own.wanted.resources == {"CPU": 0.5, "GPU": 1}
     assert own.wanted.labels == {"zone": "b"}

@@ -56,22 +56,23 @@ def test_a_plan_is_shown_and_nothing_is_started(agrekd: Run, job: Path, tmp_path
 
 def test_gpus_are_used_unless_they_are_declined(agrekd: Run, job: Path) -> None:
     """What the job leaves open is what `run` would have; two students find room side by side."""
+    given = (*GIVEN, "--cpus", 64, "student.at_once=2")
     for gpus, student, teachers in ((0, 0, 0), (1, 0.3333, 0.1111), (2, 0.5, 0.3333), (8, 1, 1)):
-        setup = planned(agrekd, job, *GIVEN, "--gpus", gpus)["setup"]
+        setup = planned(agrekd, job, *given, "--gpus", gpus)["setup"]
         assert (setup["student_gpus"], setup["actor_gpus"]) == (student, teachers), gpus
-    alone = planned(agrekd, job, *GIVEN, "--gpus", 1, "student.at_once=1")["setup"]
+    alone = planned(agrekd, job, *given, "--gpus", 1, "student.at_once=1")["setup"]
     assert (alone["student_gpus"], alone["actor_gpus"]) == (0.5, 0.1666)
-    two = planned(agrekd, job, *GIVEN, "--gpus", 1, "--nodes", 2, "student.workers=2")
+    two = planned(agrekd, job, *given, "--gpus", 1, "--nodes", 2, "student.workers=2")
     assert (two["setup"]["student_gpus"], two["setup"]["actor_gpus"]) == (1, 0.5)
     assert two["shortage"] is None  # teachers record before the students begin
-    declined = ("student.gpus=0", "fleet.gpus=0", *GIVEN)
+    declined = ("student.gpus=0", "fleet.gpus=0", *given)
     assert (
         "2 of 2 GPUs stay idle: student.gpus = 0 declines them; fleet.gpus = 0 declines them"
         in agrekd("plan", job, *declined, "--gpus", 2)[1]
     )
-    assert "idle:" not in agrekd("plan", job, *GIVEN, "--gpus", 2)[1]
+    assert "idle:" not in agrekd("plan", job, *given, "--gpus", 2)[1]
     assert (
-        "3 of 8 GPUs stay idle: more student.workers" in agrekd("plan", job, *GIVEN, "--gpus", 8)[1]
+        "3 of 8 GPUs stay idle: more student.workers" in agrekd("plan", job, *given, "--gpus", 8)[1]
     )
     assert "idle:" not in agrekd("plan", job, *declined)[1]
 

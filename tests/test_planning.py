@@ -21,10 +21,10 @@ from agrekd_ray.capacity.forecast import (
     PATH,
     Costs,
     Forecast,
-    Machines,
     Times,
     forecast,
 )
+from agrekd_ray.capacity.placing import Machines
 from agrekd_ray.capacity.plan import WORTH, advise, merged
 from agrekd_ray.capacity.size import (
     COPIES,
@@ -140,13 +140,14 @@ def test_teachers_without_a_gpu_share_the_cores() -> None:
 def test_a_gpu_is_filled_before_the_next() -> None:
     times = Times(forward_ms=20, step_ms=5)
     placed = forecast(job(8, actor_gpus=0.25), Machines(nodes=1, gpus=4), times)
-    assert placed.actors_per_gpu == 4
+    assert placed.placing.actors_per_gpu == 4
     assert placed.shortage is None
     few = forecast(job(8, actor_gpus=1), Machines(nodes=1, gpus=4), times)
-    assert few.actors_per_gpu == 2
+    assert few.placing.actors_per_gpu == 2
     assert few.shortage == "8 GPUs are wanted, 4 are there"
     spread = forecast(job(8, actor_gpus=0.25), Machines(nodes=4, gpus=1), times)
-    assert (spread.actors_here, spread.actors_per_gpu, spread.far) == (2, 2, 0.75)
+    at = spread.placing
+    assert (at.actors_here, at.actors_per_gpu, at.far) == (2, 2, 0.75)
 
 
 def test_an_infinite_bandwidth_leaves_what_is_computed() -> None:
@@ -394,9 +395,9 @@ def kilobytes(name):
 
 torch.set_num_threads(1)
 small = question_of("agre_kd", 4, 8, 10)
-combine_gradients(small, [replies_to(small, small.spec.members)])
+combine_gradients(small, [replies_to(small)])
 question = question_of("agre_kd", 8, 64, 8000)
-told = [replies_to(question, question.spec.members)]
+told = [replies_to(question)]
 Path("/proc/self/clear_refs").write_text("5")
 before = kilobytes("VmRSS")
 combine_gradients(question, told)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from agrekd_ray.bench.workloads import PLAN, Cell, Workload
-from agrekd_ray.capacity.forecast import Costs, Machines, Times, forecast
+from agrekd_ray.capacity.forecast import Costs, Times, forecast
 from agrekd_ray.capacity.measure import (
     STRATEGY,
     Calibration,
@@ -23,6 +23,7 @@ from agrekd_ray.capacity.measure import (
     reading_ms,
     weighing_costs,
 )
+from agrekd_ray.capacity.placing import Machines
 from agrekd_ray.capacity.size import NAME, JobSize
 from agrekd_ray.cluster.fleet_settings import FleetSettings
 from agrekd_ray.data import TRAIN, open_dataset

@@ -15,7 +15,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, metadata, requires
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from packaging.requirements import Requirement
@@ -32,10 +31,12 @@ from agrekd_ray.capacity.report import counted, say
 from agrekd_ray.capacity.size import Needs, needs_of
 from agrekd_ray.cluster.address import cluster_address
 from agrekd_ray.cluster.environment import prepare
+from agrekd_ray.cluster.placement import Node, check_room, rounds, shares_beside
 from agrekd_ray.config import Job, load_job
 from agrekd_ray.config.points import points_of
 from agrekd_ray.data import open_dataset
 from agrekd_ray.errors import RunError, TrackingError
+from agrekd_ray.experiment.gpus import check_room_to_begin, numbered, workers_of
 from agrekd_ray.experiment.settled import settled
 
 ERROR, WARNING = "error", "warning"
@@ -174,16 +175,30 @@ def doctor(
         RunError: no cluster answers at the address.
     """
     job = load_job(path, overrides) if path is not None else None
-    points = [point for _, point in points_of(settled(job))] if job is not None else []
-    needs = needs_of(points) if points else Needs()
     where = job.ray.address if job is not None else None
     if address is not None:
         try:
             where = cluster_address(address)
         except ValueError as error:
             raise RunError(f"--address = {address}: {error}.") from None
-    driver, nodes, ports = _examined(job, points, where, console)
-    findings = diagnose(driver, nodes, needs, requirements(), ports)
+    points: list[Job] = []
+    if job is not None:
+        at_address = job.ray.model_copy(update={"address": where})
+        job = settled(job.model_copy(update={"ray": at_address}))
+        points = [point for _, point in points_of(job)]
+    needs = needs_of(points) if points else Needs()
+    prepare(starts_cluster=where is None)
+    from agrekd_ray.cluster.nodes import cluster_nodes  # imports Ray, which reads the environment
+    from agrekd_ray.cluster.session import RaySession
+
+    taken = max((point.student.workers * point.student.cpus for point in points), default=0)
+    session = RaySession(where, math.ceil(taken) + 1, lambda text: say(console, text, "yellow"))
+    try:
+        driver, nodes, ports = _examined(job, points, session.dashboard)
+        room = room_faults(points, needs, cluster_nodes())
+    finally:
+        session.close()
+    findings = [*diagnose(driver, nodes, needs, requirements(), ports), *room]
     findings = sorted([*findings, *tracking_faults(job)], key=lambda finding: finding.level)
     for node in nodes:
         say(console, node.in_words)
@@ -222,6 +237,38 @@ def requirements() -> list[str]:
         return []
 
 
+def room_faults(points: Sequence[Job], needs: Needs, nodes: Sequence[Node]) -> list[Finding]:
+    """What a run would refuse for want of room, in its words, each once.
+
+    Args:
+        points: of the job.
+        needs: of it.
+        nodes: of the cluster.
+    """
+    refused: dict[str, None] = {}
+    for check in (
+        *(functools.partial(check_room_to_begin, point, nodes) for point in points),
+        *(functools.partial(_check_teachers, *hosting, nodes) for hosting in needs.hosting),
+    ):
+        try:
+            check()
+        except RunError as error:
+            refused[str(error)] = None
+    texts = (text.removesuffix(".").rpartition(". ") for text in refused)
+    return [Finding("cluster", "room", problem, remedy) for problem, _, remedy in texts]
+
+
+def _check_teachers(job: Job, backbones: Mapping[str, str], nodes: Sequence[Node]) -> None:
+    """Refuse teachers without room: live ones beside a student, others in turns before it."""
+    job = numbered(job)
+    students = workers_of(job.student) if job.guidance == "live" else []
+    teachers = [own.wanted for own in shares_beside(students, nodes, backbones, job.fleet)]
+    if job.guidance == "live":
+        check_room(students, teachers, nodes)
+    else:
+        rounds(teachers, nodes)
+
+
 def tracking_faults(job: Job | None) -> list[Finding]:
     """What is wrong with the job's MLflow store; a file that is made by the first run is fine."""
     if job is None or job.tracking.uri is None:
@@ -255,37 +302,29 @@ def tracking_faults(job: Job | None) -> list[Finding]:
 
 
 def _examined(
-    job: Job | None, points: Sequence[Job], address: str | None, console: Console
+    job: Job | None, points: Sequence[Job], dashboard: str
 ) -> tuple[Machine, list[Machine], dict[int, str]]:
-    """The driver, every node of the cluster at an address, and the head node's ports by number.
+    """The driver, every node of the cluster that is joined, and the head node's ports by number.
 
     Args:
         job: the job; None for the cluster alone.
         points: of the job.
-        address: of the cluster; None for this machine alone.
-        console: for what is to be said of the connection.
+        dashboard: its address; empty where there is none.
     """
-    prepare(starts_cluster=address is None)
-    import ray  # reads the environment
-
-    from agrekd_ray.cluster.session import RaySession
+    import ray
 
     data = {point.data.model_dump_json(): open_dataset(point.data).fingerprint for point in points}
     folders: dict[str, Path] = {}
     if job is not None:
         folders = {"runs": job.runs, "teachers.store": job.teachers.store}
         folders["outputs.store"] = job.outputs.store
-    session = RaySession(address, 1, lambda text: say(console, text, "yellow"))
-    try:
-        listening = {"Ray's control service (GCS)": ray.get_runtime_context().gcs_address}
-        if session.dashboard:
-            listening["the dashboard"] = session.dashboard
-        ports = {int(at.rpartition(":")[2]): name for name, at in listening.items()}
-        with _marked(folders) as marked:
-            answer = probe.Probe().examine(marked, [])
-            nodes = _ask_nodes(marked, sorted(ports), list(data))
-    finally:
-        session.close()
+    listening = {"Ray's control service (GCS)": ray.get_runtime_context().gcs_address}
+    if dashboard:
+        listening["the dashboard"] = dashboard
+    ports = {int(at.rpartition(":")[2]): name for name, at in listening.items()}
+    with _marked(folders) as marked:
+        answer = probe.Probe().examine(marked, [])
+        nodes = _ask_nodes(marked, sorted(ports), list(data))
     fingerprints = [{"fingerprint": fingerprint} for fingerprint in data.values()]
     return Machine(DRIVER, data=fingerprints, **answer), nodes, ports
 
@@ -330,45 +369,41 @@ def _ask_nodes(
 
     alive = [node for node in ray.nodes() if node["Alive"]]
     register_pickle_by_value(probe)  # so that nodes without this package answer, too
-    actors: list[Any] = []
+    actors: dict[int, Any] = {}
     try:
         # No CPU and no GPU of their own: a cluster that is all taken answers, too.
         shell = ray.remote(num_cpus=0, max_restarts=0)(probe.Probe)
-        for node in alive:
+        for number, node in enumerate(alive):
             here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            actors.append(shell.options(scheduling_strategy=here).remote())
-        asked = {
-            number: actors[number].examine.remote(
-                folders, ports if _HEAD in node["Resources"] else []
-            )
-            for number, node in enumerate(alive)
-        }
+            actors[number] = shell.options(scheduling_strategy=here).remote()
         nodes = []
-        for number, (answer, silence) in _answers(asked, ANSWER_SECONDS).items():
-            resources = alive[number]["Resources"]
+        answers = _ask(actors, ANSWER_SECONDS, "examine", folders, ports)
+        for node, (answer, silence) in zip(alive, answers.values(), strict=True):
+            resources = node["Resources"]
+            elsewhere: dict[str, Any] = {} if _HEAD in resources else {"listeners": {}}
             nodes.append(
                 Machine(
-                    name=f"{alive[number]['NodeManagerHostname']} {alive[number]['NodeID'][:6]}",
+                    name=f"{node['NodeManagerHostname']} {node['NodeID'][:6]}",
                     cpus=resources.get("CPU", 0),
                     gpus=resources.get("GPU", 0),
                     object_store=int(resources.get("object_store_memory", 0)),
                     silence=silence,
-                    **(answer or {}),
+                    **{**(answer or {}), **elsewhere},
                 )
             )
-        talking = {n: actors[n] for n, node in enumerate(nodes) if not node.silence}
+        talking = {n: actor for n, actor in actors.items() if not nodes[n].silence}
         for number, actor in talking.items():
             nodes[number] = replace(nodes[number], skew=_skew(actor))
-        with_gpus = [n for n in talking if nodes[n].gpus or nodes[n].accelerators]
-        asked = {number: actors[number].torch_gpus.remote() for number in with_gpus}
-        for number, (count, silence) in _answers(asked, TORCH_SECONDS).items():
+        with_gpus = {n: a for n, a in talking.items() if nodes[n].gpus or nodes[n].accelerators}
+        for number, (count, silence) in _ask(with_gpus, TORCH_SECONDS, "torch_gpus").items():
             nodes[number] = replace(nodes[number], torch_gpus=silence or count)
-        asked = {n: actor.data.remote(data) for n, actor in talking.items() if data}
-        for number, (answer, silence) in _answers(asked, DATA_SECONDS).items():
+        for number, (answer, silence) in _ask(
+            talking if data else {}, DATA_SECONDS, "data", data
+        ).items():
             nodes[number] = replace(nodes[number], data=answer or (), data_silence=silence)
         return nodes
     finally:
-        for actor in actors:
+        for actor in actors.values():
             ray.kill(actor)
         unregister_pickle_by_value(probe)
 
@@ -378,7 +413,7 @@ def _skew(actor: Any) -> tuple[float, float] | None:
     trips = []
     for _ in range(TICKS):
         sent = time.time()
-        clock, silence = _answers({0: actor.clock.remote()}, ANSWER_SECONDS)[0]
+        clock, silence = _ask({0: actor}, ANSWER_SECONDS, "clock")[0]
         back = time.time()
         if not silence:
             trips.append((back - sent, clock - (sent + back) / 2))
@@ -388,11 +423,14 @@ def _skew(actor: Any) -> tuple[float, float] | None:
     return skew, trip / 2
 
 
-def _answers(asked: Mapping[int, Any], seconds: float) -> dict[int, tuple[Any, str]]:
-    """Answers that come in time and an empty text, or None and why there is none; by number."""
+def _ask(
+    actors: Mapping[int, Any], seconds: float, method: str, *arguments: object
+) -> dict[int, tuple[Any, str]]:
+    """What actors answer in time and an empty text, or None and why there is none; by number."""
     import ray
     from ray.exceptions import RayError
 
+    asked = {n: getattr(actor, method).remote(*arguments) for n, actor in actors.items()}
     references = list(asked.values())
     ready: list[Any] = []
     if references:
@@ -418,7 +456,7 @@ def diagnose(
     nodes: Sequence[Machine],
     needs: Needs,
     requirements: Sequence[str],
-    ports: Mapping[int, str] = MappingProxyType({}),
+    ports: Mapping[int, str],
 ) -> list[Finding]:
     """All findings, errors first.
 

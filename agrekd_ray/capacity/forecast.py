@@ -14,18 +14,18 @@ docs/planning.md.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator
 
+from agrekd_ray.capacity.placing import Machines, Placing, who_is_where, with_gpus
 from agrekd_ray.capacity.size import FLOAT, PROCESS, JobSize
-from agrekd_ray.cluster.placement import Node, ResourceRequest
 from agrekd_ray.core.weighting import STRATEGIES
-from agrekd_ray.experiment.gpus import LARGE, divided, parts, side_by_side, worker_shares
-from agrekd_ray.settings import AUTO, Count, NonNegative, Positive, Settings, Share, Whole
+from agrekd_ray.settings import NonNegative, Positive, Settings, Share
 from agrekd_ray.student.shared_work import WORTH_STARTS
 
 PARTS = {
@@ -57,38 +57,6 @@ WEIGH_NS: dict[str, float] = {
 }
 """Nanoseconds for a number, measured by `measure.weighing_costs` on two busy cores; a strategy that
 was not measured is taken for the slowest."""
-
-
-class Machines(Settings):
-    """The machines; all alike.
-
-    Attributes:
-        nodes: how many.
-        gpus: of each.
-        cpus: cores of each.
-        memory_gb: memory of each, GB (10⁹ bytes).
-        gbit: bandwidth of each one's network link, Gbit/s, in both directions at once.
-        latency_us: of a message between two of them, one way, microseconds.
-        disk_mb: what the folder of records takes in, MB/s, over all nodes.
-    """
-
-    nodes: Annotated[Count, Field(le=100_000)] = 1
-    gpus: Annotated[Whole, Field(le=1024)] = 0
-    cpus: Annotated[Count, Field(le=4096)] = 2
-    memory_gb: Positive = 64
-    gbit: Positive = 10
-    latency_us: NonNegative = 100
-    disk_mb: Positive = 500
-
-    def as_nodes(self, most: int | None = None, cpus: float = math.inf) -> list[Node]:
-        """The machines as a placement is worked out on them.
-
-        Args:
-            most: how many at most; so many processes need no more.
-            cpus: of each; where GPUs alone are asked for, there is no end of them.
-        """
-        room = {"CPU": cpus, "GPU": float(self.gpus)}
-        return [Node(f"node {n}", room, room) for n in range(min(self.nodes, most or self.nodes))]
 
 
 def _known_strategies(value: Any) -> Any:
@@ -165,58 +133,6 @@ class Times(Settings):
     costs: Costs = Costs()
 
 
-# --- who is where
-
-
-def workers_wanted(size: JobSize) -> list[ResourceRequest]:
-    """Room that a student's workers take."""
-    room = {"CPU": size.student_cpus, "GPU": size.student_gpus}
-    return [ResourceRequest("student's worker", room)] * size.workers
-
-
-def actors_wanted(size: JobSize) -> list[ResourceRequest]:
-    """Room that the teachers' actors take."""
-    room = {"CPU": size.actor_cpus or 0.0, "GPU": size.actor_gpus}
-    return [ResourceRequest("teachers", room)] * size.actors
-
-
-def _with_gpus(size: JobSize, machines: Machines) -> JobSize:
-    """A job with numbers for the GPUs that it leaves open, as a run has them."""
-    workers, actors, groups = [size.student_gpus], [size.actor_gpus], 1
-    if "student" in size.gpus_left_open:
-        nodes = machines.as_nodes(size.workers)
-        workers = worker_shares(workers_wanted(size), AUTO, nodes, lambda: size.students_on_a_gpu)
-        groups = groups_with_room(replace(size, student_gpus=workers[-1]), machines)
-    if "fleet" in size.gpus_left_open and machines.gpus:
-        actors = parts(size.actors_on_a_gpu)
-
-    def wanted(worker: float | None, actor: float | None) -> list[ResourceRequest]:
-        given = replace(size, student_gpus=worker or 0.0, actor_gpus=actor or 0.0)
-        students = [] if worker is None else workers_wanted(given) * groups
-        return students + ([] if actor is None else actors_wanted(given))
-
-    nodes = machines.as_nodes(groups * size.workers + size.actors)
-    worker, actor = divided(wanted, workers, actors, nodes, size.records)
-    return replace(size, student_gpus=worker, actor_gpus=actor)
-
-
-def groups_with_room(size: JobSize, machines: Machines) -> int:
-    """Students that have room side by side once the teachers have gone, at most as many as are."""
-    students = len(size.strategies) + size.plain
-    most = min(students, size.at_once or students)
-    nodes = machines.as_nodes(most * size.workers, machines.cpus)
-    return side_by_side(workers_wanted(size), [_useful_share(size)], nodes, most)
-
-
-def _useful_share(size: JobSize) -> float:
-    """Share of a GPU that a worker can make use of, where others could share it."""
-    large = "student" in size.gpus_left_open and size.students_on_a_gpu == LARGE
-    return 1.0 if large and size.student_gpus else size.student_gpus
-
-
-# --- what it takes
-
-
 def forecast(size: JobSize, machines: Machines, times: Times) -> Forecast:
     """What a job would take.
 
@@ -226,87 +142,65 @@ def forecast(size: JobSize, machines: Machines, times: Times) -> Forecast:
         machines: that it would have.
         times: of student and teachers, each alone.
     """
-    size = _with_gpus(size, machines)
-    single = Forecast(replace(size, weighting_actors=1), machines, times)
+    size, groups = with_gpus(size, machines)
+    placing, lacking = who_is_where(size, machines)
+    lone = replace(size, weighting_actors=1)
+    single = Forecast(lone, machines, times, placing, lacking, groups)
     if size.may_shard and size.weighting_actors != 1:
         several = replace(size, weighting_actors=size.workers)
-        sharded = Forecast(several, machines, times, single)
+        sharded = replace(single, size=several, single=single)
         if size.weighting_actors is not None or sharded.ms < GAIN * single.ms:
             return sharded
     return single
 
 
+@dataclass(frozen=True)
 class Forecast:
     """What a job would take; where there is no room for it, as if its parts shared what there is.
 
-    Ray spreads the teachers' actors over the nodes, and fills one GPU with fractions before the
-    next. A student's workers fill one node after another; the driver and a lone weighting actor
-    are on the first of theirs.
-
-    Args:
+    Attributes:
         size: of the job, with the GPUs and weighting actors that it would have.
         machines: that it would have.
         times: of student and teachers, each alone.
+        placing: who is where.
+        no_room: what finds no room on the nodes, in words; empty where all do.
+        groups: students that have room side by side once the teachers have gone.
         single: the same with one weighting actor, where there are several.
-
-    Attributes:
-        student_nodes: that the student's workers take.
-        workers_here: on the first of them.
-        actors_here: teachers' actors on the node that has most.
-        actors_per_gpu: on the GPU that has most; 0 without GPUs.
-        far: share of the teachers' actors that are on other nodes than the weighting actor.
     """
 
-    def __init__(
-        self, size: JobSize, machines: Machines, times: Times, single: Forecast | None = None
-    ) -> None:
-        self.size, self.machines, self.times, self.single = size, machines, times, single
-        self._costs, self._sent, self._shards = (
-            times.costs,
-            size.traffic,
-            size.weighting_actors or 1,
-        )
-        one_node, worker = machines.as_nodes(1, machines.cpus), workers_wanted(size)[:1]
-        on_a_node = side_by_side(worker, [_useful_share(size)], one_node, size.workers)
-        self.student_nodes = min(machines.nodes, -(-size.workers // on_a_node))
-        self.workers_here = -(-size.workers // self.student_nodes)
-        self.actors_here = -(-size.actors // machines.nodes)
-        self.far = max(0, size.actors - self.actors_here) / size.actors
-        self.actors_per_gpu = 0
-        if size.actor_gpus:
-            free = machines.gpus - size.workers * size.student_gpus / machines.nodes
-            packed = min(self.actors_here, int(1 / size.actor_gpus + 1e-9))
-            crowded = math.ceil(self.actors_here / max(1.0, free))  # the others share
-            self.actors_per_gpu = max(1, packed, crowded)
-        # Milliseconds of a teachers' process for one batch, besides the forward passes, and those
-        # in which the passes of the fullest actor keep its device busy.
-        further = (size.fullest - 1) * self._costs.backbone_ms
-        self._hosting_ms = times.inputs_ms + self._costs.host_ms + further
-        self._busy_ms = times.forward_busy * times.forward_ms * size.fullest
+    size: JobSize
+    machines: Machines
+    times: Times
+    placing: Placing
+    no_room: str
+    groups: int
+    single: Forecast | None = None
 
     @cached_property
     def shortage(self) -> str | None:
         """What is wanted and not there, in words; None where all has room."""
-        size, machines = self.size, self.machines
-        gpus, cpus = machines.gpus * machines.nodes, machines.cpus * machines.nodes
-        students, teachers = size.workers * size.student_gpus, size.actors * size.actor_gpus
-        wanted = students + teachers
-        if size.records and "fleet" in size.gpus_left_open and wanted > gpus:
-            wanted = max(students, min(teachers, gpus))  # they record before the students begin
-        cores = size.workers * size.student_cpus + size.actors * (size.actor_cpus or 0)
-        for name, wants, has in (("GPUs", wanted, gpus), ("CPUs", cores, cpus)):
-            if wants > has + 1e-9:
-                return f"{wants:g} {name} are wanted, {has:g} are there"
-        node, room = self.memory["node"] / 1e9, machines.memory_gb
-        if node > room:
+        node, room = self.memory["node"] / 1e9, self.machines.memory_gb
+        if not self.no_room and node > room:
             return f"{node:,.0f} GB of memory are wanted on the fullest node, {room:,.0f} are there"
-        return None
+        return self.no_room or None
+
+    @property
+    def _hosting_ms(self) -> float:
+        """Milliseconds of a teachers' process for one batch, besides the forward passes."""
+        further = (self.size.fullest - 1) * self.times.costs.backbone_ms
+        return self.times.inputs_ms + self.times.costs.host_ms + further
+
+    @property
+    def _busy_ms(self) -> float:
+        """Milliseconds in which the passes of the fullest actor keep its device busy."""
+        return self.times.forward_busy * self.times.forward_ms * self.size.fullest
 
     @cached_property
     def parts(self) -> dict[str, float]:
         """Milliseconds of each part of a step that is taught by the fleet, by names of `PARTS`."""
-        size, costs, sent, strategy = self.size, self._costs, self._sent, self.size.strategies[0]
-        in_turn: float = sent.questions / self._shards
+        size, costs, sent = self.size, self.times.costs, self.size.traffic
+        strategy = size.strategies[0]
+        in_turn: float = sent.questions / size.shards
         through = sent.question * (1 + (1 if sent.shared else size.actors))
         copied = costs.copy_ms(through + sent.replies + sent.answer)
         weighed = costs.weigh(strategy, size.members, sent.samples, size.classes)
@@ -320,7 +214,7 @@ class Forecast:
         # Teachers start on their next batch as a question arrives. All that run on a node get the
         # same share of its cores; the path is one of them.
         beside = self._hosting_ms + (0.0 if size.actor_gpus else self._busy_ms)
-        crowd = max(0.0, (self.actors_here + 1) / self.machines.cpus - 1)
+        crowd = max(0.0, (self.placing.actors_here + 1) / self.machines.cpus - 1)
         return {
             "student": self.times.step_ms,
             "teachers": self._forward_ms,
@@ -337,31 +231,29 @@ class Forecast:
     def _followed(self) -> tuple[str, ...]:
         return PATH if self.size.look_ahead else (*PATH, "teachers")
 
+    @property
+    def _path_ms(self) -> float:
+        """Milliseconds of the parts that follow one another."""
+        return sum(self.parts[name] for name in self._followed)
+
     @cached_property
     def ms(self) -> float:
         """Milliseconds of a live step."""
-        path = sum(self.parts[name] for name in self._followed)
-        return max(path, self.parts["teachers"], self.parts["cores"])
+        return max(self._path_ms, self.parts["teachers"], self.parts["cores"])
+
+    @cached_property
+    def shares(self) -> dict[str, float]:
+        """What a live step is spent on, as shares by part, which sum to 1."""
+        if self.parts["cores"] == self.ms > self._path_ms:
+            return {"cores": 1.0}
+        if self.size.look_ahead and self.parts["teachers"] == self.ms:
+            return {"teachers": 1.0}
+        return {name: self.parts[name] / self._path_ms for name in self._followed}
 
     @property
     def step_bottleneck(self) -> str:
         """The part that holds a live step up."""
-        path = sum(self.parts[name] for name in self._followed)
-        if self.parts["cores"] == self.ms > path:
-            return "cores"
-        if self.size.look_ahead and self.parts["teachers"] == self.ms:
-            return "teachers"
-        return max(self._followed, key=self.parts.__getitem__)
-
-    @property
-    def shares(self) -> dict[str, float]:
-        """What a live step is spent on, as shares by part, which sum to 1."""
-        name = self.step_bottleneck
-        if name in ("teachers", "cores") and self.ms == self.parts[name]:
-            return {name: 1.0}
-        followed = (*PATH, "teachers") if sum(self.parts[n] for n in PATH) < self.ms else PATH
-        whole = sum(self.parts[name] for name in followed)
-        return {name: self.parts[name] / whole for name in followed}
+        return max(self.shares, key=self.shares.__getitem__)
 
     @property
     def teacher_idle(self) -> float:
@@ -376,8 +268,8 @@ class Forecast:
     @property
     def into_weighting(self) -> float:
         """Bytes a second into the weighting actor, or each of them."""
-        sent = self._sent
-        return 1e3 * (sent.question + sent.replies) * sent.questions / self._shards / self.ms
+        sent = self.size.traffic
+        return 1e3 * (sent.question + sent.replies) * sent.questions / self.size.shards / self.ms
 
     @cached_property
     def replay(self) -> dict[str, float]:
@@ -386,9 +278,9 @@ class Forecast:
         Everything but the sums between workers happens in the student's own process. Records that
         do not fit into half of the memory of its nodes come from the disk, in part.
         """
-        size, costs = self.size, self._costs
+        size, costs = self.size, self.times.costs
         row = size.members * size.classes * size.number_bytes
-        cache = self.machines.memory_gb * 1e9 / 2 * self.student_nodes
+        cache = self.machines.memory_gb * 1e9 / 2 * self.placing.student_nodes
         missed = max(0.0, 1 - cache / max(1, size.record_bytes))
         from_disk = 1e3 * missed * row * size.batch / (self.machines.disk_mb * 1e6)
         whole = {"student": 0.0, "reading": 0.0, "weighing": 0.0, "network": 0.0}
@@ -415,30 +307,31 @@ class Forecast:
         """
         size, times = self.size, self.times
         idle = (1 - times.forward_busy) * times.forward_ms * -(-size.fullest // size.concurrent)
-        crowd = max(1.0, self.actors_here / self.machines.cpus)
+        crowd = max(1.0, self.placing.actors_here / self.machines.cpus)
         if size.actor_gpus:
-            return crowd * self._hosting_ms + self._busy_ms * self.actors_per_gpu + idle
+            return crowd * self._hosting_ms + self._busy_ms * self.placing.actors_per_gpu + idle
         return crowd * (self._hosting_ms + self._busy_ms) + idle
 
     def _network_ms(self) -> float:
         """Questions and replies between machines: the busiest link, and the way there and back."""
-        size, sent, nodes = self.size, self._sent, self.machines.nodes
+        size, sent, placing = self.size, self.size.traffic, self.placing
+        nodes = self.machines.nodes
         if nodes == 1:
             return 0.0
-        asked, far = sent.questions, self.far
-        if self._shards > 1:  # each beside its worker
-            mine, elsewhere = float(self.workers_here), 0.0
+        asked, far = sent.questions, placing.far
+        if size.shards > 1:  # each beside its worker
+            mine, elsewhere = float(placing.workers_here), 0.0
         else:
             mine = float(asked)
-            elsewhere = 0.0 if asked == 1 else asked * (1 - self.workers_here / size.workers)
+            elsewhere = 0.0 if asked == 1 else asked * (1 - placing.workers_here / size.workers)
         copies: float = size.actors * far
-        taken = self.actors_here
+        taken = placing.actors_here
         if sent.shared:  # each node fetches it once
             copies, taken = min(copies, nodes - 1), 1
         busiest = max(
             mine * sent.replies * far + elsewhere * sent.question,
             mine * copies * sent.question + elsewhere * sent.answer,
-            self.actors_here * asked * sent.reply,
+            placing.actors_here * asked * sent.reply,
             taken * asked * sent.question,
         )
         return self._between_nodes_ms(busiest, 4 if elsewhere else 2)
@@ -454,8 +347,8 @@ class Forecast:
             logits = (workers - 1) * size.part * size.classes * FLOAT
             packed = size.batch * (size.classes + 2 * size.teachers + 2) * FLOAT
             ring, legs = ring + logits + packed, legs + 2 * workers
-        if self.student_nodes == 1:
-            return self._costs.copy_ms(ring)
+        if self.placing.student_nodes == 1:
+            return self.times.costs.copy_ms(ring)
         return self._between_nodes_ms(ring, legs)
 
     def _between_nodes_ms(self, size: float, legs: int) -> float:
@@ -465,24 +358,30 @@ class Forecast:
 
     def _cores_ms(self, served: float, reply: float) -> float:
         """All that the fullest node computes in a step, shared by its cores."""
-        size, asked = self.size, self._sent.questions
-        weighting = min(self._shards, self.workers_here) * served * asked / self._shards
+        size, asked = self.size, self.size.traffic.questions
         forward = 0.0 if size.actor_gpus else self._busy_ms * max(1, int(size.actor_cpus or 1))
-        teaching = self.actors_here * (self._hosting_ms + forward + asked * reply)
+        teaching = self._hosting_ms + forward + asked * reply
         threads = 1 if size.student_gpus else max(1, int(size.student_cpus))
-        learning = self.workers_here * self.times.step_ms * threads
-        return (learning + weighting + teaching) / self.machines.cpus
+        learning, weighting = self.times.step_ms * threads, served * asked / size.shards
+        return self._fullest(learning, weighting, teaching) / self.machines.cpus
+
+    def _fullest(self, worker: float, weighting: float, actor: float) -> float:
+        """What the fullest node has of something, of which each process has so much.
+
+        A lone weighting actor is beside the first worker, several are beside a worker each.
+        """
+        return max(
+            workers * worker + min(self.size.shards, workers) * weighting + actors * actor
+            for workers, actors in self.placing.loads
+        )
 
     @cached_property
     def memory(self) -> dict[str, float]:
         """Bytes of each kind of process, as `JobSize.memory`, and of all on the fullest `node`."""
-        each = self.size.memory(self._costs.process_mb * 1e6)
+        each = self.size.memory(self.times.costs.process_mb * 1e6)
         on_gpu = each["teacher_weights"] if self.size.actor_gpus else 0.0
-        node = (
-            min(self._shards, self.workers_here) * (each["weighting_actor"] + each["object_store"])
-            + self.actors_here * (each["teacher_actor"] - on_gpu)
-            + self.workers_here * each["worker"]
-        )
+        weighting = each["weighting_actor"] + each["object_store"]
+        node = self._fullest(each["worker"], weighting, each["teacher_actor"] - on_gpu)
         return {**each, "node": node}
 
     @cached_property
@@ -496,7 +395,7 @@ class Forecast:
         if not size.records:
             return None
         forward = self._forward_ms / 1e3 * size.samples / size.batch
-        sealed = view / size.actors / (self._costs.seal_gb * 1e9)
+        sealed = view / size.actors / (self.times.costs.seal_gb * 1e9)
         forward_seconds = size.views * (forward + sealed)
         disk_seconds = size.views * view / (self.machines.disk_mb * 1e6)
         return {
@@ -515,52 +414,46 @@ class Forecast:
         slow_disk = self.recording["disk_seconds"] > self.recording["forward_seconds"]
         return "disk" if slow_disk else "teachers"
 
-    @property
+    @cached_property
     def whole(self) -> dict[str, float]:
-        """Seconds of the job, part by part.
+        """Seconds of the job, part by part; where that pays, students are side by side.
 
         Its `start`, epochs `live` and `replayed`, students on labels alone (`plain`), `evaluation`,
         and `verifying` records when they are first read.
         """
-        return self._whole_and_spent[0]
-
-    @property
-    def spent(self) -> dict[str, float]:
-        """Seconds of the job by what they are spent on, by the names of `PARTS`."""
-        return self._whole_and_spent[1]
-
-    @cached_property
-    def _whole_and_spent(self) -> tuple[dict[str, float], dict[str, float]]:
-        """See `whole` and `spent`; where that pays, students are side by side."""
-        size, step_ms, start = self.size, self.times.step_ms, self._costs.start_s
+        size, step_ms, start = self.size, self.times.step_ms, self.times.costs.start_s
         taught, epochs = len(size.strategies), size.epochs
         live_epochs = size.views if size.records else taught * epochs
         live = live_epochs * size.steps * self.ms / 1e3
-        spent = {part: share * live for part, share in self.shares.items()}
-        if self.recording and self.recording["disk_seconds"] > live:
-            live = self.recording["disk_seconds"]
-            spent = {"disk": live}
-        replayed_steps = (taught * epochs - live_epochs) * size.steps
-        labelled = size.plain * epochs * size.steps * step_ms / 1e3
+        replayed = (taught * epochs - live_epochs) * size.steps * self.replay_ms / 1e3
+        plain = size.plain * epochs * size.steps * step_ms / 1e3
         # An evaluation takes a third of a training step for each sample.
         evaluation = (taught + size.plain) * size.evaluated * step_ms / size.part / 3 / 1e3
-        groups = groups_with_room(size, self.machines)
+        groups = self.groups
         if size.at_once is None and start:  # as `student.shared_work.Pace` decides
-            alone = replayed_steps * self.replay_ms / 1e3 + labelled + evaluation
+            alone = replayed + plain + evaluation
             groups = min(groups, max(1, math.ceil(alone / (WORTH_STARTS * start))))
-        whole = {
+        return {
             "start": start,
-            "live": live,
-            "replayed": replayed_steps * self.replay_ms / 1e3 / groups,
-            "plain": labelled / groups,
+            "live": max(live, self.recording["disk_seconds"]) if self.recording else live,
+            "replayed": replayed / groups,
+            "plain": plain / groups,
             "evaluation": evaluation / groups,
-            "verifying": size.record_bytes / (self._costs.seal_gb * 1e9),
+            "verifying": size.record_bytes / (self.times.costs.seal_gb * 1e9),
         }
+
+    @cached_property
+    def spent(self) -> dict[str, float]:
+        """Seconds of the job by what they are spent on, by the names of `PARTS`."""
+        whole, recording = self.whole, self.recording
+        waits_for_disk = recording is not None and recording["disk_seconds"] == whole["live"]
+        live = {"disk": 1.0} if waits_for_disk else self.shares
+        spent = defaultdict(float, {part: share * whole["live"] for part, share in live.items()})
         for part, ms in self.replay.items():
-            spent[part] = spent.get(part, 0.0) + replayed_steps * ms / 1e3 / groups
+            spent[part] += whole["replayed"] * ms / self.replay_ms
         spent["student"] += whole["plain"] + whole["evaluation"]
         spent["reading"] += whole["verifying"]
-        return whole, spent
+        return dict(spent)
 
     @property
     def seconds(self) -> float:

@@ -45,8 +45,8 @@ CPU = torch.device("cpu")
 STRATEGY = "agre_kd"
 ACTORS, DEEP, SLEEP_MS = 3, 4, 1
 """The fleet that is measured: actors, teachers of each, and how long a teacher sleeps."""
-ROUNDS, ASKED = 4, 15
-"""Rounds of questions, whose means count, as the mean of an epoch's steps does."""
+ASKED = 15
+"""Questions of a round, whose mean counts, as the mean of an epoch's steps does."""
 LARGE_MESSAGE = 4_000_000
 """Numbers of a message that shows what its bytes cost, float32."""
 
@@ -141,7 +141,7 @@ def weighing_costs(strategies: Collection[str]) -> dict[str, Any]:
 
     def weighing_of(strategy: str, *size: int) -> Callable[[], object]:
         request = question_of(strategy, *size)
-        gradients = [replies_to(request, request.spec.members)]
+        gradients = [replies_to(request)]
         return lambda: combine_gradients(request, gradients)
 
     def reply_of(teachers: int, samples: int, classes: int) -> Callable[[], object]:
@@ -166,27 +166,32 @@ def weighing_costs(strategies: Collection[str]) -> dict[str, Any]:
     return costs
 
 
-def timed(work: Callable[[], object], device: torch.device = CPU) -> tuple[float, float]:
-    """Median milliseconds of some work, and of the process's cores meanwhile."""
+def timed(
+    work: Callable[[], object], device: torch.device = CPU, times: int = 1
+) -> tuple[float, float]:
+    """Milliseconds of some work and of the process's cores meanwhile: medians over rounds.
+
+    Args:
+        work: that is timed.
+        device: that it uses; it has ended when that has.
+        times: that it is done in a round, whose mean counts.
+    """
     wait = (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else (lambda: None)
     walls, cores = [], []
     for _ in range(WARM + COUNTED):
         wait()
         start, used = time.perf_counter(), time.process_time()
-        work()
+        for _ in range(times):
+            work()
         wait()
-        walls.append(1e3 * (time.perf_counter() - start))
-        cores.append(1e3 * (time.process_time() - used))
+        walls.append(1e3 * (time.perf_counter() - start) / times)
+        cores.append(1e3 * (time.process_time() - used) / times)
     return statistics.median(walls[WARM:]), statistics.median(cores[WARM:])
 
 
 def _line(work_of: Callable[[int, int, int], Callable[[], object]]) -> tuple[float, float]:
     """Milliseconds of work at no numbers, and nanoseconds for each, through the two sizes."""
-
-    def one_of_ten(work: Callable[[], object]) -> float:
-        return timed(lambda: [work() for _ in range(10)])[0] / 10
-
-    small, large = (one_of_ten(work_of(*size)) for size in (SMALL, LARGE))
+    small, large = (timed(work_of(*size), times=10)[0] for size in (SMALL, LARGE))
     few, many = (math.prod(size) for size in (SMALL, LARGE))
     slope = max(0.0, large - small) / (many - few)
     return max(0.0, small - slope * few), 1e6 * slope
@@ -199,8 +204,9 @@ def question_of(strategy: str, teachers: int, samples: int, classes: int) -> Gra
     return GradientRequest(spec, 0, 0, np.arange(samples), _logits(samples, classes))
 
 
-def replies_to(request: GradientRequest, names: tuple[str, ...]) -> TeacherGradients:
+def replies_to(request: GradientRequest) -> TeacherGradients:
     """What teachers with random logits reply."""
+    names = request.spec.members
     generator = torch.Generator().manual_seed(1)
     logits_mBC = torch.randn(len(names), *request.logits_BC.shape, generator=generator)
     student_BC = torch.from_numpy(request.logits_BC)
@@ -273,8 +279,8 @@ class Calibration(AbstractContextManager["Calibration"]):
 
         called = call(one, 1)
         empty, large = (np.zeros(count, dtype=np.float32) for count in (1, LARGE_MESSAGE))
-        small = _mean_ms(lambda: ray.get(self._echo.back.remote(empty)))
-        copying = _mean_ms(lambda: ray.get(self._echo.back.remote(large))) - small
+        small = timed(lambda: ray.get(self._echo.back.remote(empty)), times=ASKED)[0]
+        copying = timed(lambda: ray.get(self._echo.back.remote(large)))[0] - small
         return {
             "call_ms": called,
             "actor_ms": max(0.0, call(wide, ACTORS) - called) / (ACTORS - 1),
@@ -294,10 +300,10 @@ class Calibration(AbstractContextManager["Calibration"]):
             source.ask(GradientRequest(spec, self._asked, self._asked, ids, logits_BC))
 
         ask()
-        before = self._fleet.effort().seconds
-        asked = _mean_ms(ask)
+        asked_before, before = self._asked, self._fleet.effort().seconds
+        taken = timed(ask, times=ASKED)[0]
         computed = 1e3 * (self._fleet.effort().seconds - before)
-        return asked, computed / (ROUNDS * ASKED * actors)
+        return taken, computed / ((self._asked - asked_before) * actors)
 
     def __exit__(self, *failure: object) -> None:
         self._fleet.close()
@@ -337,14 +343,3 @@ def make_teachers(
         save(path, Classifier(body.backbone, head), manifest)
         checkpoints[path.name] = path
     return checkpoints
-
-
-def _mean_ms(work: Callable[[], object]) -> float:
-    """Milliseconds, the median over rounds of their means."""
-    rounds = []
-    for _ in range(ROUNDS):
-        start = time.perf_counter()
-        for _ in range(ASKED):
-            work()
-        rounds.append(1e3 * (time.perf_counter() - start) / ASKED)
-    return statistics.median(rounds)

@@ -12,16 +12,8 @@ from omegaconf import OmegaConf
 from pydantic import ValidationError
 from rich.console import Console
 
-from agrekd_ray.capacity.forecast import (
-    Costs,
-    Forecast,
-    Machines,
-    Times,
-    actors_wanted,
-    forecast,
-    groups_with_room,
-    workers_wanted,
-)
+from agrekd_ray.capacity.forecast import Costs, Forecast, Times, forecast
+from agrekd_ray.capacity.placing import Machines, actors_wanted, workers_wanted
 from agrekd_ray.capacity.report import as_json, show_forecast
 from agrekd_ray.capacity.size import JobSize, read_size
 from agrekd_ray.cluster.environment import prepare
@@ -223,7 +215,7 @@ def _idle_gpus(job: Job, expected: Forecast) -> str:
     size, machines = expected.size, expected.machines
     anywhere: dict[str, Any] = {"labels": {}, "resources": {}}
     blocks = {name: getattr(job, name).model_copy(update=anywhere) for name in ("student", "fleet")}
-    job, nodes = job.model_copy(update=blocks), machines.as_nodes()
+    busy = workers_wanted(size) * expected.groups + actors_wanted(size, machines, expected.groups)
+    job, nodes = job.model_copy(update=blocks), machines.as_nodes(machines.nodes)
     given = numbered(job, nodes, student=size.student_gpus, fleet=size.actor_gpus)
-    busy = workers_wanted(size) * groups_with_room(size, machines) + actors_wanted(size)
     return what_stays_idle(job, given, nodes, busy, "student", "fleet")

@@ -13,9 +13,8 @@ from rich.text import Text
 
 from agrekd_ray.capacity.forecast import PARTS, Forecast
 
-PLACING = "student_nodes", "workers_here", "actors_here", "actors_per_gpu", "far"
 STEP = "ms", "parts", "teacher_idle", "student_waits", "into_weighting"
-"""What a forecast says of who is where, and of a live step."""
+"""What a forecast says of a live step."""
 
 
 def say(console: Console, text: str, style: str = "") -> None:
@@ -108,7 +107,7 @@ def as_json(
         "bottleneck": expected.bottleneck,
         "shortage": expected.shortage,
         "setup": asdict(expected.size),
-        "placing": {name: getattr(expected, name) for name in PLACING},
+        "placing": asdict(expected.placing),
         "step": _step_as_json(expected),
         "single": _step_as_json(expected.single) if expected.single else None,
         "replay_ms": expected.replay_ms,
@@ -138,7 +137,7 @@ def _step_as_json(expected: Forecast) -> dict[str, Any]:
 def _rows(expected: Forecast) -> list[tuple[str, str, str]]:
     """Name, forecast and unit of all that is not a part of the live step."""
     whole, size = expected.whole, expected.size
-    each = " each" if (size.weighting_actors or 1) > 1 else ""
+    each = " each" if size.shards > 1 else ""
     gigabytes = {name: f"{held / 1e9:,.2f}" for name, held in expected.memory.items()}
     rows = [
         (f"live step ({size.strategies[0]})", _ms(expected.ms), "ms"),

@@ -187,6 +187,11 @@ class JobSize:
         return self.workers > 1 and not any(map(self.gathers, set(self.strategies)))
 
     @property
+    def shards(self) -> int:
+        """Weighting actors; one where the job leaves their number open."""
+        return self.weighting_actors or 1
+
+    @functools.cached_property
     def traffic(self) -> Traffic:
         """Bytes of a live step's messages.
 
@@ -228,7 +233,7 @@ class JobSize:
         numbers = sent.samples * self.classes * FLOAT
         weights = self.fullest * self.teacher_bytes
         kept = (self.look_ahead + 2) * (self.workers + 1) * self.fullest_members * numbers
-        asked = sent.questions / (self.weighting_actors or 1)
+        asked = sent.questions / self.shards
         stored = (
             2 * sent.question * sent.shared  # the worker's, and the one for all actors
             + sent.replies * (sent.reply > INLINE)
@@ -309,24 +314,15 @@ def size_of(
         AgrekdError: a checkpoint that the job names cannot be read.
     """
     specs = [a.spec for a in plan.assignments if a.spec is not None]
-    hosted = {*plan.draw.recipes, *plan.draw.own} if specs else set()
-    if job.guidance == "live":
-        hosted = {name for spec in specs for name in spec.members}
     members = specs[0].members if specs else ()
     student, training, fleet = job.student, job.student.training, job.fleet
     lengths = {name: len(ids) for name, ids in dataset.splits.items()} if dataset else {}
     select, test = lengths.get(SELECT, 0), lengths.get(TEST, 0)
     shape = dataset.shape if dataset is not None else UNKNOWN_SHAPE
     classes = classes or len(dataset.classes if dataset is not None else ())
-
-    def backbone(name: str) -> tuple[str, int]:
-        if (recipe := plan.draw.recipes.get(name)) is not None:
-            return recipe.parent.model_dump_json(), _model_bytes(recipe.model, shape, classes or 0)
-        folder = plan.draw.own[name]
-        return read_manifest(folder).backbone, (folder / WEIGHTS).stat().st_size
-
-    backbones = [backbone(name) for name in sorted(hosted)]
-    teacher_bytes = max((size for _, size in backbones), default=0)
+    backbones = _backbones(job, plan, shape, classes)
+    bytes_of = dict(backbones.values())
+    teacher_bytes = max((size for _, size in backbones.values()), default=0)
     student_bytes = _model_bytes(student.model, shape, classes)
     given = numbered(job)
     return JobSize(
@@ -335,8 +331,8 @@ def size_of(
         members=len(members),
         name_bytes=sum(len(name) + NAME for name in members),
         teachers=len(plan.draw.teachers),
-        hosted=len(hosted),
-        backbones=len(dict(backbones)),
+        hosted=len(backbones),
+        backbones=len(bytes_of),
         batch=training.batch_size,
         workers=student.workers,
         classes=classes,
@@ -352,7 +348,7 @@ def size_of(
         number_bytes=np.dtype(job.outputs.dtype).itemsize,
         student_bytes=student_bytes,
         teacher_bytes=teacher_bytes,
-        backbone_bytes=sum(dict(backbones).values()),
+        backbone_bytes=sum(bytes_of.values()),
         at_once=None if student.at_once == AUTO else student.at_once,
         student_cpus=student.cpus,
         student_gpus=given.student.takes["GPU"],
@@ -362,6 +358,22 @@ def size_of(
         students_on_a_gpu=most_on_a_gpu(student_bytes // FLOAT, shape),
         actors_on_a_gpu=most_on_a_gpu(teacher_bytes // FLOAT, shape),
     )
+
+
+def _backbones(job: Job, plan: Plan, shape: Shape, classes: int) -> dict[str, tuple[str, int]]:
+    """Name and bytes of the backbone of every teacher that is hosted, where any are."""
+    specs = [a.spec for a in plan.assignments if a.spec is not None]
+    hosted = {*plan.draw.recipes, *plan.draw.own} if specs else set()
+    if job.guidance == "live":
+        hosted = {name for spec in specs for name in spec.members}
+
+    def backbone(name: str) -> tuple[str, int]:
+        if (recipe := plan.draw.recipes.get(name)) is not None:
+            return recipe.parent.model_dump_json(), _model_bytes(recipe.model, shape, classes)
+        folder = plan.draw.own[name]
+        return read_manifest(folder).backbone, (folder / WEIGHTS).stat().st_size
+
+    return {name: backbone(name) for name in sorted(hosted)}
 
 
 def _views(job: Job, dataset: Dataset | None) -> list[int]:
@@ -392,6 +404,7 @@ class Needs:
         object_store: of a node, for what is on its way at once.
         disk: that will be written below a folder, by its key in the job.
         declined: keys with which the job declines GPUs.
+        hosting: jobs that host their teachers, with the backbone of each teacher.
     """
 
     process: float = 0
@@ -399,6 +412,7 @@ class Needs:
     object_store: float = 0
     disk: Mapping[str, int] = field(default_factory=dict)
     declined: tuple[str, ...] = ()
+    hosting: tuple[tuple[Job, Mapping[str, str]], ...] = ()
 
 
 def needs_of(points: Sequence[Job]) -> Needs:
@@ -412,6 +426,7 @@ def needs_of(points: Sequence[Job]) -> Needs:
     """
     models: dict[Path, int] = {}
     records: dict[Path, int] = {}
+    hosting: list[tuple[Job, Mapping[str, str]]] = []
     processes, memory, stored, students = [0.0], [0.0], [0.0], 0
     for job in points:
         dataset, plan = open_dataset(job.data), make_plan(job)
@@ -431,6 +446,8 @@ def needs_of(points: Sequence[Job]) -> Needs:
             together += size.actors * beside_weights + size.backbone_bytes
             together += each["weighting_actor"]
             stored.append(each["object_store"])
+            backbones = _backbones(job, plan, dataset.shape, size.classes)
+            hosting.append((job, {name: body for name, (body, _) in backbones.items()}))
         memory.append(together)
         # What finished students leave, and the state of the one under way.
         copies = (2 if job.tracking.models else 1) * len(plan.assignments)
@@ -444,7 +461,7 @@ def needs_of(points: Sequence[Job]) -> Needs:
         "teachers.store": sum(models.values()),
         "outputs.store": sum(records.values()),
     }
-    return Needs(max(processes), max(memory), max(stored), disk, declined)
+    return Needs(max(processes), max(memory), max(stored), disk, declined, tuple(hosting))
 
 
 def _missing_models(job: Job, plan: Plan, dataset: Dataset) -> dict[Path, int]:

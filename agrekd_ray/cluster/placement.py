@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from heapq import heapify, heappop, heapreplace
 from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
 from agrekd_ray.cluster.fleet_settings import FleetSettings
 from agrekd_ray.errors import RunError
@@ -48,12 +49,15 @@ class ResourceRequest:
         labels: that its node must have: a value, `!value`, `in(a,b)` or `!in(a,b)` by key, as
             Ray has them.
         kind: those of one kind are a line of a plan.
+        packed: whether such processes fill a node before the next, as Ray packs the workers of a
+            student; others spread.
     """
 
     what: str
     resources: Mapping[str, float]
     labels: Mapping[str, str] = field(default_factory=dict)
     kind: str = "teachers' actors"
+    packed: bool = False
 
     @property
     def in_words(self) -> str:
@@ -76,8 +80,13 @@ class ActorSpec:
     wanted: ResourceRequest
 
 
+def backbones_of(checkpoints: Mapping[str, Path]) -> dict[str, str]:
+    """Backbones by teacher's name, of their folders."""
+    return {name: read_manifest(folder).backbone for name, folder in checkpoints.items()}
+
+
 def shares_of(
-    checkpoints: Mapping[str, Path], settings: FleetSettings, cpus: float | None = None
+    backbones: Mapping[str, str], settings: FleetSettings, cpus: float | None = None
 ) -> list[ActorSpec]:
     """Which teachers live together, and what they take.
 
@@ -86,23 +95,23 @@ def shares_of(
     share an actor.
 
     Args:
-        checkpoints: folders by teacher's name, the biased model among them.
+        backbones: by teacher's name, the biased model among them.
         settings: of the fleet.
         cpus: of an actor, where the settings leave it open.
     """
     heads: dict[str, list[str]] = {}
-    for name, folder in checkpoints.items():
-        heads.setdefault(read_manifest(folder).backbone, []).append(name)
+    for name, backbone in backbones.items():
+        heads.setdefault(backbone, []).append(name)
     alike: dict[tuple[object, ...], list[list[str]]] = {}
     for names in heads.values():
         own = settings.of(names[0])
         place = (own.gpus, tuple(own.resources.items()), tuple(own.labels.items()))
         alike.setdefault(place, []).append(names)
     found = []
-    for backbones in alike.values():
-        actors = -(-len(backbones) // settings.backbones_per_actor)
+    for bodies in alike.values():
+        actors = -(-len(bodies) // settings.backbones_per_actor)
         for number in range(actors):
-            names = [name for some in backbones[number::actors] for name in some]
+            names = [name for some in bodies[number::actors] for name in some]
             own = settings.of(names[0])
             resources = {"CPU": cpus or 0.0, "GPU": a_number(own.gpus), **own.resources}
             wanted = ResourceRequest(f"teachers {', '.join(names)}", resources, own.labels)
@@ -116,15 +125,25 @@ def shares_on(
     settings: FleetSettings,
     students: Sequence[ResourceRequest],
 ) -> list[ActorSpec]:
+    """As `shares_beside`, of teachers that are made, by the folders of their checkpoints."""
+    return shares_beside(students, nodes, backbones_of(checkpoints), settings)
+
+
+def shares_beside(
+    students: Sequence[ResourceRequest],
+    nodes: Sequence[Node],
+    backbones: Mapping[str, str],
+    settings: FleetSettings,
+) -> list[ActorSpec]:
     """Which teachers live together, and what they take beside the students.
 
     Args:
-        nodes: of the cluster.
-        checkpoints: folders by teacher's name, the biased model among them.
-        settings: of the fleet.
         students: workers.
+        nodes: of the cluster.
+        backbones: by teacher's name, the biased model among them.
+        settings: of the fleet.
     """
-    shares = shares_of(checkpoints, settings)
+    shares = shares_of(backbones, settings)
     # Teachers on GPUs have the CPUs of those nodes alone.
     hosts = [
         node
@@ -133,22 +152,36 @@ def shares_on(
     ]
     there = sum(node.total.get("CPU", 0) for node in hosts)
     taken = sum(one.resources.get("CPU", 0) for one in students)
-    cpus = cpus_of(settings, len(shares) * settings.replicas, there, taken)
-    return shares_of(checkpoints, settings, cpus)
+    cpus = cpus_of(settings.cpus, len(shares) * settings.replicas, there, taken)
+    return shares_of(backbones, settings, cpus)
 
 
-def cpus_of(settings: FleetSettings, actors: int, cluster: float, taken: float) -> float:
+def cpus_of(cpus: float | None, actors: int, cluster: float, taken: float) -> float:
     """Logical CPUs of a teacher's actor: as set, or a share of what the students leave.
 
     Args:
-        settings: of the fleet.
+        cpus: that are set; None where the job leaves them open.
         actors: that share.
         cluster: CPUs of all nodes.
         taken: of them by the students' workers.
     """
-    if settings.cpus is not None:
-        return settings.cpus
+    if cpus is not None:
+        return cpus
     return max(0.01, min(1.0, 0.9 * (cluster - taken) / max(actors, 1)))
+
+
+class Placed(NamedTuple):
+    """Where a process was put.
+
+    Attributes:
+        wanted: what it asked for.
+        node: its node's name; None where it found no room.
+        gpu: number of its GPU there, the first where it has several; None where it has none.
+    """
+
+    wanted: ResourceRequest
+    node: str | None
+    gpu: int | None = None
 
 
 @dataclass(frozen=True)
@@ -156,26 +189,24 @@ class Placement:
     """A plan: who finds room on which node.
 
     Attributes:
-        placed: who must find room, with the node's name; None where there is none.
-        nodes: of the cluster.
+        placed: everybody who must find room, in their order.
         idle: GPUs of each node that nobody was put on.
     """
 
-    placed: tuple[tuple[ResourceRequest, str | None], ...]
-    nodes: tuple[Node, ...]
+    placed: tuple[Placed, ...]
     idle: Mapping[str, int]
 
     @property
     def without_room(self) -> list[ResourceRequest]:
         """Who finds none."""
-        return [wanted for wanted, node in self.placed if node is None]
+        return [process.wanted for process in self.placed if process.node is None]
 
     def lines(self) -> list[str]:
         """The plan in words: a line a kind of process."""
         kinds: dict[tuple[str, str], Counter[str | None]] = {}
-        for wanted, node in self.placed:
-            kind = (wanted.kind, wanted.in_words)
-            kinds.setdefault(kind, Counter())[node] += 1
+        for process in self.placed:
+            kind = (process.wanted.kind, process.wanted.in_words)
+            kinds.setdefault(kind, Counter())[process.node] += 1
         found = []
         for (what, takes), where in kinds.items():
             places = [
@@ -197,19 +228,31 @@ def place(
     A share of a GPU is one of a single GPU, the fullest of its node that has it left, as with Ray.
 
     Args:
-        wanted: who must find room; those of one kind spread over the nodes.
+        wanted: who must find room; those who ask for the same spread over the nodes, or are packed,
+            unless more find room where nobody is.
         nodes: of the cluster.
         free: count the room that is free now, not all that there is.
     """
+    placement = _placed(wanted, nodes, free, packing=True)
+    if placement.without_room and any(one.packed for one in wanted):
+        spread = _placed(wanted, nodes, free, packing=False)
+        if len(spread.without_room) < len(placement.without_room):
+            return spread
+    return placement
+
+
+def _placed(
+    wanted: Sequence[ResourceRequest], nodes: Sequence[Node], free: bool, packing: bool
+) -> Placement:
     left = [dict(node.free if free else node.total) for node in nodes]
     gpus = [_Gpus(room.pop("GPU", 0)) for room in left]
     guests = [0] * len(nodes)
-    where: dict[int, str | None] = {}
+    placed = [Placed(one, None) for one in wanted]
     order = sorted(
         range(len(wanted)),
         key=lambda one: [-wanted[one].resources.get(name, 0) for name in ("GPU", "CPU")],
     )
-    for _, alike in groupby(order, lambda one: (wanted[one].resources, wanted[one].labels)):
+    for _, alike in groupby(order, lambda n: (wanted[n].resources, wanted[n].labels)):
         one, *more = alike
         resources, labels = wanted[one].resources, wanted[one].labels
         emptiest = [(guests[n], n) for n, node in enumerate(nodes) if matches(node.labels, labels)]
@@ -219,50 +262,53 @@ def place(
             while emptiest and not _has_room(left[emptiest[0][1]], gpus[emptiest[0][1]], resources):
                 heappop(emptiest)
             if not emptiest:
-                where[number] = None
-                continue
+                break
             chosen = emptiest[0][1]
             guests[chosen] += 1
-            heapreplace(emptiest, (guests[chosen], chosen))
-            gpus[chosen].take(resources.get("GPU", 0))
+            if not (packing and wanted[number].packed):
+                heapreplace(emptiest, (guests[chosen], chosen))
+            gpu = gpus[chosen].take(resources.get("GPU", 0))
             for name, amount in resources.items():
                 if name != "GPU":
                     left[chosen][name] = left[chosen].get(name, 0) - amount
-            where[number] = nodes[chosen].name
-    placed = tuple((w, where[n]) for n, w in enumerate(wanted))
+            placed[number] = Placed(wanted[number], nodes[chosen].name, gpu)
     idle = {node.name: own.idle for node, own in zip(nodes, gpus, strict=True)}
-    return Placement(placed, tuple(nodes), idle)
+    return Placement(tuple(placed), idle)
 
 
 class _Gpus:
-    """A node's GPUs: how many there are of which so much is left."""
+    """A node's GPUs: the numbers of those of which so much is left."""
 
     def __init__(self, amount: float) -> None:
         whole = int(amount + _ROUNDING)
-        self._left = Counter({1.0: whole, round(amount - whole, 6): 1})
+        self._left = {1.0: list(range(whole))}
+        if rest := round(amount - whole, 6):
+            self._left[rest] = [whole]
 
     def _fullest(self, amount: float) -> float | None:
         """What is left of the fullest one that still has room for an amount."""
         return min(
-            (left for left, n in self._left.items() if n and left + _ROUNDING >= amount),
+            (left for left, gpus in self._left.items() if gpus and left + _ROUNDING >= amount),
             default=None,
         )
 
     def have(self, amount: float) -> bool:
         """Whether an amount finds room: a share on one of them, more than one on whole ones."""
-        return self._left[1.0] >= amount if amount > 1 else self._fullest(amount) is not None
+        return len(self._left[1.0]) >= amount if amount > 1 else self._fullest(amount) is not None
 
-    def take(self, amount: float) -> None:
-        """Give an amount to somebody for whom there is room."""
+    def take(self, amount: float) -> int | None:
+        """Give an amount to somebody for whom there is room; the number of the first GPU of it."""
         count, share = (math.ceil(amount), 1.0) if amount > 1 else (1, amount)
-        if share and (left := self._fullest(share)) is not None:
-            self._left[left] -= count
-            self._left[round(left - share, 6)] += count
+        if not share or (left := self._fullest(share)) is None:
+            return None
+        taken, self._left[left] = self._left[left][:count], self._left[left][count:]
+        self._left.setdefault(round(left - share, 6), []).extend(taken)
+        return taken[0]
 
     @property
     def idle(self) -> int:
         """How many are untouched."""
-        return self._left[1.0]
+        return len(self._left[1.0])
 
 
 def check_room(
@@ -284,8 +330,7 @@ def check_room(
     everybody = [*students, *teachers]
     lacking = place(everybody, nodes).without_room
     if lacking:
-        alone = [w for w in lacking if place([w], nodes).without_room]
-        raise RunError(_never(alone or lacking, len(everybody), nodes, bool(alone)))
+        raise RunError(_never(lacking, len(everybody), nodes))
     waiting = place(everybody, nodes, free=True).without_room
     if not waiting:
         return ""
@@ -295,18 +340,35 @@ def check_room(
     )
 
 
-def _never(lacking: Sequence[ResourceRequest], of: int, nodes: Sequence[Node], alone: bool) -> str:
+def no_room(
+    lacking: Sequence[ResourceRequest], of: int, nodes: Sequence[Node]
+) -> tuple[ResourceRequest, str]:
+    """The first who finds no room, alone if there is such a one, and a clause that says so.
+
+    Args:
+        lacking: who finds none beside the others.
+        of: how many there are with the others.
+        nodes: of the cluster.
+    """
+    different: dict[str, ResourceRequest] = {}
+    for one in lacking:
+        different.setdefault(one.in_words, one)
+    for one in different.values():
+        if place([one], nodes).without_room:
+            return one, f"{one.what}: no node has room for it: {one.in_words} wanted"
     first = lacking[0]
-    what = (
-        f"{first.what}: no node has room for it: {first.in_words} wanted"
-        if alone
-        else f"{len(lacking)} of {of} processes find no room beside the others (the first: "
+    return first, (
+        f"{len(lacking)} of {of} processes find no room beside the others (the first: "
         f"{first.what}, {first.in_words})"
     )
+
+
+def _never(lacking: Sequence[ResourceRequest], of: int, nodes: Sequence[Node]) -> str:
+    first, clause = no_room(lacking, of, nodes)
     there = "; ".join(_in_words(node, first) for node in nodes[:8])
     more = f"; and {len(nodes) - 8} nodes more" if len(nodes) > 8 else ""
     return (
-        f"{what}; there: {there}{more}. Ask for less (cpus, gpus and workers of "
+        f"{clause}; there: {there}{more}. Ask for less (cpus, gpus and workers of "
         "student, teachers and fleet), put more teachers in an actor "
         "(fleet.backbones_per_actor), record them in turns first (`agrekd record`), or add nodes."
     )
@@ -336,9 +398,9 @@ def rounds(wanted: Sequence[ResourceRequest], nodes: Sequence[Node]) -> list[lis
     left = list(range(len(wanted)))
     while left:
         placed = place([wanted[one] for one in left], nodes).placed
-        turn = [one for one, (_, node) in zip(left, placed, strict=True) if node is not None]
+        turn = [one for one, process in zip(left, placed, strict=True) if process.node is not None]
         if not turn:
-            raise RunError(_never([wanted[left[0]]], len(wanted), nodes, True))
+            raise RunError(_never([wanted[left[0]]], len(wanted), nodes))
         turns.append(turn)
         left = [one for one in left if one not in set(turn)]
     return turns

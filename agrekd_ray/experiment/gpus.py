@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Literal
 
 from agrekd_ray.cluster.fleet_settings import FleetSettings, TeacherPlace
-from agrekd_ray.cluster.placement import Node, ResourceRequest, place, shares_on
+from agrekd_ray.cluster.placement import Node, ResourceRequest, check_room, place, shares_on
 from agrekd_ray.config import Job
 from agrekd_ray.data import Dataset
 from agrekd_ray.models import Model, Shape, check_name, read_manifest
@@ -121,8 +121,32 @@ def divided(
 
 def workers_of(student: StudentSettings) -> list[ResourceRequest]:
     """Room that the workers of a student take."""
-    one = ResourceRequest("student's worker", student.takes, student.labels, "students' workers")
-    return [one] * student.workers
+    return [worker_request(student.takes, student.labels)] * student.workers
+
+
+def worker_request(
+    resources: Mapping[str, float], labels: Mapping[str, str] | None = None
+) -> ResourceRequest:
+    """Room that a student's worker takes."""
+    kind = "students' workers"
+    return ResourceRequest("student's worker", resources, labels or {}, kind, packed=True)
+
+
+def training_of_a_teacher(job: Job) -> ResourceRequest:
+    """Room that the training of a teacher takes; no GPU where the job leaves it open."""
+    gpus = 0.0 if job.teachers.gpus == AUTO else job.teachers.gpus
+    return ResourceRequest("the training of a teacher", {"CPU": job.teachers.cpus, "GPU": gpus})
+
+
+def check_room_to_begin(job: Job, nodes: Sequence[Node]) -> None:
+    """Refuse a job that has no room for a student, or for the training of a teacher.
+
+    Raises:
+        RunError: says what is wanted and what is there.
+    """
+    check_room(workers_of(numbered(job).student), [], nodes)
+    if job.teachers.count:
+        check_room([], [training_of_a_teacher(job)], nodes)
 
 
 def with_gpus(
@@ -201,7 +225,7 @@ def share_of_task(
     hosts = [node for node in open_to(nodes) if node.total.get("GPU", 0)]
     count = min(count, math.ceil(sum(node.total["GPU"] for node in hosts)) * SMALL)
     placed = place([with_share(wanted, 0.0)] * count, hosts).placed
-    at_once = sum(node is not None for _, node in placed)
+    at_once = sum(process.node is not None for process in placed)
     if not at_once:
         return 0.0
     if most() == LARGE:

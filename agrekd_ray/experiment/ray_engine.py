@@ -15,17 +15,19 @@ from agrekd_ray.cluster.nodes import (
     look_for_room,
     settled_nodes,
 )
-from agrekd_ray.cluster.placement import Node, ResourceRequest, check_room, place
+from agrekd_ray.cluster.placement import Node, ResourceRequest, place
 from agrekd_ray.cluster.session import RaySession
 from agrekd_ray.config import Job
 from agrekd_ray.data import open_dataset
 from agrekd_ray.experiment.engine import Handle
 from agrekd_ray.experiment.gpus import (
+    check_room_to_begin,
     groups_at_once,
     most_of,
     most_of_finished,
     numbered,
     share_of_task,
+    training_of_a_teacher,
     what_stays_idle,
     with_share,
     workers_of,
@@ -35,7 +37,6 @@ from agrekd_ray.experiment.teacher_provider import TeacherProvider, cpus_of_fini
 from agrekd_ray.experiment.teacher_tasks import ask_all, make_all
 from agrekd_ray.experiment.waiting import First, Waiting
 from agrekd_ray.results import TeacherCost
-from agrekd_ray.settings import AUTO
 from agrekd_ray.student import StudentSpec, read_outcome
 from agrekd_ray.student.group import TrainConfig, train_group
 from agrekd_ray.student.shared_work import Pace
@@ -65,11 +66,7 @@ class RayEngine:
         self._job = job
         self._session = session_of([job], handle)
         try:
-            check_room(workers_of(numbered(job).student), [], cluster_nodes())
-            if job.teachers.count:
-                gpus = job.teachers.gpus
-                room = with_share(self._training, 0 if gpus == AUTO else gpus)
-                check_room([], [room], cluster_nodes())
+            check_room_to_begin(job, cluster_nodes())
             self._channel = Channel()
             self._handle = handle
         except BaseException:
@@ -81,13 +78,13 @@ class RayEngine:
         job, emit, nodes = self._job, self._channel.emit, settled_nodes()
         models = [family[0].model for family in families]
         share = share_of_task(
-            self._training,
+            training_of_a_teacher(job),
             job.teachers.gpus,
             len(families),
             nodes,
             lambda: most_of(models, open_dataset(job.data)),
         )
-        room = with_share(self._training, share)
+        room = with_share(training_of_a_teacher(job), share)
         self._say_idle(numbered(job), [room] * len(families), nodes, "teachers")
         first = First()
         with Waiting([room], emit, first.awaited), self.listening(first.watch):
@@ -166,11 +163,6 @@ class RayEngine:
             for room in different:
                 first.look_for_room(room, emit)
             ask_all(rooms, DriverData.of(self._job.data), take, emit)
-
-    @property
-    def _training(self) -> ResourceRequest:
-        """Room that the training of a teacher takes, besides a GPU."""
-        return ResourceRequest("the training of a teacher", {"CPU": self._job.teachers.cpus})
 
     def _asking(self, one: Asked) -> ResourceRequest:
         """Room that a finished model takes to answer, besides a GPU: as a teacher in the fleet."""
