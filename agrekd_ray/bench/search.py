@@ -6,15 +6,16 @@ import io
 import logging
 import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ray import tune
 from ray.tune import CheckpointConfig, RunConfig, TuneConfig, Tuner
-from rich.console import Console
 
-from agrekd_ray.bench.workloads import workloads
+from agrekd_ray.bench.harness import PREFIX
+from agrekd_ray.bench.workloads import SEARCH, workloads
 from agrekd_ray.cluster.nodes import DriverData
 from agrekd_ray.config import Job
 from agrekd_ray.config.search import Planned, Search
@@ -50,28 +51,23 @@ def measure_search(repeats: int, display: Display) -> dict[str, Any]:
         The figures, in the form of `measure`'s.
     """
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    with tempfile.TemporaryDirectory(prefix="agrekd-bench-") as folder:
+    display.stage(SEARCH, len(WAYS) * (repeats + 1), "searches")
+    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    with tempfile.TemporaryDirectory(prefix=PREFIX) as folder:
         place = Path(folder)
         job = _job(place)
-        display.stage("search", len(WAYS) * (repeats + 1), "searches")
-        engine = RayEngine(job, lambda event: None)
-        try:
+        with closing(RayEngine(job, lambda event: None)) as engine:
             shared = _shared(job, engine, place)
-            seconds: dict[str, list[float]] = {way: [] for way in WAYS}
             for repeat in range(repeats + 1):
                 for way, settings in WAYS.items():
-                    took = _seconds(shared, settings, place / f"{way}-{repeat}")
-                    if repeat:
-                        seconds[way].append(took)
+                    seconds[way].append(_seconds(shared, settings, place / f"{way}-{repeat}"))
                     display.advance(way)
-        finally:
-            engine.close()
     return {
-        "workload": "search",
+        "workload": SEARCH,
         "trials": TRIALS,
         "epochs": EPOCHS,
         "teachers": TEACHERS,
-        "cells": [{"way": way, "seconds": taken} for way, taken in seconds.items()],
+        "cells": [{"way": way, "seconds": taken[1:]} for way, taken in seconds.items()],
     }
 
 
@@ -103,7 +99,7 @@ def _job(place: Path) -> Job:
 
 def _shared(job: Job, engine: RayEngine, place: Path) -> Shared:
     samples, work = open_dataset(job.data), Work.of(job, make_plan(job), place)
-    with Display(_silent()) as silent:
+    with Display(screen(file=io.StringIO())) as silent:
         work.make_teachers(engine, silent)
         work.record(engine, silent, [0])
     search = {"name": "bench", "job": "-", "space": {"strategy": {"choice": ["agre_kd"]}}}
@@ -135,7 +131,3 @@ def _seconds(shared: Shared, settings: list[dict[str, Any]], place: Path) -> flo
     if grid.errors:
         raise RunError(f"the benchmark's search failed: {grid.errors[0]}")
     return took
-
-
-def _silent() -> Console:
-    return screen(file=io.StringIO())
