@@ -18,18 +18,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 import torch
 
 from agrekd_ray.bench.data import write_pictures
 from agrekd_ray.bench.harness import (
     PREFIX,
-    TEMPERATURE,
     Sampled,
+    agre_kd,
     anonymous_bytes,
     in_own_process,
     progress,
+    random_records,
 )
 from agrekd_ray.bench.resident import ResidentLoop, forward_passes
 from agrekd_ray.bench.workloads import BY_HAND, FORWARD, GPU, RECORDING
@@ -40,7 +40,7 @@ from agrekd_ray.cluster.nodes import device_here
 from agrekd_ray.data import TRAIN, Arrays, Dataset, open_dataset
 from agrekd_ray.data.image_table import ImageTable
 from agrekd_ray.data.views import Crop, Views
-from agrekd_ray.distillation import DistillationSpec, Replay, Source, TeacherHost
+from agrekd_ray.distillation import Source, TeacherHost
 from agrekd_ray.experiment.display import Display
 from agrekd_ray.fleet.fleet import Fleet
 from agrekd_ray.logits import LogitsCache, OutputSettings
@@ -305,9 +305,10 @@ class Grid:
             learning_rate=1e-3,
             compile=cell.compile,
         )
-        names = tuple(self.checkpoints("recorded", cell.teachers))
-        spec = DistillationSpec("agre_kd", names, names[0], TEMPERATURE) if names else None
-        source = self._cached(dataset, cell.teachers) if cell.way == CACHE else live
+        source, teachers = live, self.checkpoints("recorded", cell.teachers)
+        if cell.way == CACHE:
+            source = random_records(self.folder / "outputs", teachers, dataset, VIEWS)(dataset)
+        spec = agre_kd(tuple(teachers)) if teachers else None
         return Student(
             StudentSpec(cell.way, 0, self.size.student, training, spec),
             dataset,
@@ -315,17 +316,6 @@ class Grid:
             device=device,
             look_ahead=2 if cell.way == LIVE else 0,
         )
-
-    def _cached(self, dataset: Dataset, teachers: int) -> Source:
-        """Records of random logits: costs do not depend on them."""
-        settings = OutputSettings(store=self.folder / "outputs")
-        checkpoints = self.checkpoints("recorded", teachers)
-        cache = LogitsCache(settings, checkpoints, dataset, "float32")
-        shape = (cache.count, len(dataset.classes))
-        for number, (name, view) in enumerate(cache.missing(range(VIEWS))):
-            logits_NC = np.random.default_rng(number).normal(0, 3, shape).astype(np.float32)
-            cache.write(name, view, logits_NC)
-        return Replay(settings, checkpoints, "float32", None)(dataset)
 
     def _recording(self, device: torch.device) -> Callable[[], int]:
         """A host that records a new view every time."""

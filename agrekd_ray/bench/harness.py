@@ -1,24 +1,29 @@
-"""What all workloads share: a process of their own, its progress, and readings meanwhile."""
+"""What workloads share: teaching, a process of their own, its progress, and readings meanwhile."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Generic, Self, TypeVar
 
+import numpy as np
 import ray
 from ray.exceptions import RayError
 
 from agrekd_ray.cluster.channel import Channel, plain_error
 from agrekd_ray.cluster.events import Emit, Event, Notice
+from agrekd_ray.data import Dataset
+from agrekd_ray.distillation import DistillationSpec, Replay
 from agrekd_ray.experiment.display import Display
 from agrekd_ray.experiment.listener import Listener
+from agrekd_ray.logits import LogitsCache, OutputSettings
 
 PREFIX = "agrekd-bench-"
 """Of the temporary folders."""
 TEMPERATURE = 4.0
+"""Of every student's distillation."""
 VALUE = TypeVar("VALUE")
 
 
@@ -42,6 +47,33 @@ def in_own_process(
     except RayError as error:
         raise plain_error(error, "the benchmark") from None
     return value
+
+
+def agre_kd(names: tuple[str, ...]) -> DistillationSpec:
+    """How some teachers teach, of whom the first is the biased model."""
+    return DistillationSpec("agre_kd", names, names[0], TEMPERATURE)
+
+
+def random_records(
+    folder: Path, checkpoints: Mapping[str, Path], dataset: Dataset, views: int
+) -> Replay:
+    """Record random logits: costs do not depend on them.
+
+    Args:
+        folder: of the records, among which may be some already.
+        checkpoints: folders of the teachers, by name.
+        dataset: on which they teach.
+        views: as many, from the first.
+
+    Returns:
+        What replays them.
+    """
+    settings = OutputSettings(store=folder)
+    cache = LogitsCache(settings, checkpoints, dataset, "float32")
+    shape = (cache.count, len(dataset.classes))
+    for number, (name, view) in enumerate(cache.missing(range(views))):
+        cache.write(name, view, np.random.default_rng(number).normal(0, 3, shape).astype("f4"))
+    return Replay(settings, checkpoints, "float32", None)
 
 
 @contextmanager

@@ -15,13 +15,20 @@ from typing import Any
 
 import torch
 
-from agrekd_ray.bench.harness import PREFIX, TEMPERATURE, anonymous_bytes, in_own_process, progress
+from agrekd_ray.bench.harness import (
+    PREFIX,
+    TEMPERATURE,
+    agre_kd,
+    anonymous_bytes,
+    in_own_process,
+    progress,
+)
 from agrekd_ray.bench.naive import NaiveTrainer
 from agrekd_ray.bench.workloads import LOOK_AHEAD, Cell, Workload
+from agrekd_ray.capacity.measure import make_teachers
 from agrekd_ray.cluster.events import Emit, Notice
 from agrekd_ray.data import TRAIN, Dataset, DataSettings, open_dataset
 from agrekd_ray.distillation import (
-    DistillationSpec,
     Distilled,
     GradientRequest,
     LocalTeachers,
@@ -52,7 +59,10 @@ def measure_steps(workload: Workload, repeats: int, display: Display) -> dict[st
     with tempfile.TemporaryDirectory(prefix=PREFIX) as folder:
         place = Path(folder)
         data = workload.data(place / "data")
-        checkpoints = workload.make_teachers(place / "teachers", data)
+        dataset, count = open_dataset(data), workload.most
+        checkpoints = make_teachers(
+            place / "teachers", dataset, workload.teacher, count, workload.backbones
+        )
         outputs = OutputSettings(store=place / "outputs")
         ways = Ways(workload, data, checkpoints, outputs, repeats)
         with progress(display) as emit, ExitStack() as stack:
@@ -133,7 +143,7 @@ class Ways:
         source = self._source(cell)
         guidance: Guidance = Labels()
         if source is not None:
-            guidance = Distilled(_agre_kd(tuple(teachers)), source, data)
+            guidance = Distilled(agre_kd(tuple(teachers)), source, data)
         ahead = work.look_ahead if cell.way in self.fleets else 0
         return Trainer(model, data, training, guidance, seed=0, look_ahead=ahead), source
 
@@ -143,7 +153,7 @@ class Ways:
         ids = self._dataset.splits[TRAIN][: self.workload.batch_size]
         logits = torch.zeros(len(ids), len(self._dataset.classes)).numpy()
         ahead = tuple((0, ids) for _ in range(LOOK_AHEAD))
-        request = GradientRequest(_agre_kd((first,)), 0, 0, ids, logits, ahead)
+        request = GradientRequest(agre_kd((first,)), 0, 0, ids, logits, ahead)
         sizes: dict[str, Any] = {
             "question_bytes": len(pickle.dumps(request)),
             "reply_bytes": logits.nbytes,
@@ -220,7 +230,3 @@ def _epoch(trainer: Trainer, source: Source | None, number: int) -> None:
     trainer.epoch()
     if source is not None:  # with the look-ahead of the next epoch, as in a long run
         source.complete(number)
-
-
-def _agre_kd(names: tuple[str, ...]) -> DistillationSpec:
-    return DistillationSpec("agre_kd", names, names[0], TEMPERATURE)

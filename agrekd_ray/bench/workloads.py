@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from agrekd_ray.cluster.fleet_settings import FleetSettings
-from agrekd_ray.data import Dataset, DataSettings, open_dataset
+from agrekd_ray.data import DataSettings
 from agrekd_ray.data.colored import ColoredDigits, ColoredIdx
 from agrekd_ray.data.digits import bundled_digits
 from agrekd_ray.data.views import Views
@@ -78,13 +78,6 @@ class Workload:
         return ColoredIdx(
             name="colored_idx", path=folder, train=samples, val=100, test=100, views=views
         )
-
-    def make_teachers(self, folder: Path, data: DataSettings) -> dict[str, Path]:
-        """Checkpoints of the teachers, by name."""
-        from agrekd_ray.capacity.measure import make_teachers  # imports Ray
-
-        dataset: Dataset = open_dataset(data)
-        return make_teachers(folder, dataset, self.teacher, self.most, self.backbones)
 
 
 def _cells(**teachers: tuple[int, ...]) -> tuple[Cell, ...]:
