@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -117,27 +117,30 @@ class Cell:
     Attributes:
         way: of training a student, or of having a teacher answer.
         batch_size: B.
+        classes: C.
         teachers: that teach, or are recorded.
         compile: how steps are compiled.
     """
 
     way: str
     batch_size: int
+    classes: int
     teachers: int = 0
     compile: Compile = "off"
 
 
-def cells_of(size: Size) -> list[Cell]:
-    """The rows of each number of classes, in order."""
+def cells_of(size: Size, classes: int) -> list[Cell]:
+    """The rows of a number of classes, in order."""
     cells = []
     for batch_size in size.batch_sizes:
-        cells += [Cell(way, batch_size) for way in (ARITHMETIC, BY_HAND, LABELS)]
-        cells += [Cell(CACHE, batch_size, teachers) for teachers in size.ensembles]
+        cells += [Cell(way, batch_size, classes) for way in (ARITHMETIC, BY_HAND, LABELS)]
+        cells += [Cell(CACHE, batch_size, classes, teachers) for teachers in size.ensembles]
         if batch_size in size.graphs:
-            cells.append(Cell(LABELS, batch_size, compile="cuda_graphs"))
-            cells.append(Cell(CACHE, batch_size, size.ensembles[0], "cuda_graphs"))
-        cells.append(Cell(LIVE, batch_size, size.hosted))
-    return [*cells, Cell(FORWARD, size.forward_batch), Cell(RECORDING, size.forward_batch, 1)]
+            cells.append(Cell(LABELS, batch_size, classes, 0, "cuda_graphs"))
+            cells.append(Cell(CACHE, batch_size, classes, size.ensembles[0], "cuda_graphs"))
+        cells.append(Cell(LIVE, batch_size, classes, size.hosted))
+    forward = Cell(FORWARD, size.forward_batch, classes)
+    return [*cells, forward, Cell(RECORDING, size.forward_batch, classes, 1)]
 
 
 def measure_gpu(repeats: int, quick: bool, display: Display) -> dict[str, Any]:
@@ -153,7 +156,8 @@ def measure_gpu(repeats: int, quick: bool, display: Display) -> dict[str, Any]:
     """
     gpus = SHARE if ray.cluster_resources().get("GPU", 0) > 0 else 0
     size = ON_GPU if gpus and not quick else ON_CPU
-    display.stage(GPU, len(size.classes) * len(cells_of(size)), "rows")
+    total = sum(len(cells_of(size, classes)) for classes in size.classes)
+    display.stage(GPU, total, "rows")
     cells: list[dict[str, Any]] = []
     for classes in size.classes:
         with tempfile.TemporaryDirectory(prefix=PREFIX) as folder, progress(display) as emit:
@@ -230,9 +234,9 @@ class Grid:
         """
         device = torch.device(device_here())
         rows = []
-        for cell in cells_of(self.size):
+        for cell in cells_of(self.size, self.classes):
             rows.append(self._row(cell, live, device))
-            emit(Notice(f"{cell.way}, B {cell.batch_size}, {self.classes} classes"))
+            emit(Notice(f"{cell.way}, B {cell.batch_size}, {cell.classes} classes"))
         return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU", rows
 
     def _row(self, cell: Cell, live: Source, device: torch.device) -> dict[str, Any]:
@@ -258,11 +262,7 @@ class Grid:
                     images = repeat()
                     seconds.append(time.perf_counter() - began)
         return {
-            "way": cell.way,
-            "batch_size": cell.batch_size,
-            "classes": self.classes,
-            "teachers": cell.teachers,
-            "compile": cell.compile,
+            **asdict(cell),
             "images": images,
             "seconds": seconds,
             "utilisation": statistics.mean(busy.values) if busy.values else None,

@@ -206,6 +206,9 @@ def _on_data(figures: Figures) -> Report:
     )
 
 
+_GPU_KEY = ("way", "batch_size", "classes", "teachers", "compile")
+
+
 def _on_gpu(figures: Figures) -> Report:
     """What a device reaches: pictures a second, with a table for each number of classes.
 
@@ -213,8 +216,8 @@ def _on_gpu(figures: Figures) -> Report:
     against the teacher's forward passes.
     """
     rates = {
-        (cell["way"], cell["batch_size"], cell["classes"], cell["teachers"], cell["compile"]): (
-            _spread([cell["images"] / one for one in cell["seconds"]])
+        tuple(cell[name] for name in _GPU_KEY): _spread(
+            [cell["images"] / one for one in cell["seconds"]]
         )
         for cell in figures["cells"]
     }
@@ -225,21 +228,11 @@ def _on_gpu(figures: Figures) -> Report:
         way, batch_size, classes, teachers, how = key
         limit = FORWARD if way in (FORWARD, RECORDING) else BY_HAND
         ratio = rate["median"] / rates[limit, batch_size, classes, 0, "off"]["median"]
+        about = dict(zip(_GPU_KEY, key, strict=True))
+        reached = {"images_a_second": rate, "against": limit, "ratio": ratio}
+        meanwhile = {name: cell[name] for name in ("utilisation", "bytes")}
+        summary.append({**about, **reached, **meanwhile})
         compiled = "" if how == "off" else f", {how.replace('cuda_graphs', 'CUDA graphs')}"
-        summary.append(
-            {
-                "way": way,
-                "batch_size": batch_size,
-                "classes": classes,
-                "teachers": teachers,
-                "compile": how,
-                "images_a_second": rate,
-                "against": limit,
-                "ratio": ratio,
-                "utilisation": cell["utilisation"],
-                "bytes": cell["bytes"],
-            }
-        )
         if way != limit:
             of_teachers = f", {teachers} teachers" if teachers > 1 else ""
             setting = f"B {batch_size}, {classes} classes{of_teachers}{compiled}"
