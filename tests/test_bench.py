@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
 
-from agrekd_ray.bench import plan, report
+from agrekd_ray.bench import command, plan
+from agrekd_ray.bench.command import bench
 from agrekd_ray.bench.naive import NaiveTrainer
+from agrekd_ray.bench.report import Report, report_on
 from agrekd_ray.bench.workloads import WAYS, Cell, workloads
 from agrekd_ray.capacity.forecast import Times
 from agrekd_ray.core.kd import kd_loss
@@ -42,10 +46,11 @@ FIGURES: dict[str, Any] = {
 
 
 def test_ratios_are_paired_and_conclusions_are_those_of_medians() -> None:
-    rows = {(row["way"], row["teachers"]): row for row in report.summaries(FIGURES)}
+    report = report_on(FIGURES)
+    rows = {(row["way"], row["teachers"]): row for row in report.summary}
     assert rows["plain", 0]["step_ms"]["median"] == pytest.approx(10)
     assert rows["replay", 4]["ratio"] == pytest.approx({"median": 1.1, "min": 1.0, "max": 1.1})
-    found = report.conclusions(FIGURES)
+    found = report.conclusions
     assert found["replay / plain, 4 teachers"] == pytest.approx(1.1)
     assert found["live / local, 4 teachers"] == pytest.approx(0.55)
     assert found["10 epochs, the first recorded / naive, 4 teachers"] == pytest.approx(
@@ -53,9 +58,14 @@ def test_ratios_are_paired_and_conclusions_are_those_of_medians() -> None:
     )
     assert found["step / max(teacher, student + 5 ms), 4 teachers"] == pytest.approx(1.1)
     assert found["step at 32 teachers / at 4"] == pytest.approx(66 / 55)
-    console = Console(file=StringIO(), width=120)
-    report.render(FIGURES, console)
-    assert "55.0 (50.0 … 60.0)" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert "55.0 (50.0 … 60.0)" in shown(report)
+
+
+def shown(report: Report) -> str:
+    """What a report prints."""
+    console = Console(file=StringIO(), width=140)
+    report.show(console)
+    return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
 
 
 @pytest.mark.parametrize("quick", [False, True])
@@ -98,23 +108,35 @@ def test_the_yardstick_follows_the_weighted_loss(make_job: Any) -> None:
     torch.testing.assert_close(flat_parameters(student), moved, rtol=1e-3, atol=1e-5)
 
 
-def test_every_way_is_measured(ray_session: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tiny workload, in a real Ray Train worker with real fleets."""
-    from agrekd_ray.bench import run
+def figures_of(name: str, repeats: int, folder: Path) -> dict[str, Any]:
+    """What a quick benchmark of one workload writes."""
+    bench([name], repeats, True, folder / "bench.json", Console(file=StringIO()))
+    (figures,) = json.loads((folder / "bench.json").read_text(encoding="utf-8"))["workloads"]
+    return figures  # type: ignore[no-any-return]
 
+
+def test_every_way_is_measured(
+    ray_session: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A tiny workload, with a real process and real fleets."""
     small = workloads(True)["small"]
     cells = tuple(Cell(way, 0 if way == "plain" else 2) for way in WAYS)
     tiny = dataclasses.replace(small, cells=cells, batch_size=20, steps=3, backbones=2)
-    monkeypatch.setattr(run, "workloads", lambda quick: {"small": tiny})
-    (figures,) = run.run_bench(["small"], 2, True, Console(file=StringIO()))
+    monkeypatch.setattr(command, "workloads", lambda quick: {"small": tiny})
+    figures = figures_of("small", 2, tmp_path)
     assert [cell["way"] for cell in figures["cells"]] == list(WAYS)
     for cell in figures["cells"]:
         assert len(cell["seconds"]) == 2
         assert min(cell["seconds"]) > 0
     assert figures["reply_bytes"] == 20 * 10 * 4
     assert figures["record_bytes_computed"] == 40
-    found = report.conclusions(figures)
-    assert {"replay / plain, 2 teachers", "live / local, 2 teachers"} <= found.keys()
+    assert figures["conclusions"].keys() == {
+        "replay / plain, 2 teachers",
+        "live / local, 2 teachers",
+        "10 epochs, the first recorded / naive, 2 teachers",
+    }
+    assert [row["way"] for row in figures["summary"]] == list(WAYS)
+    assert [teachers for teachers, _ in figures["replay_memory"]] == [2]
 
 
 PLANNED: dict[str, Any] = {
@@ -143,22 +165,20 @@ PLANNED: dict[str, Any] = {
 
 
 def test_errors_of_a_forecast_are_medians_without_sign() -> None:
-    found = report.conclusions(PLANNED)
+    report = report_on(PLANNED)
+    found = report.conclusions
     assert found["median error of the forecast"] == pytest.approx(0.175)
     assert found["median error, 5 ms, 8 an actor, look-ahead 2"] == pytest.approx(0.175)
-    console = Console(file=StringIO(), width=140)
-    report.render(PLANNED, console)
-    shown = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "+25" in shown
-    assert "-10" in shown
-    assert report.summaries(PLANNED) == PLANNED["fleets"]
+    assert "+25" in shown(report)
+    assert "-10" in shown(report)
+    assert report.summary == PLANNED["fleets"]
 
 
 def test_a_cell_is_planned_as_its_fleet_hosts_it() -> None:
     """32 teachers, eight an actor at most: fewer are spread over the four actors."""
     workload = plan.fleet_workload(5, 8, 2, quick=False)
     shapes = {
-        count: (plan.setup_of(workload, count).actors, plan.setup_of(workload, count).fullest)
+        count: (plan.size_of(workload, count).actors, plan.size_of(workload, count).fullest)
         for count in plan.COUNTS
     }
     assert shapes == {1: (1, 1), 2: (2, 1), 4: (4, 1), 8: (4, 2), 16: (4, 4), 32: (4, 8)}
@@ -166,15 +186,12 @@ def test_a_cell_is_planned_as_its_fleet_hosts_it() -> None:
 
 @pytest.mark.chaos
 def test_forecasts_are_held_against_measurements(
-    ray_session: Any, monkeypatch: pytest.MonkeyPatch
+    ray_session: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """One tiny fleet, calibrated and measured with real actors."""
-    from agrekd_ray.bench import run
-
     monkeypatch.setattr(plan, "SHAPES", ((20, 2, 0),))
     monkeypatch.setattr(plan, "COUNTS", (1, 4))
-    (figures,) = run.run_bench(["plan"], 1, True, Console(file=StringIO()))
-    (fleet,) = figures["fleets"]
+    (fleet,) = figures_of("plan", 1, tmp_path)["fleets"]
     assert [cell["teachers"] for cell in fleet["cells"]] == [1, 4]
     for cell in fleet["cells"]:
         assert min(cell["forecast_ms"], cell["measured_ms"]) > 20  # no look-ahead hides the delay

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from agrekd_ray.bench import report
 from agrekd_ray.bench.data import SIDE, measured, write_pictures
+from agrekd_ray.bench.report import report_on
 
 
 def test_the_real_loader_is_measured(tmp_path: Path) -> None:
@@ -40,14 +40,13 @@ def _cell(samples: int, grown: int) -> dict[str, Any]:
 def test_the_table_and_what_it_comes_to() -> None:
     cells = [_cell(2_000, 20_000_000), _cell(20_000, 30_000_000)]
     figures = {"workload": "data", "side": 32, "batch_size": 100, "cells": cells}
-    rows = report.summaries(figures)
+    report = report_on(figures)
+    rows = report.summary
     assert rows[1]["prepared_a_second"] == pytest.approx(1500)
     assert rows[1]["read_a_second"]["median"] == pytest.approx(15_000)
-    assert report.conclusions(figures) == {
-        "memory / memory, 10 times as many pictures": pytest.approx(1.5)
-    }
+    assert report.conclusions == {"memory / memory, 10 times as many pictures": pytest.approx(1.5)}
     console = Console(file=io.StringIO(), width=120)
-    report.render(figures, console)
+    report.show(console)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "20,000" in text
     assert "1,500" in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from agrekd_ray.bench import gpu, measure, report, run
+from agrekd_ray.bench import gpu
+from agrekd_ray.bench.command import bench
+from agrekd_ray.bench.harness import Sampled
+from agrekd_ray.bench.report import report_on
 from agrekd_ray.bench.resident import ResidentLoop
 from agrekd_ray.models import Model, build
 
@@ -23,10 +27,14 @@ TINY = dataclasses.replace(
 )
 
 
-def test_every_row_is_measured(ray_session: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_row_is_measured(
+    ray_session: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(gpu, "ON_CPU", TINY)
-    (figures,) = run.run_bench(["gpu"], 2, True, Console(file=StringIO()))
-    rows = report.summaries(figures)
+    shown = StringIO()
+    bench(["gpu"], 2, True, tmp_path / "bench.json", Console(file=shown, width=140))
+    (figures,) = json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))["workloads"]
+    rows = figures["summary"]
     taught = {
         (way, batch_size, 5, teachers)
         for batch_size in (4, 8)
@@ -53,11 +61,9 @@ def test_every_row_is_measured(ray_session: Any, monkeypatch: pytest.MonkeyPatch
     images = {(cell["way"], cell["batch_size"]): cell["images"] for cell in figures["cells"]}
     assert {images[way, 8] for way in ("hand-written", "labels", "cache", "live")} == {40}
     assert images["recording", 64] == 40
-    shown = StringIO()
-    report.render(figures, Console(file=shown, width=140))
     for words in ("hand-written", "recording", "live", "GPU, %", "cnn on CPU"):
         assert words in shown.getvalue()
-    found = report.conclusions(figures)
+    found = figures["conclusions"]
     assert "cache / hand-written, B 8, 5 classes, 3 teachers" in found
     assert "recording / teacher's forward, B 64, 5 classes" in found
     assert len(found) == len(rows) - 2 - 1  # not what others are held against
@@ -81,9 +87,10 @@ def test_ratios_are_those_of_medians_and_graphs_are_named() -> None:
     about = {"device": "H100", "student": "r18", "teacher": "r50", "shown": 224, "kept": 256}
     figures = {"workload": "gpu", **about, "cells": cells}
     name = "cache / hand-written, B 32, 1000 classes, 10 teachers, CUDA graphs"
-    assert report.conclusions(figures) == {name: pytest.approx(2.0)}
+    report = report_on(figures)
+    assert report.conclusions == {name: pytest.approx(2.0)}
     shown = StringIO()
-    report.render(figures, Console(file=shown, width=140))
+    report.show(Console(file=shown, width=140))
     for words in ("8,000 (5,000 … 10,000)", "cache, CUDA graphs", "2.00", "93", "1,234"):
         assert words in shown.getvalue()
 
@@ -126,10 +133,10 @@ def test_pixels_keep_their_place_in_a_crop() -> None:
 
 
 def test_a_value_is_read_while_a_block_runs() -> None:
-    with measure.Sampled(lambda: 7, 0.001) as sampled:
+    with Sampled(lambda: 7, 0.001) as sampled:
         pass
     assert set(sampled.values) == {7}
-    with measure.Sampled(lambda: gpu._busy(torch.device("cpu")), 0.001) as busy:
+    with Sampled(lambda: gpu._busy(torch.device("cpu")), 0.001) as busy:
         pass
     assert busy.values == []  # without a GPU nothing is said of its use
 

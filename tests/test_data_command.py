@@ -15,7 +15,7 @@ from PIL import Image
 from rich.console import Console
 
 from agrekd_ray.commands import data as command
-from agrekd_ray.commands.contact_sheet import CELL, GAP, HEAD, WORDS, Sheet, draw
+from agrekd_ray.commands.contact_sheet import CELL, GAP, HEAD, WORDS, draw
 from agrekd_ray.config import load_job
 from agrekd_ray.data import SELECT, TEST, open_dataset
 from agrekd_ray.data.colored import ColoredDigits
@@ -169,8 +169,8 @@ def test_the_sheet_has_a_row_a_group(tmp_path: Path, agrekd: Run) -> None:
 
 def test_a_sheet_of_very_many_groups_stays_a_picture(tmp_path: Path) -> None:
     few = np.zeros((1, 3, 20, 30), np.float32)
-    sheet = Sheet("t", [f"group ${n}$" for n in range(600)], ["n"] * 600, [few] * 600)
-    draw(sheet, tmp_path / "many.png")
+    names = [f"group ${n}$" for n in range(600)]
+    draw(tmp_path / "many.png", "t", names, ["n"] * 600, [few] * 600)
     with Image.open(tmp_path / "many.png") as shown:
         assert shown.size[1] == HEAD + 500 * (CELL + GAP) + GAP
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
-from agrekd_ray.bench.report import conclusions, render, summaries
+from agrekd_ray.bench.report import report_on
 from agrekd_ray.bench.workloads import DATA, GPU, PLAN, SEARCH, workloads
 from agrekd_ray.cluster.environment import prepare
 from agrekd_ray.errors import RunError
+from agrekd_ray.experiment.display import Display
 
 
 def bench(
@@ -32,7 +36,8 @@ def bench(
     Raises:
         RunError: an unknown workload, a file that cannot be written, or a part that failed.
     """
-    known = [*workloads(quick), DATA, GPU, PLAN, *([] if quick else [SEARCH])]
+    by_steps = workloads(quick)
+    known = [*by_steps, DATA, GPU, PLAN, *([] if quick else [SEARCH])]
     if wrong := [name for name in names if name not in known]:
         slow = [name for name in wrong if quick and name in (SEARCH, "resnet")]
         hint = f" ({slow[0]} is not quick)" if slow else ""
@@ -40,16 +45,37 @@ def bench(
     if json_file is not None and not json_file.absolute().parent.is_dir():
         raise RunError(f"{json_file}: its folder does not exist; nothing was measured.")
     prepare(starts_cluster=True)
-    from agrekd_ray.bench.run import run_bench  # imports Ray, which reads the environment
+    # These import Ray, which reads the environment.
+    from agrekd_ray.bench.data import measure_data
+    from agrekd_ray.bench.gpu import measure_gpu
+    from agrekd_ray.bench.plan import measure_plan
+    from agrekd_ray.bench.search import measure_search
+    from agrekd_ray.bench.steps import measure_steps
+    from agrekd_ray.cluster.session import RaySession
 
-    figures = run_bench(list(names) or known, repeats, quick, console)
-    for one in figures:
-        render(one, console)
-    if json_file is not None:
-        machine = {"cores": os.cpu_count(), "platform": platform.platform()}
-        versions = {name: version(name) for name in ("torch", "ray")}
-        content = [
-            {**one, "summary": summaries(one), "conclusions": conclusions(one)} for one in figures
+    others: dict[str, Callable[[Display], dict[str, Any]]] = {
+        DATA: partial(measure_data, repeats, quick),
+        GPU: partial(measure_gpu, repeats, quick),
+        PLAN: partial(measure_plan, repeats, quick),
+        SEARCH: partial(measure_search, repeats),
+    }
+    with Display(console) as display, closing(RaySession(None, 2, display.note)):
+        measured = [
+            others[name](display)
+            if name in others
+            else measure_steps(by_steps[name], repeats, display)
+            for name in names or known
         ]
-        report = {"machine": machine, "versions": versions, "workloads": content}
-        json_file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    reports = [report_on(figures) for figures in measured]
+    for report in reports:
+        report.show(console)
+    if json_file is not None:
+        content = {
+            "machine": {"cores": os.cpu_count(), "platform": platform.platform()},
+            "versions": {name: version(name) for name in ("torch", "ray")},
+            "workloads": [
+                {**figures, "summary": report.summary, "conclusions": report.conclusions}
+                for figures, report in zip(measured, reports, strict=True)
+            ],
+        }
+        json_file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

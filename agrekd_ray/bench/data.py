@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 from PIL import Image
 
-from agrekd_ray.bench.measure import Sampled, anonymous_bytes
+from agrekd_ray.bench.harness import PREFIX, Sampled, anonymous_bytes, in_own_process
 from agrekd_ray.bench.workloads import DATA
 from agrekd_ray.data import TRAIN
 from agrekd_ray.data.image_table import ImageTable
@@ -41,12 +40,11 @@ def measure_data(repeats: int, quick: bool, display: Display) -> dict[str, Any]:
     most = 20_000 if quick else 200_000
     sizes = (most // SMALLER, most)
     display.stage(DATA, len(sizes), "sets")
-    task = ray.remote(max_calls=1, num_cpus=0)(measured)
     cells = []
     for size in sizes:
-        with tempfile.TemporaryDirectory(prefix="agrekd-bench-") as folder:
+        with tempfile.TemporaryDirectory(prefix=PREFIX) as folder:
             write_pictures(Path(folder) / "pictures.parquet", size)
-            cells.append(ray.get(task.remote(Path(folder), repeats)))
+            cells.append(in_own_process(measured, Path(folder), repeats))
         display.advance(f"{size:,} pictures")
     return {"workload": DATA, "side": SIDE, "batch_size": BATCH, "cells": cells}
 

@@ -6,43 +6,41 @@ against the teacher's forward passes alone. Without a GPU the same code runs on 
 
 from __future__ import annotations
 
-import contextlib
 import gc
+import itertools
 import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 import torch
 
 from agrekd_ray.bench.data import write_pictures
-from agrekd_ray.bench.measure import TEMPERATURE, Sampled, anonymous_bytes, progress
-from agrekd_ray.bench.resident import ResidentLoop, forward_passes
-from agrekd_ray.bench.workloads import (
-    ARITHMETIC,
-    BY_HAND,
-    CACHE,
-    FORWARD,
-    GPU,
-    LABELS,
-    LIVE,
-    RECORDING,
+from agrekd_ray.bench.harness import (
+    PREFIX,
+    Sampled,
+    agre_kd,
+    anonymous_bytes,
+    in_own_process,
+    progress,
+    random_records,
 )
+from agrekd_ray.bench.resident import ResidentLoop, forward_passes
+from agrekd_ray.bench.workloads import BY_HAND, FORWARD, GPU, RECORDING
 from agrekd_ray.capacity.measure import make_teachers
 from agrekd_ray.cluster.events import Emit, Notice
 from agrekd_ray.cluster.fleet_settings import FleetSettings
 from agrekd_ray.cluster.nodes import device_here
-from agrekd_ray.cluster.session import RaySession
 from agrekd_ray.data import TRAIN, Arrays, Dataset, open_dataset
 from agrekd_ray.data.image_table import ImageTable
 from agrekd_ray.data.views import Crop, Views
-from agrekd_ray.distillation import DistillationSpec, Replay, Source, TeacherHost
+from agrekd_ray.distillation import Source, TeacherHost
 from agrekd_ray.experiment.display import Display
 from agrekd_ray.fleet.fleet import Fleet
 from agrekd_ray.logits import LogitsCache, OutputSettings
@@ -51,6 +49,8 @@ from agrekd_ray.numerics import numbers_on
 from agrekd_ray.settings import Compile, Training
 from agrekd_ray.student import Student, StudentSpec
 
+ARITHMETIC, LABELS, CACHE, LIVE = "arithmetic alone", "labels", "cache", "live"
+"""Ways of training a student, beside the one written by hand."""
 VIEWS = 2
 """Views that the students' epochs show in turn."""
 SHARE = 0.4
@@ -110,36 +110,65 @@ ON_CPU = Size(
 )
 
 
-def measure_gpu(repeats: int, quick: bool, session: RaySession, display: Display) -> dict[str, Any]:
-    """Measure every cell of the grid, in a process of its own for each number of classes.
+@dataclass(frozen=True)
+class Cell:
+    """One row.
+
+    Attributes:
+        way: of training a student, or of having a teacher answer.
+        batch_size: B.
+        classes: C.
+        teachers: that teach, or are recorded.
+        compile: how steps are compiled.
+    """
+
+    way: str
+    batch_size: int
+    classes: int
+    teachers: int = 0
+    compile: Compile = "off"
+
+
+def cells_of(size: Size, classes: int) -> list[Cell]:
+    """The rows of a number of classes, in order."""
+    cells = []
+    for batch_size in size.batch_sizes:
+        cells += [Cell(way, batch_size, classes) for way in (ARITHMETIC, BY_HAND, LABELS)]
+        cells += [Cell(CACHE, batch_size, classes, teachers) for teachers in size.ensembles]
+        if batch_size in size.graphs:
+            cells.append(Cell(LABELS, batch_size, classes, 0, "cuda_graphs"))
+            cells.append(Cell(CACHE, batch_size, classes, size.ensembles[0], "cuda_graphs"))
+        cells.append(Cell(LIVE, batch_size, classes, size.hosted))
+    forward = Cell(FORWARD, size.forward_batch, classes)
+    return [*cells, forward, Cell(RECORDING, size.forward_batch, classes, 1)]
+
+
+def measure_gpu(repeats: int, quick: bool, display: Display) -> dict[str, Any]:
+    """Measure every cell, in a process of its own for each number of classes; needs a Ray session.
 
     Args:
         repeats: of each way that count; one more, not counted, warms up.
         quick: the small size, on a GPU too.
-        session: the Ray session.
         display: the progress line.
 
     Returns:
-        The figures; a cell for each row that `_Rows` makes.
+        The figures, with those of each row that `Grid.measured` makes.
     """
-    gpu = ray.cluster_resources().get("GPU", 0) > 0
-    size = ON_GPU if gpu and not quick else ON_CPU
-    ways = 4 + len(size.ensembles)
-    total = len(size.classes) * (len(size.batch_sizes) * ways + 2 * len(size.graphs) + 2)
+    gpus = SHARE if ray.cluster_resources().get("GPU", 0) > 0 else 0
+    size = ON_GPU if gpus and not quick else ON_CPU
+    total = sum(len(cells_of(size, classes)) for classes in size.classes)
     display.stage(GPU, total, "rows")
-    # `max_calls`: memory that one leaves behind is not the next one's.
-    task = ray.remote(max_calls=1, num_cpus=0, num_gpus=SHARE if gpu else 0)(measured)
     cells: list[dict[str, Any]] = []
-    device = ""
     for classes in size.classes:
-        with (
-            tempfile.TemporaryDirectory(prefix="agrekd-bench-") as folder,
-            progress(display) as emit,
-        ):
-            place = _Place(Path(folder), size, classes)
-            place.make()
-            with place.fleet(gpu, emit) as fleet:
-                device, rows = ray.get(task.remote(place, fleet.source(), repeats, emit))
+        with tempfile.TemporaryDirectory(prefix=PREFIX) as folder, progress(display) as emit:
+            grid = Grid(Path(folder), size, classes, repeats)
+            grid.make()
+            settings = FleetSettings(
+                backbones_per_actor=size.hosted, cpus=0.1, gpus=gpus, look_ahead=2
+            )
+            hosted = grid.checkpoints("hosted", size.hosted)
+            with closing(Fleet(hosted, grid.pictures(VIEWS), settings, emit)) as fleet:
+                device, rows = in_own_process(Grid.measured, grid, fleet.source(), emit, gpus=gpus)
             cells += rows
     return {
         "workload": GPU,
@@ -152,29 +181,37 @@ def measure_gpu(repeats: int, quick: bool, session: RaySession, display: Display
     }
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Pictures and teachers of one number of classes, in a folder; may travel."""
+@dataclass
+class Grid:
+    """Pictures, teachers and rows of one number of classes; may travel to any process.
+
+    Attributes:
+        folder: of all that is written.
+        size: what is measured.
+        classes: C.
+        repeats: of each row that count.
+    """
 
     folder: Path
     size: Size
     classes: int
+    repeats: int
 
     def make(self) -> None:
-        """Write all that is read later. Records hold random logits: costs do not depend on them."""
-        write_pictures(self._table, self.size.pictures, self.classes)
-        open_dataset(self.data(VIEWS)).prepare()  # type: ignore[attr-defined]
-        size, data = self.size, open_dataset(self.data(VIEWS))
-        recorded, most = Model(name="cnn", args={"width": 4}), max(size.ensembles)
-        make_teachers(self.folder / "recorded", data, recorded, most)
-        make_teachers(self.folder / "hosted", data, size.teacher, size.hosted)
+        """Write all that is read later."""
+        write_pictures(self.folder / "pictures.parquet", self.size.pictures, self.classes)
+        dataset = self.pictures(VIEWS).open()
+        dataset.prepare()
+        recorded, most = Model(name="cnn", args={"width": 4}), max(self.size.ensembles)
+        make_teachers(self.folder / "recorded", dataset, recorded, most)
+        make_teachers(self.folder / "hosted", dataset, self.size.teacher, self.size.hosted)
 
-    def data(self, views: int | None) -> ImageTable:
+    def pictures(self, views: int | None) -> ImageTable:
         """Settings of the pictures, in so many views; None has a new one for every epoch."""
         return ImageTable.model_validate(
             {
                 "name": "table",
-                "table": self._table,
+                "table": self.folder / "pictures.parquet",
                 "columns": {"image": "image"},
                 "size": self.size.shown,
                 "resize": self.size.kept,
@@ -183,94 +220,27 @@ class _Place:
             }
         )
 
-    def checkpoints(self, name: str, teachers: int) -> dict[str, Path]:
+    def checkpoints(self, kind: str, teachers: int) -> dict[str, Path]:
         """Folders of some teachers that `make` has left, `recorded` or `hosted`."""
         names = [f"teacher-{number}" for number in range(teachers)]
-        return {one: self.folder / name / one for one in names}
+        return {name: self.folder / kind / name for name in names}
 
-    @contextlib.contextmanager
-    def fleet(self, gpu: bool, emit: Emit) -> Iterator[Fleet]:
-        """The teachers who answer live, in one actor."""
-        hosted = self.size.hosted
-        settings = FleetSettings(
-            backbones_per_actor=hosted, cpus=0.1, gpus=SHARE if gpu else 0, look_ahead=2
-        )
-        fleet = Fleet(self.checkpoints("hosted", hosted), self.data(VIEWS), settings, emit)
-        try:
-            yield fleet
-        finally:
-            fleet.close()
+    def measured(self, live: Source, emit: Emit) -> tuple[str, list[dict[str, Any]]]:
+        """Name of the device, and the figures of all rows; runs in a process of its own.
 
-    @property
-    def _table(self) -> Path:
-        return self.folder / "pictures.parquet"
+        Args:
+            live: the teachers who answer live.
+            emit: is told of every row.
+        """
+        device = torch.device(device_here())
+        rows = []
+        for cell in cells_of(self.size, self.classes):
+            rows.append(self._row(cell, live, device))
+            emit(Notice(f"{cell.way}, B {cell.batch_size}, {cell.classes} classes"))
+        return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU", rows
 
-
-def measured(
-    place: _Place, live: Source, repeats: int, emit: Emit
-) -> tuple[str, list[dict[str, Any]]]:
-    """All rows of one number of classes; runs in a process of its own.
-
-    Args:
-        place: of pictures and teachers.
-        live: the teachers who answer live.
-        repeats: that count.
-        emit: is told of every row.
-
-    Returns:
-        Name of the device, and the rows.
-    """
-    device = torch.device(device_here())
-    rows = list(_Rows(place, live, repeats, device, emit))
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    return name, rows
-
-
-class _Rows:
-    """The rows of one number of classes, in order.
-
-    Args:
-        place: of pictures and teachers.
-        live: the teachers who answer live.
-        repeats: that count.
-        device: to compute on.
-        emit: is told of every row.
-    """
-
-    def __init__(
-        self, place: _Place, live: Source, repeats: int, device: torch.device, emit: Emit
-    ) -> None:
-        self._place, self._live, self._repeats = place, live, repeats
-        self._device, self._emit = device, emit
-        self._dataset: Dataset = open_dataset(place.data(VIEWS))
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        size = self._place.size
-        for batch_size in size.batch_sizes:
-            yield self._row(ARITHMETIC, batch_size, self._arithmetic)
-            yield self._row(BY_HAND, batch_size, lambda b: self._loop(b).epoch)
-            graphs: tuple[Compile, ...] = ()
-            if self._device.type == "cuda" and batch_size in size.graphs:
-                graphs = ("cuda_graphs",)
-            yield self._taught(LABELS, batch_size)
-            for teachers in size.ensembles:
-                yield self._taught(CACHE, batch_size, teachers)
-            for how in graphs:
-                yield self._taught(LABELS, batch_size, how=how)
-                yield self._taught(CACHE, batch_size, size.ensembles[0], how)
-            yield self._taught(LIVE, batch_size, size.hosted)
-        yield self._row(FORWARD, size.forward_batch, self._forward)
-        yield self._row(RECORDING, size.forward_batch, self._recording, 1)
-
-    def _row(
-        self,
-        way: str,
-        batch_size: int,
-        make: Callable[[int], Callable[[], int]],
-        teachers: int = 0,
-        how: Compile = "off",
-    ) -> dict[str, Any]:
-        """Measure what `make` makes for a batch size: each call of it computes some pictures.
+    def _row(self, cell: Cell, live: Source, device: torch.device) -> dict[str, Any]:
+        """Measure one cell.
 
         Returns:
             Beside what was done: `images` of a repeat; `seconds` of each repeat; `utilisation` of
@@ -278,104 +248,87 @@ class _Rows:
             `bytes`, of the GPU by this process, else of the process.
         """
         gc.collect()
-        on_gpu = self._device.type == "cuda"
+        on_gpu = device.type == "cuda"
         if on_gpu:
             torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(self._device)
+            torch.cuda.reset_peak_memory_stats(device)
         images, seconds = 0, []
         with Sampled(anonymous_bytes, 0.02) as memory:
-            repeat = make(batch_size)
+            repeat = self._repeat(cell, live, device)
             repeat()
-            with Sampled(lambda: _busy(self._device), 0.1) as busy:
-                for _ in range(self._repeats):
+            with Sampled(lambda: _busy(device), 0.1) as busy:
+                for _ in range(self.repeats):
                     began = time.perf_counter()
                     images = repeat()
                     seconds.append(time.perf_counter() - began)
-        most = torch.cuda.max_memory_allocated(self._device) if on_gpu else max(memory.values)
-        classes = self._place.classes
-        self._emit(Notice(f"{way}, B {batch_size}, {classes} classes"))
         return {
-            "way": way,
-            "batch_size": batch_size,
-            "classes": classes,
-            "teachers": teachers,
-            "compile": how,
+            **asdict(cell),
             "images": images,
             "seconds": seconds,
             "utilisation": statistics.mean(busy.values) if busy.values else None,
-            "bytes": most,
+            "bytes": torch.cuda.max_memory_allocated(device) if on_gpu else max(memory.values),
         }
 
-    def _taught(
-        self, way: str, batch_size: int, teachers: int = 0, how: Compile = "off"
-    ) -> dict[str, Any]:
-        """The package's own student."""
+    def _repeat(self, cell: Cell, live: Source, device: torch.device) -> Callable[[], int]:
+        """What is timed: a function that computes some pictures, and says how many."""
+        dataset = open_dataset(self.pictures(VIEWS))
+        steps = max(1, len(dataset.splits[TRAIN]) // cell.batch_size)
+        if cell.way in (ARITHMETIC, BY_HAND):
+            loop = self._by_hand(dataset, cell.batch_size, device)
+            return loop.epoch if cell.way == BY_HAND else lambda: loop.arithmetic(steps)
+        if cell.way == FORWARD:
+            teacher, _ = load(self.checkpoints("hosted", 1)["teacher-0"], device)
+            model = teacher.to(memory_format=torch.channels_last)
+            return lambda: forward_passes(model, dataset.shape, cell.batch_size, steps, device)
+        if cell.way == RECORDING:
+            return self._recording(device)
+        student = self._student(cell, dataset, live, device)
 
-        def make(batch_size: int) -> Callable[[], int]:
-            training = Training(
-                epochs=self._repeats + 1, batch_size=batch_size, learning_rate=1e-3, compile=how
-            )
-            names = tuple(f"teacher-{number}" for number in range(teachers))
-            spec = DistillationSpec("agre_kd", names, names[0], TEMPERATURE) if names else None
-            student = Student(
-                StudentSpec(way, 0, self._place.size.student, training, spec),
-                self._dataset,
-                self._source(way, teachers) if names else None,
-                device=self._device,
-                look_ahead=2 if way == LIVE else 0,
-            )
+        def epoch() -> int:
+            student.trainer.epoch()
+            return student.trainer.plan.steps_per_epoch * cell.batch_size
 
-            def epoch() -> int:
-                student.trainer.epoch()
-                return student.trainer.plan.steps_per_epoch * batch_size
+        return epoch
 
-            return epoch
+    def _by_hand(self, dataset: Dataset, batch_size: int, device: torch.device) -> ResidentLoop:
+        assert isinstance(dataset, Arrays)
+        ids = dataset.splits[TRAIN]
+        model = build(self.size.student, dataset.shape, len(dataset.classes), 0)
+        pixels_NCHW, labels_N = dataset.arrays(None)[0][ids], dataset.labels(ids)
+        return ResidentLoop(model, pixels_NCHW, labels_N, self.size.shown, batch_size, device)
 
-        return self._row(way, batch_size, make, teachers, how)
+    def _student(self, cell: Cell, dataset: Dataset, live: Source, device: torch.device) -> Student:
+        """The package's own."""
+        training = Training(
+            epochs=self.repeats + 1,
+            batch_size=cell.batch_size,
+            learning_rate=1e-3,
+            compile=cell.compile,
+        )
+        source, teachers = live, self.checkpoints("recorded", cell.teachers)
+        if cell.way == CACHE:
+            source = random_records(self.folder / "outputs", teachers, dataset, VIEWS)(dataset)
+        spec = agre_kd(tuple(teachers)) if teachers else None
+        return Student(
+            StudentSpec(cell.way, 0, self.size.student, training, spec),
+            dataset,
+            source,
+            device=device,
+            look_ahead=2 if cell.way == LIVE else 0,
+        )
 
-    def _source(self, way: str, teachers: int) -> Source:
-        if way == LIVE:
-            return self._live
-        settings = OutputSettings(store=self._place.folder / "outputs")
-        checkpoints = self._place.checkpoints("recorded", teachers)
-        outputs = LogitsCache(settings, checkpoints, self._dataset, "float32")
-        shape = (outputs.count, len(self._dataset.classes))
-        for number, (name, view) in enumerate(outputs.missing(range(VIEWS))):
-            logits_NC = np.random.default_rng(number).normal(0, 3, shape).astype(np.float32)
-            outputs.write(name, view, logits_NC)
-        return Replay(settings, checkpoints, "float32", None)(self._dataset)
-
-    def _loop(self, batch_size: int) -> ResidentLoop:
-        data, ids = self._dataset, self._dataset.splits[TRAIN]
-        assert isinstance(data, Arrays)
-        model = build(self._place.size.student, data.shape, len(data.classes), 0)
-        pixels_NCHW, labels_N = data.arrays(None)[0][ids], data.labels(ids)
-        shown = self._place.size.shown
-        return ResidentLoop(model, pixels_NCHW, labels_N, shown, batch_size, self._device)
-
-    def _arithmetic(self, batch_size: int) -> Callable[[], int]:
-        loop, steps = self._loop(batch_size), len(self._dataset.splits[TRAIN]) // batch_size
-        return lambda: loop.arithmetic(steps)
-
-    def _forward(self, batch_size: int) -> Callable[[], int]:
-        teacher, _ = load(self._place.checkpoints("hosted", 1)["teacher-0"], self._device)
-        model = teacher.to(memory_format=torch.channels_last)
-        steps = max(1, len(self._dataset.splits[TRAIN]) // batch_size)
-        shape = self._dataset.shape
-        return lambda: forward_passes(model, shape, batch_size, steps, self._device)
-
-    def _recording(self, batch_size: int) -> Callable[[], int]:
+    def _recording(self, device: torch.device) -> Callable[[], int]:
         """A host that records a new view every time."""
-        data: Dataset = open_dataset(self._place.data(None))
-        checkpoints = self._place.checkpoints("hosted", 1)
-        settings = OutputSettings(store=self._place.folder / "recording")
-        outputs = LogitsCache(settings, checkpoints, data, numbers_on("auto", self._device))
-        host = TeacherHost(checkpoints, data, device=self._device, outputs=outputs)
-        epochs = iter(range(self._repeats + 1))
+        dataset: Dataset = open_dataset(self.pictures(None))
+        checkpoints = self.checkpoints("hosted", 1)
+        settings = OutputSettings(store=self.folder / "recording")
+        cache = LogitsCache(settings, checkpoints, dataset, numbers_on("auto", device))
+        host = TeacherHost(checkpoints, dataset, device=device, outputs=cache)
+        epochs = itertools.count()
 
         def record() -> int:
             host.complete(next(epochs))
-            return outputs.count
+            return cache.count
 
         return record
 

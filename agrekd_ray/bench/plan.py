@@ -10,10 +10,11 @@ from __future__ import annotations
 import os
 import statistics
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from agrekd_ray.bench.harness import PREFIX
+from agrekd_ray.bench.steps import measure_steps
 from agrekd_ray.bench.workloads import PLAN, Cell, Workload
 from agrekd_ray.capacity.forecast import Costs, Times, forecast
 from agrekd_ray.capacity.measure import (
@@ -27,6 +28,7 @@ from agrekd_ray.capacity.placing import Machines
 from agrekd_ray.capacity.size import NAME, JobSize
 from agrekd_ray.cluster.fleet_settings import FleetSettings
 from agrekd_ray.data import TRAIN, open_dataset
+from agrekd_ray.experiment.display import Display
 from agrekd_ray.models import Model
 
 SHAPES = ((50, 8, 2), (5, 8, 2), (5, 4, 0))
@@ -51,47 +53,24 @@ def fleet_workload(delay: int, hosted: int, ahead: int, quick: bool) -> Workload
     )
 
 
-def measure_plan(quick: bool, measured: Callable[[Workload], dict[str, Any]]) -> dict[str, Any]:
+def measure_plan(repeats: int, quick: bool, display: Display) -> dict[str, Any]:
     """Forecast and measure every cell of the grid; needs a Ray session.
 
     Args:
+        repeats: epochs of each cell that count.
         quick: fewer teachers, shorter epochs.
-        measured: measures a workload, as `bench.run` does.
+        display: the progress line.
     """
+    fleets = []
     with Calibration() as calibration:
-        return {
-            "workload": PLAN,
-            "fleets": [
-                _fleet(fleet_workload(*shape, quick), calibration, measured) for shape in SHAPES
-            ],
-        }
-
-
-def _fleet(
-    workload: Workload,
-    calibration: Calibration,
-    measured: Callable[[Workload], dict[str, Any]],
-) -> dict[str, Any]:
-    """One shape of fleet; calibrated before and after, so that both see the same machine."""
-    before = calibrated(workload, calibration)
-    figures = measured(workload)
-    around = _mean(before, calibrated(workload, calibration))
-    step = {
-        (cell["way"], cell["teachers"]): 1e3 * statistics.median(cell["seconds"]) / figures["steps"]
-        for cell in figures["cells"]
-    }
-    times = Times.model_validate({**around, "step_ms": step["plain", 0]})
-    return {
-        "delay_ms": workload.teacher.args["milliseconds"],
-        "backbones_per_actor": workload.fleet.backbones_per_actor,
-        "look_ahead": workload.look_ahead,
-        "times": times.model_dump(),
-        "cells": [
-            _compared(workload, cell.teachers, times, step["live", cell.teachers])
-            for cell in workload.cells
-            if cell.way == "live"
-        ],
-    }
+        for shape in SHAPES:
+            workload = fleet_workload(*shape, quick)
+            before = calibrated(workload, calibration)
+            figures = measure_steps(workload, repeats, display)
+            # Before and after, so that both see the same machine.
+            around = _mean(before, calibrated(workload, calibration))
+            fleets.append(_compared(workload, around, figures))
+    return {"workload": PLAN, "fleets": fleets}
 
 
 def _mean(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
@@ -104,7 +83,7 @@ def _mean(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 
 def calibrated(workload: Workload, calibration: Calibration) -> dict[str, Any]:
     """What a forecast is made from, but for the student's step; taken here and now."""
-    with tempfile.TemporaryDirectory(prefix="agrekd-bench-") as folder:
+    with tempfile.TemporaryDirectory(prefix=PREFIX) as folder:
         dataset = open_dataset(workload.data(Path(folder)))
         ids = dataset.splits[TRAIN][: workload.batch_size]
         reading = reading_ms(dataset, ids)
@@ -119,7 +98,7 @@ def calibrated(workload: Workload, calibration: Calibration) -> dict[str, Any]:
     }
 
 
-def setup_of(workload: Workload, teachers: int) -> JobSize:
+def size_of(workload: Workload, teachers: int) -> JobSize:
     """A cell as the planner sees it; its teachers are spread over the actors that there are."""
     actors = -(-workload.most // workload.fleet.backbones_per_actor)
     return JobSize(
@@ -144,14 +123,34 @@ def setup_of(workload: Workload, teachers: int) -> JobSize:
     )
 
 
-def _compared(workload: Workload, teachers: int, times: Times, measured: float) -> dict[str, Any]:
-    setup, machines = setup_of(workload, teachers), Machines(cpus=os.cpu_count() or 1)
-    expected = forecast(setup, machines, times)
+def _compared(
+    workload: Workload, calibration: dict[str, Any], figures: dict[str, Any]
+) -> dict[str, Any]:
+    """The cells of one shape of fleet, each forecast from the calibration and as measured."""
+    step_ms = {
+        (cell["way"], cell["teachers"]): 1e3 * statistics.median(cell["seconds"]) / figures["steps"]
+        for cell in figures["cells"]
+    }
+    times = Times.model_validate({**calibration, "step_ms": step_ms.pop(("plain", 0))})
+    machines = Machines(cpus=os.cpu_count() or 1)
+    cells = []
+    for (_, teachers), measured in step_ms.items():
+        size = size_of(workload, teachers)
+        expected = forecast(size, machines, times)
+        cells.append(
+            {
+                "teachers": teachers,
+                "actors": size.actors,
+                "forecast_ms": expected.ms,
+                "measured_ms": measured,
+                "error": expected.ms / measured - 1,
+                "bottleneck": expected.step_bottleneck,
+            }
+        )
     return {
-        "teachers": teachers,
-        "actors": setup.actors,
-        "forecast_ms": expected.ms,
-        "measured_ms": measured,
-        "error": expected.ms / measured - 1,
-        "bottleneck": expected.step_bottleneck,
+        "delay_ms": workload.teacher.args["milliseconds"],
+        "backbones_per_actor": workload.fleet.backbones_per_actor,
+        "look_ahead": workload.look_ahead,
+        "times": times.model_dump(),
+        "cells": cells,
     }

@@ -1,14 +1,11 @@
-"""The benchmark's figures as ratios within one run: a table, and what they come to.
-
-Every workload has three functions: the rows of its table, what its figures come to (`conclusions`,
-by name), and how both are shown.
-"""
+"""The benchmark's figures as ratios within one run: tables, and what they come to."""
 
 from __future__ import annotations
 
 import itertools
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console
@@ -20,19 +17,42 @@ Figures = dict[str, Any]
 Rows = list[dict[str, Any]]
 
 
-def summaries(figures: Figures) -> Rows:
-    """The rows of a workload's table."""
-    return _parts_of(figures)[0](figures)
+@dataclass(frozen=True)
+class Report:
+    """What is shown of a workload, and what is written beside its figures.
+
+    Attributes:
+        title: above the tables.
+        columns: their names.
+        summary: a row of numbers for each row of the tables, or for each fleet.
+        tables: heading, which may be empty, and rows of texts.
+        conclusions: what the figures come to, by name; ratios of medians.
+        notes: below the tables.
+        left: columns that stand on the left.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    summary: Rows
+    tables: Sequence[tuple[str, Sequence[tuple[str, ...]]]]
+    conclusions: dict[str, float]
+    notes: list[str] = field(default_factory=list)
+    left: int = 1
+
+    def show(self, console: Console) -> None:
+        """Print it."""
+        say(console, f"\n{self.title}")
+        for heading, rows in self.tables:
+            if heading:
+                say(console, f"\n{heading}")
+            show_table(console, self.columns, rows, self.left)
+        for note in self.notes:
+            say(console, note)
 
 
-def conclusions(figures: Figures) -> dict[str, float]:
-    """What the figures come to, by name; ratios of medians."""
-    return _parts_of(figures)[1](figures)
-
-
-def render(figures: Figures, console: Console) -> None:
-    """The table of one workload."""
-    _parts_of(figures)[2](figures, console)
+def report_on(figures: Figures) -> Report:
+    """The report on one workload."""
+    return _REPORTS.get(figures["workload"], _on_steps)(figures)
 
 
 def _spread(values: Sequence[float]) -> dict[str, float]:
@@ -46,9 +66,8 @@ def _words(spread: dict[str, float], digits: int) -> str:
     return f"{middle} ({low} … {high})"
 
 
-def _show_conclusions(figures: Figures, console: Console) -> None:
-    for name, value in conclusions(figures).items():
-        say(console, f"{name}: {value:.3f}")
+def _lines(conclusions: dict[str, float]) -> list[str]:
+    return [f"{name}: {value:.3f}" for name, value in conclusions.items()]
 
 
 def _ratios(figures: Figures, cell: dict[str, Any]) -> dict[str, float]:
@@ -57,12 +76,9 @@ def _ratios(figures: Figures, cell: dict[str, Any]) -> dict[str, float]:
     return _spread([mine / base for mine, base in zip(cell["seconds"], plain, strict=True)])
 
 
-# --- ways of teaching, step by step
-
-
-def _step_rows(figures: Figures) -> Rows:
-    """A row a cell: milliseconds a step, and the ratio to `plain`."""
-    return [
+def _on_steps(figures: Figures) -> Report:
+    """Ways of teaching: milliseconds a step, and the ratio to `plain`."""
+    summary = [
         {
             "way": cell["way"],
             "teachers": cell["teachers"],
@@ -72,12 +88,45 @@ def _step_rows(figures: Figures) -> Rows:
         }
         for cell in figures["cells"]
     ]
+    rows = [
+        (
+            row["way"],
+            str(row["teachers"] or "-"),
+            _words(row["step_ms"], 0 if row["step_ms"]["median"] >= 100 else 1),
+            _words(row["ratio"], 2),
+            f"{row['anonymous_bytes'] / 1e6:.0f}",
+        )
+        for row in summary
+    ]
+    conclusions = _step_ratios(figures, summary)
+    notes = _lines(conclusions)
+    if memory := figures.get("replay_memory"):
+        sizes = ", ".join(f"{size / 1e6:.0f} MB at {m} teachers" for m, size in memory)
+        notes.append(f"memory of a process that only replays: {sizes}")
+    if "question_bytes" in figures:
+        notes.append(
+            f"bytes of a step: {figures['question_bytes']} a process asked (ids, look-ahead, "
+            f"student's logits), {figures['reply_bytes']} a teacher (its gradient)"
+        )
+    if "record_bytes" in figures:
+        notes.append(
+            f"bytes on disk for a sample, view and teacher: {figures['record_bytes']:.1f} "
+            f"({figures['record_bytes_computed']} without the file's head)"
+        )
+    return Report(
+        f"{figures['workload']}: batches of {figures['batch_size']}, {figures['steps']} steps an "
+        f"epoch, median (smallest … largest) of {len(figures['cells'][0]['seconds'])} epochs",
+        ("Way", "Teachers", "ms a step", "× plain", "Memory, MB"),
+        summary,
+        [("", rows)],
+        conclusions,
+        notes,
+    )
 
 
-def _step_conclusions(figures: Figures) -> dict[str, float]:
+def _step_ratios(figures: Figures, summary: Rows) -> dict[str, float]:
     ratios: dict[str, float] = {}
-    rows = _step_rows(figures)
-    step = {(row["way"], row["teachers"]): row["step_ms"]["median"] for row in rows}
+    step = {(row["way"], row["teachers"]): row["step_ms"]["median"] for row in summary}
     plain = step["plain", 0]
     for (way, teachers), ms in step.items():
         local, naive, replay = (step.get((w, teachers)) for w in ("local", "naive", "replay"))
@@ -98,81 +147,27 @@ def _step_conclusions(figures: Figures) -> dict[str, float]:
     return ratios
 
 
-def _render_steps(figures: Figures, console: Console) -> None:
-    say(
-        console,
-        f"\n{figures['workload']}: batches of {figures['batch_size']}, {figures['steps']} steps an "
-        f"epoch, median (smallest … largest) of {len(figures['cells'][0]['seconds'])} epochs",
-    )
-    rows = [
-        (
-            row["way"],
-            str(row["teachers"] or "-"),
-            _words(row["step_ms"], 0 if row["step_ms"]["median"] >= 100 else 1),
-            _words(row["ratio"], 2),
-            f"{row['anonymous_bytes'] / 1e6:.0f}",
-        )
-        for row in _step_rows(figures)
-    ]
-    show_table(console, ("Way", "Teachers", "ms a step", "× plain", "Memory, MB"), rows)
-    _show_conclusions(figures, console)
-    if memory := figures.get("replay_memory"):
-        sizes = ", ".join(f"{size / 1e6:.0f} MB at {m} teachers" for m, size in memory)
-        say(console, f"memory of a process that only replays: {sizes}")
-    if "question_bytes" in figures:
-        say(
-            console,
-            f"bytes of a step: {figures['question_bytes']} a process asked (ids, look-ahead, "
-            f"student's logits), {figures['reply_bytes']} a teacher (its gradient)",
-        )
-    if "record_bytes" in figures:
-        say(
-            console,
-            f"bytes on disk for a sample, view and teacher: {figures['record_bytes']:.1f} "
-            f"({figures['record_bytes_computed']} without the file's head)",
-        )
-
-
-# --- searches
-
-
-def _search_rows(figures: Figures) -> Rows:
-    """A row a way: seconds of all trials, and the ratio to `plain`."""
-    return [
-        {
-            "way": cell["way"],
-            "seconds": _spread(cell["seconds"]),
-            "ratio": _ratios(figures, cell),
-        }
+def _on_search(figures: Figures) -> Report:
+    """Searches: seconds of all trials, and the ratio to `plain`."""
+    summary = [
+        {"way": cell["way"], "seconds": _spread(cell["seconds"]), "ratio": _ratios(figures, cell)}
         for cell in figures["cells"]
     ]
-
-
-def _search_conclusions(figures: Figures) -> dict[str, float]:
-    median = {row["way"]: row["seconds"]["median"] for row in _search_rows(figures)}
-    return {f"search / plain, {figures['trials']} trials": median["search"] / median["plain"]}
-
-
-def _render_search(figures: Figures, console: Console) -> None:
-    say(
-        console,
-        f"\nsearch: {figures['trials']} trials of {figures['epochs']} epochs, none stopped early, "
+    median = {row["way"]: row["seconds"]["median"] for row in summary}
+    return Report(
+        f"search: {figures['trials']} trials of {figures['epochs']} epochs, none stopped early, "
         f"{figures['teachers']} recorded teachers, median (smallest … largest) of "
         f"{len(figures['cells'][0]['seconds'])} searches",
+        ("Way", "seconds", "× plain"),
+        summary,
+        [("", [(r["way"], _words(r["seconds"], 1), _words(r["ratio"], 2)) for r in summary])],
+        {f"search / plain, {figures['trials']} trials": median["search"] / median["plain"]},
     )
-    rows = [
-        (row["way"], _words(row["seconds"], 1), _words(row["ratio"], 2))
-        for row in _search_rows(figures)
-    ]
-    show_table(console, ("Way", "seconds", "× plain"), rows)
 
 
-# --- very many pictures
-
-
-def _data_rows(figures: Figures) -> Rows:
-    """A row a set of pictures: how long opening takes, and pictures a second."""
-    return [
+def _on_data(figures: Figures) -> Report:
+    """Sets of pictures: how long opening takes, pictures a second, and memory."""
+    summary = [
         {
             "samples": cell["samples"],
             "open_seconds": cell["open_seconds"],
@@ -184,24 +179,6 @@ def _data_rows(figures: Figures) -> Rows:
         }
         for cell in figures["cells"]
     ]
-
-
-def _data_conclusions(figures: Figures) -> dict[str, float]:
-    few, many = _data_rows(figures)
-    more = many["samples"] / few["samples"]
-    name = f"memory / memory, {more:.0f} times as many pictures"
-    return {name: many["grown_bytes"] / few["grown_bytes"]}
-
-
-def _render_data(figures: Figures, console: Console) -> None:
-    side = figures["side"]
-    say(
-        console,
-        f"\ndata: JPEGs inside Parquet, {side} × {side} pixels once they are prepared, read in "
-        f"random batches of {figures['batch_size']}; memory is the peak of the process, without "
-        "mapped files",
-    )
-    names = "Pictures", "Open, s", "Prepared / s", "Read / s", "Disk, MB", "Memory, MB", "Growth"
     rows = [
         (
             f"{row['samples']:,}",
@@ -210,169 +187,125 @@ def _render_data(figures: Figures, console: Console) -> None:
             f"{row['read_a_second']['median']:,.0f}",
             *(f"{row[key] / 1e6:.0f}" for key in ("bytes", "anonymous_bytes", "grown_bytes")),
         )
-        for row in _data_rows(figures)
+        for row in summary
     ]
-    show_table(console, names, rows, left=0)
-    _show_conclusions(figures, console)
+    few, many = summary
+    name = f"memory / memory, {many['samples'] / few['samples']:.0f} times as many pictures"
+    conclusions = {name: many["grown_bytes"] / few["grown_bytes"]}
+    side = figures["side"]
+    return Report(
+        f"data: JPEGs inside Parquet, {side} × {side} pixels once they are prepared, read in "
+        f"random batches of {figures['batch_size']}; memory is the peak of the process, without "
+        "mapped files",
+        ("Pictures", "Open, s", "Prepared / s", "Read / s", "Disk, MB", "Memory, MB", "Growth"),
+        summary,
+        [("", rows)],
+        conclusions,
+        _lines(conclusions),
+        left=0,
+    )
 
-
-# --- what a device reaches
 
 _GPU_KEY = ("way", "batch_size", "classes", "teachers", "compile")
 
 
-def _gpu_rows(figures: Figures) -> Rows:
-    """A row a cell: pictures a second, and the ratio to what it is held against.
+def _on_gpu(figures: Figures) -> Report:
+    """What a device reaches: pictures a second, with a table for each number of classes.
 
-    That is the loop written by hand, with the same batches and classes; for recording, the
-    teacher's forward passes.
+    Each is held against the loop written by hand, with the same batches and classes; recording
+    against the teacher's forward passes.
     """
-    rates = [
-        _spread([cell["images"] / one for one in cell["seconds"]]) for cell in figures["cells"]
-    ]
-    keys = [tuple(cell[name] for name in _GPU_KEY) for cell in figures["cells"]]
-    median = {key: rate["median"] for key, rate in zip(keys, rates, strict=True)}
-    rows = []
-    for cell, rate in zip(figures["cells"], rates, strict=True):
-        limit = FORWARD if cell["way"] in (FORWARD, RECORDING) else BY_HAND
-        rows.append(
-            {
-                **{name: cell[name] for name in _GPU_KEY},
-                "images_a_second": rate,
-                "against": limit,
-                "ratio": rate["median"]
-                / median[limit, cell["batch_size"], cell["classes"], 0, "off"],
-                "utilisation": cell["utilisation"],
-                "bytes": cell["bytes"],
-            }
+    rates = {
+        tuple(cell[name] for name in _GPU_KEY): _spread(
+            [cell["images"] / one for one in cell["seconds"]]
         )
-    return rows
-
-
-def _gpu_conclusions(figures: Figures) -> dict[str, float]:
-    ratios = {}
-    for row in _gpu_rows(figures):
-        if row["way"] == row["against"]:
-            continue
-        parts = [f"B {row['batch_size']}", f"{row['classes']} classes"]
-        parts += [f"{row['teachers']} teachers"] if row["teachers"] > 1 else []
-        parts += [_compiled(row)] if row["compile"] != "off" else []
-        ratios[f"{row['way']} / {row['against']}, {', '.join(parts)}"] = row["ratio"]
-    return ratios
-
-
-def _render_gpu(figures: Figures, console: Console) -> None:
-    """A table for each number of classes."""
-    say(
-        console,
-        f"\ngpu: {figures['student']} on {figures['device']}, {figures['shown']} × "
+        for cell in figures["cells"]
+    }
+    summary: Rows = []
+    conclusions = {}
+    tables: dict[int, list[tuple[str, ...]]] = {}
+    for cell, (key, rate) in zip(figures["cells"], rates.items(), strict=True):
+        way, batch_size, classes, teachers, how = key
+        limit = FORWARD if way in (FORWARD, RECORDING) else BY_HAND
+        ratio = rate["median"] / rates[limit, batch_size, classes, 0, "off"]["median"]
+        about = dict(zip(_GPU_KEY, key, strict=True))
+        reached = {"images_a_second": rate, "against": limit, "ratio": ratio}
+        meanwhile = {name: cell[name] for name in ("utilisation", "bytes")}
+        summary.append({**about, **reached, **meanwhile})
+        compiled = "" if how == "off" else f", {how.replace('cuda_graphs', 'CUDA graphs')}"
+        if way != limit:
+            of_teachers = f", {teachers} teachers" if teachers > 1 else ""
+            setting = f"B {batch_size}, {classes} classes{of_teachers}{compiled}"
+            conclusions[f"{way} / {limit}, {setting}"] = ratio
+        tables.setdefault(classes, []).append(
+            (
+                way + compiled,
+                str(batch_size),
+                str(teachers or "-"),
+                _words(rate, 0),
+                f"{ratio:.2f}",
+                "-" if cell["utilisation"] is None else f"{cell['utilisation']:.0f}",
+                f"{cell['bytes'] / 1e6:,.0f}",
+            )
+        )
+    return Report(
+        f"gpu: {figures['student']} on {figures['device']}, {figures['shown']} × "
         f"{figures['shown']} pixels out of {figures['kept']} × {figures['kept']}, flip and crop, "
         f"median (smallest … largest) of {len(figures['cells'][0]['seconds'])} epochs; teachers "
         f"who are recorded or answer live are {figures['teacher']}. × is held against the "
         f"hand-written loop, for recording against the teacher's forward passes. B samples a "
         "batch, M teachers, MB of memory at most",
+        ("Way", "B", "M", "Images / s", "×", "GPU, %", "MB"),
+        summary,
+        [(f"{classes:,} classes", rows) for classes, rows in tables.items()],
+        conclusions,
     )
-    rows = _gpu_rows(figures)
-    for classes in dict.fromkeys(row["classes"] for row in rows):
-        say(console, f"\n{classes:,} classes")
-        cells = [
+
+
+def _on_plan(figures: Figures) -> Report:
+    """Forecasts beside measurements, and their median errors, without sign."""
+    rows, times_of, errors = [], [], {}
+    for fleet in figures["fleets"]:
+        name = (
+            f"{fleet['delay_ms']} ms, {fleet['backbones_per_actor']} an actor, "
+            f"look-ahead {fleet['look_ahead']}"
+        )
+        errors[name] = [abs(cell["error"]) for cell in fleet["cells"]]
+        rows += [
             (
-                row["way"] + (f", {_compiled(row)}" if row["compile"] != "off" else ""),
-                str(row["batch_size"]),
-                str(row["teachers"] or "-"),
-                _words(row["images_a_second"], 0),
-                f"{row['ratio']:.2f}",
-                "-" if row["utilisation"] is None else f"{row['utilisation']:.0f}",
-                f"{row['bytes'] / 1e6:,.0f}",
+                name,
+                cell["bottleneck"],
+                str(cell["teachers"]),
+                str(cell["actors"]),
+                f"{cell['forecast_ms']:.1f}",
+                f"{cell['measured_ms']:.1f}",
+                f"{100 * cell['error']:+.0f}",
             )
-            for row in rows
-            if row["classes"] == classes
+            for cell in fleet["cells"]
         ]
-        show_table(console, ("Way", "B", "M", "Images / s", "×", "GPU, %", "MB"), cells)
-
-
-def _compiled(row: dict[str, Any]) -> str:
-    return str(row["compile"]).replace("cuda_graphs", "CUDA graphs")
-
-
-# --- forecasts beside measurements
-
-
-def _plan_rows(figures: Figures) -> Rows:
-    """A row a fleet, with its cells."""
-    rows: Rows = figures["fleets"]
-    return rows
-
-
-def _plan_conclusions(figures: Figures) -> dict[str, float]:
-    """Median errors, without sign, of all forecasts and of each fleet's."""
-    errors = {
-        _fleet_name(fleet): [abs(cell["error"]) for cell in fleet["cells"]]
-        for fleet in figures["fleets"]
-    }
+        times, costs = fleet["times"], fleet["times"]["costs"]
+        times_of.append(
+            f"{name}: student {times['step_ms']:.1f} ms, inputs {times['inputs_ms']:.1f}, call "
+            f"{costs['call_ms']:.2f}, actor {costs['actor_ms']:.2f}, host {costs['host_ms']:.2f}, "
+            f"backbone {costs['backbone_ms']:.2f}, weighing {costs['weigh_ms']:.2f}"
+        )
     every = statistics.median(itertools.chain(*errors.values()))
     each = {f"median error, {name}": statistics.median(its) for name, its in errors.items()}
-    return {"median error of the forecast": every, **each}
-
-
-def _render_plan(figures: Figures, console: Console) -> None:
-    """A row a cell: forecast, measurement, error."""
-    say(console, "\nplan: live steps, forecast and measured")
-    names = (
-        "Fleet",
-        "Held up by",
-        "Teachers",
-        "Actors",
-        "Forecast, ms",
-        "Measured, ms",
-        "Error, %",
-    )
-    rows = [
-        (
-            _fleet_name(fleet),
-            cell["bottleneck"],
-            str(cell["teachers"]),
-            str(cell["actors"]),
-            f"{cell['forecast_ms']:.1f}",
-            f"{cell['measured_ms']:.1f}",
-            f"{100 * cell['error']:+.0f}",
-        )
-        for fleet in figures["fleets"]
-        for cell in fleet["cells"]
-    ]
-    show_table(console, names, rows, left=2)
-    for fleet in figures["fleets"]:
-        times, costs = fleet["times"], fleet["times"]["costs"]
-        say(
-            console,
-            f"{_fleet_name(fleet)}: student {times['step_ms']:.1f} ms, inputs "
-            f"{times['inputs_ms']:.1f}, call {costs['call_ms']:.2f}, actor "
-            f"{costs['actor_ms']:.2f}, host {costs['host_ms']:.2f}, backbone "
-            f"{costs['backbone_ms']:.2f}, weighing {costs['weigh_ms']:.2f}",
-        )
-    _show_conclusions(figures, console)
-
-
-def _fleet_name(fleet: dict[str, Any]) -> str:
-    return (
-        f"{fleet['delay_ms']} ms, {fleet['backbones_per_actor']} an actor, "
-        f"look-ahead {fleet['look_ahead']}"
+    conclusions = {"median error of the forecast": every, **each}
+    return Report(
+        "plan: live steps, forecast and measured",
+        ("Fleet", "Held up by", "Teachers", "Actors", "Forecast, ms", "Measured, ms", "Error, %"),
+        figures["fleets"],
+        [("", rows)],
+        conclusions,
+        [*times_of, *_lines(conclusions)],
+        left=2,
     )
 
 
-Parts = tuple[
-    Callable[[Figures], Rows],
-    Callable[[Figures], dict[str, float]],
-    Callable[[Figures, Console], None],
-]
-_PARTS: dict[str, Parts] = {
-    SEARCH: (_search_rows, _search_conclusions, _render_search),
-    DATA: (_data_rows, _data_conclusions, _render_data),
-    GPU: (_gpu_rows, _gpu_conclusions, _render_gpu),
-    PLAN: (_plan_rows, _plan_conclusions, _render_plan),
+_REPORTS: dict[str, Callable[[Figures], Report]] = {
+    SEARCH: _on_search,
+    DATA: _on_data,
+    GPU: _on_gpu,
+    PLAN: _on_plan,
 }
-
-
-def _parts_of(figures: Figures) -> Parts:
-    steps = (_step_rows, _step_conclusions, _render_steps)
-    return _PARTS.get(figures["workload"], steps)

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from agrekd_ray.numerics import training_kernels
+
 SMALLEST_SIDE = 0.8
 """Of a random crop, as a share of the picture's."""
 
@@ -45,26 +47,28 @@ class ResidentLoop:
         self._labels_N = labels_N.to(device)
         self._model = model.to(device).to(memory_format=torch.channels_last).train()
         self._optimizer = torch.optim.SGD(
-            model.parameters(), 1e-3, momentum=0.9, weight_decay=1e-4, fused=_on_gpu(device) or None
+            model.parameters(),
+            1e-3,
+            momentum=0.9,
+            weight_decay=1e-4,
+            fused=device.type == "cuda" or None,
         )
 
     def epoch(self) -> int:
         """One pass in a new order, without what does not fill a batch; the number of pictures."""
+        steps, B = len(self._pixels) // self._batch_size, self._batch_size
         order_N = torch.randperm(len(self._pixels), device=self._device)
-        batches = [ids_B for ids_B in order_N.split(self._batch_size) if self._fills(ids_B)]
-        with fast_kernels():
-            for ids_B in batches:
+        with timed_kernels(self._device):
+            for ids_B in order_N[: steps * B].view(steps, B):
                 self.step(self._shown(self._pixels[ids_B]), self._labels_N[ids_B])
-        waited_for(self._device)
-        return len(batches) * self._batch_size
+        return steps * B
 
     def arithmetic(self, steps: int) -> int:
         """So many steps on one batch that is there already; the number of pictures."""
-        with fast_kernels():
+        with timed_kernels(self._device):
             inputs = self._shown(self._pixels[: self._batch_size])
             for _ in range(steps):
                 self.step(inputs, self._labels_N[: self._batch_size])
-        waited_for(self._device)
         return steps * self._batch_size
 
     def step(self, inputs: Tensor, labels_B: Tensor) -> None:
@@ -74,9 +78,6 @@ class ResidentLoop:
         F.cross_entropy(logits_BC, labels_B).backward()
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-
-    def _fills(self, ids_B: Tensor) -> bool:
-        return len(ids_B) == self._batch_size
 
     def _shown(self, pixels: Tensor) -> Tensor:
         """Random squares of uint8 pictures, half of them mirrored; float32 in [0, 1]."""
@@ -106,37 +107,25 @@ def forward_passes(
     """
     inputs = torch.rand(batch_size, *shape, device=device)
     inputs = inputs.contiguous(memory_format=torch.channels_last)
-    with torch.inference_mode(), fast_kernels(), bfloat16_on_gpu(device):
+    with timed_kernels(device), torch.inference_mode(), bfloat16_on_gpu(device):
         for _ in range(steps):
             model(inputs)
-    waited_for(device)
     return steps * batch_size
-
-
-def waited_for(device: torch.device) -> None:
-    """Returns when the device has done all that it was told."""
-    if _on_gpu(device):
-        torch.cuda.synchronize(device)
 
 
 def bfloat16_on_gpu(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """Mixed precision where the device is a GPU."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=_on_gpu(device))
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
 
 
 @contextlib.contextmanager
-def fast_kernels() -> Iterator[None]:
-    """On a GPU, the fastest convolutions, and TF32 for what is left in float32."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
-    try:
-        with torch.backends.cudnn.flags(
-            enabled=True, benchmark=True, deterministic=False, allow_tf32=True
-        ):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+def timed_kernels(device: torch.device) -> Iterator[None]:
+    """On a GPU the fastest kernels; the block ends when the device has done all that it was told.
 
-
-def _on_gpu(device: torch.device) -> bool:
-    return device.type == "cuda"
+    They are those that the package's own training takes: cuDNN's fastest convolutions, and TF32
+    for what is left in float32.
+    """
+    with training_kernels(device, deterministic=False):
+        yield
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

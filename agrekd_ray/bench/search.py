@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import tempfile
 import time
@@ -12,22 +11,20 @@ from typing import Any
 import numpy as np
 from ray import tune
 from ray.tune import CheckpointConfig, RunConfig, TuneConfig, Tuner
-from rich.console import Console
 
-from agrekd_ray.bench.workloads import workloads
+from agrekd_ray.bench.harness import PREFIX, random_records
+from agrekd_ray.bench.workloads import SEARCH, workloads
+from agrekd_ray.capacity.measure import make_teachers
 from agrekd_ray.cluster.nodes import DriverData
 from agrekd_ray.config import Job
 from agrekd_ray.config.search import Planned, Search
-from agrekd_ray.data import SELECT, open_dataset
-from agrekd_ray.distillation import Replay
+from agrekd_ray.data import SELECT, Dataset, open_dataset
+from agrekd_ray.data.views import Views
 from agrekd_ray.errors import RunError
 from agrekd_ray.experiment.display import Display
 from agrekd_ray.experiment.plan import make_plan
-from agrekd_ray.experiment.ray_engine import RayEngine
-from agrekd_ray.experiment.work import Work
 from agrekd_ray.search.trainable import SETTING, TrialActor
 from agrekd_ray.search.trial import Shared
-from agrekd_ray.terminal import screen
 
 TRIALS, EPOCHS, TEACHERS = 16, 10, 10
 WAYS: dict[str, list[dict[str, Any]]] = {
@@ -47,72 +44,56 @@ def measure_search(repeats: int, display: Display) -> dict[str, Any]:
         display: the progress line.
 
     Returns:
-        The figures, in the form of `measure`'s.
+        The figures, in the form of `measure_steps`'s.
     """
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    with tempfile.TemporaryDirectory(prefix="agrekd-bench-") as folder:
+    display.stage(SEARCH, len(WAYS) * (repeats + 1), "searches")
+    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    with tempfile.TemporaryDirectory(prefix=PREFIX) as folder:
         place = Path(folder)
-        job = _job(place)
-        display.stage("search", len(WAYS) * (repeats + 1), "searches")
-        engine = RayEngine(job, lambda event: None)
-        try:
-            shared = _shared(job, engine, place)
-            seconds: dict[str, list[float]] = {way: [] for way in WAYS}
-            for repeat in range(repeats + 1):
-                for way, settings in WAYS.items():
-                    took = _seconds(shared, settings, place / f"{way}-{repeat}")
-                    if repeat:
-                        seconds[way].append(took)
-                    display.advance(way)
-        finally:
-            engine.close()
+        shared = _shared(place)
+        for repeat in range(repeats + 1):
+            for way, settings in WAYS.items():
+                seconds[way].append(_seconds(shared, settings, place / f"{way}-{repeat}"))
+                display.advance(way)
     return {
-        "workload": "search",
+        "workload": SEARCH,
         "trials": TRIALS,
         "epochs": EPOCHS,
         "teachers": TEACHERS,
-        "cells": [{"way": way, "seconds": taken} for way, taken in seconds.items()],
+        "cells": [{"way": way, "seconds": taken[1:]} for way, taken in seconds.items()],
     }
 
 
-def _job(place: Path) -> Job:
+def _shared(place: Path) -> Shared:
+    """A search for students of the workload `small`, whose teachers have answered."""
     small = workloads(quick=True)["small"]
-    data = small.data(place / "data")
-    checkpoints = small.make_teachers(place / "teachers", data)
-    folders = [str(folder) for folder in checkpoints.values()][:TEACHERS]
+    data = small.data(place / "data").model_copy(update={"views": Views()})
+    dataset: Dataset = open_dataset(data)
+    teachers = make_teachers(place / "teachers", dataset, small.teacher, TEACHERS, small.backbones)
+    folders = [str(folder) for folder in teachers.values()]
     training = {"epochs": EPOCHS, "batch_size": small.batch_size, "learning_rate": 0.01}
-    return Job.model_validate(
-        {
-            "name": "bench",
-            "data": data.model_dump() | {"views": {}},
-            "teachers": {
-                "count": 1,
-                "model": small.teacher.model_dump(),
-                "training": training,
-                "store": place / "pool",
-            },
-            "ensemble": {"size": 0, "checkpoints": folders, "biased": folders[0]},
-            "student": {"model": small.student.model_dump(), "training": training},
-            "methods": ["agre_kd"],
-            "outputs": {"store": place / "outputs"},
-            "fleet": small.fleet.model_dump(),
-            "runs": place / "runs",
-        }
-    )
-
-
-def _shared(job: Job, engine: RayEngine, place: Path) -> Shared:
-    samples, work = open_dataset(job.data), Work.of(job, make_plan(job), place)
-    with Display(_silent()) as silent:
-        work.make_teachers(engine, silent)
-        work.record(engine, silent, [0])
+    values = {
+        "name": "bench",
+        "data": data.model_dump(mode="json"),
+        "teachers": {"count": 1, "model": small.teacher.model_dump(), "training": training},
+        "ensemble": {"size": 0, "checkpoints": folders, "biased": folders[0]},
+        "student": {"model": small.student.model_dump(), "training": training},
+        "methods": ["agre_kd"],
+    }
+    job = Job.model_validate(values)
     search = {"name": "bench", "job": "-", "space": {"strategy": {"choice": ["agre_kd"]}}}
-    planned = Planned(Search.model_validate(search), job.model_dump(mode="json"))
-    answers_N = np.zeros(len(samples.splits[SELECT]), dtype=np.int64)  # scored alike by both
-    source = Replay(job.outputs, work.checkpoints, job.fleet.computes_in, None)
-    folders = (place / "trials", place / "states", place / "groups")
+    answers_N = np.zeros(len(dataset.splits[SELECT]), dtype=np.int64)  # scored alike by both
     return Shared(
-        planned, DriverData.of(job.data), source, answers_N, answers_N, engine.emit, *folders
+        Planned(Search.model_validate(search), job.model_dump(mode="json")),
+        DriverData.of(data),
+        random_records(place / "outputs", make_plan(job).draw.own, dataset, views=1),
+        answers_N,
+        answers_N,
+        lambda event: None,
+        place / "trials",
+        place / "states",
+        place / "groups",
     )
 
 
@@ -135,7 +116,3 @@ def _seconds(shared: Shared, settings: list[dict[str, Any]], place: Path) -> flo
     if grid.errors:
         raise RunError(f"the benchmark's search failed: {grid.errors[0]}")
     return took
-
-
-def _silent() -> Console:
-    return screen(file=io.StringIO())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,29 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from agrekd_ray.cluster.fleet_settings import FleetSettings
-from agrekd_ray.data import Dataset, DataSettings, open_dataset
+from agrekd_ray.data import DataSettings
 from agrekd_ray.data.colored import ColoredDigits, ColoredIdx
 from agrekd_ray.data.digits import bundled_digits
 from agrekd_ray.data.views import Views
 from agrekd_ray.models import Model
 
-SEARCH = "search"
-"""The workload that compares searches, not steps; see `bench.search`."""
-DATA = "data"
-"""The workload that prepares and reads very many pictures; see `bench.data`."""
-GPU = "gpu"
-"""The workload that is held against a loop written by hand; see `bench.gpu`."""
-ARITHMETIC, BY_HAND, LABELS, CACHE, LIVE = (
-    "arithmetic alone",
-    "hand-written",
-    "labels",
-    "cache",
-    "live",
-)
-FORWARD, RECORDING = "teacher's forward", "recording"
-"""Ways that it compares: of training a student, and of having a teacher answer."""
-PLAN = "plan"
-"""The workload that holds forecasts of `agrekd plan` against measurements; see `bench.plan`."""
+DATA, GPU, PLAN, SEARCH = "data", "gpu", "plan", "search"
+"""Workloads that are not ways of teaching, step by step; each has a module of its own."""
+BY_HAND, FORWARD, RECORDING = "hand-written", "teacher's forward", "recording"
+"""Ways of `gpu`: the first two are what the others are held against, recording the second."""
 LOOK_AHEAD = 2
 WAYS = ("plain", "naive", "local", "live", "record", "replay")
 """Ways of teaching: labels alone; teachers in this process with autograd, as published code; the
@@ -93,13 +79,6 @@ class Workload:
             name="colored_idx", path=folder, train=samples, val=100, test=100, views=views
         )
 
-    def make_teachers(self, folder: Path, data: DataSettings) -> dict[str, Path]:
-        """Checkpoints of the teachers, by name."""
-        from agrekd_ray.capacity.measure import make_teachers  # imports Ray
-
-        dataset: Dataset = open_dataset(data)
-        return make_teachers(folder, dataset, self.teacher, self.most, self.backbones)
-
 
 def _cells(**teachers: tuple[int, ...]) -> tuple[Cell, ...]:
     return (Cell("plain"), *(Cell(way, m) for way, counts in teachers.items() for m in counts))
@@ -159,5 +138,4 @@ def _write_digits(folder: Path, factor: int) -> None:
         for name, array in (("images-idx3", grey[part]), ("labels-idx1", labels[part])):
             sizes = struct.pack(f">{array.ndim}I", *array.shape)
             content = bytes([0, 0, 8, array.ndim]) + sizes + array.astype(np.uint8).tobytes()
-            path = folder / f"{prefix}-{name}-ubyte.gz"
-            path.write_bytes(gzip.compress(content, 1))
+            (folder / f"{prefix}-{name}-ubyte").write_bytes(content)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,61 +25,51 @@ MOST_ROWS = 500
 """As many as an image of 65,535 pixels has room for."""
 
 
-@dataclass(frozen=True)
-class Sheet:
-    """What is drawn.
+def draw(
+    path: Path,
+    title: str,
+    names: Sequence[str],
+    counts: Sequence[str],
+    pictures: Sequence[np.ndarray],
+    note: str = "",
+) -> None:
+    """Draw a contact sheet as a PNG, a row of at least 96 pixels a group.
 
-    Attributes:
+    Args:
+        path: the PNG, replaced as a whole.
         title: above.
-        names: of the G groups.
+        names: of the G groups; of more than 500, the first 500 are drawn.
         counts: how large each is, in words.
         pictures: examples of each, float32 [B, channels, height, width] in [0, 1]; B may differ.
         note: below the title.
     """
-
-    title: str
-    names: Sequence[str]
-    counts: Sequence[str]
-    pictures: Sequence[np.ndarray]
-    note: str = ""
-
-
-def draw(sheet: Sheet, path: Path) -> None:
-    """Draw a contact sheet as a PNG, a row of at least 96 pixels a group.
-
-    Args:
-        sheet: what to draw; of more than 500 groups, the first 500.
-        path: the PNG, replaced as a whole.
-    """
-    shown = min(len(sheet.names), MOST_ROWS)
-    columns = max(1, *(len(pictures) for pictures in sheet.pictures))
+    shown = min(len(names), MOST_ROWS)
+    columns = max(1, *map(len, pictures))
     row = CELL + GAP
     width, height = max(WORDS + columns * row + GAP, 700), HEAD + shown * row + GAP
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
-    axes.set_xlim(0, width)
-    axes.set_ylim(height, 0)
-    axes.text(12, 14, sheet.title, size=12, weight="bold", color=INK, va="top", parse_math=False)
-    more = f"; the first {shown} of {len(sheet.names)}" if shown < len(sheet.names) else ""
-    axes.text(12, 38, sheet.note + more, size=9, color=FAINT, va="top", parse_math=False)
+    axes.text(12, 14, title, size=12, weight="bold", color=INK, va="top", parse_math=False)
+    more = f"; the first {shown} of {len(names)}" if shown < len(names) else ""
+    axes.text(12, 38, note + more, size=9, color=FAINT, va="top", parse_math=False)
     canvas = np.ones((shown * row, columns * row, 3), dtype=np.float32)
     for place in range(shown):
-        for column, picture in enumerate(sheet.pictures[place]):
+        for column, picture in enumerate(pictures[place]):
             cell = _cell(picture)
             top = place * row + (CELL - cell.shape[0]) // 2
             left = column * row + (CELL - cell.shape[1]) // 2
             canvas[top : top + cell.shape[0], left : left + cell.shape[1]] = cell
         middle = HEAD + place * row + CELL / 2
-        name = textwrap.shorten(sheet.names[place], 120, placeholder=" ...")
+        name = textwrap.shorten(names[place], 120, placeholder=" ...")
         lines = textwrap.wrap(name, 38)[:3] or [""]
         axes.text(
             12, middle + 4, "\n".join(lines), size=10, color=INK, va="bottom", parse_math=False
         )
-        counts = textwrap.fill(sheet.counts[place], 52)
-        axes.text(12, middle + 9, counts, size=8, color=FAINT, va="top", parse_math=False)
-        if not len(sheet.pictures[place]):
+        size = textwrap.fill(counts[place], 52)
+        axes.text(12, middle + 9, size, size=8, color=FAINT, va="top", parse_math=False)
+        if not len(pictures[place]):
             axes.text(WORDS, middle, "no sample", size=9, color=FAINT, va="center")
         if place:
             line = HEAD + place * row - GAP / 2

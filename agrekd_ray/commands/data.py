@@ -14,7 +14,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from agrekd_ray.commands.contact_sheet import Sheet, draw
+from agrekd_ray.commands.contact_sheet import draw
 from agrekd_ray.config import JobError, check_job, read_job
 from agrekd_ray.data import (
     DFR,
@@ -129,15 +129,15 @@ def show_data(
     if isinstance(dataset, Excerpted):
         console.print(_excerpts(dataset, chosen, counts))
         return
-    sheet = Sheet(
+    target = output or Path(f"{settings.name}-data.png")
+    draw(
+        target,
         title=f"{settings.name}: {dataset.size:,} samples, {_shape(dataset)}",
         names=dataset.groups.names,
         counts=counts,
         pictures=[dataset.inputs(ids, epoch).numpy() for ids in chosen],
         note=_groups(dataset) + ("" if epoch is None else f"; as epoch {epoch} shows them"),
     )
-    target = output or Path(f"{settings.name}-data.png")
-    draw(sheet, target)
     console.print(str(target), soft_wrap=True)
 
 
