@@ -96,6 +96,11 @@ class Model(Settings):
         }
 
     @property
+    def published(self) -> str | None:
+        """Name of the published weights where training begins; None for fresh ones or a file."""
+        return None if self.weights is None or is_file(self.weights) else self.weights
+
+    @property
     def preprocessing(self) -> Preprocessing | None:
         """`preprocess` in full."""
         return IMAGENET if self.preprocess == "imagenet" else self.preprocess
