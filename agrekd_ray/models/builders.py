@@ -20,15 +20,7 @@ from agrekd_ray.errors import AgrekdError, first_line
 from agrekd_ray.models import from_timm, from_torchvision, from_transformers
 from agrekd_ray.models.classifier import Classifier, Family, Preprocessed, cut
 from agrekd_ray.models.cnns import cnn, cnn_deep, delayed
-from agrekd_ray.models.model import (
-    PRETRAINED,
-    Model,
-    Preprocessing,
-    Shape,
-    in_words,
-    is_file,
-    weights_file,
-)
+from agrekd_ray.models.model import PRETRAINED, Model, Preprocessing, Shape, in_words
 from agrekd_ray.models.weights import Fitted, State, fit, read_contents, sha256
 
 _FEW_WEIGHTS, _SMALL_SAMPLE = 30_000_000, 3 * 256 * 256
@@ -194,8 +186,8 @@ def identified(model: Model) -> Model:
     if (family := _family(model.name)) is not None:
         with _known(model):
             model = family.identified(model)
-    if model.weights is not None and is_file(model.weights):
-        path, which = weights_file(model.weights)
+    if model.weights_file is not None:
+        path, which = model.weights_file
         named = f"#{which}" if which else ""
         return model.model_copy(update={"weights": f"sha256:{sha256(path)}{named}"})
     return model
@@ -245,9 +237,9 @@ def _inside(model: Model, shape: Shape) -> Shape:
 
 def _first_weights(model: Model, network: nn.Module, head: str) -> None:
     """Where the model's weights are a file, put them in; its head may stay fresh."""
-    if model.weights is None or not is_file(model.weights):
+    if model.weights_file is None:
         return
-    path, which = weights_file(model.weights)
+    path, which = model.weights_file
     source, device = f"{path} in {model.name}", next(network.parameters()).device.type
     fitted = fit(network, read_contents(path, device), head, source, fresh_head=True, which=which)
     if model.preprocess is None and (fitted.normalisation or fitted.preceded):

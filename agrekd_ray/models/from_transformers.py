@@ -49,26 +49,17 @@ _BILINEAR = 2
 """Pillow's number of the interpolation that is ours."""
 
 
-class _Reader(nn.Module):
-    """Token ids [B, length] -> features; what is padding is told by the padding's id."""
+class _Adapted(nn.Module):
+    """Images, or token ids [B, length], of which `pad` is padding -> features."""
 
-    def __init__(self, network: nn.Module, pad: int) -> None:
+    def __init__(self, network: nn.Module, pad: int | None) -> None:
         super().__init__()
         self.network, self.pad = network, pad
 
-    def forward(self, ids: Tensor) -> Tensor:
-        return self.network(input_ids=ids, attention_mask=(ids != self.pad).long()).logits
-
-
-class _Viewer(nn.Module):
-    """Images [B, channels, height, width] -> features."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.network(pixel_values=images).logits
+    def forward(self, samples: Tensor) -> Tensor:
+        if self.pad is None:
+            return self.network(pixel_values=samples).logits
+        return self.network(input_ids=samples, attention_mask=(samples != self.pad).long()).logits
 
 
 def names() -> list[str]:
@@ -144,8 +135,9 @@ def parts(
     if text:
         _check_positions(model.name, network, shape[0])
     head = last_linear(network, classes, model.name)
-    adapt = functools.partial(_Reader, pad=config.pad_token_id) if text else _Viewer
-    return Parts(network, head, adapt)
+    return Parts(
+        network, head, functools.partial(_Adapted, pad=config.pad_token_id if text else None)
+    )
 
 
 def _begins_published(model: Model) -> bool:
