@@ -99,7 +99,7 @@ class ParquetPictures:
         self._files, self._column, self.where, self.count = files, column, where, 0
         named: dict[int, str] = {}
         for path in files:
-            with _saying_damage(path), _opened(path) as file:
+            with _opened(path) as file:
                 named.update(_named(file, column, self.count))
                 self.count += file.metadata.num_rows
         self.stamp = fingerprint(stamps(files), column)
@@ -132,7 +132,7 @@ class ParquetPictures:
         """
         row = 0
         for path in self._files:
-            with _saying_damage(path), _opened(path) as file:
+            with _opened(path) as file:
                 for group in range(file.num_row_groups):
                     rows = file.metadata.row_group(group).num_rows
                     if wanted & set(range(row // CHUNK, (row + rows - 1) // CHUNK + 1)):
@@ -147,17 +147,15 @@ Source = FolderPictures | ParquetPictures
 """Encoded pictures by number."""
 
 
-def _opened(path: Path) -> Any:
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A Parquet file; what damage is met while it is open becomes a `DataError`."""
     import pyarrow.parquet as pq
 
-    # Unbuffered, so that a row group of any size is read page by page.
-    return pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
-
-
-@contextmanager
-def _saying_damage(path: Path) -> Iterator[None]:
     try:
-        yield
+        # Unbuffered, so that a row group of any size is read page by page.
+        with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
+            yield file
     except (pa.ArrowException, OSError) as error:
         raise DataError(
             f"{path}: damaged ({in_a_line(error)}); copy or download it again."
