@@ -29,7 +29,7 @@ from agrekd_ray.data import (
     Prepared,
     open_dataset,
 )
-from agrekd_ray.data.contract import check_contract
+from agrekd_ray.data.custom import check_contract
 from agrekd_ray.errors import DataError
 from agrekd_ray.settings import Settings
 from agrekd_ray.training import Loader, Request

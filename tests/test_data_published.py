@@ -15,7 +15,7 @@ from agrekd_ray.data import DFR, SELECT, TEST, TRAIN
 from agrekd_ray.data.celeba import COUNTS as FACES
 from agrekd_ray.data.celeba import CelebA
 from agrekd_ray.data.images import PictureDataset
-from agrekd_ray.data.published import check_counts
+from agrekd_ray.data.published import Published
 from agrekd_ray.data.splits import halves
 from agrekd_ray.data.waterbirds import COUNTS as BIRDS
 from agrekd_ray.data.waterbirds import Waterbirds
@@ -109,17 +109,19 @@ def test_published_counts_are_demanded(tmp_path: Path) -> None:
         faces(pictures.celeba(tmp_path / "c", "csv"), counts="published")
 
 
-@pytest.mark.parametrize("counts", [BIRDS, FACES])
-def test_the_published_counts_pass(counts: Any) -> None:
+@pytest.mark.parametrize(("kind", "counts"), [(Waterbirds, BIRDS), (CelebA, FACES)])
+def test_the_published_counts_pass(kind: type[Published], counts: Any) -> None:
     from agrekd_ray.data import Groups
 
     sizes = list(counts[TRAIN].values())
     group_N = np.repeat(np.arange(4), sizes)
     groups = Groups(group_N % 2, ("a", "b"), group_N, tuple(counts[TRAIN]))
-    three = {TRAIN: np.arange(len(group_N))}
-    check_counts(Path("x"), "published", counts, groups, three)
-    with pytest.raises(DataError):
-        check_counts(Path("x"), "published", counts, groups, {TRAIN: np.arange(len(group_N) - 1)})
+    ids = np.arange(len(group_N))
+    settings = kind.model_validate({"name": kind.__name__.lower(), "path": "x"})
+    splits = settings.checked_splits({TRAIN: ids, "val": ids, TEST: ids}, groups, Path("x"))
+    assert splits[TRAIN] is ids
+    with pytest.raises(DataError, match="instead of"):
+        settings.checked_splits({TRAIN: ids[:-1], "val": ids, TEST: ids}, groups, Path("x"))
 
 
 BIRD_FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {

@@ -139,8 +139,8 @@ def test_quoted_cells_may_have_commas_lines_and_a_mark_in_front(tmp_path: Path) 
     path = tmp_path / "t.csv"
     path.write_bytes('\ufeffa,b\r\n"x, ""y""\nz",1\r\n\r\nä,2\r\n'.encode())
     table = Table(path, ["a", "b"])
-    assert table.text("a") == ['x, "y"\nz', "ä"]
-    assert table.text("b") == ["1", "2"]
+    assert table.unique("a") == ['x, "y"\nz', "ä"]
+    assert table.unique("b") == ["1", "2"]
 
 
 def test_whole_numbers_of_parquet_are_without_a_point(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_whole_numbers_of_parquet_are_without_a_point(tmp_path: Path) -> None:
         tmp_path / "t.parquet",
     )
     table = Table(tmp_path / "t.parquet", ["a", "b", "c"])
-    assert [table.text(name) for name in "abc"] == [["1", "2.5"], ["true", "false"], ["x", "y"]]
+    assert [table.unique(name) for name in "abc"] == [["1", "2.5"], ["true", "false"], ["x", "y"]]
 
 
 Spoil = Callable[[Path], object]

@@ -18,7 +18,7 @@ from rich.console import Console
 from agrekd_ray.config import Job, check_job
 from agrekd_ray.data import DFR, SELECT, TEST, TRAIN, Dataset, open_dataset, tokens_of
 from agrekd_ray.data.civilcomments import FILE, IDENTITIES, CivilComments
-from agrekd_ray.data.contract import check_contract
+from agrekd_ray.data.custom import check_contract
 from agrekd_ray.data.text import TextTable
 from agrekd_ray.errors import AgrekdError, DataError
 from agrekd_ray.experiment.folder import RunFolder

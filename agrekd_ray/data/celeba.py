@@ -72,7 +72,7 @@ class CelebA(Published):
         pictures = FolderPictures(folder, faces.names, table.where)
         source = f"the makers' split, in {faces.splits_from}"
         annotations = Annotations(CLASSES, labels_N, groups, splits, source)
-        return PictureDataset(self, pictures, table.where, annotations)
+        return PictureDataset(self, pictures, annotations)
 
     def _faces(self) -> _Faces:
         """What the first layout that is there says."""

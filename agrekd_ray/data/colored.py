@@ -8,6 +8,7 @@ it. A *bias-aligned* image has the colour of its class, a *bias-conflicting* one
 from __future__ import annotations
 
 import hashlib
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
@@ -17,8 +18,7 @@ from torch import Tensor
 
 from agrekd_ray.data.dataset import DFR, SELECT, TEST, TRAIN, Annotations, ArrayDataset, Groups
 from agrekd_ray.data.digits import bundled_digits
-from agrekd_ray.data.download import Fetched, fetch_idx
-from agrekd_ray.data.idx import read_split
+from agrekd_ray.data.idx import Fetched, fetch_idx, read_split
 from agrekd_ray.data.views import Views, augment, draws
 from agrekd_ray.errors import DataError
 from agrekd_ray.settings import Count, LocalPath, Seed, Settings, Share
@@ -63,6 +63,14 @@ class Colored(Settings):
     severity: Annotated[Count, Field(le=4)] = 4
     views: Views = Views()
 
+    @abstractmethod
+    def grey(self) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        """Images [N, H, W] in 0 … 1, labels [N], and the ids of train, val and test."""
+
+    def open(self) -> ColoredImages:
+        """The images in colour; see `ColoredImages`."""
+        return ColoredImages(self)
+
 
 class ColoredDigits(Colored):
     """scikit-learn's bundled handwritten digits (1,797 images of 8 x 8), coloured.
@@ -78,7 +86,7 @@ class ColoredDigits(Colored):
     val: Count = 400
 
     def grey(self) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-        """Images [N, 8, 8] in 0 … 1, labels [N], and the ids of train, val and test."""
+        """See `Colored.grey`: images of 8 x 8."""
         images, labels = bundled_digits()
         if self.train + self.val >= len(images):
             raise DataError(
@@ -89,10 +97,6 @@ class ColoredDigits(Colored):
         train, val, test = np.split(order, [self.train, self.train + self.val])
         grey = (images.reshape(-1, 8, 8) / 16).astype(np.float32)
         return grey, labels, {TRAIN: train, "val": val, TEST: test}
-
-    def open(self) -> ColoredImages:
-        """The digits in colour; see `ColoredImages`."""
-        return ColoredImages(self)
 
 
 class ColoredIdx(Colored):
@@ -124,7 +128,7 @@ class ColoredIdx(Colored):
     test: Count | None = None
 
     def grey(self) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-        """Images [N, H, W] in 0 … 1, labels [N], and the ids of train, val and test."""
+        """See `Colored.grey`."""
         folder = self.path
         if self.download is not None:
             fetch_idx(folder, self.download)
@@ -154,10 +158,6 @@ class ColoredIdx(Colored):
         train, val, test_ids = np.split(np.arange(len(grey)), [self.train, self.train + self.val])
         return grey, every, {TRAIN: train, "val": val, TEST: test_ids}
 
-    def open(self) -> ColoredImages:
-        """The files' images in colour; see `ColoredImages`."""
-        return ColoredImages(self)
-
 
 class ColoredImages(ArrayDataset):
     """Coloured images in memory (a `Dataset`).
@@ -166,7 +166,7 @@ class ColoredImages(ArrayDataset):
         DataError: labels outside the ten classes, or a split too small to have both groups.
     """
 
-    def __init__(self, settings: ColoredDigits | ColoredIdx) -> None:
+    def __init__(self, settings: Colored) -> None:
         classes: tuple[str, ...] = getattr(settings, "classes", tuple("0123456789"))
         grey_NHW, labels_N, ids = settings.grey()
         if len(classes) > len(MEANS) or labels_N.max() >= len(classes):

@@ -1,17 +1,22 @@
-"""Any other data set: a function of the user's own that returns one."""
+"""Any other data set: a function of the user's own that returns one, which is checked."""
 
 from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
+import numpy as np
+import torch
 from pydantic import Field
 
-from agrekd_ray.data.contract import check_contract
-from agrekd_ray.data.dataset import Dataset
+from agrekd_ray.data.dataset import DFR, SELECT, TEST, TRAIN, Dataset, Groups, Prepared
 from agrekd_ray.errors import AgrekdError, DataError
 from agrekd_ray.settings import LocalPath, Seed, Settings
+
+_FIELDS = ("classes", "shape", "fingerprint", "views_fingerprint", "splits", "size", "groups")
+_METHODS = ("view", "inputs", "labels")
 
 
 class Custom(Settings):
@@ -67,3 +72,97 @@ class Custom(Settings):
 
 def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def check_contract(dataset: Any, source: str) -> None:
+    """Refuse an object that is no `Dataset`.
+
+    Args:
+        dataset: the object.
+        source: of it, in words.
+
+    Raises:
+        DataError: says all that is missing or wrong.
+    """
+    kind = type(dataset)
+    # On the class: asking the object for a fingerprint could prepare a whole data set.
+    missing = [
+        name
+        for name in (*_FIELDS, *_METHODS)
+        if not hasattr(kind, name) and name not in getattr(dataset, "__dict__", {})
+    ]
+    faults = [f"no {', no '.join(missing)}"] if missing else list(_faults(dataset))
+    if faults:
+        raise DataError(
+            f"{source}: {kind.__name__} is no data set: {'; '.join(faults)}. See "
+            "agrekd_ray.data.dataset.Dataset for what one has."
+        )
+
+
+def _faults(dataset: Any) -> Iterator[str]:
+    size, classes, splits = dataset.size, dataset.classes, dataset.splits
+    if not isinstance(classes, tuple) or not all(isinstance(name, str) for name in classes):
+        yield "classes is no tuple of names"
+        return
+    if not isinstance(dataset.shape, tuple) or not all(isinstance(n, int) for n in dataset.shape):
+        yield "shape is no tuple of whole numbers"
+    if not isinstance(splits, dict) or set(splits) != {TRAIN, DFR, SELECT, TEST}:
+        yield f"splits is no dict with {TRAIN}, {DFR}, {SELECT} and {TEST}"
+        return
+    for name, ids in splits.items():
+        if not isinstance(ids, np.ndarray) or ids.dtype.kind != "i" or ids.ndim != 1:
+            yield f"splits[{name!r}] is no array of ids"
+        elif not len(ids):
+            yield f"splits[{name!r}] is empty"
+        elif ids.min() < 0 or ids.max() >= size or not (np.diff(ids) > 0).all():
+            yield f"splits[{name!r}] are not sorted ids below {size}, each once"
+        else:
+            yield from _labels(dataset, name, ids)
+    yield from _groups(dataset.groups, size)
+    if not isinstance(dataset.view(0), int):
+        yield "view(0) is no whole number"
+    if not isinstance(dataset, Prepared):  # asking for inputs would prepare all of them
+        yield from _inputs(dataset)
+
+
+def _labels(dataset: Any, name: str, ids: np.ndarray) -> Iterator[str]:
+    labels_B = dataset.labels(ids[:100])
+    if not isinstance(labels_B, torch.Tensor) or labels_B.dtype != torch.int64:
+        yield f"labels of {name} are no int64 tensor"
+    elif labels_B.shape != (len(ids[:100]),):
+        yield f"labels of {len(ids[:100])} ids of {name} have the shape {tuple(labels_B.shape)}"
+    elif int(labels_B.min()) < 0 or int(labels_B.max()) >= len(dataset.classes):
+        yield f"labels of {name} are not below {len(dataset.classes)}, the number of classes"
+
+
+def _groups(groups: Any, size: int) -> Iterator[str]:
+    if not isinstance(groups, Groups):
+        yield "groups is no agrekd_ray.data.Groups (Groups.unknown where there are none)"
+        return
+    for name, kinds_N, names in (
+        ("attribute_N", groups.attribute_N, groups.attributes),
+        ("group_N", groups.group_N, groups.names),
+    ):
+        if kinds_N.shape != (size,) or kinds_N.dtype.kind != "i":
+            yield f"groups.{name} is no array of {size} whole numbers"
+        elif size and not 0 <= kinds_N.min() <= kinds_N.max() < len(names):
+            yield f"groups.{name} are not below {len(names)}, the number of names"
+    member_NK = groups.overlapping_NK
+    wanted = (size, len(groups.overlapping))
+    if member_NK is not None and (member_NK.shape != wanted or member_NK.dtype != np.bool_):
+        yield f"groups.overlapping_NK is not bool {list(wanted)}"
+
+
+def _inputs(dataset: Any) -> Iterator[str]:
+    if not isinstance(dataset.fingerprint, str) or not isinstance(dataset.views_fingerprint, str):
+        yield "fingerprint or views_fingerprint is no text"
+    ids = dataset.splits[TRAIN][:2]
+    for epoch in (None, 0):
+        inputs = dataset.inputs(ids, epoch)
+        wanted = (len(ids), *dataset.shape)
+        if not isinstance(inputs, torch.Tensor) or inputs.shape != wanted:
+            yield f"inputs(ids, {epoch}) are no tensor of the shape {wanted}"
+        elif inputs.dtype not in (torch.float32, torch.int64):
+            yield f"inputs(ids, {epoch}) are {inputs.dtype}; images are float32, tokens int64"
+        elif inputs.dtype == torch.float32 and not 0 <= inputs.min() <= inputs.max() <= 1:
+            yield f"inputs(ids, {epoch}) are not in [0, 1]; models bring their own normalisation"

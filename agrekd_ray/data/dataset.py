@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -94,7 +93,7 @@ class Arrays(Protocol):
 
         None where the samples are no texts.
         """
-        ...
+        return None
 
 
 def inputs_of(samples: Arrays, ids: np.ndarray, view: int | None) -> Tensor:
@@ -200,7 +199,7 @@ class Annotations:
     splits_from: str = "the makers' split"
 
 
-class ArrayDataset(ABC):
+class ArrayDataset(Arrays):
     """All of `Dataset` and `Arrays` but `arrays`, `show` and the fingerprints.
 
     Args:
@@ -226,21 +225,9 @@ class ArrayDataset(ABC):
         """See `Samples.labels`."""
         return self._labels_N[torch.from_numpy(np.asarray(ids))]
 
-    def lengths(self, ids: np.ndarray) -> np.ndarray | None:
-        """See `Arrays.lengths`."""
-        return None
-
     def inputs(self, ids: np.ndarray, epoch: int | None) -> Tensor:
         """See `Samples.inputs`."""
         return inputs_of(self, ids, None if epoch is None else self.view(epoch))
-
-    @abstractmethod
-    def arrays(self, view: int | None) -> tuple[np.ndarray, ...]:
-        """See `Arrays.arrays`."""
-
-    @abstractmethod
-    def show(self, rows: Sequence[Tensor], view: int | None) -> Tensor:
-        """See `Arrays.show`."""
 
 
 Progress = Callable[[int, int], None]

@@ -14,7 +14,7 @@ from agrekd_ray.data.civilcomments import CivilComments
 from agrekd_ray.data.decode import FORMATS
 from agrekd_ray.data.image_table import ImageColumns, ImageTable, is_picture
 from agrekd_ray.data.images import Pictures, as_evaluated
-from agrekd_ray.data.pictures import FolderPictures, ParquetPictures, Source, Where, decoding
+from agrekd_ray.data.pictures import FolderPictures, ParquetPictures, Source, decoding
 from agrekd_ray.data.prepared import chunks
 from agrekd_ray.data.table import PARQUET, TEXT, Table, column_type, table_files
 from agrekd_ray.data.text import TextColumns, Texts, TextTable, tokenised
@@ -66,16 +66,14 @@ def given_samples(
         images = settings.images
     if column is None and isinstance(settings, ImageTable):
         column = settings.columns.image
-    what, names, source, where = _pictures(sources, column or ImageColumns().image, images)
-    return what, _decoded(names, source, where, seen)
+    what, names, source = _pictures(sources, column or ImageColumns().image, images)
+    return what, _decoded(names, source, seen)
 
 
-def _decoded(
-    names: Sequence[Name], source: Source, where: Where, seen: Pictures
-) -> Iterator[Given]:
+def _decoded(names: Sequence[Name], source: Source, seen: Pictures) -> Iterator[Given]:
     every = chunks(source.count)
-    work = decoding(source, seen.resize, seen.decoding, where)
-    for number, make in work(range(len(every))):
+    numbers = range(len(every))
+    for number, make in decoding(source, numbers, seen.resize, seen.decoding):
         rows = every[number]
         pixels = torch.from_numpy(make()[0])
         yield list(names[rows.start : rows.stop]), as_evaluated(pixels, seen.size)
@@ -93,21 +91,23 @@ def _texts(path: Path, settings: Texts, column: str | None) -> Iterator[Given]:
 
 def _pictures(
     sources: Sequence[Path], column: str, images: Path | None
-) -> tuple[str, Sequence[Name], Source, Where]:
-    """What the names of the pictures are, the names, the pictures, and each one in words."""
+) -> tuple[str, Sequence[Name], Source]:
+    """What the names of the pictures are, the names, and the pictures."""
     if not any(source.suffix.lower() in (*TEXT, PARQUET) for source in sources):
         paths = [str(path) for source in sources for path in picture_files(source)]
-        return "path", paths, FolderPictures(Path(), paths, _counted), paths.__getitem__
+        source: Source = FolderPictures(Path(), paths, _counted)
+        source.where = paths.__getitem__  # a broken one is named by its path
+        return "path", paths, source
     path = _only(sources)
     (file,) = table_files(path)
     folder = images or path.parent
     kind = column_type(file, column)
     if kind is not None and is_picture(kind):
         source = ParquetPictures([file], column, folder, _numbered)
-        return "row", range(1, source.count + 1), source, _numbered
+        return "row", range(1, source.count + 1), source
     table = Table(path, [column], remedy=_REMEDY)
     names = table.unique(column)
-    return "path", names, FolderPictures(folder, names, table.where), table.where
+    return "path", names, FolderPictures(folder, names, table.where)
 
 
 def _numbered(row: int) -> str:

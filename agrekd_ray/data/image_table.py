@@ -55,7 +55,7 @@ class ImageTable(TableSettings, Pictures):
         else:
             table = open_table(self, columns, columns.image)
             source = FolderPictures(self._folder(), table.unique(columns.image), table.where)
-        return PictureDataset(self, source, table.where, read_rows(table, self, columns))
+        return PictureDataset(self, source, read_rows(table, self, columns))
 
     def _folder(self) -> Path:
         """The folder that the table's paths are relative to."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from agrekd_ray.data.dataset import Annotations
 from agrekd_ray.data.decode import CHANGED, REMARKS, Decoding, remarks_of
-from agrekd_ray.data.pictures import Source, Where, decoding
-from agrekd_ray.data.prepared import PreparedRows, PreparedSamples
+from agrekd_ray.data.pictures import Source, decoding
+from agrekd_ray.data.prepared import PreparedRows, PreparedSamples, Work
 from agrekd_ray.data.views import Views, augment, draws
 from agrekd_ray.settings import Count, LocalPath, Seed, Settings, fingerprint
 
@@ -72,13 +72,10 @@ class PictureDataset(PreparedSamples):
     Args:
         settings: of the data set.
         source: of the encoded pictures.
-        where: of a picture's row, for faults.
         annotations: of the pictures.
     """
 
-    def __init__(
-        self, settings: Pictures, source: Source, where: Where, annotations: Annotations
-    ) -> None:
+    def __init__(self, settings: Pictures, source: Source, annotations: Annotations) -> None:
         side, version, size = settings.resize, settings.decoding, settings.size
         rows = PreparedRows(
             settings.prepared,
@@ -87,9 +84,8 @@ class PictureDataset(PreparedSamples):
             (3, side, side),
             remarks=remarks_of(version),
         )
-        work = decoding(source, side, version, where)
-        super().__init__(rows, work, self._looks, annotations, (3, size, size), settings.views)
-        self.settings = settings
+        super().__init__(rows, annotations, (3, size, size), settings.views)
+        self.settings, self._source = settings, source
         self.views_fingerprint = settings.views.fingerprint(settings.seed)
 
     def remarks(self) -> list[str]:
@@ -97,7 +93,13 @@ class PictureDataset(PreparedSamples):
         counts = self.rows.remarks()
         return [f"{count:,} {REMARKS[name]}" for name, count in counts.items() if count]
 
-    def _looks(self) -> str:
+    def making(self, numbers: Sequence[int]) -> Iterator[Work]:
+        """See `PreparedSamples.making`."""
+        settings = self.settings
+        return decoding(self._source, numbers, settings.resize, settings.decoding)
+
+    def how(self) -> str:
+        """See `PreparedSamples.how`."""
         counts = self.rows.remarks()
         # Pictures that the versions decode alike are the same pictures.
         version = self.settings.decoding if any(counts.get(name) for name in CHANGED) else 1

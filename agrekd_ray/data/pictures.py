@@ -10,14 +10,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from agrekd_ray.data.decode import Decoding, UnfitError, decode, remarks_of
 from agrekd_ray.data.names import file_alike, quoted
-from agrekd_ray.data.prepared import CHUNK, SHOWN, BrokenRowsError, Made, Work, listed
+from agrekd_ray.data.prepared import CHUNK, SHOWN, BrokenRowsError, Made, Work, listed, stamps
 from agrekd_ray.errors import DataError
 from agrekd_ray.files import in_a_line
 from agrekd_ray.settings import fingerprint
@@ -28,26 +28,6 @@ Picture = bytes | str | None
 """The content of an encoded picture or the path of its file; None for an empty cell."""
 
 
-class Source(Protocol):
-    """Encoded pictures by number.
-
-    Attributes:
-        count: how many.
-        stamp: changes when a file is exchanged; computed without reading the pictures.
-    """
-
-    count: int
-    stamp: str
-
-    def read(self, numbers: Sequence[int]) -> Iterator[tuple[int, list[Picture]]]:
-        """Chunks of `prepared.CHUNK` pictures by number.
-
-        Args:
-            numbers: of the chunks that are wanted.
-        """
-        ...
-
-
 class FolderPictures:
     """Pictures that are files.
 
@@ -56,13 +36,18 @@ class FolderPictures:
         paths: of all pictures.
         where: of a picture's row, for faults.
 
+    Attributes:
+        where: as given.
+        count: how many pictures.
+        stamp: changes when a file is exchanged; computed without reading the pictures.
+
     Raises:
         DataError: files are missing; names the first ten rows, and how many there are. A file is
             that of two rows.
     """
 
     def __init__(self, folder: Path, paths: Sequence[str], where: Where) -> None:
-        self.count = len(paths)
+        self.where, self.count = where, len(paths)
         plain: dict[str, int] = {}
         for row, path in enumerate(paths):  # a/../b.png and b.png are one file
             if (first := plain.setdefault(os.path.normpath(path), row)) != row:
@@ -85,7 +70,7 @@ class FolderPictures:
         self.stamp = stamps.hexdigest()
 
     def read(self, numbers: Sequence[int]) -> Iterator[tuple[int, list[Picture]]]:
-        """See `Source.read`."""
+        """The chunks of `prepared.CHUNK` pictures that have these numbers."""
         for number in numbers:
             yield number, [*self.paths[number * CHUNK : (number + 1) * CHUNK]]
 
@@ -101,20 +86,23 @@ class ParquetPictures:
         folder: that the paths are relative to.
         where: of a picture's row, for faults.
 
+    Attributes:
+        where: as given.
+        count: how many pictures.
+        stamp: see `FolderPictures`.
+
     Raises:
         DataError: see `FolderPictures`, for the files that cells name; or a file is damaged.
     """
 
     def __init__(self, files: Sequence[Path], column: str, folder: Path, where: Where) -> None:
-        self._files, self._column, self.count = files, column, 0
+        self._files, self._column, self.where, self.count = files, column, where, 0
         named: dict[int, str] = {}
         for path in files:
-            with _saying_damage(path), _opened(path) as file:
+            with _opened(path) as file:
                 named.update(_named(file, column, self.count))
                 self.count += file.metadata.num_rows
-        stats = [(file.name, file.stat()) for file in files]
-        parts = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
-        self.stamp = fingerprint(parts, column)
+        self.stamp = fingerprint(stamps(files), column)
         rows = list(named)
         self._named: dict[int, str] = {}
         if named:
@@ -123,7 +111,7 @@ class ParquetPictures:
             self.stamp = fingerprint(self.stamp, pictures.stamp)
 
     def read(self, numbers: Sequence[int]) -> Iterator[tuple[int, list[Picture]]]:
-        """See `Source.read`."""
+        """See `FolderPictures.read`."""
         wanted = set(numbers)
         held: list[Picture] = []
         number = 0
@@ -144,7 +132,7 @@ class ParquetPictures:
         """
         row = 0
         for path in self._files:
-            with _saying_damage(path), _opened(path) as file:
+            with _opened(path) as file:
                 for group in range(file.num_row_groups):
                     rows = file.metadata.row_group(group).num_rows
                     if wanted & set(range(row // CHUNK, (row + rows - 1) // CHUNK + 1)):
@@ -155,17 +143,19 @@ class ParquetPictures:
                     row += rows
 
 
-def _opened(path: Path) -> Any:
-    import pyarrow.parquet as pq
-
-    # Unbuffered, so that a row group of any size is read page by page.
-    return pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
+Source = FolderPictures | ParquetPictures
+"""Encoded pictures by number."""
 
 
 @contextmanager
-def _saying_damage(path: Path) -> Iterator[None]:
+def _opened(path: Path) -> Iterator[Any]:
+    """A Parquet file; what damage is met while it is open becomes a `DataError`."""
+    import pyarrow.parquet as pq
+
     try:
-        yield
+        # Unbuffered, so that a row group of any size is read page by page.
+        with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
+            yield file
     except (pa.ArrowException, OSError) as error:
         raise DataError(
             f"{path}: damaged ({in_a_line(error)}); copy or download it again."
@@ -200,15 +190,15 @@ def _bytes_in(cell: object) -> bytes | None:
 
 
 def decoding(
-    source: Source, side: int, version: Decoding, where: Where
-) -> Callable[[Sequence[int]], Iterator[Work]]:
+    source: Source, numbers: Sequence[int], side: int, version: Decoding
+) -> Iterator[Work]:
     """Work for `PreparedRows.fill` that decodes pictures, and counts `REMARKS` of them.
 
     Args:
         source: of the pictures.
+        numbers: of the chunks that are wanted.
         side: of the squares that they become.
         version: of what decoding gives.
-        where: of a picture's row, for faults.
     """
     names = remarks_of(version)
 
@@ -226,16 +216,13 @@ def decoding(
                 squares.append(square)
                 counted.update(remarks)
             except OSError as error:
-                faults.append(f"{where(number * CHUNK + place)}: {_fault(error)}")
+                faults.append(f"{source.where(number * CHUNK + place)}: {_fault(error)}")
         if faults:
             raise BrokenRowsError(faults)
         return np.stack(squares), digest.digest(), tuple(counted[name] for name in names)
 
-    def work(numbers: Sequence[int]) -> Iterator[Work]:
-        for number, pictures in source.read(numbers):
-            yield number, functools.partial(make, number, pictures)
-
-    return work
+    for number, pictures in source.read(numbers):
+        yield number, functools.partial(make, number, pictures)
 
 
 def _fault(error: OSError) -> str:

@@ -9,11 +9,13 @@ final name.
 from __future__ import annotations
 
 import fcntl
+import functools
 import hashlib
 import json
 import math
 import os
 import shutil
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
@@ -22,7 +24,6 @@ from pathlib import Path
 import numpy as np
 
 from agrekd_ray.data.dataset import Annotations, ArrayDataset, Progress
-from agrekd_ray.data.splits import labelled
 from agrekd_ray.data.views import ONE_VIEW, Views
 from agrekd_ray.errors import DataError
 from agrekd_ray.files import DamagedError, cannot_read, in_a_line, is_file, read_json, unreadable
@@ -67,6 +68,12 @@ def chunks(count: int) -> list[range]:
     return [range(first, min(first + CHUNK, count)) for first in range(0, count, CHUNK)]
 
 
+def stamps(files: Sequence[Path]) -> list[tuple[str, int, int]]:
+    """Of each file, what changes when it is exchanged, computed without reading it."""
+    stats = [(file.name, file.stat()) for file in files]
+    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+
+
 @dataclass(frozen=True)
 class _Whole:
     """What stands beside a whole set: the digest of all chunks' digests, and how many rows."""
@@ -85,6 +92,10 @@ class PreparedRows:
         shape: of a row.
         dtype: of its values.
         remarks: names of what is counted while the rows are made.
+
+    Attributes:
+        place: folder of the whole set.
+        bytes: that the rows take on disk.
     """
 
     def __init__(
@@ -99,22 +110,13 @@ class PreparedRows:
         self._folder, self._count, self._dtype = folder, count, np.dtype(dtype)
         self._shape, self._remarks = shape, tuple(remarks)
         self._row_bytes = math.prod(shape) * self._dtype.itemsize
+        self.bytes = count * self._row_bytes
         # Of a chunk; a digest of zeros where it is still to be made.
         self._record = np.dtype([("digest", "u1", (_DIGEST,)), ("counts", "<u4", (len(remarks),))])
-        self._whole = folder / key[:24]
+        self.place = folder / key[:24]
         self._partial = folder / f"{key[:24]}.partial"
         self._lock = folder / f"{key[:24]}.lock"
         self._rows: np.ndarray | None = None
-
-    @property
-    def place(self) -> Path:
-        """The folder of the whole set."""
-        return self._whole
-
-    @property
-    def bytes(self) -> int:
-        """That the rows take on disk."""
-        return self._count * self._row_bytes
 
     @property
     def whole(self) -> bool:
@@ -123,7 +125,7 @@ class PreparedRows:
         Raises:
             RunError: the system cannot say.
         """
-        return is_file(self._whole / _WHOLE) and _size(self._whole / _ROWS) == self.bytes
+        return is_file(self.place / _WHOLE) and _size(self.place / _ROWS) == self.bytes
 
     def left(self) -> int:
         """Rows that are still to be made."""
@@ -137,9 +139,9 @@ class PreparedRows:
         """
         if self._rows is None:
             if not self.whole:
-                raise DataError(f"{self._whole}: not prepared yet.")
+                raise DataError(f"{self.place}: not prepared yet.")
             shape = (self._count, *self._shape)
-            self._rows = np.memmap(self._whole / _ROWS, self._dtype, mode="r", shape=shape)
+            self._rows = np.memmap(self.place / _ROWS, self._dtype, mode="r", shape=shape)
         return self._rows
 
     def digest(self) -> str:
@@ -149,15 +151,15 @@ class PreparedRows:
             DataError: they are not all there.
         """
         try:
-            digest = read_json(self._whole / _WHOLE, _Whole).digest
-            if digest != self._digest(self._read_records(self._whole)):
+            digest = read_json(self.place / _WHOLE, _Whole).digest
+            if digest != self._digest(self._read_records(self.place)):
                 raise DamagedError("its digests are others")
             return digest
         except (OSError, DamagedError) as error:
             if unreadable(error):
-                raise cannot_read(self._whole, error) from None
+                raise cannot_read(self.place, error) from None
             raise DataError(
-                f"{self._whole}: not prepared, or damaged ({in_a_line(error)}); remove the folder, "
+                f"{self.place}: not prepared, or damaged ({in_a_line(error)}); remove the folder, "
                 "it is made again."
             ) from None
 
@@ -168,7 +170,7 @@ class PreparedRows:
             DataError: they are not all there.
         """
         self.digest()  # which finds damage
-        counts = self._read_records(self._whole)["counts"].sum(0, dtype=np.int64)
+        counts = self._read_records(self.place)["counts"].sum(0, dtype=np.int64)
         return dict(zip(self._remarks, counts.tolist(), strict=True))
 
     def fill(
@@ -233,7 +235,7 @@ class PreparedRows:
         return [every[number] for number in np.flatnonzero(~records["digest"].any(1))]
 
     def _fill(self, work: Callable[[Sequence[int]], Iterator[Work]], progress: Progress) -> None:
-        shutil.rmtree(self._whole, ignore_errors=True)  # damaged, or it would be whole
+        shutil.rmtree(self.place, ignore_errors=True)  # damaged, or it would be whole
         self._partial.mkdir(exist_ok=True)
         records = self._done()
         missing = self._missing(records)
@@ -270,7 +272,7 @@ class PreparedRows:
             raise BrokenRowsError(faults)
         whole = _Whole(self._digest(records), self._count)
         (self._partial / _WHOLE).write_text(json.dumps(asdict(whole)), encoding="utf-8")
-        os.replace(self._partial, self._whole)
+        os.replace(self._partial, self.place)
 
 
 class PreparedSamples(ArrayDataset):
@@ -278,8 +280,6 @@ class PreparedSamples(ArrayDataset):
 
     Args:
         rows: inputs of the samples.
-        work: makes them, as `PreparedRows.fill` wants it.
-        how: changes wherever the same sources give other inputs; asked for when all are prepared.
         annotations: of the samples.
         shape: of one sample's inputs.
         views: how views differ.
@@ -288,25 +288,33 @@ class PreparedSamples(ArrayDataset):
     def __init__(
         self,
         rows: PreparedRows,
-        work: Callable[[Sequence[int]], Iterator[Work]],
-        how: Callable[[], str],
         annotations: Annotations,
         shape: tuple[int, ...],
         views: Views = ONE_VIEW,
     ) -> None:
         super().__init__(annotations, shape, views)
         self.splits_from = annotations.splits_from
-        self.rows, self._work, self._how = rows, work, how
-        self._fingerprint: str | None = None
+        self.rows = rows
 
-    @property
+    @abstractmethod
+    def making(self, numbers: Sequence[int]) -> Iterator[Work]:
+        """What makes the chunks of these numbers, as `PreparedRows.fill` wants it."""
+
+    @abstractmethod
+    def how(self) -> str:
+        """Changes wherever the same sources give other inputs; asked for when all are prepared."""
+
+    @functools.cached_property
     def fingerprint(self) -> str:
         """See `Samples.fingerprint`: of the sources' content, and of what is said about them."""
-        if self._fingerprint is None:
-            self.prepare()
-            looks = fingerprint(self._how(), self.rows.digest(), self.classes)
-            self._fingerprint = labelled(looks, self._labels_N, self.splits, self.groups)
-        return self._fingerprint
+        self.prepare()
+        looks = fingerprint(self.how(), self.rows.digest(), self.classes)
+        digest = hashlib.sha256(looks.encode() + self._labels_N.numpy().tobytes())
+        for name, ids in self.splits.items():
+            digest.update(name.encode() + ids.astype(np.int64).tobytes())
+        for kinds_N in (self.groups.attribute_N, self.groups.group_N):
+            digest.update(kinds_N.astype(np.int64).tobytes())
+        return digest.hexdigest()
 
     def unprepared(self) -> int:
         """See `Prepared.unprepared`."""
@@ -315,7 +323,7 @@ class PreparedSamples(ArrayDataset):
     def prepare(self, progress: Progress = lambda done, total: None) -> None:
         """See `Prepared.prepare`."""
         if not self.rows.whole:
-            self.rows.fill(self._work, progress)
+            self.rows.fill(self.making, progress)
 
 
 def _size(path: Path) -> int | None:

@@ -17,7 +17,6 @@ from agrekd_ray.settings import LocalPath
 
 Counts = Mapping[str, Mapping[str, int]]
 """Samples by split and by group."""
-Kept = Literal["published", "any"]
 
 
 class Published(Pictures):
@@ -32,7 +31,7 @@ class Published(Pictures):
     published: ClassVar[Counts] = {}
     """Samples by split and group, as far as they are published."""
     path: LocalPath
-    counts: Kept = "published"
+    counts: Literal["published", "any"] = "published"
 
     def checked_splits(
         self, three: dict[str, np.ndarray], groups: Groups, source: Path
@@ -40,9 +39,19 @@ class Published(Pictures):
         """The splits out of `train`, `val` and `test`, if they are as large as published.
 
         Raises:
-            DataError: see `check_counts` and `four_splits`.
+            DataError: see `four_splits`; also says of all groups that differ how large they are.
         """
-        check_counts(source, self.counts, self.published, groups, three)
+        differing = [
+            f"{group} in {split}: {counted:,} instead of {wanted:,}"
+            for split, by_group in self.published.items()
+            for group, wanted in by_group.items()
+            if (counted := groups.count(three[split]).get(group, 0)) != wanted
+        ]
+        if differing and self.counts == "published":
+            raise DataError(
+                f"{source}: not the published data: {'; '.join(differing)}. Take the makers' "
+                "files, or set data.counts=any for a part of them or a stand-in."
+            )
         return four_splits(three, groups.group_N, self.seed, str(source))
 
 
@@ -75,34 +84,4 @@ def require(folder: Path, files: Mapping[str, str], origin: str) -> None:
         raise DataError(
             f"data.path: {folder} lacks {lacking}. Put what is missing there, or set data.path to "
             f"where it is. {origin}"
-        )
-
-
-def check_counts(
-    source: Path, kept: Kept, published: Counts, groups: Groups, three: Mapping[str, np.ndarray]
-) -> None:
-    """Refuse data whose groups are not as large as published.
-
-    Args:
-        source: of the counts.
-        kept: see `Published.counts`.
-        published: samples by split and group.
-        groups: of the samples.
-        three: ids by `train`, `val` and `test`.
-
-    Raises:
-        DataError: says all that differs.
-    """
-    if kept == "any":
-        return
-    differing = [
-        f"{group} in {split}: {counted:,} instead of {wanted:,}"
-        for split, by_group in published.items()
-        for group, wanted in by_group.items()
-        if (counted := groups.count(three[split]).get(group, 0)) != wanted
-    ]
-    if differing:
-        raise DataError(
-            f"{source}: not the published data: {'; '.join(differing)}. Take the makers' files, or "
-            "set data.counts=any for a part of them or a stand-in."
         )

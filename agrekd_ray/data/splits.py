@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
 
-from agrekd_ray.data.dataset import DFR, SELECT, TEST, TRAIN, Groups
+from agrekd_ray.data.dataset import DFR, SELECT, TEST, TRAIN
 from agrekd_ray.data.names import folded
 from agrekd_ray.errors import DataError
 
@@ -99,16 +96,3 @@ def four_splits(
             raise DataError(f"{source}: the {name} split {fault} {remedy}".rstrip())
     dfr, select = halves(three["val"], strata[three["val"]], seed)
     return {TRAIN: three[TRAIN], DFR: dfr, SELECT: select, TEST: three[TEST]}
-
-
-def labelled(
-    inputs: str, labels_N: Tensor, splits: Mapping[str, np.ndarray], groups: Groups
-) -> str:
-    """SHA-256 of a data set, of which `inputs` stands for what its samples are."""
-    digest = hashlib.sha256(inputs.encode())
-    digest.update(labels_N.numpy().tobytes())
-    for name, ids in splits.items():
-        digest.update(name.encode() + ids.astype(np.int64).tobytes())
-    for kinds_N in (groups.attribute_N, groups.group_N):
-        digest.update(kinds_N.astype(np.int64).tobytes())
-    return digest.hexdigest()

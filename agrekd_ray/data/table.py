@@ -119,17 +119,6 @@ class Table:
         name = file.relative_to(self.path) if file != self.path else file.name
         return f"{name}, row {row - first + 1}"
 
-    def text(self, column: str) -> list[str]:
-        """The values of a column as text, one a row.
-
-        Raises:
-            DataError: one is missing, or no UTF-8 text.
-        """
-        values = self.passages(column, range(self.rows))
-        if "" in values:
-            raise DataError(f"{self.where(values.index(''))}: {column} is empty.")
-        return values
-
     def values(self, column: str, given: Collection[str] = (), remedy: str = "") -> Names:
         """The values of a column as names, which are the same in every format.
 
@@ -242,12 +231,15 @@ class Table:
         return shares_N
 
     def unique(self, column: str) -> list[str]:
-        """The values of a column, each of them once in the table.
+        """The values of a column as text, each of them once in the table.
 
         Raises:
-            DataError: a value comes twice, or two differ in what nobody sees; names both rows.
+            DataError: a value is missing, no UTF-8 text or comes twice, or two differ in what
+                nobody sees; names the rows.
         """
-        values = self.text(column)
+        values = self.passages(column, range(self.rows))
+        if "" in values:
+            raise DataError(f"{self.where(values.index(''))}: {column} is empty.")
         first: dict[str, int] = {}
         for row, value in enumerate(values):
             if (other := first.setdefault(visible(value), row)) == row:
@@ -410,13 +402,17 @@ def _header(file: Path, columns: Sequence[str]) -> tuple[list[str], str]:
         import pyarrow.parquet as pq
 
         return list(pq.read_schema(file).names), ""
+    import pyarrow.csv as pc
+
     with file.open("rb") as opened:
         if opened.read(2) in (b"\xff\xfe", b"\xfe\xff"):
             raise DataError(f"{file}: is UTF-16 text; save it as UTF-8.")
     headers: list[tuple[list[str], str]] = []
     for delimiter in DELIMITERS:
         try:
-            headers.append((_text_names(file, delimiter), delimiter))
+            # What is wrong with rows comes later, with their numbers.
+            with pc.open_csv(file, **_text_options(delimiter, lambda row: "skip")) as reader:
+                headers.append((list(reader.schema.names), delimiter))
         except pa.ArrowException:
             if delimiter == ",":
                 raise
@@ -424,14 +420,6 @@ def _header(file: Path, columns: Sequence[str]) -> tuple[list[str], str]:
         if set(columns) <= set(headers[-1][0]):
             return headers[-1]
     return max(headers, key=lambda header: len(header[0]))
-
-
-def _text_names(file: Path, delimiter: str) -> list[str]:
-    import pyarrow.csv as pc
-
-    # What is wrong with rows comes later, with their numbers.
-    with pc.open_csv(file, **_text_options(delimiter, lambda row: "skip")) as reader:
-        return list(reader.schema.names)
 
 
 def _text_options(

@@ -21,6 +21,7 @@ from agrekd_ray.data.prepared import (
     PreparedSamples,
     Work,
     chunks,
+    stamps,
 )
 from agrekd_ray.data.rows import Columns, TableSettings, open_table, read_rows
 from agrekd_ray.data.table import Table
@@ -88,10 +89,10 @@ class TextDataset(PreparedSamples):
         self._tokenizer = _tokenizer(settings.tokenizer)
         self.tokens: tuple[int, int] = (len(self._tokenizer), self._tokenizer.pad_token_id)
         shape = (settings.max_length,)
-        how = fingerprint(TOKENISING, _content(self._tokenizer), settings.max_length)
-        key = fingerprint(how, _stamp(table), column)
+        self._how = fingerprint(TOKENISING, _content(self._tokenizer), settings.max_length)
+        key = fingerprint(self._how, fingerprint(*stamps(table.files)), column)
         rows = PreparedRows(settings.prepared, key, table.rows, shape, np.int32)
-        super().__init__(rows, self._tokenising, lambda: how, annotations, shape)
+        super().__init__(rows, annotations, shape)
 
     def arrays(self, view: int | None) -> tuple[np.ndarray, ...]:
         """See `Arrays.arrays`: token ids, int32."""
@@ -126,7 +127,12 @@ class TextDataset(PreparedSamples):
     def _texts(self) -> Table:
         return Table(self._path, [self._column])
 
-    def _tokenising(self, numbers: Sequence[int]) -> Iterator[Work]:
+    def how(self) -> str:
+        """See `PreparedSamples.how`."""
+        return self._how
+
+    def making(self, numbers: Sequence[int]) -> Iterator[Work]:
+        """See `PreparedSamples.making`."""
         table, every = Table(self._path, [self._column]), chunks(self.size)
         one_at_a_time = threading.Lock()  # a tokenizer has threads of its own, and a state
 
@@ -237,12 +243,6 @@ def _content(tokenizer: Any) -> str:
     backend.no_padding()  # what it did last is part of its text
     backend.no_truncation()
     return fingerprint(backend.to_str(), tokenizer.pad_token_id)
-
-
-def _stamp(table: Table) -> str:
-    """Changes when a file is exchanged; computed without reading it."""
-    stats = [(file.name, file.stat()) for file in table.files]
-    return fingerprint(*((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats))
 
 
 class TextColumns(Columns):

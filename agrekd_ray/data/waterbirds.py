@@ -53,4 +53,4 @@ class Waterbirds(Published):
         splits = self.checked_splits(three_splits(table, "split"), groups, path)
         pictures = FolderPictures(self.path, table.unique("img_filename"), table.where)
         annotations = Annotations(CLASSES, labels_N, groups, splits)
-        return PictureDataset(self, pictures, table.where, annotations)
+        return PictureDataset(self, pictures, annotations)

@@ -6,7 +6,6 @@ an entry in `BUILDERS`; a whole library of them is a `Family`.
 
 from agrekd_ray.models.builders import (
     BUILDERS,
-    FAMILIES,
     adopt_folder,
     behind,
     build,
@@ -21,7 +20,6 @@ from agrekd_ray.models.model import Model, Preprocessing, Shape, in_words
 
 __all__ = [
     "BUILDERS",
-    "FAMILIES",
     "Classifier",
     "Manifest",
     "Model",

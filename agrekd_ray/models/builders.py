@@ -17,21 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from agrekd_ray.errors import AgrekdError, first_line
-from agrekd_ray.models.classifier import Classifier, Preprocessed, cut
+from agrekd_ray.models import from_timm, from_torchvision, from_transformers
+from agrekd_ray.models.classifier import Classifier, Family, Preprocessed, cut
 from agrekd_ray.models.cnns import cnn, cnn_deep, delayed
-from agrekd_ray.models.family import Family, Parts
-from agrekd_ray.models.from_timm import Timm
-from agrekd_ray.models.from_torchvision import Torchvision
-from agrekd_ray.models.from_transformers import Transformers, vocabulary
-from agrekd_ray.models.model import (
-    PRETRAINED,
-    Model,
-    Preprocessing,
-    Shape,
-    in_words,
-    is_file,
-    weights_file,
-)
+from agrekd_ray.models.model import PRETRAINED, Model, Preprocessing, Shape, in_words
 from agrekd_ray.models.weights import Fitted, State, fit, read_contents, sha256
 
 _FEW_WEIGHTS, _SMALL_SAMPLE = 30_000_000, 3 * 256 * 256
@@ -45,7 +34,7 @@ BUILDERS: dict[str, Callable[..., Classifier]] = {
 """Builders by name: `(shape, classes, **args) -> Classifier`."""
 MEASURING = {"delayed"}
 """Builders for `agrekd bench` and `agrekd plan`, which nobody would choose."""
-FAMILIES: tuple[Family, ...] = (Torchvision(), Timm(), Transformers())
+FAMILIES: tuple[Family, ...] = (from_torchvision, from_timm, from_transformers)
 """Libraries whose architectures are named `PREFIX/NAME`."""
 
 
@@ -90,10 +79,10 @@ def adopt_folder(model: Model, shape: Shape, classes: int, state: State | None) 
     """
     published = model.model_copy(update={"weights": PRETRAINED})
     with torch.random.fork_rng(devices=[]):
-        parts = Transformers().parts(
+        parts = from_transformers.parts(
             published, _inside(model, shape), classes, initial=True, whole=True, state=state
         )
-    return behind(_parted(parts), model.preprocessing)
+    return behind(cut(parts), model.preprocessing)
 
 
 def behind(classifier: Classifier, preprocessing: Preprocessing | None) -> Classifier:
@@ -113,10 +102,10 @@ def check_tokens(model: Model, tokens: tuple[int, int | None]) -> None:
     Raises:
         AgrekdError: it knows fewer, or another padding.
     """
-    if not model.name.startswith(Transformers.prefix):
+    if _family(model.name) is not from_transformers:
         return
     with _known(model):
-        known, padding = vocabulary(model)
+        known, padding = from_transformers.vocabulary(model)
     if tokens[0] > known:
         raise AgrekdError(
             f"{model.name} knows {known} tokens (vocab_size), the data's tokenizer {tokens[0]}; "
@@ -194,12 +183,11 @@ def identified(model: Model) -> Model:
     Raises:
         AgrekdError: a file that is not there.
     """
-    family = _family(model)
-    if family is not None:
+    if (family := _family(model.name)) is not None:
         with _known(model):
             model = family.identified(model)
-    if model.weights is not None and is_file(model.weights):
-        path, which = weights_file(model.weights)
+    if model.weights_file is not None:
+        path, which = model.weights_file
         named = f"#{which}" if which else ""
         return model.model_copy(update={"weights": f"sha256:{sha256(path)}{named}"})
     return model
@@ -211,12 +199,12 @@ def _build(
     """Fresh weights, or those that the model names; on the meta device files are only compared."""
     fill = fill or functools.partial(_first_weights, model)
     inside = _inside(model, shape)
-    family = _family(model)
+    family = _family(model.name)
     if family is None and model.name not in BUILDERS:
         raise AgrekdError(_unknown(model.name))
-    if model.small_stem and not isinstance(family, Torchvision):
+    if model.small_stem and family is not from_torchvision:
         raise AgrekdError(f"small_stem is for torchvision models, not for {model.name}")
-    if len(inside) == 1 and not isinstance(family, Transformers):
+    if len(inside) == 1 and family is not from_transformers:
         raise AgrekdError(
             f"{model.name} takes images, the data are {in_words(inside)}; choose transformers/NAME"
         )
@@ -227,7 +215,7 @@ def _build(
         with _known(model):
             parts = family.parts(model, inside, classes, initial=initial)
         fill(parts.network, parts.head)
-        classifier = _parted(parts)
+        classifier = cut(parts)
     return behind(classifier, model.preprocessing)
 
 
@@ -247,18 +235,11 @@ def _inside(model: Model, shape: Shape) -> Shape:
     return (channels, preprocessing.size, preprocessing.size)
 
 
-def _parted(parts: Parts) -> Classifier:
-    """A backbone that takes samples, and its head."""
-    classifier = cut(parts.network, parts.head)
-    classifier.backbone = parts.adapt(classifier.backbone)
-    return classifier
-
-
 def _first_weights(model: Model, network: nn.Module, head: str) -> None:
     """Where the model's weights are a file, put them in; its head may stay fresh."""
-    if model.weights is None or not is_file(model.weights):
+    if model.weights_file is None:
         return
-    path, which = weights_file(model.weights)
+    path, which = model.weights_file
     source, device = f"{path} in {model.name}", next(network.parameters()).device.type
     fitted = fit(network, read_contents(path, device), head, source, fresh_head=True, which=which)
     if model.preprocess is None and (fitted.normalisation or fitted.preceded):
@@ -276,7 +257,7 @@ def unknown_normalisation(fitted: Fitted) -> str:
 
 
 def _own(model: Model, shape: Shape, classes: int) -> Classifier:
-    if model.weights is not None and not is_file(model.weights):
+    if model.published is not None:
         raise AgrekdError(
             f"{model.name} has no published weights {model.weights!r}; a file ends in "
             ".safetensors, .pt or .pth"
@@ -296,8 +277,8 @@ def _own(model: Model, shape: Shape, classes: int) -> Classifier:
         raise AgrekdError(f"{model.name}: {first_line(error)}") from None
 
 
-def _family(model: Model) -> Family | None:
-    return next((family for family in FAMILIES if model.name.startswith(family.prefix)), None)
+def _family(name: str) -> Family | None:
+    return next((family for family in FAMILIES if name.startswith(family.PREFIX)), None)
 
 
 @contextlib.contextmanager
@@ -310,12 +291,11 @@ def _known(model: Model) -> Iterator[None]:
 
 
 def _unknown(name: str) -> str:
-    prefix = next((family.prefix for family in FAMILIES if name.startswith(family.prefix)), None)
-    families = [f for f in FAMILIES if f.prefix == (prefix or Torchvision.prefix)]
+    family = _family(name) or from_torchvision
     builders = [builder for builder in BUILDERS if builder not in MEASURING]
-    known = [*builders, *(f.prefix + entry for f in families for entry in f.names())]
+    known = [*builders, *(family.PREFIX + entry for entry in family.names())]
     near = difflib.get_close_matches(name, known, 1) or difflib.get_close_matches(
-        Torchvision.prefix + name, known, 1
+        from_torchvision.PREFIX + name, known, 1
     )
     hint = f"; did you mean {near[0]}?" if near else ""
     return (

@@ -1,12 +1,16 @@
-"""A backbone and its linear head, and how a network is cut into the two."""
+"""A backbone and its linear head, and how a library's network is cut into the two."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch.nn.functional as F
 from torch import Tensor, nn, tensor
 
 from agrekd_ray.errors import AgrekdError
-from agrekd_ray.models.model import Preprocessing, Shape
+from agrekd_ray.models.model import Model, Preprocessing, Shape
 
 
 class Classifier(nn.Module):
@@ -54,6 +58,59 @@ class Preprocessed(nn.Module):
         return self.network((images - self.mean_C11) / self.std_C11)
 
 
+@dataclass(frozen=True)
+class Parts:
+    """A network as its library made it.
+
+    Attributes:
+        network: whole, with weights named as its makers name them.
+        head: path of its last linear layer.
+        adapt: makes it take samples [B, ...] and give one tensor.
+    """
+
+    network: nn.Module
+    head: str
+    adapt: Callable[[nn.Module], nn.Module] = lambda network: network
+
+
+class Family(Protocol):
+    """A library whose architectures are `PREFIX/NAME`: the functions of a module.
+
+    Attributes:
+        PREFIX: with its slash.
+    """
+
+    PREFIX: str
+
+    def names(self) -> list[str]:
+        """Architectures for a hint where a name is unknown; without the prefix."""
+        ...
+
+    def identified(self, model: Model) -> Model:
+        """The same model, described by what is in it instead of where it lies.
+
+        Raises:
+            AgrekdError: weights or a configuration that are not there.
+        """
+        ...
+
+    def parts(self, model: Model, shape: Shape, classes: int, *, initial: bool) -> Parts:
+        """Build the network, its head for so many classes.
+
+        Args:
+            model: which one; the name of published weights is checked in any case.
+            shape: of a sample.
+            classes: C.
+            initial: fill in published weights, where the model names them.
+
+        Raises:
+            AgrekdError: the library is missing, or cannot build this.
+            LookupError: it knows no such architecture.
+            NotImplementedError: the architecture cannot be built on the meta device.
+        """
+        ...
+
+
 def seen_shape(model: nn.Module, shape: Shape) -> Shape:
     """What the network behind a model's preprocessing sees of samples of a shape."""
     front = getattr(model, "backbone", model)
@@ -76,15 +133,9 @@ def last_linear(network: nn.Module, classes: int, name: str) -> str:
     )
 
 
-def cut(network: nn.Module, path: str) -> Classifier:
-    """Take the head out of a network; what is left gives features."""
-    head = network.get_submodule(path)
+def cut(parts: Parts) -> Classifier:
+    """Take the head out of a network; what is left takes samples and gives features."""
+    head = parts.network.get_submodule(parts.head)
     assert isinstance(head, nn.Linear)
-    replace(network, path, nn.Identity())
-    return Classifier(network, head)
-
-
-def replace(network: nn.Module, path: str, new: nn.Module) -> None:
-    """Put another module at a path."""
-    parent, _, child = path.rpartition(".")
-    setattr(network.get_submodule(parent), child, new)
+    parts.network.set_submodule(parts.head, nn.Identity())
+    return Classifier(parts.adapt(parts.network), head)

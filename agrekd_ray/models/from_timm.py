@@ -14,75 +14,71 @@ from torch import nn
 from agrekd_ray.errors import AgrekdError, first_line
 from agrekd_ray.files import in_a_line
 from agrekd_ray.hub import hub_library, not_there, offline_errors
-from agrekd_ray.models.classifier import last_linear
-from agrekd_ray.models.family import Parts
-from agrekd_ray.models.model import PRETRAINED, Model, Preprocessing, Shape, in_words, is_file
+from agrekd_ray.models.classifier import Parts, last_linear
+from agrekd_ray.models.model import PRETRAINED, Model, Preprocessing, Shape, in_words
 
+PREFIX = "timm/"
 _timm = functools.partial(hub_library, "timm", "timm")
 
 
-class Timm:
-    """See `Family`."""
+def names() -> list[str]:
+    """See `Family.names`; none where timm is not installed."""
+    try:
+        return _timm().list_models()
+    except AgrekdError:
+        return []
 
-    prefix = "timm/"
 
-    def names(self) -> list[str]:
-        """See `Family.names`; none where timm is not installed."""
-        try:
-            return _timm().list_models()
-        except AgrekdError:
-            return []
+def identified(model: Model) -> Model:
+    """See `Family.identified`; published weights get the tag that timm knows them by."""
+    if model.weights != PRETRAINED:
+        return model
+    return model.model_copy(update={"name": PREFIX + _tagged(model)})
 
-    def identified(self, model: Model) -> Model:
-        """See `Family.identified`; published weights get the tag that timm knows them by."""
-        if model.weights != PRETRAINED:
-            return model
-        name = self._tagged(model)
-        return model.model_copy(update={"name": self.prefix + name})
 
-    def parts(self, model: Model, shape: Shape, classes: int, *, initial: bool) -> Parts:
-        """See `Family.parts`."""
-        timm = _timm()
-        name = model.name.removeprefix(self.prefix)
-        if not timm.is_model(name):
-            raise LookupError(model.name)
-        if given := sorted({"num_classes", "pretrained", "in_chans"} & set(model.args)):
-            raise AgrekdError(
-                f"{model.name}: {', '.join(given)} cannot be set here; the data give classes and "
-                "channels, and `weights: pretrained` stands beside `args`"
-            )
-        published = model.weights is not None and not is_file(model.weights)
-        if published:
-            name = self._tagged(model)
-        try:
-            network = timm.create_model(
-                name,
-                pretrained=published and initial,
-                num_classes=classes,
-                in_chans=shape[0],
-                **model.args,
-            )
-        except NotImplementedError:
-            raise
-        except offline_errors() as error:
-            raise not_there(model.name, "weights", error) from None
-        except Exception as error:  # whatever an architecture says of arguments it cannot take
-            raise AgrekdError(f"{model.name}: {first_line(error)}") from None
-        return Parts(network, _head(network, classes, model.name))
+def parts(model: Model, shape: Shape, classes: int, *, initial: bool) -> Parts:
+    """See `Family.parts`."""
+    timm = _timm()
+    name = model.name.removeprefix(PREFIX)
+    if not timm.is_model(name):
+        raise LookupError(model.name)
+    if given := sorted({"num_classes", "pretrained", "in_chans"} & set(model.args)):
+        raise AgrekdError(
+            f"{model.name}: {', '.join(given)} cannot be set here; the data give classes and "
+            "channels, and `weights: pretrained` stands beside `args`"
+        )
+    published = model.published is not None
+    name = _tagged(model) if published else name
+    try:
+        network = timm.create_model(
+            name,
+            pretrained=published and initial,
+            num_classes=classes,
+            in_chans=shape[0],
+            **model.args,
+        )
+    except NotImplementedError:
+        raise
+    except offline_errors() as error:
+        raise not_there(model.name, "weights", error) from None
+    except Exception as error:  # whatever an architecture says of arguments it cannot take
+        raise AgrekdError(f"{model.name}: {first_line(error)}") from None
+    return Parts(network, _head(network, classes, model.name))
 
-    def _tagged(self, model: Model) -> str:
-        """`NAME.TAG` of published weights."""
-        name = model.name.removeprefix(self.prefix)
-        if model.weights != PRETRAINED:
-            raise AgrekdError(
-                f"{model.name} has no published weights {model.weights!r}; write `weights: "
-                f"{PRETRAINED}` (a tag belongs to the name, like timm/resnet50.a1_in1k), or a file "
-                "that ends in .safetensors, .pt or .pth"
-            )
-        known = _timm().get_pretrained_cfg(name)
-        if known is None or not (known.hf_hub_id or known.url):
-            raise AgrekdError(f"{model.name}: timm has no published weights of it")
-        return f"{known.architecture}.{known.tag}" if known.tag else name
+
+def _tagged(model: Model) -> str:
+    """`NAME.TAG` of published weights."""
+    name = model.name.removeprefix(PREFIX)
+    if model.weights != PRETRAINED:
+        raise AgrekdError(
+            f"{model.name} has no published weights {model.weights!r}; write `weights: "
+            f"{PRETRAINED}` (a tag belongs to the name, like timm/resnet50.a1_in1k), or a file "
+            "that ends in .safetensors, .pt or .pth"
+        )
+    known = _timm().get_pretrained_cfg(name)
+    if known is None or not (known.hf_hub_id or known.url):
+        raise AgrekdError(f"{model.name}: timm has no published weights of it")
+    return f"{known.architecture}.{known.tag}" if known.tag else name
 
 
 def described(folder: Path, config: Mapping[str, Any], shape: Shape) -> tuple[Model, list[str]]:
@@ -119,7 +115,7 @@ def described(folder: Path, config: Mapping[str, Any], shape: Shape) -> tuple[Mo
         if isinstance(usual, str) and usual != pool:
             args["global_pool"] = pool
     said = config.get("pretrained_cfg") or config
-    model = Model(name=f"{Timm.prefix}{name}", args=args)
+    model = Model(name=f"{PREFIX}{name}", args=args)
     if not said.get("mean") or not said.get("std"):
         return model, []
     side = args.get("img_size") or (said.get("input_size") or shape)[1:]

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from agrekd_ray.errors import AgrekdError, first_line
 from agrekd_ray.files import in_a_line
 from agrekd_ray.hub import hub_library, not_there, offline_errors
-from agrekd_ray.models.classifier import last_linear
+from agrekd_ray.models.classifier import Parts, last_linear
 from agrekd_ray.models.described import is_timm, read_config
-from agrekd_ray.models.family import Parts
 from agrekd_ray.models.model import (
     PRETRAINED,
     TRANSFORMERS,
@@ -24,11 +23,11 @@ from agrekd_ray.models.model import (
     Preprocessing,
     Shape,
     in_words,
-    is_file,
 )
 from agrekd_ray.models.weights import State, sha256
 from agrekd_ray.settings import fingerprint
 
+PREFIX = TRANSFORMERS
 _library = functools.partial(hub_library, "transformers", "text")
 _NOT_ARCHITECTURE = {
     "_name_or_path",
@@ -50,129 +49,118 @@ _BILINEAR = 2
 """Pillow's number of the interpolation that is ours."""
 
 
-class _Reader(nn.Module):
-    """Token ids [B, length] -> features; what is padding is told by the padding's id."""
+class _Adapted(nn.Module):
+    """Images, or token ids [B, length], of which `pad` is padding -> features."""
 
-    def __init__(self, network: nn.Module, pad: int) -> None:
+    def __init__(self, network: nn.Module, pad: int | None) -> None:
         super().__init__()
         self.network, self.pad = network, pad
 
-    def forward(self, ids: Tensor) -> Tensor:
-        return self.network(input_ids=ids, attention_mask=(ids != self.pad).long()).logits
+    def forward(self, samples: Tensor) -> Tensor:
+        if self.pad is None:
+            return self.network(pixel_values=samples).logits
+        return self.network(input_ids=samples, attention_mask=(samples != self.pad).long()).logits
 
 
-class _Viewer(nn.Module):
-    """Images [B, channels, height, width] -> features."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.network(pixel_values=images).logits
+def names() -> list[str]:
+    """See `Family.names`: the architectures; none where transformers is not installed."""
+    try:
+        return list(_library().CONFIG_MAPPING)
+    except AgrekdError:
+        return []
 
 
-class Transformers:
-    """See `Family`."""
+def identified(model: Model) -> Model:
+    """See `Family.identified`: the architecture, with its whole configuration as arguments."""
+    name = model.name.removeprefix(PREFIX)
+    if name in _library().CONFIG_MAPPING:
+        return model
+    config = _config(model)
+    # Folders also hold what was set elsewhere, and no configuration of this architecture takes.
+    taken = _taken(_library().AutoConfig.for_model(config.model_type)) - _NOT_ARCHITECTURE
+    args = {key: value for key, value in config.to_diff_dict().items() if key in taken}
+    # What transformers takes for its default today it may not take tomorrow.
+    if getattr(config, "pad_token_id", None) is not None:
+        args["pad_token_id"] = config.pad_token_id
+    update: dict[str, Any] = {"name": PREFIX + config.model_type, "args": args}
+    if model.weights == PRETRAINED:
+        update["weights"] = f"{PRETRAINED}:{_content(name, config)}"
+    return model.model_copy(update=update)
 
-    prefix = TRANSFORMERS
 
-    def names(self) -> list[str]:
-        """See `Family.names`: the architectures; none where transformers is not installed."""
-        try:
-            return list(_library().CONFIG_MAPPING)
-        except AgrekdError:
-            return []
+def parts(
+    model: Model,
+    shape: Shape,
+    classes: int,
+    *,
+    initial: bool,
+    whole: bool = False,
+    state: State | None = None,
+) -> Parts:
+    """See `Family.parts`.
 
-    def identified(self, model: Model) -> Model:
-        """See `Family.identified`: the architecture, with its whole configuration as arguments."""
-        name = model.name.removeprefix(self.prefix)
-        if name in _library().CONFIG_MAPPING:
-            return model
-        config = _config(model)
-        # Folders also hold what was set elsewhere, and no configuration of this architecture takes.
-        taken = _taken(_library().AutoConfig.for_model(config.model_type)) - _NOT_ARCHITECTURE
-        args = {key: value for key, value in config.to_diff_dict().items() if key in taken}
-        # What transformers takes for its default today it may not take tomorrow.
-        if getattr(config, "pad_token_id", None) is not None:
-            args["pad_token_id"] = config.pad_token_id
-        update: dict[str, Any] = {"name": self.prefix + config.model_type, "args": args}
-        if model.weights == PRETRAINED:
-            update["weights"] = f"{PRETRAINED}:{_content(name, config)}"
-        return model.model_copy(update=update)
+    Args:
+        model: which one.
+        shape: of a sample.
+        classes: C.
+        initial: fill in published weights, where the model names them.
+        whole: refuse published weights without a head, or with one of other classes.
+        state: other weights than those that transformers takes of the model's folder.
 
-    def parts(
-        self,
-        model: Model,
-        shape: Shape,
-        classes: int,
-        *,
-        initial: bool,
-        whole: bool = False,
-        state: State | None = None,
-    ) -> Parts:
-        """See `Family.parts`.
+    Raises:
+        AgrekdError: see `Family.parts`.
+    """
+    library = _library()
+    config = _config(model, num_labels=classes)
+    text = len(shape) == 1
+    kind = "SEQUENCE" if text else "IMAGE"
+    makers = getattr(library, f"MODEL_FOR_{kind}_CLASSIFICATION_MAPPING")
+    if type(config) not in makers:
+        raise AgrekdError(
+            f"{model.name}: transformers has no {config.model_type} that classifies "
+            f"{in_words(shape)}"
+        )
+    if text:
+        _check_text(model.name, config, shape[0])
+    published = _begins_published(model)
+    try:
+        if published and initial:
+            network = _pretrained(makers[type(config)], model, config, whole, state)
+        else:
+            network = makers[type(config)]._from_config(config, dtype=torch.float32)
+    except (NotImplementedError, AgrekdError):
+        raise
+    except Exception as error:  # whatever an architecture says of a configuration
+        raise AgrekdError(f"{model.name}: {first_line(error)}") from None
+    if text:
+        _check_positions(model.name, network, shape[0])
+    head = last_linear(network, classes, model.name)
+    return Parts(
+        network, head, functools.partial(_Adapted, pad=config.pad_token_id if text else None)
+    )
 
-        Args:
-            model: which one.
-            shape: of a sample.
-            classes: C.
-            initial: fill in published weights, where the model names them.
-            whole: refuse published weights without a head, or with one of other classes.
-            state: other weights than those that transformers takes of the model's folder.
 
-        Raises:
-            AgrekdError: see `Family.parts`.
-        """
-        library = _library()
-        config = _config(model, num_labels=classes)
-        text = len(shape) == 1
-        kind = "SEQUENCE" if text else "IMAGE"
-        makers = getattr(library, f"MODEL_FOR_{kind}_CLASSIFICATION_MAPPING")
-        if type(config) not in makers:
-            raise AgrekdError(
-                f"{model.name}: transformers has no {config.model_type} that classifies "
-                f"{in_words(shape)}"
-            )
-        if text:
-            _check_text(model.name, config, shape[0])
-        published = self._published(model)
-        try:
-            if published and initial:
-                network = _pretrained(makers[type(config)], model, config, whole, state)
-            else:
-                network = makers[type(config)]._from_config(config, dtype=torch.float32)
-        except (NotImplementedError, AgrekdError):
-            raise
-        except Exception as error:  # whatever an architecture says of a configuration
-            raise AgrekdError(f"{model.name}: {first_line(error)}") from None
-        if text:
-            _check_positions(model.name, network, shape[0])
-        head = last_linear(network, classes, model.name)
-        adapt = functools.partial(_Reader, pad=config.pad_token_id) if text else _Viewer
-        return Parts(network, head, adapt)
-
-    def _published(self, model: Model) -> bool:
-        """Whether the model begins with weights that lie with its configuration."""
-        if model.weights is None or is_file(model.weights):
-            return False
-        name = model.name.removeprefix(self.prefix)
-        if model.weights != PRETRAINED:
-            raise AgrekdError(
-                f"{model.name} has no published weights {model.weights!r}; write `weights: "
-                f"{PRETRAINED}`, or a file that ends in .safetensors, .pt or .pth"
-            )
-        if name in _library().CONFIG_MAPPING:
-            raise AgrekdError(
-                f"{model.name} is an architecture, which has no weights; name a folder or a model "
-                "of the Hugging Face hub"
-            )
-        if _folder(name) and not _weight_files(Path(name)):
-            raise AgrekdError(
-                f"{name}: no weights there ({' or '.join(_WEIGHTS)}); put them beside its "
-                "config.json, or set weights: null to train from fresh ones"
-            )
-        return True
+def _begins_published(model: Model) -> bool:
+    """Whether the model begins with weights that lie with its configuration."""
+    if model.published is None:
+        return False
+    name = model.name.removeprefix(PREFIX)
+    if model.weights != PRETRAINED:
+        raise AgrekdError(
+            f"{model.name} has no published weights {model.weights!r}; write `weights: "
+            f"{PRETRAINED}`, or a file that ends in .safetensors, .pt or .pth"
+        )
+    if name in _library().CONFIG_MAPPING:
+        raise AgrekdError(
+            f"{model.name} is an architecture, which has no weights; name a folder or a model "
+            "of the Hugging Face hub"
+        )
+    if _folder(name) and not _weight_files(Path(name)):
+        raise AgrekdError(
+            f"{name}: no weights there ({' or '.join(_WEIGHTS)}); put them beside its "
+            "config.json, or set weights: null to train from fresh ones"
+        )
+    return True
 
 
 _AWAY: dict[str, Exception] = {}
@@ -204,7 +192,7 @@ def _weight_files(folder: Path) -> list[Path]:
 def _config(model: Model, **more: Any) -> Any:
     """The configuration that the name stands for, with the arguments put in."""
     library = _library()
-    name = model.name.removeprefix(TRANSFORMERS)
+    name = model.name.removeprefix(PREFIX)
     if given := sorted({"num_labels", "id2label", "label2id"} & set(model.args)):
         raise AgrekdError(
             f"{model.name}: {', '.join(given)} cannot be set; the data give the classes"
@@ -230,7 +218,7 @@ def _config(model: Model, **more: Any) -> Any:
             model.name,
             "configuration",
             error,
-            f" Or an architecture is meant: did you mean {TRANSFORMERS}{near[0]}?" if near else "",
+            f" Or an architecture is meant: did you mean {PREFIX}{near[0]}?" if near else "",
         ) from None
     except Exception as error:  # every configuration class has checks of its own
         raise AgrekdError(f"{model.name}: {in_a_line(error)}") from None
@@ -357,7 +345,7 @@ def _pretrained(
     maker: Any, model: Model, config: Any, whole: bool, state: State | None
 ) -> nn.Module:
     """The network with the weights of a folder or of the hub; the head may stay fresh."""
-    name = model.name.removeprefix(TRANSFORMERS)
+    name = model.name.removeprefix(PREFIX)
     try:
         network, loading = maker.from_pretrained(
             None if state is not None else name,

@@ -83,7 +83,7 @@ class Model(Settings):
     @field_validator("weights")
     @classmethod
     def _absolute_file(cls, weights: str | None) -> str | None:
-        return str(absolute(Path(weights))) if weights and is_file(weights) else weights
+        return str(absolute(Path(weights))) if weights and _file_of(weights) else weights
 
     @model_serializer(mode="wrap")
     def _short(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -96,22 +96,27 @@ class Model(Settings):
         }
 
     @property
+    def published(self) -> str | None:
+        """Name of the published weights where training begins; None for fresh ones or a file."""
+        return None if self.weights_file else self.weights
+
+    @property
+    def weights_file(self) -> tuple[Path, str | None] | None:
+        """The file where training begins, and the set of weights in it that `FILE#NAME` says."""
+        return None if self.weights is None else _file_of(self.weights)
+
+    @property
     def preprocessing(self) -> Preprocessing | None:
         """`preprocess` in full."""
         return IMAGENET if self.preprocess == "imagenet" else self.preprocess
 
 
-def is_file(weights: str) -> bool:
-    """Whether these weights are a file, not the name of published ones."""
-    return weights_file(weights)[0].suffix in WEIGHT_FILES
-
-
-def weights_file(weights: str) -> tuple[Path, str | None]:
-    """The file, and the name of the set of weights in it where `FILE#NAME` says one."""
+def _file_of(weights: str) -> tuple[Path, str | None] | None:
+    """See `Model.weights_file`; None for the name of published weights."""
     file, _, name = weights.rpartition("#")
     if Path(file).suffix in WEIGHT_FILES:
         return Path(file), name
-    return Path(weights), None
+    return (Path(weights), None) if Path(weights).suffix in WEIGHT_FILES else None
 
 
 def in_words(shape: Shape) -> str:

@@ -94,11 +94,6 @@ class EnsembleSettings(Settings):
             raise ValueError("ensemble.biased names a checkpoint already; leave one of them out")
         return model
 
-    @property
-    def debiased_count(self) -> int:
-        """How many of the drawn teachers are debiased."""
-        return self.size if self.debiased == "all" else self.debiased
-
 
 @dataclass(frozen=True)
 class Draw:
@@ -143,7 +138,7 @@ def draw(ensemble: EnsembleSettings, pool: TeacherSettings) -> Draw:
             dfr=pool.dfr if kind == "dfr" else None,
         )
 
-    debiased = ensemble.debiased_count
+    debiased = ensemble.size if ensemble.debiased == "all" else ensemble.debiased
     members = [recipe("dfr", seed) for seed in sorted(seeds[:debiased])]
     members += [recipe("erm", seed) for seed in sorted(seeds[debiased:])]
     recipes = {member.name: member for member in members}

@@ -33,7 +33,7 @@ from agrekd_ray.models.described import (
     weight_sets,
 )
 from agrekd_ray.models.foreign import kind_of
-from agrekd_ray.models.from_timm import Timm
+from agrekd_ray.models.from_timm import PREFIX as TIMM
 from agrekd_ray.models.from_timm import described as described_by_timm
 from agrekd_ray.models.from_torchvision import WITH_AUXILIARY
 from agrekd_ray.models.from_transformers import preprocessing_of
@@ -404,7 +404,7 @@ def with_its_folder(source: Source) -> Source:
     except CheckpointError:
         return source
     of = next((name for name, paths in files.items() if paths == [path]), None)
-    prefix = Timm.prefix if is_timm(config) else TRANSFORMERS
+    prefix = TIMM if is_timm(config) else TRANSFORMERS
     if of is None or source.weights or not (name or prefix).startswith(prefix):
         return source
     return replace(source, path=path.parent, weights=of)

@@ -16,7 +16,7 @@ from agrekd_ray.data import DFR, SELECT, TEST, TRAIN, Dataset, Prepared, open_da
 from agrekd_ray.data.celeba import CelebA
 from agrekd_ray.data.civilcomments import CivilComments
 from agrekd_ray.data.colored import ColoredIdx
-from agrekd_ray.data.contract import check_contract
+from agrekd_ray.data.custom import check_contract
 from agrekd_ray.data.image_table import ImageTable
 from agrekd_ray.data.text import TextTable
 from agrekd_ray.data.waterbirds import Waterbirds
