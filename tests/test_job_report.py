@@ -29,8 +29,7 @@ from agrekd_ray.results import (
     TeacherResult,
 )
 from agrekd_ray.results.frame import COLUMNS, difference, frame
-from agrekd_ray.results.labels import is_distilled, label
-from agrekd_ray.results.metrics import metric_label
+from agrekd_ray.results.metrics import is_distilled, label, metric_label
 from agrekd_ray.tracking.mlflow_values import split_metrics
 
 METHODS = ("one_hot", "one_hot_dfr", "teacher_vote", "aver", "ae_kd", "agre_kd")

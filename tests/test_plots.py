@@ -26,7 +26,7 @@ from agrekd_ray.results import (
     TeacherResult,
 )
 from agrekd_ray.results.frame import INFLUENCE, WEIGHT
-from agrekd_ray.results.labels import ALL
+from agrekd_ray.results.metrics import ALL
 
 DISTILLED = ("random", "aver", "ae_kd", "ca_mkd", "govern", "agre_kd")
 

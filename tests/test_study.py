@@ -23,8 +23,7 @@ from agrekd_ray.experiment.job import run_job
 from agrekd_ray.experiment.plan import make_plan
 from agrekd_ray.experiment.study import run_study
 from agrekd_ray.report.page import write_report
-from agrekd_ray.report.study import markdown, show
-from agrekd_ray.report.study_plots import study_plots, sweep_plot
+from agrekd_ray.report.study import markdown, show, study_plots, sweep_plot
 from agrekd_ray.report.style import draw_plots
 from agrekd_ray.results import Metrics, StudentResult
 from agrekd_ray.results.points import Published

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -144,11 +144,11 @@ class SearchArchive:
 Read = TypeVar("Read")
 
 
-def write_results(path: Path, values: dict[str, Any]) -> None:
+def write_results(path: Path, values: Any) -> None:
     """Writes the results of a run as JSON; the file is replaced as a whole.
 
-    A value that is not a finite number becomes null, which every JSON reader understands; what
-    JSON does not know becomes text.
+    Records become objects; a value that is not a finite number becomes null, which every JSON
+    reader understands; what JSON does not know becomes text.
 
     Raises:
         OSError: it cannot be written.
@@ -159,7 +159,9 @@ def write_results(path: Path, values: dict[str, Any]) -> None:
 
 
 def plain(value: Any) -> Any:
-    """A value without numbers that are not finite."""
+    """A value without records, and without numbers that are not finite."""
+    if is_dataclass(value):
+        value = vars(value)
     if isinstance(value, dict):
         return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

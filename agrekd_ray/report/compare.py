@@ -21,8 +21,7 @@ from agrekd_ray.report.tables import (
     words,
 )
 from agrekd_ray.results.intervals import INTERVAL
-from agrekd_ray.results.labels import label
-from agrekd_ray.results.metrics import ACCURACY, ECE, MISSING, STEPS, metric, metric_label
+from agrekd_ray.results.metrics import ACCURACY, ECE, MISSING, STEPS, label, metric, metric_label
 from agrekd_ray.results.runs import SEEDLESS, Row, difference, settings
 
 _ENDS = ("low", "high", "seeds")

@@ -14,8 +14,7 @@ import yaml
 from agrekd_ray.passwords import without_password
 from agrekd_ray.report.archive import About, JobSettings
 from agrekd_ray.results import Cost, Metrics, TeacherResult
-from agrekd_ray.results.labels import family
-from agrekd_ray.results.metrics import setting_text
+from agrekd_ray.results.metrics import family, setting_text
 
 _MOST_NAMES = 12
 

@@ -6,7 +6,7 @@ import json
 import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,6 @@ from agrekd_ray.results.frame import (
     is_coverage,
     worst_words,
 )
-from agrekd_ray.results.labels import family, is_distilled, label
 from agrekd_ray.results.metrics import (
     ACCURACY,
     CLASS,
@@ -54,6 +53,9 @@ from agrekd_ray.results.metrics import (
     WORST_CLASS,
     WORST_GROUP,
     WORST_OVERLAPPING,
+    family,
+    is_distilled,
+    label,
     measured_over,
     metric,
 )
@@ -191,11 +193,6 @@ def degraded_lines(
     return [f"{name(o.method)}, seed {o.seed}: {o.degraded}" for o in outcomes if o.degraded]
 
 
-def degraded(outcomes: Sequence[StudentResult], name: Callable[[str], str] = label) -> list[str]:
-    """`degraded_lines` as sentences."""
-    return [f"Degraded: {line}." for line in degraded_lines(outcomes, name)]
-
-
 def render_degraded(lines: Iterable[str], console: Console) -> None:
     """Prints what `degraded_lines` says, if anything."""
     for line in lines:
@@ -312,11 +309,11 @@ def write_json(
     """
     content = {
         "job": job,
-        "members": [asdict(member) for member in members],
-        "biased": asdict(biased) if biased else None,
-        "outcomes": [asdict(outcome) for outcome in outcomes],
+        "members": members,
+        "biased": biased,
+        "outcomes": outcomes,
         "summary": summary(outcomes),
-        "diagnostics": asdict(diagnostics or Diagnostics()),
+        "diagnostics": diagnostics or Diagnostics(),
     }
     write_results(path, content)
 
@@ -492,7 +489,8 @@ def content(folder: Path) -> dict[str, Any]:
         "name": run.job.name,
         "date": date(run.job.folder),
         "headline": headline(run.outcomes),
-        "remarks": [*remarks(run.outcomes), *degraded(run.outcomes)],
+        "remarks": remarks(run.outcomes),
+        "degraded": degraded_lines(run.outcomes),
         "facts": [
             *data_facts(run.settings, run.job, tests),
             *teacher_facts(run.members, run.biased),

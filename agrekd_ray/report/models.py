@@ -11,7 +11,6 @@ import pandas as pd
 from agrekd_ray.report.tables import Cell, Column, Table, figure_column, words
 from agrekd_ray.results import StudentResult, TeacherResult
 from agrekd_ray.results.frame import Row, figures, frame, last_epochs, worst_words
-from agrekd_ray.results.labels import family
 from agrekd_ray.results.metrics import (
     ACCURACY,
     ECE,
@@ -20,6 +19,7 @@ from agrekd_ray.results.metrics import (
     WORST_CLASS,
     WORST_GROUP,
     WORST_OVERLAPPING,
+    family,
 )
 
 TEST = "test"
@@ -128,14 +128,11 @@ def taught(
         "weight": ("Who taught whom", "Mean weight of a teacher"),
         "influence": ("Who moved the student", "Influence of a teacher"),
     }[metric]
-    if table.empty:
-        return None
     shares = last_epochs(table)
     shares = shares[shares["metric"] == metric]
     if shares.empty:
         return None
-    present = set(shares["teacher"])
-    kinds = kinds_of(present, members)
+    kinds = kinds_of(shares["teacher"], members)
     known = {member.name for member in members}
     shown = {t: (t, family(kind) if t in known else "") for t, kind in kinds.items()}
     if len(kinds) > _MOST_TEACHERS:
@@ -160,9 +157,7 @@ def kinds_of(teachers: Iterable[str], members: Sequence[TeacherResult]) -> dict[
     present = set(teachers)
     kinds = {member.name: member.kind for member in members if member.name in present}
     kinds |= dict.fromkeys(sorted(present - kinds.keys()), "own")
-    return {
-        name: kinds[name] for name in sorted(kinds, key=lambda name: _ORDER.get(kinds[name], 2))
-    }
+    return dict(sorted(kinds.items(), key=lambda item: _ORDER.get(item[1], 2)))
 
 
 def _shaded(share: float, largest: float) -> Cell:

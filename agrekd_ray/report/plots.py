@@ -40,8 +40,15 @@ from agrekd_ray.report.style import (
 )
 from agrekd_ray.results import Diagnostics, StudentResult, TeacherResult
 from agrekd_ray.results.frame import FALLBACK, INFLUENCE, LOSS, WEIGHT, epochs, worst_words
-from agrekd_ray.results.labels import ALL, family, is_distilled, label
-from agrekd_ray.results.metrics import ACCURACY, WORST_GROUP, accuracy_of
+from agrekd_ray.results.metrics import (
+    ACCURACY,
+    ALL,
+    WORST_GROUP,
+    accuracy_of,
+    family,
+    is_distilled,
+    label,
+)
 
 # From dark to light; one hue a family. Blue against orange survives every colour blindness.
 _SHADES = {

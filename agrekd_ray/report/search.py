@@ -7,7 +7,6 @@ import math
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,6 @@ from agrekd_ray.report.facts import (
 )
 from agrekd_ray.report.job import (
     compared,
-    degraded,
     degraded_lines,
     over_seeds,
     render_degraded,
@@ -54,13 +52,13 @@ from agrekd_ray.report.tables import show as show_table
 from agrekd_ray.results import Cost, Metrics, TeacherResult
 from agrekd_ray.results.frame import difference
 from agrekd_ray.results.intervals import signed
-from agrekd_ray.results.labels import label
 from agrekd_ray.results.metrics import (
     ACCURACY,
     ECE,
     METRICS,
     MISSING,
     WORST_GROUP,
+    label,
     measured_over,
     setting_text,
     short_paths,
@@ -92,7 +90,7 @@ def publish_files(folder: Path, result: SearchResult, *, anew: bool = True) -> N
         OSError: where they cannot be written.
     """
     if anew:
-        write_results(folder / RESULTS, asdict(result))
+        write_results(folder / RESULTS, result)
     if anew or not exists(folder / TRIALS):
         write_trials(folder / TRIALS, result.trials)
     trials, final = [_point(trial) for trial in result.trials], result.final
@@ -148,7 +146,7 @@ def write_trials(path: Path, trials: Sequence[TrialResult]) -> None:
             "epochs": len(trial.history),
             "seconds": round(trial.seconds, 2),
             **{f"select/{rule}": trial.score(rule) for rule in RULES},
-            f"{TEST}/{WORST_GROUP}": _worst(trial),
+            f"{TEST}/{WORST_GROUP}": trial.test_worst,
             f"{TEST}/{ACCURACY}": trial.test.accuracy if trial.test else None,
             f"{TEST}/measured_over": measured_over(trial.test.coverage) if trial.test else "",
             "reason": trial.reason or "",
@@ -236,7 +234,7 @@ def _trials(
         words("state", "State", [trial.state for trial in trials]),
         numbers("epochs", "Epochs", [f"{len(t.history)}/{t.epochs}" for t in trials]),
         numbers("score", score, [percent(t.score(result.select)) for t in trials]),
-        numbers("test", f"Test {worst}", [percent(_worst(t)) for t in trials]),
+        numbers("test", f"Test {worst}", [percent(t.test_worst) for t in trials]),
         numbers("seconds", "Seconds", seconds),
     ]
     strong = {n for n, trial in enumerate(trials) if trial.number == result.winner}
@@ -251,16 +249,16 @@ def _trials_on_screen(result: SearchResult) -> Table:
     title = f"{len(result.trials)} trials"
     title += f", {failed} of them failed" if failed else ""
     title += f", the best {SHOWN} by {result.select}" if len(over) > SHOWN else ""
-    table = replace(_trials(result, over[:SHOWN], result.select, "WGA"), title=title)
-    return table.named(("trial", "setting", "state", "epochs", "score", "test"))
+    table = _trials(result, over[:SHOWN], result.select, "WGA")
+    return table.named(("trial", "setting", "state", "epochs", "score", "test"), title)
 
 
 def _rules_on_screen(result: SearchResult) -> Table:
     trials = max((rule.trials for rule in result.rules), default=0)
     title = f"Rules: their choices, and rank correlation with test WGA over {trials} trials"
     title += f"; WGA: {result.worst}" if result.worst != "worst group" else ""
-    rules = replace(_rules(result, "WGA"), title=title)
-    return rules.named(("rule", "needs", "correlation", "choice", "test"))
+    rules = _rules(result, "WGA")
+    return rules.named(("rule", "needs", "correlation", "choice", "test"), title)
 
 
 def _rules(result: SearchResult, worst: str) -> Table:
@@ -295,10 +293,6 @@ def percent(share: float | None) -> str:
     return METRICS[ACCURACY].text(share)
 
 
-def _worst(trial: TrialResult) -> float | None:
-    return trial.test.worst_group_accuracy if trial.test else None
-
-
 # --- the page --------------------------------------------------------------------------------
 
 
@@ -331,7 +325,8 @@ def content(folder: Path) -> dict[str, Any]:
         "name": result.name,
         "date": date(result.folder),
         "headline": headline,
-        "remarks": degraded(result.final, name),
+        "remarks": [],
+        "degraded": degraded_lines(result.final, name),
         "worst": result.worst,
         "facts": [
             Fact("Searcher", _named(settings.searcher)),

@@ -8,7 +8,6 @@ draw.
 
 from __future__ import annotations
 
-import json
 import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -42,6 +41,7 @@ from agrekd_ray.results.metrics import (
     WORST_CLASS,
     WORST_GROUP,
     metric_label,
+    setting_text,
     short_paths,
 )
 from agrekd_ray.results.metrics import metric as metric_of
@@ -117,7 +117,7 @@ class Scale:
             isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
             for value in values
         )
-        texts = {_text_of(value) for value in values}
+        texts = {setting_text(value, digits=6) for value in values}
         self.categories = [] if numbers else sorted(texts, key=_category_order)
         self._places = sorted({self.place(value) for value in values})
         self.low, self.high = self._places[0], self._places[-1]
@@ -126,7 +126,9 @@ class Scale:
 
     def place(self, value: Any) -> float:
         """Of a value, on a panel's axis."""
-        return float(self.categories.index(_text_of(value)) if self.categories else value)
+        if self.categories:
+            return float(self.categories.index(setting_text(value, digits=6)))
+        return float(value)
 
     def height(self, value: Any) -> float:
         """Of a value, on an axis from 0 to 1."""
@@ -170,13 +172,6 @@ class Scale:
                     text.set(ha="right", rotation_mode="anchor")
         else:
             axes.margins(x=0.08)
-
-
-def _text_of(value: Any) -> str:
-    """A value as a category's name."""
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _category_order(text: str) -> tuple[int, float, str]:
@@ -295,8 +290,9 @@ def parallel_coordinates(
         (values.min() - 1, values.max() + 1) if np.ptp(values) == 0 else np.quantile(values, (0, 1))
     )
     of_metric = Normalize(*span)
-    good = of_metric(values).data
+    heights_of_metric = of_metric(values).data
     less = metric_of(metric).less_is_better
+    good = 1 - heights_of_metric if less else heights_of_metric
     best = chosen or _best(shown, metric)
     stands_out = np.array([point is best.point for point in shown])
     last = len(names)
@@ -320,19 +316,19 @@ def parallel_coordinates(
     axes.set_xlim(-0.45, last + 0.35)
     axes.set_ylim(lowest - 0.06, 1.16)
     # The chosen line last, above the others.
-    order = np.lexsort((-good if less else good, stands_out))
-    lines = np.stack([*columns, good], axis=1)[order]
+    order = np.lexsort((good, stands_out))
+    lines = np.stack([*columns, heights_of_metric], axis=1)[order]
     axes.add_collection(
         LineCollection(
             [np.column_stack([np.arange(last + 1), heights]) for heights in lines],
-            colors=_COLORS(1 - good[order] if less else good[order]),
+            colors=_COLORS(good[order]),
             linewidths=np.where(stands_out[order], 2.8, 1.3),
             alpha=0.9,
             zorder=3,
         )
     )
     axes.imshow(
-        np.linspace(1, 0, 256)[:, None] if less else np.linspace(0, 1, 256)[:, None],
+        np.linspace(*(1, 0) if less else (0, 1), 256)[:, None],
         extent=(last - 0.02, last + 0.02, 0, 1),
         origin="lower",
         aspect="auto",
@@ -392,7 +388,7 @@ def _varying(points: Sequence[Point], most: int) -> dict[str, str]:
     values: dict[str, set[str]] = {}
     for point in points:
         for path, value in point.settings.items():
-            values.setdefault(path, set()).add(_text_of(value))
+            values.setdefault(path, set()).add(setting_text(value, digits=6))
     varied = [path for path, several in values.items() if len(several) > 1]
     kept = sorted(varied, key=lambda path: -len(values[path]))[:most]
     return short_paths(path for path in varied if path in kept)

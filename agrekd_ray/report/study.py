@@ -3,36 +3,42 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.text import Text
 
 from agrekd_ray.files import exists
+from agrekd_ray.report import style, tables
 from agrekd_ray.report.archive import RESULTS, read_study, write_results
 from agrekd_ray.report.facts import Fact, as_yaml, date, run_facts
 from agrekd_ray.report.job import JOB, degraded_lines, render_degraded, write_csv
-from agrekd_ray.report.study_plots import study_plots
-from agrekd_ray.report.style import draw_plots
-from agrekd_ray.report.tables import (
-    Cell,
-    Table,
-    difference_cell,
-    figure_column,
-    fits,
-    words,
-)
-from agrekd_ray.report.tables import markdown as table_markdown
-from agrekd_ray.report.tables import show as show_table
+from agrekd_ray.report.style import FAINT, INK, marker
+from agrekd_ray.report.tables import Cell, Column, Table, difference_cell, figure_column, words
 from agrekd_ray.results.intervals import INTERVAL
-from agrekd_ray.results.labels import label
-from agrekd_ray.results.metrics import ACCURACY, WORST_GROUP, accuracy_of, short_paths
+from agrekd_ray.results.metrics import ACCURACY, WORST_GROUP, accuracy_of, label, short_paths
 from agrekd_ray.results.points import in_words
-from agrekd_ray.results.study import OURS, Gain, Panel, StudyResult, gain_in_words
+from agrekd_ray.results.study import OURS, Gain, Panel, StudyResult
 from agrekd_ray.tracking.files import replacing
+
+_AXES = {
+    "ensemble.debiased": "debiased teachers",
+    "ensemble.size": "teachers in the ensemble",
+    "ensemble.biased_model": "architecture of the biased model",
+    "distillation.temperature": "temperature τ",
+    "distillation.alpha": "α, share of distillation in the loss",
+    "distillation.agre_kd.normalize": "gradients normalised (cosine)",
+    "student.model": "student",
+    "teachers.model": "teachers",
+    "data.aligned": "share of bias-aligned training samples",
+}
+_MOST_ROWS = 12
 
 
 def publish_files(result: StudyResult, folder: Path, *, anew: bool = True) -> None:
@@ -59,7 +65,7 @@ def publish_files(result: StudyResult, folder: Path, *, anew: bool = True) -> No
     if anew or not exists(folder / "results.md"):
         with replacing(folder / "results.md") as draft:
             draft.write_text(f"# {result.name}\n\n{markdown(result)}\n", encoding="utf-8")
-    draw_plots(folder / "plots", study_plots(result), anew=anew)
+    style.draw_plots(folder / "plots", study_plots(result), anew=anew)
 
 
 def show(result: StudyResult, console: Console) -> None:
@@ -68,7 +74,9 @@ def show(result: StudyResult, console: Console) -> None:
         console.print()
         title = _title(result, panel, accuracy_of(result.worst).capitalize())
         table = _pivot(result, panel, WORST_GROUP, title)
-        show_table(table if fits(table, console.width) else _long(result, panel, title), console)
+        if not tables.fits(table, console.width):
+            table = _long(result, panel, title)
+        tables.show(table, console)
     gains = list(_gain_lines(result))
     if gains:
         console.print()
@@ -92,7 +100,7 @@ def markdown(result: StudyResult) -> str:
     ):
         for panel in result.panels:
             title = _title(result, panel, what)
-            parts += [title, table_markdown(_pivot(result, panel, metric, title))]
+            parts += [title, tables.markdown(_pivot(result, panel, metric, title))]
     for place, lines in _gain_lines(result):
         parts.append("\n".join([*([f"{place}:", ""] if place else []), *(f"- {x}" for x in lines)]))
     return "\n\n".join(parts)
@@ -108,12 +116,9 @@ def _pivot(result: StudyResult, panel: Panel, metric: str, title: str) -> Table:
     """A row a method, a column a value of the last swept key."""
     names = panel.columns if result.sweep else [result.worst.capitalize()]
     columns = [words("method", "Method", map(label, panel.methods))]
-    # One part for all places stands in the title; those that differ stand in the cells.
-    parts = "title" if result.worst not in ("worst group", "worst class") else "cells"
-    for number, (at, name) in enumerate(zip(panel.places, names, strict=True)):
-        figures = [(result.row(at, method) or {}).get(metric) for method in panel.methods]
-        published = [result.published_at(at, method, metric) for method in panel.methods]
-        columns.append(figure_column(str(number), figures, name, published, parts))
+    for at, name in zip(panel.places, names, strict=True):
+        shown = [(at, method) for method in panel.methods]
+        columns.append(_figures(result, shown, metric, name))
     return Table(title, columns)
 
 
@@ -127,20 +132,174 @@ def _long(result: StudyResult, panel: Panel, title: str) -> Table:
         words("place", short_paths(result.sweep).get(last, ""), first),
         words("method", "Method", [label(method) for _, method in shown]),
     ]
-    rows = [result.row(at, method) or {} for at, method in shown]
-    parts = "title" if result.worst not in ("worst group", "worst class") else "cells"
-    for metric, header in ((WORST_GROUP, result.worst.capitalize()), (ACCURACY, "Accuracy")):
-        published = [result.published_at(at, method, metric) for at, method in shown]
-        figures = [row.get(metric) for row in rows]
-        columns.append(figure_column(metric, figures, header, published, parts))
+    headers = {WORST_GROUP: result.worst.capitalize(), ACCURACY: "Accuracy"}
+    columns += [_figures(result, shown, metric, text) for metric, text in headers.items()]
     return Table(title, columns if last else columns[1:])
+
+
+def _figures(
+    result: StudyResult, shown: Sequence[tuple[dict[str, Any], str]], metric: str, header: str
+) -> Column:
+    """A column of a metric, with published figures beside it, at places and of methods."""
+    figures = [(result.row(at, method) or {}).get(metric) for at, method in shown]
+    published = [result.published_at(at, method, metric) for at, method in shown]
+    # One part for all places stands in the title; those that differ stand in the cells.
+    parts = "cells" if result.worst in ("worst group", "worst class") else "title"
+    return figure_column(header, figures, header, published, parts)
 
 
 def _gain_lines(result: StudyResult) -> Iterator[tuple[str, Sequence[str]]]:
     for at in result.places:
-        lines = [gain_in_words(result, gain) for gain in result.gains if gain.at == at]
+        lines = [
+            f"{label(OURS)} against {label(gain.against)}: {gain.difference.in_words(result.unit)}"
+            for gain in result.gains
+            if gain.at == at
+        ]
         if lines:
             yield (result.place_name(at) if result.sweep else ""), lines
+
+
+# --- plots --------------------------------------------------------------------------------------
+
+
+def study_plots(result: StudyResult) -> dict[str, Callable[[], Figure | None]]:
+    """The plots of a study by name: `sweep_KEY` for each key with several values, and `gains`."""
+    names = short_paths(result.sweep)
+    swept = [key for key, values in result.sweep.items() if len(values) > 1]
+    plots = {f"sweep_{names[k].replace('.', '_')}": partial(sweep_plot, result, k) for k in swept}
+    return {**plots, "gains": lambda: gains_plot(result)}
+
+
+def sweep_plot(result: StudyResult, key: str) -> Figure | None:
+    """Draws worst-group accuracy and accuracy along a swept key.
+
+    Lines are means, whiskers the sample standard deviation over draws and seeds; hollow diamonds
+    are the published figures. Where several keys are swept, each combination of the others has a
+    row of panels.
+
+    Args:
+        result: of the study.
+        key: of the sweep.
+    """
+    rests: list[dict[str, Any]] = []
+    for at in result.places:
+        rest = {other: value for other, value in at.items() if other != key}
+        if rest not in rests:
+            rests.append(rest)
+    if len(rests) > _MOST_ROWS:
+        return None
+    names, values = short_paths(result.sweep), result.sweep[key]
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+    xs = [float(value) if numbers else float(n) for n, value in enumerate(values)]
+    span = max(xs) - min(xs) or 1.0
+    methods = [m for m in result.methods if any(result.row(at, m) for at in result.places)]
+    styles = style.method_styles(methods)
+    figure = style.new_figure(9.2, 0.9 + 3.1 * len(rests) + 0.24 * -(-len(methods) // 4))
+    grid = figure.subplots(len(rests), 2, squeeze=False, sharex=True)
+    published = False
+    for row, rest in zip(grid, rests, strict=True):
+        where = ", ".join(f"{names[k]} {in_words(v)}" for k, v in rest.items())
+        places = [{**rest, key: value} for value in values]
+        for axes, metric, shown in zip(
+            row, (WORST_GROUP, ACCURACY), (result.worst.capitalize(), "All samples"), strict=True
+        ):
+            title = f"{shown}: {where}" if where else shown
+            style.panel(axes, "y").set_title(title, size=10, loc="left")
+            axes.set_ylabel("test accuracy (%)")
+            for number, method in enumerate(methods):
+                # Aside, so that whiskers do not cover each other.
+                aside = (number - (len(methods) - 1) / 2) * 0.006 * span
+                at_x = dict(zip((x + aside for x in xs), places, strict=True))
+                published |= _line(axes, result, at_x, method, metric, styles[method])
+            low, high = axes.get_ylim()
+            axes.set_ylim(max(0.0, low if low > 30 else 0.0), min(100.0, max(high, low + 1)))
+            _ticks(axes, xs, values)
+    for axes in grid[-1]:
+        axes.set_xlabel(_AXES.get(key, key))
+    keys = style.line_keys(styles, label)
+    if published and result.published:
+        keys.append(marker("D", INK, 6, result.published.source, width=1.0))
+    return style.finish(figure, f"{result.name}: by {_AXES.get(key, names[key])}", keys)
+
+
+def _line(
+    axes: Axes,
+    result: StudyResult,
+    places: Mapping[float, Mapping[str, Any]],
+    method: str,
+    metric: str,
+    look: Mapping[str, Any],
+) -> bool:
+    """Draws one method's line through places, by where they stand.
+
+    Returns:
+        Whether it has published figures.
+    """
+    shown = {x: row[metric] for x, at in places.items() if (row := result.row(at, method))}
+    if not shown:
+        return False
+    means = [100 * figure.mean for figure in shown.values()]
+    several = any(figure.count > 1 for figure in shown.values())
+    sds = [100 * figure.sd for figure in shown.values()] if several else None
+    whiskers: dict[str, Any] = {"marker": "o", "ms": 4, "capsize": 2.5, "elinewidth": 0.9}
+    axes.errorbar(list(shown), means, yerr=sds, **whiskers, **look)
+    published = {
+        x: value
+        for x in shown
+        if (value := result.published_at(places[x], method, metric)) is not None
+    }
+    diamond: dict[str, Any] = {"s": 32, "marker": "D", "c": "white", "lw": 1.2, "zorder": 6}
+    axes.scatter(list(published), list(published.values()), edgecolors=look["color"], **diamond)
+    return bool(published)
+
+
+def _ticks(axes: Axes, xs: Sequence[float], values: Sequence[Any]) -> None:
+    """Names each value; of those that would touch, the first."""
+    span = max(xs) - min(xs) or 1.0
+    shown: dict[float, str] = {}
+    for x, value in zip(xs, values, strict=True):
+        if all(abs(x - other) > 0.04 * span for other in shown):
+            shown[x] = in_words(value).rpartition("/")[2]
+    axes.set_xticks(list(shown), list(shown.values()))
+    axes.set_xlim(min(xs) - 0.05 * span, max(xs) + 0.05 * span)
+
+
+def gains_plot(result: StudyResult) -> Figure | None:
+    """Draws AGRE-KD's worst-group accuracy minus each other distillation's, place by place.
+
+    A large dot is the mean, the line its 95 % bootstrap interval, small dots the draws (or the
+    seeds, in a study without draws).
+    """
+    if not result.gains:
+        return None
+    rows: list[tuple[str, Gain | None]] = []
+    for at in result.places:
+        mine = [gain for gain in result.gains if gain.at == at]
+        if result.sweep and mine:
+            rows.append((result.place_name(at), None))
+        rows += [(label(gain.against), gain) for gain in mine]
+    colors = style.method_styles(dict.fromkeys(gain.against for gain in result.gains))
+    figure = style.new_figure(7.6, 1.5 + 0.3 * len(rows))
+    axes = style.bars(figure.subplots(), [text for text, _ in rows])
+    for number, (_, gain) in enumerate(rows):
+        if gain is None:
+            axes.get_yticklabels()[number].set_fontweight("bold")
+            continue
+        difference, color = gain.difference, colors[gain.against]["color"]
+        if difference.low is not None and difference.high is not None:
+            axes.hlines(number, 100 * difference.low, 100 * difference.high, color=color, lw=2)
+        points = [100 * value for value in gain.by_draw]
+        axes.scatter(points, [number] * len(points), s=9, color=FAINT, zorder=3)
+        axes.scatter(100 * difference.mean, number, s=42, color=color, edgecolors=INK, zorder=4)
+    axes.axvline(0, color=INK, lw=0.9)
+    worst = accuracy_of(result.worst)
+    axes.set_xlabel(f"AGRE-KD minus the other method, {worst} on test (points)")
+    keys = [
+        marker("o", INK, 6, "mean", FAINT, 1.0),
+        style.stroke(INTERVAL, FAINT, 2),
+        marker("o", FAINT, 3, f"one {result.unit}", FAINT, 1.0),
+    ]
+    return style.finish(figure, f"{result.name}: what AGRE-KD gains", keys)
 
 
 # --- the page --------------------------------------------------------------------------------
@@ -155,11 +314,14 @@ def verdict(result: StudyResult) -> str:
     best = max(gains, key=lambda gain: gain.difference.mean)
     worst = min(gains, key=lambda gain: gain.difference.mean)
     ahead = sum(map(_sure, gains))
-    text = f"{label(OURS)} against {label('aver')}, {result.worst}: {_points(best)}"
+    at_best, at_worst = best.difference.in_words(""), worst.difference.in_words("")
+    text = f"{label(OURS)} against {label('aver')}, {result.worst}: {at_best}"
     if len(gains) > 1:
-        text += f" at best ({result.place_name(best.at)}), {_points(worst)} at worst"
-        text += f" ({result.place_name(worst.at)}); the interval is above 0 at {ahead} of"
-        text += f" {len(gains)} places"
+        text += (
+            f" at best ({result.place_name(best.at)}), {at_worst} at worst"
+            f" ({result.place_name(worst.at)}); the interval is above 0 at {ahead} of"
+            f" {len(gains)} places"
+        )
     return f"{begin}{text}."
 
 
@@ -172,6 +334,7 @@ def content(folder: Path) -> dict[str, Any]:
         "date": date(result.folder),
         "headline": verdict(result),
         "remarks": [],
+        "degraded": [],
         "facts": _facts(result, folder),
         "over": result.heading(),
         "worst": result.worst,
@@ -204,24 +367,22 @@ def _with_gains(result: StudyResult, panel: Panel) -> Table:
     """Methods down, places across, then `AGRE-KD − AVER`; strong where it is above 0 everywhere."""
     table = _pivot(result, panel, WORST_GROUP, panel.where or result.heading())
     strong = {number for number, method in enumerate(panel.methods) if method == OURS}
+    below: list[list[Cell]] = []
     for other in panel.methods:
         gains = [result.gain(at, other) for at in panel.places]
         if not any(gains):
             continue
         if all(gain and _sure(gain) for gain in gains):
-            strong.add(table.size)
+            strong.add(table.size + len(below))
         cells = [difference_cell(gain.difference if gain else None) for gain in gains]
-        line = [Cell(f"{label(OURS)} − {label(other)}"), *cells]
-        for column, cell in zip(table.columns, line, strict=True):
-            column.cells.append(cell)
-    return replace(table, strong=frozenset(strong))
+        below.append([Cell(f"{label(OURS)} − {label(other)}"), *cells])
+    columns = [
+        replace(column, cells=[*column.cells, *(cells[place] for cells in below)])
+        for place, column in enumerate(table.columns)
+    ]
+    return replace(table, columns=columns, strong=frozenset(strong))
 
 
 def _sure(gain: Gain) -> bool:
     """Whether the whole interval is above 0."""
     return gain.difference.low is not None and gain.difference.low > 0
-
-
-def _points(gain: Gain) -> str:
-    interval = gain.difference.interval()
-    return f"{gain.difference.points} points" + (f" ({INTERVAL} {interval})" if interval else "")

@@ -7,6 +7,7 @@ import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ class Column:
         """The columns that are shown together have the same."""
         return self.over or self.name
 
-    @property
+    @cached_property
     def texts(self) -> list[str]:
         """The header and the cells for the screen; figures are set to the right by spaces."""
         if self.words:
@@ -131,15 +132,16 @@ class Table:
             (over, list(those)) for over, those in groupby(self.columns, lambda c: c.over) if over
         ]
 
-    def named(self, names: Iterable[str]) -> Table:
+    def named(self, names: Iterable[str], title: str | None = None) -> Table:
         """The table with these columns alone, in this order; those that it does not have are not.
 
         Args:
             names: of columns, or of what several share as a header.
+            title: another one; None for the same.
         """
         blocks = {block: list(those) for block, those in groupby(self.columns, lambda c: c.block)}
         kept = [column for name in names for column in blocks.get(name, [])]
-        return replace(self, columns=kept)
+        return replace(self, columns=kept, title=self.title if title is None else title)
 
 
 def words(name: str, header: str, cells: Iterable[str], *, folds: bool = False) -> Column:
@@ -221,17 +223,12 @@ def show(
         padding=(0, _GAP - 1, 0, 0),  # and the box draws one space
         show_edge=False,
     )
-    texts = [column.texts for column in columns]
-    for header, *_ in texts:
-        shown.add_column(Text(header), no_wrap=True)
+    for column in columns:
+        shown.add_column(Text(column.texts[0]), no_wrap=True)
     for row in range(table.size):
-        cells = zip(columns, texts, strict=True)
-        shown.add_row(
-            *(
-                Text(text[row + 1], "bold" if bold == (row, column.name) else "")
-                for column, text in cells
-            )
-        )
+        styles = ("bold" if bold == (row, column.name) else "" for column in columns)
+        texts = (column.texts[row + 1] for column in columns)
+        shown.add_row(*map(Text, texts, styles))
     if table.title:
         console.print(Text(table.title))
     console.print(shown)

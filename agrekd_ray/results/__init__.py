@@ -4,7 +4,7 @@ Records turn into JSON and back without loss, so that a run that was stopped can
 another process from the files alone.
 """
 
-from agrekd_ray.results.metrics import Coverage, over, part_measured
+from agrekd_ray.results.metrics import over, part_measured
 from agrekd_ray.results.records import (
     Agreement,
     Bin,
@@ -28,7 +28,6 @@ __all__ = [
     "Agreement",
     "Bin",
     "Cost",
-    "Coverage",
     "Diagnostics",
     "Epoch",
     "Metrics",

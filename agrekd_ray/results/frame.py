@@ -17,15 +17,16 @@ from typing import Any
 import pandas as pd
 
 from agrekd_ray.results.intervals import PairedDifference, paired_difference
-from agrekd_ray.results.labels import ALL, is_distilled
 from agrekd_ray.results.metrics import (
     ACCURACY,
+    ALL,
     CLASS,
     GROUP,
     METRICS,
     OVERLAPPING,
     WORST_GROUP,
     Coverage,
+    is_distilled,
     metric,
     over,
     part_measured,
@@ -246,7 +247,7 @@ def coverage_values(row: Mapping[str, float]) -> dict[str, float]:
     coverage = coverage_of(row)
     if all(some == every for some, every in coverage.values()):
         return {}
-    return {name: row[name] for name in row if name.endswith((f"_{WITH_SAMPLES}", f"_{IN_ALL}"))}
+    return {name: value for name, value in row.items() if is_coverage(name)}
 
 
 def is_coverage(name: str) -> bool:
@@ -276,18 +277,15 @@ def best_of(rows: Mapping[str, Row]) -> str | None:
     return max(finite, key=finite.__getitem__, default=None)
 
 
-def by_pair(
-    table: pd.DataFrame, method: str, pair: str = "seed", name: str = WORST_GROUP
-) -> dict[Any, float]:
-    """A method's metric by what makes two students a pair: the mean of those that share it.
+def by_pair(table: pd.DataFrame, method: str, pair: str = "seed") -> dict[Any, float]:
+    """A method's worst group by what makes two students a pair: the mean of those that share it.
 
     Args:
         table: values of one split.
         method: its name.
         pair: `seed` or `draw`.
-        name: of the metric.
     """
-    mine = table[(table["method"] == method) & (table["metric"] == name) & (table["group"] == "")]
+    mine = table[(table["method"] == method) & (table["metric"] == WORST_GROUP)]
     return mine.groupby(pair, sort=False, dropna=False)["value"].mean().to_dict()
 
 

@@ -48,11 +48,12 @@ class PairedDifference:
         """`+8.0 points (95 % bootstrap interval +5.1 … +10.2, 4 seeds)`, `+8.0 points (1 seed)`.
 
         Args:
-            unit: what was paired, `seed` or `draw`.
+            unit: what was paired, `seed` or `draw`; empty leaves out how many there were.
         """
-        count = f"{self.seeds} {unit}{'s' * (self.seeds != 1)}"
-        sure = f"{INTERVAL} {self.interval()}, " if self.interval() else ""
-        return f"{self.points} points ({sure}{count})"
+        sure = f"{INTERVAL} {self.interval()}" if self.interval() else ""
+        count = f"{self.seeds} {unit}{'s' * (self.seeds != 1)}" if unit else ""
+        details = ", ".join(filter(None, (sure, count)))
+        return f"{self.points} points" + (f" ({details})" if details else "")
 
 
 def signed(number: float, places: int = 1) -> str:
@@ -85,12 +86,11 @@ def differences_by_seed(
     values_by_seed: Mapping[Any, float], baseline_by_seed: Mapping[Any, float]
 ) -> dict[Any, float]:
     """The differences of those that both have, where both are finite."""
-    differences = {
+    return {
         seed: value - baseline_by_seed[seed]
         for seed, value in values_by_seed.items()
-        if seed in baseline_by_seed
+        if math.isfinite(value - baseline_by_seed.get(seed, math.nan))
     }
-    return {seed: value for seed, value in differences.items() if math.isfinite(value)}
 
 
 def bootstrap_interval(

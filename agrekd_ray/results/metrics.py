@@ -1,4 +1,4 @@
-"""The registry of metrics: how each is called, in which unit, which end is better, and over what.
+"""How reports name what they show: metrics (unit, better end, over what), methods and teachers.
 
 A metric of a run has the name that MLflow shows: `SPLIT/METRIC`, and for one group
 `SPLIT/group/GROUP` (its accuracy) or `SPLIT/MEASURE/group/GROUP` (another measure).
@@ -24,6 +24,26 @@ a sample may be in several."""
 STEPS, TEACHER_STEPS = "cost/steps", "cost/teacher_steps"
 """Training steps of the student; the teachers' forward passes, expressed in them."""
 MISSING = "–"
+ALL = "all samples"
+"""Stands among the groups for all of them."""
+
+_METHODS = {
+    "one_hot": "One-hot",
+    "one_hot_dfr": "One-hot + DFR",
+    "deep_ensemble": "Deep ensemble (ERM)",
+    "deep_ensemble_dfr": "Deep ensemble (DFR)",
+    "teacher_vote": "Teachers, vote",
+    "random": "Random",
+    "aver": "AVER",
+    "ae_kd": "AE-KD",
+    "ca_mkd": "CA-MKD",
+    "govern": "Govern",
+    "agre_kd": "AGRE-KD",
+    "winner": "Winner",
+    "default": "Default",
+}
+_REFERENCES = {"one_hot", "one_hot_dfr", "deep_ensemble", "deep_ensemble_dfr", "teacher_vote"}
+_FAMILIES = {"dfr": "debiased (DFR)", "erm": "biased (ERM)", "own": "own checkpoints"}
 
 
 @dataclass(frozen=True)
@@ -172,8 +192,23 @@ def short_paths(paths: Iterable[str]) -> dict[str, str]:
     return {path: short(path) for path in every}
 
 
-def setting_text(value: object) -> str:
-    """A setting's value as YAML would have it, real numbers in four digits."""
+def setting_text(value: object, digits: int = 4) -> str:
+    """A setting's value as YAML would have it, real numbers in so many digits."""
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value:.{digits}g}"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def label(method: str) -> str:
+    """A method as people read it; the name itself, with spaces, where it has no label."""
+    return _METHODS.get(method, method.replace("_", " "))
+
+
+def is_distilled(method: str) -> bool:
+    """Whether teachers taught the student; no for references and for votes."""
+    return method not in _REFERENCES
+
+
+def family(kind: str) -> str:
+    """What the teachers of one `TeacherResult.kind` have in common, in words."""
+    return _FAMILIES.get(kind, kind)

@@ -25,10 +25,6 @@ class PublishedFigures(Settings):
     )
     accuracy: dict[str, Annotated[float, Field(ge=0, le=100)]] = Field(default_factory=dict)
 
-    def holds_at(self, settings: Mapping[str, Any]) -> bool:
-        """Whether these are the figures of a point with such settings."""
-        return all(settings.get(key) == value for key, value in self.at.items())
-
 
 class Published(Settings):
     """Results to stand beside one's own.
@@ -50,7 +46,8 @@ class Published(Settings):
             metric: `worst_group_accuracy` or `accuracy`.
         """
         for figures in self.figures:
-            if figures.holds_at(settings) and method in getattr(figures, metric):
+            here = all(settings.get(key) == value for key, value in figures.at.items())
+            if here and method in getattr(figures, metric):
                 return float(getattr(figures, metric)[method])
         return None
 

@@ -15,8 +15,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator
 
 from agrekd_ray.files import checked
-from agrekd_ray.results.labels import ALL
-from agrekd_ray.results.metrics import WORST_GROUP, Coverage, over, part_measured
+from agrekd_ray.results.metrics import ALL, WORST_GROUP, Coverage, over, part_measured
 
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 """A number that may be NaN, which JSON does not have and keeps as null."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,7 @@ import pandas as pd
 from agrekd_ray.errors import TrackingError, near
 from agrekd_ray.results.frame import Figure, figures
 from agrekd_ray.results.intervals import PairedDifference, paired_difference
-from agrekd_ray.results.labels import label
-from agrekd_ray.results.metrics import STEPS, metric, setting_text, short_paths
+from agrekd_ray.results.metrics import STEPS, label, metric, setting_text, short_paths
 
 DEFAULT_BASELINES = ("default", "aver")
 """Methods that others are compared with where nobody says which; of two, the first."""
@@ -83,27 +83,15 @@ class Row:
     Attributes:
         name: the method as people read it; `trial-007` for a trial.
         children: the runs.
-        distinct: what tells it from the rows of the same name, by dotted path.
-        origin: experiment or job, where nothing else tells it from another row.
-        short: the paths of `distinct`, as short as they are unambiguous.
         figures: over the seeds, by MLflow's name of the metric; a seed that was trained again
             counts once. Values that are not finite are left out.
+        label: the name, and what tells it from others of the same name.
     """
 
     name: str
     children: tuple[Child, ...]
-    distinct: Mapping[str, Any] = field(default_factory=dict)
-    origin: str = ""
-    short: Mapping[str, str] = field(default_factory=dict)
-    figures: Mapping[str, Figure] = field(default_factory=dict)
-
-    @property
-    def label(self) -> str:
-        """The name, and what tells it from others of the same name."""
-        words = [
-            f"{self.short[path]}={setting_text(value)}" for path, value in self.distinct.items()
-        ]
-        return " ".join([self.name, *words, *([f"({self.origin})"] if self.origin else [])])
+    figures: Mapping[str, Figure]
+    label: str = ""
 
     @property
     def first(self) -> Child:
@@ -140,7 +128,7 @@ def rows(children: Iterable[Child]) -> list[Row]:
     data, teachers and ensemble of their jobs among them. A trial is a row; what is trained after a
     search never joins another search's.
     """
-    groups: dict[Any, list[Child]] = {}
+    groups: dict[Any, list[Child]] = defaultdict(list)
     for child in children:
         alike = (
             child.experiment,
@@ -149,20 +137,42 @@ def rows(children: Iterable[Child]) -> list[Row]:
             frozenset(child.settings.items()),
             frozenset(child.world.items()),
         )
-        groups.setdefault(alike, []).append(child)
-    named: dict[str, list[Row]] = {}
+        groups[alike].append(child)
     measured = _measured(list(groups.values()))
     every = [
-        Row(_name(group[0]), tuple(group), figures=measured.get(number, {}))
+        Row(_name(group[0]), tuple(group), measured.get(number, {}))
         for number, group in enumerate(groups.values())
     ]
-    for row in every:  # each trial has a name of its own
-        named.setdefault(row.name if row.first.number is None else "", []).append(row)
-    distinct: dict[int, dict[str, Any]] = {}
-    for several in named.values():
-        distinct |= settings(several)
-    short = short_paths({path for values in distinct.values() for path in values})
-    return _apart([replace(row, distinct=distinct[id(row)], short=short) for row in every])
+    labels = _labels(every)
+    return [replace(row, label=labels[id(row)]) for row in every]
+
+
+def _labels(several: Sequence[Row]) -> dict[int, str]:
+    """Labels by `id` of the row: the name, settings, and where it is from if those do not do."""
+    trials = [row for row in several if row.first.number is not None]
+    named: dict[str, list[Row]] = defaultdict(list)
+    for row in several:  # each trial has a name of its own
+        named[row.name if row.first.number is None else ""].append(row)
+    distinct = {key: of_row for alike in named.values() for key, of_row in settings(alike).items()}
+    short = short_paths({path for of_row in distinct.values() for path in of_row})
+    labels = {
+        id(row): " ".join(
+            [row.name, *(f"{short[p]}={setting_text(v)}" for p, v in distinct[id(row)].items())]
+        )
+        for row in several
+    }
+    # Of two searches, `trial-007` would be a riddle, whatever it was set to.
+    riddles = [(trials, len({row.first.parent for row in trials}))]
+    alike_labels: dict[str, list[Row]] = defaultdict(list)
+    for row in several:
+        if row.first.number is None:
+            alike_labels[labels[id(row)]].append(row)
+    riddles += [(alike, len(alike)) for alike in alike_labels.values()]
+    for alike, count in riddles:
+        if count > 1:
+            origins = _origins(alike, count).items()
+            labels |= {key: f"{labels[key]} ({origin})" for key, origin in origins if origin}
+    return labels
 
 
 def _measured(groups: Sequence[Sequence[Child]]) -> dict[int, Mapping[str, Figure]]:
@@ -188,10 +198,10 @@ def settings(several: Sequence[Row]) -> dict[int, dict[str, Any]]:
     among them.
     """
     every = {id(row): _settings(row.first) for row in several}
-    values: dict[str, set[str]] = {}
+    values: dict[str, set[str]] = defaultdict(set)
     for of_row in every.values():
         for path, value in of_row.items():
-            values.setdefault(path, set()).add(json.dumps(value, sort_keys=True))
+            values[path].add(json.dumps(value, sort_keys=True))
     return {
         key: {path: value for path, value in of_row.items() if len(values[path]) > 1}
         for key, of_row in every.items()
@@ -248,9 +258,10 @@ def difference(row: Row, baseline: Sequence[Row], metric: str) -> PairedDifferen
     anywhere = len(baseline) == 1 and baseline[0].first.number is None
     pairs = []
     for child in row.children:
-        here = [other for other in others if other.parent == child.parent]
-        alike = [other for other in others if anywhere and _place(other) == _place(child)]
-        for other in _pairs(child, here) or _pairs(child, alike):
+        matching = [other for other in others if _is_pair(child, other)]
+        here = [other for other in matching if other.parent == child.parent]
+        alike = [other for other in matching if anywhere and _place(other) == _place(child)]
+        for other in here or alike:
             pair = other.pair if child.method == SEEDLESS else child.pair
             pairs.append((pair, child.value(metric), other.value(metric)))
     table = pd.DataFrame(pairs, columns=["pair", "mine", "theirs"])
@@ -259,24 +270,19 @@ def difference(row: Row, baseline: Sequence[Row], metric: str) -> PairedDifferen
     return paired_difference(means["mine"].to_dict(), means["theirs"].to_dict())
 
 
-def _pairs(child: Child, others: Sequence[Child]) -> list[Child]:
-    """Those runs that one is held against."""
-    return [
-        other
-        for other in others
-        if child.pair
-        and other.pair
-        and (child.pair == other.pair or SEEDLESS in (child.method, other.method))
-    ]
+def _is_pair(child: Child, other: Child) -> bool:
+    """Whether one run can be held against another: both have seeds, the same or any."""
+    if not child.pair or not other.pair:
+        return False
+    return child.pair == other.pair or SEEDLESS in (child.method, other.method)
 
 
 def ordered(several: Sequence[Row], name: str) -> list[Row]:
     """Rows from best to worst; those without the metric last, in the order they were in."""
     sign = 1 if metric(name).less_is_better else -1
-    values = {id(row): row.mean(name) for row in several}
 
     def rank(row: Row) -> float:
-        value = values[id(row)]
+        value = row.mean(name)
         return math.inf if value is None else sign * value
 
     return sorted(several, key=rank)
@@ -320,23 +326,7 @@ def _settings(child: Child) -> dict[str, Any]:
     return {path: parsed(text) for path, text in every.items()}
 
 
-def _apart(several: list[Row]) -> list[Row]:
-    """Rows with a word on where they are from, where two would have the same label."""
-    trials = [row for row in several if row.first.number is not None]
-    searches = len({row.first.parent for row in trials})
-    # Of two searches, `trial-007` would be a riddle, whatever it was set to.
-    origins = _origins(trials, searches) if searches > 1 else {}
-    alike: dict[str, list[Row]] = {}
-    for row in several:
-        if row.first.number is None:
-            alike.setdefault(row.label, []).append(row)
-    for same in alike.values():
-        if len(same) > 1:
-            origins |= _origins(same, len(same))
-    return [replace(row, origin=origins.get(id(row), "")) for row in several]
-
-
-def _origins(several: list[Row], count: int) -> dict[int, str]:
+def _origins(several: Sequence[Row], count: int) -> dict[int, str]:
     """By `id` of the row, the most telling of the words that are `count` different ones."""
     for origin in (
         lambda row: row.first.experiment,

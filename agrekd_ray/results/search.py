@@ -5,7 +5,7 @@ As `agrekd_ray.results`, they turn into JSON and back without loss.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,21 +52,14 @@ class TrialResult:
         """`trial-007`."""
         return f"trial-{self.number:03}"
 
+    @property
+    def test_worst(self) -> float | None:
+        """Worst-group accuracy on the test split; None before it was measured."""
+        return self.test.worst_group_accuracy if self.test else None
+
     def score(self, rule: str) -> float | None:
         """The last epoch's score by a selection rule; None before the first epoch."""
         return self.history[-1].selection.get(rule) if self.history else None
-
-
-def selected_on(trials: Sequence[TrialResult], rule: str) -> str:
-    """A selection rule, with the part of the groups or classes that it had samples of.
-
-    Args:
-        trials: of a search, which all answer to the same samples.
-        rule: its name.
-    """
-    measured = next((trial.history[-1].val.coverage for trial in trials if trial.history), {})
-    part = part_measured(measured, f"{rule}_accuracy")
-    return f"{rule} over {part}" if part else rule
 
 
 @dataclass(frozen=True)
@@ -131,7 +124,10 @@ class SearchResult:
     @property
     def selected_on(self) -> str:
         """The rule that chose, with what it looked at: `worst_group over 2 of 4 groups`."""
-        return selected_on(self.trials, self.select)
+        histories = [trial.history for trial in self.trials if trial.history]
+        coverage = histories[0][-1].val.coverage if histories else {}  # all answer to the same
+        part = part_measured(coverage, f"{self.select}_accuracy")
+        return f"{self.select} over {part}" if part else self.select
 
     @property
     def tested(self) -> list[Metrics]:

@@ -12,8 +12,7 @@ import pandas as pd
 from agrekd_ray.files import DamagedError, checked
 from agrekd_ray.results.frame import Row, by_pair, figures, frame, worst_words
 from agrekd_ray.results.intervals import PairedDifference, differences_by_seed, paired_difference
-from agrekd_ray.results.labels import is_distilled, label
-from agrekd_ray.results.metrics import ACCURACY, WORST_GROUP, short_paths
+from agrekd_ray.results.metrics import ACCURACY, WORST_GROUP, is_distilled, short_paths
 from agrekd_ray.results.points import Published, in_words
 from agrekd_ray.results.records import Cost, Number, StudentResult, TeacherCost
 
@@ -301,9 +300,3 @@ class StudyResult:
         if difference is None:
             return None
         return Gain(at, against, difference, list(differences_by_seed(*sides).values()))
-
-
-def gain_in_words(result: StudyResult, gain: Gain) -> str:
-    """`AGRE-KD against AVER: +8.0 points (95 % bootstrap interval +5.1 … +10.2, 4 draws)`."""
-    difference = gain.difference.in_words(result.unit)
-    return f"{label(OURS)} against {label(gain.against)}: {difference}"
