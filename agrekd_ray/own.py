@@ -16,21 +16,13 @@ from torch.utils.data import Dataset as TorchDataset
 from agrekd_ray.core.weighting import SampleWeighting, find_strategy
 from agrekd_ray.data import SELECT, TEST, TRAIN, Groups
 from agrekd_ray.data.dataset import as_inputs, inputs_of
-from agrekd_ray.distillation import DistillationSpec, Distilled
+from agrekd_ray.distillation import DistillationSpec
 from agrekd_ray.distillation.cached import FixedLogits
 from agrekd_ray.results import Epoch, StudentResult
 from agrekd_ray.results.frame import epochs, frame, last_weights
-from agrekd_ray.settings import Training, fingerprint
-from agrekd_ray.training import (
-    Labels,
-    Loader,
-    TeacherWeightRecorder,
-    TeacherWeightStats,
-    Trainer,
-    calibration,
-    predict,
-    score,
-)
+from agrekd_ray.settings import Precision, Training, fingerprint
+from agrekd_ray.student.student import StudentTraining
+from agrekd_ray.training import Loader, calibration, predict, score
 
 ONE_HOT = "one_hot"
 Split = tuple[Any, ...] | TorchDataset[Any]
@@ -215,17 +207,11 @@ def distill(
     """
     splits = {TRAIN: train, SELECT: val} | ({TEST: test} if test is not None else {})
     data = OwnData(splits)
-    given = Training(
+    settings = Training(
         epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, **(training or {})
     )
-    loader = Loader(data, device)
-
-    def answers(model: nn.Module, split: str) -> Tensor:
-        ids = data.splits[split]
-        return predict(model.to(device), data, ids, loader=loader, precision=given.precision)
-
     named = dict(teachers) if isinstance(teachers, Mapping) else _numbered(teachers)
-    recorder, guidance = None, None
+    spec, source = None, None
     if method != ONE_HOT:
         members = _members(method, named, biased, weighted=sample_weighting is not None)
         spec = DistillationSpec(
@@ -238,45 +224,41 @@ def distill(
             sample_weighting,
             seed,
         )
-        logits = {name: answers(model, TRAIN).numpy() for name, model in members.items()}
-        recorder = TeacherWeightRecorder(data.trained_groups, spec.teachers, device)
-        guidance = Distilled(spec, FixedLogits(logits, data), data)
-    trainer = Trainer(
-        student.to(device),
+        source = FixedLogits(_logits(members, data, settings.precision, device), data)
+    trained = StudentTraining(
+        student,
         data,
-        given,
-        guidance or Labels(),
+        settings,
+        spec,
+        source,
         seed=seed,
-        loader=loader,
-        observer=recorder,
+        groups=data.trained_groups,
+        device=device,
     )
-    history: list[Epoch] = []
-    for _ in range(epochs):
-        finished = trainer.epoch()
-        taught = recorder.close(lambda sums: sums) if recorder else TeacherWeightStats()
-        history.append(
-            Epoch(
-                finished.epoch,
-                finished.loss,
-                finished.learning_rate,
-                finished.seconds,
-                score(data, SELECT, answers(student, SELECT).softmax(1)),
-                steps=trainer.plan.steps_per_epoch,
-                guidance_seconds=finished.guidance_seconds,
-                **vars(taught),
-            )
-        )
-        on_epoch(history[-1])
+    while not trained.done:
+        trained.epoch()
+        on_epoch(trained.history[-1])
     student.eval()
-    measured, bins = {SELECT: history[-1].val}, []
+    measured, bins = {SELECT: trained.history[-1].val}, []
     if TEST in splits:
-        probabilities_NC = answers(student, TEST).softmax(1)
+        probabilities_NC = trained.probabilities(TEST)
         measured[TEST] = score(data, TEST, probabilities_NC)
         bins = calibration(data, TEST, probabilities_NC)
-    words = str(len(named)) if guidance else "-"
+    count = str(len(named)) if spec else "-"
     return DistilledStudent(
-        student, StudentResult(method, seed, words, measured, history, calibration=bins)
+        student, StudentResult(method, seed, count, measured, trained.history, calibration=bins)
     )
+
+
+def _logits(
+    models: Mapping[str, nn.Module], data: OwnData, precision: Precision, device: torch.device | str
+) -> dict[str, np.ndarray]:
+    """What models answer to the training samples, by name."""
+    ids, loader = data.splits[TRAIN], Loader(data, device)
+    return {
+        name: predict(model.to(device), data, ids, loader=loader, precision=precision).numpy()
+        for name, model in models.items()
+    }
 
 
 def _members(

@@ -31,6 +31,7 @@ from agrekd_ray.experiment.gpus import (
     workers_of,
 )
 from agrekd_ray.experiment.listener import Listener
+from agrekd_ray.experiment.plan import views_of
 from agrekd_ray.experiment.teacher_provider import TeacherProvider, cpus_of_finished
 from agrekd_ray.experiment.teacher_tasks import ask_all, make_all
 from agrekd_ray.experiment.waiting import First, Waiting
@@ -103,8 +104,7 @@ class RayEngine:
     ) -> TeacherCost:
         """See `Engine.train_students`."""
         samples = open_dataset(self._job.data)
-        epochs = max((a.training.epochs for a in assignments if a.spec), default=0)
-        views = sorted({samples.view(epoch) for epoch in range(epochs)})
+        taught_epochs = max((a.training.epochs for a in assignments if a.spec), default=0)
         emit, nodes = self._channel.emit, settled_nodes()
         left = [a for a in assignments if read_outcome(students / a.name) is None]
         models, most = [assignment.model for assignment in left], self._job.student.at_once
@@ -118,7 +118,13 @@ class RayEngine:
             crowded=most != "auto",
         )
         teaching = TeacherProvider(
-            self._job, checkpoints, samples, views, emit, models=models, groups=side_by_side
+            self._job,
+            checkpoints,
+            samples,
+            views_of(samples, taught_epochs),
+            emit,
+            models=models,
+            groups=side_by_side,
         )
         job, workers = teaching.job, workers_of(teaching.job.student)
 

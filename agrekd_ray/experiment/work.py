@@ -109,10 +109,6 @@ class Work:
         display.stage(f"teachers {part}".strip(), epochs_of(families), "epochs")
         engine.make_teachers(families)
 
-    def views(self, epochs: int) -> list[int]:
-        """Numbers of the views that so many epochs of training show."""
-        return sorted({self.dataset.view(epoch) for epoch in range(epochs)})
-
     def cache(self) -> LogitsCache:
         """The records of what everybody who teaches says."""
         return LogitsCache(

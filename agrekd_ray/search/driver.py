@@ -39,7 +39,7 @@ from agrekd_ray.experiment.gpus import (
 )
 from agrekd_ray.experiment.job import cost_metrics, package_versions
 from agrekd_ray.experiment.monitor import Monitor, flat
-from agrekd_ray.experiment.plan import make_plan
+from agrekd_ray.experiment.plan import make_plan, views_of
 from agrekd_ray.experiment.ray_engine import RayEngine
 from agrekd_ray.experiment.settled import settled
 from agrekd_ray.experiment.teacher_provider import FixedSource, logits_server_of
@@ -188,7 +188,7 @@ class _SearchDriver(Driver[SearchResult]):
         """Teachers, and one record of what they say to all views that any trial is shown."""
         self.work.make_teachers(engine, self.display)
         if self.job.guidance == "auto":
-            views = self.work.views(self.planned.epochs)
+            views = views_of(self.dataset, self.planned.epochs)
             self.account.add(self.work.record(engine, self.display, views))
         # Before a fleet takes its room. What the user's own teachers can do, only these data tell.
         splits = (SELECT, TEST) if self.plan.draw.own else (SELECT,)
