@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Generic, TypeVar
 
 from rich.console import Console
+from rich.text import Text
 
 from agrekd_ray import __version__
 from agrekd_ray.cluster.environment import prepare
@@ -20,7 +21,6 @@ from agrekd_ray.experiment.engine import Engine, Handle, LocalEngine
 from agrekd_ray.experiment.folder import Folder
 from agrekd_ray.experiment.monitor import show_progress
 from agrekd_ray.experiment.work import Work
-from agrekd_ray.results import Cost
 from agrekd_ray.tracking.outbox import Outbox
 from agrekd_ray.tracking.tracker import FAILED, KILLED, Tracker, open_tracker
 
@@ -79,6 +79,8 @@ class Driver(ABC, Generic[Result]):
         self.account = Account(folder.path)
         self.failure: str | None = None
         """What a worker said before it ended the run."""
+        self.unsent = 0
+        """Writes that MLflow did not get."""
 
     def run(self) -> Result:
         """Do what is left of the run.
@@ -166,33 +168,39 @@ class Driver(ABC, Generic[Result]):
         """A line of warning that stays."""
         self.display.note(text, "yellow")
 
+    def publish(self, run_id: str, metrics: Mapping[str, float], description: str) -> None:
+        """Give MLflow the run's reports and summary, as `Tracker.finish_job`, and end it there."""
+        self.outbox.put(
+            lambda: self.tracker.finish_job(run_id, self.folder.path, metrics, description)
+        )
+
     def say_end(
         self,
-        cost: Cost,
-        unsent: int,
         stages: tuple[str, str] = ("", ""),
         spent: Iterable[tuple[str, str]] = (),
+        *,
+        plots: bool = True,
     ) -> None:
         """Where everything is and what it cost, a line each.
 
         Args:
-            cost: of all attempts.
-            unsent: writes that MLflow did not get.
             stages: what each stage took, and a heading of that.
             spent: further lines of cost, each with its heading.
+            plots: whether their folder is named.
         """
+        cost = self.account.cost
         for heading, text in (
             ("finished in", cost.in_words),
             stages,
             ("teachers", cost.effort.in_words if cost.effort else ""),
             *spent,
             ("results", str(self.folder.path)),
-            ("plots", str(self.folder.plots)),
+            ("plots", str(self.folder.plots) if plots else ""),
             ("MLflow", self.tracker.ui_command()),
         ):
             if text:
-                self.console.print(f"{heading:<12}{text}", soft_wrap=True)
-        if unsent:
+                self.console.print(Text(f"{heading:<12}{text}"), soft_wrap=True)
+        if self.unsent:
             self.console.print(
                 f"MLflow did not get everything: when it answers again, agrekd resume "
                 f"{self.folder.path}",

@@ -119,7 +119,6 @@ class _StudyDriver(Driver[StudyResult]):
         self.known: StudyResult | None = None
         """Of a study that had come to its end: only what is missing is added to it."""
         self.splits: list[str] = []
-        self._unsent = 0
 
     def params(self) -> Mapping[str, Any]:
         return flat(self.job.model_dump(mode="json", exclude={"published"}))
@@ -149,7 +148,7 @@ class _StudyDriver(Driver[StudyResult]):
 
     def show(self, result: StudyResult) -> None:
         show(result, self.console)
-        self.say_end(self.account.cost, self._unsent)
+        self.say_end()
 
     def _point_folder(self, setting: Setting, job: Job) -> RunFolder:
         return RunFolder.inside(self.root / setting.folder, job)
@@ -280,16 +279,9 @@ class _StudyDriver(Driver[StudyResult]):
         )
 
     def _publish(self, run_id: str, result: StudyResult) -> None:
-        self.outbox.put(
-            lambda: self.tracker.finish_job(
-                run_id,
-                self.folder.path,
-                "FINISHED",
-                result.metrics() | cost_metrics(result.cost, result.outcomes),
-                markdown(result),
-            )
-        )
-        self._unsent = self.outbox.drain()
+        metrics = result.metrics() | cost_metrics(result.cost, result.outcomes)
+        self.publish(run_id, metrics, markdown(result))
+        self.unsent = self.outbox.drain()
 
 
 def placement(job: Job) -> str:

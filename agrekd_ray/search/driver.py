@@ -12,7 +12,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ray import tune
 from ray.tune import CheckpointConfig, FailureConfig, ResultGrid, RunConfig, TuneConfig, Tuner
 from rich.console import Console
@@ -37,7 +36,7 @@ from agrekd_ray.experiment.gpus import (
     with_share,
     workers_of,
 )
-from agrekd_ray.experiment.job import cost_metrics, package_versions
+from agrekd_ray.experiment.job import cost_metrics, log_model, package_versions
 from agrekd_ray.experiment.monitor import Monitor, flat
 from agrekd_ray.experiment.plan import make_plan, views_of
 from agrekd_ray.experiment.ray_engine import RayEngine
@@ -46,7 +45,7 @@ from agrekd_ray.experiment.teacher_provider import FixedSource, logits_server_of
 from agrekd_ray.experiment.work import Work
 from agrekd_ray.fleet.fleet import Fleet
 from agrekd_ray.logits import LogitsCache
-from agrekd_ray.models import Model, load
+from agrekd_ray.models import Model
 from agrekd_ray.report.archive import read_result
 from agrekd_ray.report.job import summary_metrics
 from agrekd_ray.report.search import publish_files, show
@@ -112,7 +111,6 @@ class _SearchDriver(Driver[SearchResult]):
         self.monitor: Monitor | None = None
         self.at_once = 1
         """Trials."""
-        self._unsent = 0
 
     @functools.cached_property
     def work(self) -> Work:
@@ -131,14 +129,15 @@ class _SearchDriver(Driver[SearchResult]):
             else:
                 self.tracker.reopen(run_id)
             result = self._again(run_id, finished) if finished else self._work(run_id)
-            self._unsent = self.outbox.drain()
+            self.unsent = self.outbox.drain()
             return result
         except BaseException:
             self.runs.flush()  # what the trials have still to tell MLflow is not lost
             raise
 
     def show(self, result: SearchResult) -> None:
-        show(result, self.account.cost, self.console, self.tracker.ui_command(), self._unsent)
+        show(result, self.console)
+        self.say_end(plots=False)
 
     def _work(self, run_id: str) -> SearchResult:
         with self.display:
@@ -466,9 +465,6 @@ class _SearchDriver(Driver[SearchResult]):
 
     def _publish(self, run_id: str, result: SearchResult) -> None:
         """To MLflow: the final students as models, the best of the winner's in the registry."""
-        example = np.ascontiguousarray(
-            self.dataset.inputs(self.dataset.splits[TEST][:2], None).numpy()
-        )
         monitor = self.monitor
         winners = [outcome for outcome in result.final if outcome.method == WINNER]
         # By the validation split, as everything here.
@@ -477,19 +473,15 @@ class _SearchDriver(Driver[SearchResult]):
         def model_of(outcome: StudentResult) -> None:
             assert monitor is not None
             run = monitor.run(outcome)
-            model, _ = load(self.folder.path / str(outcome.checkpoint))
-            model_id = self.tracker.log_model(run, model, example, self.dataset.classes)
+            checkpoint = self.folder.path / str(outcome.checkpoint)
+            model_id = log_model(self.tracker, run, checkpoint, self.dataset)
             if outcome is chosen:
                 self.tracker.register(model_id, run, self.search.name, ALIAS)
 
         for outcome in result.final:
             self.outbox.put(lambda outcome=outcome: model_of(outcome))  # type: ignore[misc]
         metrics = _summary(result) | cost_metrics(result.cost, result.final)
-        self.outbox.put(
-            lambda: self.tracker.finish_job(
-                run_id, self.folder.path, "FINISHED", metrics, result.verdict
-            )
-        )
+        self.publish(run_id, metrics, result.verdict)
 
     def handle(self, event: Event) -> None:
         if isinstance(event, GroupPlaced):

@@ -270,7 +270,6 @@ class MlflowTracker(Tracker):
         self,
         run_id: str,
         folder: Path,
-        status: str,
         metrics: Mapping[str, float],
         description: str = "",
     ) -> None:
@@ -284,7 +283,7 @@ class MlflowTracker(Tracker):
                 for file in sorted(place.glob("*")):
                     if file.is_file() and file.suffix in _REPORTS and file.name[0] != ".":
                         self._client.log_artifact(run_id, str(file), inside)
-            self._runs.end(run_id, status)
+            self._runs.end(run_id, FINISHED)
 
     def fail(self, run_id: str, reason: str, status: str = FAILED) -> None:
         """Ends a run that did not come to its end, and its children that are still running."""

@@ -126,7 +126,6 @@ class Tracker(Protocol):
         self,
         run_id: str,
         folder: Path,
-        status: str,
         metrics: Mapping[str, float],
         description: str = "",
     ) -> None:
@@ -136,7 +135,6 @@ class Tracker(Protocol):
             run_id: of the job.
             folder: where the job's reports are. Its PNG, JSON, CSV, YAML and Markdown files, and
                 those of its folder `plots`, are kept with the run; deeper ones are not.
-            status: `FINISHED`, `FAILED` or `KILLED`.
             metrics: the summary, as `report.job.summary_metrics` makes it.
             description: Markdown that the run's page begins with; see `report.job.description`.
         """
