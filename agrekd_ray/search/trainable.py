@@ -25,7 +25,7 @@ from agrekd_ray.results.search import FINISHED, TrialResult
 from agrekd_ray.search.folder import read_trial
 from agrekd_ray.search.nested import GroupTrial
 from agrekd_ray.search.trial import Shared, Trial, last_state, leave_test, opened, save_state
-from agrekd_ray.student import StudentSettings
+from agrekd_ray.student import Student, StudentSettings
 
 SETTING = "setting"
 """Key of Tune's configuration that holds a setting which was drawn up front."""
@@ -72,7 +72,8 @@ class TrialActor(tune.Trainable):
         if in_group(job.student):
             self._trial = GroupTrial(job, shared, self.trial_id, shared.groups / self.trial_id)
         else:
-            self._trial = Trial(job, self._dataset, self._source, self._judge, self._device)
+            make = functools.partial(Student, device=self._device)
+            self._trial = Trial(job, self._dataset, self._source, self._judge, make)
         self._whole = (state := last_state(self._states)) is not None
         if state is not None and self._over is None:
             self._trial.load(state)

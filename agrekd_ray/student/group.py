@@ -222,14 +222,15 @@ class _Group(threading.Thread):
     def _train(self) -> None:
         for attempt in range(1, MAX_CONTROLLERS + 1):
             try:
-                _fit(self._work, self._settings, self._folder)
+                config = {"work": self._work, "folder": self._folder}
+                fit(_work, config, self._settings, self._folder, MAX_FAILURES)
             except (ray.train.TrainingFailedError, RayError) as error:
                 if self._over.is_set():
                     raise
-                failures: Sequence[Any] = list(getattr(error, "worker_failures", {}).values())
-                fault = failures[0] if failures else getattr(error, "controller_failure", error)
+                failure = worker_failure(error)
+                fault = failure or getattr(error, "controller_failure", error)
                 reason = plain_error(fault, WHAT)
-                if failures or not isinstance(fault, DIED) or attempt == MAX_CONTROLLERS:
+                if failure or not isinstance(fault, DIED) or attempt == MAX_CONTROLLERS:
                     raise reason from None
                 # Train's controller has died, or somebody without whom it gives up: where memory
                 # is short, for instance. Nobody else starts it again, or ends its workers.
@@ -240,29 +241,53 @@ class _Group(threading.Thread):
                 break
 
 
-def _fit(work: TrainConfig, settings: StudentSettings, folder: Path) -> None:
+def fit(
+    loop: Callable[[dict[str, Any]], None],
+    config: dict[str, Any],
+    settings: StudentSettings,
+    folder: Path,
+    restarts: int,
+) -> None:
+    """Run a loop in all workers of a group, kept together where there is room, to its end.
+
+    Args:
+        loop: what a worker does.
+        config: what it is told.
+        settings: workers and their resources.
+        folder: for Train's own files.
+        restarts: of the group after the death of a worker.
+    """
     GroupTrainer(
-        _work,
-        train_loop_config={"work": work, "folder": folder},
-        scaling_config=scaling(settings),
+        loop,
+        train_loop_config=config,
+        scaling_config=ScalingConfig(
+            num_workers=settings.workers,
+            use_gpu=settings.takes["GPU"] > 0,
+            resources_per_worker=settings.takes,
+            placement_strategy="PACK",
+            label_selector=dict(settings.labels) or None,
+        ),
         run_config=RunConfig(
             name="train",
             storage_path=str(folder),
-            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            failure_config=FailureConfig(max_failures=restarts),
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     ).fit()
 
 
-def scaling(settings: StudentSettings) -> ScalingConfig:
-    """Workers of a student, for Ray Train: kept together, where there is room."""
-    return ScalingConfig(
-        num_workers=settings.workers,
-        use_gpu=settings.takes["GPU"] > 0,
-        resources_per_worker=settings.takes,
-        placement_strategy="PACK",
-        label_selector=dict(settings.labels) or None,
-    )
+def worker_failure(error: Exception) -> Exception | None:
+    """What the first worker that failed said, out of Ray Train's error; None where none did."""
+    return next(iter(getattr(error, "worker_failures", {}).values()), None)
+
+
+def from_first(number: int) -> int:
+    """A number that the first worker of a group knows, heard by all of them."""
+    if ray.train.get_context().get_world_size() > 1:
+        heard = torch.tensor([number], device=ray.train.torch.get_device())
+        dist.broadcast(heard, 0)
+        number = int(heard.item())
+    return number
 
 
 def _work(config: dict[str, Any]) -> None:
@@ -294,18 +319,11 @@ def _work(config: dict[str, Any]) -> None:
 
 def _next(work: TrainConfig, folder: Path) -> int | None:
     """The student that comes next; the first worker takes it, all of them hear."""
-    context, number = ray.train.get_context(), None
-    if context.get_world_rank() == 0:
+    number = None
+    if ray.train.get_context().get_world_rank() == 0:
         number = SharedWork(work.groups).take(folder.name, work.finished)
-    if context.get_world_size() > 1:
-        heard = torch.tensor([-1 if number is None else number], device=_device())
-        dist.broadcast(heard, 0)
-        number = None if heard.item() < 0 else int(heard.item())
-    return number
-
-
-def _device() -> torch.device:
-    return ray.train.torch.get_device()
+    number = from_first(-1 if number is None else number)
+    return None if number < 0 else number
 
 
 def _train_one(
