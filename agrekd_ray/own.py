@@ -15,7 +15,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from agrekd_ray.core.weighting import SampleWeighting, find_strategy
 from agrekd_ray.data import SELECT, TEST, TRAIN, Groups
-from agrekd_ray.data.dataset import as_inputs, inputs_of
+from agrekd_ray.data.dataset import Annotations, ArrayDataset, as_inputs
 from agrekd_ray.distillation import DistillationSpec
 from agrekd_ray.distillation.cached import FixedLogits
 from agrekd_ray.results import Epoch, StudentResult
@@ -29,7 +29,7 @@ Split = tuple[Any, ...] | TorchDataset[Any]
 """(samples, labels) or (samples, labels, groups), as arrays or tensors; or a `Dataset` of such."""
 
 
-class OwnData:
+class OwnData(ArrayDataset):
     """Samples, labels and groups that are in memory (a `Dataset` and `Arrays`).
 
     Args:
@@ -61,35 +61,25 @@ class OwnData:
             shapes = [list(each.shape[1:]) for each in samples]
             raise ValueError(f"samples of {shapes} in one data set")
         self._samples_N = np.concatenate(samples)
-        self._labels_N = np.concatenate([columns[1] for columns in parts.values()]).astype(np.int64)
-        if self._labels_N.min() < 0:
+        labels_N = np.concatenate([columns[1] for columns in parts.values()]).astype(np.int64)
+        if labels_N.min() < 0:
             raise ValueError("labels must be integers from 0")
-        self.classes = tuple(str(number) for number in range(int(self._labels_N.max()) + 1))
-        first = inputs_of(self, np.arange(1), None)
-        self.shape, self.size = tuple(first.shape[1:]), len(self._labels_N)
+        classes = tuple(str(number) for number in range(int(labels_N.max()) + 1))
+        first = as_inputs(torch.from_numpy(self._samples_N[:1]))
         ends = np.cumsum([len(each) for each in samples])
-        ids = np.split(np.arange(self.size), ends[:-1])
-        self.splits = dict(zip(parts, ids, strict=True))
-        self.groups = self._groups({name: columns[2:] for name, columns in parts.items()})
-        by_class = Groups.unknown(self._labels_N, self.classes)
-        self.trained_groups = by_class if isinstance(self.groups, _Even) else self.groups
+        ids = np.split(np.arange(len(labels_N)), ends[:-1])
+        splits_of = dict(zip(parts, ids, strict=True))
+        by_class = Groups.unknown(labels_N, classes)
+        known = {name: columns[2] for name, columns in parts.items() if len(columns) == 3}
+        groups = _groups(known, splits_of) if known else by_class
+        annotations = Annotations(classes, labels_N, groups, splits_of)
+        super().__init__(annotations, tuple(first.shape[1:]))
+        self.trained_groups = by_class if isinstance(groups, _Even) else groups
 
     @property
     def fingerprint(self) -> str:
         """See `Samples.fingerprint`; of the shapes alone, for nothing is kept on disk."""
         return fingerprint("own", list(self._samples_N.shape))
-
-    def view(self, epoch: int) -> int:
-        """See `Samples.view`: every epoch shows the same."""
-        return 0
-
-    def inputs(self, ids: np.ndarray, epoch: int | None) -> Tensor:
-        """See `Samples.inputs`."""
-        return inputs_of(self, ids, 0)
-
-    def labels(self, ids: np.ndarray) -> Tensor:
-        """See `Samples.labels`."""
-        return torch.from_numpy(self._labels_N[ids])
 
     def arrays(self, view: int | None) -> tuple[np.ndarray, ...]:
         """See `Arrays.arrays`."""
@@ -99,24 +89,21 @@ class OwnData:
         """See `Arrays.show`, and `as_inputs`."""
         return as_inputs(rows[0])
 
-    def lengths(self, ids: np.ndarray) -> np.ndarray | None:
-        """See `Arrays.lengths`: texts are taken as long as they are."""
-        return None
 
-    def _groups(self, given: Mapping[str, Sequence[np.ndarray]]) -> Groups:
-        known = [name for name, columns in given.items() if columns]
-        if not known:
-            return Groups.unknown(self._labels_N, self.classes)
-        if missing := [name for name in given if name not in known and name != TRAIN]:
-            raise ValueError(f"{', '.join(known)} has groups, {', '.join(missing)} has none")
-        names, numbers = np.unique(
-            np.concatenate([given[name][0] for name in known]), return_inverse=True
-        )
-        group_N = np.zeros(self.size, np.int64)
-        group_N[np.concatenate([self.splits[name] for name in known])] = numbers
-        words = tuple(map(str, names))
-        kind = Groups if TRAIN in known else _Even
-        return kind(group_N, words, group_N, words)
+def _groups(known: Mapping[str, np.ndarray], splits: Mapping[str, np.ndarray]) -> Groups:
+    """Groups out of those of some splits.
+
+    Raises:
+        ValueError: an evaluated split has none.
+    """
+    if missing := [name for name in splits if name not in known and name != TRAIN]:
+        raise ValueError(f"{', '.join(known)} has groups, {', '.join(missing)} has none")
+    names, numbers = np.unique(np.concatenate(list(known.values())), return_inverse=True)
+    group_N = np.zeros(sum(map(len, splits.values())), np.int64)
+    group_N[np.concatenate([splits[name] for name in known])] = numbers
+    words = tuple(map(str, names))
+    kind = Groups if TRAIN in known else _Even
+    return kind(group_N, words, group_N, words)
 
 
 class _Even(Groups):

@@ -22,7 +22,7 @@ from agrekd_ray.data import open_dataset
 from agrekd_ray.devices import device_of
 from agrekd_ray.distillation import LocalTeachers, TeacherHost
 from agrekd_ray.errors import RunError
-from agrekd_ray.results import TeacherCost
+from agrekd_ray.results import Epoch, TeacherCost
 from agrekd_ray.student import Student, StudentSpec, read_outcome
 from agrekd_ray.teachers import Asked, Pool, Recipe, Take, answers
 
@@ -135,21 +135,17 @@ class LocalEngine:
             return TeacherCost(forwards=host.forwards, seconds=host.seconds, spans=host.spans)
 
         storage.mkdir(parents=True, exist_ok=True)
-        for assignment in assignments:
-            if read_outcome(students / assignment.name) is not None:
+        for spec in assignments:
+            if read_outcome(students / spec.name) is not None:
                 continue
-            student = Student(assignment, dataset, source, device=self.device)
-            state = student.take_up(storage)
-            while not student.done:
-                record = student.epoch()
-                student.save_state(state)
+
+            def heard(record: Epoch, spec: StudentSpec = spec) -> None:
                 self._handle(TeacherCostSoFar(effort()))
-                if record is not None:
-                    epochs = assignment.training.epochs
-                    self._handle(StudentEpoch(assignment.name, epochs, record))
-            for outcome in student.finish(students):
-                self._handle(StudentDone(outcome))
-            state.unlink(missing_ok=True)
+                self._handle(StudentEpoch(spec.name, spec.training.epochs, record))
+
+            student = Student(spec, dataset, source, device=self.device)
+            for result in student.train(storage, students, heard):
+                self._handle(StudentDone(result))
         return effort()
 
     def ask(self, asked: Sequence[Asked], take: Take) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from agrekd_ray.cluster.channel import Channel
@@ -90,9 +91,7 @@ class RayEngine:
         )
         room = with_share(self._training, share)
         self._say_idle(numbered(job), [room] * len(families), nodes, "teachers")
-        first = First()
-        with Waiting([room], emit, first.awaited), self.listening(first.watch):
-            first.look_for_room(room, emit)
+        with self._waiting([room]):
             make_all(families, job.teachers.store, DriverData.of(job.data), room, emit)
 
     def train_students(
@@ -166,12 +165,17 @@ class RayEngine:
             room, gpus = self._asking(one), self._job.fleet.of(one.name).gpus or 0
             share = share_of_task(room, gpus, len(asked), nodes, lambda: most_of_finished(folders))
             rooms[one] = with_share(room, share)
-        different = list({room.in_words: room for room in rooms.values()}.values())
-        first = First()
-        with Waiting(different[:1], emit, first.awaited), self.listening(first.watch):
-            for room in different:
-                first.look_for_room(room, emit)
+        with self._waiting(list({room.in_words: room for room in rooms.values()}.values())):
             ask_all(rooms, DriverData.of(self._job.data), take, emit)
+
+    @contextmanager
+    def _waiting(self, rooms: Sequence[ResourceRequest]) -> Iterator[None]:
+        """While the block runs tasks that take such rooms, events are heard, and waits are said."""
+        first, emit = First(), self._channel.emit
+        with Waiting(rooms[:1], emit, first.awaited), self.listening(first.watch):
+            for room in rooms:
+                first.look_for_room(room, emit)
+            yield
 
     @property
     def _training(self) -> ResourceRequest:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import ray
@@ -26,6 +26,7 @@ from agrekd_ray.teachers.pool import Pool, Recipe
 
 RETRIES = 3
 """Of a task whose process dies."""
+Key = TypeVar("Key")
 
 
 def make_all(
@@ -50,11 +51,8 @@ def make_all(
         AgrekdError: what a task raised.
         RunError: a task's process died over and over.
     """
-    task = ray.remote(_make).options(**placed(room))
-    each(
-        {task.remote(family, store, data, emit): "training a teacher" for family in families},
-        lambda _, done: None,
-    )
+    tasks = [Task(room, (family, store, data, emit), "training a teacher") for family in families]
+    run_tasks(_make, dict(enumerate(tasks)), lambda number, nothing: None)
 
 
 def ask_all(
@@ -74,21 +72,15 @@ def ask_all(
         AgrekdError: what a task raised.
         RunError: a task's process died over and over.
     """
-    tasks = {
-        ray.remote(_ask)
-        .options(**placed(room))
-        .remote(
-            replace(one, folder=one.folder.resolve()),
-            data,
-            emit,
-        ): one
-        for one, room in asked.items()
-    }
+    tasks = {}
+    for model, room in asked.items():
+        absolute = replace(model, folder=model.folder.resolve())
+        tasks[model] = Task(room, (absolute, data, emit), f"evaluating {model.name}")
 
-    def done(task: Any, said: dict[str, np.ndarray]) -> None:
-        take(tasks[task], {k: torch.from_numpy(np.array(v)) for k, v in said.items()})
+    def done(model: Asked, logits: dict[str, np.ndarray]) -> None:
+        take(model, {split: torch.from_numpy(np.array(l_NC)) for split, l_NC in logits.items()})
 
-    each({task: f"evaluating {one.name}" for task, one in tasks.items()}, done)
+    run_tasks(_ask, tasks, done)
 
 
 def record_views(
@@ -120,11 +112,8 @@ def record_views(
     """
     folders = {name: folder.resolve() for name, folder in checkpoints.items()}
     costs: list[TeacherCost] = []
-    task = ray.remote(_record).options(**placed(room))
-    each(
-        {task.remote(folders, data, fleet, outputs, views, emit): "recording the teachers"},
-        lambda _, cost: costs.append(cost),
-    )
+    task = Task(room, (folders, data, fleet, outputs, views, emit), "recording the teachers")
+    run_tasks(_record, {0: task}, lambda _, cost: costs.append(cost))
     return costs[0]
 
 
@@ -178,34 +167,54 @@ def task_device() -> str:
     return device_here()
 
 
-def placed(room: ResourceRequest) -> dict[str, Any]:
-    """Options of a task that takes such room."""
-    resources = dict(room.resources)
-    return {
-        "num_cpus": resources.pop("CPU", 0),
-        "num_gpus": resources.pop("GPU", 0),
-        "resources": resources,
-        "label_selector": dict(room.labels) or None,
-        "max_retries": RETRIES,
-    }
+@dataclass(frozen=True)
+class Task:
+    """A call of a function in a process of its own.
+
+    Attributes:
+        room: that it takes.
+        arguments: of the function.
+        what: it does, in words.
+    """
+
+    room: ResourceRequest
+    arguments: tuple[Any, ...]
+    what: str
 
 
-def each(tasks: Mapping[Any, str], done: Callable[[Any, Any], None]) -> None:
-    """Wait for every task; where one fails, the others are stopped.
+def run_tasks(
+    function: Callable[..., Any], tasks: Mapping[Key, Task], done: Callable[[Key, Any], None]
+) -> None:
+    """Run Ray tasks, as many at a time as the cluster has room for; all stop where one fails.
 
     Args:
-        tasks: what each does, in words.
-        done: gets a task and what it returned.
+        function: that each calls; called again where its process dies.
+        tasks: by any key.
+        done: gets a key and what its task returned, in the order in which they finish.
+
+    Raises:
+        AgrekdError: what a task raised, or its process died over and over.
     """
-    pending = list(tasks)
+    keys = {}
+    for key, task in tasks.items():
+        resources = dict(task.room.resources)
+        remote = ray.remote(function).options(
+            num_cpus=resources.pop("CPU", 0),
+            num_gpus=resources.pop("GPU", 0),
+            resources=resources,
+            label_selector=dict(task.room.labels) or None,
+            max_retries=RETRIES,
+        )
+        keys[remote.remote(*task.arguments)] = key
+    pending = list(keys)
     try:
         while pending:
             (finished, *_), pending = ray.wait(pending)
             try:
-                told = ray.get(finished)
+                result = ray.get(finished)
             except RayError as error:
-                raise plain_error(error, tasks[finished]) from None
-            done(finished, told)
+                raise plain_error(error, tasks[keys[finished]].what) from None
+            done(keys[finished], result)
     finally:
-        for task in pending:
-            ray.cancel(task, force=True)
+        for task_left in pending:
+            ray.cancel(task_left, force=True)

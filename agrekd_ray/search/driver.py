@@ -50,12 +50,20 @@ from agrekd_ray.report.archive import read_result
 from agrekd_ray.report.job import summary_metrics
 from agrekd_ray.report.search import publish_files, show
 from agrekd_ray.results import Metrics, StudentResult
-from agrekd_ray.results.search import DEFAULT, FAILED, RUNNING, STOPPED, WINNER, SearchResult
+from agrekd_ray.results.search import (
+    DEFAULT,
+    FAILED,
+    RUNNING,
+    STOPPED,
+    WINNER,
+    SearchResult,
+    TrialResult,
+)
 from agrekd_ray.search import trainable
 from agrekd_ray.search.callback import Groups, TrialRuns, TuneCallback
 from agrekd_ray.search.folder import SearchFolder, TrialStore
 from agrekd_ray.search.ranking import best, rule_reports, verdict
-from agrekd_ray.search.tasks import Untested, test_all
+from agrekd_ray.search.tasks import test_all
 from agrekd_ray.search.trainable import (
     TrialActor,
     in_group,
@@ -372,7 +380,7 @@ class _SearchDriver(Driver[SearchResult]):
 
         Trials leave them behind; those whose processes died are tested by tasks.
         """
-        left: dict[str, Untested] = {}
+        untested: dict[str, TrialResult] = {}
 
         def take(trial_id: str, test: Metrics) -> None:
             known = self.journal.get(trial_id)
@@ -388,21 +396,22 @@ class _SearchDriver(Driver[SearchResult]):
             if (test := read_test(state)) is not None:
                 take(trial_id, test)
             else:
-                left[trial_id] = Untested(trial.name, trial.setting, state)
-        if left:
-            (room, *_), data = workers_of(numbered(self.job).student), self.dataset.fingerprint
+                untested[trial_id] = trial
+        if untested:
+            room, *_ = workers_of(numbered(self.job).student)
             gpus = share_of_task(
                 room,
                 self.job.student.gpus,
-                len(left),
+                len(untested),
                 settled_nodes(),
                 lambda: most_of(self._models, self.dataset),
             )
             with engine.listening():
                 test_all(
                     self.planned,
-                    left,
-                    DriverData(self.job.data, data),
+                    untested,
+                    self.folder.states,
+                    DriverData(self.job.data, self.dataset.fingerprint),
                     with_share(room, gpus),
                     take,
                 )

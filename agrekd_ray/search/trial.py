@@ -27,6 +27,7 @@ from agrekd_ray.files import DamagedError, read_json
 from agrekd_ray.models import build
 from agrekd_ray.results import Epoch, Metrics, mean_epoch, mean_metrics
 from agrekd_ray.student import Student, StudentSpec
+from agrekd_ray.tracking.files import replacing
 from agrekd_ray.training import Judge, evaluate
 
 if TYPE_CHECKING:
@@ -206,9 +207,8 @@ def leave_test(trial: Trial | GroupTrial, folder: Path) -> None:
         return
     with contextlib.suppress(AgrekdError, OSError):
         text = json.dumps(asdict(trial.test(state)))
-        partial = state / f".{TESTED}.{os.getpid()}"
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(state / TESTED)
+        with replacing(state / TESTED) as draft:
+            draft.write_text(text, encoding="utf-8")
 
 
 def read_test(state: Path) -> Metrics | None:

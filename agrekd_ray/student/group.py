@@ -38,6 +38,7 @@ from agrekd_ray.distillation import Source
 from agrekd_ray.errors import AgrekdError, RunError
 from agrekd_ray.files import exists
 from agrekd_ray.fleet.replicas import DIED
+from agrekd_ray.results import Epoch
 from agrekd_ray.student.room import GroupTrainer, device_of_worker, give_back, held
 from agrekd_ray.student.shared_work import SharedWork
 from agrekd_ray.student.student import Student, StudentSettings, StudentSpec, read_outcome
@@ -327,21 +328,17 @@ def _next(work: TrainConfig, folder: Path) -> int | None:
 
 
 def _train_one(
-    work: TrainConfig, assignment: StudentSpec, dataset: Dataset, source: Source | None
+    work: TrainConfig, spec: StudentSpec, dataset: Dataset, source: Source | None
 ) -> None:
-    student = worker_student(assignment, dataset, source, work.look_ahead)
-    state = student.take_up(work.training)
-    meter = StudentMeter(assignment.name)
-    while not student.done:
-        record = student.epoch()
-        if record is not None:
-            meter.observe(record)
-            student.save_state(state)
-            work.emit(StudentEpoch(assignment.name, assignment.training.epochs, record))
-    if ray.train.get_context().get_world_rank() == 0:
-        for outcome in student.finish(work.students):
-            work.emit(StudentDone(outcome))
-        state.unlink(missing_ok=True)
+    meter = StudentMeter(spec.name)
+
+    def heard(record: Epoch) -> None:
+        meter.observe(record)
+        work.emit(StudentEpoch(spec.name, spec.training.epochs, record))
+
+    student = worker_student(spec, dataset, source, work.look_ahead)
+    for result in student.train(work.training, work.students, heard):
+        work.emit(StudentDone(result))
 
 
 def worker_student(

@@ -319,6 +319,31 @@ class Student(StudentTraining):
             raise _unwritable(own.parent, "the state of the training", error) from None
         return own
 
+    def train(
+        self, training: Path, students: Path, heard: Callable[[Epoch], None]
+    ) -> list[StudentResult]:
+        """Go on from the state that is there to the end, with a state after every epoch.
+
+        Args:
+            training: folder of the states.
+            students: folder of finished students.
+            heard: gets the record of every epoch, on the first worker.
+
+        Returns:
+            What the student comes to, see `finish`; nothing on all workers but the first.
+        """
+        state = self.take_up(training)
+        while not self.done:
+            record = self.epoch()
+            if record is not None:
+                self.save_state(state)
+                heard(record)
+        if self.trainer.plan.rank != 0:
+            return []
+        results = self.finish(students)
+        state.unlink(missing_ok=True)
+        return results
+
     def test(self) -> Metrics:
         """How good it is on the test split: for reports, never for a choice."""
         return score(self._dataset, TEST, self.probabilities(TEST))
