@@ -120,34 +120,29 @@ class Monitor:
         self._outbox.put(write)
 
 
-def student_params(given: StudentSpec) -> dict[str, Any]:
+def student_params(student: StudentSpec) -> dict[str, Any]:
     """What a student is made of, flat, under the same names for jobs and searches."""
     params: dict[str, Any] = {
-        "teachers": given.teachers,
-        **_flat("student.model", given.model.model_dump()),
-        **_flat("student.training", given.training.model_dump()),
+        "teachers": student.teachers,
+        **flat(student.model.model_dump(), "student.model."),
+        **flat(student.training.model_dump(), "student.training."),
     }
-    if given.spec is not None:
-        weighting = given.spec.sample_weighting
+    if (spec := student.spec) is not None:
+        weighting = spec.sample_weighting
         params |= {
-            "distillation.strategy": given.spec.strategy,
-            "distillation.temperature": given.spec.temperature,
-            "distillation.alpha": given.spec.alpha,
-            **_flat(f"distillation.{given.spec.strategy}", given.spec.options),
-            **_flat("distillation.sample_weighting", asdict(weighting) if weighting else {}),
+            "distillation.strategy": spec.strategy,
+            "distillation.temperature": spec.temperature,
+            "distillation.alpha": spec.alpha,
+            **flat(spec.options, f"distillation.{spec.strategy}."),
+            **flat(asdict(weighting) if weighting else {}, "distillation.sample_weighting."),
         }
     return params
 
 
-def _flat(prefix: str, values: dict[str, Any]) -> dict[str, Any]:
-    """Nested values under dotted keys."""
-    flat: dict[str, Any] = {}
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values under their dotted paths, each with a prefix."""
+    by_path: dict[str, Any] = {}
     for key, value in values.items():
-        name = f"{prefix}.{key}" if prefix else key
-        flat |= _flat(name, value) if isinstance(value, dict) else {name: value}
-    return flat
-
-
-def flat(values: dict[str, Any]) -> dict[str, Any]:
-    """A job's values under their dotted paths."""
-    return _flat("", values)
+        nested = isinstance(value, dict)
+        by_path |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return by_path

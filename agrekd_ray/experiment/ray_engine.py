@@ -34,7 +34,7 @@ from agrekd_ray.experiment.gpus import (
 from agrekd_ray.experiment.listener import Listener
 from agrekd_ray.experiment.plan import views_of
 from agrekd_ray.experiment.teacher_provider import TeacherProvider, cpus_of_finished
-from agrekd_ray.experiment.teacher_tasks import ask_all, make_all
+from agrekd_ray.experiment.teacher_tasks import Task, ask_all, make, run_tasks
 from agrekd_ray.experiment.waiting import First, Waiting
 from agrekd_ray.results import TeacherCost
 from agrekd_ray.settings import AUTO
@@ -92,7 +92,10 @@ class RayEngine:
         room = with_share(self._training, share)
         self._say_idle(numbered(job), [room] * len(families), nodes, "teachers")
         with self._waiting([room]):
-            make_all(families, job.teachers.store, DriverData.of(job.data), room, emit)
+            data, store = DriverData.of(job.data), job.teachers.store
+            what = "training a teacher"
+            tasks = [Task(room, (family, store, data, emit), what) for family in families]
+            run_tasks(make, dict(enumerate(tasks)))
 
     def train_students(
         self,

@@ -29,32 +29,6 @@ RETRIES = 3
 Key = TypeVar("Key")
 
 
-def make_all(
-    families: Sequence[Sequence[Recipe]],
-    store: Path,
-    data: DriverData,
-    room: ResourceRequest,
-    emit: Emit,
-) -> None:
-    """Make families of models, as many at a time as the cluster has room for.
-
-    A task whose process dies is tried again; what is finished stays in the store.
-
-    Args:
-        families: see `Pool.make`.
-        store: folder of the pool.
-        data: that they are trained on.
-        room: that the training of one takes.
-        emit: tells the driver.
-
-    Raises:
-        AgrekdError: what a task raised.
-        RunError: a task's process died over and over.
-    """
-    tasks = [Task(room, (family, store, data, emit), "training a teacher") for family in families]
-    run_tasks(_make, dict(enumerate(tasks)), lambda number, nothing: None)
-
-
 def ask_all(
     asked: Mapping[Asked, ResourceRequest], data: DriverData, take: Take, emit: Emit
 ) -> None:
@@ -83,42 +57,15 @@ def ask_all(
     run_tasks(_ask, tasks, done)
 
 
-def record_views(
-    checkpoints: Mapping[str, Path],
-    data: DriverData,
-    fleet: FleetSettings,
-    outputs: OutputSettings,
-    views: Sequence[int],
-    room: ResourceRequest,
-    emit: Emit,
-) -> TeacherCost:
-    """Record what teachers say to whole views, all of them in one process.
-
-    Ray gives the task to a process that has made or asked teachers, and has all that it needs. One
-    that dies is tried again, and goes on with the rows that are there.
+def make(family: Sequence[Recipe], store: Path, data: DriverData, emit: Emit) -> None:
+    """Make one family of models in this process; what is finished stays in the store.
 
     Args:
-        checkpoints: folders by teacher's name.
-        data: whose training split is shown.
-        fleet: how the teachers compute.
-        outputs: where they are recorded, on this node.
-        views: their numbers.
-        room: that the process takes.
+        family: see `Pool.make`.
+        store: folder of the pool.
+        data: that they are trained on.
         emit: tells the driver.
-
-    Raises:
-        AgrekdError: what a teacher raised.
-        RunError: the process died over and over.
     """
-    folders = {name: folder.resolve() for name, folder in checkpoints.items()}
-    costs: list[TeacherCost] = []
-    task = Task(room, (folders, data, fleet, outputs, views, emit), "recording the teachers")
-    run_tasks(_record, {0: task}, lambda _, cost: costs.append(cost))
-    return costs[0]
-
-
-def _make(family: Sequence[Recipe], store: Path, data: DriverData, emit: Emit) -> None:
-    """Make one family of models in this process."""
     device = _begun(emit)
 
     def progress(name: str, epoch: int, epochs: int) -> None:
@@ -136,7 +83,7 @@ def _ask(asked: Asked, data: DriverData, emit: Emit) -> dict[str, np.ndarray]:
     return {split: logits_NC.numpy() for split, logits_NC in said.items()}
 
 
-def _record(
+def record(
     checkpoints: Mapping[str, Path],
     data: DriverData,
     fleet: FleetSettings,
@@ -144,7 +91,16 @@ def _record(
     views: Sequence[int],
     emit: Emit,
 ) -> TeacherCost:
-    """Record views in this process."""
+    """Record what teachers say to whole views in this process; rows that are there are kept.
+
+    Args:
+        checkpoints: absolute folders by teacher's name.
+        data: whose training split is shown.
+        fleet: how the teachers compute.
+        outputs: where they are recorded, on this node.
+        views: their numbers.
+        emit: tells the driver.
+    """
     host = host_here(checkpoints, data, fleet, _begun(emit), outputs)
     for view in views:
         host.complete(view)
@@ -183,7 +139,9 @@ class Task:
 
 
 def run_tasks(
-    function: Callable[..., Any], tasks: Mapping[Key, Task], done: Callable[[Key, Any], None]
+    function: Callable[..., Any],
+    tasks: Mapping[Key, Task],
+    done: Callable[[Key, Any], None] = lambda key, result: None,
 ) -> None:
     """Run Ray tasks, as many at a time as the cluster has room for; all stop where one fails.
 

@@ -6,8 +6,8 @@ import functools
 import json
 import logging
 import warnings
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from agrekd_ray.cluster.events import Event, GroupPlaced, StudentDone, StudentEp
 from agrekd_ray.cluster.nodes import DriverData, cluster_nodes, settled_nodes
 from agrekd_ray.cluster.placement import ResourceRequest, check_room
 from agrekd_ray.data import SELECT, TEST, open_dataset, splits_in_words
-from agrekd_ray.distillation import Replay
 from agrekd_ray.errors import RunError
 from agrekd_ray.experiment.display import ready_data
 from agrekd_ray.experiment.driver import Driver
@@ -32,7 +31,6 @@ from agrekd_ray.experiment.gpus import (
     numbered,
     share_of_task,
     what_stays_idle,
-    with_gpus,
     with_share,
     workers_of,
 )
@@ -41,10 +39,8 @@ from agrekd_ray.experiment.monitor import Monitor, flat
 from agrekd_ray.experiment.plan import make_plan, views_of
 from agrekd_ray.experiment.ray_engine import RayEngine
 from agrekd_ray.experiment.settled import settled
-from agrekd_ray.experiment.teacher_provider import FixedSource, logits_server_of
+from agrekd_ray.experiment.teacher_provider import TeacherProvider
 from agrekd_ray.experiment.work import Work
-from agrekd_ray.fleet.fleet import Fleet
-from agrekd_ray.logits import LogitsCache
 from agrekd_ray.models import Model
 from agrekd_ray.report.archive import read_result
 from agrekd_ray.report.job import summary_metrics
@@ -156,8 +152,7 @@ class _SearchDriver(Driver[SearchResult]):
             self.at_once = self._at_once()  # before anything is trained for trials without room
             with self.display:
                 self._teachers(engine)
-            with ExitStack() as stack:
-                shared = self._shared(engine, stack)
+            with self._shared(engine) as shared:
                 self._trials(engine, shared)
             self._tested(engine)
             result = self._result()
@@ -201,60 +196,43 @@ class _SearchDriver(Driver[SearchResult]):
         splits = (SELECT, TEST) if self.plan.draw.own else (SELECT,)
         self.account.add(self.work.ask(engine, self.display, splits))
 
-    def _shared(self, engine: RayEngine, stack: ExitStack) -> Shared:
-        """What trials share. Without records it holds a fleet, which ends with the stack."""
-        checkpoints, answers = self.work.checkpoints, self.work.answers
-        live, drawn = self.job.guidance == "live", self.plan.draw
+    @contextmanager
+    def _shared(self, engine: RayEngine) -> Iterator[Shared]:
+        """What trials share; without records a fleet is part of it, which ends with the block."""
+        checkpoints, answers, drawn = self.work.checkpoints, self.work.answers, self.plan.draw
         nodes = settled_nodes()
-        job = with_gpus(
+        with TeacherProvider(
             self.job,
-            nodes,
+            checkpoints,
             self.dataset,
+            views_of(self.dataset, self.planned.epochs),
+            engine.emit,
             models=self._models,
             groups=self.at_once,
-            checkpoints=checkpoints if live else {},
-        )
-        wanted, keys = workers_of(job.student) * self.at_once, ["student"]
-        keeper = logits_server_of(job, checkpoints) if job.guidance == "auto" else None
-        if keeper is not None:
-            stack.callback(keeper.close)
-        source: Any = Replay(
-            job.outputs, checkpoints, job.fleet.computes_in, None, keeper or LogitsCache
-        )
-        if live:
-            fleet = Fleet(
-                checkpoints,
-                job.data,
-                job.fleet,
+            beside=self.at_once,
+        ) as teaching:
+            job, source = teaching.job, teaching.source()
+            assert source is not None  # every trial has teachers
+            busy = [*workers_of(job.student) * self.at_once, *teaching.hosted]
+            keys = ("student", "fleet") if teaching.hosts else ("student",)
+            if idle := what_stays_idle(self.job, job, nodes, busy, *keys):
+                self.warn(idle)
+            _, ensemble_N = answers.vote([checkpoints[name] for name in drawn.teachers], SELECT)
+            biased_N = answers.logits(checkpoints[drawn.biased], SELECT).argmax(1)
+            yield Shared(
+                self.planned,
+                DriverData(job.data, self.dataset.fingerprint),
+                source,
+                ensemble_N.numpy(),
+                biased_N.numpy(),
                 engine.emit,
-                askers=len(wanted),
-                students=wanted,
+                self.folder.trials,
+                self.folder.states,
+                self.folder.path / "groups",
+                job.student.takes["GPU"],
             )
-            wanted, keys = [*wanted, *fleet.wanted], [*keys, "fleet"]
-            stack.callback(fleet.close)
-            stack.push(functools.partial(self._over, fleet))
-            source = FixedSource(fleet.source())
-        if idle := what_stays_idle(self.job, job, nodes, wanted, *keys):
-            self.warn(idle)
-        _, ensemble_N = answers.vote([checkpoints[name] for name in drawn.teachers], SELECT)
-        biased_N = answers.logits(checkpoints[drawn.biased], SELECT).argmax(1)
-        return Shared(
-            self.planned,
-            DriverData(job.data, self.dataset.fingerprint),
-            source,
-            ensemble_N.numpy(),
-            biased_N.numpy(),
-            engine.emit,
-            self.folder.trials,
-            self.folder.states,
-            self.folder.path / "groups",
-            job.student.takes["GPU"],
-        )
-
-    def _over(self, fleet: Fleet, *failure: object) -> None:
-        """The trials need their teachers no more; after a failure nobody waits for them."""
-        if failure[0] is None:
-            self.account.add(fleet.effort())
+        if self.job.guidance == "live":
+            self.account.add(teaching.effort)
 
     def _at_once(self) -> int:
         """Trials that the cluster has room for at once.
@@ -316,7 +294,8 @@ class _SearchDriver(Driver[SearchResult]):
                 resume_unfinished=True,
                 param_space=param_space(self.planned),
             )
-            tuner = self._with_callback(tuner, watch)
+            # This driver's callback instead of the pickled one.
+            tuner._local_tuner._run_config.callbacks = [watch]
         else:
             tuner = Tuner(
                 actor,
@@ -357,12 +336,6 @@ class _SearchDriver(Driver[SearchResult]):
     def _proposes(self) -> bool:
         """Whether settings are drawn while the search runs, and not up front."""
         return self.search.searcher.name == "optuna" or self.search.scheduler.name == "pbt"
-
-    @staticmethod
-    def _with_callback(tuner: Tuner, watch: TuneCallback) -> Tuner:
-        """A restored tuner with this driver's callback instead of the pickled one."""
-        tuner._local_tuner._run_config.callbacks = [watch]
-        return tuner
 
     def _settle(self, grid: ResultGrid) -> None:
         """Bring the journal in line with what Tune knows, after an earlier driver was killed."""
