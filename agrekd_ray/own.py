@@ -197,7 +197,11 @@ def distill(
     settings = Training(
         epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, **(training or {})
     )
-    named = dict(teachers) if isinstance(teachers, Mapping) else _numbered(teachers)
+    named = (
+        dict(teachers)
+        if isinstance(teachers, Mapping)
+        else {f"teacher-{number}": model for number, model in enumerate(teachers)}
+    )
     spec, source = None, None
     if method != ONE_HOT:
         members = _members(method, named, biased, weighted=sample_weighting is not None)
@@ -275,10 +279,6 @@ def _name_of(biased: nn.Module | None, teachers: Mapping[str, nn.Module]) -> str
     while name in teachers:
         name += "-model"
     return name
-
-
-def _numbered(teachers: Sequence[nn.Module]) -> dict[str, nn.Module]:
-    return {f"teacher-{number}": model for number, model in enumerate(teachers)}
 
 
 def _columns(split: Split) -> list[np.ndarray]:

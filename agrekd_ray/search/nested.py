@@ -39,29 +39,16 @@ class EpochGate:
     """What the trial and its group tell each other; an actor of the trial's."""
 
     def __init__(self) -> None:
-        self._allowed, self._ended, self._tests = 0, False, False
-        self._told: list[tuple[str, str]] = []
+        self._word, self._told = "wait", list[tuple[str, str]]()
 
-    def allow(self, epochs: int) -> None:
-        """The group may train so many epochs in all."""
-        self._allowed = epochs
+    def say(self, word: str) -> None:
+        """The group is told one of `WORDS`."""
+        self._word = word
 
-    def test(self) -> None:
-        """The group is to test the students that were saved last."""
-        self._tests = True
-
-    def end(self) -> None:
-        """The group is to end."""
-        self._ended = True
-
-    def next(self, done: int) -> str:
-        """One of `WORDS`, to a group that has done so many epochs."""
-        if self._ended:
-            return "end"
-        if self._tests:
-            self._tests = False
-            return "test"
-        return "go" if done < self._allowed else "wait"
+    def next(self) -> str:
+        """The word that is new to the group, which asks; "wait" without one."""
+        word, self._word = self._word, "wait"
+        return word
 
     def tell(self, kind: str, text: str) -> None:
         """The group has finished an `epoch` or a `test`, or met a `fault`."""
@@ -127,7 +114,7 @@ class GroupTrial:
         if self._thread is None:
             self._thread = threading.Thread(target=self._train, name="worker-group", daemon=True)
             self._thread.start()
-        ray.get(self._gate.allow.remote(len(self.history) + 1))
+        ray.get(self._gate.say.remote("go"))
         record = checked(Epoch, json.loads(self._answer()))
         self.history.append(record)
         return record
@@ -135,7 +122,7 @@ class GroupTrial:
     def test(self, state: Path) -> Metrics:
         """See `Trial.test`: the group does it, and none is started for it."""
         self.load(state)
-        ray.get(self._gate.test.remote())
+        ray.get(self._gate.say.remote("test"))
         return checked(Metrics, json.loads(self._answer()))
 
     def _answer(self) -> str:
@@ -172,7 +159,7 @@ class GroupTrial:
     def close(self) -> None:
         """End the group, and wait until it has given back what it held."""
         if self._thread is not None:
-            ray.get(self._gate.end.remote())
+            ray.get(self._gate.say.remote("end"))
             self._thread.join(SECONDS_TO_END)
         ray.kill(self._gate)
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -199,7 +186,7 @@ def _work(config: dict[str, Any]) -> None:
         ray.get(work.gate.tell.remote(kind, json.dumps(asdict(record))))
 
     try:
-        while (word := _word(work.gate, trial.epochs, first)) != "end":
+        while (word := _word(work.gate, first)) != "end":
             if word == "go" and not first:
                 trial.train()
             elif word == "go":
@@ -215,11 +202,11 @@ def _work(config: dict[str, Any]) -> None:
             ray.get(work.gate.tell.remote("fault", str(error)))
 
 
-def _word(gate: Any, epochs: int, first: bool) -> str:
+def _word(gate: Any, first: bool) -> str:
     """Wait for the trial's word; the first worker asks, all of them hear."""
     word = "wait"
     while first and word == "wait":
-        word = ray.get(gate.next.remote(epochs))
+        word = ray.get(gate.next.remote())
         if word == "wait":
             time.sleep(POLL_SECONDS)
     return WORDS[from_first(WORDS.index(word))]

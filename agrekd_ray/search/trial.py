@@ -96,11 +96,6 @@ class Trial:
         ]
 
     @property
-    def epochs(self) -> int:
-        """How many are finished."""
-        return self._students[0].trainer.next_epoch
-
-    @property
     def done(self) -> bool:
         """Whether all epochs are behind it."""
         return self._students[0].done
