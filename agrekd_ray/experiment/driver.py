@@ -69,12 +69,8 @@ class Driver(ABC, Generic[Result]):
     ) -> None:
         self.folder, self.console, self.name, self.tags = folder, console, name, tags
         self.display = Display(console)
-        self.tracker = open_tracker(
-            job.tracking.uri,
-            job.tracking.experiment or job.name,
-            job.runs,
-            wait=False,  # Ray starts meanwhile
-        )
+        tracking = job.tracking  # opened while Ray starts
+        self.tracker = open_tracker(tracking.uri, tracking.experiment or job.name, job.runs)
         self.outbox = Outbox(self.warn)
         self.account = Account(folder.path)
         self.failure: str | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -38,6 +39,42 @@ def show_progress(display: Display, event: Event) -> None:
         display.note(event.text, "yellow")
 
 
+class EpochWriter:
+    """Writes epochs to MLflow, several at once: that costs about the same for one as for many.
+
+    Args:
+        tracker: MLflow.
+        outbox: through which it is told.
+    """
+
+    def __init__(self, tracker: Tracker, outbox: Outbox) -> None:
+        self._tracker, self._outbox = tracker, outbox
+        self._unwritten: dict[str, tuple[Callable[[], str], list[Epoch]]] = {}
+        self._written = time.monotonic()
+
+    def add(self, name: str, run: Callable[[], str], epochs: Sequence[Epoch]) -> None:
+        """Epochs of a student or trial of this name, and what gives its run."""
+        self._unwritten.setdefault(name, (run, []))[1].extend(epochs)
+        if time.monotonic() - self._written >= SECONDS_BETWEEN_WRITES:
+            self.flush()
+
+    def drop(self, name: str) -> None:
+        """Leave out what is unwritten of a student, whose history is written whole."""
+        self._unwritten.pop(name, None)
+
+    def flush(self) -> None:
+        """Write what is left."""
+        unwritten, self._unwritten = self._unwritten, {}
+        self._written = time.monotonic()
+
+        def write() -> None:
+            for run, epochs in unwritten.values():
+                self._tracker.log_epochs(run(), epochs)
+
+        if unwritten:
+            self._outbox.put(write)
+
+
 class Monitor:
     """Handles events, one at a time. A repeated event (after a restart) counts once.
 
@@ -59,9 +96,8 @@ class Monitor:
         self._assignments = {assignment.name: assignment for assignment in assignments}
         self._seen: set[tuple[str, int]] = set()
         self._runs: dict[str, str] = {}
-        self._unwritten: dict[str, list[Epoch]] = {}
+        self._epochs = EpochWriter(tracker, outbox)
         self._finished: set[str] = set()
-        self._written = time.monotonic()
 
     def handle(self, event: Event) -> None:
         """One event."""
@@ -77,7 +113,7 @@ class Monitor:
         if outcome.name in self._finished:
             return
         self._finished.add(outcome.name)
-        self._unwritten.pop(outcome.name, None)
+        self._epochs.drop(outcome.name)
 
         def write() -> None:
             run = self.run(outcome)
@@ -104,20 +140,8 @@ class Monitor:
             f"{event.student} epoch {epoch.epoch + 1}/{event.epochs}, val {epoch.val.worst} "
             f"{epoch.val.worst_group_accuracy:.1%}"
         )
-        self._unwritten.setdefault(event.student, []).append(epoch)
-        if time.monotonic() - self._written >= SECONDS_BETWEEN_WRITES:
-            self._write_epochs()
-
-    def _write_epochs(self) -> None:
-        """Several at once: a write costs the store about the same for one epoch as for many."""
-        unwritten, self._unwritten = self._unwritten, {}
-        self._written = time.monotonic()
-
-        def write() -> None:
-            for student, epochs in unwritten.items():
-                self._tracker.log_epochs(self.run(self._assignments[student]), epochs)
-
-        self._outbox.put(write)
+        student = self._assignments[event.student]
+        self._epochs.add(event.student, lambda: self.run(student), [epoch])
 
 
 def student_params(student: StudentSpec) -> dict[str, Any]:

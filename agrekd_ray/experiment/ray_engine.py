@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from agrekd_ray.cluster.channel import Channel
-from agrekd_ray.cluster.events import Emit, Notice
+from agrekd_ray.cluster.events import Began, Emit, Event, Notice
 from agrekd_ray.cluster.nodes import (
     DriverData,
     cluster_nodes,
@@ -35,7 +36,7 @@ from agrekd_ray.experiment.listener import Listener
 from agrekd_ray.experiment.plan import views_of
 from agrekd_ray.experiment.teacher_provider import TeacherProvider, cpus_of_finished
 from agrekd_ray.experiment.teacher_tasks import Task, ask_all, make, run_tasks
-from agrekd_ray.experiment.waiting import First, Waiting
+from agrekd_ray.experiment.waiting import says_what_waits
 from agrekd_ray.results import TeacherCost
 from agrekd_ray.settings import AUTO
 from agrekd_ray.student import StudentSpec, read_outcome
@@ -155,7 +156,7 @@ class RayEngine:
                 emit,
                 job.fleet.look_ahead,
             )
-            with Waiting(workers, emit, group_waits):
+            with says_what_waits(workers, emit, group_waits):
                 train_group(work, job.student, another)
         return teaching.effort
 
@@ -173,11 +174,23 @@ class RayEngine:
 
     @contextmanager
     def _waiting(self, rooms: Sequence[ResourceRequest]) -> Iterator[None]:
-        """While the block runs tasks that take such rooms, events are heard, and waits are said."""
-        first, emit = First(), self._channel.emit
-        with Waiting(rooms[:1], emit, first.awaited), self.listening(first.watch):
+        """While the block runs tasks that take such rooms, events are heard, and waits are said.
+
+        What has room when it is asked for does not wait: its process starts, and imports PyTorch.
+        """
+        emit, begun = self._channel.emit, threading.Event()
+
+        def watch(event: Event) -> None:
+            if isinstance(event, Began):
+                begun.set()
+
+        with (
+            says_what_waits(rooms[:1], emit, lambda: not begun.is_set()),
+            self.listening(watch),
+        ):
             for room in rooms:
-                first.look_for_room(room, emit)
+                if not check_room([], [room], look_for_room([], [room], emit)):
+                    begun.set()
             yield
 
     @property

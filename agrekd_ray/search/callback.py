@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +10,7 @@ from ray import tune
 
 from agrekd_ray.cluster.events import GroupPlaced
 from agrekd_ray.config.search import Planned
-from agrekd_ray.experiment.monitor import student_params
+from agrekd_ray.experiment.monitor import EpochWriter, student_params
 from agrekd_ray.results import Epoch, degraded, epochs_from_json
 from agrekd_ray.results.search import FAILED, FINISHED, RUNNING, STOPPED, TrialResult
 from agrekd_ray.search.folder import TrialStore
@@ -23,8 +22,6 @@ from agrekd_ray.tracking.outbox import Outbox
 from agrekd_ray.tracking.tracker import DEGRADED, KILLED, REASON, SEARCHED, STATE, Tracker
 from agrekd_ray.tracking.tracker import FAILED as RUN_FAILED
 from agrekd_ray.tracking.tracker import FINISHED as RUN_FINISHED
-
-SECONDS_BETWEEN_WRITES = 5.0
 
 
 class TrialRuns:
@@ -39,8 +36,7 @@ class TrialRuns:
     def __init__(self, planned: Planned, tracker: Tracker, outbox: Outbox) -> None:
         self._planned, self._tracker, self._outbox = planned, tracker, outbox
         self._runs: dict[int, str] = {}
-        self._unwritten: dict[int, tuple[TrialResult, list[Epoch]]] = {}
-        self._written = time.monotonic()
+        self._epochs = EpochWriter(tracker, outbox)
 
     def run(self, trial: TrialResult) -> str:
         """The run of a trial."""
@@ -56,30 +52,15 @@ class TrialRuns:
 
     def begun(self, trial: TrialResult) -> None:
         """A trial is under way."""
-
-        def write() -> None:
-            self.run(trial)
-
-        self._outbox.put(write)
+        self._outbox.put(lambda: self.run(trial))
 
     def epochs(self, trial: TrialResult, news: list[Epoch]) -> None:
-        """A trial has finished epochs; several are written at once."""
-        _, earlier = self._unwritten.get(trial.number, (trial, []))
-        self._unwritten[trial.number] = (trial, [*earlier, *news])
-        if time.monotonic() - self._written >= SECONDS_BETWEEN_WRITES:
-            self.flush()
+        """A trial has finished epochs."""
+        self._epochs.add(trial.name, lambda: self.run(trial), news)
 
     def flush(self) -> None:
-        """Write what is left."""
-        unwritten, self._unwritten = self._unwritten, {}
-        self._written = time.monotonic()
-
-        def write() -> None:
-            for trial, epochs in unwritten.values():
-                self._tracker.log_epochs(self.run(trial), epochs)
-
-        if unwritten:
-            self._outbox.put(write)
+        """Write the epochs that are left."""
+        self._epochs.flush()
 
     def ended(self, trial: TrialResult) -> None:
         """A trial has come to its end."""

@@ -126,16 +126,14 @@ class StudentTraining:
         training: the settings.
         spec: how its teachers teach; None for the labels alone.
         source: where their answers come from; None for the labels alone.
-        seed: of order and dropout.
         groups: of the training samples, by which the teachers' weights are reported; those of the
             data set by default.
         device: to train on.
-        rank: this worker, of `world`.
-        wrap: makes the module whose forward pass is called (DDP).
         total: sums a tensor over the workers.
         look_ahead: coming batches that the teachers are told of.
         judge: scores its answers to the selection split after every epoch, from probabilities
             [N, C]; None where nothing is selected.
+        further: arguments of `Trainer`: `seed`, `rank`, `world`, `wrap`.
 
     Attributes:
         history: a record of every epoch that is finished.
@@ -149,15 +147,12 @@ class StudentTraining:
         spec: DistillationSpec | None,
         source: Source | None,
         *,
-        seed: int,
         groups: Groups | None = None,
         device: torch.device | str = "cpu",
-        rank: int = 0,
-        world: int = 1,
-        wrap: Callable[[nn.Module], nn.Module] | None = None,
         total: Callable[[Tensor], Tensor] = lambda tensor: tensor,
         look_ahead: int = 0,
         judge: Callable[[Tensor], dict[str, float]] | None = None,
+        **further: Any,
     ) -> None:
         self._dataset, self._device, self._judge, self._total = dataset, device, judge, total
         self.history: list[Epoch] = []
@@ -172,14 +167,11 @@ class StudentTraining:
             dataset,
             training,
             self._distilled or Labels(),
-            seed=seed,
             loader=self._loader,
-            rank=rank,
-            world=world,
-            wrap=wrap,
             total=total,
             observer=self._weights,
             look_ahead=look_ahead if spec else 0,
+            **further,
         )
 
     @property
