@@ -23,7 +23,6 @@ from agrekd_ray.cluster.environment import prepare
 from agrekd_ray.cluster.events import Event, StudentEpoch
 from agrekd_ray.config import Job
 from agrekd_ray.config.points import points_of
-from agrekd_ray.config.sweep import Setting
 from agrekd_ray.data import open_dataset, splits_in_words
 from agrekd_ray.experiment.account import Account
 from agrekd_ray.experiment.display import prepare_data, ready_data
@@ -133,7 +132,9 @@ class _StudyDriver(Driver[StudyResult]):
                 if (splits := splits_in_words(dataset)) not in self.splits:
                     self.splits.append(splits)
                 ready_data(dataset, self.display, dfr=job.retrains)
-            self.folders = [self._point_folder(setting, job) for setting, job in self.points]
+            self.folders = [
+                RunFolder.inside(self.root / setting.folder, job) for setting, job in self.points
+            ]
             if self.known is None:
                 self.tracker.reopen(run_id)
             self._train(run_id)
@@ -149,9 +150,6 @@ class _StudyDriver(Driver[StudyResult]):
     def show(self, result: StudyResult) -> None:
         show(result, self.console)
         self.say_end()
-
-    def _point_folder(self, setting: Setting, job: Job) -> RunFolder:
-        return RunFolder.inside(self.root / setting.folder, job)
 
     def _train(self, run_id: str) -> None:
         """Everything that needs an engine, cohort by cohort, whose results then stand."""

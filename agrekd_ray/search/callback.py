@@ -1,9 +1,9 @@
-"""What the driver does with Tune's news: the journal, the live view, and MLflow."""
+"""What the driver does with Tune's news: the store of trials, the live view, and MLflow."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ray import tune
@@ -103,32 +103,28 @@ class Groups:
 
     def release(self, trial_id: str | None = None) -> None:
         """Give back what a trial, or any, has left behind."""
-        for one in [trial_id] if trial_id is not None else list(self._held):
-            for name in self._held.pop(one, []):
+        for trial in [trial_id] if trial_id is not None else list(self._held):
+            for name in self._held.pop(trial, []):
                 give_back(name)
 
 
+@dataclass(eq=False)
 class TuneCallback(tune.Callback):
     """Takes Tune's news.
 
-    Args:
+    Attributes:
         planned: the search.
-        journal: of the trials.
-        board: the live view.
+        store: of the trials.
+        table: the live view.
         runs: MLflow.
         groups: placement groups of trials with several workers.
     """
 
-    def __init__(
-        self,
-        planned: Planned,
-        journal: TrialStore,
-        board: TrialTable,
-        runs: TrialRuns,
-        groups: Groups,
-    ) -> None:
-        self._planned, self._journal, self._board, self._runs = planned, journal, board, runs
-        self._groups = groups
+    planned: Planned
+    store: TrialStore
+    table: TrialTable
+    runs: TrialRuns
+    groups: Groups
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune keeps its callbacks on disk, and another driver has its own."""
@@ -136,24 +132,23 @@ class TuneCallback(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """See `tune.Callback`."""
-        self._groups.release(trial.trial_id)  # of an attempt that was killed
-        setting = setting_of(self._planned, trial.config)
-        known = self._journal.get(trial.trial_id)
+        self.groups.release(trial.trial_id)  # of an attempt that was killed
+        setting = setting_of(self.planned, trial.config)
+        known = self.store.get(trial.trial_id)
         if known is None:
-            epochs = self._planned.trial(setting).student.training.epochs
-            known = TrialResult(self._journal.number(trials.index(trial)), setting, RUNNING, epochs)
-        result = known
+            epochs = self.planned.trial(setting).student.training.epochs
+            known = TrialResult(self.store.number(trials.index(trial)), setting, RUNNING, epochs)
         if known.state != FINISHED:
-            result = replace(known, setting=setting, state=RUNNING, reason=None)
-            self._keep(trial, result)
-        self._runs.begun(result)
+            known = replace(known, setting=setting, state=RUNNING, reason=None)
+            self._keep(trial, known)
+        self.runs.begun(known)
         self._show()
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """See `tune.Callback`."""
-        known = self._journal.get(trial.trial_id)
+        known = self.store.get(trial.trial_id)
         if known is None:
             return
         if "reason" in result:
@@ -163,20 +158,20 @@ class TuneCallback(tune.Callback):
             return
         news = epochs_from_json(json.loads(result["news"]))
         # After a restart an epoch may come twice.
-        history = [one for one in known.history if one.epoch < news[0].epoch]
+        history = [epoch for epoch in known.history if epoch.epoch < news[0].epoch]
         kept = replace(
             known,
-            setting=setting_of(self._planned, trial.config),
+            setting=setting_of(self.planned, trial.config),
             history=[*history, *news],
             seconds=float(result.get("time_total_s", known.seconds)),
         )
         self._keep(trial, kept)
-        self._runs.epochs(kept, news)
+        self.runs.epochs(kept, news)
         self._show()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """See `tune.Callback`: the trial's own end, or the scheduler's."""
-        known = self._journal.get(trial.trial_id)
+        known = self.store.get(trial.trial_id)
         if known is None:
             return
         if known.state == RUNNING:
@@ -186,20 +181,20 @@ class TuneCallback(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """See `tune.Callback`: a trial that failed for good."""
-        known = self._journal.get(trial.trial_id)
+        known = self.store.get(trial.trial_id)
         if known is not None:
             self._end(trial, replace(known, state=FAILED, reason=_reason(trial)))
 
     def _end(self, trial: Any, result: TrialResult) -> None:
         self._keep(trial, result)
-        self._runs.ended(result)
+        self.runs.ended(result)
         self._show(result)
 
     def _keep(self, trial: Any, result: TrialResult) -> None:
-        self._journal.put(trial.trial_id, result)
+        self.store.put(trial.trial_id, result)
 
     def _show(self, ended: TrialResult | None = None) -> None:
-        self._board.show(list(self._journal.all().values()), ended)
+        self.table.show(list(self.store.all().values()), ended)
 
 
 def _reason(trial: Any) -> str:

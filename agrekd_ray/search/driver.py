@@ -110,7 +110,7 @@ class _SearchDriver(Driver[SearchResult]):
         self.plan = make_plan(self.planned.default)
         self.dataset = open_dataset(self.job.data)
         self.runs = TrialRuns(self.planned, self.tracker, self.outbox)
-        self.journal = TrialStore(folder.trials)
+        self.store = TrialStore(folder.trials)
         self.groups = Groups()
         self.monitor: Monitor | None = None
         self.at_once = 1
@@ -277,8 +277,8 @@ class _SearchDriver(Driver[SearchResult]):
         warnings.filterwarnings("ignore", "The reported value is ignored because this 'step")
         at_once, total = self.at_once, trainable.trials(self.planned)
         deadline = self.search.minutes * 60 if self.search.minutes else None
-        board = TrialTable(self.console, self.search.select, total, at_once, deadline)
-        watch = TuneCallback(self.planned, self.journal, board, self.runs, self.groups)
+        table = TrialTable(self.console, self.search.select, total, at_once, deadline)
+        callback = TuneCallback(self.planned, self.store, table, self.runs, self.groups)
         student = self.job.student.model_copy(update={"gpus": shared.gpus})
         alone = not in_group(student)  # else a worker group of its own has the resources
         actor = tune.with_resources(
@@ -295,7 +295,7 @@ class _SearchDriver(Driver[SearchResult]):
                 param_space=param_space(self.planned),
             )
             # This driver's callback instead of the pickled one.
-            tuner._local_tuner._run_config.callbacks = [watch]
+            tuner._local_tuner._run_config.callbacks = [callback]
         else:
             tuner = Tuner(
                 actor,
@@ -321,12 +321,12 @@ class _SearchDriver(Driver[SearchResult]):
                         num_to_keep=8 if self.search.scheduler.name == "pbt" else None,
                         checkpoint_frequency=1,
                     ),
-                    callbacks=[watch],
+                    callbacks=[callback],
                     verbose=0,
                 ),
             )
         try:
-            with board, engine.listening():
+            with table, engine.listening():
                 grid = tuner.fit()
         finally:
             self.groups.release()
@@ -341,11 +341,11 @@ class _SearchDriver(Driver[SearchResult]):
         """Bring the journal in line with what Tune knows, after an earlier driver was killed."""
         known = {str(result.metrics["trial_id"]) for result in grid if result.metrics}
         known |= {Path(result.path).name for result in grid}
-        self.journal.forget(set(self.journal.all()) - known)
-        for trial_id, trial in self.journal.all().items():
+        self.store.forget(set(self.store.all()) - known)
+        for trial_id, trial in self.store.all().items():
             if trial.state == RUNNING:  # time was up
                 ended = replace(trial, state=STOPPED)
-                self.journal.put(trial_id, ended)
+                self.store.put(trial_id, ended)
                 self.runs.ended(ended)
 
     def _tested(self, engine: RayEngine) -> None:
@@ -356,13 +356,13 @@ class _SearchDriver(Driver[SearchResult]):
         untested: dict[str, TrialResult] = {}
 
         def take(trial_id: str, test: Metrics) -> None:
-            known = self.journal.get(trial_id)
+            known = self.store.get(trial_id)
             assert known is not None
             measured = replace(known, test=test)
-            self.journal.put(trial_id, measured)
+            self.store.put(trial_id, measured)
             self.runs.measured(measured)
 
-        for trial_id, trial in self.journal.all().items():
+        for trial_id, trial in self.store.all().items():
             state = last_state(self.folder.states / trial_id)
             if trial.test is not None or state is None or not trial.history:
                 continue
@@ -390,7 +390,7 @@ class _SearchDriver(Driver[SearchResult]):
                 )
 
     def _result(self) -> SearchResult:
-        trials = list(self.journal.all().values())
+        trials = list(self.store.all().values())
         chosen = best(trials, self.search.select)
         if chosen is None:
             failed = [trial for trial in trials if trial.state == FAILED]

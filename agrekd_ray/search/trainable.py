@@ -7,7 +7,7 @@ import itertools
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -264,15 +264,10 @@ def trials(planned: Planned) -> int | None:
     return search.trials
 
 
-_TUNE: dict[str, Callable[..., Any]] = {
-    "uniform": tune.uniform,
-    "loguniform": tune.loguniform,
-}
-
-
 def _tune_domain(domain: Domain) -> Any:
     if domain.listed is None:
-        return _TUNE[domain.kind](*domain.bounds)
+        real = tune.uniform if domain.kind == "uniform" else tune.loguniform
+        return real(*domain.bounds)
     return tune.choice(list(_texts(domain)))
 
 

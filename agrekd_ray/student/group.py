@@ -336,26 +336,21 @@ def _train_one(
         meter.observe(record)
         work.emit(StudentEpoch(spec.name, spec.training.epochs, record))
 
-    student = worker_student(spec, dataset, source, work.look_ahead)
+    student = worker_student(spec, dataset, source, look_ahead=work.look_ahead)
     for result in student.train(work.training, work.students, heard):
         work.emit(StudentDone(result))
 
 
 def worker_student(
-    assignment: StudentSpec,
-    dataset: Dataset,
-    source: Source | None,
-    look_ahead: int,
-    judge: Callable[[Tensor], dict[str, float]] | None = None,
+    spec: StudentSpec, dataset: Dataset, source: Source | None, **further: Any
 ) -> Student:
     """This worker's part of a student; called in every worker of a group.
 
     Args:
-        assignment: what to do.
+        spec: what to do.
         dataset: opened here.
         source: opened here.
-        look_ahead: coming batches that the teachers are told of.
-        judge: see `Student`.
+        further: `look_ahead` and `judge`, see `StudentTraining`.
     """
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
@@ -370,7 +365,7 @@ def worker_student(
         return tensor
 
     return Student(
-        assignment,
+        spec,
         dataset,
         source,
         device=device,
@@ -378,6 +373,5 @@ def worker_student(
         world=world,
         wrap=lambda model: ray.train.torch.prepare_model(model, move_to_device=False),
         total=total,
-        look_ahead=look_ahead,
-        judge=judge,
+        **further,
     )
