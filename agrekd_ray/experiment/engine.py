@@ -76,6 +76,17 @@ class Engine(Protocol):
         ...
 
 
+def make_family(pool: Pool, family: Sequence[Recipe], device: str, handle: Handle) -> None:
+    """Make one family of models, see `Pool.make`; its epochs and ends are told."""
+
+    def progress(name: str, epoch: int, epochs: int) -> None:
+        handle(TeacherEpoch(name, epoch, epochs))
+
+    pool.make(family, device, progress)
+    for recipe in family:
+        handle(TeacherDone(recipe.name))
+
+
 class LocalEngine:
     """Everything in this process, without Ray: the reference, and the place to debug.
 
@@ -98,15 +109,7 @@ class LocalEngine:
         """See `Engine.make_teachers`."""
         pool = Pool(self._job.teachers.store, open_dataset(self._job.data))
         for family in families:
-            pool.make(
-                family,
-                self.device,
-                progress=lambda name, epoch, epochs: self._handle(
-                    TeacherEpoch(name, epoch, epochs)
-                ),
-            )
-            for recipe in family:
-                self._handle(TeacherDone(recipe.name))
+            make_family(pool, family, self.device, self._handle)
 
     def train_students(
         self,

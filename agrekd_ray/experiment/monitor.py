@@ -26,11 +26,18 @@ SECONDS_BETWEEN_WRITES = 5.0
 
 
 def show_progress(display: Display, event: Event) -> None:
-    """On the progress line, what the teachers did; a note as a line that stays."""
+    """On the progress line, what teachers and students did; a note as a line that stays."""
     if isinstance(event, TeacherEpoch):
         display.advance(f"{event.name} epoch {event.epoch}/{event.epochs}")
     elif isinstance(event, TeacherDone):
         display.advance(f"{event.name} finished", 0)
+    elif isinstance(event, StudentEpoch):
+        point, _, student = event.student.rpartition("/students/")  # of a study
+        val = event.epoch.val
+        display.advance(
+            f"{point.replace(',', ' ')} {student} epoch {event.epoch.epoch + 1}/{event.epochs}, "
+            f"val {val.worst} {val.worst_group_accuracy:.1%}".lstrip()
+        )
     elif isinstance(event, OutputsDone):
         # Where the line counts students' epochs, their teachers take turns before the first one.
         steps = event.samples if display.unit == RECORDED else 0
@@ -136,10 +143,7 @@ class Monitor:
         if (event.student, epoch.epoch) in self._seen:
             return
         self._seen.add((event.student, epoch.epoch))
-        self._display.advance(
-            f"{event.student} epoch {epoch.epoch + 1}/{event.epochs}, val {epoch.val.worst} "
-            f"{epoch.val.worst_group_accuracy:.1%}"
-        )
+        show_progress(self._display, event)
         student = self._assignments[event.student]
         self._epochs.add(event.student, lambda: self.run(student), [epoch])
 

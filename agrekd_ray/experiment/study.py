@@ -20,7 +20,6 @@ from typing import Any
 from rich.console import Console
 
 from agrekd_ray.cluster.environment import prepare
-from agrekd_ray.cluster.events import Event, StudentEpoch
 from agrekd_ray.config import Job
 from agrekd_ray.config.points import points_of
 from agrekd_ray.data import open_dataset, splits_in_words
@@ -224,17 +223,6 @@ class _StudyDriver(Driver[StudyResult]):
             yield
         finally:
             session.close()
-
-    def handle(self, event: Event) -> None:
-        if not isinstance(event, StudentEpoch):
-            super().handle(event)
-            return
-        point, _, student = event.student.partition("/students/")
-        worst = event.epoch.val.worst_group_accuracy
-        self.display.advance(
-            f"{point.replace(',', ' ')} {student} epoch {event.epoch.epoch + 1}/"
-            f"{event.epochs}, val {event.epoch.val.worst} {worst:.1%}"
-        )
 
     def _finish(self, numbers: Sequence[int], run_id: str) -> None:
         """Votes, tables and MLflow of points; with more to come, the files of those so far."""

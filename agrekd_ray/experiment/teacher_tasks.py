@@ -14,10 +14,11 @@ import torch
 from ray.exceptions import RayError
 
 from agrekd_ray.cluster.channel import plain_error
-from agrekd_ray.cluster.events import Began, Emit, TeacherDone, TeacherEpoch
+from agrekd_ray.cluster.events import Began, Emit
 from agrekd_ray.cluster.fleet_settings import FleetSettings
 from agrekd_ray.cluster.nodes import DriverData, device_here
 from agrekd_ray.cluster.placement import ResourceRequest
+from agrekd_ray.experiment.engine import make_family
 from agrekd_ray.fleet.actors import host_here
 from agrekd_ray.logits import OutputSettings
 from agrekd_ray.results import TeacherCost
@@ -67,13 +68,7 @@ def make(family: Sequence[Recipe], store: Path, data: DriverData, emit: Emit) ->
         emit: tells the driver.
     """
     device = _begun(emit)
-
-    def progress(name: str, epoch: int, epochs: int) -> None:
-        emit(TeacherEpoch(name, epoch, epochs))
-
-    Pool(store, data.open()).make(family, device, progress)
-    for recipe in family:
-        emit(TeacherDone(recipe.name))
+    make_family(Pool(store, data.open()), family, device, emit)
 
 
 def _ask(asked: Asked, data: DriverData, emit: Emit) -> dict[str, np.ndarray]:
