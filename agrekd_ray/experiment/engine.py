@@ -23,7 +23,7 @@ from agrekd_ray.devices import device_of
 from agrekd_ray.distillation import LocalTeachers, TeacherHost
 from agrekd_ray.errors import RunError
 from agrekd_ray.results import Epoch, TeacherCost
-from agrekd_ray.student import Student, StudentSpec, read_outcome
+from agrekd_ray.student import Student, StudentSpec
 from agrekd_ray.teachers import Asked, Pool, Recipe, Take, answers
 
 Handle = Callable[[Event], None]
@@ -38,15 +38,15 @@ class Engine(Protocol):
 
     def train_students(
         self,
-        assignments: tuple[StudentSpec, ...],
+        specs: Sequence[StudentSpec],
         checkpoints: dict[str, Path],
         students: Path,
         storage: Path,
     ) -> TeacherCost:
-        """Train the students that are not finished yet; returns what their teachers cost.
+        """Train students; returns what their teachers cost.
 
         Args:
-            assignments: the students, in order.
+            specs: the students, none of them finished, in order.
             checkpoints: folders of the teachers and the biased model, by name.
             students: where finished ones are put.
             storage: for checkpoints of the training under way.
@@ -113,7 +113,7 @@ class LocalEngine:
 
     def train_students(
         self,
-        assignments: tuple[StudentSpec, ...],
+        specs: Sequence[StudentSpec],
         checkpoints: dict[str, Path],
         students: Path,
         storage: Path,
@@ -138,9 +138,7 @@ class LocalEngine:
             return TeacherCost(forwards=host.forwards, seconds=host.seconds, spans=host.spans)
 
         storage.mkdir(parents=True, exist_ok=True)
-        for spec in assignments:
-            if read_outcome(students / spec.name) is not None:
-                continue
+        for spec in specs:
 
             def heard(record: Epoch, spec: StudentSpec = spec) -> None:
                 self._handle(TeacherCostSoFar(effort()))

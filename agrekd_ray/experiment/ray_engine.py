@@ -39,7 +39,7 @@ from agrekd_ray.experiment.teacher_tasks import Task, ask_all, make, run_tasks
 from agrekd_ray.experiment.waiting import says_what_waits
 from agrekd_ray.results import TeacherCost
 from agrekd_ray.settings import AUTO
-from agrekd_ray.student import StudentSpec, read_outcome
+from agrekd_ray.student import StudentSpec
 from agrekd_ray.student.group import TrainConfig, train_group
 from agrekd_ray.student.shared_work import Pace
 from agrekd_ray.teachers import Asked, Recipe, Take
@@ -100,24 +100,23 @@ class RayEngine:
 
     def train_students(
         self,
-        assignments: tuple[StudentSpec, ...],
+        specs: Sequence[StudentSpec],
         checkpoints: dict[str, Path],
         students: Path,
         storage: Path,
     ) -> TeacherCost:
         """See `Engine.train_students`."""
         samples = open_dataset(self._job.data)
-        taught_epochs = max((a.training.epochs for a in assignments if a.spec), default=0)
+        taught_epochs = max((spec.training.epochs for spec in specs if spec.spec), default=0)
         emit, nodes = self._channel.emit, settled_nodes()
-        left = [a for a in assignments if read_outcome(students / a.name) is None]
-        models, most = [assignment.model for assignment in left], self._job.student.at_once
-        pace = Pace(left)
+        models, most = [spec.model for spec in specs], self._job.student.at_once
+        pace = Pace(specs)
         side_by_side = groups_at_once(
             self._job,
             nodes,
             samples,
             models=models,
-            most=len(left) if most == "auto" else min(most, len(left)),
+            most=len(specs) if most == "auto" else min(most, len(specs)),
             crowded=most != "auto",
         )
         teaching = TeacherProvider(
@@ -148,7 +147,7 @@ class RayEngine:
             busy = [*workers * side_by_side, *teaching.hosted]
             self._say_idle(job, busy, nodes, *keys)
             work = TrainConfig(
-                assignments,
+                tuple(specs),
                 DriverData(job.data, samples.fingerprint),
                 source,
                 students,

@@ -174,5 +174,5 @@ class Work:
             return None
         taught = any(spec.spec for spec in left)
         checkpoints = self.checkpoints if taught else {}
-        cost = engine.train_students(tuple(left), checkpoints, self.students, self.storage)
+        cost = engine.train_students(left, checkpoints, self.students, self.storage)
         return cost if taught else None

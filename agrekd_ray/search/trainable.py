@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -17,10 +16,10 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from agrekd_ray.cluster.nodes import device_here
 from agrekd_ray.config.search import Planned
 from agrekd_ray.config.space import Domain, Sampler, Setting, Space
 from agrekd_ray.errors import AgrekdError, RunError
+from agrekd_ray.experiment.teacher_tasks import task_device
 from agrekd_ray.results.search import FINISHED, TrialResult
 from agrekd_ray.search.folder import read_trial
 from agrekd_ray.search.nested import GroupTrial
@@ -47,14 +46,13 @@ class TrialActor(tune.Trainable):
 
     def setup(self, config: dict[str, Any], shared: Shared) -> None:
         """See `tune.Trainable.setup`."""
-        torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
         self._shared = shared
         self._trial: Trial | GroupTrial | None = None
         self._over: TrialResult | None = None
         self._whole = self._failed = False
         self._unfit, self._device = "", "cpu"
         try:
-            self._device = device_here()
+            self._device = task_device()
         except RunError as error:  # of every trial here: said by each, since Tune would try again
             self._unfit = str(error)
         self._dataset, self._source, self._judge = opened(shared)
