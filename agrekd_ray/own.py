@@ -15,29 +15,21 @@ from torch.utils.data import Dataset as TorchDataset
 
 from agrekd_ray.core.weighting import SampleWeighting, find_strategy
 from agrekd_ray.data import SELECT, TEST, TRAIN, Groups
-from agrekd_ray.data.dataset import as_inputs, inputs_of
-from agrekd_ray.distillation import DistillationSpec, Distilled
+from agrekd_ray.data.dataset import Annotations, ArrayDataset, as_inputs
+from agrekd_ray.distillation import DistillationSpec
 from agrekd_ray.distillation.cached import FixedLogits
 from agrekd_ray.results import Epoch, StudentResult
 from agrekd_ray.results.frame import epochs, frame, last_weights
-from agrekd_ray.settings import Training, fingerprint
-from agrekd_ray.training import (
-    Labels,
-    Loader,
-    TeacherWeightRecorder,
-    TeacherWeightStats,
-    Trainer,
-    calibration,
-    predict,
-    score,
-)
+from agrekd_ray.settings import Precision, Training, fingerprint
+from agrekd_ray.student.student import StudentTraining
+from agrekd_ray.training import Loader, calibration, predict, score
 
 ONE_HOT = "one_hot"
 Split = tuple[Any, ...] | TorchDataset[Any]
 """(samples, labels) or (samples, labels, groups), as arrays or tensors; or a `Dataset` of such."""
 
 
-class OwnData:
+class OwnData(ArrayDataset):
     """Samples, labels and groups that are in memory (a `Dataset` and `Arrays`).
 
     Args:
@@ -69,35 +61,25 @@ class OwnData:
             shapes = [list(each.shape[1:]) for each in samples]
             raise ValueError(f"samples of {shapes} in one data set")
         self._samples_N = np.concatenate(samples)
-        self._labels_N = np.concatenate([columns[1] for columns in parts.values()]).astype(np.int64)
-        if self._labels_N.min() < 0:
+        labels_N = np.concatenate([columns[1] for columns in parts.values()]).astype(np.int64)
+        if labels_N.min() < 0:
             raise ValueError("labels must be integers from 0")
-        self.classes = tuple(str(number) for number in range(int(self._labels_N.max()) + 1))
-        first = inputs_of(self, np.arange(1), None)
-        self.shape, self.size = tuple(first.shape[1:]), len(self._labels_N)
+        classes = tuple(str(number) for number in range(int(labels_N.max()) + 1))
+        first = as_inputs(torch.from_numpy(self._samples_N[:1]))
         ends = np.cumsum([len(each) for each in samples])
-        ids = np.split(np.arange(self.size), ends[:-1])
-        self.splits = dict(zip(parts, ids, strict=True))
-        self.groups = self._groups({name: columns[2:] for name, columns in parts.items()})
-        by_class = Groups.unknown(self._labels_N, self.classes)
-        self.trained_groups = by_class if isinstance(self.groups, _Even) else self.groups
+        ids = np.split(np.arange(len(labels_N)), ends[:-1])
+        splits_of = dict(zip(parts, ids, strict=True))
+        by_class = Groups.unknown(labels_N, classes)
+        known = {name: columns[2] for name, columns in parts.items() if len(columns) == 3}
+        groups = _groups(known, splits_of) if known else by_class
+        annotations = Annotations(classes, labels_N, groups, splits_of)
+        super().__init__(annotations, tuple(first.shape[1:]))
+        self.trained_groups = by_class if isinstance(groups, _Even) else groups
 
     @property
     def fingerprint(self) -> str:
         """See `Samples.fingerprint`; of the shapes alone, for nothing is kept on disk."""
         return fingerprint("own", list(self._samples_N.shape))
-
-    def view(self, epoch: int) -> int:
-        """See `Samples.view`: every epoch shows the same."""
-        return 0
-
-    def inputs(self, ids: np.ndarray, epoch: int | None) -> Tensor:
-        """See `Samples.inputs`."""
-        return inputs_of(self, ids, 0)
-
-    def labels(self, ids: np.ndarray) -> Tensor:
-        """See `Samples.labels`."""
-        return torch.from_numpy(self._labels_N[ids])
 
     def arrays(self, view: int | None) -> tuple[np.ndarray, ...]:
         """See `Arrays.arrays`."""
@@ -107,24 +89,21 @@ class OwnData:
         """See `Arrays.show`, and `as_inputs`."""
         return as_inputs(rows[0])
 
-    def lengths(self, ids: np.ndarray) -> np.ndarray | None:
-        """See `Arrays.lengths`: texts are taken as long as they are."""
-        return None
 
-    def _groups(self, given: Mapping[str, Sequence[np.ndarray]]) -> Groups:
-        known = [name for name, columns in given.items() if columns]
-        if not known:
-            return Groups.unknown(self._labels_N, self.classes)
-        if missing := [name for name in given if name not in known and name != TRAIN]:
-            raise ValueError(f"{', '.join(known)} has groups, {', '.join(missing)} has none")
-        names, numbers = np.unique(
-            np.concatenate([given[name][0] for name in known]), return_inverse=True
-        )
-        group_N = np.zeros(self.size, np.int64)
-        group_N[np.concatenate([self.splits[name] for name in known])] = numbers
-        words = tuple(map(str, names))
-        kind = Groups if TRAIN in known else _Even
-        return kind(group_N, words, group_N, words)
+def _groups(known: Mapping[str, np.ndarray], splits: Mapping[str, np.ndarray]) -> Groups:
+    """Groups out of those of some splits.
+
+    Raises:
+        ValueError: an evaluated split has none.
+    """
+    if missing := [name for name in splits if name not in known and name != TRAIN]:
+        raise ValueError(f"{', '.join(known)} has groups, {', '.join(missing)} has none")
+    names, numbers = np.unique(np.concatenate(list(known.values())), return_inverse=True)
+    group_N = np.zeros(sum(map(len, splits.values())), np.int64)
+    group_N[np.concatenate([splits[name] for name in known])] = numbers
+    words = tuple(map(str, names))
+    kind = Groups if TRAIN in known else _Even
+    return kind(group_N, words, group_N, words)
 
 
 class _Even(Groups):
@@ -215,17 +194,15 @@ def distill(
     """
     splits = {TRAIN: train, SELECT: val} | ({TEST: test} if test is not None else {})
     data = OwnData(splits)
-    given = Training(
+    settings = Training(
         epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, **(training or {})
     )
-    loader = Loader(data, device)
-
-    def answers(model: nn.Module, split: str) -> Tensor:
-        ids = data.splits[split]
-        return predict(model.to(device), data, ids, loader=loader, precision=given.precision)
-
-    named = dict(teachers) if isinstance(teachers, Mapping) else _numbered(teachers)
-    recorder, guidance = None, None
+    named = (
+        dict(teachers)
+        if isinstance(teachers, Mapping)
+        else {f"teacher-{number}": model for number, model in enumerate(teachers)}
+    )
+    spec, source = None, None
     if method != ONE_HOT:
         members = _members(method, named, biased, weighted=sample_weighting is not None)
         spec = DistillationSpec(
@@ -238,45 +215,41 @@ def distill(
             sample_weighting,
             seed,
         )
-        logits = {name: answers(model, TRAIN).numpy() for name, model in members.items()}
-        recorder = TeacherWeightRecorder(data.trained_groups, spec.teachers, device)
-        guidance = Distilled(spec, FixedLogits(logits, data), data)
-    trainer = Trainer(
-        student.to(device),
+        source = FixedLogits(_logits(members, data, settings.precision, device), data)
+    trained = StudentTraining(
+        student,
         data,
-        given,
-        guidance or Labels(),
+        settings,
+        spec,
+        source,
         seed=seed,
-        loader=loader,
-        observer=recorder,
+        groups=data.trained_groups,
+        device=device,
     )
-    history: list[Epoch] = []
-    for _ in range(epochs):
-        finished = trainer.epoch()
-        taught = recorder.close(lambda sums: sums) if recorder else TeacherWeightStats()
-        history.append(
-            Epoch(
-                finished.epoch,
-                finished.loss,
-                finished.learning_rate,
-                finished.seconds,
-                score(data, SELECT, answers(student, SELECT).softmax(1)),
-                steps=trainer.plan.steps_per_epoch,
-                guidance_seconds=finished.guidance_seconds,
-                **vars(taught),
-            )
-        )
-        on_epoch(history[-1])
+    while not trained.done:
+        trained.epoch()
+        on_epoch(trained.history[-1])
     student.eval()
-    measured, bins = {SELECT: history[-1].val}, []
+    measured, bins = {SELECT: trained.history[-1].val}, []
     if TEST in splits:
-        probabilities_NC = answers(student, TEST).softmax(1)
+        probabilities_NC = trained.probabilities(TEST)
         measured[TEST] = score(data, TEST, probabilities_NC)
         bins = calibration(data, TEST, probabilities_NC)
-    words = str(len(named)) if guidance else "-"
+    count = str(len(named)) if spec else "-"
     return DistilledStudent(
-        student, StudentResult(method, seed, words, measured, history, calibration=bins)
+        student, StudentResult(method, seed, count, measured, trained.history, calibration=bins)
     )
+
+
+def _logits(
+    models: Mapping[str, nn.Module], data: OwnData, precision: Precision, device: torch.device | str
+) -> dict[str, np.ndarray]:
+    """What models answer to the training samples, by name."""
+    ids, loader = data.splits[TRAIN], Loader(data, device)
+    return {
+        name: predict(model.to(device), data, ids, loader=loader, precision=precision).numpy()
+        for name, model in models.items()
+    }
 
 
 def _members(
@@ -306,10 +279,6 @@ def _name_of(biased: nn.Module | None, teachers: Mapping[str, nn.Module]) -> str
     while name in teachers:
         name += "-model"
     return name
-
-
-def _numbered(teachers: Sequence[nn.Module]) -> dict[str, nn.Module]:
-    return {f"teacher-{number}": model for number, model in enumerate(teachers)}
 
 
 def _columns(split: Split) -> list[np.ndarray]:

@@ -154,7 +154,7 @@ def test_the_store_of_a_folder_with_odd_signs_is_in_it(
     tracker = MlflowTracker(None, "x", place / "runs")
     (place / "results.json").write_text("{}")
     run = tracker.start_job("x", {}, {})
-    tracker.finish_job(run, place, "FINISHED", {})
+    tracker.finish_job(run, place, {})
     assert {path.name for path in here.iterdir()} == {"home", place.name}
     assert {path.name for path in (place / "runs").iterdir()} == {"mlflow.db", "mlartifacts"}
     assert len(list(place.rglob("mlartifacts/**/results.json"))) == 1

@@ -85,7 +85,7 @@ def written(tmp_path_factory) -> Written:
                 result = outcome(method, seed, worst)
                 tracker.log_epochs(run_id, result.history)
                 tracker.finish_student(run_id, result)
-        tracker.finish_job(found.jobs[name], folder, "FINISHED", {})
+        tracker.finish_job(found.jobs[name], folder, {})
 
     job("first", {"agre_kd": AGRE, "aver": AVER})
     # The same job with other seeds: one row with the first.
@@ -361,7 +361,7 @@ def test_without_groups_the_worst_class_is_compared(tmp_path):
         run_id = tracker.student(method, 0, {})
         result = replace(outcome(method, 0, worst), splits={"test": found}, history=[])
         tracker.finish_student(run_id, result)
-    tracker.finish_job(job, tmp_path, "FINISHED", {})
+    tracker.finish_job(job, tmp_path, {})
     console = Console(file=io.StringIO(), width=160)
     rows = compare(console, runs=tmp_path, baseline="aver", plots=tmp_path / "plots")
     screen = console.file.getvalue()
@@ -439,7 +439,7 @@ def test_the_store_keeps_over_how_much_a_run_is_measured(tmp_path):
     test = replace(metrics(0.5), coverage=coverage)
     result = replace(outcome("aver", 0, 0.5), splits={"test": test}, history=[])
     tracker.finish_student(tracker.student("aver", 0, {}), result)
-    tracker.finish_job(job, tmp_path, "FINISHED", {})
+    tracker.finish_job(job, tmp_path, {})
     console = Console(file=io.StringIO(), width=160)
     compare(console, runs=tmp_path, csv=tmp_path / "runs.csv", metrics=["test/balanced_accuracy"])
     assert "Worst of 2 of 4 groups" in console.file.getvalue()

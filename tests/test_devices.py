@@ -92,15 +92,10 @@ def test_everything_of_a_local_run_is_computed_on_the_device(
             used["host"] = device
 
     class FakeStudent:
-        done = True
-
         def __init__(self, *given: Any, device: str) -> None:
             used["student"] = device
 
-        def take_up(self, storage: Path) -> Path:
-            return storage / "state.pt"
-
-        def finish(self, students: Path) -> list[Any]:
+        def train(self, *given: Any) -> list[Any]:
             return []
 
     def fake_answers(asked: Any, samples: Any, device: str) -> dict[str, Any]:

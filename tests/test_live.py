@@ -457,14 +457,14 @@ def test_training_goes_on_where_the_controller_itself_gives_up(
 
     short = ControllerError(OutOfMemoryError("9 worker(s) were killed: low on memory."))
     faults = [short, short]
-    fit = module._fit
+    fit = module.fit
 
     def fails_at_first(*given: Any) -> None:
         if faults:
             raise faults.pop()
         fit(*given)
 
-    monkeypatch.setattr(module, "_fit", fails_at_first)
+    monkeypatch.setattr(module, "fit", fails_at_first)
     told: list[Any] = []
     given = (StudentSpec("one_hot", 0, STUDENT, TRAINING),)
     data = DriverData.of(make_job().data)
@@ -510,7 +510,7 @@ def test_a_handle_of_ray_is_not_dropped_while_ray_shuts_down(
         waits.wait()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "_fit", fit)
+    monkeypatch.setattr(module, "fit", fit)
     given = tuple(StudentSpec("one_hot", seed, STUDENT, TRAINING) for seed in range(2))
     data = DriverData.of(make_job().data)
     work = module.TrainConfig(given, data, None, tmp_path / "s", tmp_path, [].append, 0)
@@ -533,7 +533,8 @@ def test_what_a_call_left_at_work_takes_no_student_of_the_next(
 
     left, taken = list[Any](), list[int | None]()
 
-    def fit(work: Any, settings: Any, folder: Path) -> None:
+    def fit(loop: Any, config: Any, *others: Any) -> None:
+        work = config["work"]
         if not left:
             left.append(work)
             raise RunError("no such GPU")
@@ -541,7 +542,7 @@ def test_what_a_call_left_at_work_takes_no_student_of_the_next(
         for groups in (left[0].groups, work.groups):
             taken.append(SharedWork(groups).take("group-0", lambda number: False))
 
-    monkeypatch.setattr(module, "_fit", fit)
+    monkeypatch.setattr(module, "fit", fit)
     given = (StudentSpec("one_hot", 0, STUDENT, TRAINING),)
     data = DriverData.of(make_job().data)
     work = module.TrainConfig(given, data, None, tmp_path / "s", tmp_path / "t", [].append, 0)
@@ -565,7 +566,7 @@ def test_a_group_with_nothing_left_to_do_is_awaited(
     ended, finished = list[str](), set[int]()
     all_there, over = threading.Barrier(3), threading.Event()
 
-    def fit(work: Any, settings: Any, folder: Path) -> None:
+    def fit(loop: Any, config: Any, settings: Any, folder: Path, restarts: int) -> None:
         if folder.name == "group-2":
             all_there.wait()
             over.wait()
@@ -581,7 +582,7 @@ def test_a_group_with_nothing_left_to_do_is_awaited(
             time.sleep(2 * module.POLL_SECONDS)  # as its workers take to end
         ended.append(folder.name)
 
-    monkeypatch.setattr(module, "_fit", fit)
+    monkeypatch.setattr(module, "fit", fit)
     monkeypatch.setattr(module.TrainConfig, "finished", lambda self, number: number in finished)
     given = tuple(StudentSpec("one_hot", seed, STUDENT, TRAINING) for seed in range(3))
     data = DriverData.of(make_job().data)

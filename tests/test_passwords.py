@@ -18,15 +18,13 @@ from agrekd_ray.config import JobError, check_job, load_job
 from agrekd_ray.config.points import points_of
 from agrekd_ray.config.search import load_search
 from agrekd_ray.errors import TrackingError
-from agrekd_ray.experiment.driver import tracked
+from agrekd_ray.experiment.driver import Driver
 from agrekd_ray.experiment.folder import Folder, RunFolder
 from agrekd_ray.experiment.job import run_job
 from agrekd_ray.passwords import hidden, revealed, without_password
 from agrekd_ray.report import job as report
 from agrekd_ray.report.page import write_report
 from agrekd_ray.search.folder import SearchFolder
-from agrekd_ray.tracking.mlflow_runs import MlflowTracker
-from agrekd_ray.tracking.outbox import Outbox
 
 from .conftest import TINY, merged
 from .test_page import ABOUT, MEMBERS, OUTCOMES, SETTINGS
@@ -203,12 +201,22 @@ def test_a_report_of_an_earlier_version_does_not_tell_it(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("error", [RuntimeError, TrackingError])
-def test_the_reason_of_a_failed_run_does_not_tell_it(tmp_path: Path, error: Any) -> None:
+def test_the_reason_of_a_failed_run_does_not_tell_it(
+    tmp_path: Path, make_job: Any, error: Any
+) -> None:
+    class Failing(Driver[None]):
+        def params(self) -> dict[str, Any]:
+            return {}
+
+        def through(self, run_id: str) -> None:
+            raise error(f"no answer from https://ann:{SECRET}@host")
+
+        def show(self, result: None) -> None:
+            """Nothing."""
+
     folder = Folder(tmp_path)
-    tracker = MlflowTracker(None, "digits", tmp_path)
-    outbox = Outbox(lambda text: None)
-    with pytest.raises(error), tracked(folder, tracker, outbox, "digits", {}):
-        raise error(f"no answer from https://ann:{SECRET}@host")
+    with pytest.raises(error):
+        Failing(folder, Console(quiet=True), make_job(), "digits").run()
     assert "https://ann:***@host" in str(folder.state().reason)
     assert holders(tmp_path) == []
 

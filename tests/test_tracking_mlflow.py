@@ -425,8 +425,8 @@ def test_a_finished_job_has_its_reports(tracker, client, tmp_path):
         (tmp_path / name).write_text("x")
     (tmp_path / "students" / "x" / "model.safetensors").write_text("x")
     summary = {"agre_kd/test/worst_group_accuracy/mean": 0.3}
-    tracker.finish_job(job, tmp_path, "FINISHED", summary, "**good**")
-    tracker.finish_job(job, tmp_path, "FINISHED", summary)
+    tracker.finish_job(job, tmp_path, summary, "**good**")
+    tracker.finish_job(job, tmp_path, summary)
     run = client.get_run(job)
     assert run.info.status == "FINISHED"
     assert run.data.metrics == summary

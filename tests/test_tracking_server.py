@@ -95,7 +95,7 @@ def test_a_server_that_is_stopped_in_mid_run_gets_everything_in_the_end(
     outbox.put(lambda: tracker.log_epochs(run, HISTORY[2:5]))
     outbox.put(lambda: tracker.log_epochs(run, HISTORY[4:]))
     outbox.put(lambda: tracker.finish_student(run, OUTCOME))
-    outbox.put(lambda: tracker.finish_job(job, tmp_path / "reports", "FINISHED", {"x": 1.0}))
+    outbox.put(lambda: tracker.finish_job(job, tmp_path / "reports", {"x": 1.0}))
     assert outbox.drain(patience=0.5) == 4
     server.start()
     assert outbox.drain() == 0

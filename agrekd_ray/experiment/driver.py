@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Generic, TypeVar
 
 from rich.console import Console
+from rich.text import Text
 
 from agrekd_ray import __version__
 from agrekd_ray.cluster.environment import prepare
@@ -20,9 +21,8 @@ from agrekd_ray.experiment.engine import Engine, Handle, LocalEngine
 from agrekd_ray.experiment.folder import Folder
 from agrekd_ray.experiment.monitor import show_progress
 from agrekd_ray.experiment.work import Work
-from agrekd_ray.results import Cost
 from agrekd_ray.tracking.outbox import Outbox
-from agrekd_ray.tracking.tracker import FAILED, KILLED, Tracker, open_tracker
+from agrekd_ray.tracking.tracker import FAILED, KILLED, open_tracker
 
 PATIENCE_AT_FAILURE = 5.0
 """Seconds that a run which has failed waits for an MLflow that is away."""
@@ -69,16 +69,14 @@ class Driver(ABC, Generic[Result]):
     ) -> None:
         self.folder, self.console, self.name, self.tags = folder, console, name, tags
         self.display = Display(console)
-        self.tracker = open_tracker(
-            job.tracking.uri,
-            job.tracking.experiment or job.name,
-            job.runs,
-            wait=False,  # Ray starts meanwhile
-        )
+        tracking = job.tracking  # opened while Ray starts
+        self.tracker = open_tracker(tracking.uri, tracking.experiment or job.name, job.runs)
         self.outbox = Outbox(self.warn)
         self.account = Account(folder.path)
         self.failure: str | None = None
         """What a worker said before it ended the run."""
+        self.unsent = 0
+        """Writes that MLflow did not get."""
 
     def run(self) -> Result:
         """Do what is left of the run.
@@ -91,21 +89,48 @@ class Driver(ABC, Generic[Result]):
             self.recall()
         with (
             self.started(),
-            tracked(
-                self.folder,
-                self.tracker,
-                self.outbox,
-                self.name,
-                self.params(),
-                tags=self.tags,
-                role=self.role,
-            ) as run_id,
+            self.tracked() as run_id,
             self.account,
         ):
             result = self.through(run_id)
         self.folder.finish()
         self.show(result)
         return result
+
+    @contextmanager
+    def tracked(self) -> Iterator[str]:
+        """While the block lasts, the run is running in its folder and in MLflow.
+
+        When the block raises, or MLflow's run cannot be opened, both are left in a state that says
+        what happened, and it raises on.
+
+        Yields:
+            The id of the run in MLflow.
+        """
+        folder, tracker, outbox = self.folder, self.tracker, self.outbox
+        about = {"agrekd.folder": str(folder.path), "agrekd.version": __version__}
+        try:
+            yield tracker.start_job(
+                f"{self.name} {folder.path.name}",
+                self.params(),
+                {**about, **(self.tags or {})},
+                folder.state().tracking_run,
+                self.role,
+                lambda run_id: folder.update(status="running", tracking_run=run_id, reason=None),
+            )
+        except BaseException as error:  # nothing here hides the reason
+            try:
+                state = folder.ended_by(error)
+                run_id, reason = state.tracking_run, state.reason or ""
+                if run_id is not None and state.status != "finished":
+                    status = KILLED if state.status == "interrupted" else FAILED
+                    outbox.put(lambda: tracker.fail(run_id, reason, status))
+                    outbox.drain(PATIENCE_AT_FAILURE)
+            except Exception as second:
+                outbox.note(f"could not record that the run ended: {second}")
+            raise
+        finally:
+            outbox.close()
 
     def recall(self) -> None:
         """Read the results of a run that had come to its end, if they are whole."""
@@ -166,88 +191,42 @@ class Driver(ABC, Generic[Result]):
         """A line of warning that stays."""
         self.display.note(text, "yellow")
 
+    def publish(self, run_id: str, metrics: Mapping[str, float], description: str) -> None:
+        """Give MLflow the run's reports and summary, as `Tracker.finish_job`, and end it there."""
+        self.outbox.put(
+            lambda: self.tracker.finish_job(run_id, self.folder.path, metrics, description)
+        )
+
     def say_end(
         self,
-        cost: Cost,
-        unsent: int,
         stages: tuple[str, str] = ("", ""),
         spent: Iterable[tuple[str, str]] = (),
+        *,
+        plots: bool = True,
     ) -> None:
         """Where everything is and what it cost, a line each.
 
         Args:
-            cost: of all attempts.
-            unsent: writes that MLflow did not get.
             stages: what each stage took, and a heading of that.
             spent: further lines of cost, each with its heading.
+            plots: whether their folder is named.
         """
+        cost = self.account.cost
         for heading, text in (
             ("finished in", cost.in_words),
             stages,
             ("teachers", cost.effort.in_words if cost.effort else ""),
             *spent,
             ("results", str(self.folder.path)),
-            ("plots", str(self.folder.plots)),
+            ("plots", str(self.folder.plots) if plots else ""),
             ("MLflow", self.tracker.ui_command()),
         ):
             if text:
-                self.console.print(f"{heading:<12}{text}", soft_wrap=True)
-        if unsent:
+                self.console.print(Text(f"{heading:<12}{text}"), soft_wrap=True)
+        if self.unsent:
             self.console.print(
                 f"MLflow did not get everything: when it answers again, agrekd resume "
                 f"{self.folder.path}",
                 style="yellow",
                 soft_wrap=True,
             )
-
-
-@contextmanager
-def tracked(
-    folder: Folder,
-    tracker: Tracker,
-    outbox: Outbox,
-    name: str,
-    params: Mapping[str, Any],
-    *,
-    tags: Mapping[str, str] | None = None,
-    role: str = "job",
-) -> Iterator[str]:
-    """While the block lasts, the run is running in its folder and in MLflow.
-
-    When the block raises, or MLflow's run cannot be opened, both are left in a state that says
-    what happened, and it raises on.
-
-    Args:
-        folder: of the run.
-        tracker: MLflow.
-        outbox: through which it is told; closed in any case.
-        name: of the job, study or search.
-        params: see `Tracker.start_job`.
-        tags: further ones, in MLflow.
-        role: see `Tracker.start_job`.
-
-    Yields:
-        The id of the run in MLflow.
-    """
-    try:
-        yield tracker.start_job(
-            f"{name} {folder.path.name}",
-            params,
-            {"agrekd.folder": str(folder.path), "agrekd.version": __version__, **(tags or {})},
-            folder.state().tracking_run,
-            role,
-            lambda run_id: folder.update(status="running", tracking_run=run_id, reason=None),
-        )
-    except BaseException as error:  # nothing here hides the reason
-        try:
-            state = folder.ended_by(error)
-            run_id, reason = state.tracking_run, state.reason or ""
-            if run_id is not None and state.status != "finished":
-                status = KILLED if state.status == "interrupted" else FAILED
-                outbox.put(lambda: tracker.fail(run_id, reason, status))
-                outbox.drain(PATIENCE_AT_FAILURE)
-        except Exception as second:
-            outbox.note(f"could not record that the run ended: {second}")
-        raise
-    finally:
-        outbox.close()

@@ -22,8 +22,8 @@ from agrekd_ray.data import open_dataset
 from agrekd_ray.devices import device_of
 from agrekd_ray.distillation import LocalTeachers, TeacherHost
 from agrekd_ray.errors import RunError
-from agrekd_ray.results import TeacherCost
-from agrekd_ray.student import Student, StudentSpec, read_outcome
+from agrekd_ray.results import Epoch, TeacherCost
+from agrekd_ray.student import Student, StudentSpec
 from agrekd_ray.teachers import Asked, Pool, Recipe, Take, answers
 
 Handle = Callable[[Event], None]
@@ -38,15 +38,15 @@ class Engine(Protocol):
 
     def train_students(
         self,
-        assignments: tuple[StudentSpec, ...],
+        specs: Sequence[StudentSpec],
         checkpoints: dict[str, Path],
         students: Path,
         storage: Path,
     ) -> TeacherCost:
-        """Train the students that are not finished yet; returns what their teachers cost.
+        """Train students; returns what their teachers cost.
 
         Args:
-            assignments: the students, in order.
+            specs: the students, none of them finished, in order.
             checkpoints: folders of the teachers and the biased model, by name.
             students: where finished ones are put.
             storage: for checkpoints of the training under way.
@@ -76,6 +76,17 @@ class Engine(Protocol):
         ...
 
 
+def make_family(pool: Pool, family: Sequence[Recipe], device: str, handle: Handle) -> None:
+    """Make one family of models, see `Pool.make`; its epochs and ends are told."""
+
+    def progress(name: str, epoch: int, epochs: int) -> None:
+        handle(TeacherEpoch(name, epoch, epochs))
+
+    pool.make(family, device, progress)
+    for recipe in family:
+        handle(TeacherDone(recipe.name))
+
+
 class LocalEngine:
     """Everything in this process, without Ray: the reference, and the place to debug.
 
@@ -98,19 +109,11 @@ class LocalEngine:
         """See `Engine.make_teachers`."""
         pool = Pool(self._job.teachers.store, open_dataset(self._job.data))
         for family in families:
-            pool.make(
-                family,
-                self.device,
-                progress=lambda name, epoch, epochs: self._handle(
-                    TeacherEpoch(name, epoch, epochs)
-                ),
-            )
-            for recipe in family:
-                self._handle(TeacherDone(recipe.name))
+            make_family(pool, family, self.device, self._handle)
 
     def train_students(
         self,
-        assignments: tuple[StudentSpec, ...],
+        specs: Sequence[StudentSpec],
         checkpoints: dict[str, Path],
         students: Path,
         storage: Path,
@@ -135,21 +138,15 @@ class LocalEngine:
             return TeacherCost(forwards=host.forwards, seconds=host.seconds, spans=host.spans)
 
         storage.mkdir(parents=True, exist_ok=True)
-        for assignment in assignments:
-            if read_outcome(students / assignment.name) is not None:
-                continue
-            student = Student(assignment, dataset, source, device=self.device)
-            state = student.take_up(storage)
-            while not student.done:
-                record = student.epoch()
-                student.save_state(state)
+        for spec in specs:
+
+            def heard(record: Epoch, spec: StudentSpec = spec) -> None:
                 self._handle(TeacherCostSoFar(effort()))
-                if record is not None:
-                    epochs = assignment.training.epochs
-                    self._handle(StudentEpoch(assignment.name, epochs, record))
-            for outcome in student.finish(students):
-                self._handle(StudentDone(outcome))
-            state.unlink(missing_ok=True)
+                self._handle(StudentEpoch(spec.name, spec.training.epochs, record))
+
+            student = Student(spec, dataset, source, device=self.device)
+            for result in student.train(storage, students, heard):
+                self._handle(StudentDone(result))
         return effort()
 
     def ask(self, asked: Sequence[Asked], take: Take) -> None:

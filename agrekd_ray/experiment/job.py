@@ -37,7 +37,7 @@ from agrekd_ray.report import job as report
 from agrekd_ray.report.archive import RESULTS, JobArchive, read_job
 from agrekd_ray.results import Cost, Diagnostics, StudentResult, TeacherCost, TeacherResult
 from agrekd_ray.student import read_outcome, write_outcome
-from agrekd_ray.tracking.tracker import DEGRADED
+from agrekd_ray.tracking.tracker import DEGRADED, Tracker
 from agrekd_ray.training import agreement, calibration, score
 
 
@@ -86,6 +86,23 @@ def cost_metrics(cost: Cost, outcomes: Sequence[StudentResult]) -> dict[str, flo
     if steps and min(steps) > 0:
         figures["cost/teacher_steps"] = effort.seconds / min(steps)
     return figures
+
+
+def log_model(tracker: Tracker, run: str, checkpoint: Path, dataset: Dataset) -> str:
+    """A student as a model in MLflow.
+
+    Args:
+        tracker: MLflow.
+        run: of the student.
+        checkpoint: folder of the student.
+        dataset: whose test split says what a student is given.
+
+    Returns:
+        The model's id.
+    """
+    inputs = dataset.inputs(dataset.splits[TEST][:2], None)
+    example = np.ascontiguousarray(inputs.numpy())
+    return tracker.log_model(run, load(checkpoint)[0], example, dataset.classes)
 
 
 def outcomes_of(folder: RunFolder) -> list[StudentResult]:
@@ -145,7 +162,6 @@ class _JobDriver(Driver[list[StudentResult]]):
         self._to_log: set[str] = set()
         """Students whose model MLflow gets, or has got."""
         self._logged, self._counts, self._stopped = 0, False, False
-        self._unsent = 0
         self._engine: Future[Engine] | None = None
         self._importing: Thread | None = None
 
@@ -201,7 +217,7 @@ class _JobDriver(Driver[list[StudentResult]]):
                 self.display.stage("results", 0, "")
                 self._reports(outcomes, cost)
                 self._publish(run_id, outcomes, cost)
-                self._unsent = self.outbox.drain()
+                self.unsent = self.outbox.drain()
                 return outcomes
         except BaseException:
             self._stopped = True  # models are left to `resume`: they would hold up the end
@@ -315,12 +331,6 @@ class _JobDriver(Driver[list[StudentResult]]):
             path, outcomes, members, biased, about, diagnostics, anew=anew, draw=self.draws
         )
 
-    @functools.cached_property
-    def _example(self) -> np.ndarray:
-        """Inputs that tell MLflow what a student is given."""
-        inputs = self.dataset.inputs(self.dataset.splits[TEST][:2], None)
-        return np.ascontiguousarray(inputs.numpy())
-
     def _log_model(self, outcome: StudentResult) -> None:
         """A student as a model in MLflow, which it becomes while the next ones train."""
         if not self.job.tracking.models or outcome.checkpoint is None:
@@ -328,13 +338,12 @@ class _JobDriver(Driver[list[StudentResult]]):
         if outcome.name in self._to_log:
             return
         self._to_log.add(outcome.name)
+        folder = self.folder.path / outcome.checkpoint
 
         def log() -> None:
             if self._stopped:
                 return
-            model, _ = load(self.folder.path / str(outcome.checkpoint))
-            run = self.monitor.run(outcome)
-            self.tracker.log_model(run, model, self._example, self.dataset.classes)
+            log_model(self.tracker, self.monitor.run(outcome), folder, self.dataset)
             self._logged += 1
             if self._counts:
                 self.display.advance(outcome.name)
@@ -360,12 +369,7 @@ class _JobDriver(Driver[list[StudentResult]]):
         if degraded := report.degraded_lines(outcomes):
             tags = {DEGRADED: "; ".join(degraded)}
             self.outbox.put(lambda: self.tracker.set_tags(run_id, tags))
-        description = report.description(outcomes, self._members()[0])
-        self.outbox.put(
-            lambda: self.tracker.finish_job(
-                run_id, self.folder.path, "FINISHED", metrics, description
-            )
-        )
+        self.publish(run_id, metrics, report.description(outcomes, self._members()[0]))
 
     def show(self, outcomes: list[StudentResult]) -> None:
         cost, console = self.account.cost, self.console
@@ -375,7 +379,7 @@ class _JobDriver(Driver[list[StudentResult]]):
         report.render_degraded(report.degraded_lines(outcomes), console)
         again = self.known is not None or cost.attempts > 1
         stages = ("this time" if again else "of them", ", ".join(self.display.stages()))
-        self.say_end(cost, self._unsent, stages, _spent_lines(outcomes, cost.effort))
+        self.say_end(stages, _spent_lines(outcomes, cost.effort))
 
 
 def _spent_lines(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -25,17 +26,60 @@ SECONDS_BETWEEN_WRITES = 5.0
 
 
 def show_progress(display: Display, event: Event) -> None:
-    """On the progress line, what the teachers did; a note as a line that stays."""
+    """On the progress line, what teachers and students did; a note as a line that stays."""
     if isinstance(event, TeacherEpoch):
         display.advance(f"{event.name} epoch {event.epoch}/{event.epochs}")
     elif isinstance(event, TeacherDone):
         display.advance(f"{event.name} finished", 0)
+    elif isinstance(event, StudentEpoch):
+        point, _, student = event.student.rpartition("/students/")  # of a study
+        val = event.epoch.val
+        display.advance(
+            f"{point.replace(',', ' ')} {student} epoch {event.epoch.epoch + 1}/{event.epochs}, "
+            f"val {val.worst} {val.worst_group_accuracy:.1%}".lstrip()
+        )
     elif isinstance(event, OutputsDone):
         # Where the line counts students' epochs, their teachers take turns before the first one.
         steps = event.samples if display.unit == RECORDED else 0
         display.advance(f"view {event.view}", steps)
     elif isinstance(event, Notice):
         display.note(event.text, "yellow")
+
+
+class EpochWriter:
+    """Writes epochs to MLflow, several at once: that costs about the same for one as for many.
+
+    Args:
+        tracker: MLflow.
+        outbox: through which it is told.
+    """
+
+    def __init__(self, tracker: Tracker, outbox: Outbox) -> None:
+        self._tracker, self._outbox = tracker, outbox
+        self._unwritten: dict[str, tuple[Callable[[], str], list[Epoch]]] = {}
+        self._written = time.monotonic()
+
+    def add(self, name: str, run: Callable[[], str], epochs: Sequence[Epoch]) -> None:
+        """Epochs of a student or trial of this name, and what gives its run."""
+        self._unwritten.setdefault(name, (run, []))[1].extend(epochs)
+        if time.monotonic() - self._written >= SECONDS_BETWEEN_WRITES:
+            self.flush()
+
+    def drop(self, name: str) -> None:
+        """Leave out what is unwritten of a student, whose history is written whole."""
+        self._unwritten.pop(name, None)
+
+    def flush(self) -> None:
+        """Write what is left."""
+        unwritten, self._unwritten = self._unwritten, {}
+        self._written = time.monotonic()
+
+        def write() -> None:
+            for run, epochs in unwritten.values():
+                self._tracker.log_epochs(run(), epochs)
+
+        if unwritten:
+            self._outbox.put(write)
 
 
 class Monitor:
@@ -59,9 +103,8 @@ class Monitor:
         self._assignments = {assignment.name: assignment for assignment in assignments}
         self._seen: set[tuple[str, int]] = set()
         self._runs: dict[str, str] = {}
-        self._unwritten: dict[str, list[Epoch]] = {}
+        self._epochs = EpochWriter(tracker, outbox)
         self._finished: set[str] = set()
-        self._written = time.monotonic()
 
     def handle(self, event: Event) -> None:
         """One event."""
@@ -77,7 +120,7 @@ class Monitor:
         if outcome.name in self._finished:
             return
         self._finished.add(outcome.name)
-        self._unwritten.pop(outcome.name, None)
+        self._epochs.drop(outcome.name)
 
         def write() -> None:
             run = self.run(outcome)
@@ -100,54 +143,34 @@ class Monitor:
         if (event.student, epoch.epoch) in self._seen:
             return
         self._seen.add((event.student, epoch.epoch))
-        self._display.advance(
-            f"{event.student} epoch {epoch.epoch + 1}/{event.epochs}, val {epoch.val.worst} "
-            f"{epoch.val.worst_group_accuracy:.1%}"
-        )
-        self._unwritten.setdefault(event.student, []).append(epoch)
-        if time.monotonic() - self._written >= SECONDS_BETWEEN_WRITES:
-            self._write_epochs()
-
-    def _write_epochs(self) -> None:
-        """Several at once: a write costs the store about the same for one epoch as for many."""
-        unwritten, self._unwritten = self._unwritten, {}
-        self._written = time.monotonic()
-
-        def write() -> None:
-            for student, epochs in unwritten.items():
-                self._tracker.log_epochs(self.run(self._assignments[student]), epochs)
-
-        self._outbox.put(write)
+        show_progress(self._display, event)
+        student = self._assignments[event.student]
+        self._epochs.add(event.student, lambda: self.run(student), [epoch])
 
 
-def student_params(given: StudentSpec) -> dict[str, Any]:
+def student_params(student: StudentSpec) -> dict[str, Any]:
     """What a student is made of, flat, under the same names for jobs and searches."""
     params: dict[str, Any] = {
-        "teachers": given.teachers,
-        **_flat("student.model", given.model.model_dump()),
-        **_flat("student.training", given.training.model_dump()),
+        "teachers": student.teachers,
+        **flat(student.model.model_dump(), "student.model."),
+        **flat(student.training.model_dump(), "student.training."),
     }
-    if given.spec is not None:
-        weighting = given.spec.sample_weighting
+    if (spec := student.spec) is not None:
+        weighting = spec.sample_weighting
         params |= {
-            "distillation.strategy": given.spec.strategy,
-            "distillation.temperature": given.spec.temperature,
-            "distillation.alpha": given.spec.alpha,
-            **_flat(f"distillation.{given.spec.strategy}", given.spec.options),
-            **_flat("distillation.sample_weighting", asdict(weighting) if weighting else {}),
+            "distillation.strategy": spec.strategy,
+            "distillation.temperature": spec.temperature,
+            "distillation.alpha": spec.alpha,
+            **flat(spec.options, f"distillation.{spec.strategy}."),
+            **flat(asdict(weighting) if weighting else {}, "distillation.sample_weighting."),
         }
     return params
 
 
-def _flat(prefix: str, values: dict[str, Any]) -> dict[str, Any]:
-    """Nested values under dotted keys."""
-    flat: dict[str, Any] = {}
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values under their dotted paths, each with a prefix."""
+    by_path: dict[str, Any] = {}
     for key, value in values.items():
-        name = f"{prefix}.{key}" if prefix else key
-        flat |= _flat(name, value) if isinstance(value, dict) else {name: value}
-    return flat
-
-
-def flat(values: dict[str, Any]) -> dict[str, Any]:
-    """A job's values under their dotted paths."""
-    return _flat("", values)
+        nested = isinstance(value, dict)
+        by_path |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return by_path

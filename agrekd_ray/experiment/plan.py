@@ -9,6 +9,7 @@ from pathlib import Path
 from agrekd_ray.config import Job
 from agrekd_ray.config.job import SEEDS_APART
 from agrekd_ray.core.weighting import STRATEGIES
+from agrekd_ray.data import Dataset
 from agrekd_ray.distillation import DistillationSpec
 from agrekd_ray.student import StudentSpec
 from agrekd_ray.teachers import Draw, Pool, Recipe, draw
@@ -106,6 +107,11 @@ def _members(job: Job, kind: str, seed: int, count: int) -> tuple[Recipe, ...]:
         "dfr": job.teachers.dfr if kind == "dfr" else None,
     }
     return tuple(Recipe.model_validate({**shared, "seed": first + n}) for n in range(count))
+
+
+def views_of(dataset: Dataset, epochs: int) -> list[int]:
+    """Numbers of the views that so many epochs of training show."""
+    return sorted({dataset.view(epoch) for epoch in range(epochs)})
 
 
 def epochs_of(families: Sequence[Sequence[Recipe]]) -> int:

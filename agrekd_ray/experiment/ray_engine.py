@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from agrekd_ray.cluster.channel import Channel
-from agrekd_ray.cluster.events import Emit, Notice
+from agrekd_ray.cluster.events import Began, Emit, Event, Notice
 from agrekd_ray.cluster.nodes import (
     DriverData,
     cluster_nodes,
@@ -15,7 +17,7 @@ from agrekd_ray.cluster.nodes import (
     look_for_room,
     settled_nodes,
 )
-from agrekd_ray.cluster.placement import Node, ResourceRequest, place
+from agrekd_ray.cluster.placement import Node, ResourceRequest, check_room, place
 from agrekd_ray.cluster.session import RaySession
 from agrekd_ray.config import Job
 from agrekd_ray.data import open_dataset
@@ -33,11 +35,12 @@ from agrekd_ray.experiment.gpus import (
     workers_of,
 )
 from agrekd_ray.experiment.listener import Listener
+from agrekd_ray.experiment.plan import views_of
 from agrekd_ray.experiment.teacher_provider import TeacherProvider, cpus_of_finished
-from agrekd_ray.experiment.teacher_tasks import ask_all, make_all
-from agrekd_ray.experiment.waiting import First, Waiting
+from agrekd_ray.experiment.teacher_tasks import Task, ask_all, make, run_tasks
+from agrekd_ray.experiment.waiting import says_what_waits
 from agrekd_ray.results import TeacherCost
-from agrekd_ray.student import StudentSpec, read_outcome
+from agrekd_ray.student import StudentSpec
 from agrekd_ray.student.group import TrainConfig, train_group
 from agrekd_ray.student.shared_work import Pace
 from agrekd_ray.teachers import Asked, Recipe, Take
@@ -86,36 +89,41 @@ class RayEngine:
         )
         room = with_share(training_of_a_teacher(job), share)
         self._say_idle(numbered(job), [room] * len(families), nodes, "teachers")
-        first = First()
-        with Waiting([room], emit, first.awaited), self.listening(first.watch):
-            first.look_for_room(room, emit)
-            make_all(families, job.teachers.store, DriverData.of(job.data), room, emit)
+        with self._waiting([room]):
+            data, store = DriverData.of(job.data), job.teachers.store
+            what = "training a teacher"
+            tasks = [Task(room, (family, store, data, emit), what) for family in families]
+            run_tasks(make, dict(enumerate(tasks)))
 
     def train_students(
         self,
-        assignments: tuple[StudentSpec, ...],
+        specs: Sequence[StudentSpec],
         checkpoints: dict[str, Path],
         students: Path,
         storage: Path,
     ) -> TeacherCost:
         """See `Engine.train_students`."""
         samples = open_dataset(self._job.data)
-        epochs = max((a.training.epochs for a in assignments if a.spec), default=0)
-        views = sorted({samples.view(epoch) for epoch in range(epochs)})
+        taught_epochs = max((spec.training.epochs for spec in specs if spec.spec), default=0)
         emit, nodes = self._channel.emit, settled_nodes()
-        left = [a for a in assignments if read_outcome(students / a.name) is None]
-        models, most = [assignment.model for assignment in left], self._job.student.at_once
-        pace = Pace(left)
+        models, most = [spec.model for spec in specs], self._job.student.at_once
+        pace = Pace(specs)
         side_by_side = groups_at_once(
             self._job,
             nodes,
             samples,
             models=models,
-            most=len(left) if most == "auto" else min(most, len(left)),
+            most=len(specs) if most == "auto" else min(most, len(specs)),
             crowded=most != "auto",
         )
         teaching = TeacherProvider(
-            self._job, checkpoints, samples, views, emit, models=models, groups=side_by_side
+            self._job,
+            checkpoints,
+            samples,
+            views_of(samples, taught_epochs),
+            emit,
+            models=models,
+            groups=side_by_side,
         )
         job, workers = teaching.job, workers_of(teaching.job.student)
 
@@ -136,7 +144,7 @@ class RayEngine:
             busy = [*workers * side_by_side, *teaching.hosted]
             self._say_idle(job, busy, nodes, *keys)
             work = TrainConfig(
-                assignments,
+                tuple(specs),
                 DriverData(job.data, samples.fingerprint),
                 source,
                 students,
@@ -144,7 +152,7 @@ class RayEngine:
                 emit,
                 job.fleet.look_ahead,
             )
-            with Waiting(workers, emit, group_waits):
+            with says_what_waits(workers, emit, group_waits):
                 train_group(work, job.student, another)
         return teaching.effort
 
@@ -157,12 +165,29 @@ class RayEngine:
             room, gpus = self._asking(one), self._job.fleet.of(one.name).gpus or 0
             share = share_of_task(room, gpus, len(asked), nodes, lambda: most_of_finished(folders))
             rooms[one] = with_share(room, share)
-        different = list({room.in_words: room for room in rooms.values()}.values())
-        first = First()
-        with Waiting(different[:1], emit, first.awaited), self.listening(first.watch):
-            for room in different:
-                first.look_for_room(room, emit)
+        with self._waiting(list({room.in_words: room for room in rooms.values()}.values())):
             ask_all(rooms, DriverData.of(self._job.data), take, emit)
+
+    @contextmanager
+    def _waiting(self, rooms: Sequence[ResourceRequest]) -> Iterator[None]:
+        """While the block runs tasks that take such rooms, events are heard, and waits are said.
+
+        What has room when it is asked for does not wait: its process starts, and imports PyTorch.
+        """
+        emit, begun = self._channel.emit, threading.Event()
+
+        def watch(event: Event) -> None:
+            if isinstance(event, Began):
+                begun.set()
+
+        with (
+            says_what_waits(rooms[:1], emit, lambda: not begun.is_set()),
+            self.listening(watch),
+        ):
+            for room in rooms:
+                if not check_room([], [room], look_for_room([], [room], emit)):
+                    begun.set()
+            yield
 
     def _asking(self, one: Asked) -> ResourceRequest:
         """Room that a finished model takes to answer, besides a GPU: as a teacher in the fleet."""

@@ -12,7 +12,7 @@ from agrekd_ray.errors import RunError
 from agrekd_ray.experiment.display import Display, ready_data
 from agrekd_ray.experiment.driver import open_engine
 from agrekd_ray.experiment.monitor import show_progress
-from agrekd_ray.experiment.plan import make_plan
+from agrekd_ray.experiment.plan import make_plan, views_of
 from agrekd_ray.experiment.settled import settled
 from agrekd_ray.experiment.work import Work
 from agrekd_ray.results import TeacherCost
@@ -45,7 +45,7 @@ def record_job(job: Job, console: Console) -> TeacherCost:
         ready_data(samples, display, dfr=job.retrains)
     work = Work.of(job, plan, job.runs)
     work.recipes = list(plan.draw.recipes.values())  # nobody else is recorded
-    views = work.views(job.student.training.epochs)
+    views = views_of(samples, job.student.training.epochs)
     cost = TeacherCost()
     if work.pool.missing(work.recipes) or work.cache().missing(views):
         with Display(console) as display:

@@ -20,10 +20,8 @@ from typing import Any
 from rich.console import Console
 
 from agrekd_ray.cluster.environment import prepare
-from agrekd_ray.cluster.events import Event, StudentEpoch
 from agrekd_ray.config import Job
 from agrekd_ray.config.points import points_of
-from agrekd_ray.config.sweep import Setting
 from agrekd_ray.data import open_dataset, splits_in_words
 from agrekd_ray.experiment.account import Account
 from agrekd_ray.experiment.display import prepare_data, ready_data
@@ -119,7 +117,6 @@ class _StudyDriver(Driver[StudyResult]):
         self.known: StudyResult | None = None
         """Of a study that had come to its end: only what is missing is added to it."""
         self.splits: list[str] = []
-        self._unsent = 0
 
     def params(self) -> Mapping[str, Any]:
         return flat(self.job.model_dump(mode="json", exclude={"published"}))
@@ -134,7 +131,9 @@ class _StudyDriver(Driver[StudyResult]):
                 if (splits := splits_in_words(dataset)) not in self.splits:
                     self.splits.append(splits)
                 ready_data(dataset, self.display, dfr=job.retrains)
-            self.folders = [self._point_folder(setting, job) for setting, job in self.points]
+            self.folders = [
+                RunFolder.inside(self.root / setting.folder, job) for setting, job in self.points
+            ]
             if self.known is None:
                 self.tracker.reopen(run_id)
             self._train(run_id)
@@ -149,10 +148,7 @@ class _StudyDriver(Driver[StudyResult]):
 
     def show(self, result: StudyResult) -> None:
         show(result, self.console)
-        self.say_end(self.account.cost, self._unsent)
-
-    def _point_folder(self, setting: Setting, job: Job) -> RunFolder:
-        return RunFolder.inside(self.root / setting.folder, job)
+        self.say_end()
 
     def _train(self, run_id: str) -> None:
         """Everything that needs an engine, cohort by cohort, whose results then stand."""
@@ -228,17 +224,6 @@ class _StudyDriver(Driver[StudyResult]):
         finally:
             session.close()
 
-    def handle(self, event: Event) -> None:
-        if not isinstance(event, StudentEpoch):
-            super().handle(event)
-            return
-        point, _, student = event.student.partition("/students/")
-        worst = event.epoch.val.worst_group_accuracy
-        self.display.advance(
-            f"{point.replace(',', ' ')} {student} epoch {event.epoch.epoch + 1}/"
-            f"{event.epochs}, val {event.epoch.val.worst} {worst:.1%}"
-        )
-
     def _finish(self, numbers: Sequence[int], run_id: str) -> None:
         """Votes, tables and MLflow of points; with more to come, the files of those so far."""
         self.display.stage("points", len(numbers), "points")
@@ -280,16 +265,9 @@ class _StudyDriver(Driver[StudyResult]):
         )
 
     def _publish(self, run_id: str, result: StudyResult) -> None:
-        self.outbox.put(
-            lambda: self.tracker.finish_job(
-                run_id,
-                self.folder.path,
-                "FINISHED",
-                result.metrics() | cost_metrics(result.cost, result.outcomes),
-                markdown(result),
-            )
-        )
-        self._unsent = self.outbox.drain()
+        metrics = result.metrics() | cost_metrics(result.cost, result.outcomes)
+        self.publish(run_id, metrics, markdown(result))
+        self.unsent = self.outbox.drain()
 
 
 def placement(job: Job) -> str:

@@ -24,7 +24,7 @@ from agrekd_ray.data import Dataset, Samples
 from agrekd_ray.distillation import Replay, Source
 from agrekd_ray.errors import RunError
 from agrekd_ray.experiment.gpus import with_gpus, workers_of
-from agrekd_ray.experiment.teacher_tasks import record_views
+from agrekd_ray.experiment.teacher_tasks import Task, record, run_tasks
 from agrekd_ray.files import exists
 from agrekd_ray.fleet.fleet import Fleet, fits, turns
 from agrekd_ray.fleet.logits_server import LogitsServer
@@ -89,6 +89,7 @@ class TeacherProvider(AbstractContextManager["TeacherProvider"]):
         emit: tells the driver.
         models: of the students that train beside them; none where only records are made.
         groups: of workers that train side by side.
+        beside: how many of them must find room beside the teachers; the others may come later.
     """
 
     def __init__(
@@ -100,9 +101,11 @@ class TeacherProvider(AbstractContextManager["TeacherProvider"]):
         emit: Emit,
         models: Collection[Model] = (),
         groups: int = 1,
+        beside: int = 1,
     ) -> None:
         self._checkpoints, self._samples = checkpoints, samples
-        self._views, self._emit, self._groups = views, emit, groups
+        self._views, self._emit = views, emit
+        self._groups, self._beside = groups, beside
         self._fleet: Fleet | None = None
         self._outputs: LogitsCache | None = None
         self._missing: list[tuple[str, int]] = []
@@ -185,18 +188,20 @@ class TeacherProvider(AbstractContextManager["TeacherProvider"]):
         return ResourceRequest("the recording of the teachers", {"CPU": cpus})
 
     def _record_in_a_task(self, outputs: LogitsCache) -> None:
-        job = self._job
-        cost = record_views(
-            self._checkpoints,
+        job, costs = self._job, list[TeacherCost]()
+        arguments = (
+            {name: folder.resolve() for name, folder in self._checkpoints.items()},
             DriverData(job.data, self._samples.fingerprint),
             job.fleet,
             job.outputs,
             sorted({view for _, view in self._missing}),
-            self._room,
             self._emit,
         )
+        # Ray gives the task to a process that has made or asked teachers, and has all it needs.
+        task = Task(self._room, arguments, "recording the teachers")
+        run_tasks(record, {0: task}, lambda _, cost: costs.append(cost))
         self._missing = outputs.missing(self._views)
-        self.effort = replace(self.effort + cost, recorded=outputs.bytes())
+        self.effort = replace(self.effort + costs[0], recorded=outputs.bytes())
         self._emit(TeacherCostSoFar(self.effort))
         self._emit(Notice("the teachers' outputs are recorded; no actor is started for them"))
 
@@ -277,7 +282,7 @@ class TeacherProvider(AbstractContextManager["TeacherProvider"]):
             self._emit,
             outputs=job.outputs if self._outputs else None,
             askers=job.student.workers * self._groups,
-            students=() if alone else workers_of(job.student),
+            students=() if alone else workers_of(job.student) * self._beside,
         )
         return self._fleet
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import ray
@@ -14,10 +14,11 @@ import torch
 from ray.exceptions import RayError
 
 from agrekd_ray.cluster.channel import plain_error
-from agrekd_ray.cluster.events import Began, Emit, TeacherDone, TeacherEpoch
+from agrekd_ray.cluster.events import Began, Emit
 from agrekd_ray.cluster.fleet_settings import FleetSettings
 from agrekd_ray.cluster.nodes import DriverData, device_here
 from agrekd_ray.cluster.placement import ResourceRequest
+from agrekd_ray.experiment.engine import make_family
 from agrekd_ray.fleet.actors import host_here
 from agrekd_ray.logits import OutputSettings
 from agrekd_ray.results import TeacherCost
@@ -26,35 +27,7 @@ from agrekd_ray.teachers.pool import Pool, Recipe
 
 RETRIES = 3
 """Of a task whose process dies."""
-
-
-def make_all(
-    families: Sequence[Sequence[Recipe]],
-    store: Path,
-    data: DriverData,
-    room: ResourceRequest,
-    emit: Emit,
-) -> None:
-    """Make families of models, as many at a time as the cluster has room for.
-
-    A task whose process dies is tried again; what is finished stays in the store.
-
-    Args:
-        families: see `Pool.make`.
-        store: folder of the pool.
-        data: that they are trained on.
-        room: that the training of one takes.
-        emit: tells the driver.
-
-    Raises:
-        AgrekdError: what a task raised.
-        RunError: a task's process died over and over.
-    """
-    task = ray.remote(_make).options(**placed(room))
-    each(
-        {task.remote(family, store, data, emit): "training a teacher" for family in families},
-        lambda _, done: None,
-    )
+Key = TypeVar("Key")
 
 
 def ask_all(
@@ -74,70 +47,28 @@ def ask_all(
         AgrekdError: what a task raised.
         RunError: a task's process died over and over.
     """
-    tasks = {
-        ray.remote(_ask)
-        .options(**placed(room))
-        .remote(
-            replace(one, folder=one.folder.resolve()),
-            data,
-            emit,
-        ): one
-        for one, room in asked.items()
-    }
+    tasks = {}
+    for model, room in asked.items():
+        absolute = replace(model, folder=model.folder.resolve())
+        tasks[model] = Task(room, (absolute, data, emit), f"evaluating {model.name}")
 
-    def done(task: Any, said: dict[str, np.ndarray]) -> None:
-        take(tasks[task], {k: torch.from_numpy(np.array(v)) for k, v in said.items()})
+    def done(model: Asked, logits: dict[str, np.ndarray]) -> None:
+        take(model, {split: torch.from_numpy(np.array(l_NC)) for split, l_NC in logits.items()})
 
-    each({task: f"evaluating {one.name}" for task, one in tasks.items()}, done)
+    run_tasks(_ask, tasks, done)
 
 
-def record_views(
-    checkpoints: Mapping[str, Path],
-    data: DriverData,
-    fleet: FleetSettings,
-    outputs: OutputSettings,
-    views: Sequence[int],
-    room: ResourceRequest,
-    emit: Emit,
-) -> TeacherCost:
-    """Record what teachers say to whole views, all of them in one process.
-
-    Ray gives the task to a process that has made or asked teachers, and has all that it needs. One
-    that dies is tried again, and goes on with the rows that are there.
+def make(family: Sequence[Recipe], store: Path, data: DriverData, emit: Emit) -> None:
+    """Make one family of models in this process; what is finished stays in the store.
 
     Args:
-        checkpoints: folders by teacher's name.
-        data: whose training split is shown.
-        fleet: how the teachers compute.
-        outputs: where they are recorded, on this node.
-        views: their numbers.
-        room: that the process takes.
+        family: see `Pool.make`.
+        store: folder of the pool.
+        data: that they are trained on.
         emit: tells the driver.
-
-    Raises:
-        AgrekdError: what a teacher raised.
-        RunError: the process died over and over.
     """
-    folders = {name: folder.resolve() for name, folder in checkpoints.items()}
-    costs: list[TeacherCost] = []
-    task = ray.remote(_record).options(**placed(room))
-    each(
-        {task.remote(folders, data, fleet, outputs, views, emit): "recording the teachers"},
-        lambda _, cost: costs.append(cost),
-    )
-    return costs[0]
-
-
-def _make(family: Sequence[Recipe], store: Path, data: DriverData, emit: Emit) -> None:
-    """Make one family of models in this process."""
     device = _begun(emit)
-
-    def progress(name: str, epoch: int, epochs: int) -> None:
-        emit(TeacherEpoch(name, epoch, epochs))
-
-    Pool(store, data.open()).make(family, device, progress)
-    for recipe in family:
-        emit(TeacherDone(recipe.name))
+    make_family(Pool(store, data.open()), family, device, emit)
 
 
 def _ask(asked: Asked, data: DriverData, emit: Emit) -> dict[str, np.ndarray]:
@@ -147,7 +78,7 @@ def _ask(asked: Asked, data: DriverData, emit: Emit) -> dict[str, np.ndarray]:
     return {split: logits_NC.numpy() for split, logits_NC in said.items()}
 
 
-def _record(
+def record(
     checkpoints: Mapping[str, Path],
     data: DriverData,
     fleet: FleetSettings,
@@ -155,7 +86,16 @@ def _record(
     views: Sequence[int],
     emit: Emit,
 ) -> TeacherCost:
-    """Record views in this process."""
+    """Record what teachers say to whole views in this process; rows that are there are kept.
+
+    Args:
+        checkpoints: absolute folders by teacher's name.
+        data: whose training split is shown.
+        fleet: how the teachers compute.
+        outputs: where they are recorded, on this node.
+        views: their numbers.
+        emit: tells the driver.
+    """
     host = host_here(checkpoints, data, fleet, _begun(emit), outputs)
     for view in views:
         host.complete(view)
@@ -178,34 +118,56 @@ def task_device() -> str:
     return device_here()
 
 
-def placed(room: ResourceRequest) -> dict[str, Any]:
-    """Options of a task that takes such room."""
-    resources = dict(room.resources)
-    return {
-        "num_cpus": resources.pop("CPU", 0),
-        "num_gpus": resources.pop("GPU", 0),
-        "resources": resources,
-        "label_selector": dict(room.labels) or None,
-        "max_retries": RETRIES,
-    }
+@dataclass(frozen=True)
+class Task:
+    """A call of a function in a process of its own.
+
+    Attributes:
+        room: that it takes.
+        arguments: of the function.
+        what: it does, in words.
+    """
+
+    room: ResourceRequest
+    arguments: tuple[Any, ...]
+    what: str
 
 
-def each(tasks: Mapping[Any, str], done: Callable[[Any, Any], None]) -> None:
-    """Wait for every task; where one fails, the others are stopped.
+def run_tasks(
+    function: Callable[..., Any],
+    tasks: Mapping[Key, Task],
+    done: Callable[[Key, Any], None] = lambda key, result: None,
+) -> None:
+    """Run Ray tasks, as many at a time as the cluster has room for; all stop where one fails.
 
     Args:
-        tasks: what each does, in words.
-        done: gets a task and what it returned.
+        function: that each calls; called again where its process dies.
+        tasks: by any key.
+        done: gets a key and what its task returned, in the order in which they finish.
+
+    Raises:
+        AgrekdError: what a task raised, or its process died over and over.
     """
-    pending = list(tasks)
+    keys = {}
+    for key, task in tasks.items():
+        resources = dict(task.room.resources)
+        remote = ray.remote(function).options(
+            num_cpus=resources.pop("CPU", 0),
+            num_gpus=resources.pop("GPU", 0),
+            resources=resources,
+            label_selector=dict(task.room.labels) or None,
+            max_retries=RETRIES,
+        )
+        keys[remote.remote(*task.arguments)] = key
+    pending = list(keys)
     try:
         while pending:
             (finished, *_), pending = ray.wait(pending)
             try:
-                told = ray.get(finished)
+                result = ray.get(finished)
             except RayError as error:
-                raise plain_error(error, tasks[finished]) from None
-            done(finished, told)
+                raise plain_error(error, tasks[keys[finished]].what) from None
+            done(keys[finished], result)
     finally:
-        for task in pending:
-            ray.cancel(task, force=True)
+        for task_left in pending:
+            ray.cancel(task_left, force=True)

@@ -109,10 +109,6 @@ class Work:
         display.stage(f"teachers {part}".strip(), epochs_of(families), "epochs")
         engine.make_teachers(families)
 
-    def views(self, epochs: int) -> list[int]:
-        """Numbers of the views that so many epochs of training show."""
-        return sorted({self.dataset.view(epoch) for epoch in range(epochs)})
-
     def cache(self) -> LogitsCache:
         """The records of what everybody who teaches says."""
         return LogitsCache(
@@ -178,5 +174,5 @@ class Work:
             return None
         taught = any(spec.spec for spec in left)
         checkpoints = self.checkpoints if taught else {}
-        cost = engine.train_students(tuple(left), checkpoints, self.students, self.storage)
+        cost = engine.train_students(left, checkpoints, self.students, self.storage)
         return cost if taught else None

@@ -49,7 +49,7 @@ from agrekd_ray.report.settings_plots import (
 from agrekd_ray.report.style import draw_plots
 from agrekd_ray.report.tables import Table, numbers, words, write_csv
 from agrekd_ray.report.tables import show as show_table
-from agrekd_ray.results import Cost, Metrics, TeacherResult
+from agrekd_ray.results import Metrics, TeacherResult
 from agrekd_ray.results.frame import difference
 from agrekd_ray.results.intervals import signed
 from agrekd_ray.results.metrics import (
@@ -159,16 +159,8 @@ def write_trials(path: Path, trials: Sequence[TrialResult]) -> None:
 # --- the screen ------------------------------------------------------------------------------
 
 
-def show(result: SearchResult, cost: Cost, console: Console, mlflow: str, unsent: int) -> None:
-    """The end of a search on the screen.
-
-    Args:
-        result: what came out.
-        cost: of all attempts, to their ends.
-        console: to print on.
-        mlflow: what a person types to see the runs.
-        unsent: writes that MLflow did not get.
-    """
+def show(result: SearchResult, console: Console) -> None:
+    """Prints trials, rules, final students, winner and verdict."""
     for table in (_trials_on_screen(result), _rules_on_screen(result), _final(result)):
         if table is not None:
             console.print()
@@ -178,22 +170,10 @@ def show(result: SearchResult, cost: Cost, console: Console, mlflow: str, unsent
     console.print()
     render_degraded(degraded_lines(result.final, str), console)
     winner = next(trial for trial in result.trials if trial.number == result.winner)
-    lines = [
-        ("winner", f"{winner.name}, chosen by {result.selected_on}: {in_words(winner.setting)}"),
-        ("verdict", result.verdict),
-        ("finished in", cost.in_words),
-        ("teachers", cost.effort.in_words if cost.effort else ""),
-        ("results", result.folder),
-        ("MLflow", mlflow),
-    ]
-    for name, value in lines:
-        if value:
-            console.print(Text(f"{name:<12}{value}"), soft_wrap=True)
-    if unsent:
-        text = (
-            f"MLflow did not get everything: when it answers again, agrekd resume {result.folder}"
-        )
-        console.print(Text(text, style="yellow"), soft_wrap=True)
+    chosen = f"{winner.name}, chosen by {result.selected_on}: {in_words(winner.setting)}"
+    console.print(Text(f"winner      {chosen}"), soft_wrap=True)
+    if result.verdict:
+        console.print(Text(f"verdict     {result.verdict}"), soft_wrap=True)
 
 
 def _ranked(result: SearchResult) -> list[TrialResult]:

@@ -1,17 +1,16 @@
-"""What the driver does with Tune's news: the journal, the live view, and MLflow."""
+"""What the driver does with Tune's news: the store of trials, the live view, and MLflow."""
 
 from __future__ import annotations
 
 import json
-import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ray import tune
 
 from agrekd_ray.cluster.events import GroupPlaced
 from agrekd_ray.config.search import Planned
-from agrekd_ray.experiment.monitor import student_params
+from agrekd_ray.experiment.monitor import EpochWriter, student_params
 from agrekd_ray.results import Epoch, degraded, epochs_from_json
 from agrekd_ray.results.search import FAILED, FINISHED, RUNNING, STOPPED, TrialResult
 from agrekd_ray.search.folder import TrialStore
@@ -23,8 +22,6 @@ from agrekd_ray.tracking.outbox import Outbox
 from agrekd_ray.tracking.tracker import DEGRADED, KILLED, REASON, SEARCHED, STATE, Tracker
 from agrekd_ray.tracking.tracker import FAILED as RUN_FAILED
 from agrekd_ray.tracking.tracker import FINISHED as RUN_FINISHED
-
-SECONDS_BETWEEN_WRITES = 5.0
 
 
 class TrialRuns:
@@ -39,8 +36,7 @@ class TrialRuns:
     def __init__(self, planned: Planned, tracker: Tracker, outbox: Outbox) -> None:
         self._planned, self._tracker, self._outbox = planned, tracker, outbox
         self._runs: dict[int, str] = {}
-        self._unwritten: dict[int, tuple[TrialResult, list[Epoch]]] = {}
-        self._written = time.monotonic()
+        self._epochs = EpochWriter(tracker, outbox)
 
     def run(self, trial: TrialResult) -> str:
         """The run of a trial."""
@@ -56,30 +52,15 @@ class TrialRuns:
 
     def begun(self, trial: TrialResult) -> None:
         """A trial is under way."""
-
-        def write() -> None:
-            self.run(trial)
-
-        self._outbox.put(write)
+        self._outbox.put(lambda: self.run(trial))
 
     def epochs(self, trial: TrialResult, news: list[Epoch]) -> None:
-        """A trial has finished epochs; several are written at once."""
-        _, earlier = self._unwritten.get(trial.number, (trial, []))
-        self._unwritten[trial.number] = (trial, [*earlier, *news])
-        if time.monotonic() - self._written >= SECONDS_BETWEEN_WRITES:
-            self.flush()
+        """A trial has finished epochs."""
+        self._epochs.add(trial.name, lambda: self.run(trial), news)
 
     def flush(self) -> None:
-        """Write what is left."""
-        unwritten, self._unwritten = self._unwritten, {}
-        self._written = time.monotonic()
-
-        def write() -> None:
-            for trial, epochs in unwritten.values():
-                self._tracker.log_epochs(self.run(trial), epochs)
-
-        if unwritten:
-            self._outbox.put(write)
+        """Write the epochs that are left."""
+        self._epochs.flush()
 
     def ended(self, trial: TrialResult) -> None:
         """A trial has come to its end."""
@@ -122,32 +103,28 @@ class Groups:
 
     def release(self, trial_id: str | None = None) -> None:
         """Give back what a trial, or any, has left behind."""
-        for one in [trial_id] if trial_id is not None else list(self._held):
-            for name in self._held.pop(one, []):
+        for trial in [trial_id] if trial_id is not None else list(self._held):
+            for name in self._held.pop(trial, []):
                 give_back(name)
 
 
+@dataclass(eq=False)
 class TuneCallback(tune.Callback):
     """Takes Tune's news.
 
-    Args:
+    Attributes:
         planned: the search.
-        journal: of the trials.
-        board: the live view.
+        store: of the trials.
+        table: the live view.
         runs: MLflow.
         groups: placement groups of trials with several workers.
     """
 
-    def __init__(
-        self,
-        planned: Planned,
-        journal: TrialStore,
-        board: TrialTable,
-        runs: TrialRuns,
-        groups: Groups,
-    ) -> None:
-        self._planned, self._journal, self._board, self._runs = planned, journal, board, runs
-        self._groups = groups
+    planned: Planned
+    store: TrialStore
+    table: TrialTable
+    runs: TrialRuns
+    groups: Groups
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune keeps its callbacks on disk, and another driver has its own."""
@@ -155,24 +132,23 @@ class TuneCallback(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """See `tune.Callback`."""
-        self._groups.release(trial.trial_id)  # of an attempt that was killed
-        setting = setting_of(self._planned, trial.config)
-        known = self._journal.get(trial.trial_id)
+        self.groups.release(trial.trial_id)  # of an attempt that was killed
+        setting = setting_of(self.planned, trial.config)
+        known = self.store.get(trial.trial_id)
         if known is None:
-            epochs = self._planned.trial(setting).student.training.epochs
-            known = TrialResult(self._journal.number(trials.index(trial)), setting, RUNNING, epochs)
-        result = known
+            epochs = self.planned.trial(setting).student.training.epochs
+            known = TrialResult(self.store.number(trials.index(trial)), setting, RUNNING, epochs)
         if known.state != FINISHED:
-            result = replace(known, setting=setting, state=RUNNING, reason=None)
-            self._keep(trial, result)
-        self._runs.begun(result)
+            known = replace(known, setting=setting, state=RUNNING, reason=None)
+            self._keep(trial, known)
+        self.runs.begun(known)
         self._show()
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """See `tune.Callback`."""
-        known = self._journal.get(trial.trial_id)
+        known = self.store.get(trial.trial_id)
         if known is None:
             return
         if "reason" in result:
@@ -182,20 +158,20 @@ class TuneCallback(tune.Callback):
             return
         news = epochs_from_json(json.loads(result["news"]))
         # After a restart an epoch may come twice.
-        history = [one for one in known.history if one.epoch < news[0].epoch]
+        history = [epoch for epoch in known.history if epoch.epoch < news[0].epoch]
         kept = replace(
             known,
-            setting=setting_of(self._planned, trial.config),
+            setting=setting_of(self.planned, trial.config),
             history=[*history, *news],
             seconds=float(result.get("time_total_s", known.seconds)),
         )
         self._keep(trial, kept)
-        self._runs.epochs(kept, news)
+        self.runs.epochs(kept, news)
         self._show()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """See `tune.Callback`: the trial's own end, or the scheduler's."""
-        known = self._journal.get(trial.trial_id)
+        known = self.store.get(trial.trial_id)
         if known is None:
             return
         if known.state == RUNNING:
@@ -205,20 +181,20 @@ class TuneCallback(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """See `tune.Callback`: a trial that failed for good."""
-        known = self._journal.get(trial.trial_id)
+        known = self.store.get(trial.trial_id)
         if known is not None:
             self._end(trial, replace(known, state=FAILED, reason=_reason(trial)))
 
     def _end(self, trial: Any, result: TrialResult) -> None:
         self._keep(trial, result)
-        self._runs.ended(result)
+        self.runs.ended(result)
         self._show(result)
 
     def _keep(self, trial: Any, result: TrialResult) -> None:
-        self._journal.put(trial.trial_id, result)
+        self.store.put(trial.trial_id, result)
 
     def _show(self, ended: TrialResult | None = None) -> None:
-        self._board.show(list(self._journal.all().values()), ended)
+        self.table.show(list(self.store.all().values()), ended)
 
 
 def _reason(trial: Any) -> str:

@@ -6,13 +6,12 @@ import functools
 import json
 import logging
 import warnings
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ray import tune
 from ray.tune import CheckpointConfig, FailureConfig, ResultGrid, RunConfig, TuneConfig, Tuner
 from rich.console import Console
@@ -21,7 +20,6 @@ from agrekd_ray.cluster.events import Event, GroupPlaced, StudentDone, StudentEp
 from agrekd_ray.cluster.nodes import DriverData, cluster_nodes, settled_nodes
 from agrekd_ray.cluster.placement import ResourceRequest, check_room
 from agrekd_ray.data import SELECT, TEST, open_dataset, splits_in_words
-from agrekd_ray.distillation import Replay
 from agrekd_ray.errors import RunError
 from agrekd_ray.experiment.display import ready_data
 from agrekd_ray.experiment.driver import Driver
@@ -33,30 +31,35 @@ from agrekd_ray.experiment.gpus import (
     numbered,
     share_of_task,
     what_stays_idle,
-    with_gpus,
     with_share,
     workers_of,
 )
-from agrekd_ray.experiment.job import cost_metrics, package_versions
+from agrekd_ray.experiment.job import cost_metrics, log_model, package_versions
 from agrekd_ray.experiment.monitor import Monitor, flat
-from agrekd_ray.experiment.plan import make_plan
+from agrekd_ray.experiment.plan import make_plan, views_of
 from agrekd_ray.experiment.ray_engine import RayEngine
 from agrekd_ray.experiment.settled import settled
-from agrekd_ray.experiment.teacher_provider import FixedSource, logits_server_of
+from agrekd_ray.experiment.teacher_provider import TeacherProvider
 from agrekd_ray.experiment.work import Work
-from agrekd_ray.fleet.fleet import Fleet
-from agrekd_ray.logits import LogitsCache
-from agrekd_ray.models import Model, load
+from agrekd_ray.models import Model
 from agrekd_ray.report.archive import read_result
 from agrekd_ray.report.job import summary_metrics
 from agrekd_ray.report.search import publish_files, show
 from agrekd_ray.results import Metrics, StudentResult
-from agrekd_ray.results.search import DEFAULT, FAILED, RUNNING, STOPPED, WINNER, SearchResult
+from agrekd_ray.results.search import (
+    DEFAULT,
+    FAILED,
+    RUNNING,
+    STOPPED,
+    WINNER,
+    SearchResult,
+    TrialResult,
+)
 from agrekd_ray.search import trainable
 from agrekd_ray.search.callback import Groups, TrialRuns, TuneCallback
 from agrekd_ray.search.folder import SearchFolder, TrialStore
 from agrekd_ray.search.ranking import best, rule_reports, verdict
-from agrekd_ray.search.tasks import Untested, test_all
+from agrekd_ray.search.tasks import test_all
 from agrekd_ray.search.trainable import (
     TrialActor,
     in_group,
@@ -107,12 +110,11 @@ class _SearchDriver(Driver[SearchResult]):
         self.plan = make_plan(self.planned.default)
         self.dataset = open_dataset(self.job.data)
         self.runs = TrialRuns(self.planned, self.tracker, self.outbox)
-        self.journal = TrialStore(folder.trials)
+        self.store = TrialStore(folder.trials)
         self.groups = Groups()
         self.monitor: Monitor | None = None
         self.at_once = 1
         """Trials."""
-        self._unsent = 0
 
     @functools.cached_property
     def work(self) -> Work:
@@ -131,14 +133,15 @@ class _SearchDriver(Driver[SearchResult]):
             else:
                 self.tracker.reopen(run_id)
             result = self._again(run_id, finished) if finished else self._work(run_id)
-            self._unsent = self.outbox.drain()
+            self.unsent = self.outbox.drain()
             return result
         except BaseException:
             self.runs.flush()  # what the trials have still to tell MLflow is not lost
             raise
 
     def show(self, result: SearchResult) -> None:
-        show(result, self.account.cost, self.console, self.tracker.ui_command(), self._unsent)
+        show(result, self.console)
+        self.say_end(plots=False)
 
     def _work(self, run_id: str) -> SearchResult:
         with self.display:
@@ -149,8 +152,7 @@ class _SearchDriver(Driver[SearchResult]):
             self.at_once = self._at_once()  # before anything is trained for trials without room
             with self.display:
                 self._teachers(engine)
-            with ExitStack() as stack:
-                shared = self._shared(engine, stack)
+            with self._shared(engine) as shared:
                 self._trials(engine, shared)
             self._tested(engine)
             result = self._result()
@@ -188,66 +190,49 @@ class _SearchDriver(Driver[SearchResult]):
         """Teachers, and one record of what they say to all views that any trial is shown."""
         self.work.make_teachers(engine, self.display)
         if self.job.guidance == "auto":
-            views = self.work.views(self.planned.epochs)
+            views = views_of(self.dataset, self.planned.epochs)
             self.account.add(self.work.record(engine, self.display, views))
         # Before a fleet takes its room. What the user's own teachers can do, only these data tell.
         splits = (SELECT, TEST) if self.plan.draw.own else (SELECT,)
         self.account.add(self.work.ask(engine, self.display, splits))
 
-    def _shared(self, engine: RayEngine, stack: ExitStack) -> Shared:
-        """What trials share. Without records it holds a fleet, which ends with the stack."""
-        checkpoints, answers = self.work.checkpoints, self.work.answers
-        live, drawn = self.job.guidance == "live", self.plan.draw
+    @contextmanager
+    def _shared(self, engine: RayEngine) -> Iterator[Shared]:
+        """What trials share; without records a fleet is part of it, which ends with the block."""
+        checkpoints, answers, drawn = self.work.checkpoints, self.work.answers, self.plan.draw
         nodes = settled_nodes()
-        job = with_gpus(
+        with TeacherProvider(
             self.job,
-            nodes,
+            checkpoints,
             self.dataset,
+            views_of(self.dataset, self.planned.epochs),
+            engine.emit,
             models=self._models,
             groups=self.at_once,
-            checkpoints=checkpoints if live else {},
-        )
-        wanted, keys = workers_of(job.student) * self.at_once, ["student"]
-        keeper = logits_server_of(job, checkpoints) if job.guidance == "auto" else None
-        if keeper is not None:
-            stack.callback(keeper.close)
-        source: Any = Replay(
-            job.outputs, checkpoints, job.fleet.computes_in, None, keeper or LogitsCache
-        )
-        if live:
-            fleet = Fleet(
-                checkpoints,
-                job.data,
-                job.fleet,
+            beside=self.at_once,
+        ) as teaching:
+            job, source = teaching.job, teaching.source()
+            assert source is not None  # every trial has teachers
+            busy = [*workers_of(job.student) * self.at_once, *teaching.hosted]
+            keys = ("student", "fleet") if teaching.hosts else ("student",)
+            if idle := what_stays_idle(self.job, job, nodes, busy, *keys):
+                self.warn(idle)
+            _, ensemble_N = answers.vote([checkpoints[name] for name in drawn.teachers], SELECT)
+            biased_N = answers.logits(checkpoints[drawn.biased], SELECT).argmax(1)
+            yield Shared(
+                self.planned,
+                DriverData(job.data, self.dataset.fingerprint),
+                source,
+                ensemble_N.numpy(),
+                biased_N.numpy(),
                 engine.emit,
-                askers=len(wanted),
-                students=wanted,
+                self.folder.trials,
+                self.folder.states,
+                self.folder.path / "groups",
+                job.student.takes["GPU"],
             )
-            wanted, keys = [*wanted, *fleet.wanted], [*keys, "fleet"]
-            stack.callback(fleet.close)
-            stack.push(functools.partial(self._over, fleet))
-            source = FixedSource(fleet.source())
-        if idle := what_stays_idle(self.job, job, nodes, wanted, *keys):
-            self.warn(idle)
-        _, ensemble_N = answers.vote([checkpoints[name] for name in drawn.teachers], SELECT)
-        biased_N = answers.logits(checkpoints[drawn.biased], SELECT).argmax(1)
-        return Shared(
-            self.planned,
-            DriverData(job.data, self.dataset.fingerprint),
-            source,
-            ensemble_N.numpy(),
-            biased_N.numpy(),
-            engine.emit,
-            self.folder.trials,
-            self.folder.states,
-            self.folder.path / "groups",
-            job.student.takes["GPU"],
-        )
-
-    def _over(self, fleet: Fleet, *failure: object) -> None:
-        """The trials need their teachers no more; after a failure nobody waits for them."""
-        if failure[0] is None:
-            self.account.add(fleet.effort())
+        if self.job.guidance == "live":
+            self.account.add(teaching.effort)
 
     def _at_once(self) -> int:
         """Trials that the cluster has room for at once.
@@ -292,8 +277,8 @@ class _SearchDriver(Driver[SearchResult]):
         warnings.filterwarnings("ignore", "The reported value is ignored because this 'step")
         at_once, total = self.at_once, trainable.trials(self.planned)
         deadline = self.search.minutes * 60 if self.search.minutes else None
-        board = TrialTable(self.console, self.search.select, total, at_once, deadline)
-        watch = TuneCallback(self.planned, self.journal, board, self.runs, self.groups)
+        table = TrialTable(self.console, self.search.select, total, at_once, deadline)
+        callback = TuneCallback(self.planned, self.store, table, self.runs, self.groups)
         student = self.job.student.model_copy(update={"gpus": shared.gpus})
         alone = not in_group(student)  # else a worker group of its own has the resources
         actor = tune.with_resources(
@@ -309,7 +294,8 @@ class _SearchDriver(Driver[SearchResult]):
                 resume_unfinished=True,
                 param_space=param_space(self.planned),
             )
-            tuner = self._with_callback(tuner, watch)
+            # This driver's callback instead of the pickled one.
+            tuner._local_tuner._run_config.callbacks = [callback]
         else:
             tuner = Tuner(
                 actor,
@@ -335,12 +321,12 @@ class _SearchDriver(Driver[SearchResult]):
                         num_to_keep=8 if self.search.scheduler.name == "pbt" else None,
                         checkpoint_frequency=1,
                     ),
-                    callbacks=[watch],
+                    callbacks=[callback],
                     verbose=0,
                 ),
             )
         try:
-            with board, engine.listening():
+            with table, engine.listening():
                 grid = tuner.fit()
         finally:
             self.groups.release()
@@ -351,21 +337,15 @@ class _SearchDriver(Driver[SearchResult]):
         """Whether settings are drawn while the search runs, and not up front."""
         return self.search.searcher.name == "optuna" or self.search.scheduler.name == "pbt"
 
-    @staticmethod
-    def _with_callback(tuner: Tuner, watch: TuneCallback) -> Tuner:
-        """A restored tuner with this driver's callback instead of the pickled one."""
-        tuner._local_tuner._run_config.callbacks = [watch]
-        return tuner
-
     def _settle(self, grid: ResultGrid) -> None:
         """Bring the journal in line with what Tune knows, after an earlier driver was killed."""
         known = {str(result.metrics["trial_id"]) for result in grid if result.metrics}
         known |= {Path(result.path).name for result in grid}
-        self.journal.forget(set(self.journal.all()) - known)
-        for trial_id, trial in self.journal.all().items():
+        self.store.forget(set(self.store.all()) - known)
+        for trial_id, trial in self.store.all().items():
             if trial.state == RUNNING:  # time was up
                 ended = replace(trial, state=STOPPED)
-                self.journal.put(trial_id, ended)
+                self.store.put(trial_id, ended)
                 self.runs.ended(ended)
 
     def _tested(self, engine: RayEngine) -> None:
@@ -373,43 +353,44 @@ class _SearchDriver(Driver[SearchResult]):
 
         Trials leave them behind; those whose processes died are tested by tasks.
         """
-        left: dict[str, Untested] = {}
+        untested: dict[str, TrialResult] = {}
 
         def take(trial_id: str, test: Metrics) -> None:
-            known = self.journal.get(trial_id)
+            known = self.store.get(trial_id)
             assert known is not None
             measured = replace(known, test=test)
-            self.journal.put(trial_id, measured)
+            self.store.put(trial_id, measured)
             self.runs.measured(measured)
 
-        for trial_id, trial in self.journal.all().items():
+        for trial_id, trial in self.store.all().items():
             state = last_state(self.folder.states / trial_id)
             if trial.test is not None or state is None or not trial.history:
                 continue
             if (test := read_test(state)) is not None:
                 take(trial_id, test)
             else:
-                left[trial_id] = Untested(trial.name, trial.setting, state)
-        if left:
-            (room, *_), data = workers_of(numbered(self.job).student), self.dataset.fingerprint
+                untested[trial_id] = trial
+        if untested:
+            room, *_ = workers_of(numbered(self.job).student)
             gpus = share_of_task(
                 room,
                 self.job.student.gpus,
-                len(left),
+                len(untested),
                 settled_nodes(),
                 lambda: most_of(self._models, self.dataset),
             )
             with engine.listening():
                 test_all(
                     self.planned,
-                    left,
-                    DriverData(self.job.data, data),
+                    untested,
+                    self.folder.states,
+                    DriverData(self.job.data, self.dataset.fingerprint),
                     with_share(room, gpus),
                     take,
                 )
 
     def _result(self) -> SearchResult:
-        trials = list(self.journal.all().values())
+        trials = list(self.store.all().values())
         chosen = best(trials, self.search.select)
         if chosen is None:
             failed = [trial for trial in trials if trial.state == FAILED]
@@ -466,9 +447,6 @@ class _SearchDriver(Driver[SearchResult]):
 
     def _publish(self, run_id: str, result: SearchResult) -> None:
         """To MLflow: the final students as models, the best of the winner's in the registry."""
-        example = np.ascontiguousarray(
-            self.dataset.inputs(self.dataset.splits[TEST][:2], None).numpy()
-        )
         monitor = self.monitor
         winners = [outcome for outcome in result.final if outcome.method == WINNER]
         # By the validation split, as everything here.
@@ -477,19 +455,15 @@ class _SearchDriver(Driver[SearchResult]):
         def model_of(outcome: StudentResult) -> None:
             assert monitor is not None
             run = monitor.run(outcome)
-            model, _ = load(self.folder.path / str(outcome.checkpoint))
-            model_id = self.tracker.log_model(run, model, example, self.dataset.classes)
+            checkpoint = self.folder.path / str(outcome.checkpoint)
+            model_id = log_model(self.tracker, run, checkpoint, self.dataset)
             if outcome is chosen:
                 self.tracker.register(model_id, run, self.search.name, ALIAS)
 
         for outcome in result.final:
             self.outbox.put(lambda outcome=outcome: model_of(outcome))  # type: ignore[misc]
         metrics = _summary(result) | cost_metrics(result.cost, result.final)
-        self.outbox.put(
-            lambda: self.tracker.finish_job(
-                run_id, self.folder.path, "FINISHED", metrics, result.verdict
-            )
-        )
+        self.publish(run_id, metrics, result.verdict)
 
     def handle(self, event: Event) -> None:
         if isinstance(event, GroupPlaced):

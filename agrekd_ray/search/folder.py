@@ -127,9 +127,6 @@ class TrialStore:
             ) from None
         self._known = dict(self._read())
 
-    def __len__(self) -> int:
-        return len(self._known)
-
     def get(self, trial_id: str) -> TrialResult | None:
         """A trial; None where it is not known."""
         return self._known.get(trial_id)

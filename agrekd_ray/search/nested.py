@@ -17,21 +17,17 @@ from typing import Any
 
 import ray
 import ray.train
-import torch
-import torch.distributed as dist
-from ray.train import FailureConfig, RunConfig
-from ray.train.v2.api.config import LoggingConfig
 
 from agrekd_ray.cluster.channel import plain_error
 from agrekd_ray.cluster.events import GroupPlaced
 from agrekd_ray.cluster.session import here
 from agrekd_ray.config import Job
 from agrekd_ray.errors import AgrekdError, RunError
-from agrekd_ray.files import checked, exists
-from agrekd_ray.results import Epoch, Metrics, epochs_from_json, mean_epoch, mean_metrics
-from agrekd_ray.search.trial import Shared, assignments, opened
-from agrekd_ray.student.group import scaling, worker_student
-from agrekd_ray.student.room import GroupTrainer, held
+from agrekd_ray.files import checked
+from agrekd_ray.results import Epoch, Metrics, epochs_from_json
+from agrekd_ray.search.trial import Shared, Trial, opened
+from agrekd_ray.student.group import fit, from_first, worker_failure, worker_student
+from agrekd_ray.student.room import held
 
 POLL_SECONDS = 0.02
 SECONDS_TO_END = 60.0
@@ -43,29 +39,16 @@ class EpochGate:
     """What the trial and its group tell each other; an actor of the trial's."""
 
     def __init__(self) -> None:
-        self._allowed, self._ended, self._tests = 0, False, False
-        self._told: list[tuple[str, str]] = []
+        self._word, self._told = "wait", list[tuple[str, str]]()
 
-    def allow(self, epochs: int) -> None:
-        """The group may train so many epochs in all."""
-        self._allowed = epochs
+    def say(self, word: str) -> None:
+        """The group is told one of `WORDS`."""
+        self._word = word
 
-    def test(self) -> None:
-        """The group is to test the students that were saved last."""
-        self._tests = True
-
-    def end(self) -> None:
-        """The group is to end."""
-        self._ended = True
-
-    def next(self, done: int) -> str:
-        """One of `WORDS`, to a group that has done so many epochs."""
-        if self._ended:
-            return "end"
-        if self._tests:
-            self._tests = False
-            return "test"
-        return "go" if done < self._allowed else "wait"
+    def next(self) -> str:
+        """The word that is new to the group, which asks; "wait" without one."""
+        word, self._word = self._word, "wait"
+        return word
 
     def tell(self, kind: str, text: str) -> None:
         """The group has finished an `epoch` or a `test`, or met a `fault`."""
@@ -86,14 +69,14 @@ class GroupWork:
         shared: what trials share.
         trial_id: Tune's.
         states: folder of the students' states, reachable from every worker.
-        baton: where the trial is asked how to go on.
+        gate: where the trial is asked how to go on.
     """
 
     job: Job
     shared: Shared
     trial_id: str
     states: Path
-    baton: Any
+    gate: Any
 
 
 class GroupTrial:
@@ -111,8 +94,8 @@ class GroupTrial:
         self._states = folder / "states"
         shutil.rmtree(folder, ignore_errors=True)
         self._states.mkdir(parents=True)
-        self._baton = ray.remote(EpochGate).options(num_cpus=0, scheduling_strategy=here()).remote()
-        self._work = GroupWork(job, shared, trial_id, self._states, self._baton)
+        self._gate = ray.remote(EpochGate).options(num_cpus=0, scheduling_strategy=here()).remote()
+        self._work = GroupWork(job, shared, trial_id, self._states, self._gate)
         self._thread: threading.Thread | None = None
         self._failure: AgrekdError | None = None
         self.history: list[Epoch] = []
@@ -131,15 +114,15 @@ class GroupTrial:
         if self._thread is None:
             self._thread = threading.Thread(target=self._train, name="worker-group", daemon=True)
             self._thread.start()
-        ray.get(self._baton.allow.remote(len(self.history) + 1))
-        (found,) = epochs_from_json([json.loads(self._answer())])
-        self.history.append(found)
-        return found
+        ray.get(self._gate.say.remote("go"))
+        record = checked(Epoch, json.loads(self._answer()))
+        self.history.append(record)
+        return record
 
     def test(self, state: Path) -> Metrics:
-        """See `Savable.test`: the group does it, and none is started for it."""
+        """See `Trial.test`: the group does it, and none is started for it."""
         self.load(state)
-        ray.get(self._baton.test.remote())
+        ray.get(self._gate.say.remote("test"))
         return checked(Metrics, json.loads(self._answer()))
 
     def _answer(self) -> str:
@@ -150,7 +133,7 @@ class GroupTrial:
         """
         while True:
             alive = self._thread is not None and self._thread.is_alive()
-            for kind, text in ray.get(self._baton.take.remote()):
+            for kind, text in ray.get(self._gate.take.remote()):
                 if kind == "fault":
                     raise RunError(text)
                 return text
@@ -176,32 +159,18 @@ class GroupTrial:
     def close(self) -> None:
         """End the group, and wait until it has given back what it held."""
         if self._thread is not None:
-            ray.get(self._baton.end.remote())
+            ray.get(self._gate.say.remote("end"))
             self._thread.join(SECONDS_TO_END)
-        ray.kill(self._baton)
+        ray.kill(self._gate)
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _train(self) -> None:
         student = self._job.student.model_copy(update={"gpus": self._work.shared.gpus})
-        trainer = GroupTrainer(
-            _work,
-            train_loop_config={"work": self._work},
-            scaling_config=scaling(student),
-            run_config=RunConfig(
-                name="train",
-                storage_path=str(self._folder),
-                # Restarts are Tune's matter, which knows the last checkpoint.
-                failure_config=FailureConfig(max_failures=0),
-                logging_config=LoggingConfig(log_level="ERROR"),
-            ),
-        )
         try:
-            trainer.fit()
+            # Restarts are Tune's matter, which knows the last checkpoint.
+            fit(_work, {"work": self._work}, student, self._folder, restarts=0)
         except Exception as error:
-            failures = list(getattr(error, "worker_failures", {}).values())
-            self._failure = plain_error(
-                failures[0] if failures else error, "a trial's worker group"
-            )
+            self._failure = plain_error(worker_failure(error) or error, "a trial's worker group")
 
 
 def _work(config: dict[str, Any]) -> None:
@@ -209,52 +178,35 @@ def _work(config: dict[str, Any]) -> None:
     first = ray.train.get_context().get_world_rank() == 0
     if first and (group := held()) is not None:
         work.shared.emit(GroupPlaced(work.trial_id, group))
-    dataset, source, judge = opened(work.shared)
-    ahead = work.job.fleet.look_ahead
-    students = [
-        worker_student(given, dataset, source, ahead, judge) for given in assignments(work.job)
-    ]
+    trial = Trial(work.job, *opened(work.shared), worker_student)
+    if any(work.states.glob("*.pt")):
+        trial.load(work.states)
 
-    def load() -> None:
-        for student in students:
-            state = work.states / f"{student.assignment.seed}.pt"
-            if exists(state):
-                student.load_state(state, of_any=True)
+    def tell(kind: str, record: Epoch | Metrics) -> None:
+        ray.get(work.gate.tell.remote(kind, json.dumps(asdict(record))))
 
-    def tell(kind: str, text: str) -> None:
-        if first:
-            ray.get(work.baton.tell.remote(kind, text))
-
-    load()
     try:
-        while (word := _word(work.baton, students[0].trainer.next_epoch, first)) != "end":
-            if word == "test":
-                load()  # a trial that is stopped in an epoch has saved the one before
-                if first:
-                    metrics = mean_metrics([student.test() for student in students])
-                    tell("test", json.dumps(asdict(metrics)))
-                continue
-            records = [student.epoch() for student in students]
-            if first:
-                for student in students:
-                    student.save_state(work.states / f"{student.assignment.seed}.pt")
-                mean = mean_epoch([record for record in records if record is not None])
-                tell("epoch", json.dumps(asdict(mean)))
+        while (word := _word(work.gate, first)) != "end":
+            if word == "go" and not first:
+                trial.train()
+            elif word == "go":
+                record = trial.epoch()
+                trial.save(work.states)
+                tell("epoch", record)
+            elif first:
+                tell("test", trial.test(work.states))
+            else:  # a trial that is stopped in an epoch has saved the one before
+                trial.load(work.states)
     except AgrekdError as error:  # in an epoch of all workers alike: the loss is summed over them
-        tell("fault", str(error))
+        if first:
+            ray.get(work.gate.tell.remote("fault", str(error)))
 
 
-def _word(baton: Any, done: int, first: bool) -> str:
+def _word(gate: Any, first: bool) -> str:
     """Wait for the trial's word; the first worker asks, all of them hear."""
     word = "wait"
     while first and word == "wait":
-        word = ray.get(baton.next.remote(done))
+        word = ray.get(gate.next.remote())
         if word == "wait":
             time.sleep(POLL_SECONDS)
-    heard = torch.tensor([WORDS.index(word)])
-    if dist.is_initialized():
-        device = ray.train.torch.get_device()
-        told = heard.to(device)
-        dist.broadcast(told, 0)
-        heard = told.cpu()
-    return WORDS[int(heard)]
+    return WORDS[from_first(WORDS.index(word))]

@@ -3,48 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import ray
 
 from agrekd_ray.cluster.nodes import DriverData
 from agrekd_ray.cluster.placement import ResourceRequest
 from agrekd_ray.config.search import Planned
 from agrekd_ray.config.space import Setting
-from agrekd_ray.experiment.teacher_tasks import each, placed, task_device
+from agrekd_ray.experiment.teacher_tasks import Task, run_tasks, task_device
 from agrekd_ray.results import Metrics
-from agrekd_ray.search.trial import test_metrics
-
-
-@dataclass(frozen=True)
-class Untested:
-    """A trial that has left students and no word of how good they are on the test split.
-
-    Attributes:
-        name: of the trial.
-        setting: of the trial.
-        state: what it saved last.
-    """
-
-    name: str
-    setting: Setting
-    state: Path
+from agrekd_ray.results.search import TrialResult
+from agrekd_ray.search.trial import last_state, test_metrics
 
 
 def test_all(
     planned: Planned,
-    trials: Mapping[str, Untested],
+    trials: Mapping[str, TrialResult],
+    states: Path,
     data: DriverData,
     room: ResourceRequest,
     take: Callable[[str, Metrics], None],
 ) -> None:
-    """Test trials, as many at a time as the cluster has room for.
+    """Test the students that trials saved last, as many trials at a time as there is room for.
 
     Args:
         planned: the search.
-        trials: by Tune's id.
+        trials: by Tune's id; each has saved a state.
+        states: folder of the trials' states.
         data: of the search.
         room: that a trial, or a worker of one, takes.
         take: gets the id of each and how good it is.
@@ -52,16 +36,11 @@ def test_all(
     Raises:
         AgrekdError: what a task raised, or its process died over and over.
     """
-    task = ray.remote(_test).options(**placed(room))
-    ids = {
-        task.remote(planned, one.setting, one.state, data): trial_id
-        for trial_id, one in trials.items()
-    }
-
-    def done(finished: Any, test: Metrics) -> None:
-        take(ids[finished], test)
-
-    each({t: f"testing {trials[trial_id].name}" for t, trial_id in ids.items()}, done)
+    tasks = {}
+    for trial_id, trial in trials.items():
+        arguments = (planned, trial.setting, last_state(states / trial_id), data)
+        tasks[trial_id] = Task(room, arguments, f"testing {trial.name}")
+    run_tasks(_test, tasks, take)
 
 
 def _test(planned: Planned, setting: Setting, state: Path, data: DriverData) -> Metrics:

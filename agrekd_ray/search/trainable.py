@@ -5,9 +5,8 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,15 +16,15 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from agrekd_ray.cluster.nodes import device_here
 from agrekd_ray.config.search import Planned
 from agrekd_ray.config.space import Domain, Sampler, Setting, Space
 from agrekd_ray.errors import AgrekdError, RunError
+from agrekd_ray.experiment.teacher_tasks import task_device
 from agrekd_ray.results.search import FINISHED, TrialResult
 from agrekd_ray.search.folder import read_trial
 from agrekd_ray.search.nested import GroupTrial
 from agrekd_ray.search.trial import Shared, Trial, last_state, leave_test, opened, save_state
-from agrekd_ray.student import StudentSettings
+from agrekd_ray.student import Student, StudentSettings
 
 SETTING = "setting"
 """Key of Tune's configuration that holds a setting which was drawn up front."""
@@ -47,14 +46,13 @@ class TrialActor(tune.Trainable):
 
     def setup(self, config: dict[str, Any], shared: Shared) -> None:
         """See `tune.Trainable.setup`."""
-        torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
         self._shared = shared
         self._trial: Trial | GroupTrial | None = None
         self._over: TrialResult | None = None
         self._whole = self._failed = False
         self._unfit, self._device = "", "cpu"
         try:
-            self._device = device_here()
+            self._device = task_device()
         except RunError as error:  # of every trial here: said by each, since Tune would try again
             self._unfit = str(error)
         self._dataset, self._source, self._judge = opened(shared)
@@ -72,7 +70,8 @@ class TrialActor(tune.Trainable):
         if in_group(job.student):
             self._trial = GroupTrial(job, shared, self.trial_id, shared.groups / self.trial_id)
         else:
-            self._trial = Trial(job, self._dataset, self._source, self._judge, self._device)
+            make = functools.partial(Student, device=self._device)
+            self._trial = Trial(job, self._dataset, self._source, self._judge, make)
         self._whole = (state := last_state(self._states)) is not None
         if state is not None and self._over is None:
             self._trial.load(state)
@@ -263,15 +262,10 @@ def trials(planned: Planned) -> int | None:
     return search.trials
 
 
-_TUNE: dict[str, Callable[..., Any]] = {
-    "uniform": tune.uniform,
-    "loguniform": tune.loguniform,
-}
-
-
 def _tune_domain(domain: Domain) -> Any:
     if domain.listed is None:
-        return _TUNE[domain.kind](*domain.bounds)
+        real = tune.uniform if domain.kind == "uniform" else tune.loguniform
+        return real(*domain.bounds)
     return tune.choice(list(_texts(domain)))
 
 

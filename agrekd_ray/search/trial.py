@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -27,10 +27,12 @@ from agrekd_ray.files import DamagedError, read_json
 from agrekd_ray.models import build
 from agrekd_ray.results import Epoch, Metrics, mean_epoch, mean_metrics
 from agrekd_ray.student import Student, StudentSpec
+from agrekd_ray.tracking.files import replacing
 from agrekd_ray.training import Judge, evaluate
 
 if TYPE_CHECKING:
     from agrekd_ray.cluster.nodes import DriverData
+    from agrekd_ray.search.nested import GroupTrial
 
 TESTED = "test.json"
 """File beside a trial's last state: its students' metrics on the test split."""
@@ -69,17 +71,60 @@ class Shared:
         return Judge(dataset, SELECT, self.ensemble_N, self.biased_N)
 
 
-class Savable(Protocol):
-    """A trial, of whatever shell."""
+class Trial:
+    """The students of one setting, one a seed; they train in step, for their means to compare.
+
+    Args:
+        job: the trial's job.
+        dataset: of the job.
+        source: where the teachers' answers come from.
+        judge: scores answers to the selection split.
+        make: makes a student, or a worker's part of one.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        dataset: Dataset,
+        source: Source,
+        judge: Callable[[Tensor], dict[str, float]],
+        make: Callable[..., Student] = Student,
+    ) -> None:
+        ahead = job.fleet.look_ahead
+        self._students = [
+            make(spec, dataset, source, look_ahead=ahead, judge=judge) for spec in assignments(job)
+        ]
+
+    @property
+    def done(self) -> bool:
+        """Whether all epochs are behind it."""
+        return self._students[0].done
 
     @property
     def history(self) -> list[Epoch]:
-        """Finished epochs, means over the seeds."""
-        ...
+        """Finished epochs, means over the seeds; empty on all workers but the first."""
+        histories = [student.history for student in self._students]
+        return [mean_epoch(epochs) for epochs in zip(*histories, strict=True)]
+
+    def train(self) -> None:
+        """Train the next epoch of every seed."""
+        for student in self._students:
+            student.epoch()
+
+    def epoch(self) -> Epoch:
+        """Train the next epoch of every seed; returns their mean, on the first worker."""
+        self.train()
+        return mean_epoch([student.history[-1] for student in self._students])
 
     def save(self, folder: Path) -> None:
-        """Write all that the rest of the trial depends on."""
-        ...
+        """Write a state a student, on which the rest of the trial depends."""
+        for student in self._students:
+            student.save_state(folder / f"{student.assignment.seed}.pt")
+
+    def load(self, folder: Path) -> None:
+        """Go on from what `save` wrote, maybe under another setting of the same search."""
+        for student in self._students:
+            student.load_state(folder / f"{student.assignment.seed}.pt", of_any=True)
 
     def test(self, state: Path) -> Metrics:
         """How good the students that it has saved are on the test split; it ends with that.
@@ -90,62 +135,6 @@ class Savable(Protocol):
         Raises:
             AgrekdError: there is nobody left to answer, or the answers are not finite.
         """
-        ...
-
-
-class Trial:
-    """The students of one setting, one a seed; they train in step, for their means to compare.
-
-    Args:
-        job: the trial's job.
-        dataset: of the job.
-        source: where the teachers' answers come from.
-        judge: scores answers to the selection split.
-        device: to train on.
-    """
-
-    def __init__(
-        self,
-        job: Job,
-        dataset: Dataset,
-        source: Source,
-        judge: Callable[[Tensor], dict[str, float]],
-        device: torch.device | str = "cpu",
-    ) -> None:
-        ahead = job.fleet.look_ahead
-        self._students = [
-            Student(given, dataset, source, device=device, look_ahead=ahead, judge=judge)
-            for given in assignments(job)
-        ]
-
-    @property
-    def done(self) -> bool:
-        """Whether all epochs are behind it."""
-        return self._students[0].done
-
-    @property
-    def history(self) -> list[Epoch]:
-        """Finished epochs, means over the seeds."""
-        histories = [student.history for student in self._students]
-        return [mean_epoch(epochs) for epochs in zip(*histories, strict=True)]
-
-    def epoch(self) -> Epoch:
-        """Train the next epoch of every seed; returns their mean."""
-        records = [student.epoch() for student in self._students]
-        return mean_epoch([record for record in records if record is not None])
-
-    def save(self, folder: Path) -> None:
-        """Write a state a student."""
-        for student in self._students:
-            student.save_state(folder / f"{student.assignment.seed}.pt")
-
-    def load(self, folder: Path) -> None:
-        """Go on from what `save` wrote, maybe under another setting of the same search."""
-        for student in self._students:
-            student.load_state(folder / f"{student.assignment.seed}.pt", of_any=True)
-
-    def test(self, state: Path) -> Metrics:
-        """See `Savable.test`."""
         self.load(state)
         return mean_metrics([student.test() for student in self._students])
 
@@ -158,7 +147,7 @@ def assignments(job: Job) -> tuple[StudentSpec, ...]:
 def test_metrics(
     planned: Planned, setting: Setting, state: Path, dataset: Dataset, device: torch.device | str
 ) -> Metrics:
-    """What `Savable.test` says, in any process: for trials whose own has died.
+    """What `Trial.test` says, in any process: for trials whose own has died.
 
     Args:
         planned: the search.
@@ -167,17 +156,17 @@ def test_metrics(
         dataset: of the search.
         device: to compute on.
     """
-    found = []
-    for given in assignments(planned.trial(setting)):
-        model = build(given.model, dataset.shape, len(dataset.classes), given.seed)
-        saved = torch.load(state / f"{given.seed}.pt", map_location="cpu", weights_only=True)
+    metrics = []
+    for spec in assignments(planned.trial(setting)):
+        model = build(spec.model, dataset.shape, len(dataset.classes), spec.seed)
+        saved = torch.load(state / f"{spec.seed}.pt", map_location="cpu", weights_only=True)
         model.load_state_dict(saved["trainer"]["model"])
-        precision = given.training.precision
-        found.append(evaluate(model.to(device), dataset, TEST, device, precision))
-    return mean_metrics(found)
+        precision = spec.training.precision
+        metrics.append(evaluate(model.to(device), dataset, TEST, device, precision))
+    return mean_metrics(metrics)
 
 
-def save_state(trial: Savable, folder: Path) -> None:
+def save_state(trial: Trial | GroupTrial, folder: Path) -> None:
     """Write a trial's state, whole or not at all, in place of what was there.
 
     A file of ours and not Tune's checkpoint: Tune's snapshots lag behind, and a checkpoint that
@@ -198,7 +187,7 @@ def save_state(trial: Savable, folder: Path) -> None:
             shutil.rmtree(other, ignore_errors=True)
 
 
-def leave_test(trial: Savable, folder: Path) -> None:
+def leave_test(trial: Trial | GroupTrial, folder: Path) -> None:
     """Write beside a trial's last state what its students are worth on the test split.
 
     It is for the report, so the search hears of it only once all trials are over. What fails here
@@ -213,9 +202,8 @@ def leave_test(trial: Savable, folder: Path) -> None:
         return
     with contextlib.suppress(AgrekdError, OSError):
         text = json.dumps(asdict(trial.test(state)))
-        partial = state / f".{TESTED}.{os.getpid()}"
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(state / TESTED)
+        with replacing(state / TESTED) as draft:
+            draft.write_text(text, encoding="utf-8")
 
 
 def read_test(state: Path) -> Metrics | None:

@@ -38,6 +38,7 @@ from agrekd_ray.distillation import Source
 from agrekd_ray.errors import AgrekdError, RunError
 from agrekd_ray.files import exists
 from agrekd_ray.fleet.replicas import DIED
+from agrekd_ray.results import Epoch
 from agrekd_ray.student.room import GroupTrainer, device_of_worker, give_back, held
 from agrekd_ray.student.shared_work import SharedWork
 from agrekd_ray.student.student import Student, StudentSettings, StudentSpec, read_outcome
@@ -222,14 +223,15 @@ class _Group(threading.Thread):
     def _train(self) -> None:
         for attempt in range(1, MAX_CONTROLLERS + 1):
             try:
-                _fit(self._work, self._settings, self._folder)
+                config = {"work": self._work, "folder": self._folder}
+                fit(_work, config, self._settings, self._folder, MAX_FAILURES)
             except (ray.train.TrainingFailedError, RayError) as error:
                 if self._over.is_set():
                     raise
-                failures: Sequence[Any] = list(getattr(error, "worker_failures", {}).values())
-                fault = failures[0] if failures else getattr(error, "controller_failure", error)
+                failure = worker_failure(error)
+                fault = failure or getattr(error, "controller_failure", error)
                 reason = plain_error(fault, WHAT)
-                if failures or not isinstance(fault, DIED) or attempt == MAX_CONTROLLERS:
+                if failure or not isinstance(fault, DIED) or attempt == MAX_CONTROLLERS:
                     raise reason from None
                 # Train's controller has died, or somebody without whom it gives up: where memory
                 # is short, for instance. Nobody else starts it again, or ends its workers.
@@ -240,29 +242,53 @@ class _Group(threading.Thread):
                 break
 
 
-def _fit(work: TrainConfig, settings: StudentSettings, folder: Path) -> None:
+def fit(
+    loop: Callable[[dict[str, Any]], None],
+    config: dict[str, Any],
+    settings: StudentSettings,
+    folder: Path,
+    restarts: int,
+) -> None:
+    """Run a loop in all workers of a group, kept together where there is room, to its end.
+
+    Args:
+        loop: what a worker does.
+        config: what it is told.
+        settings: workers and their resources.
+        folder: for Train's own files.
+        restarts: of the group after the death of a worker.
+    """
     GroupTrainer(
-        _work,
-        train_loop_config={"work": work, "folder": folder},
-        scaling_config=scaling(settings),
+        loop,
+        train_loop_config=config,
+        scaling_config=ScalingConfig(
+            num_workers=settings.workers,
+            use_gpu=settings.takes["GPU"] > 0,
+            resources_per_worker=settings.takes,
+            placement_strategy="PACK",
+            label_selector=dict(settings.labels) or None,
+        ),
         run_config=RunConfig(
             name="train",
             storage_path=str(folder),
-            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            failure_config=FailureConfig(max_failures=restarts),
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     ).fit()
 
 
-def scaling(settings: StudentSettings) -> ScalingConfig:
-    """Workers of a student, for Ray Train: kept together, where there is room."""
-    return ScalingConfig(
-        num_workers=settings.workers,
-        use_gpu=settings.takes["GPU"] > 0,
-        resources_per_worker=settings.takes,
-        placement_strategy="PACK",
-        label_selector=dict(settings.labels) or None,
-    )
+def worker_failure(error: Exception) -> Exception | None:
+    """What the first worker that failed said, out of Ray Train's error; None where none did."""
+    return next(iter(getattr(error, "worker_failures", {}).values()), None)
+
+
+def from_first(number: int) -> int:
+    """A number that the first worker of a group knows, heard by all of them."""
+    if ray.train.get_context().get_world_size() > 1:
+        heard = torch.tensor([number], device=ray.train.torch.get_device())
+        dist.broadcast(heard, 0)
+        number = int(heard.item())
+    return number
 
 
 def _work(config: dict[str, Any]) -> None:
@@ -294,53 +320,37 @@ def _work(config: dict[str, Any]) -> None:
 
 def _next(work: TrainConfig, folder: Path) -> int | None:
     """The student that comes next; the first worker takes it, all of them hear."""
-    context, number = ray.train.get_context(), None
-    if context.get_world_rank() == 0:
+    number = None
+    if ray.train.get_context().get_world_rank() == 0:
         number = SharedWork(work.groups).take(folder.name, work.finished)
-    if context.get_world_size() > 1:
-        heard = torch.tensor([-1 if number is None else number], device=_device())
-        dist.broadcast(heard, 0)
-        number = None if heard.item() < 0 else int(heard.item())
-    return number
-
-
-def _device() -> torch.device:
-    return ray.train.torch.get_device()
+    number = from_first(-1 if number is None else number)
+    return None if number < 0 else number
 
 
 def _train_one(
-    work: TrainConfig, assignment: StudentSpec, dataset: Dataset, source: Source | None
+    work: TrainConfig, spec: StudentSpec, dataset: Dataset, source: Source | None
 ) -> None:
-    student = worker_student(assignment, dataset, source, work.look_ahead)
-    state = student.take_up(work.training)
-    meter = StudentMeter(assignment.name)
-    while not student.done:
-        record = student.epoch()
-        if record is not None:
-            meter.observe(record)
-            student.save_state(state)
-            work.emit(StudentEpoch(assignment.name, assignment.training.epochs, record))
-    if ray.train.get_context().get_world_rank() == 0:
-        for outcome in student.finish(work.students):
-            work.emit(StudentDone(outcome))
-        state.unlink(missing_ok=True)
+    meter = StudentMeter(spec.name)
+
+    def heard(record: Epoch) -> None:
+        meter.observe(record)
+        work.emit(StudentEpoch(spec.name, spec.training.epochs, record))
+
+    student = worker_student(spec, dataset, source, look_ahead=work.look_ahead)
+    for result in student.train(work.training, work.students, heard):
+        work.emit(StudentDone(result))
 
 
 def worker_student(
-    assignment: StudentSpec,
-    dataset: Dataset,
-    source: Source | None,
-    look_ahead: int,
-    judge: Callable[[Tensor], dict[str, float]] | None = None,
+    spec: StudentSpec, dataset: Dataset, source: Source | None, **further: Any
 ) -> Student:
     """This worker's part of a student; called in every worker of a group.
 
     Args:
-        assignment: what to do.
+        spec: what to do.
         dataset: opened here.
         source: opened here.
-        look_ahead: coming batches that the teachers are told of.
-        judge: see `Student`.
+        further: `look_ahead` and `judge`, see `StudentTraining`.
     """
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
@@ -355,7 +365,7 @@ def worker_student(
         return tensor
 
     return Student(
-        assignment,
+        spec,
         dataset,
         source,
         device=device,
@@ -363,6 +373,5 @@ def worker_student(
         world=world,
         wrap=lambda model: ray.train.torch.prepare_model(model, move_to_device=False),
         total=total,
-        look_ahead=look_ahead,
-        judge=judge,
+        **further,
     )

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from agrekd_ray.data import SELECT, TEST, Dataset
+from agrekd_ray.data import SELECT, TEST, Dataset, Groups
 from agrekd_ray.distillation import DistillationSpec, Distilled, Source
 from agrekd_ray.errors import RunError
 from agrekd_ray.files import DamagedError, checked, exists, in_a_line, read_json
@@ -117,82 +117,78 @@ class StudentSpec:
         return (str(debiased), self.name) if self.dfr is not None else (self.name,)
 
 
-class Student:
-    """Trains by the epoch, can be put down and taken up after any of them.
+class StudentTraining:
+    """Trains a module by the epoch, evaluates it after each, and records who taught it.
 
     Args:
-        assignment: what to do.
-        dataset: with groups, which evaluation and the teaching record read, never the training.
-        source: where its teachers' answers come from; None for the labels alone.
+        model: of the student.
+        dataset: whose groups evaluation reads, never the training.
+        training: the settings.
+        spec: how its teachers teach; None for the labels alone.
+        source: where their answers come from; None for the labels alone.
+        groups: of the training samples, by which the teachers' weights are reported; those of the
+            data set by default.
         device: to train on.
-        rank: this worker, of `world`.
-        wrap: makes the module whose forward pass is called (DDP).
         total: sums a tensor over the workers.
         look_ahead: coming batches that the teachers are told of.
         judge: scores its answers to the selection split after every epoch, from probabilities
             [N, C]; None where nothing is selected.
+        further: arguments of `Trainer`: `seed`, `rank`, `world`, `wrap`.
+
+    Attributes:
+        history: a record of every epoch that is finished.
     """
 
     def __init__(
         self,
-        assignment: StudentSpec,
+        model: nn.Module,
         dataset: Dataset,
+        training: Training,
+        spec: DistillationSpec | None,
         source: Source | None,
         *,
+        groups: Groups | None = None,
         device: torch.device | str = "cpu",
-        rank: int = 0,
-        world: int = 1,
-        wrap: Callable[[nn.Module], nn.Module] | None = None,
         total: Callable[[Tensor], Tensor] = lambda tensor: tensor,
         look_ahead: int = 0,
         judge: Callable[[Tensor], dict[str, float]] | None = None,
+        **further: Any,
     ) -> None:
-        self.assignment, self._dataset, self._device = assignment, dataset, device
-        self._judge = judge
-        self._total, self._evaluates = total, rank == 0
+        self._dataset, self._device, self._judge, self._total = dataset, device, judge, total
         self.history: list[Epoch] = []
-        self._written: list[dict[str, Any]] = []  # the history, as states have it
-        spec = assignment.spec
-        if spec is not None and source is None:
-            raise ValueError(f"{assignment.name} needs teachers, but there is no source")
         self._source = source if spec else None
         self._distilled = Distilled(spec, source, dataset) if spec and source else None
         self._loader = Loader(dataset, device)
-        self._record = (
-            TeacherWeightRecorder(dataset.groups, spec.teachers, device) if spec else None
+        self._weights = (
+            TeacherWeightRecorder(groups or dataset.groups, spec.teachers, device) if spec else None
         )
-        shape, classes = dataset.shape, len(dataset.classes)
-        self.model: Classifier = build(assignment.model, shape, classes, assignment.seed)
         self.trainer = Trainer(
-            self.model.to(device),
+            model.to(device),
             dataset,
-            assignment.training,
+            training,
             self._distilled or Labels(),
-            seed=assignment.seed,
             loader=self._loader,
-            rank=rank,
-            world=world,
-            wrap=wrap,
             total=total,
-            observer=self._record,
+            observer=self._weights,
             look_ahead=look_ahead if spec else 0,
+            **further,
         )
 
     @property
     def done(self) -> bool:
         """Whether all epochs are behind it."""
-        return self.trainer.next_epoch >= self.assignment.training.epochs
+        return self.trainer.next_epoch >= self.trainer.training.epochs
 
     def epoch(self) -> Epoch | None:
         """Train the next epoch, then evaluate; the record is None on all workers but the first."""
         replayed = self._distilled.replayed if self._distilled is not None else 0
         finished = self.trainer.epoch()
-        teaching = self._record.close(self._total) if self._record else TeacherWeightStats()
-        if not self._evaluates:
+        weights = self._weights.close(self._total) if self._weights else TeacherWeightStats()
+        if self.trainer.plan.rank != 0:
             return None
         if self._source is not None:
             self._source.complete(finished.epoch)
-        probabilities_NC = self._answers(SELECT)
+        probabilities_NC = self.probabilities(SELECT)
         record = Epoch(
             finished.epoch,
             finished.loss,
@@ -203,10 +199,51 @@ class Student:
             steps=self.trainer.plan.steps_per_epoch,
             guidance_seconds=finished.guidance_seconds,
             replayed_steps=self._distilled.replayed - replayed if self._distilled else 0,
-            **vars(teaching),
+            **vars(weights),
         )
         self.history.append(record)
         return record
+
+    def probabilities(self, split: str, model: nn.Module | None = None) -> Tensor:
+        """What the student, or another model like it, answers to a split [N, C]."""
+        logits_NC = predict(
+            model or self.trainer.model,
+            self._dataset,
+            self._dataset.splits[split],
+            loader=self._loader,
+            precision=self.trainer.numbers,
+        )
+        return logits_NC.softmax(1)
+
+
+class Student(StudentTraining):
+    """The training of a `StudentSpec`; can be put down and taken up after any epoch.
+
+    Args:
+        assignment: what to do.
+        dataset: see `StudentTraining`.
+        source: where its teachers' answers come from; None for the labels alone.
+        further: see `StudentTraining`.
+    """
+
+    def __init__(
+        self, assignment: StudentSpec, dataset: Dataset, source: Source | None, **further: Any
+    ) -> None:
+        self.assignment = assignment
+        self._written: list[dict[str, Any]] = []  # the history, as states have it
+        if assignment.spec is not None and source is None:
+            raise ValueError(f"{assignment.name} needs teachers, but there is no source")
+        shape, classes = dataset.shape, len(dataset.classes)
+        self.model: Classifier = build(assignment.model, shape, classes, assignment.seed)
+        super().__init__(
+            self.model,
+            dataset,
+            assignment.training,
+            assignment.spec,
+            source,
+            seed=assignment.seed,
+            **further,
+        )
 
     def save_state(self, path: Path) -> None:
         """Write everything that the rest of the training depends on; whole or not at all.
@@ -274,9 +311,34 @@ class Student:
             raise _unwritable(own.parent, "the state of the training", error) from None
         return own
 
+    def train(
+        self, training: Path, students: Path, heard: Callable[[Epoch], None]
+    ) -> list[StudentResult]:
+        """Go on from the state that is there to the end, with a state after every epoch.
+
+        Args:
+            training: folder of the states.
+            students: folder of finished students.
+            heard: gets the record of every epoch, on the first worker.
+
+        Returns:
+            What the student comes to, see `finish`; nothing on all workers but the first.
+        """
+        state = self.take_up(training)
+        while not self.done:
+            record = self.epoch()
+            if record is not None:
+                self.save_state(state)
+                heard(record)
+        if self.trainer.plan.rank != 0:
+            return []
+        results = self.finish(students)
+        state.unlink(missing_ok=True)
+        return results
+
     def test(self) -> Metrics:
         """How good it is on the test split: for reports, never for a choice."""
-        return score(self._dataset, TEST, self._answers(TEST))
+        return score(self._dataset, TEST, self.probabilities(TEST))
 
     def finish(self, students: Path) -> list[StudentResult]:
         """Evaluate and save the student, and its copy with a retrained last layer where asked."""
@@ -295,24 +357,12 @@ class Student:
         outcomes.append(self._leave(students, self.model, given.method, self.history))
         return outcomes
 
-    def _answers(self, split: str, model: Classifier | None = None) -> Tensor:
-        """Probabilities [N, C] of the student, or a copy of it, for a split."""
-        ids = self._dataset.splits[split]
-        logits_NC = predict(
-            model or self.model,
-            self._dataset,
-            ids,
-            loader=self._loader,
-            precision=self.trainer.numbers,
-        )
-        return logits_NC.softmax(1)
-
     def _leave(
         self, students: Path, model: Classifier, method: str, history: list[Epoch]
     ) -> StudentResult:
         given, data = self.assignment, self._dataset
-        answers = {split: self._answers(split, model) for split in (SELECT, TEST)}
-        splits = {split: score(data, split, found) for split, found in answers.items()}
+        answers = {split: self.probabilities(split, model) for split in (SELECT, TEST)}
+        splits = {split: score(data, split, answer_NC) for split, answer_NC in answers.items()}
         folder = students / given.folder / f"{method}-seed-{given.seed}"
         outcome = StudentResult(
             method,

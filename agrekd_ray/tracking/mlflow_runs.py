@@ -216,7 +216,7 @@ class MlflowTracker(Tracker):
             self._runs.set_tags(run_id, tags)
             self._runs.end(run_id, status)
 
-    def register(self, model_id: str, run_id: str, name: str, alias: str) -> str:
+    def register(self, model_id: str, run_id: str, name: str, alias: str) -> None:
         """Puts a model into the registry: `models:/NAME@ALIAS` loads it from now on."""
         with self._runs.explained("register a model"):
             try:
@@ -231,7 +231,6 @@ class MlflowTracker(Tracker):
                 source = self._client.get_logged_model(model_id).artifact_location
                 version = self._client.create_model_version(name, source, run_id, model_id=model_id)
             self._client.set_registered_model_alias(name, alias, version.version)
-        return str(version.version)
 
     def log_model(
         self, run_id: str, model: torch.nn.Module, example: np.ndarray, classes: Sequence[str]
@@ -270,7 +269,6 @@ class MlflowTracker(Tracker):
         self,
         run_id: str,
         folder: Path,
-        status: str,
         metrics: Mapping[str, float],
         description: str = "",
     ) -> None:
@@ -284,7 +282,7 @@ class MlflowTracker(Tracker):
                 for file in sorted(place.glob("*")):
                     if file.is_file() and file.suffix in _REPORTS and file.name[0] != ".":
                         self._client.log_artifact(run_id, str(file), inside)
-            self._runs.end(run_id, status)
+            self._runs.end(run_id, FINISHED)
 
     def fail(self, run_id: str, reason: str, status: str = FAILED) -> None:
         """Ends a run that did not come to its end, and its children that are still running."""

@@ -24,7 +24,7 @@ class Outbox:
 
     def __init__(self, note: Callable[[str], None], pause: float = SECONDS_BETWEEN_TRIES) -> None:
         self.note, self._pause = note, pause
-        self._writes: deque[Callable[[], None]] = deque()
+        self._writes: deque[Callable[[], object]] = deque()
         self._changed = threading.Condition()
         self._away_since: float | None = None
         self._closed = False
@@ -32,7 +32,7 @@ class Outbox:
         self._thread = threading.Thread(target=self._send, name="mlflow", daemon=True)
         self._thread.start()
 
-    def put(self, write: Callable[[], None]) -> None:
+    def put(self, write: Callable[[], object]) -> None:
         """Send this after all that is waiting.
 
         Args:
@@ -98,7 +98,7 @@ class Outbox:
                 self._away_since = None
                 self._changed.notify_all()
 
-    def _next(self) -> Callable[[], None] | None:
+    def _next(self) -> Callable[[], object] | None:
         with self._changed:
             while not self._writes and not self._closed:
                 self._changed.wait()

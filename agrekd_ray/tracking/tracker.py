@@ -29,10 +29,6 @@ REASON, DEGRADED = "agrekd.reason", "agrekd.degraded"
 class Tracker(Protocol):
     """Keeps track of the runs of one job, study or search. Every method raises `TrackingError`."""
 
-    @property
-    def uri(self) -> str:
-        """The address in use, without its password."""
-
     def ui_command(self) -> str:
         """What a person types, or opens, to see the runs."""
 
@@ -116,17 +112,16 @@ class Tracker(Protocol):
             TrackingError: also where the model cannot be exported; the run stays as it is.
         """
 
-    def register(self, model_id: str, run_id: str, name: str, alias: str) -> str:
+    def register(self, model_id: str, run_id: str, name: str, alias: str) -> None:
         """Puts a logged model into the registry of models, under an alias that moves to it.
 
-        The registered model is made where it is missing. Returns the version's number.
+        The registered model is made where it is missing.
         """
 
     def finish_job(
         self,
         run_id: str,
         folder: Path,
-        status: str,
         metrics: Mapping[str, float],
         description: str = "",
     ) -> None:
@@ -136,7 +131,6 @@ class Tracker(Protocol):
             run_id: of the job.
             folder: where the job's reports are. Its PNG, JSON, CSV, YAML and Markdown files, and
                 those of its folder `plots`, are kept with the run; deeper ones are not.
-            status: `FINISHED`, `FAILED` or `KILLED`.
             metrics: the summary, as `report.job.summary_metrics` makes it.
             description: Markdown that the run's page begins with; see `report.job.description`.
         """
@@ -145,19 +139,17 @@ class Tracker(Protocol):
         """Ends a run that did not come to its end, and its children that run still."""
 
 
-def open_tracker(uri: str | None, experiment: str, root: Path, *, wait: bool = True) -> Tracker:
-    """The tracker of an address.
+def open_tracker(uri: str | None, experiment: str, root: Path) -> Tracker:
+    """The tracker of an address, which is opened in a thread: a new store takes seconds.
+
+    The first method that is called waits for it, and raises `TrackingError` where the store cannot
+    be created or reached.
 
     Args:
         uri: any MLflow tracking URI; None for the file `mlflow.db` in `root`.
         experiment: name of the experiment, created where it is missing.
         root: the folder of the runs.
-        wait: whether the store is opened now; else in a thread (a new one takes seconds), for
-            which the first method that is called waits.
-
-    Raises:
-        TrackingError: the store cannot be created or reached.
     """
     from agrekd_ray.tracking.mlflow_runs import MlflowTracker  # MLflow takes a second
 
-    return MlflowTracker(uri, experiment, root, wait=wait)
+    return MlflowTracker(uri, experiment, root, wait=False)
