@@ -102,9 +102,11 @@ def computes_alone(pool: Executor) -> None:
     OpenMP would give it as many as the main thread has, and where there are more than cores all of
     them go to sleep after each operation.
     """
-    pool.submit(torch.get_num_threads).result()  # with its first look a thread takes the setting up
+    # With its first look a thread takes the setting up that holds then; so this one looks first.
+    threads = torch.get_num_threads()
+    pool.submit(torch.get_num_threads).result()
     pool.submit(torch.set_num_threads, 1).result()  # of that thread, and of all that are to come
-    torch.set_num_threads(torch.get_num_threads())
+    torch.set_num_threads(threads)
 
 
 def compiled(network: nn.Module, how: Compile, device: torch.device | str) -> nn.Module:

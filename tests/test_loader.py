@@ -231,6 +231,22 @@ def test_it_computes_beside_whoever_trains() -> None:
         torch.set_num_threads(before)
 
 
+def test_it_leaves_a_thread_its_setting_that_has_not_computed_yet() -> None:
+    """As Ray Train calls a worker's loop: in a thread, whose first operation comes later."""
+
+    def trains() -> int:
+        torch.set_num_threads(3)
+        list(Loader(Digits())(map(Request, PARTS)))
+        return torch.get_num_threads()
+
+    before = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(1) as thread:
+            assert thread.submit(trains).result() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_further_columns_come_along_of_the_samples_wanted() -> None:
     row_of = np.full(16, -1)
     row_of[[0, 1, 3, 15]] = np.arange(4)
