@@ -24,6 +24,7 @@ from agrekd_ray.data import SELECT, TEST, TRAIN
 from agrekd_ray.distillation import (
     CachedTeachers,
     DistillationSpec,
+    Distilled,
     LocalTeachers,
     Replay,
     TeacherHost,
@@ -297,8 +298,8 @@ def test_the_next_view_is_looked_up_and_put_together_while_an_epoch_lasts(
     spec = DistillationSpec("aver", drawn.teachers, drawn.biased, 4.0)
     seen = []
     for epoch in range(7):
-        (column,) = replay.columns(spec, epoch, True)
-        assert replay.columns(spec, epoch, True)[0] is column
+        (column,) = replay.columns(spec, epoch)
+        assert replay.columns(spec, epoch)[0] is column
         replay._thread.submit(int).result()  # what was begun is done
         coming = [future.result() for future in replay._coming.values()]
         assert all(one is not None and "_whole" in vars(one) for one in coming)
@@ -310,8 +311,25 @@ def test_the_next_view_is_looked_up_and_put_together_while_an_epoch_lasts(
     assert seen[3] is not seen[0]  # before it was known that views repeat
     assert (seen[5], seen[6]) == (seen[2], seen[3])
     monkeypatch.setattr(recorded, "IN_MEMORY", 2 * seen[0].nbytes)
-    replay.columns(spec, 7, True)
+    replay.columns(spec, 7)
     assert len(replay._columns) == 2
+
+
+def test_how_an_epoch_is_taught_is_decided_once_and_for_each_student(make_job: Any) -> None:
+    """Though records become whole in between, and though students share what reads them."""
+    job = make_job(**{"data.views": {"flip": True, "count": 2}})
+    data, checkpoints, drawn = pool_of(job)
+    host = TeacherHost(checkpoints, data, outputs=records(job, data, checkpoints))
+    source = CachedTeachers(records(job, data, checkpoints), data, LocalTeachers(host))
+    two = DistillationSpec("aver", drawn.teachers[:2], drawn.biased, 4.0)
+    first = Distilled(two, source, data)
+    second = Distilled(DistillationSpec("ae_kd", drawn.teachers, drawn.biased, 4.0), source, data)
+    assert first.columns(0, True) is None  # may be there when the epoch begins
+    assert first.columns(0, False) == ()
+    host.complete(0)
+    assert first.columns(0, True) == ()  # goes on as it began
+    (column,) = second.columns(0, True) or ()
+    assert column.row_shape[0] == len(drawn.teachers) == 3
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

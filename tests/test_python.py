@@ -286,7 +286,7 @@ def test_logits_in_memory_answer_a_request_as_they_answer_a_step(name: str) -> N
     spec = DistillationSpec(name, ("a", "b"), "z", 4.0)
     source = FixedLogits(known, data)
     (loaded,) = Loader(data)(
-        [Request(np.arange(B), 0)], lambda epoch, ahead: source.columns(spec, epoch, ahead)
+        [Request(np.arange(B), 0)], lambda epoch, ahead: source.columns(spec, epoch)
     )
     guidance = Distilled(spec, source, data)
     batch = BatchPlan(np.arange(B), B, 1, 0).batch(0)

@@ -35,10 +35,9 @@ _Answers = tuple[tuple[str, ...], int]
 class CachedTeachers:
     """Records where all who are asked have one, else the fleet (a `Source`).
 
-    Every view is looked up when an epoch begins; so a student leaves its teachers alone as soon as
-    what they said is there whole. Where it is, the next epoch's is looked up and put together in a
-    thread of its own meanwhile. Where views repeat, what they say stays in memory, as far as it
-    has room there.
+    A student leaves its teachers alone as soon as what they said to an epoch's view is there whole.
+    Where it is, the next epoch's is looked up and put together in a thread of its own meanwhile.
+    Where views repeat, what they say stays in memory, as far as it has room there.
 
     Args:
         outputs: the records.
@@ -48,30 +47,25 @@ class CachedTeachers:
 
     def __init__(self, outputs: LogitsCache, samples: Samples, fleet: Source | None) -> None:
         self._outputs, self._samples, self._fleet = outputs, samples, fleet
-        self._epochs: dict[int, tuple[Column, ...]] = {}
         self._columns: OrderedDict[_Answers, Column] = OrderedDict()
         self._thread = ThreadPoolExecutor(1, "records")
         self._coming: dict[_Answers, Future[Column | None]] = {}
         self._looking = RLock()
+        self._released = False
 
-    def columns(self, spec: DistillationSpec, epoch: int, ahead: bool) -> Sequence[Column] | None:
+    def columns(self, spec: DistillationSpec, epoch: int) -> Sequence[Column]:
         """See `Source.columns`.
 
         Raises:
             RunError: a record is missing or damaged, and there is no fleet.
         """
         with self._looking:
-            if epoch not in self._epochs:
-                recorded = self._look(spec, epoch)
-                if ahead and not recorded:
-                    return None
-                before = {epoch - 1: self._epochs[epoch - 1]} if epoch - 1 in self._epochs else {}
-                self._epochs = before | {epoch: recorded}
-            elif self._epochs[epoch]:  # not before its first batch is there: somebody waits for it
-                self._look_ahead(spec, epoch + 1)
-            if not self._epochs[epoch] and self._fleet is None:
-                raise self._lost(spec, epoch)
-            return self._epochs[epoch]
+            if (spec.members, self._samples.view(epoch)) in self._columns:
+                self._look_ahead(spec, epoch + 1)  # not before the first batch: somebody waits
+            recorded = self._look(spec, epoch)
+        if not recorded and self._fleet is None:
+            raise self._lost(spec, epoch)
+        return recorded
 
     def fault(self, spec: DistillationSpec, epoch: int) -> str:
         """See `Source.fault`."""
@@ -97,27 +91,30 @@ class CachedTeachers:
         spec = request.spec
         if self._fleet is None:
             raise self._lost(spec, request.epoch)
-        try:
-            return self._fleet.ask(request)
-        except RunError:
-            # The fleet is released when the last record is finished, maybe just now.
-            with self._looking:
-                recorded = self._epochs[request.epoch] = self._look(spec, request.epoch)
-            if not recorded:
-                raise
+        recorded = self._look_again(spec, request.epoch) if self._released else ()
+        if not recorded:
+            try:
+                return self._fleet.ask(request)
+            except RunError:
+                # The fleet is released when the last record is finished, maybe just now.
+                if not (recorded := self._look_again(spec, request.epoch)):
+                    raise
+                self._released = True
         return _answered(request, recorded[0].gathered(request.ids), self._samples)
 
     def complete(self, epoch: int) -> None:
         """See `Source.complete`."""
+        if self._fleet is None:
+            return
+        try:
+            self._fleet.complete(epoch)
+        except RunError:
+            if self._outputs.missing([self._samples.view(epoch)]):
+                raise
+
+    def _look_again(self, spec: DistillationSpec, epoch: int) -> tuple[Column, ...]:
         with self._looking:
-            recorded = self._epochs.pop(epoch, ())
-        if not recorded and self._fleet is not None:
-            try:
-                self._fleet.complete(epoch)
-            except RunError:
-                view = self._samples.view(epoch)
-                if self._outputs.missing([view]):
-                    raise
+            return self._look(spec, epoch)
 
     def _look(self, spec: DistillationSpec, epoch: int) -> tuple[Column, ...]:
         """What all members say to the epoch's view, if they all have a record of it."""
@@ -173,7 +170,7 @@ class FixedLogits:
         self._logits, self._samples = logits, samples
         self._column: tuple[Column, ...] = ()
 
-    def columns(self, spec: DistillationSpec, epoch: int, ahead: bool) -> Sequence[Column]:
+    def columns(self, spec: DistillationSpec, epoch: int) -> Sequence[Column]:
         """See `Source.columns`."""
         if not self._column:
             self._column = (Column(*(self._logits[name] for name in spec.members), stacked=True),)
@@ -186,7 +183,7 @@ class FixedLogits:
 
     def ask(self, request: GradientRequest) -> DistillationGradient:
         """See `Source.ask`."""
-        (column,) = self.columns(request.spec, request.epoch, False)
+        (column,) = self.columns(request.spec, request.epoch)
         return _answered(request, column.gathered(request.ids), self._samples)
 
     def complete(self, epoch: int) -> None:

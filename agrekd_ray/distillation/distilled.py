@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from threading import Lock
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ class LocalTeachers:
     def __init__(self, host: TeacherHost) -> None:
         self._host = host
 
-    def columns(self, spec: DistillationSpec, epoch: int, ahead: bool) -> Sequence[Column]:
+    def columns(self, spec: DistillationSpec, epoch: int) -> Sequence[Column]:
         """See `Source.columns`."""
         return ()
 
@@ -70,11 +71,51 @@ class Distilled:
         self._labels = Column(samples.labels(np.arange(samples.size)).numpy())
         self.whole_batch = spec.whole_batch
         self.replayed = 0
+        self._replays: dict[int, bool] = {}
+        self._deciding = Lock()
 
     def columns(self, epoch: int, ahead: bool) -> Sequence[Column] | None:
-        """See `Guidance.columns`: the members' logits, and labels where weights need them."""
-        logits = self._source.columns(self._spec, epoch, ahead)
-        return (*logits, self._labels) if logits and self._spec.cross_entropy else logits
+        """See `Guidance.columns`: the members' logits, and labels where weights need them.
+
+        Raises:
+            RunError: the first worker finds records that are not to be seen here.
+        """
+        replays = self._decided(epoch, ahead)
+        if not replays:
+            return None if replays is None else ()
+        logits = self._source.columns(self._spec, epoch)
+        if not logits:
+            raise RunError(f"the records of epoch {epoch + 1} cannot be seen by all workers.")
+        return (*logits, self._labels) if self._spec.cross_entropy else logits
+
+    def complete(self, epoch: int) -> None:
+        """An epoch is over: see `Source.complete`. Called in the first worker."""
+        if not self._replays.get(epoch):
+            self._source.complete(epoch)
+
+    def _decided(self, epoch: int, ahead: bool) -> bool | None:
+        """Whether an epoch is taught out of records, from its first step to its last.
+
+        Weightings that see the whole batch exchange it in another way then, so the first worker
+        decides for all; by `ahead`, None where this is not known yet.
+        """
+        with self._deciding:
+            if epoch not in self._replays:
+                together = self.whole_batch and dist.is_initialized() and dist.get_world_size() > 1
+                if ahead and together:
+                    return None
+                decides = not together or dist.get_rank() == 0
+                replays = decides and bool(self._source.columns(self._spec, epoch))
+                if ahead and not replays:
+                    return None
+                if together:
+                    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+                    heard = torch.tensor([int(replays)], device=device)
+                    dist.broadcast(heard, 0)
+                    replays = bool(heard.item())
+                before = {epoch - 1: self._replays.get(epoch - 1, False)}
+                self._replays = before | {epoch: replays}
+            return self._replays[epoch]
 
     def fault(self, epoch: int) -> str:
         """See `Guidance.fault`."""

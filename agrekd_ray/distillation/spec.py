@@ -136,11 +136,11 @@ class TeacherGradients:
 class Source(Protocol):
     """Where answers come from."""
 
-    def columns(self, spec: DistillationSpec, epoch: int, ahead: bool) -> Sequence[Column] | None:
+    def columns(self, spec: DistillationSpec, epoch: int) -> Sequence[Column]:
         """Recorded logits of all members of a spec, in its order, as one column; else none.
 
-        Called in a loader's thread, too. While an epoch lasts, it is the same column. None while
-        they are not all there and, by `ahead`, the epoch may not have begun: they may be then.
+        Called in a loader's thread, too. Whether an epoch has them is decided once for the epoch,
+        by `Distilled`.
         """
         ...
 

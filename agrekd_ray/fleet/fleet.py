@@ -52,7 +52,7 @@ class FleetSource:
     emit: Emit
     _known: set[str] = field(default_factory=set)
 
-    def columns(self, spec: DistillationSpec, epoch: int, ahead: bool) -> Sequence[Column]:
+    def columns(self, spec: DistillationSpec, epoch: int) -> Sequence[Column]:
         """See `Source.columns`; what is recorded is others' matter."""
         return ()
 

@@ -156,7 +156,6 @@ class StudentTraining:
     ) -> None:
         self._dataset, self._device, self._judge, self._total = dataset, device, judge, total
         self.history: list[Epoch] = []
-        self._source = source if spec else None
         self._distilled = Distilled(spec, source, dataset) if spec and source else None
         self._loader = Loader(dataset, device)
         self._weights = (
@@ -186,8 +185,8 @@ class StudentTraining:
         weights = self._weights.close(self._total) if self._weights else TeacherWeightStats()
         if self.trainer.plan.rank != 0:
             return None
-        if self._source is not None:
-            self._source.complete(finished.epoch)
+        if self._distilled is not None:
+            self._distilled.complete(finished.epoch)
         probabilities_NC = self.probabilities(SELECT)
         record = Epoch(
             finished.epoch,
