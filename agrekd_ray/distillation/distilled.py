@@ -105,7 +105,12 @@ class Distilled:
                 if ahead and together:
                     return None
                 decides = not together or dist.get_rank() == 0
-                replays = decides and bool(self._source.columns(self._spec, epoch))
+                try:
+                    replays = decides and bool(self._source.columns(self._spec, epoch))
+                except RunError:  # records are missing that may be made until then
+                    if not ahead:
+                        raise
+                    return None
                 if ahead and not replays:
                     return None
                 if together:
