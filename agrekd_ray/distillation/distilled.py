@@ -26,6 +26,7 @@ from agrekd_ray.distillation.spec import (
     no_longer_finite,
 )
 from agrekd_ray.errors import RunError
+from agrekd_ray.numerics import from_first
 from agrekd_ray.training import Batch, Column, Loaded, label_guidance
 
 
@@ -114,10 +115,7 @@ class Distilled:
                 if ahead and not replays:
                     return None
                 if together:
-                    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-                    heard = torch.tensor([int(replays)], device=device)
-                    dist.broadcast(heard, 0)
-                    replays = bool(heard.item())
+                    replays = bool(from_first(replays))
                 before = {epoch - 1: self._replays.get(epoch - 1, False)}
                 self._replays = before | {epoch: replays}
             return self._replays[epoch]

@@ -24,9 +24,10 @@ from agrekd_ray.cluster.session import here
 from agrekd_ray.config import Job
 from agrekd_ray.errors import AgrekdError, RunError
 from agrekd_ray.files import checked
+from agrekd_ray.numerics import from_first
 from agrekd_ray.results import Epoch, Metrics, epochs_from_json
 from agrekd_ray.search.trial import Shared, Trial, opened
-from agrekd_ray.student.group import fit, from_first, worker_failure, worker_student
+from agrekd_ray.student.group import fit, worker_failure, worker_student
 from agrekd_ray.student.room import held
 
 POLL_SECONDS = 0.02

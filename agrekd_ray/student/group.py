@@ -38,6 +38,7 @@ from agrekd_ray.distillation import Source
 from agrekd_ray.errors import AgrekdError, RunError
 from agrekd_ray.files import exists
 from agrekd_ray.fleet.replicas import DIED
+from agrekd_ray.numerics import from_first
 from agrekd_ray.results import Epoch
 from agrekd_ray.student.room import GroupTrainer, device_of_worker, give_back, held
 from agrekd_ray.student.shared_work import SharedWork
@@ -280,15 +281,6 @@ def fit(
 def worker_failure(error: Exception) -> Exception | None:
     """What the first worker that failed said, out of Ray Train's error; None where none did."""
     return next(iter(getattr(error, "worker_failures", {}).values()), None)
-
-
-def from_first(number: int) -> int:
-    """A number that the first worker of a group knows, heard by all of them."""
-    if ray.train.get_context().get_world_size() > 1:
-        heard = torch.tensor([number], device=ray.train.torch.get_device())
-        dist.broadcast(heard, 0)
-        number = int(heard.item())
-    return number
 
 
 def _work(config: dict[str, Any]) -> None:
