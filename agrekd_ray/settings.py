@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,6 +25,8 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticKnownError
 
 
 class Settings(BaseModel):
@@ -32,6 +35,11 @@ class Settings(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True
     )
+
+    @classmethod
+    def entries(cls) -> dict[str, FieldInfo]:
+        """What a file may say in such a block, by key."""
+        return cls.model_fields
 
 
 def _no_bool(value: Any) -> Any:
@@ -42,6 +50,17 @@ def _no_bool(value: Any) -> Any:
 
 def _false_is_off(value: Any) -> Any:
     return "off" if value is False else value
+
+
+def one_of(names: Callable[[], Iterable[str]]) -> Callable[[Any], Any]:
+    """A check that a value is one of the names that are registered when it is looked at."""
+
+    def check(value: Any) -> Any:
+        if value not in (known := tuple(names())):
+            raise PydanticKnownError("literal_error", {"expected": ", ".join(map(repr, known))})
+        return value
+
+    return check
 
 
 AUTO: Literal["auto"] = "auto"

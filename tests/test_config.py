@@ -16,7 +16,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agrekd_ray.config import METHODS, Job, JobError, check_job, load_job, read_job
+from agrekd_ray.config import Job, JobError, check_job, load_job, methods, read_job
 from agrekd_ray.config.search import load_search
 from agrekd_ray.models import Manifest, Model, build, save
 
@@ -222,7 +222,7 @@ def test_faults_of_one_block_do_not_hide_those_of_others(raw: dict[str, Any]) ->
         ({"seeds": [0, 1, 0]}, "seeds", ["[0, 1, 0]", "twice"]),
         ({"methods": ["aver", "aver"]}, "methods", ["twice"]),
         ({"methods": []}, "methods", ["at least 1 entry"]),
-        ({"methods": ["avre"]}, "methods.0", ["avre", *METHODS, "Did you mean aver?"]),
+        ({"methods": ["avre"]}, "methods.0", ["avre", *methods(), "Did you mean aver?"]),
         ({"seeds": [-1]}, "seeds.0", ["-1"]),
         ({"seeds": [2**31]}, "seeds.0", [str(2**31)]),
         ({"runs": "/proc/x"}, "runs", ["/proc", "cannot be written"]),

@@ -8,8 +8,9 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -17,6 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from agrekd_ray.cluster.address import DASHBOARD_PORT, FOUND, HERE, Place, read_address
 from agrekd_ray.cluster.reach import refusal
 from agrekd_ray.errors import RunError
+from agrekd_ray.plugins import runtime_env
 
 SHORT = Path("/tmp")
 """Where Ray keeps its sockets if the temporary folder has too long a name for them."""
@@ -36,21 +38,35 @@ class RaySession:
         address: of the cluster; None starts one here.
         cpus: logical CPUs that a cluster started here has at least.
         say: shows a line that the user should read.
+        plugins: modules that every process imports; see `plugins.load`.
 
     Raises:
-        RunError: no cluster answers at the address, or none can be started here.
+        RunError: no cluster answers at the address, or none can be started here; or this process
+            is connected to one already, whose processes do not know the plugins.
         KeyboardInterrupt: it was stopped meanwhile.
     """
 
-    def __init__(self, address: str | None, cpus: int, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        address: str | None,
+        cpus: int,
+        say: Callable[[str], None],
+        plugins: Sequence[str] = (),
+    ) -> None:
         self._owner = not ray.is_initialized()
+        environment = runtime_env(plugins)
+        if environment and not self._owner:
+            raise RunError(
+                "plugins are imported by the processes of a session that the job begins, and this "
+                "process is connected to Ray already: ray.shutdown() first"
+            )
         self.dashboard = ""
         on_sigterm = signal.getsignal(signal.SIGTERM)
         try:
             if self._owner and address is None:
-                _start(cpus, say)
+                _start(cpus, say, environment)
             elif self._owner:
-                self.dashboard = _join(str(address))
+                self.dashboard = _join(str(address), environment)
         except SystemExit:  # by Ray's own handler of SIGTERM
             raise KeyboardInterrupt from None
         finally:
@@ -76,7 +92,7 @@ def here() -> NodeAffinitySchedulingStrategy:
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
-def _start(cpus: int, say: Callable[[str], None]) -> None:
+def _start(cpus: int, say: Callable[[str], None], environment: dict[str, Any] | None) -> None:
     """Start a cluster of this machine.
 
     Raises:
@@ -91,6 +107,7 @@ def _start(cpus: int, say: Callable[[str], None]) -> None:
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level="WARNING",
+                runtime_env=environment,
                 _temp_dir=str(folder),
             )
         except Exception as error:  # Ray has no kind of its own for what hinders its start
@@ -141,7 +158,7 @@ def _folder_of_sockets(say: Callable[[str], None]) -> Path:
     return folder
 
 
-def _join(address: str) -> str:
+def _join(address: str, environment: dict[str, Any] | None) -> str:
     """Join a running cluster.
 
     Returns:
@@ -174,7 +191,12 @@ def _join(address: str) -> str:
     if why:
         raise RunError(f"{key} = {text}: no Ray cluster answers there ({why}). {advice}.")
     try:
-        joined = ray.init(address=str(place), log_to_driver=False, logging_level="WARNING")
+        joined = ray.init(
+            address=str(place),
+            log_to_driver=False,
+            logging_level="WARNING",
+            runtime_env=environment,
+        )
     except Exception as error:
         raise RunError(
             f"{key} = {text}: the Ray cluster there cannot be joined ({_in_one_line(error)}). "

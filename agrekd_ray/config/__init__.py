@@ -2,11 +2,10 @@
 
 from agrekd_ray.config.checks import check_job, load_job
 from agrekd_ray.config.faults import Fault, JobError, elsewhere, faults_of, names_at
-from agrekd_ray.config.job import METHODS, Job
+from agrekd_ray.config.job import Job, methods
 from agrekd_ray.config.reading import read_job, read_values
 
 __all__ = [
-    "METHODS",
     "Fault",
     "Job",
     "JobError",
@@ -14,6 +13,7 @@ __all__ = [
     "elsewhere",
     "faults_of",
     "load_job",
+    "methods",
     "names_at",
     "read_job",
     "read_values",

@@ -11,11 +11,13 @@ from typing import Annotated, Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from agrekd_ray import plugins
 from agrekd_ray.cluster.placement import unknown_patterns
 from agrekd_ray.config.faults import Fault, JobError, elsewhere, faults_of
 from agrekd_ray.config.job import DFR_METHODS, SEEDS_APART, Job
 from agrekd_ray.config.reading import read_values
 from agrekd_ray.config.study import study_faults
+from agrekd_ray.core.weighting import STRATEGIES
 from agrekd_ray.data import (
     DFR,
     DRAWN,
@@ -54,7 +56,7 @@ def load_job(path: Path, overrides: Iterable[str] = ()) -> Job:
 
 def check_job(raw: dict[str, Any]) -> tuple[Job | None, list[Fault]]:
     """All faults of a job's raw values; the job where there is none."""
-    faults: list[Fault] = []
+    raw, faults = with_plugins(raw)
     job: Job | None = None
     try:
         job = Job.model_validate(raw)
@@ -64,6 +66,22 @@ def check_job(raw: dict[str, Any]) -> tuple[Job | None, list[Fault]]:
     faults += whole.faults()
     faults += study_faults(whole.get, raw, job, faults, check_job)
     return (None if faults else job), faults
+
+
+def with_plugins(raw: dict[str, Any]) -> tuple[dict[str, Any], list[Fault]]:
+    """A job's raw values once its plugins are imported, and what is wrong with these."""
+    named = raw.get("plugins", [])
+    if not isinstance(named, list | tuple) or not all(isinstance(each, str) for each in named):
+        return raw, []  # a fault of its type
+    loaded: dict[str, str] = {}
+    faults = []
+    for number, plugin in enumerate([*named, *plugins.installed()]):
+        try:
+            loaded.setdefault(plugin.partition("#")[0], plugins.load(plugin))
+        except AgrekdError as error:
+            key = f"plugins.{number}" if number < len(named) else "plugins"
+            faults.append(Fault(key, plugin, str(error)))
+    return ({**raw, "plugins": list(loaded.values())} if loaded else raw), faults
 
 
 class _Whole:
@@ -107,6 +125,7 @@ class _Whole:
             self._halves,
             self._own_checkpoints,
             self._architectures,
+            self._methods,
             self._places,
             self._folders,
         )
@@ -241,6 +260,19 @@ class _Whole:
                 yield from _caught(key, functools.partial(_check_tokenizer, model, dataset))
             elif model is not None:  # sizes are unknown, but names and arguments are not
                 yield from _caught(key, functools.partial(check_name, model))
+
+    def _methods(self) -> Iterator[Fault]:
+        """Strategies that no other process of the job would know."""
+        if self.get("guidance") in (None, "local"):
+            return
+        for number, method in enumerate(self.get("methods") or ()):
+            if method in STRATEGIES and not plugins.travels(STRATEGIES.maker(method)):
+                module = STRATEGIES[method].function.__module__
+                problem = (
+                    f"is known to this process alone ({module}); put it into a module that "
+                    "`plugins` names, or say guidance: local"
+                )
+                yield Fault(f"methods.{number}", method, problem)
 
     def _places(self) -> Iterator[Fault]:
         """Places of teachers that the ensemble does not have."""

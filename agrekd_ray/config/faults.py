@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from agrekd_ray.data import DataSettings
@@ -142,18 +142,18 @@ def _tags() -> list[str]:
     return [_tag(option) for option in _models_in(DataSettings)]
 
 
-def _tag(option: type[BaseModel]) -> str:
+def _tag(option: type[Settings]) -> str:
     return str(typing.get_args(option.model_fields["name"].annotation)[0])
 
 
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+def _models_in(annotation: Any) -> list[type[Settings]]:
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
         return [annotation]
     return [model for inner in typing.get_args(annotation) for model in _models_in(inner)]
 
 
 def names_at(
-    loc: Sequence[str | int], model: type[BaseModel], choice: str | None = None
+    loc: Sequence[str | int], model: type[Settings], choice: str | None = None
 ) -> list[str]:
     """Known keys of the block at a path.
 
@@ -162,15 +162,15 @@ def names_at(
         model: of the whole.
         choice: name of the job's data set, where the block depends on it.
     """
-    models: list[type[BaseModel]] = [model]
+    models: list[type[Settings]] = [model]
     free = False  # the block's own keys are the user's
     for part in loc:
         if free:
             free = False
             continue
-        fields = [m.model_fields[str(part)] for m in models if str(part) in m.model_fields]
+        fields = [m.entries()[str(part)] for m in models if str(part) in m.entries()]
         models = [model for field in fields for model in _models_in(field.annotation)]
         free = any(typing.get_origin(field.annotation) is dict for field in fields)
         if part == "data" and choice:
             models = [model for model in models if _tag(model) == choice]
-    return sorted({name for model in models for name in model.model_fields}) if not free else []
+    return sorted({name for model in models for name in model.entries()}) if not free else []

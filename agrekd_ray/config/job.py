@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import AfterValidator, Field
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    WithJsonSchema,
+    create_model,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
+from pydantic_core import InitErrorDetails
 
 from agrekd_ray.addresses import store_address
 from agrekd_ray.cluster.address import cluster_address
@@ -16,7 +28,7 @@ from agrekd_ray.data import DataSettings
 from agrekd_ray.logits import OutputSettings
 from agrekd_ray.passwords import hidden
 from agrekd_ray.results.points import Published
-from agrekd_ray.settings import LocalPath, Positive, Seed, Settings, Share
+from agrekd_ray.settings import LocalPath, Positive, Seed, Settings, Share, one_of
 from agrekd_ray.student import StudentSettings
 from agrekd_ray.teachers import EnsembleSettings, TeacherSettings
 
@@ -24,10 +36,16 @@ BASELINES = ("one_hot", "one_hot_dfr", "deep_ensemble", "deep_ensemble_dfr", "te
 """Methods without distillation."""
 DFR_METHODS = ("one_hot_dfr", "deep_ensemble_dfr")
 """Methods that retrain last layers."""
-METHODS = (*BASELINES, *STRATEGIES)
 SEEDS_APART = 1000
 """Members of one seed's deep ensemble have seeds (seed + 1) * SEEDS_APART + 0, 1, 2, ..."""
-Method = Literal[METHODS]  # type: ignore[valid-type]
+
+
+def methods() -> tuple[str, ...]:
+    """All methods, by name: the baselines, and every strategy that this process knows."""
+    return (*BASELINES, *STRATEGIES)
+
+
+Method = Annotated[str, BeforeValidator(one_of(methods)), WithJsonSchema({"enum": [*methods()]})]
 
 
 class AgreKdOptions(Settings):
@@ -69,7 +87,7 @@ class SampleWeightingSettings(Settings):
 
 
 class DistillationSettings(Settings):
-    """How the student is taught.
+    """How the student is taught; options of a plugin's strategy are in a block of its name.
 
     Attributes:
         temperature: the paper's tau, which softens the answers of teachers and student; 1 does not.
@@ -79,16 +97,57 @@ class DistillationSettings(Settings):
         sample_weighting: on for every strategy, or null for off.
     """
 
+    model_config = ConfigDict(extra="allow")
+
     temperature: Positive = 4.0
     alpha: Share = 1.0
     agre_kd: AgreKdOptions = AgreKdOptions()
     ae_kd: AeKdOptions = AeKdOptions()
     sample_weighting: SampleWeightingSettings | None = None
 
+    @classmethod
+    def entries(cls) -> dict[str, FieldInfo]:
+        """See `Settings.entries`; with the blocks of plugins' strategies."""
+        return {**super().entries(), **_blocks_of_plugins().model_fields}
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _checked(cls, values: Any, checked: ModelWrapValidatorHandler[Any]) -> Any:
+        if not isinstance(values, dict):
+            return checked(values)
+        found: list[InitErrorDetails] = []
+        settings, blocks = None, None
+        try:
+            settings = checked({key: values[key] for key in values if key in cls.model_fields})
+        except ValidationError as error:
+            found += error.errors()  # type: ignore[arg-type]
+        try:
+            others = {key: values[key] for key in values if key not in cls.model_fields}
+            blocks = _blocks_of_plugins().model_validate(others)
+        except ValidationError as error:
+            found += error.errors()  # type: ignore[arg-type]
+        if settings is None or blocks is None:
+            raise ValidationError.from_exception_data(cls.__name__, found)
+        settings.__pydantic_extra__.update(blocks.model_dump())
+        return settings
+
     def options(self, strategy: str) -> dict[str, Any]:
         """Options of a strategy, by name."""
-        block = getattr(self, strategy, None)
-        return block.model_dump() if isinstance(block, Settings) else {}
+        block = getattr(self, strategy, {})
+        return block.model_dump() if isinstance(block, Settings) else dict(block)
+
+
+def _blocks_of_plugins() -> type[Settings]:
+    """A block of options for every strategy of plugins that has any, out of its signature."""
+    blocks: dict[str, Any] = {}
+    for name, strategy in STRATEGIES.items():
+        options = set(strategy.options) - set(strategy.supplied)
+        if name not in DistillationSettings.model_fields and options:
+            kinds = get_type_hints(strategy.function, include_extras=True)
+            fields = {key: (kinds.get(key, Any), strategy.options[key]) for key in options}
+            block: Any = create_model(f"Options of {name}", __base__=Settings, **fields)
+            blocks[name] = (block, block())
+    return create_model("Options of plugins", __base__=Settings, **blocks)
 
 
 class TrackingSettings(Settings):
@@ -145,6 +204,8 @@ class Job(Settings):
         outputs: where teachers' outputs are recorded.
         tracking: MLflow.
         ray: the cluster.
+        plugins: modules of one's own that register strategies, metrics, selection rules, data
+            sets and models: a name beside the job or installed, a file, or a package's folder.
         runs: folder of all runs.
     """
 
@@ -164,6 +225,7 @@ class Job(Settings):
     outputs: OutputSettings = OutputSettings()
     tracking: TrackingSettings = TrackingSettings()
     ray: RaySettings = RaySettings()
+    plugins: tuple[str, ...] = ()
     runs: LocalPath = Path("runs")
 
     @property

@@ -16,6 +16,7 @@ from yaml import YAMLError
 from agrekd_ray.config.faults import Fault, JobError
 from agrekd_ray.errors import nearest
 from agrekd_ray.files import DamagedError, read_text
+from agrekd_ray.plugins import located
 
 MOST_VALUES = 1_000_000
 """In one file, with all that its anchors stand for."""
@@ -80,7 +81,10 @@ def read_values(
             return None, [*faults, no_mapping]
         merged, of_overrides = _overridden(job, pairs)
         faults += of_overrides
-        return typing.cast(dict[str, Any], OmegaConf.to_container(merged, resolve=True)), faults
+        values = typing.cast(dict[str, Any], OmegaConf.to_container(merged, resolve=True))
+        if isinstance(named := values.get("plugins"), list):
+            values["plugins"] = [located(plugin, path.parent) for plugin in named]
+        return values, faults
     except AssertionError:  # OmegaConf's answer to a document that is one number
         return None, [*faults, no_mapping]
     except _NOT_YAML as error:

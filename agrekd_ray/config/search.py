@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, WithJsonSchema
 
 from agrekd_ray.config import (
     Fault,
@@ -23,6 +23,7 @@ from agrekd_ray.config import (
     names_at,
     read_values,
 )
+from agrekd_ray.config.checks import with_plugins
 from agrekd_ray.config.reading import ambiguous
 from agrekd_ray.config.space import Domain, Sampler, Setting, applied, conditions
 from agrekd_ray.core.selection import GROUPS, RULES
@@ -31,10 +32,11 @@ from agrekd_ray.data import open_dataset
 from agrekd_ray.errors import nearest
 from agrekd_ray.passwords import all_hidden
 from agrekd_ray.results.search import STRATEGY
-from agrekd_ray.settings import Count, Positive, Seed, Settings
+from agrekd_ray.settings import Count, Positive, Seed, Settings, one_of
 
-RULE_NAMES = tuple(RULES)
-RuleName = Literal[RULE_NAMES]  # type: ignore[valid-type]
+RuleName = Annotated[
+    str, BeforeValidator(one_of(lambda: RULES)), WithJsonSchema({"enum": [*RULES]})
+]
 
 SEARCHABLE = ("distillation", "student.model", "student.training")
 """Blocks of a job that a search may vary: they change the student, not its data or teachers."""
@@ -243,6 +245,8 @@ def check_search(raw: dict[str, Any], folder: Path) -> tuple[Planned | None, lis
     faults: list[Fault] = []
     search: Search | None = None
     bad: set[str] = set()
+    if isinstance(raw.get("job"), str):  # its plugins register what the search may name
+        with_plugins(read_values(folder / raw["job"])[0] or {})
     try:
         search = Search.model_validate(raw)
     except ValidationError as error:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from agrekd_ray.config.faults import Fault
-from agrekd_ray.config.job import METHODS, Job
+from agrekd_ray.config.job import Job, methods
 from agrekd_ray.config.sweep import FIXED, Setting, changed, changes, settings_of
 from agrekd_ray.errors import nearest
 from agrekd_ray.results.points import in_words
@@ -59,8 +59,8 @@ def study_faults(
                 problem = f"is none of the swept values, {list(sweep[path])}"
                 found.append(Fault(f"{key}.at.{path}", str(value), problem))
         for metric in ("worst_group_accuracy", "accuracy"):
-            for method in set(getattr(figures, metric)) - set(METHODS):
-                problem, near = "is no method", nearest(method, METHODS)
+            for method in set(getattr(figures, metric)) - set(methods()):
+                problem, near = "is no method", nearest(method, methods())
                 found.append(Fault(f"{key}.{metric}.{method}", "", problem, near))
     count = math.prod([*map(len, sweep.values()), max(1, len(draws))])
     if count > MOST_POINTS:

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from agrekd_ray.core.diagnostics import reliability
 from agrekd_ray.core.kd import check_labels, floating
+from agrekd_ray.core.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,11 @@ class Measure:
     less_is_better: bool = False
 
 
-MEASURES: dict[str, Measure] = {}
+MEASURES: Registry[Measure] = Registry("metric")
 """By name. Whatever is in here is in records, tables, files and MLflow, for every group."""
 
 
-def measured_by_group(
+def metric(
     label: str, unit: str = "%", less_is_better: bool = False
 ) -> Callable[[Callable[[Tensor, Tensor], Tensor | float]], Callable[[Tensor, Tensor], Any]]:
     """Registers a function of probabilities and labels as a measure under its name.
@@ -47,7 +48,7 @@ def measured_by_group(
     """
 
     def register(of: Callable[[Tensor, Tensor], Tensor | float]) -> Callable[..., Any]:
-        MEASURES[of.__name__] = Measure(label, of, unit, less_is_better)
+        MEASURES.add(of.__name__, Measure(label, of, unit, less_is_better), of)
         return of
 
     return register

@@ -3,7 +3,7 @@
 A rule looks at the student's answers to the selection half of the validation split and gives one
 score in [0, 1], more is better. Worst-group accuracy needs group labels, which are rarely there
 where they would be needed; the rules at the end need no label at all: they hold the student against
-its teachers and the biased model. A new rule is a function under `@rule(...)`.
+its teachers and the biased model. A new rule is a function under `@selection_rule(...)`.
 
 Shapes: N samples, C classes.
 """
@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from agrekd_ray.core.registry import Registry
 
 GROUPS, LABELS, TEACHERS = "groups", "labels", "teachers"
 """What a rule can need; `teachers` are the ensemble's votes and the biased model's answers."""
@@ -61,14 +63,17 @@ class Rule:
         return not {GROUPS, LABELS} & set(self.needs)
 
 
-RULES: dict[str, Rule] = {}
+RULES: Registry[Rule] = Registry("selection rule")
 
 
-def rule(name: str, *needs: str) -> Callable[[Callable[[Answers], float]], Callable[..., float]]:
+def selection_rule(
+    name: str, *needs: str
+) -> Callable[[Callable[[Answers], float]], Callable[..., float]]:
     """Registers the decorated function under a name; the docstring's first line is its summary."""
 
     def register(function: Callable[[Answers], float]) -> Callable[[Answers], float]:
-        RULES[name] = Rule(name, needs, (function.__doc__ or "").split("\n")[0], function)
+        summary = (function.__doc__ or "").split("\n")[0]
+        RULES.add(name, Rule(name, needs, summary, function), function)
         return function
 
     return register
@@ -95,27 +100,27 @@ def scores(answers: Answers) -> dict[str, float]:
     }
 
 
-@rule("worst_group", GROUPS, LABELS)
+@selection_rule("worst_group", GROUPS, LABELS)
 def worst_group(answers: Answers) -> float:
     """Smallest accuracy of any group."""
     assert answers.groups_N is not None
     return _worst(_right(answers), answers.groups_N)
 
 
-@rule("worst_class", LABELS)
+@selection_rule("worst_class", LABELS)
 def worst_class(answers: Answers) -> float:
     """Smallest accuracy of any class."""
     assert answers.labels_N is not None
     return _worst(_right(answers), answers.labels_N)
 
 
-@rule("accuracy", LABELS)
+@selection_rule("accuracy", LABELS)
 def accuracy(answers: Answers) -> float:
     """Plain accuracy: what is selected on where nobody thinks of groups."""
     return float(_right(answers).mean())
 
 
-@rule("contradicted", TEACHERS)
+@selection_rule("contradicted", TEACHERS)
 def contradicted(answers: Answers) -> float:
     """Agreement with the teachers' vote where it contradicts the biased model.
 
@@ -129,7 +134,7 @@ def contradicted(answers: Answers) -> float:
     return float(agrees_N[against_N].mean() if bool(against_N.any()) else agrees_N.mean())
 
 
-@rule("worst_side", TEACHERS)
+@selection_rule("worst_side", TEACHERS)
 def worst_side(answers: Answers) -> float:
     """Smaller agreement with the vote, of where it contradicts the biased model and where not.
 
@@ -140,7 +145,7 @@ def worst_side(answers: Answers) -> float:
     return _worst(_agrees(answers), (answers.ensemble_N != answers.biased_N).long())
 
 
-@rule("worst_voted_class", TEACHERS)
+@selection_rule("worst_voted_class", TEACHERS)
 def worst_voted_class(answers: Answers) -> float:
     """Smallest agreement with the teachers' vote over the classes that are voted for."""
     assert answers.ensemble_N is not None

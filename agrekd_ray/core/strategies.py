@@ -19,6 +19,7 @@ from torch import Tensor
 from agrekd_ray.core.gradient import Evidence
 from agrekd_ray.core.kd import check_labels, cross_entropies, soft_targets
 from agrekd_ray.core.quadratic import shortest_mixture
+from agrekd_ray.core.registry import Registry
 
 NO_DIRECTION = 1e-6
 """Gradients of this norm over the temperature, or less, are rounding: they point nowhere."""
@@ -65,7 +66,7 @@ class Strategy:
         return self.per == "batch" and self.needs_gradients
 
 
-STRATEGIES: dict[str, Strategy] = {}
+STRATEGIES: Registry[Strategy] = Registry("strategy")
 
 
 def strategy(
@@ -78,15 +79,22 @@ def strategy(
     needs_labels: bool = False,
     needs_cross_entropy: bool = False,
 ) -> Callable[[Callable[..., Weights]], Callable[..., Weights]]:
-    """Registers the decorated function under a name; arguments as in `Strategy`."""
+    """Registers the decorated function under a name; arguments as in `Strategy`.
+
+    Raises:
+        ValueError: the name is another's, or an option has no default.
+    """
 
     def register(function: Callable[..., Weights]) -> Callable[..., Weights]:
         parameters = inspect.signature(function).parameters.values()
-        STRATEGIES[name] = Strategy(
+        options = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+        if inspect.Parameter.empty in options.values():
+            raise ValueError(f"strategy {name!r}: every option needs a default")
+        part = Strategy(
             name=name,
             function=function,
             per=per,
-            options={p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY},
+            options=options,
             supplied=supplied,
             summary=(inspect.getdoc(function) or "").split("\n", 1)[0],
             needs_gradients=needs_gradients,
@@ -94,6 +102,7 @@ def strategy(
             needs_labels=needs_labels,
             needs_cross_entropy=needs_cross_entropy,
         )
+        STRATEGIES.add(name, part, function)
         return function
 
     return register

@@ -54,7 +54,12 @@ def session_of(jobs: Sequence[Job], handle: Handle) -> RaySession:
         handle: gets what is to be said of it.
     """
     taken = max(job.student.workers * job.student.cpus for job in jobs)
-    return RaySession(jobs[0].ray.address, math.ceil(taken) + 1, lambda text: handle(Notice(text)))
+    return RaySession(
+        jobs[0].ray.address,
+        math.ceil(taken) + 1,
+        lambda text: handle(Notice(text)),
+        jobs[0].plugins,
+    )
 
 
 class RayEngine:
