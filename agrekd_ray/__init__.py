@@ -20,13 +20,15 @@ if TYPE_CHECKING:
         run,
         tune,
     )
-    from agrekd_ray.core.groups import measured_by_group
+    from agrekd_ray.core.groups import metric
     from agrekd_ray.core.kd import kd_gradient, kd_loss
     from agrekd_ray.core.loss import Distillation, DistillationLoss
-    from agrekd_ray.core.selection import rule
+    from agrekd_ray.core.selection import selection_rule
     from agrekd_ray.core.strategies import strategy
     from agrekd_ray.core.weighting import SampleWeighting, weigh
+    from agrekd_ray.data.custom import dataset
     from agrekd_ray.errors import AgrekdError
+    from agrekd_ray.models.classifier import model
     from agrekd_ray.own import DistilledStudent, distill
     from agrekd_ray.trained import TrainedStudent, open_student
 
@@ -35,13 +37,15 @@ __version__ = "0.1.0"
 _VERBS = ["compare", "load", "record", "resume", "run", "tune"]
 _PLACES = {
     "api": ["Run", "Search", *_VERBS],
-    "core.groups": ["measured_by_group"],
+    "core.groups": ["metric"],
     "core.kd": ["kd_gradient", "kd_loss"],
     "core.loss": ["Distillation", "DistillationLoss"],
-    "core.selection": ["rule"],
+    "core.selection": ["selection_rule"],
     "core.strategies": ["strategy"],
     "core.weighting": ["SampleWeighting", "weigh"],
+    "data.custom": ["dataset"],
     "errors": ["AgrekdError"],
+    "models.classifier": ["model"],
     "own": ["DistilledStudent", "distill"],
     "trained": ["TrainedStudent", "open_student"],
 }
@@ -58,16 +62,18 @@ __all__ = [
     "TrainedStudent",
     "__version__",
     "compare",
+    "dataset",
     "distill",
     "kd_gradient",
     "kd_loss",
     "load",
-    "measured_by_group",
+    "metric",
+    "model",
     "open_student",
     "record",
     "resume",
-    "rule",
     "run",
+    "selection_rule",
     "strategy",
     "tune",
     "weigh",

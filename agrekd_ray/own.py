@@ -10,108 +10,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
-from torch.utils.data import Dataset as TorchDataset
+from torch import nn
 
 from agrekd_ray.core.weighting import SampleWeighting, find_strategy
-from agrekd_ray.data import SELECT, TEST, TRAIN, Groups
-from agrekd_ray.data.dataset import Annotations, ArrayDataset, as_inputs
+from agrekd_ray.data import SELECT, TEST, TRAIN
+from agrekd_ray.data.in_memory import InMemory, Split
 from agrekd_ray.distillation import DistillationSpec
 from agrekd_ray.distillation.cached import FixedLogits
 from agrekd_ray.results import Epoch, StudentResult
 from agrekd_ray.results.frame import epochs, frame, last_weights
-from agrekd_ray.settings import Precision, Training, fingerprint
+from agrekd_ray.settings import Precision, Training
 from agrekd_ray.student.student import StudentTraining
 from agrekd_ray.training import Loader, calibration, predict, score
 
 ONE_HOT = "one_hot"
-Split = tuple[Any, ...] | TorchDataset[Any]
-"""(samples, labels) or (samples, labels, groups), as arrays or tensors; or a `Dataset` of such."""
-
-
-class OwnData(ArrayDataset):
-    """Samples, labels and groups that are in memory (a `Dataset` and `Arrays`).
-
-    Args:
-        splits: by name; see `Split`. Groups are of every split or of all but the training split,
-            which is trained without them anyway: the groups then count alike in the weighted
-            accuracy.
-
-    Attributes:
-        trained_groups: by which the training samples are told apart; their classes, where only
-            the others have groups.
-
-    Raises:
-        ValueError: parts of different lengths or shapes, labels that are no classes, or groups of
-            some evaluated splits alone.
-    """
-
-    views_fingerprint = ""
-
-    def __init__(self, splits: Mapping[str, Split]) -> None:
-        parts = {name: _columns(split) for name, split in splits.items()}
-        for name, columns in parts.items():
-            if len(columns) not in (2, 3) or len({len(column) for column in columns}) != 1:
-                raise ValueError(
-                    f"{name} must be (samples, labels) or (samples, labels, groups), as many of "
-                    f"each, not of {[len(column) for column in columns]}"
-                )
-        samples = [columns[0] for columns in parts.values()]
-        if len({each.shape[1:] for each in samples}) != 1:
-            shapes = [list(each.shape[1:]) for each in samples]
-            raise ValueError(f"samples of {shapes} in one data set")
-        self._samples_N = np.concatenate(samples)
-        labels_N = np.concatenate([columns[1] for columns in parts.values()]).astype(np.int64)
-        if labels_N.min() < 0:
-            raise ValueError("labels must be integers from 0")
-        classes = tuple(str(number) for number in range(int(labels_N.max()) + 1))
-        first = as_inputs(torch.from_numpy(self._samples_N[:1]))
-        ends = np.cumsum([len(each) for each in samples])
-        ids = np.split(np.arange(len(labels_N)), ends[:-1])
-        splits_of = dict(zip(parts, ids, strict=True))
-        by_class = Groups.unknown(labels_N, classes)
-        known = {name: columns[2] for name, columns in parts.items() if len(columns) == 3}
-        groups = _groups(known, splits_of) if known else by_class
-        annotations = Annotations(classes, labels_N, groups, splits_of)
-        super().__init__(annotations, tuple(first.shape[1:]))
-        self.trained_groups = by_class if isinstance(groups, _Even) else groups
-
-    @property
-    def fingerprint(self) -> str:
-        """See `Samples.fingerprint`; of the shapes alone, for nothing is kept on disk."""
-        return fingerprint("own", list(self._samples_N.shape))
-
-    def arrays(self, view: int | None) -> tuple[np.ndarray, ...]:
-        """See `Arrays.arrays`."""
-        return (self._samples_N,)
-
-    def show(self, rows: Sequence[Tensor], view: int | None) -> Tensor:
-        """See `Arrays.show`, and `as_inputs`."""
-        return as_inputs(rows[0])
-
-
-def _groups(known: Mapping[str, np.ndarray], splits: Mapping[str, np.ndarray]) -> Groups:
-    """Groups out of those of some splits.
-
-    Raises:
-        ValueError: an evaluated split has none.
-    """
-    if missing := [name for name in splits if name not in known and name != TRAIN]:
-        raise ValueError(f"{', '.join(known)} has groups, {', '.join(missing)} has none")
-    names, numbers = np.unique(np.concatenate(list(known.values())), return_inverse=True)
-    group_N = np.zeros(sum(map(len, splits.values())), np.int64)
-    group_N[np.concatenate([splits[name] for name in known])] = numbers
-    words = tuple(map(str, names))
-    kind = Groups if TRAIN in known else _Even
-    return kind(group_N, words, group_N, words)
-
-
-class _Even(Groups):
-    """Groups that nobody has counted in the training split."""
-
-    def shares(self, ids: np.ndarray) -> Tensor:
-        """See `Groups.shares`."""
-        return torch.full((len(self.names),), 1 / len(self.names))
 
 
 @dataclass(frozen=True)
@@ -193,7 +105,7 @@ def distill(
         RunError: the training has diverged, or a teacher answers with NaN.
     """
     splits = {TRAIN: train, SELECT: val} | ({TEST: test} if test is not None else {})
-    data = OwnData(splits)
+    data = InMemory(splits)
     settings = Training(
         epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, **(training or {})
     )
@@ -242,7 +154,10 @@ def distill(
 
 
 def _logits(
-    models: Mapping[str, nn.Module], data: OwnData, precision: Precision, device: torch.device | str
+    models: Mapping[str, nn.Module],
+    data: InMemory,
+    precision: Precision,
+    device: torch.device | str,
 ) -> dict[str, np.ndarray]:
     """What models answer to the training samples, by name."""
     ids, loader = data.splits[TRAIN], Loader(data, device)
@@ -279,12 +194,3 @@ def _name_of(biased: nn.Module | None, teachers: Mapping[str, nn.Module]) -> str
     while name in teachers:
         name += "-model"
     return name
-
-
-def _columns(split: Split) -> list[np.ndarray]:
-    """Samples, labels and, where they are there, groups, as arrays."""
-    if isinstance(split, TorchDataset):
-        rows = [split[number] for number in range(len(split))]  # type: ignore[arg-type]
-        split = tuple(zip(*rows, strict=True))
-        return [np.stack([np.asarray(value) for value in column]) for column in split]
-    return [np.asarray(column) for column in split]

@@ -11,7 +11,8 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from agrekd_ray.config import load_job
+from agrekd_ray.config import JobError, load_job
+from agrekd_ray.config.checks import with_plugins
 from agrekd_ray.data import DataSettings, given_samples
 from agrekd_ray.data.dataset import as_inputs
 from agrekd_ray.errors import CheckpointError, DataError, RunError, listed
@@ -134,7 +135,8 @@ def open_student(folder: str | Path, job: str | Path | None = None) -> TrainedSt
     if students and not is_file(folder / MANIFEST):
         names = listed(path.parent.name for path in students)
         raise CheckpointError(f"{folder}: a run; name one of its students in students/: {names}.")
-    return TrainedStudent(*load(folder), _data_of(real(folder), None if job is None else Path(job)))
+    data = _data_of(real(folder), None if job is None else Path(job))  # and its plugins
+    return TrainedStudent(*load(folder), data)
 
 
 def _data_of(folder: Path, job: Path | None) -> Settings | None:
@@ -143,12 +145,15 @@ def _data_of(folder: Path, job: Path | None) -> Settings | None:
         return load_job(job).data
     run = folder.parent.parent if job is None else real(job)
     if is_file(run / SEARCH):
-        values = read_resolved(run, SEARCH).get("base", {}).get("data")
+        values = read_resolved(run, SEARCH).get("base", {})
     elif is_file(run / JOB) or job is not None:
-        values = read_resolved(run, JOB).get("data")
+        values = read_resolved(run, JOB)
     else:
         return None
+    values, faults = with_plugins(values)
+    if faults:
+        raise JobError(str(run), faults)
     try:
-        return TypeAdapter(DataSettings).validate_python(values)
+        return TypeAdapter(DataSettings).validate_python(values.get("data"))
     except ValidationError as error:
         raise RunError(f"{run}: its job's data are not valid ({in_a_line(error)}).") from None

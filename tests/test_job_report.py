@@ -121,7 +121,7 @@ def test_everything_measured_is_a_row_of_one_tidy_table(job):
 def test_a_new_measure_by_group_is_one_function(job, tmp_path, monkeypatch):
     monkeypatch.setattr(groups, "MEASURES", {})
 
-    @groups.measured_by_group("Confidence")
+    @groups.metric("Confidence")
     def confidence(probabilities_nC, labels_n):
         return probabilities_nC.amax(1).mean()
 

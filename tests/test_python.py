@@ -22,6 +22,7 @@ from agrekd_ray.core.kd import cross_entropies, kd_gradient, kd_loss
 from agrekd_ray.core.strategies import STRATEGIES
 from agrekd_ray.core.weighting import weigh
 from agrekd_ray.data import SELECT, TRAIN
+from agrekd_ray.data.in_memory import InMemory
 from agrekd_ray.distillation import (
     DistillationSpec,
     Distilled,
@@ -31,7 +32,6 @@ from agrekd_ray.distillation import (
 )
 from agrekd_ray.distillation.cached import FixedLogits
 from agrekd_ray.models import Model, build, load
-from agrekd_ray.own import OwnData
 from agrekd_ray.settings import Training
 from agrekd_ray.student import Student, StudentSpec
 from agrekd_ray.training import BatchPlan, Loader, Request
@@ -223,20 +223,20 @@ def test_a_student_of_ones_own_is_that_of_a_hand_written_loop() -> None:
 
 def test_every_way_of_giving_data_is_the_same_data() -> None:
     samples, labels, groups = GIVEN["train"]
-    expected = OwnData({TRAIN: GIVEN["train"], SELECT: GIVEN["val"]})
+    expected = InMemory({TRAIN: GIVEN["train"], SELECT: GIVEN["val"]})
     for train in (
         (torch.from_numpy(samples), labels.tolist(), groups.tolist()),
         TensorDataset(
             torch.from_numpy(samples), torch.from_numpy(labels), torch.from_numpy(groups)
         ),
     ):
-        data = OwnData({TRAIN: train, SELECT: GIVEN["val"]})
+        data = InMemory({TRAIN: train, SELECT: GIVEN["val"]})
         ids = data.splits[TRAIN]
         assert torch.equal(data.inputs(ids, 0), expected.inputs(ids, 0))
         assert torch.equal(data.labels(ids), expected.labels(ids))
         assert (data.groups.group_N == expected.groups.group_N).all()
     pictures = np.full((4, 8, 8, 3), 255, np.uint8), [0, 1, 2, 0]
-    data = OwnData({TRAIN: pictures, SELECT: pictures})
+    data = InMemory({TRAIN: pictures, SELECT: pictures})
     assert data.shape == (3, 8, 8)
     assert data.inputs(np.arange(2), None).max() == 1
 
@@ -281,7 +281,7 @@ def test_a_teacher_with_nan_is_named() -> None:
 
 @pytest.mark.parametrize("name", sorted(STRATEGIES))
 def test_logits_in_memory_answer_a_request_as_they_answer_a_step(name: str) -> None:
-    data = OwnData({TRAIN: GIVEN["train"], SELECT: GIVEN["val"]})
+    data = InMemory({TRAIN: GIVEN["train"], SELECT: GIVEN["val"]})
     known = {member: logits(96, C, seed=seed).numpy() for seed, member in enumerate("abz")}
     spec = DistillationSpec(name, ("a", "b"), "z", 4.0)
     source = FixedLogits(known, data)

@@ -144,7 +144,7 @@ def _blocks_of_plugins() -> type[Settings]:
         options = set(strategy.options) - set(strategy.supplied)
         if name not in DistillationSettings.model_fields and options:
             kinds = get_type_hints(strategy.function, include_extras=True)
-            fields = {key: (kinds.get(key, Any), strategy.options[key]) for key in options}
+            fields: Any = {key: (kinds.get(key, Any), strategy.options[key]) for key in options}
             block: Any = create_model(f"Options of {name}", __base__=Settings, **fields)
             blocks[name] = (block, block())
     return create_model("Options of plugins", __base__=Settings, **blocks)

@@ -4,19 +4,53 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import torch
 from pydantic import Field
 
+from agrekd_ray.core.registry import Registry
 from agrekd_ray.data.dataset import DFR, SELECT, TEST, TRAIN, Dataset, Groups, Prepared
-from agrekd_ray.errors import AgrekdError, DataError
+from agrekd_ray.data.in_memory import InMemory
+from agrekd_ray.errors import AgrekdError, DataError, near
 from agrekd_ray.settings import LocalPath, Seed, Settings
 
 _FIELDS = ("classes", "shape", "fingerprint", "views_fingerprint", "splits", "size", "groups")
 _METHODS = ("view", "inputs", "labels")
+
+
+FACTORIES: Registry[Callable[..., Any]] = Registry("data set")
+"""Functions of plugins that make a data set, by name."""
+
+
+def dataset(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Registers the decorated function of `seed` and further arguments as a data set.
+
+    What it returns is told in `Custom.factory`. A job names it: `data: {name: NAME, ...}`.
+
+    Args:
+        name: as jobs write it.
+
+    Raises:
+        ValueError: the name is another's.
+    """
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        FACTORIES.add(name, function, function)
+        return function
+
+    return register
+
+
+def of_factory(data: Any) -> Any:
+    """A job's raw `data` that names a plugin's data set, as a `custom` one; all else as it is."""
+    if not isinstance(data, dict) or data.get("name") not in FACTORIES:
+        return data
+    args = {key: value for key, value in data.items() if key not in ("name", "seed")}
+    seed = {"seed": data["seed"]} if "seed" in data else {}
+    return {"name": "custom", "factory": data["name"], "args": args, **seed}
 
 
 class Custom(Settings):
@@ -27,15 +61,16 @@ class Custom(Settings):
 
     Attributes:
         name: `custom`.
-        factory: `package.module:function`; called as `function(seed=..., **args)`, it returns a
-            `Dataset` and gives equal ones in every process.
+        factory: `package.module:function`, or the name of a plugin's data set; called as
+            `function(seed=..., **args)`, it returns a `Dataset`, or `{train, val, test}` of
+            samples, labels and groups, and gives equal ones in every process.
         args: further arguments of the function.
         folder: is put on the module search path first; null leaves the path as it is.
         seed: given to the function.
     """
 
     name: Literal["custom"]
-    factory: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+    factory: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*(:[A-Za-z_]\w*)?$")]
     args: dict[str, Any] = Field(default_factory=dict)
     folder: LocalPath | None = None
     seed: Seed = 0
@@ -47,7 +82,26 @@ class Custom(Settings):
             DataError: there is no such module or function, it fails, or what it returns is no data
                 set.
         """
-        module_name, _, function_name = self.factory.partition(":")
+        function = FACTORIES.get(self.factory) or self._imported()
+        try:
+            made = function(seed=self.seed, **self.args)
+            if isinstance(made, Mapping):
+                made = InMemory.for_job(made, self.seed)
+            check_contract(made, f"data.factory: {self.factory}")
+        except AgrekdError:
+            raise
+        except Exception as error:  # a user's function may raise anything
+            raise DataError(f"data.factory: {self.factory} failed ({_said(error)}).") from error
+        return cast(Dataset, made)
+
+    def _imported(self) -> Callable[..., Any]:
+        """The function out of its module."""
+        module_name, colon, function_name = self.factory.partition(":")
+        if not colon:
+            raise DataError(
+                f"data.factory: no plugin has a data set {self.factory!r}; a function is named "
+                f"package.module:function.{near(self.factory, FACTORIES)}"
+            )
         if self.folder is not None and str(self.folder) not in sys.path:
             sys.path.insert(0, str(self.folder))
         try:
@@ -60,14 +114,7 @@ class Custom(Settings):
         function = getattr(module, function_name, None)
         if not callable(function):
             raise DataError(f"data.factory: {module_name} has no function {function_name}.")
-        try:
-            dataset = function(seed=self.seed, **self.args)
-            check_contract(dataset, f"data.factory: {self.factory}")
-        except AgrekdError:
-            raise
-        except Exception as error:
-            raise DataError(f"data.factory: {self.factory} failed ({_said(error)}).") from error
-        return dataset
+        return cast(Callable[..., Any], function)
 
 
 def _said(error: Exception) -> str:

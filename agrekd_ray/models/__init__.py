@@ -1,11 +1,10 @@
 """Models: builders by name, and checkpoints that hold no code.
 
-To add an architecture of one's own, write a function `(shape, classes, **args) -> Classifier` and
-an entry in `BUILDERS`; a whole library of them is a `Family`.
+To add an architecture, write a function `(shape, classes, **args) -> Classifier` under
+`@model(NAME)`; a whole library of them is a `Family`.
 """
 
 from agrekd_ray.models.builders import (
-    BUILDERS,
     adopt_folder,
     behind,
     build,
@@ -15,7 +14,7 @@ from agrekd_ray.models.builders import (
     identified,
 )
 from agrekd_ray.models.checkpoint import Manifest, check_classes, load, read_manifest, save
-from agrekd_ray.models.classifier import Classifier
+from agrekd_ray.models.classifier import BUILDERS, Classifier
 from agrekd_ray.models.model import Model, Preprocessing, Shape, in_words
 
 __all__ = [

@@ -17,21 +17,26 @@ import torch
 from torch import Tensor, nn
 
 from agrekd_ray.errors import AgrekdError, first_line
+from agrekd_ray.models import cnns as cnns  # registers them
 from agrekd_ray.models import from_timm, from_torchvision, from_transformers
-from agrekd_ray.models.classifier import Classifier, Family, Preprocessed, cut
-from agrekd_ray.models.cnns import cnn, cnn_deep, delayed
+from agrekd_ray.models.classifier import (
+    BUILDERS,
+    Classifier,
+    Family,
+    Parts,
+    Preprocessed,
+    cut,
+    last_linear,
+)
 from agrekd_ray.models.model import PRETRAINED, Model, Preprocessing, Shape, in_words
 from agrekd_ray.models.weights import Fitted, State, fit, read_contents, sha256
+from agrekd_ray.plugins import code_of
 
 _FEW_WEIGHTS, _SMALL_SAMPLE = 30_000_000, 3 * 256 * 256
 
 Fill = Callable[[nn.Module, str], None]
 """Puts all weights into a network whose last linear layer has that path."""
 
-BUILDERS: dict[str, Callable[..., Classifier]] = {
-    builder.__name__: builder for builder in (cnn, cnn_deep, delayed)
-}
-"""Builders by name: `(shape, classes, **args) -> Classifier`."""
 MEASURING = {"delayed"}
 """Builders for `agrekd bench` and `agrekd plan`, which nobody would choose."""
 FAMILIES: tuple[Family, ...] = (from_torchvision, from_timm, from_transformers)
@@ -169,14 +174,19 @@ def check_name(model: Model, shape: Shape = (3, 224, 224), classes: int = 10) ->
     """
     with torch.random.fork_rng(devices=[]):
         try:
-            with torch.device("meta"):
+            with torch.device("cpu" if of_plugin(model) else "meta"):
                 return _build(model, shape, classes, initial=False)
         except NotImplementedError:  # builders that compute with tensors (RegNet) need real ones
             return _build(model, shape, classes, initial=False)
 
 
+def of_plugin(model: Model) -> Callable[..., nn.Module] | None:
+    """The builder of a plugin that makes the model; None for all others."""
+    return BUILDERS.maker(model.name) if model.name in BUILDERS else None
+
+
 def identified(model: Model) -> Model:
-    """The same model, described by what is in it: files by their content, not by their place.
+    """The same model, described by what is in it: files and plugins by their content.
 
     What this gives is the same on every machine, changes with the files, and needs none of them.
 
@@ -186,6 +196,8 @@ def identified(model: Model) -> Model:
     if (family := _family(model.name)) is not None:
         with _known(model):
             model = family.identified(model)
+    if (builder := of_plugin(model)) is not None:
+        model = model.model_copy(update={"code": code_of(builder)})
     if model.weights_file is not None:
         path, which = model.weights_file
         named = f"#{which}" if which else ""
@@ -201,22 +213,25 @@ def _build(
     inside = _inside(model, shape)
     family = _family(model.name)
     if family is None and model.name not in BUILDERS:
-        raise AgrekdError(_unknown(model.name))
+        lost = " A plugin built it, which the job names in plugins." if model.code else ""
+        raise AgrekdError(_unknown(model.name) + lost)
     if model.small_stem and family is not from_torchvision:
         raise AgrekdError(f"small_stem is for torchvision models, not for {model.name}")
-    if len(inside) == 1 and family is not from_transformers:
+    if len(inside) == 1 and family is not from_transformers and of_plugin(model) is None:
         raise AgrekdError(
             f"{model.name} takes images, the data are {in_words(inside)}; choose transformers/NAME"
         )
     if family is None:
-        classifier = _own(model, inside, classes)
-        fill(classifier, "head")
+        built = _own(model, inside, classes)
+        if isinstance(built, Classifier):
+            fill(built, "head")
+            return behind(built, model.preprocessing)
+        parts = Parts(built, last_linear(built, classes, model.name))
     else:
         with _known(model):
             parts = family.parts(model, inside, classes, initial=initial)
-        fill(parts.network, parts.head)
-        classifier = cut(parts)
-    return behind(classifier, model.preprocessing)
+    fill(parts.network, parts.head)
+    return behind(cut(parts), model.preprocessing)
 
 
 def _inside(model: Model, shape: Shape) -> Shape:
@@ -256,25 +271,30 @@ def unknown_normalisation(fitted: Fitted) -> str:
     )
 
 
-def _own(model: Model, shape: Shape, classes: int) -> Classifier:
+def _own(model: Model, shape: Shape, classes: int) -> nn.Module:
     if model.published is not None:
         raise AgrekdError(
             f"{model.name} has no published weights {model.weights!r}; a file ends in "
             ".safetensors, .pt or .pth"
         )
     builder = BUILDERS[model.name]
+    if model.code not in (None, code_of(of_plugin(model))):
+        raise AgrekdError(
+            f"{model.name} was built by other code of its plugin, {builder.__module__}; put that "
+            "back as it was"
+        )
     known = [name for name in inspect.signature(builder).parameters if name != "shape"]
     for name, value in model.args.items():
         if name not in known[1:]:
             raise AgrekdError(f"{model.name} takes no argument {name!r}; it takes {known[1:]}")
-        if type(value) is not int or not 0 < value < 2**31:
+        if of_plugin(model) is None and (type(value) is not int or not 0 < value < 2**31):
             raise AgrekdError(
                 f"{model.name}: {name} must be a whole number from 1 to {2**31 - 1}, not {value!r}"
             )
     try:
         return builder(shape, classes, **model.args)
-    except RuntimeError as error:  # more weights than can be counted, or than memory holds
-        raise AgrekdError(f"{model.name}: {first_line(error)}") from None
+    except Exception as error:  # a plugin's may raise anything, ours for lack of memory
+        raise AgrekdError(f"{model.name}: {first_line(error)}") from error
 
 
 def _family(name: str) -> Family | None:

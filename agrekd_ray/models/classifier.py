@@ -9,6 +9,7 @@ from typing import Protocol
 import torch.nn.functional as F
 from torch import Tensor, nn, tensor
 
+from agrekd_ray.core.registry import Registry
 from agrekd_ray.errors import AgrekdError
 from agrekd_ray.models.model import Model, Preprocessing, Shape
 
@@ -30,6 +31,31 @@ class Classifier(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """Samples -> logits [B, C]."""
         return self.head(self.backbone(inputs))
+
+
+BUILDERS: Registry[Callable[..., nn.Module]] = Registry("model")
+"""Builders by name: `(shape, classes, **args) -> Classifier`, ours and those of plugins."""
+
+
+def model(name: str) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
+    """Registers the decorated function, a builder of networks.
+
+    It is called as `builder(shape, classes, **args)`, with the shape of one sample, the number of
+    classes, and the `args` of a job's model. What it returns is a `Classifier`, or a network whose
+    last linear layer has an output for each class.
+
+    Args:
+        name: as jobs write it.
+
+    Raises:
+        ValueError: the name is another's.
+    """
+
+    def register(builder: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+        BUILDERS.add(name, builder, builder)
+        return builder
+
+    return register
 
 
 class Preprocessed(nn.Module):

@@ -6,10 +6,11 @@ import time
 
 from torch import Tensor, nn
 
-from agrekd_ray.models.classifier import Classifier
+from agrekd_ray.models.classifier import Classifier, model
 from agrekd_ray.models.model import Shape
 
 
+@model("cnn")
 def cnn(shape: Shape, classes: int, width: int = 16) -> Classifier:
     """The student of the paper's Colored MNIST: two convolutional layers.
 
@@ -22,6 +23,7 @@ def cnn(shape: Shape, classes: int, width: int = 16) -> Classifier:
     return _pooled(layers, 2 * width, classes)
 
 
+@model("cnn_deep")
 def cnn_deep(shape: Shape, classes: int, width: int = 32) -> Classifier:
     """A slightly larger CNN for teachers: three convolutional layers.
 
@@ -56,6 +58,7 @@ class _Delayed(nn.Module):
         return self.mix(images.mean((2, 3), keepdim=True)).flatten(1)
 
 
+@model("delayed")
 def delayed(shape: Shape, classes: int, milliseconds: int = 50) -> Classifier:
     """A linear model of the mean colour that takes a set time for a batch, asleep.
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer
+from pydantic.json_schema import SkipJsonSchema
 
 from agrekd_ray.files import is_folder
 from agrekd_ray.settings import Count, Settings, absolute
@@ -69,6 +70,8 @@ class Model(Settings):
     small_stem: bool = False
     weights: str | None = None
     preprocess: Literal["imagenet"] | Preprocessing | None = None
+    code: SkipJsonSchema[str | None] = None
+    """Digest of the plugin that builds it, where the model is described by what is in it."""
 
     @field_validator("name")
     @classmethod
@@ -87,12 +90,12 @@ class Model(Settings):
 
     @model_serializer(mode="wrap")
     def _short(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # What was fingerprinted before these two existed keeps its fingerprint.
+        # What was fingerprinted before these existed keeps its fingerprint.
         values = handler(self)
         return {
             key: value
             for key, value in values.items()
-            if value is not None or key not in ("weights", "preprocess")
+            if value is not None or key not in ("weights", "preprocess", "code")
         }
 
     @property

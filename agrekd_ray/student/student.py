@@ -16,11 +16,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from agrekd_ray.core.weighting import STRATEGIES
 from agrekd_ray.data import SELECT, TEST, Dataset, Groups
 from agrekd_ray.distillation import DistillationSpec, Distilled, Source
 from agrekd_ray.errors import RunError
 from agrekd_ray.files import DamagedError, checked, exists, in_a_line, read_json
 from agrekd_ray.models import Classifier, Manifest, Model, build, identified, save
+from agrekd_ray.plugins import code_of
 from agrekd_ray.results import Epoch, Metrics, StudentResult
 from agrekd_ray.settings import (
     AUTO,
@@ -378,6 +380,8 @@ class Student(StudentTraining):
             "training": given.training,
             "lesson": asdict(given.spec) if given.spec else None,
         }
+        if given.spec and (code := code_of(STRATEGIES.maker(given.spec.strategy))):
+            made_by["code"] = code
         save(
             folder,
             model,
