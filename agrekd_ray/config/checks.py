@@ -30,7 +30,6 @@ from agrekd_ray.data import (
     other_tokens,
     tokens_of,
 )
-from agrekd_ray.data.custom import of_factory
 from agrekd_ray.errors import AgrekdError, DataError, listed, nearest
 from agrekd_ray.models import Model, check, check_classes, check_name, in_words, read_manifest
 from agrekd_ray.models.model import PRETRAINED, TRANSFORMERS
@@ -82,9 +81,7 @@ def with_plugins(raw: dict[str, Any]) -> tuple[dict[str, Any], list[Fault]]:
         except AgrekdError as error:
             key = f"plugins.{number}" if number < len(named) else "plugins"
             faults.append(Fault(key, plugin, str(error)))
-    if loaded:
-        raw = {**raw, "plugins": list(loaded.values())}
-    return ({**raw, "data": of_factory(raw["data"])} if "data" in raw else raw), faults
+    return ({**raw, "plugins": list(loaded.values())} if loaded else raw), faults
 
 
 class _Whole:
@@ -266,7 +263,7 @@ class _Whole:
 
     def _methods(self) -> Iterator[Fault]:
         """Strategies that no other process of the job would know."""
-        if self.get("guidance") in (None, "local"):
+        if self.get("guidance") in (None, "local") or any("plugins" in key for key in self._bad):
             return
         for number, method in enumerate(self.get("methods") or ()):
             if method in STRATEGIES and not plugins.travels(STRATEGIES.maker(method)):

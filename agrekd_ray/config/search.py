@@ -265,7 +265,7 @@ def check_search(raw: dict[str, Any], folder: Path) -> tuple[Planned | None, lis
             for fault in of_file
         ]
     if base is not None:
-        base = applied(base, search.changes)
+        base, _ = with_plugins(applied(base, search.changes))  # faults are the job's, below
         if any(base.get(key) for key in STUDY):
             problem = "is a study (sweep, draws, published); a search needs a job without"
             faults.append(Fault("job", str(search.job), problem))
