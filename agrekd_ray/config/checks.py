@@ -30,6 +30,7 @@ from agrekd_ray.data import (
     other_tokens,
     tokens_of,
 )
+from agrekd_ray.data.custom import of_factory
 from agrekd_ray.errors import AgrekdError, DataError, listed, nearest
 from agrekd_ray.models import Model, check, check_classes, check_name, in_words, read_manifest
 from agrekd_ray.models.model import PRETRAINED, TRANSFORMERS
@@ -81,7 +82,14 @@ def with_plugins(raw: dict[str, Any]) -> tuple[dict[str, Any], list[Fault]]:
         except AgrekdError as error:
             key = f"plugins.{number}" if number < len(named) else "plugins"
             faults.append(Fault(key, plugin, str(error)))
-    return ({**raw, "plugins": list(loaded.values())} if loaded else raw), faults
+    if loaded:
+        raw = {**raw, "plugins": list(loaded.values())}
+    if (data := of_factory(raw.get("data"))) is not raw.get("data"):
+        raw = {**raw, "data": data}
+        if isinstance(sweep := raw.get("sweep"), dict):
+            args = {f"data.{key}": f"data.args.{key}" for key in data["args"]}
+            raw["sweep"] = {args.get(key, key): values for key, values in sweep.items()}
+    return raw, faults
 
 
 class _Whole:

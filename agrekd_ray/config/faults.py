@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from agrekd_ray.data import DataSettings
+from agrekd_ray.data.custom import FACTORIES
 from agrekd_ray.errors import AgrekdError, nearest
 from agrekd_ray.passwords import without_password
 from agrekd_ray.settings import A_NUMBER, A_WORD, Settings
@@ -122,6 +123,8 @@ def _fault(detail: ErrorDetails, model: type[Settings]) -> Fault:
             word.strip("' ")
             for word in re.split(r", | or ", context.get("expected") or context["expected_tags"])
         ]
+        if kind == "union_tag_invalid":
+            allowed += FACTORIES
         near = nearest(str(context.get("tag", value)), allowed, 0.5)
         if kind == "union_tag_invalid":
             key, shown = f"{key}.name", str(context["tag"])

@@ -9,12 +9,12 @@ from __future__ import annotations
 import functools
 from typing import Annotated, Any, get_args
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from agrekd_ray.data.celeba import CelebA
 from agrekd_ray.data.civilcomments import CivilComments
 from agrekd_ray.data.colored import ColoredDigits, ColoredIdx
-from agrekd_ray.data.custom import Custom, of_factory
+from agrekd_ray.data.custom import Custom
 from agrekd_ray.data.dataset import (
     DFR,
     DRAWN,
@@ -48,7 +48,6 @@ DataSettings = Annotated[
     | TextTable
     | Custom,
     Field(discriminator="name"),
-    BeforeValidator(of_factory),
 ]
 DATASETS: tuple[type[Settings], ...] = get_args(get_args(DataSettings)[0])
 

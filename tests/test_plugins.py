@@ -1,0 +1,310 @@
+"""Parts of a user's own: what a module outside the package registers, in every process of a job."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+import agrekd_ray as ak
+from agrekd_ray import plugins
+from agrekd_ray.core.groups import MEASURES
+from agrekd_ray.core.selection import RULES
+from agrekd_ray.core.strategies import STRATEGIES
+from agrekd_ray.data.custom import FACTORIES
+from agrekd_ray.models.classifier import BUILDERS
+from tests.shared import until
+
+ROOT = Path(__file__).parent.parent
+PARTS = '''
+import sys
+import torch
+from sklearn.datasets import load_digits
+import agrekd_ray as ak
+
+with open("LOG", "a") as log:
+    log.write(__file__ + "\\n")
+
+
+@ak.strategy("gentle", per="sample")
+def gentle(evidence, *, power: float = 1.0, kind: str = "norm"):
+    """Teachers whose gradient is small count more."""
+    norms = evidence.gradients.double().norm(dim=2)
+    return torch.softmax(-power * norms, dim=0), None
+
+
+@ak.metric("Confidence")
+def confidence(probabilities, labels):
+    return probabilities.max(1).values.mean()
+
+
+@ak.selection_rule("agreement", "teachers")
+def agreement(answers):
+    """Share of samples on which the student agrees with the ensemble."""
+    return float((answers.student_N == answers.ensemble_N).double().mean())
+
+
+@ak.dataset("parity")
+def parity(*, seed, size=600):
+    pictures, labels = load_digits(return_X_y=True)
+    pictures = (pictures.reshape(-1, 1, 8, 8) / 16).astype("float32")
+    groups = ["even" if label % 2 == 0 else "odd" for label in labels]
+    half, rest = size // 2, size * 3 // 4
+    cuts = {"train": (0, half), "val": (half, rest), "test": (rest, size)}
+    return {
+        name: (pictures[first:last], labels[first:last], groups[first:last])
+        for name, (first, last) in cuts.items()
+    }
+
+
+@ak.model("narrow")
+def narrow(shape, classes, *, hidden=8):
+    layers = torch.nn.Linear(shape[0] * shape[1] * shape[2], hidden), torch.nn.ReLU()
+    return torch.nn.Sequential(torch.nn.Flatten(), *layers, torch.nn.Linear(hidden, classes))
+'''
+TRAINING = {"epochs": 2, "batch_size": 50, "learning_rate": 0.1}
+JOB: dict[str, Any] = {
+    "name": "theirs",
+    "plugins": ["parts"],
+    "data": {"name": "parity", "size": 600},
+    "teachers": {
+        "count": 3,
+        "model": {"name": "narrow", "args": {"hidden": 32}},
+        "training": TRAINING,
+    },
+    "ensemble": {"size": 3, "debiased": 1},
+    "student": {"model": {"name": "narrow"}, "training": TRAINING},
+    "methods": ["aver", "gentle"],
+    "distillation": {"gentle": {"power": 2.0}},
+    "seeds": [0],
+}
+
+
+@pytest.fixture(autouse=True)
+def _as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What plugins have registered and imported is forgotten after each test."""
+    registries: list[Any] = [STRATEGIES, MEASURES, RULES, FACTORIES, BUILDERS]
+    before = [(dict(each), dict(each._makers)) for each in registries]
+    monkeypatch.setattr(plugins, "_loaded", {})
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield
+    for each, (parts, makers) in zip(registries, before, strict=True):
+        each.clear()
+        each.update(parts)
+        each._makers = makers
+    for name in ("parts", "whole", "whole.part", "taken"):
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def theirs(tmp_path: Path) -> Path:
+    """A folder with a job and its plugin, outside the package."""
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    (folder / "parts.py").write_text(PARTS.replace("LOG", str(tmp_path / "log")))
+    runs = tmp_path / "runs"
+    places = {"runs": str(runs), "outputs": {"store": str(runs / "outputs")}}
+    teachers = {**JOB["teachers"], "store": str(runs / "teachers")}
+    (folder / "job.yaml").write_text(yaml.safe_dump({**JOB, **places, "teachers": teachers}))
+    return folder
+
+
+def ended(*words: object, cwd: Path, **settings: Any) -> str:
+    """What a command says, in a process of its own."""
+    process = subprocess.run(
+        [sys.executable, "-m", "agrekd_ray", *map(str, words)],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        **settings,
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+    return process.stdout
+
+
+def test_a_job_of_ones_own_parts_alone(agrekd: Any, theirs: Path, tmp_path: Path) -> None:
+    code, out, err = agrekd("run", theirs / "job.yaml", "guidance=local")
+    assert code == 0, err
+    assert "gentle" in out
+    assert "odd" in out
+    run = ak.load(tmp_path / "runs/theirs/latest")
+    assert isinstance(run, ak.Run)
+    confidences = run.table[run.table.metric == "confidence"]
+    assert set(confidences.group) == {"group/even", "group/odd"}
+    assert confidences.value.min() > 0.1
+    assert len(run.weights)
+    assert (tmp_path / "log").read_text().count("parts.py") == 1
+    pictures = np.random.default_rng(0).random((4, 1, 8, 8), np.float32)
+    assert run.student("gentle").predict(pictures).shape == (4,)
+
+
+def test_what_has_been_made_belongs_to_the_code_that_made_it(
+    agrekd: Any, theirs: Path, tmp_path: Path
+) -> None:
+    agrekd("run", theirs / "job.yaml", "guidance=local")
+    run, module = tmp_path / "runs/theirs/latest", theirs / "parts.py"
+    first = run.resolve()
+    text = module.read_text()
+    module.write_text(text.replace("torch.nn.ReLU()", "torch.nn.Tanh()"))
+
+    code, _, err = agrekd("resume", run)
+    assert code == 2
+    assert "plugins.0" in err
+    assert "has changed since this run began" in err
+    with pytest.raises(ak.AgrekdError, match="has changed since this run began"):
+        ak.open_student(run / "students/gentle-seed-0")
+    code, _, err = agrekd("run", theirs / "job.yaml", "guidance=local")
+    assert code == 0, err  # with teachers and students of its own
+    teachers = sorted(path.name for path in (tmp_path / "runs/teachers").glob("erm-0-*"))
+    assert len(teachers) == 2
+
+    module.write_text(text)
+    assert agrekd("resume", first)[0] == 0
+    assert ak.open_student(first / "students/gentle-seed-0").classes[0] == "0"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["distillation.gentle.powr=2"], ["distillation.gentle.powr", "Did you mean"]),
+        (["distillation.gentle.power=much"], ["distillation.gentle.power = much", "number"]),
+        (
+            ["distillation.gentel.power=2"],
+            ["distillation.gentel", "Did you mean distillation.gentle"],
+        ),
+        (["distillation.gentle.power=x", "distillation.alpha=7"], ["gentle.power", "alpha = 7"]),
+        (["methods=[gentel]"], ["methods.0 = gentel", "Did you mean gentle"]),
+        (["data.sise=3"], ["data.factory", "'sise'"]),
+        (["student.model.args.hiden=3"], ["student.model: narrow takes no argument 'hiden'"]),
+        (["data.name=parrity"], ["data.name = parrity", "must be one of", "parity"]),
+        (["data=null", "data.name=custom", "data.factory=parrity"], ["Did you mean parity?"]),
+        (["plugins=[partz]"], ["plugins.0 = partz", "no such module"]),
+        (["plugins=[./gone/parts.py]"], ["plugins.0", "is not there"]),
+        (["plugins=[no-name]"], ["plugins.0 = no-name", "is no name of a module"]),
+        (["plugins=[broken]"], ["plugins.0", "cannot be imported (ZeroDivisionError"]),
+        (["plugins=[json]"], ["plugins.0", "another module of that name is imported"]),
+        (["plugins=[taken]"], ["plugins.0", "strategy 'aver' is agrekd_ray.core.strategies's"]),
+        (["plugins=parts"], ["plugins", "must be a list"]),
+        (["plugins=[3]"], ["plugins.0", "must be text"]),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_starts(
+    agrekd: Any, theirs: Path, changes: list[str], words: list[str]
+) -> None:
+    (theirs / "broken.py").write_text("1 / 0")
+    (theirs / "json.py").write_text("")
+    taken = "import agrekd_ray as ak\n@ak.strategy('aver', per='sample')\ndef aver(evidence): ..."
+    (theirs / "taken.py").write_text(taken)
+    code, _, err = agrekd("validate", theirs / "job.yaml", *changes)
+    assert code == 2
+    for word in words:
+        assert word in err
+
+
+def test_what_this_process_alone_knows_is_for_this_process(agrekd: Any, theirs: Path) -> None:
+    @ak.strategy("typed", per="sample", needs_gradients=False)
+    def typed(evidence: Any) -> Any:
+        return STRATEGIES["aver"].function(evidence)
+
+    job = theirs / "job.yaml"
+    code, _, err = agrekd("validate", job, "methods=[typed]")
+    assert code == 2
+    assert "methods.0 = typed: is known to this process alone" in err
+    assert agrekd("validate", job, "methods=[typed]", "guidance=local")[0] == 0
+
+
+def test_names_and_options_that_no_job_could_write() -> None:
+    decorators: list[Callable[[str], Any]] = [
+        lambda name: ak.strategy(name, per="sample"),
+        ak.selection_rule,
+        ak.dataset,
+        ak.model,
+    ]
+    for decorate in decorators:
+        with pytest.raises(ValueError, match="letters, digits and _"):
+            decorate("two words")(lambda: None)
+    with pytest.raises(ValueError, match="every option needs a default"):
+
+        @ak.strategy("open", per="sample")
+        def open_ended(evidence: Any, *, power: float) -> Any: ...
+
+    with pytest.raises(ValueError, match=r"is agrekd_ray\.models\.cnns's already"):
+        ak.model("cnn")(lambda shape, classes: None)
+
+
+def test_a_package_that_is_installed_needs_no_key(
+    agrekd: Any, theirs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    about = theirs / "theirs-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[agrekd_ray.plugins]\nours = parts\n")
+    monkeypatch.syspath_prepend(theirs)
+    code, _, err = agrekd("validate", theirs / "job.yaml", "plugins=[]")
+    assert code == 0, err
+
+
+def test_a_package_is_read_whole(tmp_path: Path) -> None:
+    package = tmp_path / "whole"
+    package.mkdir()
+    (package / "__init__.py").write_text("from whole.part import VALUE")
+    (package / "part.py").write_text("VALUE = 1")
+    first = plugins.load(plugins.located("whole", tmp_path))
+    assert first.startswith(f"{package}#")
+    assert plugins.load(first) == first
+    (package / "part.py").write_text("VALUE = 2")
+    with pytest.raises(ak.AgrekdError, match="has changed"):
+        plugins.load(first)
+    assert plugins.load(str(package)) != first
+    assert sys.modules["whole"].VALUE == 2
+
+
+def test_every_process_of_a_cluster_has_them(
+    ray_cluster: Any, add_node: Any, theirs: Path, tmp_path: Path, usual_signals: None
+) -> None:
+    add_node(num_cpus=4, resources={"far": 4})
+    address = f"ray.address={ray_cluster.address}"
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    far = "student.resources={far: 1}"
+    stopped = subprocess.Popen(
+        [sys.executable, "-m", "agrekd_ray", "run", theirs / "job.yaml", address, far],
+        cwd=elsewhere,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    runs = tmp_path / "runs/theirs"
+    until(lambda: stopped.poll() is not None or list(runs.glob("latest/students/*")))
+    stopped.send_signal(signal.SIGINT)
+    stopped.wait(120)
+    out = ended("resume", runs / "latest", cwd=elsewhere)
+    assert "gentle" in out
+    assert "AVER" in out
+    shipped = {line for line in (tmp_path / "log").read_text().split() if "py_modules" in line}
+    assert shipped  # a process of the cluster has imported what was sent to it
+
+    search = {
+        "name": "their_search",
+        "job": str(theirs / "job.yaml"),
+        "space": {
+            "strategy": {"choice": ["gentle"]},
+            "distillation.gentle.power": {"uniform": [0.5, 3.0]},
+        },
+        "select": "agreement",
+        "trials": 2,
+        "final": {"seeds": [100]},
+    }
+    (theirs / "search.yaml").write_text(yaml.safe_dump(search))
+    out = ended("tune", theirs / "search.yaml", address, cwd=elsewhere)
+    assert "agreement" in out
+    assert "winner" in out
