@@ -257,18 +257,31 @@ def predict(
 def export(
     student: StudentFolder,
     to: Annotated[
-        str, typer.Option(help="torch (a .pt2 program), safetensors (weights alone), or onnx.")
-    ],
+        str | None,
+        typer.Option(help="torch (a .pt2 program), safetensors (weights alone), or onnx."),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The file; default: NAME.pt2 and so on.")
     ] = None,
+    register: Annotated[
+        str | None, typer.Option(help="A name in MLflow's registry of models for a run's student.")
+    ] = None,
+    alias: Annotated[
+        str | None, typer.Option(help="Of the registered model; it moves to this version.")
+    ] = None,
 ) -> None:
-    """Write a finished student as one file that runs without this package."""
+    """A finished student as a file that runs without this package, or under a name in MLflow."""
     from agrekd_ray.commands.export import export as exported
+    from agrekd_ray.commands.export import register as registered
     from agrekd_ray.trained import open_student
 
-    for path in exported(open_student(student), to, output or Path(student.resolve().name)):
-        print(path)
+    if to is None and register is None:
+        raise typer.BadParameter("say --to KIND, --register NAME, or both")
+    if to is not None:
+        for path in exported(open_student(student), to, output or Path(student.resolve().name)):
+            print(path)
+    if register is not None:
+        print(registered(student, register, alias))
 
 
 @app.command()

@@ -20,8 +20,11 @@ from agrekd_ray.experiment.folder import JOB, read_resolved
 from agrekd_ray.files import in_a_line, is_file, is_folder, real
 from agrekd_ray.models import Classifier, Manifest, load
 from agrekd_ray.models.checkpoint import MANIFEST
+from agrekd_ray.report.card import model_card
+from agrekd_ray.results import StudentResult
 from agrekd_ray.search.folder import SEARCH
 from agrekd_ray.settings import Settings
+from agrekd_ray.student.student import read_outcome
 
 _AT_ONCE = 512
 
@@ -35,11 +38,22 @@ class TrainedStudent:
         manifest: what its checkpoint says of it.
         data: settings of the data that it was trained on, which say how files become samples;
             None where nobody knows them.
+        outcome: what was measured of it, where its run is around it.
     """
 
     model: Classifier
     manifest: Manifest
     data: Settings | None = None
+    outcome: StudentResult | None = None
+
+    def card(self, name: str) -> str:
+        """A model card as Markdown: data, accuracy by group, teachers, training, limits.
+
+        Args:
+            name: of the model, the card's heading.
+        """
+        data = {} if self.data is None else {"data": self.data.model_dump(mode="json")}
+        return model_card(name, self.manifest, self.outcome, data)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -136,7 +150,7 @@ def open_student(folder: str | Path, job: str | Path | None = None) -> TrainedSt
         names = listed(path.parent.name for path in students)
         raise CheckpointError(f"{folder}: a run; name one of its students in students/: {names}.")
     data = _data_of(real(folder), None if job is None else Path(job))  # and its plugins
-    return TrainedStudent(*load(folder), data)
+    return TrainedStudent(*load(folder), data, read_outcome(real(folder)))
 
 
 def _data_of(folder: Path, job: Path | None) -> Settings | None:

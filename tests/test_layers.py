@@ -13,7 +13,7 @@ ROOMS = """
 errors
 settings files streams stops
 addresses
-passwords hub terminal numerics devices
+passwords hub terminal numerics devices plugins
 core
 results
 data

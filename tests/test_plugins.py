@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,68 +25,8 @@ from agrekd_ray.models.classifier import BUILDERS
 from tests.shared import until
 
 ROOT = Path(__file__).parent.parent
-PARTS = '''
-import sys
-import torch
-from sklearn.datasets import load_digits
-import agrekd_ray as ak
-
-with open("LOG", "a") as log:
-    log.write(__file__ + "\\n")
-
-
-@ak.strategy("gentle", per="sample")
-def gentle(evidence, *, power: float = 1.0, kind: str = "norm"):
-    """Teachers whose gradient is small count more."""
-    norms = evidence.gradients.double().norm(dim=2)
-    return torch.softmax(-power * norms, dim=0), None
-
-
-@ak.metric("Confidence")
-def confidence(probabilities, labels):
-    return probabilities.max(1).values.mean()
-
-
-@ak.selection_rule("agreement", "teachers")
-def agreement(answers):
-    """Share of samples on which the student agrees with the ensemble."""
-    return float((answers.student_N == answers.ensemble_N).double().mean())
-
-
-@ak.dataset("parity")
-def parity(*, seed, size=600):
-    pictures, labels = load_digits(return_X_y=True)
-    pictures = (pictures.reshape(-1, 1, 8, 8) / 16).astype("float32")
-    groups = ["even" if label % 2 == 0 else "odd" for label in labels]
-    half, rest = size // 2, size * 3 // 4
-    cuts = {"train": (0, half), "val": (half, rest), "test": (rest, size)}
-    return {
-        name: (pictures[first:last], labels[first:last], groups[first:last])
-        for name, (first, last) in cuts.items()
-    }
-
-
-@ak.model("narrow")
-def narrow(shape, classes, *, hidden=8):
-    layers = torch.nn.Linear(shape[0] * shape[1] * shape[2], hidden), torch.nn.ReLU()
-    return torch.nn.Sequential(torch.nn.Flatten(), *layers, torch.nn.Linear(hidden, classes))
-'''
-TRAINING = {"epochs": 2, "batch_size": 50, "learning_rate": 0.1}
-JOB: dict[str, Any] = {
-    "name": "theirs",
-    "plugins": ["parts"],
-    "data": {"name": "parity", "size": 600},
-    "teachers": {
-        "count": 3,
-        "model": {"name": "narrow", "args": {"hidden": 32}},
-        "training": TRAINING,
-    },
-    "ensemble": {"size": 3, "debiased": 1},
-    "student": {"model": {"name": "narrow"}, "training": TRAINING},
-    "methods": ["aver", "gentle"],
-    "distillation": {"gentle": {"power": 2.0}},
-    "seeds": [0],
-}
+PAGE = (ROOT / "docs/plugins.md").read_text()
+PARTS, JOB = (re.findall(rf"```{kind}\n(.*?)```", PAGE, re.S)[0] for kind in ("python", "yaml"))
 
 
 @pytest.fixture(autouse=True)
@@ -100,20 +41,23 @@ def _as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         each.clear()
         each.update(parts)
         each._makers = makers
-    for name in ("parts", "whole", "whole.part", "taken"):
+    for name in ("mine", "whole", "whole.part", "taken"):
         sys.modules.pop(name, None)
 
 
 @pytest.fixture
 def theirs(tmp_path: Path) -> Path:
-    """A folder with a job and its plugin, outside the package."""
+    """A folder with the page's job and plugin, outside the package."""
     folder = tmp_path / "theirs"
     folder.mkdir()
-    (folder / "parts.py").write_text(PARTS.replace("LOG", str(tmp_path / "log")))
-    runs = tmp_path / "runs"
+    says_where = (
+        f"with open({str(tmp_path / 'log')!r}, 'a') as log:\n    print(__file__, file=log)\n"
+    )
+    (folder / "mine.py").write_text(PARTS + says_where)
+    runs, job = tmp_path / "runs", yaml.safe_load(JOB)
+    job["teachers"]["store"] = str(runs / "teachers")
     places = {"runs": str(runs), "outputs": {"store": str(runs / "outputs")}}
-    teachers = {**JOB["teachers"], "store": str(runs / "teachers")}
-    (folder / "job.yaml").write_text(yaml.safe_dump({**JOB, **places, "teachers": teachers}))
+    (folder / "job.yaml").write_text(yaml.safe_dump(job | places))
     return folder
 
 
@@ -142,7 +86,7 @@ def test_a_job_of_ones_own_parts_alone(agrekd: Any, theirs: Path, tmp_path: Path
     assert set(confidences.group) == {"group/even", "group/odd"}
     assert confidences.value.min() > 0.1
     assert len(run.weights)
-    assert (tmp_path / "log").read_text().count("parts.py") == 1
+    assert (tmp_path / "log").read_text().count("mine.py") == 1
     pictures = np.random.default_rng(0).random((4, 1, 8, 8), np.float32)
     assert run.student("gentle").predict(pictures).shape == (4,)
 
@@ -151,7 +95,7 @@ def test_what_has_been_made_belongs_to_the_code_that_made_it(
     agrekd: Any, theirs: Path, tmp_path: Path
 ) -> None:
     agrekd("run", theirs / "job.yaml", "guidance=local")
-    run, module = tmp_path / "runs/theirs/latest", theirs / "parts.py"
+    run, module = tmp_path / "runs/theirs/latest", theirs / "mine.py"
     first = run.resolve()
     text = module.read_text()
     module.write_text(text.replace("torch.nn.ReLU()", "torch.nn.Tanh()"))
@@ -187,8 +131,8 @@ def test_what_has_been_made_belongs_to_the_code_that_made_it(
         (["student.model.args.hiden=3"], ["student.model: narrow takes no argument 'hiden'"]),
         (["data.name=parrity"], ["data.name = parrity", "must be one of", "parity"]),
         (["data=null", "data.name=custom", "data.factory=parrity"], ["Did you mean parity?"]),
-        (["plugins=[partz]"], ["plugins.0 = partz", "no such module"]),
-        (["plugins=[./gone/parts.py]"], ["plugins.0", "is not there"]),
+        (["plugins=[mien]"], ["plugins.0 = mien", "no such module"]),
+        (["plugins=[./gone/mine.py]"], ["plugins.0", "is not there"]),
         (["plugins=[no-name]"], ["plugins.0 = no-name", "is no name of a module"]),
         (["plugins=[broken]"], ["plugins.0", "cannot be imported (ZeroDivisionError"]),
         (["plugins=[json]"], ["plugins.0", "another module of that name is imported"]),
@@ -247,7 +191,7 @@ def test_a_package_that_is_installed_needs_no_key(
     about = theirs / "theirs-1.0.dist-info"
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
-    (about / "entry_points.txt").write_text("[agrekd_ray.plugins]\nours = parts\n")
+    (about / "entry_points.txt").write_text("[agrekd_ray.plugins]\nours = mine\n")
     monkeypatch.syspath_prepend(theirs)
     code, _, err = agrekd("validate", theirs / "job.yaml", "plugins=[]")
     assert code == 0, err

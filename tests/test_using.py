@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from mlflow import MlflowClient
 from pydantic import TypeAdapter
 from safetensors.torch import load_file
 
@@ -23,7 +25,9 @@ from agrekd_ray.config import Job
 from agrekd_ray.data import TEST, DataSettings, open_dataset
 from agrekd_ray.data.dataset import Dataset
 from agrekd_ray.experiment.folder import RunFolder
+from agrekd_ray.experiment.job import run_job
 from agrekd_ray.models import Manifest, Model, build, save
+from agrekd_ray.terminal import screen
 from agrekd_ray.trained import TrainedStudent, open_student
 
 from .conftest import Run
@@ -163,7 +167,9 @@ def test_an_exported_program_says_what_the_student_says(
     model = Model(name="cnn", args={"width": 4}, preprocess=preprocess)
     folder, data = student_of(pictures, model)
     file = tmp_path / "out/student.pt2"
-    assert agrekd("export", folder, "--to", "torch", "-o", file) == (0, f"{file}\n", "")
+    card = file.with_suffix(".md")
+    assert agrekd("export", folder, "--to", "torch", "-o", file) == (0, f"{file}\n{card}\n", "")
+    assert "Nothing is known of how well it does" in card.read_text()
     about = {"about.json": ""}
     program = torch.export.load(file, extra_files=about).module()
     student = open_student(folder)
@@ -179,7 +185,7 @@ def test_an_exported_program_says_what_the_student_says(
 def test_exported_weights_are_the_students(pictures: Job, tmp_path: Path, agrekd: Run) -> None:
     folder, _ = student_of(pictures)
     code, said, _ = agrekd("export", folder, "--to", "safetensors", "-o", tmp_path / "student")
-    file, beside = map(Path, said.splitlines())
+    file, beside, _ = map(Path, said.splitlines())
     assert (code, file.name, beside.name) == (0, "student.safetensors", "student.json")
     described, weights = json.loads(beside.read_text()), load_file(file)
     rebuilt = build(Model(**described["model"]), tuple(described["shape"]), 2)
@@ -195,7 +201,7 @@ def test_an_exported_text_student_reads_token_ids(
 ) -> None:
     folder, data = mails
     student = open_student(folder)
-    (file,) = export(student, "torch", tmp_path / "mails")
+    file, _ = export(student, "torch", tmp_path / "mails")
     program, samples = torch.export.load(file).module(), data.inputs(np.arange(7), None)
     with torch.inference_mode():
         torch.testing.assert_close(program(samples), student.model(samples), rtol=1e-4, atol=1e-5)
@@ -207,7 +213,7 @@ def test_an_onnx_file_says_what_the_student_says(pictures: Job, tmp_path: Path) 
     runtime = pytest.importorskip("onnxruntime")
     folder, data = student_of(pictures)
     student = open_student(folder)
-    file, _ = export(student, "onnx", tmp_path / "student")
+    file, *_ = export(student, "onnx", tmp_path / "student")
     session = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     for count in (1, 5):
         samples = data.inputs(np.arange(count), None)
@@ -215,6 +221,41 @@ def test_an_onnx_file_says_what_the_student_says(pictures: Job, tmp_path: Path) 
         with torch.inference_mode():
             expected = student.model(samples)
         torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_student_has_a_card_and_a_name_in_mlflow(
+    make_job: Any, agrekd: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(guidance="local", methods=["agre_kd"], **{"tracking.models": False})
+    run_job(RunFolder.create(job), screen(quiet=True))
+    run = ak.load(job.runs / "tiny/latest")
+    assert isinstance(run, ak.Run)
+    folder = run.path / "students/agre_kd-seed-0"
+    assert agrekd("export", folder, "--register", "digits") == (0, "models:/digits/1\n", "")
+    words = ("export", folder, "--register", "digits", "--alias", "best")
+    assert agrekd(*words) == (0, "models:/digits@best\n", "")  # the same version
+
+    uri = f"sqlite:///{job.runs}/mlflow.db"
+    card = MlflowClient(uri).get_model_version_by_alias("digits", "best").description
+    (tested,) = [o.splits[TEST] for outcomes in run.outcomes.values() for o in outcomes]
+    group = min(tested.groups, key=lambda name: tested.groups[name])
+    worst = f"but in {100 * tested.groups[group]:.1f} % of the group {group}."
+    assert card.startswith("# digits\n")
+    for part in (
+        "by AGRE-KD, seed 0",
+        "- train: 160",
+        worst,
+        "| bias-aligned |",
+        "erm-0",
+        "## Limits",
+    ):
+        assert part in card
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    samples = run.student("agre_kd").inputs(torch.rand(3, 3, 8, 8)).numpy()
+    with torch.inference_mode():
+        expected = run.student("agre_kd").model(torch.from_numpy(samples)).numpy()
+    found = mlflow.pyfunc.load_model("models:/digits@best").predict(samples)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_what_cannot_be_exported_is_said_in_a_line(
@@ -231,6 +272,7 @@ def test_what_cannot_be_exported_is_said_in_a_line(
             "--to onnx needs no_such_module: pip install 'agrekd_ray[export]'",
         ),
         ((folder, "--to", "torch", "-o", tmp_path / "file/out.pt2"), "cannot be written"),
+        ((folder, "--register", "pets"), "this student's run is not in MLflow"),
     ]:
         code, out, err = agrekd("export", *words)
         assert (code, out, len(err.splitlines())) == (1, "", 1)

@@ -1,4 +1,4 @@
-"""`agrekd export`: a student as a file that runs without this package."""
+"""`agrekd export`: a student as a file that runs without this package, or a model with a name."""
 
 from __future__ import annotations
 
@@ -12,9 +12,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from agrekd_ray.data import open_dataset
 from agrekd_ray.errors import AgrekdError, RunError, near
-from agrekd_ray.files import in_a_line
-from agrekd_ray.trained import TrainedStudent
+from agrekd_ray.experiment.folder import RunFolder
+from agrekd_ray.experiment.job import log_model
+from agrekd_ray.files import in_a_line, real
+from agrekd_ray.search.folder import SearchFolder
+from agrekd_ray.student.student import read_outcome
+from agrekd_ray.tracking.tracker import open_tracker
+from agrekd_ray.trained import TrainedStudent, open_student
 
 ABOUT = "about.json"
 """Name of what a .pt2 file holds besides the program."""
@@ -37,9 +43,9 @@ def export(student: TrainedStudent, to: str, output: Path) -> list[Path]:
         output: the file; its suffix may be left out.
 
     Returns:
-        The files: the one that was asked for, and for safetensors and onnx a JSON file beside it
-        with classes, architecture, shape of a sample and the settings of the data. In a .pt2 file
-        this is the extra file `about.json`.
+        The files: the one that was asked for; for safetensors and onnx a JSON file beside it with
+        classes, architecture, shape of a sample and the settings of the data, which is the extra
+        file `about.json` of a .pt2 file; and a model card, in Markdown.
 
     Raises:
         AgrekdError: there is no such kind, the model cannot be exported, what that needs is not
@@ -50,16 +56,49 @@ def export(student: TrainedStudent, to: str, output: Path) -> list[Path]:
     suffix, write = _WRITERS[to]
     file = output if output.suffix == suffix else output.with_name(output.name + suffix)
     about = json.dumps(_about(student), indent=1) + "\n"
-    beside = file.with_suffix(".json")
+    beside, card = file.with_suffix(".json"), file.with_suffix(".md")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write(student, file, about)
-        if to == "torch":
-            return [file]
-        beside.write_text(about, encoding="utf-8")
+        if to != "torch":
+            beside.write_text(about, encoding="utf-8")
+        card.write_text(student.card(file.stem), encoding="utf-8")
     except OSError as error:
         raise RunError(f"{file}: cannot be written ({error.strerror or error}).") from None
-    return [file, beside]
+    return [file, card] if to == "torch" else [file, beside, card]
+
+
+def register(folder: Path, name: str, alias: str | None) -> str:
+    """Give a student of a run a name in MLflow's registry of models; its card describes it.
+
+    Args:
+        folder: of the student, in its run.
+        name: of the registered model, which is made where it is missing.
+        alias: that moves to this version, if any.
+
+    Returns:
+        The model's address, `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+
+    Raises:
+        AgrekdError: there is no student, its run is not in MLflow, or MLflow refuses.
+    """
+    student, run = open_student(folder), real(folder).parent.parent
+    kept: RunFolder | SearchFolder
+    if SearchFolder.holds(run):
+        kept = SearchFolder.open(run)
+        job, experiment = kept.planned.base, kept.planned.base.name
+    else:
+        kept = RunFolder.open(run)
+        job, experiment = kept.job, kept.job.name
+    outcome, tracked = read_outcome(real(folder)), kept.state().tracking_run
+    if outcome is None or tracked is None:
+        raise RunError(f"{folder}: this student's run is not in MLflow; `agrekd resume {run}`.")
+    tracker = open_tracker(job.tracking.uri, job.tracking.experiment or experiment, job.runs)
+    tracker.start_job(run.name, {}, {}, tracked)
+    child = tracker.student(outcome.method, outcome.seed, {})
+    model = log_model(tracker, child, real(folder), open_dataset(job.data))
+    version = tracker.register(model, child, name, alias, student.card(name))
+    return f"models:/{name}@{alias}" if alias else f"models:/{name}/{version}"
 
 
 def _about(student: TrainedStudent) -> dict[str, Any]:

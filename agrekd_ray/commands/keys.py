@@ -150,7 +150,8 @@ def _class(title: str, block: dict[str, Any]) -> type[Settings]:
     for kind in every:
         every += kind.__subclasses__()
     fields = set(block["properties"])
-    return next(k for k in every if k.__name__ == title and set(k.model_fields) == fields)
+    fitting = [k for k in every if k.__name__ == title and fields <= set(k.model_fields)]
+    return min(fitting, key=lambda kind: len(kind.model_fields))
 
 
 def _meanings(kind: type[Settings]) -> dict[str, str]:

@@ -216,7 +216,9 @@ class MlflowTracker(Tracker):
             self._runs.set_tags(run_id, tags)
             self._runs.end(run_id, status)
 
-    def register(self, model_id: str, run_id: str, name: str, alias: str) -> None:
+    def register(
+        self, model_id: str, run_id: str, name: str, alias: str | None, description: str = ""
+    ) -> str:
         """Puts a model into the registry: `models:/NAME@ALIAS` loads it from now on."""
         with self._runs.explained("register a model"):
             try:
@@ -230,7 +232,11 @@ class MlflowTracker(Tracker):
             else:
                 source = self._client.get_logged_model(model_id).artifact_location
                 version = self._client.create_model_version(name, source, run_id, model_id=model_id)
-            self._client.set_registered_model_alias(name, alias, version.version)
+            if description:
+                self._client.update_model_version(name, version.version, description)
+            if alias:
+                self._client.set_registered_model_alias(name, alias, version.version)
+        return str(version.version)
 
     def log_model(
         self, run_id: str, model: torch.nn.Module, example: np.ndarray, classes: Sequence[str]

@@ -112,10 +112,13 @@ class Tracker(Protocol):
             TrackingError: also where the model cannot be exported; the run stays as it is.
         """
 
-    def register(self, model_id: str, run_id: str, name: str, alias: str) -> None:
+    def register(
+        self, model_id: str, run_id: str, name: str, alias: str | None, description: str = ""
+    ) -> str:
         """Puts a logged model into the registry of models, under an alias that moves to it.
 
-        The registered model is made where it is missing.
+        The registered model is made where it is missing. The description is the version's, whose
+        number is returned.
         """
 
     def finish_job(
