@@ -6,7 +6,9 @@ command line.
 
 from __future__ import annotations
 
+import html
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,8 +35,11 @@ from agrekd_ray.search.folder import SearchFolder
 from agrekd_ray.terminal import screen
 from agrekd_ray.trained import TrainedStudent, open_student
 
+# Of tqdm, which comes with other packages and is not used here, in a notebook without widgets.
+warnings.filterwarnings("ignore", "IProgress not found")
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Run:
     """A finished job or study, read from its folder.
 
@@ -110,11 +115,15 @@ class Run:
             return self.path
         return self.path / POINTS / Setting(label).folder
 
+    def __repr__(self) -> str:
+        methods = {outcome.method for each in self.outcomes.values() for outcome in each}
+        return f"Run({str(self.path)!r}, {', '.join(sorted(methods))})"
+
     def _repr_html_(self) -> str:
         return str(self.summary().to_html())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Search:
     """A search, read from its folder.
 
@@ -162,6 +171,12 @@ class Search:
     def report(self, output: str | Path | None = None) -> Path:
         """Writes one HTML page with all that is known of it; `report.html` in its folder."""
         return write_report(self.path, None if output is None else Path(output))
+
+    def __repr__(self) -> str:
+        return f"Search({str(self.path)!r}, {len(self.result.trials)} trials)"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(self.verdict)}</p>{self.trials.to_html()}"
 
 
 def run(
