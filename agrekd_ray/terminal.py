@@ -10,6 +10,7 @@ import sys
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 NEAR = "agrekd_ray.near"
 """Name of the error handler that puts a near sign where an encoding lacks one."""
@@ -33,6 +34,16 @@ def screen(**options: Any) -> Console:
         options: further ones of `rich.console.Console`.
     """
     return Console(markup=False, emoji=False, highlight=False, **options)
+
+
+def say(console: Console, text: str, style: str = "") -> None:
+    """Print a line as it is, however wide the console."""
+    console.print(Text(text, style), soft_wrap=True)
+
+
+def counted(count: int, what: str) -> str:
+    """A number of things, as `2 nodes`."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def prepare_streams() -> None:

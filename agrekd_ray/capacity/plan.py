@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 from pydantic import ValidationError
 from rich.console import Console
 
-from agrekd_ray.capacity.forecast import Costs, Forecast, Times, forecast
+from agrekd_ray.capacity.costs import Costs, Times
+from agrekd_ray.capacity.forecast import Forecast, forecast
 from agrekd_ray.capacity.placing import Machines, actors_wanted, workers_wanted
 from agrekd_ray.capacity.report import as_json, show_forecast
 from agrekd_ray.capacity.size import JobSize, read_size
@@ -117,8 +118,8 @@ def _measured(job: Job, dataset: Dataset | None, size: JobSize, console: Console
         display.advance("weighing")
         session = RaySession(None, 2, display.note)
         try:
-            with measure.Calibration() as calibration:
-                costs |= calibration.costs(Costs.model_validate(costs), size.part)
+            with measure.calibration() as between:
+                costs |= between(Costs.model_validate(costs), size.part)
         finally:
             session.close()
         display.advance("actors")
@@ -152,8 +153,8 @@ def advise(now: Forecast, size: JobSize, most: int = MOST) -> list[tuple[str, Fo
             continue
         whole, step = after.seconds / now.seconds, after.ms / now.ms
         recorded = 1.0
-        if now.recording and after.recording:
-            recorded = after.recording["seconds"] / now.recording["seconds"]
+        if now.recording_seconds and after.recording_seconds:
+            recorded = after.recording_seconds / now.recording_seconds
         # What only makes a step or the recording faster must not make the other slower.
         in_part = min(step, recorded) < WORTH and max(step, recorded) <= 1.01
         if whole < WORTH or (whole <= 1.01 and in_part):
