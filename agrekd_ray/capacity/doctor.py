@@ -79,12 +79,10 @@ def doctor(
     from agrekd_ray.cluster.session import RaySession
 
     taken = max((point.student.workers * point.student.cpus for point in points), default=0)
-    session = RaySession(where, math.ceil(taken) + 1, lambda text: say(console, text, "yellow"))
-    try:
+    warn = partial(say, console, style="yellow")
+    with contextlib.closing(RaySession(where, math.ceil(taken) + 1, warn)) as session:
         driver, nodes, ports = _examined(points, session.dashboard)
         room = room_faults(points, needs, cluster_nodes())
-    finally:
-        session.close()
     findings = diagnose(driver, nodes, needs, requirements(), ports)
     findings = sorted([*findings, *room, *tracking_faults(job)], key=lambda one: one.level)
     for node in nodes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -116,12 +117,9 @@ def _measured(job: Job, dataset: Dataset | None, size: JobSize, console: Console
         display.advance("models")
         costs = measure.weighing_costs({"agre_kd", *size.strategies})
         display.advance("weighing")
-        session = RaySession(None, 2, display.note)
-        try:
-            with measure.calibration() as between:
-                costs |= between(Costs.model_validate(costs), size.part)
-        finally:
-            session.close()
+        session = closing(RaySession(None, 2, display.note))
+        with session, measure.calibration() as between:
+            costs |= between(Costs.model_validate(costs), size.part)
         display.advance("actors")
     return {**times, "costs": costs}
 

@@ -2,40 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from agrekd_ray.capacity.forecast import PARTS, Forecast
-from agrekd_ray.terminal import counted, say
-
-
-def show_table(
-    console: Console, names: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1
-) -> None:
-    """Print a table whose first column is folded where the console is narrow.
-
-    Args:
-        console: to print on.
-        names: of the columns.
-        rows: of texts.
-        left: columns that stand on the left; the others, which are numbers, on the right.
-    """
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for number, name in enumerate(names):
-        table.add_column(
-            name,
-            justify="left" if number < left else "right",
-            overflow="ellipsis" if number else "fold",
-            no_wrap=number > 0,
-        )
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+from agrekd_ray.terminal import counted, say, show_table
 
 
 def show_forecast(
