@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
+import tempfile
 import threading
 import time
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, metadata, requires
@@ -199,20 +199,16 @@ def _marked(folders: Mapping[str, Path]) -> Iterator[dict[str, tuple[str, str]]]
         By key, the folder and the name of the file. Where it could not be written, the driver's own
         answer says so.
     """
-    name = f".agrekd-doctor-{uuid.uuid4().hex}"
-    marks = {
-        next(place for place in (folder, *folder.parents) if place.is_dir()) / name
-        for folder in folders.values()
-    }
-    try:
-        for mark in marks:
+    marked = {}
+    with contextlib.ExitStack() as marks:
+        for key, folder in folders.items():
+            place = next(place for place in (folder, *folder.parents) if place.is_dir())
+            name = f".agrekd-doctor-{key}"
             with contextlib.suppress(OSError):
-                mark.touch(exist_ok=False)
-        yield {key: (str(folder), name) for key, folder in folders.items()}
-    finally:
-        for mark in marks:
-            with contextlib.suppress(OSError):
-                mark.unlink()
+                file = marks.enter_context(tempfile.NamedTemporaryFile(dir=place, prefix=name))
+                name = Path(file.name).name
+            marked[key] = (str(folder), name)
+        yield marked
 
 
 def _ask_nodes(

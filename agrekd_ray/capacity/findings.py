@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from packaging.requirements import Requirement
+from packaging.version import InvalidVersion
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.filesize import decimal
@@ -17,7 +18,6 @@ from rich.table import Table
 from rich.text import Text
 
 from agrekd_ray.capacity.needs import Needs
-from agrekd_ray.capacity.probe import MISSING
 from agrekd_ray.terminal import counted, say
 
 ERROR, WARNING = "error", "warning"
@@ -179,9 +179,8 @@ def _of_driver(driver: Machine, needs: Needs, requirements: Iterable[str]) -> It
     for wanted in map(Requirement, requirements):
         if wanted.marker is not None and not wanted.marker.evaluate():
             continue  # which only an extra takes
-        if (version := driver.versions.get(wanted.name)) is None:
-            continue
-        if version == MISSING or not wanted.specifier.contains(version, prereleases=True):
+        version = driver.versions.get(wanted.name)
+        if version is not None and not _within(version, wanted):
             yield finding("versions", f"{wanted.name} {version}, not {wanted.specifier}")
     by_disk: dict[int, dict[str, int]] = {}
     for key, folder in driver.folders.items():
@@ -198,6 +197,13 @@ def _of_driver(driver: Machine, needs: Needs, requirements: Iterable[str]) -> It
             remedy = "free the disk, name another folder, prune (agrekd outputs prune), or set "
             remedy += "outputs.dtype=float16 or data.views.count"
             yield finding("disk", problem, remedy)
+
+
+def _within(version: str, wanted: Requirement) -> bool:
+    try:
+        return wanted.specifier.contains(version, prereleases=True)
+    except InvalidVersion:  # "missing", as older versions of packaging say it
+        return False
 
 
 def _of_cluster(nodes: Sequence[Machine], needs: Needs) -> Iterator[Finding]:

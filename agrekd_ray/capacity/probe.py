@@ -25,8 +25,6 @@ from typing import Any
 
 PACKAGES = ("ray", "torch", "numpy")
 """Whose versions count, beside Python's and this package's own."""
-MISSING = "missing"
-"""Version of a package that is not there."""
 
 
 class Probe:
@@ -91,7 +89,7 @@ def _version(name: str) -> str:
     try:
         return version(name)
     except PackageNotFoundError:
-        return MISSING
+        return "missing"
 
 
 def _package() -> tuple[str, str]:
@@ -99,7 +97,7 @@ def _package() -> tuple[str, str]:
     try:
         import agrekd_ray
     except Exception as error:
-        return f"{MISSING} ({error})", ""
+        return f"missing ({error})", ""
     root = Path(str(agrekd_ray.__file__)).parent
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).as_posix()):
