@@ -1,4 +1,4 @@
-"""The terminal: one kind of console, streams that can show every text, and UTF-8 underneath."""
+"""The terminal: one kind of console, line and table, streams for every text, UTF-8 underneath."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ import io
 import locale
 import os
 import sys
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 NEAR = "agrekd_ray.near"
 """Name of the error handler that puts a near sign where an encoding lacks one."""
@@ -33,6 +37,40 @@ def screen(**options: Any) -> Console:
         options: further ones of `rich.console.Console`.
     """
     return Console(markup=False, emoji=False, highlight=False, **options)
+
+
+def say(console: Console, text: str, style: str = "") -> None:
+    """Print a line as it is, however wide the console."""
+    console.print(Text(text, style), soft_wrap=True)
+
+
+def show_table(
+    console: Console, names: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1
+) -> None:
+    """Print a table whose first column is folded where the console is narrow.
+
+    Args:
+        console: to print on.
+        names: of the columns.
+        rows: of texts.
+        left: columns that stand on the left; the others, which are numbers, on the right.
+    """
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for number, name in enumerate(names):
+        table.add_column(
+            name,
+            justify="left" if number < left else "right",
+            overflow="ellipsis" if number else "fold",
+            no_wrap=number > 0,
+        )
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def counted(count: int, what: str) -> str:
+    """A number of things, as `2 nodes`."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def prepare_streams() -> None:

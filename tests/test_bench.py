@@ -17,7 +17,7 @@ from agrekd_ray.bench.command import bench
 from agrekd_ray.bench.naive import NaiveTrainer
 from agrekd_ray.bench.report import Report, report_on
 from agrekd_ray.bench.workloads import WAYS, Cell, workloads
-from agrekd_ray.capacity.forecast import Times
+from agrekd_ray.capacity.costs import Times
 from agrekd_ray.core.kd import kd_loss
 from agrekd_ray.models import Model, build
 from agrekd_ray.settings import Training

@@ -18,17 +18,11 @@ import yaml
 from packaging.requirements import Requirement
 from rich.console import Console
 
-from agrekd_ray.capacity.doctor import (
-    Finding,
-    Machine,
-    diagnose,
-    requirements,
-    room_faults,
-    show_findings,
-    tracking_faults,
-)
+from agrekd_ray.capacity.doctor import requirements, room_faults, tracking_faults
+from agrekd_ray.capacity.findings import Finding, Machine, diagnose, show_findings
+from agrekd_ray.capacity.needs import Needs, needs_of
 from agrekd_ray.capacity.probe import Probe
-from agrekd_ray.capacity.size import PROCESS, Needs, needs_of
+from agrekd_ray.capacity.size import PROCESS
 from agrekd_ray.cluster.placement import Node, check_room
 from agrekd_ray.config import Job
 from agrekd_ray.config.points import points_of
@@ -110,7 +104,7 @@ def findings(
         ({"temporary": {"total": 100 * GB, "free": 4 * GB}}, "disk", "error", "4.0 GB of 100.0 GB"),
         ({"data": ({"fingerprint": "e" * 64},)}, "data", "error", "eeeeeeeeeeee instead of ffff"),
         ({"data": ({"error": "DataError: no such folder"},)}, "data", "error", "no such folder"),
-        ({"data": (), "data_silence": "no answer within 600 s"}, "data", "error", "within 600 s"),
+        ({"data": ({"silence": "no answer within 600 s"},)}, "data", "error", "within 600 s"),
         ({"skew": (2.5, 0.1)}, "clock", "warning", "2.5 s ahead of the driver's"),
         ({"skew": (-2.5, 0.1)}, "clock", "warning", "2.5 s behind the driver's"),
         ({"token": False}, "ports", "warning", "the GCS listens at 10.0.0.2, port 6379"),

@@ -16,14 +16,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agrekd_ray.capacity.forecast import (
-    PARTS,
-    PATH,
-    Costs,
-    Forecast,
-    Times,
-    forecast,
-)
+from agrekd_ray.capacity.costs import Costs, Times
+from agrekd_ray.capacity.forecast import PARTS, PATH, Forecast, forecast
 from agrekd_ray.capacity.placing import Machines
 from agrekd_ray.capacity.plan import WORTH, advise, merged
 from agrekd_ray.capacity.size import (
@@ -92,17 +86,17 @@ def test_one_teacher_and_nothing_between_takes_the_longer_of_the_two() -> None:
     assert step_of(job(1)).ms == pytest.approx(20)
     slow = Times(forward_ms=20, step_ms=50, costs=FREE)
     assert step_of(job(1), times=slow).ms == pytest.approx(50)
-    assert step_of(job(1)).teacher_idle == pytest.approx(0)
-    assert step_of(job(1), times=slow).teacher_idle == pytest.approx(0.6)
-    assert step_of(job(1)).student_waits == pytest.approx(0.75)
+    assert step_of(job(1)).step["teacher_idle"] == pytest.approx(0)
+    assert step_of(job(1), times=slow).step["teacher_idle"] == pytest.approx(0.6)
+    assert step_of(job(1)).step["student_waits"] == pytest.approx(0.75)
 
 
 def test_without_look_ahead_teachers_and_student_take_turns() -> None:
     step = step_of(job(1, look_ahead=0))
     assert step.ms == pytest.approx(25)
-    assert step.teacher_idle == pytest.approx(0.2)
-    assert sum(step.shares.values()) == pytest.approx(1)
-    assert step.shares["teachers"] == pytest.approx(0.8)
+    assert step.step["teacher_idle"] == pytest.approx(0.2)
+    assert sum(step.step["shares"].values()) == pytest.approx(1)
+    assert step.step["shares"]["teachers"] == pytest.approx(0.8)
 
 
 def test_the_round_trip_adds_to_the_students_step_alone() -> None:
@@ -110,10 +104,10 @@ def test_the_round_trip_adds_to_the_students_step_alone() -> None:
     costs = FREE.model_copy(update={"call_ms": 2.0, "actor_ms": 1.0})
     fast = Times(forward_ms=1, step_ms=5, costs=costs)
     assert step_of(job(8), times=fast).ms == pytest.approx(5 + 2 + 7)
-    assert step_of(job(8), times=fast).step_bottleneck == "messages"
+    assert step_of(job(8), times=fast).step["bottleneck"] == "messages"
     slow = Times(forward_ms=100, step_ms=5, costs=costs)
     assert step_of(job(8), times=slow).ms == pytest.approx(100, rel=1e-3)
-    assert step_of(job(8), times=slow).step_bottleneck == "teachers"
+    assert step_of(job(8), times=slow).step["bottleneck"] == "teachers"
 
 
 def test_a_shared_actor_takes_turns_unless_its_backbones_sleep() -> None:
@@ -133,8 +127,8 @@ def test_teachers_without_a_gpu_share_the_cores() -> None:
     setup = job(8, actor_gpus=0)
     step = forecast(setup, few, times)
     assert step.ms == pytest.approx((8 * 20 + 5) / 4, rel=1e-3)
-    assert step.step_bottleneck == "cores"
-    assert step.shares == {"cores": 1.0}
+    assert step.step["bottleneck"] == "cores"
+    assert step.step["shares"] == {"cores": 1.0}
 
 
 def test_a_gpu_is_filled_before_the_next() -> None:
@@ -155,13 +149,13 @@ def test_an_infinite_bandwidth_leaves_what_is_computed() -> None:
     machines = Machines(nodes=10, cpus=64, gbit=10, latency_us=0)
     times = Times(forward_ms=20, step_ms=50, costs=FREE)
     slow = step_of(large, machines, times)
-    assert slow.step_bottleneck == "network"
+    assert slow.step["bottleneck"] == "network"
     # 9 of 10 nodes send their teachers' gradients over one link of 10 Gbit/s
     sent = 0.9 * 50 * 256 * 10_000 * 4
-    assert slow.parts["network"] == pytest.approx(1e3 * sent / 1.25e9, rel=1e-3)
+    assert slow.step["parts"]["network"] == pytest.approx(1e3 * sent / 1.25e9, rel=1e-3)
     endless = step_of(large, machines.model_copy(update={"gbit": 1e12}), times)
     assert endless.ms == pytest.approx(50, rel=1e-3)
-    assert endless.step_bottleneck == "student"
+    assert endless.step["bottleneck"] == "student"
 
 
 @settings(max_examples=60, deadline=None)
@@ -197,11 +191,11 @@ def test_more_of_anything_never_takes_less(
     times = Times(forward_ms=forward, step_ms=5)
     found = whole(setup, machines, times)
     step = found
-    assert 0 <= step.teacher_idle <= 1
-    assert 0 <= step.student_waits < 1
-    assert sum(step.shares.values()) == pytest.approx(1)
-    assert step.step_bottleneck in PARTS
-    assert step.ms >= max(step.parts["student"], step.parts["teachers"])
+    assert 0 <= step.step["teacher_idle"] <= 1
+    assert 0 <= step.step["student_waits"] < 1
+    assert sum(step.step["shares"].values()) == pytest.approx(1)
+    assert step.step["bottleneck"] in PARTS
+    assert step.ms >= max(step.step["parts"]["student"], step.step["parts"]["teachers"])
     assert found.bottleneck in PARTS
     assert found.seconds > 0
     one = dict.fromkeys(("members", "teachers", "hosted", "backbones"), teachers + 1)
@@ -239,11 +233,11 @@ def test_the_bottleneck_moves_where_it_must() -> None:
         ),
     }
     for name, (setup, given_times) in cases.items():
-        assert step_of(setup, times=given_times).step_bottleneck == name
+        assert step_of(setup, times=given_times).step["bottleneck"] == name
     slow_disk = ROOMY.model_copy(update={"disk_mb": 0.01, "memory_gb": 64})
     found = whole(job(8, classes=1000), slow_disk, times)
     assert found.recording is not None
-    assert (found.recording_bottleneck, found.bottleneck) == ("disk", "disk")
+    assert (found.recording["bottleneck"], found.bottleneck) == ("disk", "disk")
 
 
 def test_a_weighting_actor_for_each_worker_is_chosen_where_one_holds_up_the_step() -> None:
@@ -251,8 +245,8 @@ def test_a_weighting_actor_for_each_worker_is_chosen_where_one_holds_up_the_step
     found = whole(large)
     assert found.size.weighting_actors == 8
     assert found.single is not None
-    assert found.single.step_bottleneck == "weighting"
-    one, several = found.single.parts["weighting"], found.parts["weighting"]
+    assert found.single.step["bottleneck"] == "weighting"
+    one, several = found.single.step["parts"]["weighting"], found.step["parts"]["weighting"]
     assert one / several == pytest.approx(8, rel=0.01)
     assert found.ms < found.single.ms / 3
     batchwise = dataclasses.replace(large, strategies=("ae_kd",))

@@ -10,16 +10,18 @@ from __future__ import annotations
 import os
 import statistics
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from agrekd_ray.bench.harness import PREFIX
 from agrekd_ray.bench.steps import measure_steps
 from agrekd_ray.bench.workloads import PLAN, Cell, Workload
-from agrekd_ray.capacity.forecast import Costs, Times, forecast
+from agrekd_ray.capacity.costs import Costs, Times
+from agrekd_ray.capacity.forecast import forecast
 from agrekd_ray.capacity.measure import (
     STRATEGY,
-    Calibration,
+    calibration,
     forward_times,
     reading_ms,
     weighing_costs,
@@ -62,13 +64,13 @@ def measure_plan(repeats: int, quick: bool, display: Display) -> dict[str, Any]:
         display: the progress line.
     """
     fleets = []
-    with Calibration() as calibration:
+    with calibration() as between:
         for shape in SHAPES:
             workload = fleet_workload(*shape, quick)
-            before = calibrated(workload, calibration)
+            before = calibrated(workload, between)
             figures = measure_steps(workload, repeats, display)
             # Before and after, so that both see the same machine.
-            around = _mean(before, calibrated(workload, calibration))
+            around = _mean(before, calibrated(workload, between))
             fleets.append(_compared(workload, around, figures))
     return {"workload": PLAN, "fleets": fleets}
 
@@ -81,7 +83,9 @@ def _mean(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def calibrated(workload: Workload, calibration: Calibration) -> dict[str, Any]:
+def calibrated(
+    workload: Workload, between: Callable[[Costs, int], dict[str, float]]
+) -> dict[str, Any]:
     """What a forecast is made from, but for the student's step; taken here and now."""
     with tempfile.TemporaryDirectory(prefix=PREFIX) as folder:
         dataset = open_dataset(workload.data(Path(folder)))
@@ -89,7 +93,7 @@ def calibrated(workload: Workload, calibration: Calibration) -> dict[str, Any]:
         reading = reading_ms(dataset, ids)
         _, busy = forward_times(workload.teacher, dataset, ids)
     costs = weighing_costs((STRATEGY,))
-    costs |= calibration.costs(Costs.model_validate(costs), workload.batch_size)
+    costs |= between(Costs.model_validate(costs), workload.batch_size)
     return {
         "forward_ms": workload.teacher.args["milliseconds"],
         "forward_busy": busy,
@@ -144,7 +148,7 @@ def _compared(
                 "forecast_ms": expected.ms,
                 "measured_ms": measured,
                 "error": expected.ms / measured - 1,
-                "bottleneck": expected.step_bottleneck,
+                "bottleneck": expected.step["bottleneck"],
             }
         )
     return {

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from agrekd_ray.bench.workloads import BY_HAND, DATA, FORWARD, GPU, PLAN, RECORDING, SEARCH
-from agrekd_ray.capacity.report import say, show_table
+from agrekd_ray.terminal import say, show_table
 
 Figures = dict[str, Any]
 Rows = list[dict[str, Any]]

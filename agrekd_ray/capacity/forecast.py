@@ -16,16 +16,13 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BeforeValidator
-
+from agrekd_ray.capacity.costs import Times
 from agrekd_ray.capacity.placing import Machines, Placing, who_is_where, with_gpus
-from agrekd_ray.capacity.size import FLOAT, PROCESS, JobSize
-from agrekd_ray.core.weighting import STRATEGIES
-from agrekd_ray.settings import NonNegative, Positive, Settings, Share
+from agrekd_ray.capacity.size import FLOAT, JobSize
 from agrekd_ray.student.shared_work import WORTH_STARTS
 
 PARTS = {
@@ -47,90 +44,6 @@ PATH = "student", "gradients", "crowding", "messages", "bytes", "weighting", "ne
 """Parts of a step that follow one another."""
 GAIN = 0.95
 """A weighting actor for every worker is chosen where the step becomes shorter than this share."""
-WEIGH_NS: dict[str, float] = {
-    "aver": 53,
-    "random": 62,
-    "ae_kd": 65,
-    "ca_mkd": 65,
-    "govern": 103,
-    "agre_kd": 116,
-}
-"""Nanoseconds for a number, measured by `measure.weighing_costs` on two busy cores; a strategy that
-was not measured is taken for the slowest."""
-
-
-def _known_strategies(value: Any) -> Any:
-    for name in value if isinstance(value, Mapping) else ():
-        if name not in STRATEGIES:
-            raise ValueError(f"{name} is no strategy; known: {', '.join(STRATEGIES)}")
-    return value
-
-
-class Costs(Settings):
-    """What the parts between student and teachers take; the defaults are of two slow cores.
-
-    Attributes:
-        call_ms: a question to the weighting actor and on to one teachers' actor, and back.
-        actor_ms: each further actor that is asked.
-        host_ms: a teachers' process at each batch, besides reading and forward passes.
-        backbone_ms: of its own time, each further backbone in a process.
-        copy_gb: GB/s (10⁹ bytes) at which messages go into and out of a process.
-        reply_ms: a teachers' actor works out gradients, besides what grows with them.
-        reply_ns: for each number of a teacher's gradient.
-        weigh_ms: weighing one question's gradients, besides what grows with them.
-        weigh_ns: for each number of the gradients [M, B, C], by strategy.
-        programme_us: of AE-KD's quadratic programme, for each pair of teachers.
-        seal_gb: GB/s at which a record is sealed with its checksum, or verified.
-        process_mb: memory of an actor with torch, MB (10⁶ bytes).
-        start_s: from the command to the first step: Ray, actors, Train.
-    """
-
-    call_ms: NonNegative = 2.0
-    actor_ms: NonNegative = 1.0
-    host_ms: NonNegative = 0.5
-    backbone_ms: NonNegative = 0.5
-    copy_gb: Positive = 1.0
-    reply_ms: NonNegative = 0.2
-    reply_ns: NonNegative = 5.0
-    weigh_ms: NonNegative = 1.0
-    weigh_ns: Annotated[dict[str, NonNegative], BeforeValidator(_known_strategies)] = WEIGH_NS
-    programme_us: NonNegative = 1.0
-    seal_gb: Positive = 0.5
-    process_mb: NonNegative = PROCESS / 1e6
-    start_s: NonNegative = 15
-
-    def weigh(self, strategy: str, members: int, samples: int, classes: int) -> float:
-        """Milliseconds that one question's gradients take to be weighed."""
-        slope = self.weigh_ns.get(strategy, max(WEIGH_NS.values()))
-        programme = self.programme_us * 1e-3 * members**2 if strategy == "ae_kd" else 0.0
-        return self.weigh_ms + 1e-6 * members * samples * classes * slope + programme
-
-    def reply(self, members: int, samples: int, classes: int) -> float:
-        """Milliseconds that an actor's answer to one question takes, its logits being there."""
-        return self.reply_ms + 1e-6 * self.reply_ns * members * samples * classes
-
-    def copy_ms(self, size: float) -> float:
-        """Milliseconds in which so many bytes go into or out of a process."""
-        return 1e3 * size / (self.copy_gb * 1e9)
-
-
-class Times(Settings):
-    """How long the student and its teachers take, each alone.
-
-    Attributes:
-        forward_ms: one teacher's backbone over `student.training.batch_size` samples.
-        step_ms: a student's step, by one worker on its part of the batch, on labels alone.
-        inputs_ms: a process reads such a batch of samples, as teachers do once a batch.
-        forward_busy: share of its device that a forward pass takes: 1 where two at once take
-            twice as long, 0 where they do not disturb each other.
-        costs: of what is between them.
-    """
-
-    forward_ms: NonNegative
-    step_ms: Positive
-    inputs_ms: NonNegative = 0
-    forward_busy: Share = 1
-    costs: Costs = Costs()
 
 
 def forecast(size: JobSize, machines: Machines, times: Times) -> Forecast:
@@ -184,92 +97,83 @@ class Forecast:
             return f"{node:,.0f} GB of memory are wanted on the fullest node, {room:,.0f} are there"
         return self.no_room or None
 
-    @property
-    def _hosting_ms(self) -> float:
-        """Milliseconds of a teachers' process for one batch, besides the forward passes."""
-        further = (self.size.fullest - 1) * self.times.costs.backbone_ms
-        return self.times.inputs_ms + self.times.costs.host_ms + further
-
-    @property
-    def _busy_ms(self) -> float:
-        """Milliseconds in which the passes of the fullest actor keep its device busy."""
-        return self.times.forward_busy * self.times.forward_ms * self.size.fullest
-
-    @cached_property
-    def parts(self) -> dict[str, float]:
+    def _parts(self) -> dict[str, float]:
         """Milliseconds of each part of a step that is taught by the fleet, by names of `PARTS`."""
-        size, costs, sent = self.size, self.times.costs, self.size.traffic
-        strategy = size.strategies[0]
-        in_turn: float = sent.questions / size.shards
-        through = sent.question * (1 + (1 if sent.shared else size.actors))
-        copied = costs.copy_ms(through + sent.replies + sent.answer)
-        weighed = costs.weigh(strategy, size.members, sent.samples, size.classes)
+        size, times, costs, sent = self.size, self.times, self.times.costs, self.size.traffic
+        strategy, questions = size.strategies[0], sent.questions
         called = costs.call_ms + (size.actors - 1) * costs.actor_ms
+        asked = sent.question * (1 + (1 if sent.shared else size.actors))
+        copied = costs.copy_ms(asked + sent.replies + sent.answer)
+        weighed = costs.weigh(strategy, size.members, sent.samples, size.classes)
         reply = costs.reply(size.fullest_members, sent.samples, size.classes)
-        served, replying = called + copied + weighed, sent.questions
-        if in_turn * served + reply >= served + sent.questions * reply:
-            replying = 1  # hidden behind the weighting actor's work on the questions before
-        else:
-            in_turn = 1.0
-        # Teachers start on their next batch as a question arrives. All that run on a node get the
-        # same share of its cores; the path is one of them.
-        beside = self._hosting_ms + (0.0 if size.actor_gpus else self._busy_ms)
-        crowd = max(0.0, (self.placing.actors_here + 1) / self.machines.cpus - 1)
+        served = called + copied + weighed
+        in_turn, replying = questions / size.shards, 1
+        if in_turn * served + reply < served + questions * reply:
+            # The weighting actor's work is hidden behind the answers to the questions before.
+            in_turn, replying = 1.0, questions
+        # Of the fullest actor's forward passes: what one leaves its device idle for, backbones
+        # share as `concurrent` says; what it is busy with, they do in turn.
+        idle = (1 - times.forward_busy) * times.forward_ms * -(-size.fullest // size.concurrent)
+        busy = times.forward_busy * times.forward_ms * size.fullest
+        on_gpu, on_cores = busy * self.placing.actors_per_gpu, 0.0
+        if not size.actor_gpus:
+            on_gpu, on_cores = 0.0, busy
+        hosting = times.inputs_ms + times.costs.host_ms + (size.fullest - 1) * costs.backbone_ms
+        # Actors on a node start together and share its cores: on their next batch as a question
+        # arrives, beside the path, which is one more.
+        actors, cores = self.placing.actors_here, self.machines.cpus
+        computing = hosting + on_cores
+        all_cores = self._fullest(
+            times.step_ms * (1 if size.student_gpus else max(1, int(size.student_cpus))),
+            served * questions / size.shards,
+            hosting + on_cores * max(1, int(size.actor_cpus or 1)) + questions * reply,
+        )
         return {
-            "student": self.times.step_ms,
-            "teachers": self._forward_ms,
+            "student": times.step_ms,
+            "teachers": max(1.0, actors / cores) * computing + on_gpu + idle,
             "gradients": replying * reply,
-            "crowding": beside * crowd if size.look_ahead else 0.0,
+            "crowding": computing * max(0.0, (actors + 1) / cores - 1) if size.look_ahead else 0.0,
             "messages": in_turn * called,
             "bytes": in_turn * copied,
             "weighting": in_turn * weighed,
             "network": self._network_ms() + self._sums_ms(strategy),
-            "cores": self._cores_ms(served, reply),
+            "cores": all_cores / cores,
+        }
+
+    @cached_property
+    def step(self) -> dict[str, Any]:
+        """A live step: its `ms` and `parts`, its `bottleneck`, and its `traffic`.
+
+        `shares`, which sum to 1, say what it is spent on. `teacher_idle` and `student_waits` are
+        those of it in which the busiest teachers' device, and the student, wait; `into_weighting`
+        are bytes a second into each weighting actor.
+        """
+        size, sent, parts = self.size, self.size.traffic, self._parts()
+        path = {name: parts[name] for name in PATH}
+        if not size.look_ahead:
+            path["teachers"] = parts["teachers"]
+        in_all, asked = sum(path.values()), sent.questions / size.shards
+        ms = max(in_all, parts["teachers"], parts["cores"])
+        shares = {name: part / in_all for name, part in path.items()}
+        if parts["cores"] == ms > in_all:
+            shares = {"cores": 1.0}
+        elif size.look_ahead and parts["teachers"] == ms:
+            shares = {"teachers": 1.0}
+        return {
+            "ms": ms,
+            "parts": parts,
+            "shares": shares,
+            "teacher_idle": 1 - parts["teachers"] / ms,
+            "student_waits": 1 - parts["student"] / ms,
+            "into_weighting": 1e3 * (sent.question + sent.replies) * asked / ms,
+            "bottleneck": _largest(shares),
+            "traffic": asdict(sent),
         }
 
     @property
-    def _followed(self) -> tuple[str, ...]:
-        return PATH if self.size.look_ahead else (*PATH, "teachers")
-
-    @property
-    def _path_ms(self) -> float:
-        """Milliseconds of the parts that follow one another."""
-        return sum(self.parts[name] for name in self._followed)
-
-    @cached_property
     def ms(self) -> float:
         """Milliseconds of a live step."""
-        return max(self._path_ms, self.parts["teachers"], self.parts["cores"])
-
-    @cached_property
-    def shares(self) -> dict[str, float]:
-        """What a live step is spent on, as shares by part, which sum to 1."""
-        if self.parts["cores"] == self.ms > self._path_ms:
-            return {"cores": 1.0}
-        if self.size.look_ahead and self.parts["teachers"] == self.ms:
-            return {"teachers": 1.0}
-        return {name: self.parts[name] / self._path_ms for name in self._followed}
-
-    @property
-    def step_bottleneck(self) -> str:
-        """The part that holds a live step up."""
-        return max(self.shares, key=self.shares.__getitem__)
-
-    @property
-    def teacher_idle(self) -> float:
-        """Share of a live step in which the busiest teachers' device waits."""
-        return 1 - self.parts["teachers"] / self.ms
-
-    @property
-    def student_waits(self) -> float:
-        """Share of a live step in which the student waits."""
-        return 1 - self.parts["student"] / self.ms
-
-    @property
-    def into_weighting(self) -> float:
-        """Bytes a second into the weighting actor, or each of them."""
-        sent = self.size.traffic
-        return 1e3 * (sent.question + sent.replies) * sent.questions / self.size.shards / self.ms
+        return self.step["ms"]
 
     @cached_property
     def replay(self) -> dict[str, float]:
@@ -282,8 +186,8 @@ class Forecast:
         row = size.members * size.classes * size.number_bytes
         cache = self.machines.memory_gb * 1e9 / 2 * self.placing.student_nodes
         missed = max(0.0, 1 - cache / max(1, size.record_bytes))
-        from_disk = 1e3 * missed * row * size.batch / (self.machines.disk_mb * 1e6)
-        whole = {"student": 0.0, "reading": 0.0, "weighing": 0.0, "network": 0.0}
+        from_disk = self._written_s(missed * row * size.batch) * 1e3
+        whole = defaultdict[str, float](float)
         for strategy in size.strategies:
             samples = size.batch if size.gathers(strategy) else size.part
             shape = size.members, samples, size.classes
@@ -298,20 +202,6 @@ class Forecast:
         """Milliseconds of a step from records."""
         return sum(self.replay.values())
 
-    @cached_property
-    def _forward_ms(self) -> float:
-        """Inputs and forward passes of a step on the busiest actor or GPU.
-
-        What a pass leaves its device idle for, backbones of an actor share as `concurrent` says;
-        what it is busy with, they do in turn. Actors on a node start together and share its cores.
-        """
-        size, times = self.size, self.times
-        idle = (1 - times.forward_busy) * times.forward_ms * -(-size.fullest // size.concurrent)
-        crowd = max(1.0, self.placing.actors_here / self.machines.cpus)
-        if size.actor_gpus:
-            return crowd * self._hosting_ms + self._busy_ms * self.placing.actors_per_gpu + idle
-        return crowd * (self._hosting_ms + self._busy_ms) + idle
-
     def _network_ms(self) -> float:
         """Questions and replies between machines: the busiest link, and the way there and back."""
         size, sent, placing = self.size, self.size.traffic, self.placing
@@ -319,11 +209,11 @@ class Forecast:
         if nodes == 1:
             return 0.0
         asked, far = sent.questions, placing.far
+        mine, elsewhere = float(asked), 0.0
         if size.shards > 1:  # each beside its worker
-            mine, elsewhere = float(placing.workers_here), 0.0
-        else:
-            mine = float(asked)
-            elsewhere = 0.0 if asked == 1 else asked * (1 - placing.workers_here / size.workers)
+            mine = placing.workers_here
+        elif asked > 1:
+            elsewhere = asked * (1 - placing.workers_here / size.workers)
         copies: float = size.actors * far
         taken = placing.actors_here
         if sent.shared:  # each node fetches it once
@@ -341,12 +231,11 @@ class Forecast:
         size, workers = self.size, self.size.workers
         if workers == 1:
             return 0.0
-        ring = 2 * (workers - 1) / workers * size.student_bytes
-        legs = 2 * (workers - 1)
+        ring, legs = 2 * (workers - 1) / workers * size.student_bytes, 2 * (workers - 1)
         if size.gathers(strategy):
-            logits = (workers - 1) * size.part * size.classes * FLOAT
-            packed = size.batch * (size.classes + 2 * size.teachers + 2) * FLOAT
-            ring, legs = ring + logits + packed, legs + 2 * workers
+            logits = (workers - 1) * size.part * size.classes
+            packed = size.batch * (size.classes + 2 * size.teachers + 2)
+            ring, legs = ring + (logits + packed) * FLOAT, legs + 2 * workers
         if self.placing.student_nodes == 1:
             return self.times.costs.copy_ms(ring)
         return self._between_nodes_ms(ring, legs)
@@ -355,15 +244,6 @@ class Forecast:
         """Milliseconds of so many bytes over one link, and of the ways from node to node."""
         link = self.machines.gbit * 1e9 / 8
         return 1e3 * size / link + legs * self.machines.latency_us / 1e3
-
-    def _cores_ms(self, served: float, reply: float) -> float:
-        """All that the fullest node computes in a step, shared by its cores."""
-        size, asked = self.size, self.size.traffic.questions
-        forward = 0.0 if size.actor_gpus else self._busy_ms * max(1, int(size.actor_cpus or 1))
-        teaching = self._hosting_ms + forward + asked * reply
-        threads = 1 if size.student_gpus else max(1, int(size.student_cpus))
-        learning, weighting = self.times.step_ms * threads, served * asked / size.shards
-        return self._fullest(learning, weighting, teaching) / self.machines.cpus
 
     def _fullest(self, worker: float, weighting: float, actor: float) -> float:
         """What the fullest node has of something, of which each process has so much.
@@ -384,75 +264,80 @@ class Forecast:
         node = self._fullest(each["worker"], weighting, each["teacher_actor"] - on_gpu)
         return {**each, "node": node}
 
+    def _written_s(self, size: float) -> float:
+        return size / (self.machines.disk_mb * 1e6)
+
+    def _sealed_s(self, size: float) -> float:
+        return size / (self.times.costs.seal_gb * 1e9)
+
     @cached_property
-    def recording(self) -> dict[str, float] | None:
+    def recording(self) -> dict[str, Any] | None:
         """`seconds` in which all views are recorded in one pass; None where nothing is.
 
-        The teachers compute in `forward_seconds` of them, while the disk needs `disk_seconds`. The
-        records have `bytes`, and `peak_bytes` on disk while a view is being recorded.
+        The teachers compute in `forward_seconds` of them, while the disk needs `disk_seconds`; the
+        longer is the `bottleneck`, `teachers` or `disk`. The records have `bytes`, and `peak_bytes`
+        on disk while a view is being recorded.
         """
         size, view = self.size, self.size.view_bytes
         if not size.records:
             return None
-        forward = self._forward_ms / 1e3 * size.samples / size.batch
-        sealed = view / size.actors / (self.times.costs.seal_gb * 1e9)
-        forward_seconds = size.views * (forward + sealed)
-        disk_seconds = size.views * view / (self.machines.disk_mb * 1e6)
+        forward = self.step["parts"]["teachers"] / 1e3 * size.samples / size.batch
+        forward_seconds = size.views * (forward + self._sealed_s(view / size.actors))
+        disk_seconds = self._written_s(size.record_bytes)
         return {
             "seconds": max(forward_seconds, disk_seconds),
             "forward_seconds": forward_seconds,
             "disk_seconds": disk_seconds,
             "bytes": size.record_bytes,
             "peak_bytes": size.record_bytes + view,
+            "bottleneck": "disk" if disk_seconds > forward_seconds else "teachers",
+        }
+
+    @cached_property
+    def _spent(self) -> dict[str, dict[str, float]]:
+        """Seconds of every phase of the job by what they are spent on, by the names of `PARTS`.
+
+        Epochs `live` and `replayed`, students on labels alone (`plain`), `evaluation`, and
+        `verifying` records when they are first read; where that pays, students are side by side.
+        """
+        size, times, start = self.size, self.times, self.times.costs.start_s
+        taught, epoch_s = len(size.strategies), size.steps / 1e3
+        live_epochs = size.views if size.records else taught * size.epochs
+        live_s, disk_s = live_epochs * epoch_s * self.ms, 0.0
+        if self.recording:
+            disk_s = self.recording["disk_seconds"]
+        replays = (taught * size.epochs - live_epochs) * epoch_s
+        # An evaluation takes a third of a training step for each sample.
+        evaluated = (taught + size.plain) * size.evaluated / size.part / 3 / 1e3
+        alone = {
+            "replayed": {part: replays * ms for part, ms in self.replay.items()},
+            "plain": {"student": size.plain * size.epochs * epoch_s * times.step_ms},
+            "evaluation": {"student": evaluated * times.step_ms},
+        }
+        groups = self.groups
+        if size.at_once is None and start:  # as `student.shared_work.Pace` decides
+            seconds = sum(sum(parts.values()) for parts in alone.values())
+            groups = min(groups, max(1, math.ceil(seconds / (WORTH_STARTS * start))))
+        shares = {"disk": 1.0} if disk_s >= live_s else self.step["shares"]
+        return {
+            "live": {part: share * max(live_s, disk_s) for part, share in shares.items()},
+            **{phase: {part: s / groups for part, s in by.items()} for phase, by in alone.items()},
+            "verifying": {"reading": self._sealed_s(size.record_bytes)},
         }
 
     @property
-    def recording_bottleneck(self) -> str | None:
-        """`teachers` or `disk`; None where nothing is recorded."""
-        if self.recording is None:
-            return None
-        slow_disk = self.recording["disk_seconds"] > self.recording["forward_seconds"]
-        return "disk" if slow_disk else "teachers"
-
-    @cached_property
     def whole(self) -> dict[str, float]:
-        """Seconds of the job, part by part; where that pays, students are side by side.
-
-        Its `start`, epochs `live` and `replayed`, students on labels alone (`plain`), `evaluation`,
-        and `verifying` records when they are first read.
-        """
-        size, step_ms, start = self.size, self.times.step_ms, self.times.costs.start_s
-        taught, epochs = len(size.strategies), size.epochs
-        live_epochs = size.views if size.records else taught * epochs
-        live = live_epochs * size.steps * self.ms / 1e3
-        replayed = (taught * epochs - live_epochs) * size.steps * self.replay_ms / 1e3
-        plain = size.plain * epochs * size.steps * step_ms / 1e3
-        # An evaluation takes a third of a training step for each sample.
-        evaluation = (taught + size.plain) * size.evaluated * step_ms / size.part / 3 / 1e3
-        groups = self.groups
-        if size.at_once is None and start:  # as `student.shared_work.Pace` decides
-            alone = replayed + plain + evaluation
-            groups = min(groups, max(1, math.ceil(alone / (WORTH_STARTS * start))))
-        return {
-            "start": start,
-            "live": max(live, self.recording["disk_seconds"]) if self.recording else live,
-            "replayed": replayed / groups,
-            "plain": plain / groups,
-            "evaluation": evaluation / groups,
-            "verifying": size.record_bytes / (self.times.costs.seal_gb * 1e9),
-        }
+        """Seconds of the job, part by part: its `start`, and the phases."""
+        phases = {phase: sum(parts.values()) for phase, parts in self._spent.items()}
+        return {"start": self.times.costs.start_s, **phases}
 
     @cached_property
     def spent(self) -> dict[str, float]:
         """Seconds of the job by what they are spent on, by the names of `PARTS`."""
-        whole, recording = self.whole, self.recording
-        waits_for_disk = recording is not None and recording["disk_seconds"] == whole["live"]
-        live = {"disk": 1.0} if waits_for_disk else self.shares
-        spent = defaultdict(float, {part: share * whole["live"] for part, share in live.items()})
-        for part, ms in self.replay.items():
-            spent[part] += whole["replayed"] * ms / self.replay_ms
-        spent["student"] += whole["plain"] + whole["evaluation"]
-        spent["reading"] += whole["verifying"]
+        spent = defaultdict[str, float](float)
+        for parts in self._spent.values():
+            for part, seconds in parts.items():
+                spent[part] += seconds
         return dict(spent)
 
     @property
@@ -461,6 +346,15 @@ class Forecast:
         return sum(self.whole.values())
 
     @property
+    def recording_seconds(self) -> float | None:
+        """As `recording` has them."""
+        return self.recording["seconds"] if self.recording else None
+
+    @property
     def bottleneck(self) -> str:
         """What most of the job is spent on."""
-        return max(self.spent, key=self.spent.__getitem__)
+        return _largest(self.spent)
+
+
+def _largest(amounts: Mapping[str, float]) -> str:
+    return max(amounts, key=amounts.__getitem__)

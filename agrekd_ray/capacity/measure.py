@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import functools
+import itertools
 import math
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 import ray
 import torch
 
-from agrekd_ray.capacity.forecast import Costs
+from agrekd_ray.capacity.costs import Costs
 from agrekd_ray.capacity.size import JobSize
 from agrekd_ray.cluster.fleet_settings import FleetSettings
 from agrekd_ray.cluster.session import here
@@ -141,17 +142,14 @@ def weighing_costs(strategies: Collection[str]) -> dict[str, Any]:
 
     def weighing_of(strategy: str, *size: int) -> Callable[[], object]:
         request = question_of(strategy, *size)
-        gradients = [replies_to(request)]
-        return lambda: combine_gradients(request, gradients)
+        return partial(combine_gradients, request, [replies_to(request)])
 
-    def reply_of(teachers: int, samples: int, classes: int) -> Callable[[], object]:
-        logits_mBC = torch.randn(teachers, samples, classes)
-        student_BC = torch.randn(samples, classes)
-        return lambda: kd_gradient(student_BC, logits_mBC, TEMPERATURE)
+    def reply_of(*size: int) -> Callable[[], object]:
+        return partial(kd_gradient, torch.randn(size[1:]), torch.randn(size), TEMPERATURE)
 
     with _threads(1):
         reply_ms, reply_ns = _line(reply_of)
-        lines = {name: _line(functools.partial(weighing_of, name)) for name in sorted(strategies)}
+        lines = {name: _line(partial(weighing_of, name)) for name in sorted(strategies)}
         costs: dict[str, Any] = {
             "reply_ms": reply_ms,
             "reply_ns": reply_ns,
@@ -201,22 +199,18 @@ def question_of(strategy: str, teachers: int, samples: int, classes: int) -> Gra
     """A question with a student's random logits, to teachers `teacher-0`, ..."""
     names = tuple(f"teacher-{number}" for number in range(teachers))
     spec = DistillationSpec(strategy, names, names[0], TEMPERATURE)
-    return GradientRequest(spec, 0, 0, np.arange(samples), _logits(samples, classes))
+    logits_BC = torch.randn(samples, classes).numpy()
+    return GradientRequest(spec, 0, 0, np.arange(samples), logits_BC)
 
 
 def replies_to(request: GradientRequest) -> TeacherGradients:
     """What teachers with random logits reply."""
     names = request.spec.members
-    generator = torch.Generator().manual_seed(1)
-    logits_mBC = torch.randn(len(names), *request.logits_BC.shape, generator=generator)
-    student_BC = torch.from_numpy(request.logits_BC)
-    gradients_mBC = kd_gradient(student_BC, logits_mBC, TEMPERATURE).numpy()
-    entropy = torch.rand(len(names), len(request.ids), generator=generator).numpy()
-    return TeacherGradients(names, gradients_mBC, entropy if request.spec.cross_entropy else None)
-
-
-def _logits(*shape: int) -> np.ndarray:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(0)).numpy()
+    logits_mBC = torch.randn(len(names), *request.logits_BC.shape)
+    gradients_mBC = kd_gradient(torch.from_numpy(request.logits_BC), logits_mBC, TEMPERATURE)
+    entropy_mB = torch.rand(len(names), len(request.ids)).numpy()
+    asked = request.spec.cross_entropy
+    return TeacherGradients(names, gradients_mBC.numpy(), entropy_mB if asked else None)
 
 
 @contextmanager
@@ -237,78 +231,73 @@ class _Echo:
         return numbers
 
 
-class Calibration(AbstractContextManager["Calibration"]):
-    """A real fleet whose teachers sleep for a millisecond, to be asked as often as one likes.
+@contextmanager
+def calibration() -> Iterator[Callable[[Costs, int], dict[str, float]]]:
+    """A real fleet whose teachers sleep for a millisecond, while the block runs.
 
-    Its three actors answer for one teacher, for three in three actors, and for four in one. Nothing
-    is subtracted but what its actors say that they computed, and what weighing takes. It needs a
-    Ray session.
+    Its three actors answer for one teacher, for three in three actors, and for four in one. It
+    needs a Ray session.
+
+    Yields:
+        What asks the fleet, as often as one likes, and says what `Costs` needs to know of calls, of
+        teachers' processes and of messages' bytes; its arguments are the costs of weighing here,
+        which are taken off, and the samples of a question.
     """
+    settings = ColoredDigits(name="colored_digits", train=512, val=100)
+    data = open_dataset(settings)
+    model = Model(name="delayed", args={"milliseconds": SLEEP_MS})
+    hosts = {"backbones_per_actor": DEEP, "concurrent": DEEP, "cpus": 0.01, "gpus": 0}
+    hosting = FleetSettings.model_validate({**hosts, "look_ahead": 0})
+    with tempfile.TemporaryDirectory(prefix="agrekd-plan-") as folder:
+        checkpoints = make_teachers(Path(folder), data, model, ACTORS * DEEP)
+        with contextlib.closing(Fleet(checkpoints, settings, hosting, lambda event: None)) as fleet:
+            yield partial(_between, fleet, tuple(checkpoints), data, itertools.count())
 
-    def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="agrekd-plan-")
-        settings = ColoredDigits(name="colored_digits", train=512, val=100)
-        self._data = open_dataset(settings)
-        model = Model(name="delayed", args={"milliseconds": SLEEP_MS})
-        checkpoints = make_teachers(Path(self._folder.name), self._data, model, ACTORS * DEEP)
-        self._names = tuple(checkpoints)
-        fleet = FleetSettings(
-            backbones_per_actor=DEEP, concurrent=DEEP, cpus=0.01, gpus=0, look_ahead=0
-        )
-        self._fleet = Fleet(checkpoints, settings, fleet, lambda event: None)
-        self._echo = ray.remote(_Echo).options(num_cpus=0, scheduling_strategy=here()).remote()
-        self._asked = 0
 
-    def costs(self, costs: Costs, samples: int) -> dict[str, float]:
-        """What `Costs` needs to know of calls, of teachers' processes, and of messages' bytes.
+def _between(
+    fleet: Fleet,
+    names: tuple[str, ...],
+    data: Dataset,
+    views: Iterator[int],
+    costs: Costs,
+    samples: int,
+) -> dict[str, float]:
+    """As `calibration` says; every question is of another view, so that no answer is there."""
+    ids, classes, source = np.resize(data.splits[TRAIN], samples), len(data.classes), fleet.source()
+    logits_BC = torch.randn(samples, classes).numpy()
 
-        Args:
-            costs: with what weighing takes here, which is taken off.
-            samples: of a question.
-        """
-        ids, classes = np.resize(self._data.splits[TRAIN], samples), len(self._data.classes)
-        inputs = reading_ms(self._data, ids)
-        one = self._round(self._names[:1], ids)
-        wide = self._round(self._names[:ACTORS], ids)
-        deep = self._round(self._names[::ACTORS], ids)
-        reply = costs.reply(1, samples, classes)
-
-        def call(asked: tuple[float, float], teachers: int) -> float:
-            weighed = costs.weigh(STRATEGY, teachers, samples, classes)
-            return max(0.0, asked[0] - asked[1] - weighed - reply)
-
-        called = call(one, 1)
-        empty, large = (np.zeros(count, dtype=np.float32) for count in (1, LARGE_MESSAGE))
-        small = timed(lambda: ray.get(self._echo.back.remote(empty)), times=ASKED)[0]
-        copying = timed(lambda: ray.get(self._echo.back.remote(large)))[0] - small
-        return {
-            "call_ms": called,
-            "actor_ms": max(0.0, call(wide, ACTORS) - called) / (ACTORS - 1),
-            "host_ms": max(0.0, one[1] - inputs - SLEEP_MS),
-            "backbone_ms": max(0.0, deep[1] - one[1]) / (DEEP - 1),
-            "copy_gb": 2 * large.nbytes / max(1e-3, copying) / 1e6,
-        }
-
-    def _round(self, names: tuple[str, ...], ids: np.ndarray) -> tuple[float, float]:
-        """Milliseconds of a question, and of what one actor computes for it."""
+    def round_trip(names: tuple[str, ...], actors: int) -> tuple[float, float]:
+        """Milliseconds besides what is computed for a question, and those that an actor does."""
         spec = DistillationSpec(STRATEGY, names, names[0], TEMPERATURE)
-        source, logits_BC = self._fleet.source(), _logits(len(ids), len(self._data.classes))
-        actors = min(ACTORS, len(names)) if names == self._names[: len(names)] else 1
 
         def ask() -> None:
-            self._asked += 1  # another view, so that no answer is there already
-            source.ask(GradientRequest(spec, self._asked, self._asked, ids, logits_BC))
+            view = next(views)
+            source.ask(GradientRequest(spec, view, view, ids, logits_BC))
 
         ask()
-        asked_before, before = self._asked, self._fleet.effort().seconds
-        taken = timed(ask, times=ASKED)[0]
-        computed = 1e3 * (self._fleet.effort().seconds - before)
-        return taken, computed / ((self._asked - asked_before) * actors)
+        before = fleet.effort().seconds
+        taken, _ = timed(ask, times=ASKED)
+        questions = (WARM + COUNTED) * ASKED
+        computed = 1e3 * (fleet.effort().seconds - before) / (questions * actors)
+        weighed = costs.weigh(STRATEGY, len(names), samples, classes)
+        called = taken - computed - weighed - costs.reply(1, samples, classes)
+        return max(0.0, called), computed
 
-    def __exit__(self, *failure: object) -> None:
-        self._fleet.close()
-        ray.kill(self._echo)
-        self._folder.cleanup()
+    inputs = reading_ms(data, ids)
+    called, computed = round_trip(names[:1], 1)
+    wide, _ = round_trip(names[:ACTORS], ACTORS)
+    _, deep = round_trip(names[::ACTORS], 1)
+    echo = ray.remote(_Echo).options(num_cpus=0, scheduling_strategy=here()).remote()
+    empty, large = (np.zeros(count, dtype=np.float32) for count in (1, LARGE_MESSAGE))
+    small, _ = timed(lambda: ray.get(echo.back.remote(empty)), times=ASKED)
+    whole, _ = timed(lambda: ray.get(echo.back.remote(large)))
+    return {
+        "call_ms": called,
+        "actor_ms": max(0.0, wide - called) / (ACTORS - 1),
+        "host_ms": max(0.0, computed - inputs - SLEEP_MS),
+        "backbone_ms": max(0.0, deep - computed) / (DEEP - 1),
+        "copy_gb": 2 * large.nbytes / max(1e-3, whole - small) / 1e6,
+    }
 
 
 def make_teachers(

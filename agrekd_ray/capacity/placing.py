@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from heapq import heapify, heapreplace
 from typing import Annotated
 
 from pydantic import Field
@@ -163,19 +162,14 @@ def _crowded(placed: Sequence[Placed], nodes: Sequence[Node]) -> list[Placed]:
     """Everybody, of whom those without room share what there is: they are where fewest are."""
     on_nodes = Counter(process.node for process in placed)
     on_gpus = Counter((process.node, process.gpu) for process in placed)
-    emptiest = [(on_nodes[node.name], node.name) for node in nodes]
-    heapify(emptiest)
     gpus = range(max(1, int(nodes[0].total["GPU"])))
-
-    def put(process: Placed) -> Placed:
-        if process.node is not None:
-            return process
-        guests, node = emptiest[0]
-        heapreplace(emptiest, (guests + 1, node))
-        gpu = None
-        if process.wanted.resources["GPU"]:
-            gpu = min(gpus, key=lambda number: on_gpus[node, number])
-        on_gpus[node, gpu] += 1
-        return Placed(process.wanted, node, gpu)
-
-    return [put(process) for process in placed]
+    everybody = []
+    for wanted, node, gpu in placed:
+        if node is None:
+            node = min((one.name for one in nodes), key=on_nodes.__getitem__)
+            on_nodes[node] += 1
+            if wanted.resources["GPU"]:
+                _, gpu = min((on_gpus[node, number], number) for number in gpus)
+            on_gpus[node, gpu] += 1
+        everybody.append(Placed(wanted, node, gpu))
+    return everybody

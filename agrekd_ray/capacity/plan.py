@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,7 +13,8 @@ from omegaconf import OmegaConf
 from pydantic import ValidationError
 from rich.console import Console
 
-from agrekd_ray.capacity.forecast import Costs, Forecast, Times, forecast
+from agrekd_ray.capacity.costs import Costs, Times
+from agrekd_ray.capacity.forecast import Forecast, forecast
 from agrekd_ray.capacity.placing import Machines, actors_wanted, workers_wanted
 from agrekd_ray.capacity.report import as_json, show_forecast
 from agrekd_ray.capacity.size import JobSize, read_size
@@ -115,12 +117,9 @@ def _measured(job: Job, dataset: Dataset | None, size: JobSize, console: Console
         display.advance("models")
         costs = measure.weighing_costs({"agre_kd", *size.strategies})
         display.advance("weighing")
-        session = RaySession(None, 2, display.note)
-        try:
-            with measure.Calibration() as calibration:
-                costs |= calibration.costs(Costs.model_validate(costs), size.part)
-        finally:
-            session.close()
+        session = closing(RaySession(None, 2, display.note))
+        with session, measure.calibration() as between:
+            costs |= between(Costs.model_validate(costs), size.part)
         display.advance("actors")
     return {**times, "costs": costs}
 
@@ -152,8 +151,8 @@ def advise(now: Forecast, size: JobSize, most: int = MOST) -> list[tuple[str, Fo
             continue
         whole, step = after.seconds / now.seconds, after.ms / now.ms
         recorded = 1.0
-        if now.recording and after.recording:
-            recorded = after.recording["seconds"] / now.recording["seconds"]
+        if now.recording_seconds and after.recording_seconds:
+            recorded = after.recording_seconds / now.recording_seconds
         # What only makes a step or the recording faster must not make the other slower.
         in_part = min(step, recorded) < WORTH and max(step, recorded) <= 1.01
         if whole < WORTH or (whole <= 1.01 and in_part):

@@ -67,15 +67,11 @@ class Probe:
     def torch_gpus(self) -> int | str:
         """How many GPUs PyTorch finds, or why it does not start."""
         # Asked in a process of its own: Ray hides them all from one that has none assigned.
-        hidden = {} if os.environ.get("CUDA_VISIBLE_DEVICES") else {"CUDA_VISIBLE_DEVICES"}
-        done = subprocess.run(
-            [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"],
-            env={name: value for name, value in os.environ.items() if name not in hidden},
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            check=False,
-        )
+        given = {**os.environ}
+        if not given.get("CUDA_VISIBLE_DEVICES"):
+            given.pop("CUDA_VISIBLE_DEVICES", None)
+        program = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
+        done = subprocess.run(program, env=given, capture_output=True, text=True, errors="replace")
         if done.returncode:
             return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         return int(done.stdout)
@@ -118,22 +114,13 @@ def _psutil() -> Any:
 
 def _memory_free() -> int | None:
     """Bytes that a program can have: of the machine, or of the container where that is less."""
-    free = int(_psutil().virtual_memory().available)
-    group = Path("/sys/fs/cgroup")
-    for limit, used, table in (
-        ("memory.max", "memory.current", "memory.stat"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
-    ):
-        try:  # without a limit the file says "max", or a number beyond any machine
-            most, taken = (
-                int((group / name).read_text(encoding="utf-8")) for name in (limit, used)
-            )
-            lines = (group / table).read_text(encoding="utf-8").splitlines()
-        except (OSError, ValueError):
-            continue
-        cached = int(dict(line.split() for line in lines).get("inactive_file", 0))
-        free = min(free, max(most - taken + cached, 0))
-    return free
+    try:
+        from ray._private.utils import estimate_available_memory
+
+        of_container = int(estimate_available_memory())
+    except Exception:  # not in every version
+        return None
+    return max(0, min(of_container, int(_psutil().virtual_memory().available)))
 
 
 def _folder(path: Path, name: str) -> dict[str, Any]:
@@ -170,9 +157,7 @@ def _listeners(ports: Sequence[int]) -> dict[int, list[str]]:
 def _token() -> bool:
     """Whether the Ray processes of this machine ask for a token."""
     try:
-        from ray import _raylet
-
-        raylet: Any = _raylet
+        raylet: Any = importlib.import_module("ray._raylet")
         return bool(raylet.get_authentication_mode() != raylet.AuthenticationMode.DISABLED)
     except Exception:  # not in every version
         return os.environ.get("RAY_AUTH_MODE", "") not in ("", "disabled")

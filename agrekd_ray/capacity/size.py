@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +20,9 @@ from agrekd_ray.data import SELECT, TEST, TRAIN, Dataset, open_dataset
 from agrekd_ray.distillation.spec import INLINE
 from agrekd_ray.experiment.gpus import SMALL, most_on_a_gpu, numbered
 from agrekd_ray.experiment.plan import Plan, make_plan
-from agrekd_ray.files import exists, is_file
-from agrekd_ray.logits import LogitsCache
 from agrekd_ray.models import Model, Shape, check_name, read_manifest
 from agrekd_ray.models.checkpoint import WEIGHTS
 from agrekd_ray.settings import AUTO, a_number
-from agrekd_ray.teachers import Pool
 
 UNKNOWN_SHAPE: Shape = (3, 224, 224)
 """What samples are taken for where the data are not there."""
@@ -279,18 +276,18 @@ def read_size(
         raise JobError(str(path), faults)
     dataset = None if absent else open_dataset(job.data)
     plan = make_plan(job)
-    if not plan.strategies:
-        problem = "no method has teachers that distil; name one, like agre_kd"
-        fault = Fault("methods", ", ".join(job.methods), problem)
-    elif job.guidance == "local":
-        problem = "has no actors to plan for; set guidance=auto or live"
-        fault = Fault("guidance", "local", problem)
-    else:
+    if plan.strategies and job.guidance != "local":
         size = size_of(job, plan, dataset, classes, samples)
         if size.steps:
             return job, dataset, size
         problem = f"more than the {size.samples} training samples"
         fault = Fault("student.training.batch_size", str(size.batch), problem)
+    elif plan.strategies:
+        problem = "has no actors to plan for; set guidance=auto or live"
+        fault = Fault("guidance", "local", problem)
+    else:
+        problem = "no method has teachers that distil; name one, like agre_kd"
+        fault = Fault("methods", ", ".join(job.methods), problem)
     raise JobError(str(path), [fault])
 
 
@@ -320,10 +317,12 @@ def size_of(
     select, test = lengths.get(SELECT, 0), lengths.get(TEST, 0)
     shape = dataset.shape if dataset is not None else UNKNOWN_SHAPE
     classes = classes or len(dataset.classes if dataset is not None else ())
-    backbones = _backbones(job, plan, shape, classes)
+    shown = dataset.view if dataset else getattr(getattr(job.data, "views", None), "number", None)
+    views = set(map(shown, range(training.epochs))) if shown else {0}
+    backbones = backbones_of(job, plan, shape, classes)
     bytes_of = dict(backbones.values())
     teacher_bytes = max((size for _, size in backbones.values()), default=0)
-    student_bytes = _model_bytes(student.model, shape, classes)
+    student_bytes = model_bytes(student.model, shape, classes)
     given = numbered(job)
     return JobSize(
         strategies=tuple(spec.strategy for spec in specs),
@@ -339,7 +338,7 @@ def size_of(
         samples=samples or lengths[TRAIN],
         evaluated=(training.epochs + 1) * select + test,
         epochs=training.epochs,
-        views=len(_views(job, dataset)),
+        views=len(views),
         look_ahead=fleet.look_ahead,
         backbones_per_actor=fleet.backbones_per_actor,
         concurrent=fleet.concurrent,
@@ -360,7 +359,7 @@ def size_of(
     )
 
 
-def _backbones(job: Job, plan: Plan, shape: Shape, classes: int) -> dict[str, tuple[str, int]]:
+def backbones_of(job: Job, plan: Plan, shape: Shape, classes: int) -> dict[str, tuple[str, int]]:
     """Name and bytes of the backbone of every teacher that is hosted, where any are."""
     specs = [a.spec for a in plan.assignments if a.spec is not None]
     hosted = {*plan.draw.recipes, *plan.draw.own} if specs else set()
@@ -369,21 +368,14 @@ def _backbones(job: Job, plan: Plan, shape: Shape, classes: int) -> dict[str, tu
 
     def backbone(name: str) -> tuple[str, int]:
         if (recipe := plan.draw.recipes.get(name)) is not None:
-            return recipe.parent.model_dump_json(), _model_bytes(recipe.model, shape, classes)
+            return recipe.parent.model_dump_json(), model_bytes(recipe.model, shape, classes)
         folder = plan.draw.own[name]
         return read_manifest(folder).backbone, (folder / WEIGHTS).stat().st_size
 
     return {name: backbone(name) for name in sorted(hosted)}
 
 
-def _views(job: Job, dataset: Dataset | None) -> list[int]:
-    """Numbers of the views that the epochs show."""
-    views = getattr(job.data, "views", None)
-    number = dataset.view if dataset else views.number if views else lambda epoch: 0
-    return sorted({number(epoch) for epoch in range(job.student.training.epochs)})
-
-
-def _model_bytes(model: Model, shape: Shape, classes: int) -> int:
+def model_bytes(model: Model, shape: Shape, classes: int) -> int:
     """Bytes of a model's parameters and buffers, float32."""
     return _built_bytes(model.model_dump_json(), shape, classes)
 
@@ -391,100 +383,4 @@ def _model_bytes(model: Model, shape: Shape, classes: int) -> int:
 @functools.cache
 def _built_bytes(model: str, shape: Shape, classes: int) -> int:
     tensors = check_name(Model.model_validate_json(model), shape, classes).state_dict().values()
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-@dataclass(frozen=True)
-class Needs:
-    """What a job will take, in bytes, besides its data set; nothing where there is no job.
-
-    Attributes:
-        process: memory of its largest process, which lives on one node.
-        memory: of all that teach and all workers of a student together.
-        object_store: of a node, for what is on its way at once.
-        disk: that will be written below a folder, by its key in the job.
-        declined: keys with which the job declines GPUs.
-        hosting: jobs that host their teachers, with the backbone of each teacher.
-    """
-
-    process: float = 0
-    memory: float = 0
-    object_store: float = 0
-    disk: Mapping[str, int] = field(default_factory=dict)
-    declined: tuple[str, ...] = ()
-    hosting: tuple[tuple[Job, Mapping[str, str]], ...] = ()
-
-
-def needs_of(points: Sequence[Job]) -> Needs:
-    """What a job takes; of a study's points the one that takes most, and the disk of all.
-
-    Args:
-        points: of the study, or the one job. They share their folders.
-
-    Raises:
-        AgrekdError: the data, or a checkpoint that the job names, cannot be read.
-    """
-    models: dict[Path, int] = {}
-    records: dict[Path, int] = {}
-    hosting: list[tuple[Job, Mapping[str, str]]] = []
-    processes, memory, stored, students = [0.0], [0.0], [0.0], 0
-    for job in points:
-        dataset, plan = open_dataset(job.data), make_plan(job)
-        size = size_of(job, plan, dataset)
-        missing_models = _missing_models(job, plan, dataset)
-        missing_records = _missing_records(job, plan, dataset, size)
-        models |= missing_models
-        records |= missing_records
-        processes += [PROCESS + IN_TRAINING * model for model in missing_models.values()]
-        worker = PROCESS + IN_TRAINING * size.student_bytes
-        processes.append(worker)
-        together = size.workers * worker
-        if size.strategies and (job.guidance == "live" or missing_records):
-            each = size.memory()
-            processes += [each["teacher_actor"], each["weighting_actor"]]
-            beside_weights = each["teacher_actor"] - each["teacher_weights"]
-            together += size.actors * beside_weights + size.backbone_bytes
-            together += each["weighting_actor"]
-            stored.append(each["object_store"])
-            backbones = _backbones(job, plan, dataset.shape, size.classes)
-            hosting.append((job, {name: body for name, (body, _) in backbones.items()}))
-        memory.append(together)
-        # What finished students leave, and the state of the one under way.
-        copies = (2 if job.tracking.models else 1) * len(plan.assignments)
-        students += size.student_bytes * (copies + IN_TRAINING)
-    blocks = ("student", "teachers", "fleet")
-    declined = tuple(
-        f"{block}.gpus" for block in blocks if any(getattr(job, block).gpus == 0 for job in points)
-    )
-    disk = {
-        "runs": students,
-        "teachers.store": sum(models.values()),
-        "outputs.store": sum(records.values()),
-    }
-    return Needs(max(processes), max(memory), max(stored), disk, declined, tuple(hosting))
-
-
-def _missing_models(job: Job, plan: Plan, dataset: Dataset) -> dict[Path, int]:
-    """Bytes of the models that the pool does not have yet, by their folder."""
-    pool = Pool(job.teachers.store, dataset)
-    models = {pool.folder(recipe): recipe.model for recipe in plan.recipes}
-    return {
-        folder: _model_bytes(model, dataset.shape, len(dataset.classes))
-        for folder, model in models.items()
-        if not is_file(folder / WEIGHTS)
-    }
-
-
-def _missing_records(job: Job, plan: Plan, dataset: Dataset, size: JobSize) -> dict[Path, int]:
-    """Bytes of the teachers' outputs that are not recorded yet, by teacher's folder and view."""
-    if not (size.records and size.strategies):
-        return {}
-    ensemble = plan.checkpoints(Pool(job.teachers.store, dataset))
-    made = {name: folder for name, folder in ensemble.items() if is_file(folder / WEIGHTS)}
-    outputs = LogitsCache(job.outputs, made, dataset, job.fleet.computes_in)
-    return {
-        folder / str(view): size.view_bytes // size.hosted
-        for name, folder in ensemble.items()
-        for view in _views(job, dataset)
-        if name not in made or not exists(outputs.path(name, view))
-    }
+    return sum(tensor.nbytes for tensor in tensors)

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from agrekd_ray.data import SELECT, TEST, TRAIN
 from agrekd_ray.logits.cache import Listed, listed, prune, verify
+from agrekd_ray.terminal import say
 
 
 def show(store: Path, console: Console) -> None:
@@ -25,7 +26,7 @@ def show(store: Path, console: Console) -> None:
     """
     found = listed(store)
     _table(found, console)
-    _say(console, f"{decimal(sum(one.bytes for one in found))} in {len(found)} folders of {store}")
+    say(console, f"{decimal(sum(one.bytes for one in found))} in {len(found)} folders of {store}")
 
 
 def check(store: Path, console: Console) -> bool:
@@ -39,9 +40,9 @@ def check(store: Path, console: Console) -> bool:
         count += 1
         if not sound:
             damaged += 1
-            _say(console, f"damaged: {path}", "red")
+            say(console, f"damaged: {path}", "red")
     told = f"{damaged} damaged; the next run that needs them makes them again"
-    _say(console, f"{count} records: {told if damaged else 'all sound'}")
+    say(console, f"{count} records: {told if damaged else 'all sound'}")
     return not damaged
 
 
@@ -55,7 +56,7 @@ def remove(store: Path, days: float, console: Console, *, keep: bool) -> None:
     if gone:
         _table(gone, console)
     size = decimal(sum(one.bytes for one in gone))
-    _say(console, f"{'would free' if keep else 'freed'} {size}: {len(gone)} folders of {store}")
+    say(console, f"{'would free' if keep else 'freed'} {size}: {len(gone)} folders of {store}")
 
 
 def _table(found: Sequence[Listed], console: Console) -> None:
@@ -101,7 +102,3 @@ def _recorded(one: Listed) -> str:
     small += f" {one.key.autocast}" if one.key.autocast != "none" else ""
     unfinished = f" ({len(one.unfinished)} unfinished)" if one.unfinished else ""
     return f"{one.key.split} {views}{one.key.rows}{small}{unfinished}"
-
-
-def _say(console: Console, text: str, style: str = "") -> None:
-    console.print(Text(text, style), soft_wrap=True)
