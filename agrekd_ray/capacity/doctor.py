@@ -80,7 +80,8 @@ def doctor(
 
     taken = max((point.student.workers * point.student.cpus for point in points), default=0)
     warn = partial(say, console, style="yellow")
-    with contextlib.closing(RaySession(where, math.ceil(taken) + 1, warn)) as session:
+    plugins = points[0].plugins if points else ()
+    with contextlib.closing(RaySession(where, math.ceil(taken) + 1, warn, plugins)) as session:
         driver, nodes, ports = _examined(points, session.dashboard)
         room = room_faults(points, needs, cluster_nodes())
     findings = diagnose(driver, nodes, needs, requirements(), ports)

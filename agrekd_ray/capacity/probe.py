@@ -114,13 +114,22 @@ def _psutil() -> Any:
 
 def _memory_free() -> int | None:
     """Bytes that a program can have: of the machine, or of the container where that is less."""
-    try:
-        from ray._private.utils import estimate_available_memory
-
-        of_container = int(estimate_available_memory())
-    except Exception:  # not in every version
-        return None
-    return max(0, min(of_container, int(_psutil().virtual_memory().available)))
+    free = int(_psutil().virtual_memory().available)
+    group = Path("/sys/fs/cgroup")
+    for limit, used, table in (
+        ("memory.max", "memory.current", "memory.stat"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+    ):
+        try:  # without a limit the file says "max", or a number beyond any machine
+            most, taken = (
+                int((group / name).read_text(encoding="utf-8")) for name in (limit, used)
+            )
+            lines = (group / table).read_text(encoding="utf-8").splitlines()
+        except (OSError, ValueError):
+            continue
+        cached = int(dict(line.split() for line in lines).get("inactive_file", 0))
+        free = min(free, max(most - taken + cached, 0))
+    return free
 
 
 def _folder(path: Path, name: str) -> dict[str, Any]:
