@@ -180,7 +180,12 @@ class Search:
 
 
 def run(
-    job: str | Path, overrides: Mapping[str, Any] | None = None, *, verbose: bool = False
+    job: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    verbose: bool = False,
+    tags: Mapping[str, str] | None = None,
+    note: str = "",
 ) -> Run:
     """Trains the pool of teachers and every method with every seed: `agrekd run`.
 
@@ -188,19 +193,31 @@ def run(
         job: the YAML file.
         overrides: values by dotted key: `{"data.aligned": 0.95, "seeds": [0, 1]}`.
         verbose: whether progress and table are shown.
+        tags: of the run and its students in MLflow, by name.
+        note: what the run is for.
 
     Raises:
         AgrekdError: the job is not valid, or the run cannot go on; `resume` goes on.
     """
-    return _run(RunFolder.create(load_job(Path(job), _as_text(overrides))), verbose)
+    pairs = _as_text(overrides)
+    folder = RunFolder.create(load_job(Path(job), pairs))
+    folder.remark(pairs, tags or {}, note)
+    return _run(folder, verbose)
 
 
 def tune(
-    space: str | Path, overrides: Mapping[str, Any] | None = None, *, verbose: bool = False
+    space: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    verbose: bool = False,
+    tags: Mapping[str, str] | None = None,
+    note: str = "",
 ) -> Search:
     """Searches settings of a job: `agrekd tune`; arguments and errors as for `run`."""
-    planned = load_search(Path(space), _as_text(overrides))
-    return _search(SearchFolder.create(planned), verbose)
+    pairs = _as_text(overrides)
+    folder = SearchFolder.create(load_search(Path(space), pairs))
+    folder.remark(pairs, tags or {}, note)
+    return _search(folder, verbose)
 
 
 def resume(folder: str | Path, *, verbose: bool = False) -> Run | Search:

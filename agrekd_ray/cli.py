@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from agrekd_ray.search.folder import SearchFolder
 
 FAILED, INTERRUPTED = 1, 130
+Tags = Annotated[
+    list[str] | None, typer.Option(help="NAME=VALUE, a tag of the run in MLflow; several times.")
+]
+Note = Annotated[str, typer.Option(help="What the run is for; in MLflow and `agrekd runs`.")]
 JobFile = Annotated[Path, typer.Argument(help="The job, a YAML file.", metavar="JOB")]
 Overrides = Annotated[
     list[str] | None,
@@ -71,12 +75,24 @@ STORE, RUNS = Path("runs/outputs"), Path("runs")
 
 
 @app.command()
-def run(job: JobFile, overrides: Overrides = None) -> None:
+def run(job: JobFile, overrides: Overrides = None, tag: Tags = None, note: Note = "") -> None:
     """Train the pool of teachers and every method with every seed, and compare them."""
     from agrekd_ray.config import load_job
     from agrekd_ray.experiment.folder import RunFolder
 
-    _run(RunFolder.create(load_job(job, overrides or [])))
+    tags = _tags(tag)
+    folder = RunFolder.create(load_job(job, overrides or []))
+    folder.remark(overrides or [], tags, note)
+    _run(folder)
+
+
+def _tags(given: list[str] | None) -> dict[str, str]:
+    """Tags by name, out of `NAME=VALUE`."""
+    pairs = [pair.partition("=") for pair in given or []]
+    for name, equals, _ in pairs:
+        if not name or not equals:
+            raise typer.BadParameter(f"{name}: a tag is written NAME=VALUE", param_hint="--tag")
+    return {name: value for name, _, value in pairs}
 
 
 def _run(folder: RunFolder) -> None:
@@ -122,13 +138,21 @@ def tune(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the last run of this search.")
     ] = False,
+    tag: Tags = None,
+    note: Note = "",
 ) -> None:
     """Search temperature, weighting and other settings of a job; trials share its teachers."""
     from agrekd_ray.config.search import load_search
     from agrekd_ray.search.folder import SearchFolder
 
+    tags = _tags(tag)
     planned = load_search(space, overrides or [])
-    _search(SearchFolder.last(planned) if resume else SearchFolder.create(planned))
+    if resume:
+        _search(SearchFolder.last(planned))
+        return
+    folder = SearchFolder.create(planned)
+    folder.remark(overrides or [], tags, note)
+    _search(folder)
 
 
 def _search(folder: SearchFolder) -> None:

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from mlflow import MlflowClient
 
+import agrekd_ray as ak
 from agrekd_ray import __version__
 from agrekd_ray.config import load_job
 from agrekd_ray.models import Manifest, Model, build, save
@@ -99,6 +101,33 @@ def test_wrong_usage(agrekd: Run, words: list[str]) -> None:
     code, _, err = agrekd(*words)
     assert code == 2
     assert "Usage: " in err
+
+
+def test_a_run_is_found_again_by_its_changes_tags_and_note(
+    agrekd: Run, job: Path, tmp_path: Path
+) -> None:
+    code, _, err = agrekd("run", job, "methods=[aver]", "--tag", "no value")
+    assert (code, "a tag is written NAME=VALUE" in err) == (2, True)
+    assert not (tmp_path / "runs").exists()
+    words = ("methods=[aver]", "student.training.epochs=2", f"runs={tmp_path / 'runs'}")
+    words = (*words, "--tag", "team=vision", "--note", "two epochs")
+    code, _, err = agrekd("run", job, *words)
+    assert code == 0, err
+    assert "two epochs · team=vision" in agrekd("runs", tmp_path / "runs")[1]
+
+    client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
+    (experiment,) = [e for e in client.search_experiments() if e.name == "tiny"]
+    student, parent = client.search_runs([experiment.experiment_id])
+    assert parent.info.run_name.startswith("tiny methods=[aver] epochs=2 20")
+    assert parent.data.tags["mlflow.note.content"].startswith("two epochs\n\n")
+    assert {run.data.tags["team"] for run in (student, parent)} == {"vision"}
+    assert {"data.aligned", "teachers.count", "ensemble.size"} <= set(student.data.params)
+    run = ak.load(tmp_path / "runs/tiny/latest")
+    assert isinstance(run, ak.Run)
+    (outcome,) = [outcome for outcomes in run.outcomes.values() for outcome in outcomes]
+    trained = sum(epoch.seconds for epoch in outcome.history)
+    lasted = (student.info.end_time - student.info.start_time) / 1000
+    assert lasted == pytest.approx(trained, abs=0.002)
 
 
 def test_resume_of_a_folder_that_is_no_run(agrekd: Run, job: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 
 from agrekd_ray.core import groups
+from agrekd_ray.core.registry import Registry
 from agrekd_ray.files import checked
 from agrekd_ray.report import job as report
 from agrekd_ray.results import (
@@ -119,7 +120,7 @@ def test_everything_measured_is_a_row_of_one_tidy_table(job):
 
 
 def test_a_new_measure_by_group_is_one_function(job, tmp_path, monkeypatch):
-    monkeypatch.setattr(groups, "MEASURES", {})
+    monkeypatch.setattr(groups, "MEASURES", Registry("metric"))
 
     @groups.metric("Confidence")
     def confidence(probabilities_nC, labels_n):
@@ -242,8 +243,11 @@ def test_markdown_begins_with_the_difference(job, ensemble):
 
 def test_summary_metrics_are_named_by_method(job):
     found = report.summary_metrics(job)
-    assert found["agre_kd/test/worst_group_accuracy/mean"] == pytest.approx(0.31)
-    assert found["agre_kd/test/worst_group_accuracy/std"] == pytest.approx(0.01)
+    assert found["test/worst_group_accuracy/agre_kd"] == pytest.approx(0.31)
+    assert found["test/worst_group_accuracy_sd/agre_kd"] == pytest.approx(0.01)
+    single = report.summary_metrics([outcome("aver", 0)])
+    assert "test/worst_group_accuracy/aver" in single
+    assert "test/worst_group_accuracy_sd/aver" not in single  # of one value there is none
     assert found["agre_kd_minus_aver/test/worst_group_accuracy"] == pytest.approx(0.11)
 
 

@@ -159,24 +159,31 @@ def test_a_store_whose_maker_was_killed_is_made_again(tmp_path):
 
 
 def test_the_command_for_the_interface_is_quoted_and_keeps_secrets(opened, store):
-    assert opened.ui_command() == f"mlflow ui --backend-store-uri 'sqlite:///{store}/mlflow.db'"
+    command, _, page = opened.ui_command().partition(", then ")
+    assert command == f"mlflow ui --backend-store-uri 'sqlite:///{store}/mlflow.db'"
+    assert page.endswith("/#/experiments/1/runs?workflowType=machine_learning")
     with pytest.raises(TrackingError) as caught:
         MlflowTracker("http://me:secret@127.0.0.1:9", "digits", store)
     assert "secret" not in str(caught.value)
 
 
 def test_a_job_and_its_students(tracker, client):
-    job = tracker.start_job("digits-98", {"data.aligned": 0.98, "methods": ["a"]}, {"host": "here"})
+    params, marks = {"data.aligned": 0.98, "methods": ["a"]}, {"team": "vision"}
+    job = tracker.start_job("digits-98", params, {"host": "here"}, marks=marks)
     run_id = tracker.student("agre_kd", 0, {"teachers": "5"})
     run = client.get_run(run_id)
     assert run.info.run_name == "agre_kd-seed-0"
     assert run.info.status == "RUNNING"
     assert run.data.tags["mlflow.parentRunId"] == job
-    assert run.data.params == {"method": "agre_kd", "seed": "0", "teachers": "5"}
+    # What all students of a job share is on each of them, to filter and compare by.
+    shared = {"data.aligned": "0.98"}
+    assert run.data.params == {"method": "agre_kd", "seed": "0", "teachers": "5", **shared}
+    assert run.data.tags["team"] == "vision"
     parent = client.get_run(job)
     assert parent.info.run_name == "digits-98"
     assert parent.data.params == {"data.aligned": "0.98", "methods": '["a"]'}
     assert parent.data.tags["host"] == "here"
+    assert parent.data.tags["team"] == "vision"
     assert mlflow.active_run() is None
     assert mlflow.get_tracking_uri() != tracker.uri
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agrekd_ray.errors import AgrekdError, RunError
-from agrekd_ray.experiment.folder import JOB, STATE, Folder, read_resolved
+from agrekd_ray.experiment.folder import JOB, STATE, Folder, State, read_resolved
 from agrekd_ray.experiment.monitor import flat
 from agrekd_ray.experiment.study import POINTS
 from agrekd_ray.files import is_file, is_folder
@@ -39,12 +39,14 @@ class Ran:
         kind: `job`, `study` or `search`.
         status: `running`, `finished`, `failed`, `interrupted`, or `killed`.
         settings: by dotted key.
+        remarks: the user's note and tags, in words.
     """
 
     path: Path
     kind: str
     status: str
     settings: Mapping[str, Any]
+    remarks: str = ""
 
     @property
     def when(self) -> datetime:
@@ -67,25 +69,26 @@ def show_runs(folder: Path, console: Console) -> None:
     for run in runs:
         when = run.when.astimezone().strftime("%Y-%m-%d %H:%M")
         place = f"{run.path.relative_to(folder)}  {run.kind}, {run.status}"
-        lines = [place, varied[run.path], headline_of(run)]
+        lines = [place, run.remarks, varied[run.path], headline_of(run)]
         table.add_row(when, Text("\n".join(filter(None, lines)), overflow="fold"))
     console.print(table)
 
 
 def found_runs(folder: Path) -> Iterator[Ran]:
     """The runs in a folder; damaged ones have the status `damaged`."""
-    for state in folder.glob(f"*/{_STAMP}/{STATE}"):
-        path = state.parent
+    for file_of_state in folder.glob(f"*/{_STAMP}/{STATE}"):
+        path = file_of_state.parent
         if path.is_symlink():  # latest
             continue
         file = SEARCH if is_file(path / SEARCH) else JOB
         try:
             settings = flat(read_resolved(path, file))
-            status = _status(Folder(path))
+            status, state = _status(Folder(path)), Folder(path).state()
         except AgrekdError:
-            settings, status = {}, "damaged"
+            settings, status, state = {}, "damaged", State()
         kind = "search" if file == SEARCH else "study" if is_folder(path / POINTS) else "job"
-        yield Ran(path, kind, status, settings)
+        tags = (f"{name}={value}" for name, value in state.tags.items())
+        yield Ran(path, kind, status, settings, " · ".join(filter(None, (state.note, *tags))))
 
 
 def headline_of(run: Ran) -> str:

@@ -22,8 +22,10 @@ from agrekd_ray.experiment.folder import Folder
 from agrekd_ray.experiment.monitor import show_progress
 from agrekd_ray.experiment.work import Work
 from agrekd_ray.tracking.outbox import Outbox
-from agrekd_ray.tracking.tracker import FAILED, KILLED, open_tracker
+from agrekd_ray.tracking.tracker import FAILED, KILLED, NOTE, open_tracker
 
+LONGEST_NAME = 120
+"""Signs of what was changed, in the name of a run in MLflow."""
 PATIENCE_AT_FAILURE = 5.0
 """Seconds that a run which has failed waits for an MLflow that is away."""
 
@@ -110,12 +112,15 @@ class Driver(ABC, Generic[Result]):
         folder, tracker, outbox = self.folder, self.tracker, self.outbox
         about = {"agrekd.folder": str(folder.path), "agrekd.version": __version__}
         try:
+            state = folder.state()
+            named = (self.name, state.changes[:LONGEST_NAME], folder.path.name)
             yield tracker.start_job(
-                f"{self.name} {folder.path.name}",
+                " ".join(filter(None, named)),
                 self.params(),
                 {**about, **(self.tags or {})},
-                folder.state().tracking_run,
+                state.tracking_run,
                 self.role,
+                {**state.tags, **({NOTE: state.note} if state.note else {})},
                 lambda run_id: folder.update(status="running", tracking_run=run_id, reason=None),
             )
         except BaseException as error:  # nothing here hides the reason
@@ -193,6 +198,8 @@ class Driver(ABC, Generic[Result]):
 
     def publish(self, run_id: str, metrics: Mapping[str, float], description: str) -> None:
         """Give MLflow the run's reports and summary, as `Tracker.finish_job`, and end it there."""
+        if note := self.folder.state().note:
+            description = f"{note}\n\n{description}"
         self.outbox.put(
             lambda: self.tracker.finish_job(run_id, self.folder.path, metrics, description)
         )

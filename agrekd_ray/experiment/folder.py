@@ -6,10 +6,11 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 import uuid
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from agrekd_ray.files import (
     unreadable,
 )
 from agrekd_ray.passwords import without_password
+from agrekd_ray.results.metrics import short_paths
 from agrekd_ray.stops import stopped_by
 from agrekd_ray.student import STATES
 
@@ -44,11 +46,28 @@ class State:
         status: `running`, `finished`, `failed` or `interrupted`.
         tracking_run: id of its MLflow run; None before there is one.
         reason: why it failed.
+        overrides: changes to the file with which it was begun, `key=value`.
+        tags: the user's own, by name.
+        note: the user's own.
     """
 
     status: str = "running"
     tracking_run: str | None = None
     reason: str | None = None
+    overrides: tuple[str, ...] = ()
+    tags: dict[str, str] = field(default_factory=dict)
+    note: str = ""
+
+    @property
+    def changes(self) -> str:
+        """The changes in words, by the last parts of their keys."""
+        values = {key: value for key, _, value in (pair.partition("=") for pair in self.overrides)}
+        names = short_paths(values)
+        return " ".join(f"{names[key]}={value}" for key, value in values.items())
+
+
+_PLACE = re.compile(r"(runs|name|tracking|ray)\b|[\w.]*\.store\b")
+"""How the keys begin that change nothing of what comes out."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +124,11 @@ class Folder:
     def update(self, **changes: Any) -> None:
         """Change parts of the state."""
         self.write_state(replace(self.state(), **changes))
+
+    def remark(self, overrides: Iterable[str], tags: Mapping[str, str], note: str) -> None:
+        """Keep what the user says of a new run; see `State`."""
+        changes = tuple(without_password(pair) for pair in overrides if not _PLACE.match(pair))
+        self.update(overrides=changes, tags=dict(tags), note=note)
 
     def finish(self) -> None:
         """The run is done; states of students are of no more use, nor one that a kill has left."""

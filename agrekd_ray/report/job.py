@@ -354,13 +354,14 @@ def _compact(shares: Mapping[str, float]) -> str:
 
 
 def summary_metrics(outcomes: Sequence[StudentResult]) -> dict[str, float]:
-    """The summary as MLflow names it: `<method>/test/worst_group_accuracy/mean` and `/std`.
+    """The summary as MLflow names it: `test/worst_group_accuracy/<method>`, one chart for all.
 
     Args:
         outcomes: finished students.
 
     Returns:
-        Mean and standard deviation of the worst-group accuracy on the test split,
+        Mean worst-group accuracy on the test split, its standard deviation where there are
+        several seeds (`test/worst_group_accuracy_sd/<method>`),
         `agre_kd_minus_aver/test/worst_group_accuracy` where both methods share a seed, and where
         groups or classes have no sample, how many have (`test/groups_with_samples`, ...).
     """
@@ -368,8 +369,7 @@ def summary_metrics(outcomes: Sequence[StudentResult]) -> dict[str, float]:
     for method, row in tested(outcomes).items():
         means = coverage_values({name: figure.mean for name, figure in row.items()})
         values |= {f"{TEST}/{name}": value for name, value in means.items()}
-        values[f"{method}/{TEST}/{WORST_GROUP}/mean"] = row[WORST_GROUP].mean
-        values[f"{method}/{TEST}/{WORST_GROUP}/std"] = row[WORST_GROUP].sd
+        values |= row[WORST_GROUP].named(f"{TEST}/{WORST_GROUP}", method)
     if gain := difference(outcomes, "agre_kd", "aver"):
         values[f"agre_kd_minus_aver/{TEST}/{WORST_GROUP}"] = gain.mean
     return values

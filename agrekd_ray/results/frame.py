@@ -170,6 +170,11 @@ class Figure:
         """In the unit of the metric."""
         return metric(self.metric).text(self.mean)
 
+    def named(self, name: str, of: str) -> dict[str, float]:
+        """Mean and, of several values, deviation: `NAME/OF` and `NAME_sd/OF`."""
+        spread = {f"{name}_sd/{of}": self.sd} if self.count > 1 else {}
+        return {f"{name}/{of}": self.mean, **spread}
+
     @property
     def spread(self) -> str:
         """`± 1.0`; empty for a single value."""

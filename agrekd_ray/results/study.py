@@ -204,12 +204,11 @@ class StudyResult:
         return " ".join(parts) or "job"
 
     def metrics(self) -> dict[str, float]:
-        """The summary as MLflow names it: `<place>/<method>/test/worst_group_accuracy/mean`."""
+        """The summary as MLflow names it: `test/worst_group_accuracy/<place>/<method>`."""
         values: dict[str, float] = {}
         for at, method, row in self._measured:
-            begin = f"{self.place_name(at)}/{method}/test/{WORST_GROUP}"
-            worst = row[WORST_GROUP]
-            values |= {f"{begin}/mean": worst.mean, f"{begin}/std": worst.sd}
+            place = f"{self.place_name(at)}/{method}"
+            values |= row[WORST_GROUP].named(f"test/{WORST_GROUP}", place)
         for gain in self.gains:
             key = f"{self.place_name(gain.at)}/{OURS}_minus_{gain.against}/test/{WORST_GROUP}"
             values[key] = gain.difference.mean

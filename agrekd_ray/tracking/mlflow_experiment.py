@@ -97,12 +97,20 @@ class Experiment:
         if REASON in run.data.tags:
             self.client.delete_tag(run.info.run_id, REASON)
 
-    def end(self, run_id: str, status: str) -> None:
-        """Ends a run; one that has ended so stays as it is, with the time when it did."""
-        if self.client.get_run(run_id).info.status == status:
+    def end(self, run_id: str, status: str, seconds: float | None = None) -> None:
+        """Ends a run; one that has ended so stays as it is, with the time when it did.
+
+        Args:
+            run_id: of the run.
+            status: how it ended.
+            seconds: that it took; None is until now.
+        """
+        run = self.client.get_run(run_id)
+        if run.info.status == status:
             return
+        end = run.info.start_time + round(1000 * seconds) if seconds else None
         with unless_set(_QUIET):
-            self.client.set_terminated(run_id, status)
+            self.client.set_terminated(run_id, status, end)
 
     def add_params(self, run_id: str, params: Mapping[str, Any], known: Mapping[str, str]) -> None:
         """Writes what is not `known`; what is, and differs now, goes into the tag `CHANGED`."""

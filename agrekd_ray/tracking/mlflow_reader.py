@@ -21,14 +21,13 @@ from agrekd_ray.results.runs import Child, Row, parsed, rows
 from agrekd_ray.tracking.mlflow_experiment import CHANGED
 from agrekd_ray.tracking.mlflow_runs import METHOD, ROLE, SEED, TRIAL
 from agrekd_ray.tracking.mlflow_store import explained, open_existing
-from agrekd_ray.tracking.tracker import PARENT, SEARCHED, STATE
+from agrekd_ray.tracking.tracker import PARENT, SEARCHED, STATE, WORLD
 
 MISSING_TEACHERS = "-"
 """As outcomes have it, where nobody taught."""
 
 _PARENTS, _CHILDREN = {"job", "search", "study"}, {"student", "trial"}
 _STATUS = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "interrupted"}
-_WORLD = ("data.", "teachers.", "ensemble.")
 # The last two follow from others: the weighting from the method, the words from the ensemble.
 _NO_SETTINGS = {"method", "seed", "seeds", "distillation.strategy", "teachers"}
 _PAGE, _IDS_A_QUERY = 1000, 200
@@ -234,8 +233,12 @@ def _child(run: Run, parent: Run | None, experiments: Mapping[str, str]) -> Chil
         seeds=tuple(s for s in (seeds if isinstance(seeds, list) else [seeds]) if type(s) is int),
         teachers=params.get("teachers", MISSING_TEACHERS),
         state=tags.get(STATE, _STATUS.get(run.info.status, "running")),
-        settings={path: text for path, text in params.items() if path not in _NO_SETTINGS},
-        world={path: text for path, text in above.items() if path.startswith(_WORLD)},
+        settings={
+            path: text
+            for path, text in params.items()
+            if path not in _NO_SETTINGS and not path.startswith(WORLD)
+        },
+        world={path: text for path, text in above.items() if path.startswith(WORLD)},
         searched=tuple(_listed_tag(tags.get(SEARCHED, ""))),
         metrics=run.data.metrics,
     )

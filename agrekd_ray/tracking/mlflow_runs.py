@@ -31,7 +31,16 @@ from agrekd_ray.tracking.mlflow_values import (
     epoch_metrics,
     split_metrics,
 )
-from agrekd_ray.tracking.tracker import DEGRADED, FAILED, FINISHED, PARENT, REASON, Tracker
+from agrekd_ray.tracking.tracker import (
+    DEGRADED,
+    FAILED,
+    FINISHED,
+    NOTE,
+    PARENT,
+    REASON,
+    WORLD,
+    Tracker,
+)
 
 ROLE, METHOD, SEED, TRIAL = "agrekd.role", "agrekd.method", "agrekd.seed", "agrekd.trial"
 """Tags by which runs are found again and compared, with `PARENT`."""
@@ -52,6 +61,8 @@ class MlflowTracker(Tracker):
         if wait:
             self._opening.result()
         self._job: str | None = None
+        self._marks: dict[str, str] = {}
+        self._world: dict[str, Any] = {}
         self._logged: dict[str, dict[int, int]] = {}  # by run: epochs and when they ended
 
     @property
@@ -74,12 +85,12 @@ class MlflowTracker(Tracker):
 
     def ui_command(self) -> str:
         """What a person types to see this store; for a server, the address of the experiment."""
+        # Without the last part, a browser's first visit shows the pages made for prompts.
+        runs = f"experiments/{self._runs.id}/runs?workflowType=machine_learning"
         if self._runs.served:
-            address = self.uri.rstrip("/")
-            # Without the last part, a browser's first visit shows the pages made for prompts.
-            runs = f"experiments/{self._runs.id}/runs?workflowType=machine_learning"
-            return f"{address}/#/{runs}"
-        return f"mlflow ui --backend-store-uri {shlex.quote(self.uri)}"
+            return f"{self.uri.rstrip('/')}/#/{runs}"
+        port = "http://127.0.0.1:5000"
+        return f"mlflow ui --backend-store-uri {shlex.quote(self.uri)}, then {port}/#/{runs}"
 
     def start_job(
         self,
@@ -88,9 +99,12 @@ class MlflowTracker(Tracker):
         tags: Mapping[str, str],
         run_id: str | None = None,
         role: str = "job",
+        marks: Mapping[str, str] | None = None,
         opened: Callable[[str], None] = lambda run_id: None,
     ) -> str:
         """Opens the parent run; the students and trials of this tracker become its children."""
+        self._marks = dict(marks or {})
+        self._world = {name: value for name, value in params.items() if name.startswith(WORLD)}
         with self._runs.explained("open the job's run"):
             run = self._runs.lookup(run_id) if run_id else None
             if run is None:
@@ -102,7 +116,7 @@ class MlflowTracker(Tracker):
             opened(self._job)
             if run is not None and run.info.status != FINISHED:
                 self._runs.reopen(run)
-            self._runs.set_tags(self._job, tags)
+            self._runs.set_tags(self._job, {**tags, **self._marks})
             self._runs.add_params(self._job, params, known)
         return self._job
 
@@ -148,8 +162,9 @@ class MlflowTracker(Tracker):
                     self._runs.reopen(found[0])
             else:
                 run_id, known = self._runs.create(name, {ROLE: role, **marks}), {}
+                self._runs.set_tags(run_id, self._marks)
                 self._logged[run_id] = {}
-            self._runs.add_params(run_id, params, known)
+            self._runs.add_params(run_id, {**params, **self._world}, known)
         return run_id
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
@@ -197,7 +212,8 @@ class MlflowTracker(Tracker):
             if outcome.degraded:
                 tags[DEGRADED] = outcome.degraded
             self._runs.set_tags(run_id, tags)
-            self._runs.end(run_id, FINISHED)
+            # The duration that MLflow shows is that of the training.
+            self._runs.end(run_id, FINISHED, sum(epoch.seconds for epoch in outcome.history))
 
     def log_final(self, run_id: str, values: Mapping[str, float]) -> None:
         """Writes figures that a run has one of, under names that MLflow takes."""
@@ -283,7 +299,7 @@ class MlflowTracker(Tracker):
             names = distinct_names(metrics)
             self._runs.log_final(run_id, {names[name]: value for name, value in metrics.items()})
             if description:
-                self._runs.set_tags(run_id, {"mlflow.note.content": description})
+                self._runs.set_tags(run_id, {NOTE: description})
             for place, inside in ((folder, None), (folder / "plots", "plots")):
                 for file in sorted(place.glob("*")):
                     if file.is_file() and file.suffix in _REPORTS and file.name[0] != ".":

@@ -20,6 +20,10 @@ FINISHED, FAILED, KILLED = "FINISHED", "FAILED", "KILLED"
 """How a run can end; KILLED is for what was interrupted."""
 PARENT = "mlflow.parentRunId"
 """Tag of the run that a run is below."""
+NOTE = "mlflow.note.content"
+"""Tag: the description of a run."""
+WORLD = ("data.", "teachers.", "ensemble.")
+"""How the parameters begin that all students of a job share."""
 STATE, SEARCHED = "agrekd.state", "agrekd.searched"
 """Tags of a trial: its state, and what the search varies."""
 REASON, DEGRADED = "agrekd.reason", "agrekd.degraded"
@@ -39,9 +43,12 @@ class Tracker(Protocol):
         tags: Mapping[str, str],
         run_id: str | None = None,
         role: str = "job",
+        marks: Mapping[str, str] | None = None,
         opened: Callable[[str], None] = lambda run_id: None,
     ) -> str:
         """Opens the parent run; the students and trials of this tracker become its children.
+
+        The children have its parameters of data, teachers and ensemble (`WORLD`), too.
 
         Args:
             name: what people call the job.
@@ -51,6 +58,7 @@ class Tracker(Protocol):
             run_id: the run of an earlier attempt, which goes on; a finished one stays finished
                 until `reopen`. A new one is made where it is not there any more.
             role: `job`, `study` or `search`.
+            marks: further tags of it and of its children: the user's own.
             opened: hears the run's id as soon as there is one, so that it can be ended.
         """
 
