@@ -23,9 +23,7 @@ from agrekd_ray.models import Model, build
 
 from .shared import flat_parameters
 
-TINY = dataclasses.replace(
-    GPU_SMALL, samples=40, classes=5, cells=cells_of_gpu((4, 8), 64, ensembles=(2, 3), hosted=2)
-)
+TINY = dataclasses.replace(GPU_SMALL, samples=40, classes=5, cells=cells_of_gpu((4, 8), 64))
 
 
 def test_every_row_is_measured(
@@ -44,9 +42,9 @@ def test_every_row_is_measured(
             ("arithmetic alone", 0),
             ("hand-written", 0),
             ("labels", 0),
-            ("cache", 2),
-            ("cache", 3),
-            ("live", 2),
+            ("cache", 10),
+            ("cache", 50),
+            ("live", 4),
         )
     }
     asked = {
@@ -68,7 +66,7 @@ def test_every_row_is_measured(
     for words in ("hand-written", "recording", "live", "GPU, %", "cnn on CPU"):
         assert words in shown.getvalue()
     found = figures["conclusions"]
-    assert "cache / hand-written, B 8, 5 classes, 3 teachers" in found
+    assert "cache / hand-written, B 8, 5 classes, 50 teachers" in found
     assert "recording / teacher's forward, B 64, 5 classes" in found
     assert len(found) == len(rows) - 2 * 3  # not what others are held against
 

@@ -108,7 +108,7 @@ class ResidentLoop:
         return steps * self._batch_size
 
     def _step(self, inputs: Tensor, labels_B: Tensor) -> None:
-        with torch.autocast(self._device.type, torch.bfloat16, self._device.type == "cuda"):
+        with _bfloat16(self._device):
             logits_BC = self._model(inputs).float()
         F.cross_entropy(logits_BC, labels_B).backward()
         self._optimizer.step()
@@ -143,15 +143,15 @@ def forward_passes(
     model = model.to(memory_format=torch.channels_last)
     inputs = torch.rand(batch_size, *shape, device=device)
     inputs = inputs.contiguous(memory_format=torch.channels_last)
-    on_gpu = device.type == "cuda"
-    with (
-        _kernels(device),
-        torch.inference_mode(),
-        torch.autocast(device.type, torch.bfloat16, on_gpu),
-    ):
+    with _kernels(device), torch.inference_mode(), _bfloat16(device):
         for _ in range(steps):
             model(inputs)
     return steps * batch_size
+
+
+def _bfloat16(device: torch.device) -> torch.autocast:
+    """Mixed precision where the device is a GPU."""
+    return torch.autocast(device.type, torch.bfloat16, device.type == "cuda")
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import ray
 import torch
@@ -87,19 +87,19 @@ def anonymous_bytes() -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon")), 0)
 
 
-class Sampled(Generic[VALUE]):
-    """Reads a value again and again in a thread while the block runs, once at least.
+class Sampled:
+    """Reads a number again and again in a thread while the block runs, once at least.
 
     Args:
-        read: the value; None, where nothing can be read, ends it.
+        read: the number; None, where nothing can be read, ends it.
         pause: seconds between two readings.
 
     Attributes:
         values: that were read.
     """
 
-    def __init__(self, read: Callable[[], VALUE | None], pause: float) -> None:
-        self.values: list[VALUE] = []
+    def __init__(self, read: Callable[[], float | None], pause: float) -> None:
+        self.values: list[float] = []
         self._read, self._pause = read, pause
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -123,18 +123,14 @@ def _busy(device: torch.device) -> float | None:
     """Share of the last moment, in percent, in which a GPU computed; None where nobody knows."""
     if device.type != "cuda":
         return None
-    try:
-        return float(torch.cuda.utilization(device))
-    except Exception:  # NVIDIA's library for Python is not there, or has errors of its own
-        return _asked(str(torch.cuda.get_device_properties(device).uuid))
+    return _asked(str(torch.cuda.get_device_properties(device).uuid))
 
 
 def _asked(uuid: str) -> float | None:
     """The same, as the driver's own program says it."""
-    command = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
+    asked = "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", f"--id=GPU-{uuid}"
     try:
-        command.append(f"--id=GPU-{uuid}")
-        printed = subprocess.run(command, capture_output=True, encoding="utf-8")
+        printed = subprocess.run(["nvidia-smi", *asked], capture_output=True, encoding="utf-8")
         return float(printed.stdout)
     except (OSError, ValueError):
         return None

@@ -204,20 +204,18 @@ def _on_gpu(figures: Figures) -> Report:
     against the teacher's forward passes.
     """
     rows, conclusions = [], {}
-    for cell in figures["cells"]:
+    rates = [_spread(cell["images"] / np.array(cell["seconds"])) for cell in figures["cells"]]
+    settings = [f"B {cell['batch_size']}, {cell['classes']} classes" for cell in figures["cells"]]
+    measured = list(zip(figures["cells"], rates, settings, strict=True))
+    medians = {(cell["way"], setting): rate["median"] for cell, rate, setting in measured}
+    for cell, rate, setting in measured:
         asked = cell["way"] in ("teacher's forward", "recording")
-        limit = {**cell, "way": "teacher's forward" if asked else "hand-written"}
-        alike = (one for one in figures["cells"] if all(one[n] == limit[n] for n in _ALIKE))
-        rate, most = (
-            _spread(one["images"] / np.array(one["seconds"])) for one in (cell, next(alike))
-        )
-        ratio = rate["median"] / most["median"]
-        rows.append({**cell, "images_a_second": rate, "against": limit["way"], "ratio": ratio})
-        if cell["way"] != limit["way"]:
-            of_teachers = f", {cell['teachers']} teachers" * (cell["teachers"] > 1)
-            setting = f"B {cell['batch_size']}, {cell['classes']} classes{of_teachers}"
-            name = f"{cell['way']} / {limit['way']}, {setting}{_compiled(cell)}"
-            conclusions[name] = ratio
+        limit = "teacher's forward" if asked else "hand-written"
+        ratio = rate["median"] / medians[limit, setting]
+        rows.append({**cell, "images_a_second": rate, "against": limit, "ratio": ratio})
+        if cell["way"] != limit:
+            setting += f", {cell['teachers']} teachers" * (cell["teachers"] > 1)
+            conclusions[f"{cell['way']} / {limit}, {setting}{_compiled(cell)}"] = ratio
     by_classes = itertools.groupby(rows, lambda row: f"{row['classes']:,} classes")
     return Report(
         f"gpu: {figures['student']} on {figures['device']}, {figures['shown']} × "
@@ -238,9 +236,6 @@ def _on_gpu(figures: Figures) -> Report:
         conclusions,
         tables={heading: list(those) for heading, those in by_classes},
     )
-
-
-_ALIKE = ("way", "batch_size", "classes")
 
 
 def _compiled(row: Row) -> str:

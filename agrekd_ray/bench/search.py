@@ -56,7 +56,7 @@ def measure_search(repeats: int, display: Display) -> dict[str, Any]:
 def _shared(place: Path) -> Shared:
     """A search for students of the workload `small`, whose teachers have answered."""
     small = replace(workloads(quick=True)["small"], views=Views())
-    ways = Ways.laid_out(small, place, 0)
+    ways = Ways(small, place, 0)
     folders = [str(folder) for folder in ways.checkpoints.values()][:TEACHERS]
     training = {"epochs": EPOCHS, "batch_size": small.batch_size, "learning_rate": 0.01}
     values = {

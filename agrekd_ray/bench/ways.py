@@ -9,7 +9,7 @@ import pickle
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ from agrekd_ray.bench.by_hand import NaiveTrainer, ResidentLoop, forward_passes
 from agrekd_ray.bench.harness import PREFIX, anonymous_bytes, in_own_process, in_turn
 from agrekd_ray.bench.workloads import Cell, Way, Workload
 from agrekd_ray.capacity.measure import CPU, TEMPERATURE, make_teachers
-from agrekd_ray.cluster.events import Emit, Event, Notice
-from agrekd_ray.data import TRAIN, Arrays, Dataset, DataSettings, Prepared, open_dataset
+from agrekd_ray.cluster.events import Emit
+from agrekd_ray.data import TRAIN, Arrays, Dataset, Prepared, open_dataset
 from agrekd_ray.devices import device_of
 from agrekd_ray.distillation import (
     DistillationSpec,
@@ -32,6 +32,7 @@ from agrekd_ray.distillation import (
     TeacherHost,
 )
 from agrekd_ray.experiment.display import Display
+from agrekd_ray.experiment.monitor import show_progress
 from agrekd_ray.fleet.fleet import Fleet
 from agrekd_ray.logits import LogitsCache, OutputSettings
 from agrekd_ray.models import Model, build, load
@@ -60,17 +61,13 @@ def measure(workloads: Sequence[Workload], repeats: int, display: Display) -> di
     """
     figures: dict[str, Any] = {}
     cells: list[dict[str, Any]] = []
-
-    def emit(event: Event) -> None:
-        if isinstance(event, Notice):
-            display.note(event.text)
-
+    emit = partial(show_progress, display)
     for work in workloads:
         display.stage(work.name, len(work.cells) * (repeats + 1), "epochs")
         device = torch.device(device_of(work.gpus, "gpu"))
         with tempfile.TemporaryDirectory(prefix=PREFIX) as folder, ExitStack() as stack:
             stack.callback(torch.set_num_threads, torch.get_num_threads())
-            ways = Ways.laid_out(work, Path(folder), repeats)
+            ways = Ways(work, Path(folder), repeats)
             fleets = {
                 way: stack.enter_context(closing(ways.fleet(way, emit)))
                 for way in ("live", "record")
@@ -89,36 +86,30 @@ def measure(workloads: Sequence[Workload], repeats: int, display: Display) -> di
     return {**figures, "cells": cells}
 
 
-@dataclass(frozen=True)
 class Ways:
     """All that the cells of a workload need, but for fleets; may travel to any process.
 
-    Attributes:
+    Args:
         workload: what is measured.
-        folder: of all that is written.
+        folder: for the data set, the teachers and what they say.
         repeats: epochs of each cell that count.
+
+    Attributes:
         data: settings of the data set.
         checkpoints: folders of the teachers, by name; those who are asked come first.
     """
 
-    workload: Workload
-    folder: Path
-    repeats: int
-    data: DataSettings
-    checkpoints: dict[str, Path]
-
-    @classmethod
-    def laid_out(cls, work: Workload, folder: Path, repeats: int) -> Ways:
-        """Write the data set and the teachers."""
-        data = work.data(folder)
-        dataset = open_dataset(data)
+    def __init__(self, workload: Workload, folder: Path, repeats: int) -> None:
+        self.workload, self.folder, self.repeats = workload, folder, repeats
+        self.data = workload.data(folder)
+        dataset = open_dataset(self.data)
         if isinstance(dataset, Prepared):
             dataset.prepare()
-        most = max(cell.teachers for cell in work.cells)
-        asked = max(c.teachers for c in work.cells if c.way not in ("replay", "cache"))
-        checkpoints = make_teachers(folder / "recorded", dataset, NEVER_ASKED, most)
-        checkpoints |= make_teachers(folder / "asked", dataset, work.teacher, asked)
-        return cls(work, folder, repeats, data, checkpoints)
+        most = max(cell.teachers for cell in workload.cells)
+        asked = max(c.teachers for c in workload.cells if c.way not in ("replay", "cache"))
+        self.checkpoints = make_teachers(folder / "recorded", dataset, NEVER_ASKED, most)
+        self.checkpoints |= make_teachers(folder / "asked", dataset, workload.teacher, asked)
+        self._outputs = OutputSettings(store=folder / "outputs")
 
     def fleet(self, way: Way, emit: Emit) -> Fleet:
         """Start the fleet for the cells that are taught that way, `live` or `record`."""
@@ -172,12 +163,7 @@ class Ways:
         cache = LogitsCache(self._outputs, teachers, dataset, numbers_on("auto", device))
         host = TeacherHost(teachers, dataset, device=device, outputs=cache)
         epochs = itertools.count()
-
-        def record() -> int:
-            host.complete(next(epochs))
-            return cache.count
-
-        return record
+        return lambda: cache.count - host.complete(next(epochs))
 
     def _taught(
         self, cell: Cell, dataset: Dataset, device: torch.device, fleet: Fleet | None
@@ -266,10 +252,6 @@ class Ways:
             figures["record_bytes"] = cache.path(name, 0).stat().st_size / cache.count
             figures["record_bytes_computed"] = key.row_bytes
         return figures
-
-    @property
-    def _outputs(self) -> OutputSettings:
-        return OutputSettings(store=self.folder / "outputs")
 
     def _teachers(self, count: int) -> dict[str, Path]:
         return dict(list(self.checkpoints.items())[:count])

@@ -166,11 +166,7 @@ def workloads(quick: bool) -> dict[str, Workload]:
 
 
 def cells_of_gpu(
-    batch_sizes: tuple[int, ...],
-    forward: int,
-    graphs: tuple[int, ...] = (),
-    ensembles: tuple[int, int] = (10, 50),
-    hosted: int = 4,
+    batch_sizes: tuple[int, ...], forward: int, graphs: tuple[int, ...] = ()
 ) -> tuple[Cell, ...]:
     """The rows of a number of classes, in order.
 
@@ -178,17 +174,15 @@ def cells_of_gpu(
         batch_sizes: B of students, each.
         forward: B of a teacher's forward passes.
         graphs: batch sizes at which steps are replayed as CUDA graphs, too.
-        ensembles: teachers in the cache, fewer and more.
-        hosted: teachers that answer live.
     """
-    cells, (few, many) = [], ensembles
+    cells = []
     for size in batch_sizes:
         cells += [Cell("arithmetic alone", 0, size), Cell("hand-written", 0, size)]
-        cells += [Cell("labels", 0, size), Cell("cache", few, size), Cell("cache", many, size)]
+        cells += [Cell("labels", 0, size), Cell("cache", 10, size), Cell("cache", 50, size)]
         if size in graphs:
             cells.append(Cell("labels", 0, size, "cuda_graphs"))
-            cells.append(Cell("cache", few, size, "cuda_graphs"))
-        cells.append(Cell("live", hosted, size))
+            cells.append(Cell("cache", 10, size, "cuda_graphs"))
+        cells.append(Cell("live", 4, size))
     return (*cells, Cell("teacher's forward", 0, forward), Cell("recording", 1, forward))
 
 
