@@ -1,4 +1,4 @@
-"""Files that may be missing, damaged or of another kind: read and checked, in one place."""
+"""Files that may be missing, damaged or of another kind: read and checked, and written whole."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import functools
 import json
 import os
 import stat
-from collections.abc import Hashable
+import uuid
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -77,6 +79,29 @@ def checked(kind: type[Read], values: Any) -> Read:
         raise DamagedError(f"{where}: {first['msg']}" if where else first["msg"]) from None
     except RecursionError as error:
         raise DamagedError(in_a_line(error)) from None
+
+
+@contextmanager
+def replacing(path: Path, *, parents: bool = True) -> Iterator[Path]:
+    """A file appears whole or not at all, with several writers too.
+
+    Nothing waits for the disk: what a power cut leaves damaged, its reader has to find out.
+
+    Args:
+        path: the file that a reader sees.
+        parents: its folder is made where it is missing.
+
+    Yields:
+        A hidden path beside it, which takes its place when the block ends well.
+    """
+    if parents:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        yield draft
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def in_a_line(error: BaseException) -> str:

@@ -13,8 +13,8 @@ import torch
 from rich.console import Console
 
 from agrekd_ray.bench import command, plan
+from agrekd_ray.bench.by_hand import NaiveTrainer
 from agrekd_ray.bench.command import bench
-from agrekd_ray.bench.naive import NaiveTrainer
 from agrekd_ray.bench.report import Report, report_on
 from agrekd_ray.bench.workloads import WAYS, Cell, workloads
 from agrekd_ray.capacity.costs import Times
@@ -72,11 +72,9 @@ def shown(report: Report) -> str:
 def test_workloads_can_be_made(quick: bool) -> None:
     for name, workload in workloads(quick).items():
         assert workload.name == name
-        assert workload.cells[0] == Cell("plain")
+        assert workload.cells[0] == Cell("plain", 0, workload.batch_size)
         assert {cell.way for cell in workload.cells} <= set(WAYS)
-        ways = [cell.way for cell in workload.cells]
-        if "replay" in ways:  # it reads what was recorded in the same round
-            assert ways.index("record") < ways.index("replay")
+        assert {cell.batch_size for cell in workload.cells} == {workload.batch_size}
 
 
 def test_the_yardstick_follows_the_weighted_loss(make_job: Any) -> None:
@@ -120,8 +118,8 @@ def test_every_way_is_measured(
 ) -> None:
     """A tiny workload, with a real process and real fleets."""
     small = workloads(True)["small"]
-    cells = tuple(Cell(way, 0 if way == "plain" else 2) for way in WAYS)
-    tiny = dataclasses.replace(small, cells=cells, batch_size=20, steps=3, backbones=2)
+    cells = tuple(Cell(way, 0 if way == "plain" else 2, 20) for way in WAYS)
+    tiny = dataclasses.replace(small, cells=cells, samples=60)
     monkeypatch.setattr(command, "workloads", lambda quick: {"small": tiny})
     figures = figures_of("small", 2, tmp_path)
     assert [cell["way"] for cell in figures["cells"]] == list(WAYS)

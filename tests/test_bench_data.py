@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from agrekd_ray.bench.data import SIDE, measured, write_pictures
+from agrekd_ray.bench.data import SIDE, measured
+from agrekd_ray.bench.pictures import pictures
 from agrekd_ray.bench.report import report_on
 
 
 def test_the_real_loader_is_measured(tmp_path: Path) -> None:
-    write_pictures(tmp_path / "pictures.parquet", 600)
-    found = measured(tmp_path, 2)
+    found = measured(pictures(tmp_path, 600, SIDE, SIDE), 2)
     assert found["samples"] == 600
     assert found["bytes"] == 600 * 3 * SIDE * SIDE
     assert found["read"] == 300

@@ -13,42 +13,44 @@ import pytest
 import torch
 from rich.console import Console
 
-from agrekd_ray.bench import gpu
+from agrekd_ray.bench import command, harness
+from agrekd_ray.bench.by_hand import ResidentLoop
 from agrekd_ray.bench.command import bench
 from agrekd_ray.bench.harness import Sampled
 from agrekd_ray.bench.report import report_on
-from agrekd_ray.bench.resident import ResidentLoop
+from agrekd_ray.bench.workloads import GPU_SMALL, cells_of_gpu
 from agrekd_ray.models import Model, build
 
 from .shared import flat_parameters
 
-TINY = dataclasses.replace(
-    gpu.ON_CPU, pictures=80, batch_sizes=(4, 8), classes=(5,), ensembles=(2, 3), hosted=2
-)
+TINY = dataclasses.replace(GPU_SMALL, samples=40, classes=5, cells=cells_of_gpu((4, 8), 64))
 
 
 def test_every_row_is_measured(
     ray_session: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(gpu, "ON_CPU", TINY)
+    monkeypatch.setattr(command, "GPU_SMALL", TINY)
     shown = StringIO()
     bench(["gpu"], 2, True, tmp_path / "bench.json", Console(file=shown, width=140))
     (figures,) = json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))["workloads"]
     rows = figures["summary"]
     taught = {
-        (way, batch_size, 5, teachers)
+        (way, batch_size, classes, teachers)
+        for classes in (2, 5)
         for batch_size in (4, 8)
         for way, teachers in (
             ("arithmetic alone", 0),
             ("hand-written", 0),
             ("labels", 0),
-            ("cache", 2),
-            ("cache", 3),
-            ("live", 2),
+            ("cache", 10),
+            ("cache", 50),
+            ("live", 4),
         )
     }
     asked = {
-        (way, 64, 5, teachers) for way, teachers in (("teacher's forward", 0), ("recording", 1))
+        (way, 64, classes, teachers)
+        for classes in (2, 5)
+        for way, teachers in (("teacher's forward", 0), ("recording", 1))
     }
     key = ("way", "batch_size", "classes", "teachers")
     assert sorted(tuple(row[name] for name in key) for row in rows) == sorted(taught | asked)
@@ -64,9 +66,9 @@ def test_every_row_is_measured(
     for words in ("hand-written", "recording", "live", "GPU, %", "cnn on CPU"):
         assert words in shown.getvalue()
     found = figures["conclusions"]
-    assert "cache / hand-written, B 8, 5 classes, 3 teachers" in found
+    assert "cache / hand-written, B 8, 5 classes, 50 teachers" in found
     assert "recording / teacher's forward, B 64, 5 classes" in found
-    assert len(found) == len(rows) - 2 - 1  # not what others are held against
+    assert len(found) == len(rows) - 2 * 3  # not what others are held against
 
 
 def test_ratios_are_those_of_medians_and_graphs_are_named() -> None:
@@ -136,7 +138,7 @@ def test_a_value_is_read_while_a_block_runs() -> None:
     with Sampled(lambda: 7, 0.001) as sampled:
         pass
     assert set(sampled.values) == {7}
-    with Sampled(lambda: gpu._busy(torch.device("cpu")), 0.001) as busy:
+    with Sampled(lambda: harness._busy(torch.device("cpu")), 0.001) as busy:
         pass
     assert busy.values == []  # without a GPU nothing is said of its use
 
@@ -149,7 +151,7 @@ def test_the_drivers_program_is_asked_for_the_card(
     program.write_text(f"#!/bin/sh\necho \"$@\" >> {tmp_path}/asked\nprintf '{told}'\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    assert gpu._asked("1-2-3") == percent
+    assert harness._asked("1-2-3") == percent
     assert "--id=GPU-1-2-3" in (tmp_path / "asked").read_text()
     monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
-    assert gpu._asked("1-2-3") is None
+    assert harness._asked("1-2-3") is None

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from agrekd_ray.files import checked
 from agrekd_ray.report import style
-from agrekd_ray.report.search import publish_files, write_trials
+from agrekd_ray.report.search import publish_search, write_trials
 from agrekd_ray.results import Epoch, Metrics, StudentResult
 from agrekd_ray.results.search import (
     DEFAULT,
@@ -225,7 +225,7 @@ def test_the_pictures_of_a_search_mark_what_it_chose(
     winner = best(trials, "worst_group")
     assert winner is not None
     result = SearchResult("s", str(tmp_path), "worst_group", winner.number, trials)
-    publish_files(tmp_path, result)
+    publish_search(tmp_path, result)
     for name in ("parameter_effects", "parallel_coordinates", "trial_history"):
         assert "the winner by worst_group" in said[name]
         assert "best on test" not in said[name]

@@ -7,6 +7,7 @@ import os
 import platform
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from agrekd_ray.bench.report import report_on
-from agrekd_ray.bench.workloads import DATA, GPU, PLAN, SEARCH, workloads
+from agrekd_ray.bench.workloads import GPU, GPU_SMALL, workloads
 from agrekd_ray.cluster.environment import prepare
 from agrekd_ray.errors import RunError
 from agrekd_ray.experiment.display import Display
@@ -37,35 +38,37 @@ def bench(
         RunError: an unknown workload, a file that cannot be written, or a part that failed.
     """
     by_steps = workloads(quick)
-    known = [*by_steps, DATA, GPU, PLAN, *([] if quick else [SEARCH])]
+    known = [*by_steps, "data", "gpu", "plan", *([] if quick else ["search"])]
     if wrong := [name for name in names if name not in known]:
-        slow = [name for name in wrong if quick and name in (SEARCH, "resnet")]
+        slow = [name for name in wrong if quick and name in ("search", "resnet")]
         hint = f" ({slow[0]} is not quick)" if slow else ""
         raise RunError(f"unknown workload {wrong[0]!r}{hint}; known: {', '.join(known)}.")
     if json_file is not None and not json_file.absolute().parent.is_dir():
         raise RunError(f"{json_file}: its folder does not exist; nothing was measured.")
     prepare(starts_cluster=True)
     # These import Ray, which reads the environment.
+    import ray
+
     from agrekd_ray.bench.data import measure_data
-    from agrekd_ray.bench.gpu import measure_gpu
     from agrekd_ray.bench.plan import measure_plan
     from agrekd_ray.bench.search import measure_search
-    from agrekd_ray.bench.steps import measure_steps
+    from agrekd_ray.bench.ways import measure
     from agrekd_ray.cluster.session import RaySession
 
-    others: dict[str, Callable[[Display], dict[str, Any]]] = {
-        DATA: partial(measure_data, repeats, quick),
-        GPU: partial(measure_gpu, repeats, quick),
-        PLAN: partial(measure_plan, repeats, quick),
-        SEARCH: partial(measure_search, repeats),
+    def measure_gpu(display: Display) -> dict[str, Any]:
+        gpus = 0.4 if ray.cluster_resources().get("GPU", 0) > 0 else 0
+        most = replace(GPU if gpus and not quick else GPU_SMALL, gpus=gpus)
+        return measure([replace(most, classes=2), most], repeats, display)
+
+    measures: dict[str, Callable[[Display], dict[str, Any]]] = {
+        **{name: partial(measure, [workload], repeats) for name, workload in by_steps.items()},
+        "data": partial(measure_data, repeats, quick),
+        "gpu": measure_gpu,
+        "plan": partial(measure_plan, repeats, quick),
+        "search": partial(measure_search, repeats),
     }
     with Display(console) as display, closing(RaySession(None, 2, display.note)):
-        measured = [
-            others[name](display)
-            if name in others
-            else measure_steps(by_steps[name], repeats, display)
-            for name in names or known
-        ]
+        measured = [measures[name](display) for name in names or known]
     reports = [report_on(figures) for figures in measured]
     for report in reports:
         report.show(console)

@@ -1,47 +1,41 @@
-"""What workloads share: teaching, a process of their own, its progress, and readings meanwhile."""
+"""What workloads share: time, memory and use of a device, a process of their own."""
 
 from __future__ import annotations
 
+import statistics
+import subprocess
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Generic, Self, TypeVar
+from typing import Any, Self, TypeVar
 
-import numpy as np
 import ray
+import torch
 from ray.exceptions import RayError
 
-from agrekd_ray.cluster.channel import Channel, plain_error
-from agrekd_ray.cluster.events import Emit, Event, Notice
-from agrekd_ray.data import Dataset
-from agrekd_ray.distillation import DistillationSpec, Replay
+from agrekd_ray.bench.workloads import Cell
+from agrekd_ray.cluster.channel import plain_error
 from agrekd_ray.experiment.display import Display
-from agrekd_ray.experiment.listener import Listener
-from agrekd_ray.logits import LogitsCache, OutputSettings
 
 PREFIX = "agrekd-bench-"
 """Of the temporary folders."""
-TEMPERATURE = 4.0
-"""Of every student's distillation."""
 VALUE = TypeVar("VALUE")
 
 
-def in_own_process(
-    measured: Callable[..., VALUE], *arguments: object, cpus: float = 0, gpus: float = 0
-) -> VALUE:
+def in_own_process(measured: Callable[..., VALUE], *arguments: object) -> VALUE:
     """Call a function in a process that ends with it: no memory that it leaves is the next one's.
 
     Args:
         measured: the function; it and its arguments travel.
         *arguments: that it is called with.
-        cpus: logical CPUs that Ray counts for the process.
-        gpus: share of a GPU that it has.
 
     Raises:
         AgrekdError: it failed.
     """
-    task = ray.remote(max_calls=1, max_retries=0, num_cpus=cpus, num_gpus=gpus)(measured)
+    task = ray.remote(max_calls=1, max_retries=0, num_cpus=0)(measured)
     try:
         value: VALUE = ray.get(task.remote(*arguments))
     except RayError as error:
@@ -49,47 +43,39 @@ def in_own_process(
     return value
 
 
-def agre_kd(names: tuple[str, ...]) -> DistillationSpec:
-    """How some teachers teach, of whom the first is the biased model."""
-    return DistillationSpec("agre_kd", names, names[0], TEMPERATURE)
-
-
-def random_records(
-    folder: Path, checkpoints: Mapping[str, Path], dataset: Dataset, views: int
-) -> Replay:
-    """Record random logits: costs do not depend on them.
+def in_turn(
+    works: Mapping[Cell, Callable[[], int]], repeats: int, display: Display, device: torch.device
+) -> list[dict[str, Any]]:
+    """Do what some cells are, one after the other, as often as asked and once before to warm up.
 
     Args:
-        folder: of the records, among which may be some already.
-        checkpoints: folders of the teachers, by name.
-        dataset: on which they teach.
-        views: as many, from the first.
+        works: each computes some pictures, and says how many.
+        repeats: that count.
+        display: is told of each.
+        device: that is used.
 
     Returns:
-        What replays them.
+        For each cell what it is; `images` of a repeat; `seconds` of each repeat; `utilisation` of
+        the GPU meanwhile, in percent, None where nothing tells; memory afterwards that is not a
+        mapped file in `anonymous_bytes`; most of the GPU's in `bytes`, without one the same.
     """
-    settings = OutputSettings(store=folder)
-    cache = LogitsCache(settings, checkpoints, dataset, "float32")
-    shape = (cache.count, len(dataset.classes))
-    for number, (name, view) in enumerate(cache.missing(range(views))):
-        cache.write(name, view, np.random.default_rng(number).normal(0, 3, shape).astype("f4"))
-    return Replay(settings, checkpoints, "float32", None)
-
-
-@contextmanager
-def progress(display: Display) -> Iterator[Emit]:
-    """While the block runs, a notice from any process moves the progress line on."""
-    channel = Channel()
-
-    def advance(event: Event) -> None:
-        if isinstance(event, Notice):
-            display.advance(event.text)
-
-    try:
-        with Listener(channel, [advance]):
-            yield channel.emit
-    finally:
-        channel.close()
+    rows: list[dict[str, Any]] = [{**asdict(cell), "seconds": []} for cell in works]
+    percents: list[list[float]] = [[] for _ in works]
+    for repeat in range(repeats + 1):
+        for (cell, work), row, used in zip(works.items(), rows, percents, strict=True):
+            with Sampled(partial(_busy, device), 0.1) as busy:
+                began = time.perf_counter()
+                row["images"] = work()
+                took = time.perf_counter() - began
+            if repeat:
+                row["seconds"].append(took)
+                used += busy.values
+            row["utilisation"] = statistics.mean(used) if used else None
+            row["bytes"] = row["anonymous_bytes"] = anonymous_bytes()
+            if device.type == "cuda":
+                row["bytes"] = torch.cuda.max_memory_allocated(device)
+            display.advance(str(cell))
+    return rows
 
 
 def anonymous_bytes() -> int:
@@ -101,19 +87,19 @@ def anonymous_bytes() -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon")), 0)
 
 
-class Sampled(Generic[VALUE]):
-    """Reads a value again and again in a thread while the block runs, once at least.
+class Sampled:
+    """Reads a number again and again in a thread while the block runs, once at least.
 
     Args:
-        read: the value; None, where nothing can be read, ends it.
+        read: the number; None, where nothing can be read, ends it.
         pause: seconds between two readings.
 
     Attributes:
         values: that were read.
     """
 
-    def __init__(self, read: Callable[[], VALUE | None], pause: float) -> None:
-        self.values: list[VALUE] = []
+    def __init__(self, read: Callable[[], float | None], pause: float) -> None:
+        self.values: list[float] = []
         self._read, self._pause = read, pause
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -131,3 +117,20 @@ class Sampled(Generic[VALUE]):
             self.values.append(value)
             if self._over.wait(self._pause):
                 return
+
+
+def _busy(device: torch.device) -> float | None:
+    """Share of the last moment, in percent, in which a GPU computed; None where nobody knows."""
+    if device.type != "cuda":
+        return None
+    return _asked(str(torch.cuda.get_device_properties(device).uuid))
+
+
+def _asked(uuid: str) -> float | None:
+    """The same, as the driver's own program says it."""
+    asked = "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", f"--id=GPU-{uuid}"
+    try:
+        printed = subprocess.run(["nvidia-smi", *asked], capture_output=True, encoding="utf-8")
+        return float(printed.stdout)
+    except (OSError, ValueError):
+        return None

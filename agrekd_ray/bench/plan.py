@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import os
 import statistics
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from agrekd_ray.bench.harness import PREFIX
-from agrekd_ray.bench.steps import measure_steps
-from agrekd_ray.bench.workloads import PLAN, Cell, Workload
+from agrekd_ray.bench.ways import measure
+from agrekd_ray.bench.workloads import Workload, of_delay
 from agrekd_ray.capacity.costs import Costs, Times
 from agrekd_ray.capacity.forecast import forecast
 from agrekd_ray.capacity.measure import (
@@ -28,10 +26,8 @@ from agrekd_ray.capacity.measure import (
 )
 from agrekd_ray.capacity.placing import Machines
 from agrekd_ray.capacity.size import NAME, JobSize
-from agrekd_ray.cluster.fleet_settings import FleetSettings
 from agrekd_ray.data import TRAIN, open_dataset
 from agrekd_ray.experiment.display import Display
-from agrekd_ray.models import Model
 
 SHAPES = ((50, 8, 2), (5, 8, 2), (5, 4, 0))
 """Fleets: the teachers' delay in ms, backbones of an actor at most, batches of look-ahead."""
@@ -40,19 +36,9 @@ COUNTS = (1, 2, 4, 8, 16, 32)
 
 def fleet_workload(delay: int, hosted: int, ahead: int, quick: bool) -> Workload:
     """The live cells of one shape of fleet, and the student alone."""
-    counts = tuple(count for count in COUNTS if count <= 8 or not quick)
-    return Workload(
-        name=f"plan: {delay} ms, {hosted} an actor, look-ahead {ahead}",
-        student=Model(name="cnn"),
-        teacher=Model(name="delayed", args={"milliseconds": delay}),
-        batch_size=64,
-        steps=10 if quick else 20,
-        backbones=max(counts),
-        cells=(Cell("plain"), *(Cell("live", count) for count in counts)),
-        fleet=FleetSettings(backbones_per_actor=hosted, concurrent=hosted, look_ahead=ahead),
-        threads=1,
-        look_ahead=ahead,
-    )
+    name = f"plan: {delay} ms, {hosted} an actor, look-ahead {ahead}"
+    teachers = tuple(count for count in COUNTS if count <= 8 or not quick)
+    return of_delay(name, (delay, hosted, ahead), teachers, quick)
 
 
 def measure_plan(repeats: int, quick: bool, display: Display) -> dict[str, Any]:
@@ -68,11 +54,12 @@ def measure_plan(repeats: int, quick: bool, display: Display) -> dict[str, Any]:
         for shape in SHAPES:
             workload = fleet_workload(*shape, quick)
             before = calibrated(workload, between)
-            figures = measure_steps(workload, repeats, display)
+            figures = measure([workload], repeats, display)
             # Before and after, so that both see the same machine.
             around = _mean(before, calibrated(workload, between))
-            fleets.append(_compared(workload, around, figures))
-    return {"workload": PLAN, "fleets": fleets}
+            about = zip(("delay_ms", "backbones_per_actor", "look_ahead"), shape, strict=True)
+            fleets.append({**dict(about), **_compared(workload, around, figures)})
+    return {"workload": "plan", "fleets": fleets}
 
 
 def _mean(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
@@ -87,24 +74,21 @@ def calibrated(
     workload: Workload, between: Callable[[Costs, int], dict[str, float]]
 ) -> dict[str, Any]:
     """What a forecast is made from, but for the student's step; taken here and now."""
-    with tempfile.TemporaryDirectory(prefix=PREFIX) as folder:
-        dataset = open_dataset(workload.data(Path(folder)))
-        ids = dataset.splits[TRAIN][: workload.batch_size]
-        reading = reading_ms(dataset, ids)
-        _, busy = forward_times(workload.teacher, dataset, ids)
+    dataset = open_dataset(workload.data(Path()))
+    ids = dataset.splits[TRAIN][: workload.batch_size]
     costs = weighing_costs((STRATEGY,))
     costs |= between(Costs.model_validate(costs), workload.batch_size)
     return {
         "forward_ms": workload.teacher.args["milliseconds"],
-        "forward_busy": busy,
-        "inputs_ms": reading,
+        "forward_busy": forward_times(workload.teacher, dataset, ids)[1],
+        "inputs_ms": reading_ms(dataset, ids),
         "costs": costs,
     }
 
 
 def size_of(workload: Workload, teachers: int) -> JobSize:
     """A cell as the planner sees it; its teachers are spread over the actors that there are."""
-    actors = -(-workload.most // workload.fleet.backbones_per_actor)
+    actors = -(-max(workload.counts("live")) // workload.fleet.backbones_per_actor)
     return JobSize(
         strategies=(STRATEGY,),
         plain=0,
@@ -115,12 +99,12 @@ def size_of(workload: Workload, teachers: int) -> JobSize:
         backbones=teachers,
         batch=workload.batch_size,
         workers=1,
-        classes=10,
-        samples=workload.batch_size * workload.steps,
+        classes=workload.classes,
+        samples=workload.samples,
         evaluated=0,
         epochs=1,
         views=1,
-        look_ahead=workload.look_ahead,
+        look_ahead=workload.fleet.look_ahead,
         backbones_per_actor=-(-teachers // min(teachers, actors)),
         concurrent=workload.fleet.concurrent,
         records=False,
@@ -130,15 +114,15 @@ def size_of(workload: Workload, teachers: int) -> JobSize:
 def _compared(
     workload: Workload, calibration: dict[str, Any], figures: dict[str, Any]
 ) -> dict[str, Any]:
-    """The cells of one shape of fleet, each forecast from the calibration and as measured."""
-    step_ms = {
-        (cell["way"], cell["teachers"]): 1e3 * statistics.median(cell["seconds"]) / figures["steps"]
+    """The live cells, each forecast from the calibration and as measured, and the calibration."""
+    alone, *live = (
+        (cell["teachers"], 1e3 * statistics.median(cell["seconds"]) / workload.steps)
         for cell in figures["cells"]
-    }
-    times = Times.model_validate({**calibration, "step_ms": step_ms.pop(("plain", 0))})
+    )
+    times = Times.model_validate({**calibration, "step_ms": alone[1]})
     machines = Machines(cpus=os.cpu_count() or 1)
     cells = []
-    for (_, teachers), measured in step_ms.items():
+    for teachers, measured in live:
         size = size_of(workload, teachers)
         expected = forecast(size, machines, times)
         cells.append(
@@ -151,10 +135,4 @@ def _compared(
                 "bottleneck": expected.step["bottleneck"],
             }
         )
-    return {
-        "delay_ms": workload.teacher.args["milliseconds"],
-        "backbones_per_actor": workload.fleet.backbones_per_actor,
-        "look_ahead": workload.look_ahead,
-        "times": times.model_dump(),
-        "cells": cells,
-    }
+    return {"times": times.model_dump(), "cells": cells}

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
-from agrekd_ray.bench.workloads import BY_HAND, DATA, FORWARD, GPU, PLAN, RECORDING, SEARCH
-from agrekd_ray.terminal import say, show_table
+from agrekd_ray.report.tables import Table, numbers, show, words
+from agrekd_ray.terminal import say
 
 Figures = dict[str, Any]
-Rows = list[dict[str, Any]]
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -23,31 +24,33 @@ class Report:
 
     Attributes:
         title: above the tables.
-        columns: their names.
-        summary: a row of numbers for each row of the tables, or for each fleet.
-        tables: heading, which may be empty, and rows of texts.
+        columns: their headers, and what they show of a row.
+        summary: a row for each row of the tables, or for each fleet.
         conclusions: what the figures come to, by name; ratios of medians.
         notes: below the tables.
+        tables: headings, which may be empty, and rows; None for one table of the summary.
         left: columns that stand on the left.
     """
 
     title: str
-    columns: tuple[str, ...]
-    summary: Rows
-    tables: Sequence[tuple[str, Sequence[tuple[str, ...]]]]
-    conclusions: dict[str, float]
-    notes: list[str] = field(default_factory=list)
+    columns: Mapping[str, Callable[[Row], str]]
+    summary: Sequence[Row]
+    conclusions: Mapping[str, float]
+    notes: Sequence[str] = ()
+    tables: Mapping[str, Sequence[Row]] | None = None
     left: int = 1
 
     def show(self, console: Console) -> None:
         """Print it."""
         say(console, f"\n{self.title}")
-        for heading, rows in self.tables:
-            if heading:
-                say(console, f"\n{heading}")
-            show_table(console, self.columns, rows, self.left)
-        for note in self.notes:
-            say(console, note)
+        for heading, rows in (self.tables or {"": self.summary}).items():
+            say(console, f"\n{heading}" if heading else "")
+            columns = [
+                (words if number < self.left else numbers)(header, header, map(text, rows))
+                for number, (header, text) in enumerate(self.columns.items())
+            ]
+            show(Table("", columns), console)
+        say(console, "\n".join(["", *self.notes]))
 
 
 def report_on(figures: Figures) -> Report:
@@ -55,50 +58,38 @@ def report_on(figures: Figures) -> Report:
     return _REPORTS.get(figures["workload"], _on_steps)(figures)
 
 
-def _spread(values: Sequence[float]) -> dict[str, float]:
+def _spread(values: np.ndarray) -> dict[str, float]:
     """Median, smallest and largest."""
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+    return {name: float(getattr(np, name)(values)) for name in ("median", "min", "max")}
 
 
-def _words(spread: dict[str, float], digits: int) -> str:
+def _in_words(spread: Mapping[str, float], digits: int) -> str:
     """`median (smallest … largest)`, with so many digits after the point."""
     low, middle, high = (f"{spread[name]:,.{digits}f}" for name in ("min", "median", "max"))
     return f"{middle} ({low} … {high})"
 
 
-def _lines(conclusions: dict[str, float]) -> list[str]:
+def _medians(figures: Figures, what: str) -> str:
+    repeats = len(figures["cells"][0]["seconds"])
+    return f"median (smallest … largest) of {repeats} {what}"
+
+
+def _lines(conclusions: Mapping[str, float]) -> list[str]:
     return [f"{name}: {value:.3f}" for name, value in conclusions.items()]
 
 
-def _ratios(figures: Figures, cell: dict[str, Any]) -> dict[str, float]:
-    """A cell's seconds over those of `plain`, repeat by repeat."""
-    plain = next(cell["seconds"] for cell in figures["cells"] if cell["way"] == "plain")
-    return _spread([mine / base for mine, base in zip(cell["seconds"], plain, strict=True)])
+def _beside_plain(figures: Figures) -> list[Row]:
+    """The cells, each with its seconds over those of `plain`, the first one, repeat by repeat."""
+    plain = np.array(figures["cells"][0]["seconds"])
+    return [{**cell, "ratio": _spread(cell["seconds"] / plain)} for cell in figures["cells"]]
 
 
 def _on_steps(figures: Figures) -> Report:
     """Ways of teaching: milliseconds a step, and the ratio to `plain`."""
-    summary = [
-        {
-            "way": cell["way"],
-            "teachers": cell["teachers"],
-            "step_ms": _spread([1000 * one / figures["steps"] for one in cell["seconds"]]),
-            "ratio": _ratios(figures, cell),
-            "anonymous_bytes": cell["anonymous_bytes"],
-        }
-        for cell in figures["cells"]
-    ]
-    rows = [
-        (
-            row["way"],
-            str(row["teachers"] or "-"),
-            _words(row["step_ms"], 0 if row["step_ms"]["median"] >= 100 else 1),
-            _words(row["ratio"], 2),
-            f"{row['anonymous_bytes'] / 1e6:.0f}",
-        )
-        for row in summary
-    ]
-    conclusions = _step_ratios(figures, summary)
+    rows = _beside_plain(figures)
+    for row in rows:
+        row["step_ms"] = _spread(1000 * np.array(row["seconds"]) / figures["steps"])
+    conclusions = _step_ratios(figures, rows)
     notes = _lines(conclusions)
     if memory := figures.get("replay_memory"):
         sizes = ", ".join(f"{size / 1e6:.0f} MB at {m} teachers" for m, size in memory)
@@ -115,18 +106,25 @@ def _on_steps(figures: Figures) -> Report:
         )
     return Report(
         f"{figures['workload']}: batches of {figures['batch_size']}, {figures['steps']} steps an "
-        f"epoch, median (smallest … largest) of {len(figures['cells'][0]['seconds'])} epochs",
-        ("Way", "Teachers", "ms a step", "× plain", "Memory, MB"),
-        summary,
-        [("", rows)],
+        f"epoch, {_medians(figures, 'epochs')}",
+        {
+            "Way": lambda row: row["way"],
+            "Teachers": lambda row: str(row["teachers"] or "-"),
+            "ms a step": lambda row: _in_words(
+                row["step_ms"], 1 if row["step_ms"]["median"] < 100 else 0
+            ),
+            "× plain": lambda row: _in_words(row["ratio"], 2),
+            "Memory, MB": lambda row: f"{row['anonymous_bytes'] / 1e6:.0f}",
+        },
+        rows,
         conclusions,
         notes,
     )
 
 
-def _step_ratios(figures: Figures, summary: Rows) -> dict[str, float]:
+def _step_ratios(figures: Figures, rows: Sequence[Row]) -> dict[str, float]:
     ratios: dict[str, float] = {}
-    step = {(row["way"], row["teachers"]): row["step_ms"]["median"] for row in summary}
+    step = {(row["way"], row["teachers"]): row["step_ms"]["median"] for row in rows}
     plain = step["plain", 0]
     for (way, teachers), ms in step.items():
         local, naive, replay = (step.get((w, teachers)) for w in ("local", "naive", "replay"))
@@ -149,47 +147,33 @@ def _step_ratios(figures: Figures, summary: Rows) -> dict[str, float]:
 
 def _on_search(figures: Figures) -> Report:
     """Searches: seconds of all trials, and the ratio to `plain`."""
-    summary = [
-        {"way": cell["way"], "seconds": _spread(cell["seconds"]), "ratio": _ratios(figures, cell)}
-        for cell in figures["cells"]
-    ]
-    median = {row["way"]: row["seconds"]["median"] for row in summary}
+    rows = [{**row, "seconds": _spread(row["seconds"])} for row in _beside_plain(figures)]
+    plain, search = (row["seconds"]["median"] for row in rows)
     return Report(
         f"search: {figures['trials']} trials of {figures['epochs']} epochs, none stopped early, "
-        f"{figures['teachers']} recorded teachers, median (smallest … largest) of "
-        f"{len(figures['cells'][0]['seconds'])} searches",
-        ("Way", "seconds", "× plain"),
-        summary,
-        [("", [(r["way"], _words(r["seconds"], 1), _words(r["ratio"], 2)) for r in summary])],
-        {f"search / plain, {figures['trials']} trials": median["search"] / median["plain"]},
+        f"{figures['teachers']} recorded teachers, {_medians(figures, 'searches')}",
+        {
+            "Way": lambda row: row["way"],
+            "seconds": lambda row: _in_words(row["seconds"], 1),
+            "× plain": lambda row: _in_words(row["ratio"], 2),
+        },
+        rows,
+        {f"search / plain, {figures['trials']} trials": search / plain},
     )
 
 
 def _on_data(figures: Figures) -> Report:
     """Sets of pictures: how long opening takes, pictures a second, and memory."""
-    summary = [
+    rows = [
         {
-            "samples": cell["samples"],
-            "open_seconds": cell["open_seconds"],
+            **cell,
             "prepared_a_second": cell["samples"] / cell["prepare_seconds"],
-            "read_a_second": _spread([cell["read"] / seconds for seconds in cell["read_seconds"]]),
-            "bytes": cell["bytes"],
-            "anonymous_bytes": cell["anonymous_bytes"],
+            "read_a_second": _spread(cell["read"] / np.array(cell["read_seconds"])),
             "grown_bytes": cell["anonymous_bytes"] - cell["idle_bytes"],
         }
         for cell in figures["cells"]
     ]
-    rows = [
-        (
-            f"{row['samples']:,}",
-            f"{row['open_seconds']:.2f}",
-            f"{row['prepared_a_second']:,.0f}",
-            f"{row['read_a_second']['median']:,.0f}",
-            *(f"{row[key] / 1e6:.0f}" for key in ("bytes", "anonymous_bytes", "grown_bytes")),
-        )
-        for row in summary
-    ]
-    few, many = summary
+    few, many = rows
     name = f"memory / memory, {many['samples'] / few['samples']:.0f} times as many pictures"
     conclusions = {name: many["grown_bytes"] / few["grown_bytes"]}
     side = figures["side"]
@@ -197,16 +181,20 @@ def _on_data(figures: Figures) -> Report:
         f"data: JPEGs inside Parquet, {side} × {side} pixels once they are prepared, read in "
         f"random batches of {figures['batch_size']}; memory is the peak of the process, without "
         "mapped files",
-        ("Pictures", "Open, s", "Prepared / s", "Read / s", "Disk, MB", "Memory, MB", "Growth"),
-        summary,
-        [("", rows)],
+        {
+            "Pictures": lambda row: f"{row['samples']:,}",
+            "Open, s": lambda row: f"{row['open_seconds']:.2f}",
+            "Prepared / s": lambda row: f"{row['prepared_a_second']:,.0f}",
+            "Read / s": lambda row: f"{row['read_a_second']['median']:,.0f}",
+            "Disk, MB": lambda row: f"{row['bytes'] / 1e6:.0f}",
+            "Memory, MB": lambda row: f"{row['anonymous_bytes'] / 1e6:.0f}",
+            "Growth": lambda row: f"{row['grown_bytes'] / 1e6:.0f}",
+        },
+        rows,
         conclusions,
         _lines(conclusions),
         left=0,
     )
-
-
-_GPU_KEY = ("way", "batch_size", "classes", "teachers", "compile")
 
 
 def _on_gpu(figures: Figures) -> Report:
@@ -215,97 +203,87 @@ def _on_gpu(figures: Figures) -> Report:
     Each is held against the loop written by hand, with the same batches and classes; recording
     against the teacher's forward passes.
     """
-    rates = {
-        tuple(cell[name] for name in _GPU_KEY): _spread(
-            [cell["images"] / one for one in cell["seconds"]]
-        )
-        for cell in figures["cells"]
-    }
-    summary: Rows = []
-    conclusions = {}
-    tables: dict[int, list[tuple[str, ...]]] = {}
-    for cell, (key, rate) in zip(figures["cells"], rates.items(), strict=True):
-        way, batch_size, classes, teachers, how = key
-        limit = FORWARD if way in (FORWARD, RECORDING) else BY_HAND
-        ratio = rate["median"] / rates[limit, batch_size, classes, 0, "off"]["median"]
-        about = dict(zip(_GPU_KEY, key, strict=True))
-        reached = {"images_a_second": rate, "against": limit, "ratio": ratio}
-        meanwhile = {name: cell[name] for name in ("utilisation", "bytes")}
-        summary.append({**about, **reached, **meanwhile})
-        compiled = "" if how == "off" else f", {how.replace('cuda_graphs', 'CUDA graphs')}"
-        if way != limit:
-            of_teachers = f", {teachers} teachers" if teachers > 1 else ""
-            setting = f"B {batch_size}, {classes} classes{of_teachers}{compiled}"
-            conclusions[f"{way} / {limit}, {setting}"] = ratio
-        tables.setdefault(classes, []).append(
-            (
-                way + compiled,
-                str(batch_size),
-                str(teachers or "-"),
-                _words(rate, 0),
-                f"{ratio:.2f}",
-                "-" if cell["utilisation"] is None else f"{cell['utilisation']:.0f}",
-                f"{cell['bytes'] / 1e6:,.0f}",
-            )
-        )
+    rows, conclusions = [], {}
+    rates = [_spread(cell["images"] / np.array(cell["seconds"])) for cell in figures["cells"]]
+    settings = [f"B {cell['batch_size']}, {cell['classes']} classes" for cell in figures["cells"]]
+    measured = list(zip(figures["cells"], rates, settings, strict=True))
+    medians = {(cell["way"], setting): rate["median"] for cell, rate, setting in measured}
+    for cell, rate, setting in measured:
+        asked = cell["way"] in ("teacher's forward", "recording")
+        limit = "teacher's forward" if asked else "hand-written"
+        ratio = rate["median"] / medians[limit, setting]
+        rows.append({**cell, "images_a_second": rate, "against": limit, "ratio": ratio})
+        if cell["way"] != limit:
+            setting += f", {cell['teachers']} teachers" * (cell["teachers"] > 1)
+            conclusions[f"{cell['way']} / {limit}, {setting}{_compiled(cell)}"] = ratio
+    by_classes = itertools.groupby(rows, lambda row: f"{row['classes']:,} classes")
     return Report(
         f"gpu: {figures['student']} on {figures['device']}, {figures['shown']} × "
         f"{figures['shown']} pixels out of {figures['kept']} × {figures['kept']}, flip and crop, "
-        f"median (smallest … largest) of {len(figures['cells'][0]['seconds'])} epochs; teachers "
-        f"who are recorded or answer live are {figures['teacher']}. × is held against the "
-        f"hand-written loop, for recording against the teacher's forward passes. B samples a "
-        "batch, M teachers, MB of memory at most",
-        ("Way", "B", "M", "Images / s", "×", "GPU, %", "MB"),
-        summary,
-        [(f"{classes:,} classes", rows) for classes, rows in tables.items()],
+        f"{_medians(figures, 'epochs')}; teachers who are recorded or answer live are "
+        f"{figures['teacher']}. × is held against the hand-written loop, for recording against "
+        "the teacher's forward passes. B samples a batch, M teachers, MB of memory at most",
+        {
+            "Way": lambda row: row["way"] + _compiled(row),
+            "B": lambda row: str(row["batch_size"]),
+            "M": lambda row: str(row["teachers"] or "-"),
+            "Images / s": lambda row: _in_words(row["images_a_second"], 0),
+            "×": lambda row: f"{row['ratio']:.2f}",
+            "GPU, %": lambda r: "-" if r["utilisation"] is None else f"{r['utilisation']:.0f}",
+            "MB": lambda row: f"{row['bytes'] / 1e6:,.0f}",
+        },
+        rows,
         conclusions,
+        tables={heading: list(those) for heading, those in by_classes},
     )
+
+
+def _compiled(row: Row) -> str:
+    how: str = row["compile"]
+    return "" if how == "off" else f", {how.replace('cuda_graphs', 'CUDA graphs')}"
 
 
 def _on_plan(figures: Figures) -> Report:
     """Forecasts beside measurements, and their median errors, without sign."""
-    rows, times_of, errors = [], [], {}
+    tables, notes = {}, []
     for fleet in figures["fleets"]:
         name = (
             f"{fleet['delay_ms']} ms, {fleet['backbones_per_actor']} an actor, "
             f"look-ahead {fleet['look_ahead']}"
         )
-        errors[name] = [abs(cell["error"]) for cell in fleet["cells"]]
-        rows += [
-            (
-                name,
-                cell["bottleneck"],
-                str(cell["teachers"]),
-                str(cell["actors"]),
-                f"{cell['forecast_ms']:.1f}",
-                f"{cell['measured_ms']:.1f}",
-                f"{100 * cell['error']:+.0f}",
-            )
-            for cell in fleet["cells"]
-        ]
+        tables[name] = fleet["cells"]
         times, costs = fleet["times"], fleet["times"]["costs"]
-        times_of.append(
+        notes.append(
             f"{name}: student {times['step_ms']:.1f} ms, inputs {times['inputs_ms']:.1f}, call "
             f"{costs['call_ms']:.2f}, actor {costs['actor_ms']:.2f}, host {costs['host_ms']:.2f}, "
             f"backbone {costs['backbone_ms']:.2f}, weighing {costs['weigh_ms']:.2f}"
         )
-    every = statistics.median(itertools.chain(*errors.values()))
-    each = {f"median error, {name}": statistics.median(its) for name, its in errors.items()}
-    conclusions = {"median error of the forecast": every, **each}
+    every = {"median error of the forecast": itertools.chain(*tables.values())}
+    each = {f"median error, {name}": cells for name, cells in tables.items()}
+    conclusions = {
+        name: statistics.median(abs(cell["error"]) for cell in cells)
+        for name, cells in {**every, **each}.items()
+    }
     return Report(
         "plan: live steps, forecast and measured",
-        ("Fleet", "Held up by", "Teachers", "Actors", "Forecast, ms", "Measured, ms", "Error, %"),
+        {
+            "Held up by": lambda cell: cell["bottleneck"],
+            "Teachers": lambda cell: str(cell["teachers"]),
+            "Actors": lambda cell: str(cell["actors"]),
+            "Forecast, ms": lambda cell: f"{cell['forecast_ms']:.1f}",
+            "Measured, ms": lambda cell: f"{cell['measured_ms']:.1f}",
+            "Error, %": lambda cell: f"{100 * cell['error']:+.0f}",
+        },
         figures["fleets"],
-        [("", rows)],
         conclusions,
-        [*times_of, *_lines(conclusions)],
-        left=2,
+        [*notes, *_lines(conclusions)],
+        tables=tables,
     )
 
 
 _REPORTS: dict[str, Callable[[Figures], Report]] = {
-    SEARCH: _on_search,
-    DATA: _on_data,
-    GPU: _on_gpu,
-    PLAN: _on_plan,
+    "search": _on_search,
+    "data": _on_data,
+    "gpu": _on_gpu,
+    "plan": _on_plan,
 }

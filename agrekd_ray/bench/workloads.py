@@ -2,140 +2,213 @@
 
 from __future__ import annotations
 
-import struct
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal, get_args
 
-import numpy as np
-
+from agrekd_ray.bench.pictures import pictures
 from agrekd_ray.cluster.fleet_settings import FleetSettings
 from agrekd_ray.data import DataSettings
-from agrekd_ray.data.colored import ColoredDigits, ColoredIdx
-from agrekd_ray.data.digits import bundled_digits
-from agrekd_ray.data.views import Views
+from agrekd_ray.data.colored import ColoredDigits
+from agrekd_ray.data.views import Crop, Views
 from agrekd_ray.models import Model
+from agrekd_ray.settings import Compile
 
-DATA, GPU, PLAN, SEARCH = "data", "gpu", "plan", "search"
-"""Workloads that are not ways of teaching, step by step; each has a module of its own."""
-BY_HAND, FORWARD, RECORDING = "hand-written", "teacher's forward", "recording"
-"""Ways of `gpu`: the first two are what the others are held against, recording the second."""
-LOOK_AHEAD = 2
-WAYS = ("plain", "naive", "local", "live", "record", "replay")
+TaughtInTurn = Literal["plain", "naive", "local", "live", "record", "replay"]
 """Ways of teaching: labels alone; teachers in this process with autograd, as published code; the
 same in closed form; the fleet; the fleet while it records; records."""
+OfGpu = Literal[
+    "arithmetic alone", "hand-written", "labels", "cache", "teacher's forward", "recording"
+]
+"""Further ones of `gpu`: a hand-written loop on one batch; that loop, which students are held
+against; as `plain`; as `replay`, of views that come again; a teacher's forward passes alone, which
+recording is held against; and that."""
+Way = TaughtInTurn | OfGpu | Literal["search"]
+WAYS: tuple[TaughtInTurn, ...] = get_args(TaughtInTurn)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One way of teaching by so many teachers."""
+    """What is measured.
 
-    way: str
+    Attributes:
+        way: of teaching, or of having a teacher answer.
+        teachers: that teach, or are recorded.
+        batch_size: B.
+        compile: how the student's steps are compiled.
+    """
+
+    way: Way
     teachers: int = 0
+    batch_size: int = 64
+    compile: Compile = "off"
+
+    def __str__(self) -> str:
+        return f"{self.way}{f', {self.teachers} teachers' * (self.teachers > 1)}"
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What is measured.
+    """What is compared.
 
     Attributes:
         name: of the workload.
         student: its architecture.
-        teacher: architecture of the teachers.
-        batch_size: B.
-        steps: of an epoch.
-        backbones: different teachers' backbones; further teachers are other heads on them.
-        cells: what is compared, `plain` first.
+        teacher: architecture of the teachers that are asked.
+        samples: that are trained on.
+        cells: what is compared.
         fleet: how teachers are hosted.
-        enlarge: factor by which the 8 x 8 digits are enlarged.
+        shown: height and width of the pictures that models see; 0 for 8 x 8 digits in colour.
+        kept: the same of the pictures in memory.
+        classes: C; digits have ten.
+        views: of the training samples; a new one in every epoch, but for their `count`.
         threads: of the student in every cell; None takes all cores, or what the fleet leaves.
-        look_ahead: batches that a fleet computes ahead.
+        gpus: of the student, and share of one for an actor of the fleet.
+        in_turn: whether cells take turns, an epoch each; else one is measured after the other.
     """
 
     name: str
     student: Model
     teacher: Model
-    batch_size: int
-    steps: int
-    backbones: int
+    samples: int
     cells: tuple[Cell, ...]
     fleet: FleetSettings
-    enlarge: int = 1
+    shown: int = 0
+    kept: int = 0
+    classes: int = 10
+    views: Views = field(default_factory=lambda: Views(flip=True))
     threads: int | None = None
-    look_ahead: int = LOOK_AHEAD
+    gpus: float = 0
+    in_turn: bool = True
 
     @property
-    def most(self) -> int:
-        """Teachers of the largest ensemble."""
-        return max(cell.teachers for cell in self.cells)
+    def batch_size(self) -> int:
+        """B of the first cell; where cells take turns, of all."""
+        return self.cells[0].batch_size
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch, with this batch size."""
+        return self.samples // self.batch_size
+
+    def counts(self, way: Way) -> list[int]:
+        """Numbers of teachers in the cells of a way."""
+        return [cell.teachers for cell in self.cells if cell.way == way]
 
     def data(self, folder: Path) -> DataSettings:
-        """The data set: digits in colour, in an augmented view that changes with the epoch."""
-        samples = self.batch_size * self.steps
-        views = Views(flip=True)
-        if self.enlarge == 1:
-            return ColoredDigits(name="colored_digits", train=samples, val=100, views=views)
-        _write_digits(folder, self.enlarge)
-        return ColoredIdx(
-            name="colored_idx", path=folder, train=samples, val=100, test=100, views=views
-        )
+        """The data set; pictures are written into the folder."""
+        if not self.shown:
+            about = {"train": self.samples, "val": 100, "views": self.views}
+            return ColoredDigits.model_validate({"name": "colored_digits", **about})
+        twice = 2 * self.samples
+        return pictures(folder, twice, self.shown, self.kept, self.classes, self.views)
 
 
-def _cells(**teachers: tuple[int, ...]) -> tuple[Cell, ...]:
-    return (Cell("plain"), *(Cell(way, m) for way, counts in teachers.items() for m in counts))
+def cells_in_turn(
+    batch_size: int, teachers: Mapping[TaughtInTurn, tuple[int, ...]]
+) -> tuple[Cell, ...]:
+    """The student alone, and every way with so many teachers."""
+    taught = [Cell(way, m, batch_size) for way, counts in teachers.items() for m in counts]
+    return (Cell("plain", 0, batch_size), *taught)
+
+
+def of_delay(
+    name: str, shape: tuple[int, int, int], teachers: tuple[int, ...], quick: bool
+) -> Workload:
+    """Teachers that sleep, and the student alone.
+
+    Args:
+        name: of the workload.
+        shape: of the fleet: the teachers' delay in ms, backbones of an actor at most, batches of
+            look-ahead.
+        teachers: M, each.
+        quick: shorter epochs.
+    """
+    delay, hosted, ahead = shape
+    return Workload(
+        name=name,
+        student=Model(name="cnn"),
+        teacher=Model(name="delayed", args={"milliseconds": delay}),
+        samples=640 if quick else 1280,
+        cells=cells_in_turn(64, {"live": teachers}),
+        fleet=FleetSettings(backbones_per_actor=hosted, concurrent=hosted, look_ahead=ahead),
+        threads=1,
+    )
 
 
 def workloads(quick: bool) -> dict[str, Workload]:
-    """All workloads by name; the quick ones are smaller, and without ResNets."""
+    """All workloads of ways in turn, by name; the quick ones are smaller, and without ResNets."""
+    ten, few = (10,), (1, 4, 10)
+    taught: dict[TaughtInTurn, tuple[int, ...]] = {"naive": ten, "local": ten, "live": ten}
     small = Workload(
         name="small",
         student=Model(name="cnn"),
         teacher=Model(name="cnn_deep", args={"width": 16}),
-        batch_size=100,
-        steps=10,
-        backbones=10,
-        cells=_cells(naive=(10,), local=(10,), live=(10,), record=(10,), replay=(4, 10, 50)),
+        samples=1000,
+        cells=cells_in_turn(100, {**taught, "record": ten, "replay": (4, 10, 50)}),
         fleet=FleetSettings(backbones_per_actor=10),
     )
-    latency = Workload(
-        name="latency",
-        student=Model(name="cnn"),
-        teacher=Model(name="delayed", args={"milliseconds": 50}),
-        batch_size=64,
-        steps=10 if quick else 20,
-        backbones=8 if quick else 32,
-        cells=_cells(live=(1, 4, 8) if quick else (1, 4, 8, 16, 32)),
-        fleet=FleetSettings(backbones_per_actor=8, concurrent=8),
-    )
+    latency = of_delay("latency", (50, 8, 2), (1, 4, 8) if quick else (1, 4, 8, 16, 32), quick)
+    taught = {"naive": few, "local": few, "live": few}
     resnet = Workload(
         name="resnet",
         student=Model(name="torchvision/resnet18"),
         teacher=Model(name="torchvision/resnet50"),
-        batch_size=64,
-        steps=4,
-        backbones=10,
-        cells=_cells(
-            naive=(1, 4, 10),
-            local=(1, 4, 10),
-            live=(1, 4, 10),
-            record=(10,),
-            replay=(1, 4, 10, 50),
-        ),
+        samples=256,
+        cells=cells_in_turn(64, {**taught, "record": ten, "replay": (*few, 50)}),
         fleet=FleetSettings(backbones_per_actor=5),
-        enlarge=4,
+        shown=32,
+        kept=32,
     )
     chosen = (small, latency) if quick else (small, latency, resnet)
     return {workload.name: workload for workload in chosen}
 
 
-def _write_digits(folder: Path, factor: int) -> None:
-    """scikit-learn's digits, enlarged, as a folder of IDX files."""
-    images, labels = bundled_digits()
-    grey = (images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-    grey = grey.repeat(factor, 1).repeat(factor, 2)
-    folder.mkdir(parents=True, exist_ok=True)
-    cut = len(grey) - 200
-    for prefix, part in (("train", slice(None, cut)), ("t10k", slice(cut, None))):
-        for name, array in (("images-idx3", grey[part]), ("labels-idx1", labels[part])):
-            sizes = struct.pack(f">{array.ndim}I", *array.shape)
-            content = bytes([0, 0, 8, array.ndim]) + sizes + array.astype(np.uint8).tobytes()
-            (folder / f"{prefix}-{name}-ubyte").write_bytes(content)
+def cells_of_gpu(
+    batch_sizes: tuple[int, ...], forward: int, graphs: tuple[int, ...] = ()
+) -> tuple[Cell, ...]:
+    """The rows of a number of classes, in order.
+
+    Args:
+        batch_sizes: B of students, each.
+        forward: B of a teacher's forward passes.
+        graphs: batch sizes at which steps are replayed as CUDA graphs, too.
+    """
+    cells = []
+    for size in batch_sizes:
+        cells += [Cell("arithmetic alone", 0, size), Cell("hand-written", 0, size)]
+        cells += [Cell("labels", 0, size), Cell("cache", 10, size), Cell("cache", 50, size)]
+        if size in graphs:
+            cells.append(Cell("labels", 0, size, "cuda_graphs"))
+            cells.append(Cell("cache", 10, size, "cuda_graphs"))
+        cells.append(Cell("live", 4, size))
+    return (*cells, Cell("teacher's forward", 0, forward), Cell("recording", 1, forward))
+
+
+GPU = Workload(
+    name="gpu",
+    student=Model(name="torchvision/resnet18"),
+    teacher=Model(name="torchvision/resnet50"),
+    samples=4000,
+    cells=cells_of_gpu((32, 128), 256, graphs=(32,)),
+    fleet=FleetSettings(backbones_per_actor=4),
+    shown=224,
+    kept=256,
+    classes=1000,
+    views=Views(flip=True, crop=Crop(scale=(0.64, 1.0)), count=2),
+    threads=1,
+    in_turn=False,
+)
+"""How near students and recording come to what a device can multiply; also with two classes."""
+GPU_SMALL = replace(
+    GPU,
+    student=Model(name="cnn", args={"width": 8}),
+    teacher=Model(name="cnn_deep", args={"width": 8}),
+    samples=200,
+    cells=cells_of_gpu((8, 32), 64),
+    shown=16,
+    kept=20,
+    classes=100,
+)
+"""The same in a quick benchmark, and where there is no GPU."""

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from agrekd_ray.addresses import sqlite_address
 from agrekd_ray.errors import RunError
+from agrekd_ray.files import replacing
 from agrekd_ray.report.compare import Comparison
 from agrekd_ray.report.settings_plots import (
     Point,
@@ -22,7 +23,6 @@ from agrekd_ray.report.settings_plots import (
 from agrekd_ray.report.style import draw_plots
 from agrekd_ray.results.metrics import ACCURACY, WORST_GROUP, worst_metric
 from agrekd_ray.results.runs import Row, baselines, check_metric, ordered, settings
-from agrekd_ray.tracking.files import replacing
 from agrekd_ray.tracking.mlflow_reader import read
 from agrekd_ray.tracking.mlflow_store import checked_address
 

@@ -12,8 +12,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch.nn import functional
 
+from agrekd_ray.files import replacing
 from agrekd_ray.report.style import FAINT, INK
-from agrekd_ray.tracking.files import replacing
 
 DPI = 100
 CELL, GAP = 96, 6
@@ -84,7 +84,7 @@ def draw(
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)
     with replacing(path) as draft:
-        figure.savefig(draft, dpi=DPI)
+        figure.savefig(draft, format=path.suffix[1:] or "png", dpi=DPI)
 
 
 def _cell(picture: np.ndarray) -> np.ndarray:

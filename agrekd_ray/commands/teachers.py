@@ -25,11 +25,11 @@ from agrekd_ray.devices import device_of
 from agrekd_ray.errors import CheckpointError, RunError
 from agrekd_ray.experiment.display import Display
 from agrekd_ray.experiment.plan import make_plan
+from agrekd_ray.files import replacing
 from agrekd_ray.models import Manifest, Model, check_classes, load, read_manifest
 from agrekd_ray.results import Metrics
 from agrekd_ray.teachers import Pool, measured
 from agrekd_ray.teachers.imported import IMPORTED, Imported, Source, import_teacher
-from agrekd_ray.tracking.files import replacing
 from agrekd_ray.training import evaluate
 
 NONE = "–"

@@ -10,9 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from agrekd_ray.errors import RunError
-from agrekd_ray.files import DamagedError, cannot_read, checked, read_json, unreadable
+from agrekd_ray.files import DamagedError, cannot_read, checked, read_json, replacing, unreadable
 from agrekd_ray.results import Cost, TeacherCost
-from agrekd_ray.tracking.files import replacing
 
 ATTEMPTS = "attempts.json"
 SECONDS_BETWEEN_WRITES = 5.0

@@ -28,6 +28,7 @@ from agrekd_ray.files import (
     read_json,
     read_text,
     real,
+    replacing,
     unreadable,
 )
 from agrekd_ray.passwords import without_password
@@ -114,10 +115,9 @@ class Folder:
         Raises:
             RunError: the folder cannot be written.
         """
-        partial = self.path / f".{STATE}"
         try:
-            partial.write_text(json.dumps(asdict(state)) + "\n", encoding="utf-8")
-            os.replace(partial, self.path / STATE)
+            with replacing(self.path / STATE, parents=False) as draft:
+                draft.write_text(json.dumps(asdict(state)) + "\n", encoding="utf-8")
         except OSError as error:
             raise _cannot_write(self.path, error) from None
 

@@ -327,7 +327,7 @@ class _JobDriver(Driver[list[StudentResult]]):
             "versions": package_versions(),
             "settings": self.settings,
         }
-        report.publish_files(
+        report.publish_job(
             path, outcomes, members, biased, about, diagnostics, anew=anew, draw=self.draws
         )
 

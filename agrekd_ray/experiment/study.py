@@ -39,7 +39,7 @@ from agrekd_ray.experiment.plan import make_plan
 from agrekd_ray.experiment.settled import settled
 from agrekd_ray.experiment.work import Work
 from agrekd_ray.report.archive import read_study
-from agrekd_ray.report.study import markdown, publish_files, show
+from agrekd_ray.report.study import markdown, publish_study, show
 from agrekd_ray.results import Cost
 from agrekd_ray.results.study import PointResult, StudyResult
 from agrekd_ray.settings import fingerprint
@@ -142,7 +142,7 @@ class _StudyDriver(Driver[StudyResult]):
             if self.known is not None:
                 self.account.forget()
             result = self._result(self.known.cost if self.known else self.account.cost)
-            publish_files(result, self.folder.path, anew=self.known is None)
+            publish_study(self.folder.path, result, anew=self.known is None)
             self._publish(run_id, result)
         return result
 
@@ -242,7 +242,7 @@ class _StudyDriver(Driver[StudyResult]):
             self.display.advance(setting.label)
         if len(self.results) < len(self.points):
             self.display.stage("report", 0, "")
-            publish_files(result := self._result(self.account.cost), self.folder.path)
+            publish_study(self.folder.path, result := self._result(self.account.cost))
             self.display.note(f"{result.unfinished}; to see them: agrekd report {self.folder.path}")
 
     def _result(self, cost: Cost) -> StudyResult:

@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import time
-import uuid
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from agrekd_ray.data import TRAIN, Samples
 from agrekd_ray.errors import RunError
-from agrekd_ray.files import cannot_read, exists, is_folder, read_json, unreadable
+from agrekd_ray.files import cannot_read, exists, is_folder, read_json, replacing, unreadable
 from agrekd_ray.logits.record import Key, OutputSettings, cannot_write, read_record, write_record
 from agrekd_ray.logits.writer import LogitsWriter
 from agrekd_ray.models import read_manifest
@@ -212,11 +211,9 @@ def _describe(path: Path, key: Key) -> None:
     """Say beside a record, for people and for `prune`, whose it is."""
     about = path.with_name(MANIFEST)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         if not exists(about):
-            partial = about.with_name(f".{MANIFEST}.{uuid.uuid4().hex[:8]}")
-            partial.write_text(json.dumps(asdict(key), indent=1) + "\n", encoding="utf-8")
-            os.replace(partial, about)
+            with replacing(about) as draft:
+                draft.write_text(json.dumps(asdict(key), indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise cannot_write(path, error) from None
 

@@ -8,8 +8,6 @@ taken for a record. Logits are raw: every temperature, strategy and alpha reads 
 from __future__ import annotations
 
 import hashlib
-import os
-import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -21,7 +19,7 @@ import pyarrow as pa
 
 from agrekd_ray.data import TRAIN
 from agrekd_ray.errors import RunError
-from agrekd_ray.files import cannot_read, unreadable
+from agrekd_ray.files import cannot_read, replacing, unreadable
 from agrekd_ray.settings import LocalPath, Settings, fingerprint
 
 FORMAT = 1
@@ -106,16 +104,15 @@ def write_record(path: Path, key: Key, logits_NC: np.ndarray) -> None:
     column = pa.FixedSizeListArray.from_arrays(flat, key.classes)
     about = {"key": key.digest, "sha256": hashlib.sha256(values).hexdigest()}
     schema = pa.schema([pa.field(COLUMN, column.type, nullable=False)], about)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        # Without fsync: what a power cut leaves damaged is found by its checksum.
-        with partial.open("wb") as file, pa.ipc.new_file(file, schema) as writer:
+    try:  # what a power cut leaves damaged is found by its checksum
+        with (
+            replacing(path) as draft,
+            draft.open("wb") as file,
+            pa.ipc.new_file(file, schema) as writer,
+        ):
             writer.write_batch(pa.record_batch([column], schema=schema))
-        os.replace(partial, path)
     except OSError as error:
         raise cannot_write(path, error) from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_record(path: Path, key: Key) -> np.ndarray | None:

@@ -15,12 +15,19 @@ from typing import Any, TypeVar
 
 from agrekd_ray.config.space import Domain
 from agrekd_ray.errors import RunError
-from agrekd_ray.files import DamagedError, cannot_read, checked, in_a_line, read_json, unreadable
+from agrekd_ray.files import (
+    DamagedError,
+    cannot_read,
+    checked,
+    in_a_line,
+    read_json,
+    replacing,
+    unreadable,
+)
 from agrekd_ray.results import Cost, Diagnostics, StudentResult, TeacherCost, TeacherResult
 from agrekd_ray.results.records import Number
 from agrekd_ray.results.search import SearchResult
 from agrekd_ray.results.study import StudyResult
-from agrekd_ray.tracking.files import replacing
 
 RESULTS = "results.json"
 

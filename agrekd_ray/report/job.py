@@ -202,7 +202,7 @@ def render_degraded(lines: Iterable[str], console: Console) -> None:
 # --- files -----------------------------------------------------------------------------------
 
 
-def publish_files(
+def publish_job(
     folder: Path,
     outcomes: Sequence[StudentResult],
     members: Sequence[TeacherResult],
@@ -299,7 +299,7 @@ def write_json(
     job: dict[str, Any],
     diagnostics: Diagnostics | None = None,
 ) -> None:
-    """Writes everything that reports know about a job; arguments as `publish_files`.
+    """Writes everything that reports know about a job; arguments as `publish_job`.
 
     The object has the keys `job`, `members`, `biased`, `outcomes` (with history), `summary` and
     `diagnostics`.

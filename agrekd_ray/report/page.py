@@ -17,9 +17,8 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
 from agrekd_ray.errors import RunError
-from agrekd_ray.files import is_file, is_folder, real
+from agrekd_ray.files import is_file, is_folder, real, replacing
 from agrekd_ray.report import job, search, study
-from agrekd_ray.tracking.files import replacing
 
 POINTS, REPORT = "points", "report.html"
 WEIGHTS_PLOT = "weights_by_group"

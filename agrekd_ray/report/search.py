@@ -78,7 +78,7 @@ SHOWN = 8
 """Trials in the table on the screen; all are in the folder."""
 
 
-def publish_files(folder: Path, result: SearchResult, *, anew: bool = True) -> None:
+def publish_search(folder: Path, result: SearchResult, *, anew: bool = True) -> None:
     """Write results.json, trials.csv, and what there is to draw as `plots/*.png`.
 
     Args:

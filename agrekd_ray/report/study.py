@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.text import Text
 
-from agrekd_ray.files import exists
+from agrekd_ray.files import exists, replacing
 from agrekd_ray.report import style, tables
 from agrekd_ray.report.archive import RESULTS, read_study, write_results
 from agrekd_ray.report.facts import Fact, as_yaml, date, run_facts
@@ -25,7 +25,6 @@ from agrekd_ray.results.intervals import INTERVAL
 from agrekd_ray.results.metrics import ACCURACY, WORST_GROUP, accuracy_of, label, short_paths
 from agrekd_ray.results.points import in_words
 from agrekd_ray.results.study import OURS, Gain, Panel, StudyResult
-from agrekd_ray.tracking.files import replacing
 
 _AXES = {
     "ensemble.debiased": "debiased teachers",
@@ -41,12 +40,12 @@ _AXES = {
 _MOST_ROWS = 12
 
 
-def publish_files(result: StudyResult, folder: Path, *, anew: bool = True) -> None:
+def publish_study(folder: Path, result: StudyResult, *, anew: bool = True) -> None:
     """Write results.json, results.csv, results.md and the plots.
 
     Args:
-        result: of the study.
-        folder: of it.
+        folder: of the study.
+        result: what came out.
         anew: false writes what is missing and leaves the rest as it is.
 
     Raises:

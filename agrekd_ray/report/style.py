@@ -24,8 +24,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 
-from agrekd_ray.files import exists
-from agrekd_ray.tracking.files import replacing
+from agrekd_ray.files import exists, replacing
 
 INK, FAINT = "#222222", "#8a8a8a"
 REFERENCE, BLUE, ORANGE = "#b3b3b3", "#56b4e9", "#d55e00"

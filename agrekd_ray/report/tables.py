@@ -18,10 +18,10 @@ from rich.console import Console
 from rich.table import Table as ScreenTable
 from rich.text import Text
 
+from agrekd_ray.files import replacing
 from agrekd_ray.results.frame import Figure
 from agrekd_ray.results.intervals import PairedDifference
 from agrekd_ray.results.metrics import MISSING, metric, over
-from agrekd_ray.tracking.files import replacing
 
 # A bracket makes a link with the one that follows, an underscore emphasis at a word's edge.
 _MARKDOWN = re.compile(r"[\\`*|<$]|\](?=[(\[])|(?<![^\W_])_|_(?![^\W_])")

@@ -44,7 +44,7 @@ from agrekd_ray.experiment.work import Work
 from agrekd_ray.models import Model
 from agrekd_ray.report.archive import read_result
 from agrekd_ray.report.job import summary_metrics
-from agrekd_ray.report.search import publish_files, show
+from agrekd_ray.report.search import publish_search, show
 from agrekd_ray.results import Metrics, StudentResult
 from agrekd_ray.results.search import (
     DEFAULT,
@@ -166,7 +166,7 @@ class _SearchDriver(Driver[SearchResult]):
             verdict=verdict(final, result.selected_on),
             about={**result.about, **asdict(self.account.cost)},
         )
-        publish_files(self.folder.path, result)
+        publish_search(self.folder.path, result)
         self._publish(run_id, result)
         return result
 
@@ -182,7 +182,7 @@ class _SearchDriver(Driver[SearchResult]):
         )
         for outcome in result.final:
             self.monitor.finished(outcome)
-        publish_files(self.folder.path, result, anew=False)
+        publish_search(self.folder.path, result, anew=False)
         self._publish(run_id, result)
         return result
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from agrekd_ray.files import (
     is_file,
     read_json,
     real,
+    replacing,
     unreadable,
 )
 from agrekd_ray.results.search import TrialResult
@@ -134,9 +134,8 @@ class TrialStore:
     def put(self, trial_id: str, result: TrialResult) -> None:
         """Write a trial; whole or not at all."""
         self._known[trial_id] = result
-        partial = self._folder / f".{trial_id}.partial"
-        partial.write_text(json.dumps(asdict(result)), encoding="utf-8")
-        os.replace(partial, self._folder / f"{trial_id}.json")
+        with replacing(self._folder / f"{trial_id}.json", parents=False) as draft:
+            draft.write_text(json.dumps(asdict(result)), encoding="utf-8")
 
     def number(self, wanted: int) -> int:
         """Of a new trial: the wanted one, or the next where another trial has it."""

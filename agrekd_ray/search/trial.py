@@ -23,11 +23,10 @@ from agrekd_ray.data import SELECT, TEST, Dataset, Samples
 from agrekd_ray.distillation import Source
 from agrekd_ray.errors import AgrekdError
 from agrekd_ray.experiment.plan import make_plan
-from agrekd_ray.files import DamagedError, read_json
+from agrekd_ray.files import DamagedError, read_json, replacing
 from agrekd_ray.models import build
 from agrekd_ray.results import Epoch, Metrics, mean_epoch, mean_metrics
 from agrekd_ray.student import Student, StudentSpec
-from agrekd_ray.tracking.files import replacing
 from agrekd_ray.training import Judge, evaluate
 
 if TYPE_CHECKING:

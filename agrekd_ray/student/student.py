@@ -6,7 +6,6 @@ The two shells around it are `group.py` (Ray Train) and `experiment/engine.py` (
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
@@ -20,7 +19,7 @@ from agrekd_ray.core.weighting import STRATEGIES
 from agrekd_ray.data import SELECT, TEST, Dataset, Groups
 from agrekd_ray.distillation import DistillationSpec, Distilled, Source
 from agrekd_ray.errors import RunError
-from agrekd_ray.files import DamagedError, checked, exists, in_a_line, read_json
+from agrekd_ray.files import DamagedError, checked, exists, in_a_line, read_json, replacing
 from agrekd_ray.models import Classifier, Manifest, Model, build, identified, save
 from agrekd_ray.plugins import code_of
 from agrekd_ray.results import Epoch, Metrics, StudentResult
@@ -258,12 +257,10 @@ class Student(StudentTraining):
             "trainer": self.trainer.state_dict(),
             "history": self._written,
         }
-        partial = path.with_name(f".{path.name}.partial")
         try:
-            torch.save(state, partial)
-            os.replace(partial, path)
+            with replacing(path, parents=False) as draft:
+                torch.save(state, draft)
         except (OSError, RuntimeError) as error:  # torch's own writer raises the latter
-            partial.unlink(missing_ok=True)
             raise _unwritable(path.parent, "the state of the training", error) from None
 
     def load_state(self, path: Path, *, of_any: bool = False) -> bool:
@@ -416,11 +413,9 @@ def write_outcome(folder: Path, outcome: StudentResult) -> None:
     Raises:
         RunError: the disk is full or cannot be written.
     """
-    partial = folder / f".{OUTCOME}.partial"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(asdict(outcome)), encoding="utf-8")
-        os.replace(partial, folder / OUTCOME)
+        with replacing(folder / OUTCOME) as draft:
+            draft.write_text(json.dumps(asdict(outcome)), encoding="utf-8")
     except OSError as error:
         raise _unwritable(folder, "the outcome", error) from None
 
