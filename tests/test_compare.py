@@ -578,6 +578,25 @@ def test_one_value_only_has_no_effect_to_draw(tmp_path):
         save(draw(equal), tmp_path / "plot.png")
 
 
+@pytest.mark.parametrize("near", [0.005, 0.02, 0.2])
+def test_every_point_that_is_named_has_its_label_and_none_covers_another(near):
+    at = 0.4 + near * np.random.default_rng(0).normal(size=(11, 2))
+    found = [
+        Point(f"Method {n}", None, {}, {WORST: worst, "test/accuracy": accuracy}, {WORST: 0.02})
+        for n, (worst, accuracy) in enumerate(at)
+    ]
+    figure = pictures.worst_against_accuracy(found)
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    assert {text.get_text() for text in axes.texts} == {point.label for point in found}
+    renderer = figure.canvas.get_renderer()
+    boxes = [Text.get_window_extent(text, renderer) for text in axes.texts]
+    points = axes.transData.transform([(100 * accuracy, 100 * worst) for worst, accuracy in at])
+    for n, words in enumerate(boxes):
+        assert words.count_overlaps(boxes[n + 1 :]) == 0
+        assert not any(words.contains(*point) for point in points)
+
+
 def test_values_over_more_than_a_decade_have_a_logarithmic_axis():
     assert Scale([0.001, 0.1]).log
     assert not Scale([1, 2, 10]).log

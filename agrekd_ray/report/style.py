@@ -7,20 +7,19 @@ is nothing to draw.
 
 from __future__ import annotations
 
-import itertools
-import math
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.text import Text
+from matplotlib.text import Annotation, Text
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 
@@ -41,10 +40,14 @@ _PLACES = (
     *("aver", "ae_kd", "random", "ca_mkd", "govern", "default"),
     *("one_hot", "one_hot_dfr", "deep_ensemble", "deep_ensemble_dfr", "teacher_vote", "winner"),
 )
-_NEAR = 13.0
-"""Points from which on a line leads from a label to its point."""
-_DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1), *itertools.product((0.8, -0.8), (0.8, -0.8)))
-_OFFSETS = [(d * dx, d * dy) for d in (8, 16, 28, 42, 60, 80) for dx, dy in _DIRECTIONS]
+_WAYS = [
+    distance * np.array([np.cos(angle), np.sin(angle)])
+    for distance in (14, 28, 46, 70, 100, 140, 200, 280)
+    for angle in np.pi / 8 * np.array([0, 8, 4, 12, 2, 6, 10, 14, 1, 3, 5, 7, 9, 11, 13, 15])
+]
+"""From a point to the nearest side of its label in pixels, the best first."""
+_NEAR = 16
+"""Number of the first way that a line goes along."""
 
 
 def draw_plots(
@@ -213,11 +216,11 @@ def place_labels(
     dots: Sequence[tuple[float, float, float, float]],
     labels: Sequence[tuple[float, float, str]],
 ) -> None:
-    """Puts labels where they cover no point and no other label; drops what finds no place.
+    """Puts labels where they cover as little as can be: no other label, no point, no whisker.
 
     Args:
         axes: of the points, on a figure with everything else on it; its layout is final from here.
-        dots: x, y and their deviations. Whiskers are covered only where there is no other place.
+        dots: x, y and their deviations.
         labels: x and y of a point, and its text.
     """
     figure = axes.figure
@@ -231,39 +234,25 @@ def place_labels(
         ends = axes.transData.transform([(x - dx, y - dy), (x + dx, y + dy)])
         return Bbox(ends).padded(around)
 
-    taken = [box(x, y, 0, 0, 6.5) for x, y, _, _ in dots]
-    whiskers = [box(x, y, dx, 0, 1) for x, y, dx, _ in dots]
-    whiskers += [box(x, y, 0, dy, 1) for x, y, _, dy in dots]
+    points = [box(x, y, 0, 0, 6.5) for x, y, _, _ in dots]
+    bars = [box(x, y, *ends, 1) for x, y, dx, dy in dots for ends in ((dx, 0), (0, dy))]
+    look: dict[str, Any] = {"textcoords": "offset pixels", "ha": "center", "va": "center"}
+    look |= {"size": 8, "color": INK, "linespacing": 0.95, "ma": "left", "parse_math": False}
+    look |= {"arrowprops": {"arrowstyle": "-", "color": FAINT, "lw": 0.6}, "zorder": 7}
+    taken: dict[Annotation, Bbox] = {}
     for x, y, text in labels:
-        note = axes.annotate(
-            textwrap.fill(brief(text, 68), 26, break_on_hyphens=False),
-            (x, y),
-            (0, 0),
-            textcoords="offset points",
-            size=8,
-            color=INK,
-            linespacing=0.95,
-            parse_math=False,
-            arrowprops={"arrowstyle": "-", "color": FAINT, "lw": 0.6},
-            zorder=7,
-        )
-
-        def move(dx: float, dy: float, note: Any = note) -> Bbox:
-            """Where the words are then, without the line that leads to them."""
-            note.set_position((dx, dy))
-            note.set_ha("left" if dx > 4 else "right" if dx < -4 else "center")
-            note.set_va("bottom" if dy > 4 else "top" if dy < -4 else "center")
-            note.arrow_patch.set_visible(math.hypot(dx, dy) > _NEAR)
-            note.update_positions(renderer)
-            return Text.get_window_extent(note, renderer)
-
-        free = []
-        for place, offset in enumerate(_OFFSETS):
-            words = move(*offset)
-            inside = all(frame.contains(*corner) for corner in words.corners())
-            if inside and not words.count_overlaps(taken):
-                free.append((words.count_overlaps(whiskers) > 0, place))
-        if free:
-            taken.append(move(*_OFFSETS[min(free)[1]]))
-        else:
-            note.remove()
+        words = textwrap.fill(brief(text, 68), 26, break_on_hyphens=False)
+        taken[axes.annotate(words, (x, y), (0, 0), **look)] = Bbox.null()
+    for note in [*taken] * 3:  # each anew, until all have seen where the others are
+        start, size = axes.transData.transform(note.xy), Text.get_window_extent(note, renderer).size
+        others = points + [there for other, there in taken.items() if other is not note]
+        best: tuple[Any, ...] = ()
+        for place, way in enumerate(_WAYS):
+            middle = way + np.clip(way / 6, -1, 1) * size / 2
+            there = Bbox.from_bounds(*(start + middle - size / 2), *size)
+            outside = not all(frame.contains(*corner) for corner in there.corners())
+            covers = there.count_overlaps(others), there.count_overlaps(bars) > 0
+            best = min(best or (2,), (outside, *covers, place, there, middle), key=lambda b: b[:4])
+        *_, taken[note], middle = best
+        note.set_position(middle)
+        note.arrow_patch.set_visible(best[3] >= _NEAR)  # type: ignore[union-attr]
