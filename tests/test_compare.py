@@ -22,7 +22,7 @@ from agrekd_ray.commands.compare import compare
 from agrekd_ray.errors import RunError, TrackingError
 from agrekd_ray.report import settings_plots as pictures
 from agrekd_ray.report.compare import Comparison
-from agrekd_ray.report.settings_plots import Chosen, Point, Scale
+from agrekd_ray.report.settings_plots import Point, Scale
 from agrekd_ray.report.style import save
 from agrekd_ray.results import Epoch, Metrics, StudentResult
 from agrekd_ray.results.intervals import bootstrap_interval, paired_difference
@@ -629,8 +629,8 @@ def test_who_was_chosen_stands_out_whoever_is_best_on_test(draw, place):
         replace(point, metrics={WORST: accuracy})
         for point, accuracy in zip(made, (0.3, 0.9, 0.4, 0.5, 0.6), strict=True)
     ]
-    chosen = Chosen(made[place], "the winner by worst_class")
-    heights, said = stands_out(draw(made, WORST, chosen))
+    made[place] = replace(made[place], chosen="the winner by worst_class")
+    heights, said = stands_out(draw(made))
     height = made[place].value(WORST)
     if draw is pictures.parallel_coordinates:
         height = (height - 30) / 60
@@ -638,7 +638,8 @@ def test_who_was_chosen_stands_out_whoever_is_best_on_test(draw, place):
     assert heights == pytest.approx([height] * len(heights))
     assert "the winner by worst_class" in said
     assert draw is pictures.trial_history or "best on test" not in said
-    heights, said = stands_out(draw(made, WORST, Chosen(replace(made[0]), "the winner")))
+    made[place] = replace(made[place], metrics={})
+    heights, said = stands_out(draw(made))
     assert not heights  # it has nothing to be drawn by, and no other takes its place
     assert "the winner" not in said
 

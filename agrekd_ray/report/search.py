@@ -39,7 +39,6 @@ from agrekd_ray.report.job import (
 )
 from agrekd_ray.report.models import TEST, teachers, tested
 from agrekd_ray.report.settings_plots import (
-    Chosen,
     Point,
     parallel_coordinates,
     parameter_effects,
@@ -93,18 +92,16 @@ def publish_files(folder: Path, result: SearchResult, *, anew: bool = True) -> N
         write_results(folder / RESULTS, result)
     if anew or not exists(folder / TRIALS):
         write_trials(folder / TRIALS, result.trials)
-    trials, final = [_point(trial) for trial in result.trials], result.final
-    winner = next((point for point in trials if point.number == result.winner), None)
-    chosen = None if winner is None else Chosen(winner, f"the winner by {result.select}")
+    trials, final = [_point(trial, result) for trial in result.trials], result.final
     members = checked(list[TeacherResult], result.about.get("members", []))
     score = f"select/{result.select}"
     draw_plots(
         folder / "plots",
         {
             "worst_against_accuracy": lambda: worst_against_accuracy(trials),
-            "parameter_effects": lambda: parameter_effects(trials, chosen=chosen),
-            "parallel_coordinates": lambda: parallel_coordinates(trials, chosen=chosen),
-            "trial_history": lambda: trial_history(trials, score, chosen),
+            "parameter_effects": lambda: parameter_effects(trials),
+            "parallel_coordinates": lambda: parallel_coordinates(trials),
+            "trial_history": lambda: trial_history(trials, score),
             "winner_against_default": lambda: plots.worst_group_by_method(final),
             **plots.of_training(final, members),
         },
@@ -112,7 +109,7 @@ def publish_files(folder: Path, result: SearchResult, *, anew: bool = True) -> N
     )
 
 
-def _point(trial: TrialResult) -> Point:
+def _point(trial: TrialResult, result: SearchResult) -> Point:
     """A trial as pictures take it."""
 
     def named(split: str, metrics: Metrics | None) -> dict[str, float]:
@@ -123,7 +120,9 @@ def _point(trial: TrialResult) -> Point:
     scores = last.selection if last else {}
     metrics = named(TEST, trial.test) | named("val", last.val if last else None)
     metrics |= {f"select/{rule}": score for rule, score in scores.items()}
-    return Point(trial.name, trial.number, trial.setting, metrics, state=trial.state)
+    chosen = f"the winner by {result.select}" if trial.number == result.winner else ""
+    setting, state = trial.setting, trial.state
+    return Point(trial.name, trial.number, setting, metrics, state=state, chosen=chosen)
 
 
 def write_trials(path: Path, trials: Sequence[TrialResult]) -> None:

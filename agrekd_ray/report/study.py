@@ -19,7 +19,7 @@ from agrekd_ray.report import style, tables
 from agrekd_ray.report.archive import RESULTS, read_study, write_results
 from agrekd_ray.report.facts import Fact, as_yaml, date, run_facts
 from agrekd_ray.report.job import JOB, degraded_lines, render_degraded, write_csv
-from agrekd_ray.report.style import FAINT, INK, marker
+from agrekd_ray.report.style import FAINT, INK
 from agrekd_ray.report.tables import Cell, Column, Table, difference_cell, figure_column, words
 from agrekd_ray.results.intervals import INTERVAL
 from agrekd_ray.results.metrics import ACCURACY, WORST_GROUP, accuracy_of, label, short_paths
@@ -216,10 +216,9 @@ def sweep_plot(result: StudyResult, key: str) -> Figure | None:
             _ticks(axes, xs, values)
     for axes in grid[-1]:
         axes.set_xlabel(_AXES.get(key, key))
-    keys = style.line_keys(styles, label)
     if published and result.published:
-        keys.append(marker("D", INK, 6, result.published.source, width=1.0))
-    return style.finish(figure, f"{result.name}: by {_AXES.get(key, names[key])}", keys)
+        _diamonds(axes, {}, INK, label=result.published.source)
+    return style.finish(figure, f"{result.name}: by {_AXES.get(key, names[key])}")
 
 
 def _line(
@@ -239,18 +238,24 @@ def _line(
     if not shown:
         return False
     means = [100 * figure.mean for figure in shown.values()]
-    several = any(figure.count > 1 for figure in shown.values())
-    sds = [100 * figure.sd for figure in shown.values()] if several else None
-    whiskers: dict[str, Any] = {"marker": "o", "ms": 4, "capsize": 2.5, "elinewidth": 0.9}
-    axes.errorbar(list(shown), means, yerr=sds, **whiskers, **look)
+    axes.plot(list(shown), means, marker="o", ms=4, **look)
+    if any(figure.count > 1 for figure in shown.values()):
+        whiskers: dict[str, Any] = {"capsize": 2.5, "elinewidth": 0.9, "fmt": "none"}
+        sds = [100 * figure.sd for figure in shown.values()]
+        axes.errorbar(list(shown), means, yerr=sds, ecolor=look["color"], **whiskers)
     published = {
         x: value
         for x in shown
         if (value := result.published_at(places[x], method, metric)) is not None
     }
-    diamond: dict[str, Any] = {"s": 32, "marker": "D", "c": "white", "lw": 1.2, "zorder": 6}
-    axes.scatter(list(published), list(published.values()), edgecolors=look["color"], **diamond)
+    _diamonds(axes, published, look["color"])
     return bool(published)
+
+
+def _diamonds(axes: Axes, heights: Mapping[float, float], color: str, **more: Any) -> None:
+    """Draws published figures by where they stand."""
+    look: dict[str, Any] = {"s": 32, "marker": "D", "c": "white", "lw": 1.2, "zorder": 6}
+    axes.scatter(list(heights), list(heights.values()), edgecolors=color, **look, **more)
 
 
 def _ticks(axes: Axes, xs: Sequence[float], values: Sequence[Any]) -> None:
@@ -294,12 +299,11 @@ def gains_plot(result: StudyResult) -> Figure | None:
     axes.axvline(0, color=INK, lw=0.9)
     worst = accuracy_of(result.worst)
     axes.set_xlabel(f"AGRE-KD minus the other method, {worst} on test (points)")
-    keys = [
-        marker("o", INK, 6, "mean", FAINT, 1.0),
-        style.stroke(INTERVAL, FAINT, 2),
-        marker("o", FAINT, 3, f"one {result.unit}", FAINT, 1.0),
-    ]
-    return style.finish(figure, f"{result.name}: what AGRE-KD gains", keys)
+    # Of every colour, so that the legend has none.
+    axes.scatter([], [], s=42, color=FAINT, edgecolors=INK, label="mean")
+    axes.plot([], [], color=FAINT, lw=2, label=INTERVAL)
+    axes.scatter([], [], s=9, color=FAINT, label=f"one {result.unit}")
+    return style.finish(figure, f"{result.name}: what AGRE-KD gains")
 
 
 # --- the page --------------------------------------------------------------------------------

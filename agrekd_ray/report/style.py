@@ -17,13 +17,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from matplotlib.text import Annotation, Text
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 
 from agrekd_ray.files import exists
+from agrekd_ray.results.metrics import label
 from agrekd_ray.tracking.files import replacing
 
 INK, FAINT = "#222222", "#8a8a8a"
@@ -111,8 +110,9 @@ def curves(
         axes: to draw on.
         table: with the columns `epoch` and `value`.
         by: column whose values have a line each.
-        styles: of the lines.
+        styles: of the lines, with their labels.
     """
+    panel(axes)
     for name, mine in table.groupby(by, sort=False):
         by_epoch = mine.groupby("epoch")["value"].agg(["min", "mean", "max"])
         style = dict(styles[str(name)])
@@ -126,16 +126,19 @@ def curves(
 
 
 def method_styles(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Colour, dash and width of each method's line; a method that we know looks alike everywhere.
+    """Label, colour, dash and width of each method's line; a method that we know looks alike.
 
     AGRE-KD's line is thick, those of references are dashed.
     """
     methods = list(methods)
     places = [*_PLACES, *(m for m in methods if m not in _PLACES and m not in _OURS)]
     return {
-        method: {"color": _OURS[method], "linestyle": "-", "lw": 2.6, "zorder": 5}
-        if method in _OURS
-        else {**turn(places.index(method)), "lw": 1.5, "zorder": 3}
+        method: {"label": label(method)}
+        | (
+            {"color": _OURS[method], "linestyle": "-", "lw": 2.6, "zorder": 5}
+            if method in _OURS
+            else {**turn(places.index(method)), "lw": 1.5, "zorder": 3}
+        )
         for method in methods
     }
 
@@ -146,38 +149,22 @@ def turn(place: int, colors: Sequence[str] = LINES) -> dict[str, Any]:
     return {"color": colors[place % len(colors)], "linestyle": dash}
 
 
-def line_keys(
-    styles: Mapping[str, Mapping[str, Any]], name: Callable[[str], str] = str
-) -> list[Line2D | Patch]:
-    """Keys of the legend for lines by their styles."""
-    return [Line2D([], [], label=name(key), **style) for key, style in styles.items()]
-
-
-def marker(
-    shape: str, edge: str, size: float, text: str, face: str = "white", width: float = 1.2
-) -> Line2D:
-    """A key of the legend: a marker, hollow unless it has a face."""
-    return Line2D([], [], ls="", marker=shape, mec=edge, mfc=face, mew=width, ms=size, label=text)
-
-
-def stroke(text: str, color: str = INK, width: float = 1.1, **style: Any) -> Line2D:
-    """A key of the legend: a line."""
-    return Line2D([], [], color=color, lw=width, label=text, **style)
-
-
-def finish(figure: Figure, title: str, keys: Sequence[Line2D | Patch] = ()) -> Figure:
-    """Sets the one line above all panels, and the legend below in as many lines as it takes."""
+def finish(figure: Figure, title: str) -> Figure:
+    """Sets the one line above all panels, and the legend of all that has a label below them."""
     width = figure.get_figwidth()
-    figure.suptitle(
-        textwrap.fill(title, int(10 * width)), size=12, weight="bold", x=0.01, ha="left"
-    )
+    title = textwrap.fill(title, int(10 * width))
+    figure.suptitle(title, size=12, weight="bold", x=0.01, ha="left")
+    keys: dict[str, Any] = {}
+    for axes in figure.axes:
+        for key, text in zip(*axes.get_legend_handles_labels(), strict=True):
+            keys.setdefault(text, key)
     if keys:
-        widths = [0.5 + 0.065 * len(str(key.get_label())) for key in keys]
-        across = len(keys) if sum(widths) <= width else max(1, int(width / max(widths)))
+        widths = [0.5 + 0.065 * len(text) for text in keys]
         figure.legend(
-            handles=list(keys),
+            keys.values(),
+            keys,
             loc="outside lower center",
-            ncols=across,
+            ncols=len(keys) if sum(widths) <= width else max(1, int(width / max(widths))),
             frameon=False,
             fontsize=9,
             handlelength=1.8,
