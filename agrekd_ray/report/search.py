@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,36 +17,14 @@ from agrekd_ray.config.space import Domain, applied, conditions
 from agrekd_ray.core.selection import RULES
 from agrekd_ray.core.weighting import STRATEGIES
 from agrekd_ray.files import checked, exists
-from agrekd_ray.report import plots
+from agrekd_ray.report import facts, plots, settings_plots, tables
 from agrekd_ray.report.archive import RESULTS, read_search, write_results
-from agrekd_ray.report.facts import (
-    Fact,
-    as_yaml,
-    data_facts,
-    date,
-    listed,
-    run_facts,
-    student_fact,
-    teacher_facts,
-)
-from agrekd_ray.report.job import (
-    compared,
-    degraded_lines,
-    over_seeds,
-    render_degraded,
-    students,
-)
-from agrekd_ray.report.models import TEST, teachers, tested
-from agrekd_ray.report.settings_plots import (
-    Point,
-    parallel_coordinates,
-    parameter_effects,
-    trial_history,
-    worst_against_accuracy,
-)
+from agrekd_ray.report.facts import Fact, listed
+from agrekd_ray.report.job import degraded_lines, render_degraded
+from agrekd_ray.report.models import TEST, compared, over_seeds, students, teachers, tested
+from agrekd_ray.report.settings_plots import Point
 from agrekd_ray.report.style import draw_plots
-from agrekd_ray.report.tables import Table, numbers, words, write_csv
-from agrekd_ray.report.tables import show as show_table
+from agrekd_ray.report.tables import Table, numbers, words
 from agrekd_ray.results import Metrics, TeacherResult
 from agrekd_ray.results.frame import difference
 from agrekd_ray.results.intervals import signed
@@ -98,10 +75,10 @@ def publish_files(folder: Path, result: SearchResult, *, anew: bool = True) -> N
     draw_plots(
         folder / "plots",
         {
-            "worst_against_accuracy": lambda: worst_against_accuracy(trials),
-            "parameter_effects": lambda: parameter_effects(trials),
-            "parallel_coordinates": lambda: parallel_coordinates(trials),
-            "trial_history": lambda: trial_history(trials, score),
+            "worst_against_accuracy": lambda: settings_plots.worst_against_accuracy(trials),
+            "parameter_effects": lambda: settings_plots.parameter_effects(trials),
+            "parallel_coordinates": lambda: settings_plots.parallel_coordinates(trials),
+            "trial_history": lambda: settings_plots.trial_history(trials, score),
             "winner_against_default": lambda: plots.worst_group_by_method(final),
             **plots.of_training(final, members),
         },
@@ -152,7 +129,7 @@ def write_trials(path: Path, trials: Sequence[TrialResult]) -> None:
         }
         for trial in trials
     ]
-    write_csv(rows, path, "trial", [f"{TEST}/measured_over"])
+    tables.write_csv(rows, path, "trial", [f"{TEST}/measured_over"])
 
 
 # --- the screen ------------------------------------------------------------------------------
@@ -165,7 +142,7 @@ def show(result: SearchResult, console: Console) -> None:
             console.print()
             strong = next(iter(table.strong), None)
             bold = None if strong is None else (strong, table.columns[0].name)
-            show_table(table, console, bold=bold)
+            tables.show(table, console, bold=bold)
     console.print()
     render_degraded(degraded_lines(result.final, str), console)
     winner = next(trial for trial in result.trials if trial.number == result.winner)
@@ -302,7 +279,7 @@ def content(folder: Path) -> dict[str, Any]:
     return {
         "kind": "search",
         "name": result.name,
-        "date": date(result.folder),
+        "date": facts.date(result.folder),
         "headline": headline,
         "remarks": [],
         "degraded": degraded_lines(result.final, name),
@@ -313,11 +290,11 @@ def content(folder: Path) -> dict[str, Any]:
             Fact("Budget", " or ".join(budget) or "all of the grid"),
             Fact("Trials", f"{len(result.trials)}: {in_states}" if states else "none"),
             Fact("Seeds", f"in each trial {listed(settings.seeds)}; {final_seeds}"),
-            *data_facts(run.job, about, result.tested),
-            *teacher_facts(about.members, None),
-            student_fact(run.job),
+            *facts.data(run.job, about, result.tested),
+            *facts.teachers(about.members, None),
+            facts.student(run.job),
             Fact("Base job", settings.job, code=True),
-            *run_facts(folder, about.cost, f"agrekd tune {shlex.quote(str(folder / SEARCH))}"),
+            *facts.run(folder, about, "tune", SEARCH),
         ],
         "space": _space(settings.space),
         "select": result.select,
@@ -334,8 +311,8 @@ def content(folder: Path) -> dict[str, Any]:
         "agreement": None,
         "teachers": teachers(about.members, None),
         "configuration": [
-            ("The search", as_yaml(about.settings)),
-            ("Its base job", as_yaml(about.job)),
+            ("The search", facts.as_yaml(about.settings)),
+            ("Its base job", facts.as_yaml(about.job)),
         ],
         "versions": about.versions,
     }

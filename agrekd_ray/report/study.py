@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,9 +14,9 @@ from rich.console import Console
 from rich.text import Text
 
 from agrekd_ray.files import exists
-from agrekd_ray.report import style, tables
+from agrekd_ray.report import facts, style, tables
 from agrekd_ray.report.archive import RESULTS, read_study, write_results
-from agrekd_ray.report.facts import Fact, as_yaml, date, run_facts
+from agrekd_ray.report.facts import Fact
 from agrekd_ray.report.job import JOB, degraded_lines, render_degraded, write_csv
 from agrekd_ray.report.style import FAINT, INK
 from agrekd_ray.report.tables import Cell, Column, Table, difference_cell, figure_column, words
@@ -335,7 +334,7 @@ def content(folder: Path) -> dict[str, Any]:
     return {
         "kind": "study",
         "name": result.name,
-        "date": date(result.folder),
+        "date": facts.date(result.folder),
         "headline": verdict(result),
         "remarks": [],
         "degraded": [],
@@ -348,7 +347,7 @@ def content(folder: Path) -> dict[str, Any]:
             for panel in result.panels
         ],
         **dict.fromkeys(("weights", "influence", "agreement", "teachers")),
-        "configuration": [("The study", as_yaml(result.settings))],
+        "configuration": [("The study", facts.as_yaml(result.settings))],
         "versions": result.versions,
     }
 
@@ -363,7 +362,7 @@ def _facts(result: StudyResult, folder: Path) -> list[Fact]:
         Fact("Seeds", ", ".join(map(str, seeds))),
         Fact("Methods", ", ".join(map(label, result.methods))),
         Fact("In brackets", result.published.source if result.published else ""),
-        *run_facts(folder, result.cost, f"agrekd run {shlex.quote(str(folder / JOB))}"),
+        *facts.run(folder, result.cost, "run", JOB),
     ]
 
 
