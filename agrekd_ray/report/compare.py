@@ -11,15 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from agrekd_ray.report import tables
-from agrekd_ray.report.tables import (
-    Cell,
-    Column,
-    Table,
-    difference_cell,
-    figure_column,
-    numbers,
-    words,
-)
+from agrekd_ray.report.tables import Cell, Column, Table, difference_cell, figure_column, texts
 from agrekd_ray.results.intervals import INTERVAL
 from agrekd_ray.results.metrics import ACCURACY, ECE, MISSING, STEPS, label, metric, metric_label
 from agrekd_ray.results.runs import SEEDLESS, Row, difference, settings
@@ -81,14 +73,12 @@ class Comparison:
                 for row in rows
             ]
             metrics.insert(1, Column(_DIFFERENCE, f"Δ {self.baseline_name}", cells))
-        counts = [len(row.seeds) for row in rows]
+        about = [(r.label, r.first.teachers, str(len(r.seeds) or MISSING)) for r in rows]
+        ends = [(metric(STEPS).text(row.mean(STEPS)), row.state) for row in rows]
         columns = [
-            words(_LABEL, "Run", [row.label for row in rows], folds=True),
-            words(_TEACHERS, "Teachers", [row.first.teachers for row in rows]),
-            numbers(_SEEDS, "Seeds", [str(count) if count else MISSING for count in counts]),
+            *texts({_LABEL: "Run", _TEACHERS: "Teachers", _SEEDS: "Seeds"}, about, [_SEEDS]),
             *metrics,
-            numbers(STEPS, "Cost (steps)", [metric(STEPS).text(row.mean(STEPS)) for row in rows]),
-            words(_STATE, "State", [row.state for row in rows]),
+            *texts({STEPS: "Cost (steps)", _STATE: "State"}, ends, [STEPS]),
         ]
         several = any(row.spread(self.worst) is not None for row in rows)
         over = ", mean ± sd over seeds" if several else ""

@@ -25,7 +25,7 @@ from agrekd_ray.report.models import (
     teachers,
     tested,
 )
-from agrekd_ray.report.tables import Cell, Column, Table, numbers, words
+from agrekd_ray.report.tables import Cell, Column, Table, texts
 from agrekd_ray.results import Diagnostics, Span, StudentResult, TeacherCost, TeacherResult
 from agrekd_ray.results.frame import (
     Row,
@@ -478,11 +478,9 @@ def agreement(diagnostics: Diagnostics) -> Table | None:
         for split, agreement in diagnostics.agreement.items()
         for group, shares in agreement.by_group.items()
     ]
-    columns = [
-        words("split", "Split", [split for split, _, _ in rows]),
-        words("group", "Group", [group for _, group, _ in rows]),
-        numbers("count", "Samples", [f"{shares.count:,}" for *_, shares in rows]),
-    ]
+    headers = {"split": "Split", "group": "Group", "count": "Samples"}
+    about = [(split, group, f"{shares.count:,}") for split, group, shares in rows]
+    columns = texts(headers, about, right=["count"])
     for case in CASES:
         verb, right = case.split("_")
         who = "both " if verb == "agrees" else "is "

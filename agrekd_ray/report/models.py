@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pandas as pd
 
-from agrekd_ray.report.tables import Cell, Column, Table, figure_column, words
+from agrekd_ray.report.tables import Cell, Column, Table, figure_column, texts
 from agrekd_ray.results import StudentResult, TeacherResult
 from agrekd_ray.results.frame import (
     INFLUENCE,
@@ -108,8 +108,8 @@ def compared(
     """
     rows = tested(outcomes)
     taught_by = {outcome.method: outcome.teachers for outcome in reversed(outcomes)}
-    cells = {"method": map(name, rows), "teachers": (taught_by[method] for method in rows)}
-    about = [words(key, header, cells[key]) for key, header in columns.items()]
+    cells = {method: {"method": name(method), "teachers": taught_by[method]} for method in rows}
+    about = texts(columns, [[cells[method][key] for key in columns] for method in rows])
     stands_out = [number for number, method in enumerate(rows) if method == strong]
     return models(title, about, list(rows.values()), stands_out)
 
@@ -135,10 +135,9 @@ def students(
     """
     table = frame(outcomes)
     rows = figures(table[table["split"] == TEST], ["method", "seed"])
-    about = [
-        words("method", "Method", [name(method) for method, _ in rows]),
-        words("seed", "Seed", [str(seed) for _, seed in rows]),
-    ]
+    about = texts(
+        {"method": "Method", "seed": "Seed"}, [(name(method), str(seed)) for method, seed in rows]
+    )
     training = epochs(outcomes)
     return {
         "seeds": models("Every student on the test split", about, list(rows.values())),
@@ -156,11 +155,10 @@ def teachers(members: Sequence[TeacherResult], biased: TeacherResult | None) -> 
         StudentResult(str(number), 0, "-", {TEST: member.metrics[TEST]})
         for number, (member, _) in enumerate(shown)
     ]
-    about = [
-        words("teacher", "Teacher", [member.name for member, _ in shown]),
-        words("role", "Role", [role for _, role in shown]),
-        words("fingerprint", "Fingerprint", [member.fingerprint[:12] for member, _ in shown]),
-    ]
+    about = texts(
+        {"teacher": "Teacher", "role": "Role", "fingerprint": "Fingerprint"},
+        [(member.name, role, member.fingerprint[:12]) for member, role in shown],
+    )
     return models("Teachers on the test split", about, list(tested(measured).values()))
 
 
@@ -186,10 +184,8 @@ def _taught(
     means = shares.groupby(["method", "group", column], sort=False)["value"].mean().unstack()
     largest = means.max().max() or 1
     rows = list(dict.fromkeys(zip(shares["method"], shares["group"], strict=True)))
-    columns = [
-        words("method", "Method", [name(method) for method, _ in rows]),
-        words("group", "Taught group", [group for _, group in rows]),
-    ]
+    headers = {"method": "Method", "group": "Taught group"}
+    columns = texts(headers, [(name(method), group) for method, group in rows])
     for header, below in dict.fromkeys(shown.values()):
         cells = [_shaded(means[(header, below)][row], largest) for row in rows]
         columns.append(Column(header, header, cells, below=below, over=over))

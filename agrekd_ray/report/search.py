@@ -24,7 +24,7 @@ from agrekd_ray.report.job import degraded_lines, render_degraded
 from agrekd_ray.report.models import TEST, compared, over_seeds, students, teachers, tested
 from agrekd_ray.report.settings_plots import Point
 from agrekd_ray.report.style import draw_plots
-from agrekd_ray.report.tables import Table, numbers, words
+from agrekd_ray.report.tables import Table, texts
 from agrekd_ray.results import Metrics, TeacherResult
 from agrekd_ray.results.frame import difference
 from agrekd_ray.results.intervals import signed
@@ -174,29 +174,28 @@ def _trials(
         worst: what they call the worst-group accuracy.
         paths: that the search varies.
     """
-    settings = [
-        words(
-            path,
-            name,
-            [setting_text(t.setting[path]) if path in t.setting else MISSING for t in trials],
+    headers = {"trial": "Trial", "setting": "Setting", **short_paths(paths), "state": "State"}
+    figures = {"epochs": "Epochs", "score": score, "test": f"Test {worst}", "seconds": "Seconds"}
+    rows = [
+        (
+            trial.name,
+            in_words(trial.setting),
+            *(setting_text(trial.setting[p]) if p in trial.setting else MISSING for p in paths),
+            trial.state,
+            f"{len(trial.history)}/{trial.epochs}",
+            percent(trial.score(result.select)),
+            percent(trial.test_worst),
+            f"{trial.seconds:.0f}" if math.isfinite(trial.seconds) else MISSING,
         )
-        for path, name in short_paths(paths).items()
+        for trial in trials
     ]
-    seconds = [f"{t.seconds:.0f}" if math.isfinite(t.seconds) else MISSING for t in trials]
-    columns = [
-        words("trial", "Trial", [trial.name for trial in trials]),
-        words("setting", "Setting", [in_words(trial.setting) for trial in trials], folds=True),
-        *settings,
-        words("state", "State", [trial.state for trial in trials]),
-        numbers("epochs", "Epochs", [f"{len(t.history)}/{t.epochs}" for t in trials]),
-        numbers("score", score, [percent(t.score(result.select)) for t in trials]),
-        numbers("test", f"Test {worst}", [percent(t.test_worst) for t in trials]),
-        numbers("seconds", "Seconds", seconds),
-    ]
-    strong = {n for n, trial in enumerate(trials) if trial.number == result.winner}
     failed = {n: trial.reason for n, trial in enumerate(trials) if trial.state == FAILED}
-    notes = {n: reason or "No reason is known." for n, reason in failed.items()}
-    return Table("Trials", columns, frozenset(strong), notes)
+    return Table(
+        "Trials",
+        texts(headers | figures, rows, figures),
+        frozenset(n for n, trial in enumerate(trials) if trial.number == result.winner),
+        {n: reason or "No reason is known." for n, reason in failed.items()},
+    )
 
 
 def _trials_on_screen(result: SearchResult) -> Table:
@@ -209,32 +208,36 @@ def _trials_on_screen(result: SearchResult) -> Table:
     return table.named(("trial", "setting", "state", "epochs", "score", "test"), title)
 
 
+def _rules(result: SearchResult, worst: str) -> Table:
+    """How well each selection rule would have served; the one that chose stands out."""
+    headers = {"rule": "Rule", "needs": "Needs", "correlation": "Correlation"}
+    headers |= {"trials": "Over trials", "choice": "Its choice", "test": f"Its test {worst}"}
+    rows = [
+        (
+            rule.rule,
+            ", ".join(rule.needs) or "nothing",
+            MISSING if rule.correlation is None else signed(rule.correlation, 2),
+            str(rule.trials),
+            f"trial-{rule.choice:03}",
+            percent(rule.test_worst_group_accuracy),
+        )
+        for rule in result.rules
+    ]
+    names = [rule.rule for rule in result.rules]
+    return Table(
+        "Selection rules",
+        texts(headers, rows, ("correlation", "trials", "test")),
+        frozenset(n for n, name in enumerate(names) if name == result.select),
+        {n: RULES[name].summary for n, name in enumerate(names) if name in RULES},
+    )
+
+
 def _rules_on_screen(result: SearchResult) -> Table:
     trials = max((rule.trials for rule in result.rules), default=0)
     title = f"Rules: their choices, and rank correlation with test WGA over {trials} trials"
     title += f"; WGA: {result.worst}" if result.worst != "worst group" else ""
     rules = _rules(result, "WGA")
     return rules.named(("rule", "needs", "correlation", "choice", "test"), title)
-
-
-def _rules(result: SearchResult, worst: str) -> Table:
-    """How well each selection rule would have served; the one that chose stands out."""
-    rules = result.rules
-    correlations = [
-        MISSING if rule.correlation is None else signed(rule.correlation, 2) for rule in rules
-    ]
-    tests = [percent(rule.test_worst_group_accuracy) for rule in rules]
-    columns = [
-        words("rule", "Rule", [rule.rule for rule in rules]),
-        words("needs", "Needs", [", ".join(rule.needs) or "nothing" for rule in rules]),
-        numbers("correlation", "Correlation", correlations),
-        numbers("trials", "Over trials", [str(rule.trials) for rule in rules]),
-        words("choice", "Its choice", [f"trial-{rule.choice:03}" for rule in rules]),
-        numbers("test", f"Its test {worst}", tests),
-    ]
-    strong = frozenset(n for n, rule in enumerate(rules) if rule.rule == result.select)
-    notes = {n: RULES[r.rule].summary for n, r in enumerate(rules) if r.rule in RULES}
-    return Table("Selection rules", columns, strong, notes)
 
 
 def _final(result: SearchResult) -> Table | None:
@@ -337,12 +340,9 @@ def _space(domains: Mapping[str, Domain]) -> Table:
         needed = conditions(path, domain, STRATEGIES).items()
         return "; ".join(f"{p} = {' or '.join(map(setting_text, v))}" for p, v in needed)
 
-    columns = [
-        words("path", "Parameter", domains),
-        words("values", "Values", map(values, domains.values())),
-        words("when", "Only where", [when(path, domain) for path, domain in domains.items()]),
-    ]
-    return Table("Search space", columns)
+    headers = {"path": "Parameter", "values": "Values", "when": "Only where"}
+    rows = [(path, values(domain), when(path, domain)) for path, domain in domains.items()]
+    return Table("Search space", texts(headers, rows))
 
 
 def _setting(winner: TrialResult, job: dict[str, Any], default: dict[str, Any]) -> Table:
@@ -365,15 +365,11 @@ def _setting(winner: TrialResult, job: dict[str, Any], default: dict[str, Any]) 
                 value = value.get(part) if isinstance(value, dict) else None
         return setting_text(value)
 
-    paths = list(dict.fromkeys([*winner.setting, *default]))
-    columns = [
-        words("path", "Parameter", paths),
-        words(
-            "winner", f"Winner, trial {winner.number}", [having(winner.setting, p) for p in paths]
-        ),
-        words("default", "Default", [having(default, path) for path in paths]),
-    ]
-    return Table("The winner's setting", columns)
+    name = f"Winner, trial {winner.number}"
+    headers = {"path": "Parameter", "winner": name, "default": "Default"}
+    paths = dict.fromkeys([*winner.setting, *default])
+    rows = [(path, having(winner.setting, path), having(default, path)) for path in paths]
+    return Table("The winner's setting", texts(headers, rows))
 
 
 def _named(chosen: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ from agrekd_ray.report.archive import RESULTS, read_study, write_results
 from agrekd_ray.report.facts import Fact
 from agrekd_ray.report.job import JOB, degraded_lines, render_degraded, write_csv
 from agrekd_ray.report.style import FAINT, INK
-from agrekd_ray.report.tables import Cell, Column, Table, difference_cell, figure_column, words
+from agrekd_ray.report.tables import Cell, Column, Table, difference_cell, figure_column, texts
 from agrekd_ray.results.intervals import INTERVAL
 from agrekd_ray.results.metrics import ACCURACY, WORST_GROUP, accuracy_of, label, short_paths
 from agrekd_ray.results.points import in_words
@@ -114,7 +114,7 @@ def _title(result: StudyResult, panel: Panel, what: str) -> str:
 def _pivot(result: StudyResult, panel: Panel, metric: str, title: str) -> Table:
     """A row a method, a column a value of the last swept key."""
     names = panel.columns if result.sweep else [result.worst.capitalize()]
-    columns = [words("method", "Method", map(label, panel.methods))]
+    columns = texts({"method": "Method"}, [[label(method)] for method in panel.methods])
     for at, name in zip(panel.places, names, strict=True):
         shown = [(at, method) for method in panel.methods]
         columns.append(_figures(result, shown, metric, name))
@@ -127,10 +127,9 @@ def _long(result: StudyResult, panel: Panel, title: str) -> Table:
     shown = [(at, m) for at in panel.places for m in panel.methods if result.row(at, m)]
     places = [in_words(at[last]) if last else "" for at, _ in shown]
     first = ["" if n and places[n - 1] == text else text for n, text in enumerate(places)]
-    columns = [
-        words("place", short_paths(result.sweep).get(last, ""), first),
-        words("method", "Method", [label(method) for _, method in shown]),
-    ]
+    names = {"place": short_paths(result.sweep).get(last, ""), "method": "Method"}
+    methods = (label(method) for _, method in shown)
+    columns = texts(names, list(zip(first, methods, strict=True)))
     headers = {WORST_GROUP: result.worst.capitalize(), ACCURACY: "Accuracy"}
     columns += [_figures(result, shown, metric, text) for metric, text in headers.items()]
     return Table(title, columns if last else columns[1:])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
@@ -62,7 +62,6 @@ class Column:
         words: whether it is set to the left.
         below: second line of the header on a page.
         over: a header that it shares with its neighbours, which are shown together or not at all.
-        folds: whether long cells have several lines on a narrow screen.
     """
 
     name: str
@@ -71,7 +70,6 @@ class Column:
     words: bool = False
     below: str = ""
     over: str = ""
-    folds: bool = False
 
     @property
     def spreads(self) -> bool:
@@ -144,14 +142,21 @@ class Table:
         return replace(self, columns=kept, title=self.title if title is None else title)
 
 
-def words(name: str, header: str, cells: Iterable[str], *, folds: bool = False) -> Column:
-    """A column of words."""
-    return Column(name, header, [Cell(text) for text in cells], words=True, folds=folds)
+def texts(
+    headers: Mapping[str, str], rows: Iterable[Sequence[str]], right: Collection[str] = ()
+) -> list[Column]:
+    """Columns of texts.
 
-
-def numbers(name: str, header: str, cells: Iterable[str]) -> Column:
-    """A column of figures that are texts already."""
-    return Column(name, header, [Cell(text) for text in cells])
+    Args:
+        headers: what people call a column, by its name.
+        rows: a text for each column.
+        right: names of those that hold figures.
+    """
+    cells = list(zip(*rows, strict=True)) or [()] * len(headers)
+    return [
+        Column(name, header, [Cell(text) for text in column], words=name not in right)
+        for (name, header), column in zip(headers.items(), cells, strict=True)
+    ]
 
 
 def figure_column(
@@ -293,8 +298,9 @@ def _fitting(columns: Sequence[Column], order: list[str], width: int) -> list[Co
 
 
 def _folded(column: Column, table: Table, width: int, others_give_way: bool) -> Column:
-    """A column of words, narrow enough for figures beside it."""
-    if not column.folds or fits(table, width):
+    """The widest column of words, narrow enough for figures beside it; others as they are."""
+    widest = max((c for c in table.columns if c.words), key=lambda c: c.width, default=None)
+    if column is not widest or fits(table, width):
         return column
     if others_give_way:
         most = max(_NARROWEST, int(_LARGEST_SHARE * width))
