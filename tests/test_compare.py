@@ -206,7 +206,7 @@ def test_a_search_has_its_trials_by_number_and_setting(shown):
     assert difference(best, baselines(found, None), WORST) is None
     trial = difference(best, baselines(found, "trial-000"), WORST)
     assert (trial.mean, trial.low) == (pytest.approx(0.2), None)
-    assert settings([r for r in found if r.first.number is not None])[id(best)] == {
+    assert settings([r for r in found if r.first.number is not None])[best] == {
         "strategy": "aver",
         "distillation.temperature": 24.0,
     }

@@ -148,7 +148,7 @@ class Comparison:
         paths = dict.fromkeys(path for values in varying.values() for path in values)
         lines = []
         for row in self.rows:
-            mine = varying[id(row)]
+            mine = varying[row]
             line: dict[str, Any] = {
                 "label": row.label,
                 "experiment": row.first.experiment,
