@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,8 @@ _AXES = {
     "data.aligned": "share of bias-aligned training samples",
 }
 _MOST_ROWS = 12
+_DIAMOND: dict[str, Any] = {"s": 32, "marker": "D", "c": "white", "lw": 1.2, "zorder": 6}
+"""How a published figure is drawn."""
 
 
 def publish_files(result: StudyResult, folder: Path, *, anew: bool = True) -> None:
@@ -76,12 +80,11 @@ def show(result: StudyResult, console: Console) -> None:
         if not tables.fits(table, console.width):
             table = _long(result, panel, title)
         tables.show(table, console)
-    gains = list(_gain_lines(result))
-    if gains:
+    if result.gains:
         console.print()
-    for place, lines in gains:
+    for place, lines in _gain_lines(result):
         if place:
-            console.print(Text(place, style="bold"))
+            console.print(Text(place, "bold"))
         for line in lines:
             console.print(Text(line))
     for point in result.points:
@@ -93,10 +96,8 @@ def show(result: StudyResult, console: Console) -> None:
 def markdown(result: StudyResult) -> str:
     """Tables of worst-group accuracy and accuracy, and the gains, as Markdown."""
     parts = [f"*{result.unfinished.capitalize()}.*"] if result.unfinished else []
-    for metric, what in (
-        (WORST_GROUP, accuracy_of(result.worst).capitalize()),
-        (ACCURACY, "Accuracy"),
-    ):
+    whats = {WORST_GROUP: accuracy_of(result.worst).capitalize(), ACCURACY: "Accuracy"}
+    for metric, what in whats.items():
         for panel in result.panels:
             title = _title(result, panel, what)
             parts += [title, tables.markdown(_pivot(result, panel, metric, title))]
@@ -146,15 +147,12 @@ def _figures(
     return figure_column(header, figures, header, published, parts)
 
 
-def _gain_lines(result: StudyResult) -> Iterator[tuple[str, Sequence[str]]]:
-    for at in result.places:
-        lines = [
-            f"{label(OURS)} against {label(gain.against)}: {gain.difference.in_words(result.unit)}"
-            for gain in result.gains
-            if gain.at == at
-        ]
-        if lines:
-            yield (result.place_name(at) if result.sweep else ""), lines
+def _gain_lines(result: StudyResult) -> Iterator[tuple[str, list[str]]]:
+    """Places, and what AGRE-KD gains there."""
+    for at, gains in groupby(result.gains, lambda gain: gain.at):
+        said = ((label(g.against), g.difference.in_words(result.unit)) for g in gains)
+        lines = [f"{label(OURS)} against {against}: {gain}" for against, gain in said]
+        yield (result.place_name(at) if result.sweep else ""), lines
 
 
 # --- plots --------------------------------------------------------------------------------------
@@ -194,28 +192,25 @@ def sweep_plot(result: StudyResult, key: str) -> Figure | None:
     styles = style.method_styles(methods)
     figure = style.new_figure(9.2, 0.9 + 3.1 * len(rests) + 0.24 * -(-len(methods) // 4))
     grid = figure.subplots(len(rests), 2, squeeze=False, sharex=True)
-    published = False
+    metrics = {WORST_GROUP: result.worst.capitalize(), ACCURACY: "All samples"}
     for row, rest in zip(grid, rests, strict=True):
         where = ", ".join(f"{names[k]} {in_words(v)}" for k, v in rest.items())
-        places = [{**rest, key: value} for value in values]
-        for axes, metric, shown in zip(
-            row, (WORST_GROUP, ACCURACY), (result.worst.capitalize(), "All samples"), strict=True
-        ):
+        for axes, (metric, shown) in zip(row, metrics.items(), strict=True):
             title = f"{shown}: {where}" if where else shown
             style.panel(axes, "y").set_title(title, size=10, loc="left")
             axes.set_ylabel("test accuracy (%)")
             for number, method in enumerate(methods):
                 # Aside, so that whiskers do not cover each other.
                 aside = (number - (len(methods) - 1) / 2) * 0.006 * span
-                at_x = dict(zip((x + aside for x in xs), places, strict=True))
-                published |= _line(axes, result, at_x, method, metric, styles[method])
+                places = {x + aside: {**rest, key: v} for x, v in zip(xs, values, strict=True)}
+                _line(axes, result, places, method, metric, styles[method])
             low, high = axes.get_ylim()
             axes.set_ylim(max(0.0, low if low > 30 else 0.0), min(100.0, max(high, low + 1)))
             _ticks(axes, xs, values)
     for axes in grid[-1]:
         axes.set_xlabel(_AXES.get(key, key))
-    if published and result.published:
-        _diamonds(axes, {}, INK, label=result.published.source)
+    if result.published:  # a key for all colours
+        axes.scatter([], [], edgecolors=INK, label=result.published.source, **_DIAMOND)
     return style.finish(figure, f"{result.name}: by {_AXES.get(key, names[key])}")
 
 
@@ -226,34 +221,17 @@ def _line(
     method: str,
     metric: str,
     look: Mapping[str, Any],
-) -> bool:
-    """Draws one method's line through places, by where they stand.
-
-    Returns:
-        Whether it has published figures.
-    """
+) -> None:
+    """Draws one method's line through places, by where they stand."""
     shown = {x: row[metric] for x, at in places.items() if (row := result.row(at, method))}
-    if not shown:
-        return False
-    means = [100 * figure.mean for figure in shown.values()]
+    means, sds = ([100 * getattr(f, end) for f in shown.values()] for end in ("mean", "sd"))
     axes.plot(list(shown), means, marker="o", ms=4, **look)
     if any(figure.count > 1 for figure in shown.values()):
         whiskers: dict[str, Any] = {"capsize": 2.5, "elinewidth": 0.9, "fmt": "none"}
-        sds = [100 * figure.sd for figure in shown.values()]
         axes.errorbar(list(shown), means, yerr=sds, ecolor=look["color"], **whiskers)
-    published = {
-        x: value
-        for x in shown
-        if (value := result.published_at(places[x], method, metric)) is not None
-    }
-    _diamonds(axes, published, look["color"])
-    return bool(published)
-
-
-def _diamonds(axes: Axes, heights: Mapping[float, float], color: str, **more: Any) -> None:
-    """Draws published figures by where they stand."""
-    look: dict[str, Any] = {"s": 32, "marker": "D", "c": "white", "lw": 1.2, "zorder": 6}
-    axes.scatter(list(heights), list(heights.values()), edgecolors=color, **look, **more)
+    published = [result.published_at(places[x], method, metric) for x in shown]
+    heights = [math.nan if height is None else height for height in published]
+    axes.scatter(list(shown), heights, edgecolors=look["color"], **_DIAMOND)
 
 
 def _ticks(axes: Axes, xs: Sequence[float], values: Sequence[Any]) -> None:
@@ -276,11 +254,9 @@ def gains_plot(result: StudyResult) -> Figure | None:
     if not result.gains:
         return None
     rows: list[tuple[str, Gain | None]] = []
-    for at in result.places:
-        mine = [gain for gain in result.gains if gain.at == at]
-        if result.sweep and mine:
-            rows.append((result.place_name(at), None))
-        rows += [(label(gain.against), gain) for gain in mine]
+    for at, gains in groupby(result.gains, lambda gain: gain.at):
+        rows += [(result.place_name(at), None)] if result.sweep else []
+        rows += [(label(gain.against), gain) for gain in gains]
     colors = style.method_styles(dict.fromkeys(gain.against for gain in result.gains))
     figure = style.new_figure(7.6, 1.5 + 0.3 * len(rows))
     axes = style.bars(figure.subplots(), [text for text, _ in rows])
@@ -313,16 +289,14 @@ def verdict(result: StudyResult) -> str:
     gains = [gain for gain in result.gains if gain.against == "aver"]
     if not gains:
         return f"{begin}The study does not hold AGRE-KD against AVER."
-    best = max(gains, key=lambda gain: gain.difference.mean)
-    worst = min(gains, key=lambda gain: gain.difference.mean)
-    ahead = sum(map(_sure, gains))
+    best, worst = (end(gains, key=lambda gain: gain.difference.mean) for end in (max, min))
     at_best, at_worst = best.difference.in_words(""), worst.difference.in_words("")
     text = f"{label(OURS)} against {label('aver')}, {result.worst}: {at_best}"
     if len(gains) > 1:
         text += (
             f" at best ({result.place_name(best.at)}), {at_worst} at worst"
-            f" ({result.place_name(worst.at)}); the interval is above 0 at {ahead} of"
-            f" {len(gains)} places"
+            f" ({result.place_name(worst.at)}); the interval is above 0 at"
+            f" {sum(map(_sure, gains))} of {len(gains)} places"
         )
     return f"{begin}{text}."
 
@@ -369,19 +343,15 @@ def _with_gains(result: StudyResult, panel: Panel) -> Table:
     """Methods down, places across, then `AGRE-KD − AVER`; strong where it is above 0 everywhere."""
     table = _pivot(result, panel, WORST_GROUP, panel.where or result.heading())
     strong = {number for number, method in enumerate(panel.methods) if method == OURS}
-    below: list[list[Cell]] = []
+    rows = [[column.cells[n] for column in table.columns] for n in range(table.size)]
     for other in panel.methods:
         gains = [result.gain(at, other) for at in panel.places]
-        if not any(gains):
-            continue
-        if all(gain and _sure(gain) for gain in gains):
-            strong.add(table.size + len(below))
-        cells = [difference_cell(gain.difference if gain else None) for gain in gains]
-        below.append([Cell(f"{label(OURS)} − {label(other)}"), *cells])
-    columns = [
-        replace(column, cells=[*column.cells, *(cells[place] for cells in below)])
-        for place, column in enumerate(table.columns)
-    ]
+        if any(gains):
+            strong |= {len(rows)} if all(gain and _sure(gain) for gain in gains) else set()
+            cells = [difference_cell(gain and gain.difference) for gain in gains]
+            rows.append([Cell(f"{label(OURS)} − {label(other)}"), *cells])
+    below = zip(table.columns, zip(*rows, strict=True), strict=True)
+    columns = [replace(column, cells=list(cells)) for column, cells in below]
     return replace(table, columns=columns, strong=frozenset(strong))
 
 

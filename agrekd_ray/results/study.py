@@ -236,22 +236,7 @@ class StudyResult:
             "draws": self.draws,
             "methods": self.methods,
             "published": self.published.model_dump(mode="json") if self.published else None,
-            "figures": [
-                {
-                    "at": at,
-                    "method": method,
-                    "mean": {name: row[name].mean for name in METRICS},
-                    "std": {name: row[name].sd for name in METRICS},
-                    "count": row[WORST_GROUP].count,
-                    "published": {
-                        name: value
-                        for name in METRICS
-                        if (value := self.published_at(at, method, name)) is not None
-                    },
-                    "measured_over": row[WORST_GROUP].part,
-                }
-                for at, method, row in self._measured
-            ],
+            "figures": [self._figures(*measured) for measured in self._measured],
             "gains": [asdict(gain) for gain in self.gains],
             "points": [
                 {
@@ -282,6 +267,18 @@ class StudyResult:
             if point.at.keys() != result.sweep.keys():
                 raise DamagedError(f"{point.label}: not at the keys of the sweep")
         return result
+
+    def _figures(self, at: dict[str, Any], method: str, row: Row) -> dict[str, Any]:
+        published = {name: self.published_at(at, method, name) for name in METRICS}
+        return {
+            "at": at,
+            "method": method,
+            "mean": {name: row[name].mean for name in METRICS},
+            "std": {name: row[name].sd for name in METRICS},
+            "count": row[WORST_GROUP].count,
+            "published": {name: value for name, value in published.items() if value is not None},
+            "measured_over": row[WORST_GROUP].part,
+        }
 
     @property
     def _measured(self) -> list[tuple[dict[str, Any], str, Row]]:
