@@ -86,7 +86,7 @@ def render(
     if table is None:
         console.print("No student is finished yet.")
         return
-    importance = list(dict.fromkeys([*_IMPORTANCE, *(c.block for c in table.columns)]))
+    importance = [*_IMPORTANCE, *(column.block for column in table.columns)]
     tables.show(table, console, importance, (list(rows).index(best), WORST_GROUP) if best else None)
     console.print()
     for line in _below(outcomes, members):
@@ -130,18 +130,16 @@ def _below(outcomes: Sequence[StudentResult], members: Sequence[TeacherResult]) 
 
 
 def _teachers_range(members: Sequence[TeacherResult]) -> str:
-    parts = []
-    for kind in dict.fromkeys(member.kind for member in members):
-        shares = [
-            100 * member.metrics[TEST].worst_group_accuracy
-            for member in members
-            if member.kind == kind and TEST in member.metrics
-        ]
-        if shares:
-            low, high = f"{min(shares):.1f}", f"{max(shares):.1f}"
-            reach = low if low == high else f"{low} … {high}"
-            parts.append(f"{len(shares)} {family(kind)} {reach}")
-    return ", ".join(parts)
+    by_kind: dict[str, list[str]] = {}
+    measured = [member for member in members if TEST in member.metrics]
+    for member in sorted(measured, key=lambda member: member.metrics[TEST].worst_group_accuracy):
+        share = metric(ACCURACY).text(member.metrics[TEST].worst_group_accuracy)
+        by_kind.setdefault(member.kind, []).append(share)
+    return ", ".join(
+        f"{len(shares)} {family(kind)} {' … '.join(dict.fromkeys((shares[0], shares[-1])))}"
+        for kind in dict.fromkeys(member.kind for member in measured)
+        if (shares := by_kind[kind])
+    )
 
 
 def degraded_lines(
@@ -287,16 +285,11 @@ def summary(outcomes: Sequence[StudentResult]) -> list[dict[str, Any]]:
     rows = []
     for (method, split), row in figures(table, ["method", "split"]).items():
         mine = [o for o in outcomes if o.method == method and split in o.splits]
-        shown = {
-            re.sub(f"^{CLASS}", GROUP, name): figure
-            for name, figure in row.items()
-            if not is_coverage(name)
-        }
+        shown = {re.sub(f"^{CLASS}", GROUP, n): f for n, f in row.items() if not is_coverage(n)}
+        line = {"method": method, "teachers": mine[0].teachers, "split": split}
         rows.append(
             {
-                "method": method,
-                "teachers": mine[0].teachers,
-                "split": split,
+                **line,
                 "seeds": sorted(outcome.seed for outcome in mine),
                 "mean": {name: figure.mean for name, figure in shown.items()},
                 "std": {name: figure.sd for name, figure in shown.items()},

@@ -25,7 +25,7 @@ from agrekd_ray.report.models import TEST, compared, over_seeds, students, teach
 from agrekd_ray.report.settings_plots import Point
 from agrekd_ray.report.style import draw_plots
 from agrekd_ray.report.tables import Table, texts
-from agrekd_ray.results import Metrics, TeacherResult
+from agrekd_ray.results import TeacherResult
 from agrekd_ray.results.frame import difference
 from agrekd_ray.results.intervals import signed
 from agrekd_ray.results.metrics import (
@@ -88,15 +88,15 @@ def publish_files(folder: Path, result: SearchResult, *, anew: bool = True) -> N
 
 def _point(trial: TrialResult, result: SearchResult) -> Point:
     """A trial as pictures take it."""
-
-    def named(split: str, metrics: Metrics | None) -> dict[str, float]:
-        scalars = metrics.scalars() if metrics else {}
-        return {f"{split}/{name}": value for name, value in scalars.items()}
-
     last = trial.history[-1] if trial.history else None
-    scores = last.selection if last else {}
-    metrics = named(TEST, trial.test) | named("val", last.val if last else None)
-    metrics |= {f"select/{rule}": score for rule, score in scores.items()}
+    measured = {
+        TEST: trial.test.scalars() if trial.test else {},
+        "val": last.val.scalars() if last else {},
+        "select": last.selection if last else {},
+    }
+    metrics = {
+        f"{of}/{name}": value for of, those in measured.items() for name, value in those.items()
+    }
     chosen = f"the winner by {result.select}" if trial.number == result.winner else ""
     setting, state = trial.setting, trial.state
     return Point(trial.name, trial.number, setting, metrics, state=state, chosen=chosen)
@@ -109,15 +109,15 @@ def write_trials(path: Path, trials: Sequence[TrialResult]) -> None:
         path: the file, replaced as a whole.
         trials: of a search.
     """
-    paths = dict.fromkeys(path for trial in trials for path in trial.setting)
-
-    def cell(value: Any) -> str:
-        return value if isinstance(value, str) else json.dumps(value)
-
+    settings = [
+        {path: v if isinstance(v, str) else json.dumps(v) for path, v in trial.setting.items()}
+        for trial in trials
+    ]
+    paths = dict.fromkeys(path for setting in settings for path in setting)
     rows = [
         {
             "trial": trial.name,
-            **{path: cell(trial.setting.get(path, "")) for path in paths},
+            **{path: setting.get(path, "") for path in paths},
             "state": trial.state,
             "epochs": len(trial.history),
             "seconds": round(trial.seconds, 2),
@@ -127,7 +127,7 @@ def write_trials(path: Path, trials: Sequence[TrialResult]) -> None:
             f"{TEST}/measured_over": measured_over(trial.test.coverage) if trial.test else "",
             "reason": trial.reason or "",
         }
-        for trial in trials
+        for trial, setting in zip(trials, settings, strict=True)
     ]
     tables.write_csv(rows, path, "trial", [f"{TEST}/measured_over"])
 
@@ -270,8 +270,8 @@ def content(folder: Path) -> dict[str, Any]:
     shown = ("trial", *settings.space, "state", "epochs", "score", "test", "seconds")
     title = "Winner and default on the test split"
     gain = difference(result.final, WINNER, DEFAULT)
-    headline = result.verdict or "The search has no winner: no trial has a score."
-    if winner and not result.verdict:
+    headline = "The search has no winner: no trial has a score."
+    if winner:
         headline = f"Trial {winner.number} is the winner; it was not held against the default."
     for_final = f"for winner and default {listed(settings.final.seeds)}"
     final_seeds = for_final if settings.final.seeds else "none trained after the search"
@@ -283,7 +283,7 @@ def content(folder: Path) -> dict[str, Any]:
         "kind": "search",
         "name": result.name,
         "date": facts.date(result.folder),
-        "headline": headline,
+        "headline": result.verdict or headline,
         "remarks": [],
         "degraded": degraded_lines(result.final, name),
         "worst": result.worst,

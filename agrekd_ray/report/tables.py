@@ -221,7 +221,7 @@ def show(
     """
     columns = [_folded(c, table, console.width, bool(importance)) for c in table.columns]
     if importance:
-        columns = _fitting(columns, list(importance), console.width)
+        columns = _fitting(columns, list(dict.fromkeys(importance)), console.width)
     shown = ScreenTable(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
