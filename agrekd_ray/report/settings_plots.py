@@ -243,7 +243,8 @@ def parallel_coordinates(points: Sequence[Point], metric: str = TEST_WORST) -> F
         return None
     values = np.array([point.value(metric) for point in shown])
     low, high = values.min(), values.max()
-    of_metric = Normalize(low, high) if low < high else Normalize(low - 1, high + 1)
+    span = (low, high) if low < high else (low - 1, high + 1)
+    of_metric = Normalize(*span)
     less = described.metric(metric).less_is_better
     good = 1 - of_metric(values).data if less else of_metric(values).data
     best, words = _outstanding(points, shown, metric)
@@ -282,8 +283,8 @@ def parallel_coordinates(points: Sequence[Point], metric: str = TEST_WORST) -> F
     shades = np.linspace(*(1, 0) if less else (0, 1), 256)[:, None]
     axes.imshow(shades, extent=(last - 0.02, last + 0.02, 0, 1), norm=Normalize(0, 1), **bar)
     _axis_name(axes, last, _unit(metric), weight="bold")
-    for value in MaxNLocator(5).tick_values(of_metric.vmin, of_metric.vmax):
-        if 0 <= of_metric(value) <= 1:
+    for value in MaxNLocator(5).tick_values(*span):
+        if span[0] <= value <= span[1]:
             _tick(axes, last + 0.06, float(of_metric(value)), f"{value:.4g}", ha="left")
     thick = f"; the thick line is {words}" if stands_out.any() else ""
     return style.finish(figure, f"Settings and {_lower(metric)}{thick}")

@@ -348,7 +348,7 @@ def _with_gains(result: StudyResult, panel: Panel) -> Table:
         gains = [result.gain(at, other) for at in panel.places]
         if any(gains):
             strong |= {len(rows)} if all(gain and _sure(gain) for gain in gains) else set()
-            cells = [difference_cell(gain and gain.difference) for gain in gains]
+            cells = [difference_cell(gain.difference if gain else None) for gain in gains]
             rows.append([Cell(f"{label(OURS)} − {label(other)}"), *cells])
     below = zip(table.columns, zip(*rows, strict=True), strict=True)
     columns = [replace(column, cells=list(cells)) for column, cells in below]

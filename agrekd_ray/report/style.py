@@ -222,7 +222,8 @@ def place_labels(
         return Bbox(ends).padded(around)
 
     points = [box(x, y, 0, 0, 6.5) for x, y, _, _ in dots]
-    bars = [box(x, y, *ends, 1) for x, y, dx, dy in dots for ends in ((dx, 0), (0, dy))]
+    bars = [box(x, y, dx, 0, 1) for x, y, dx, _ in dots]
+    bars += [box(x, y, 0, dy, 1) for x, y, _, dy in dots]
     look: dict[str, Any] = {"textcoords": "offset pixels", "ha": "center", "va": "center"}
     look |= {"size": 8, "color": INK, "linespacing": 0.95, "ma": "left", "parse_math": False}
     look |= {"arrowprops": {"arrowstyle": "-", "color": FAINT, "lw": 0.6}, "zorder": 7}
@@ -231,12 +232,13 @@ def place_labels(
         words = textwrap.fill(brief(text, 68), 26, break_on_hyphens=False)
         taken[axes.annotate(words, (x, y), (0, 0), **look)] = Bbox.null()
     for note in [*taken] * 3:  # each anew, until all have seen where the others are
-        start, size = axes.transData.transform(note.xy), Text.get_window_extent(note, renderer).size
+        size = np.array(Text.get_window_extent(note, renderer).size)
+        start = axes.transData.transform(note.xy)
         others = points + [there for other, there in taken.items() if other is not note]
         best: tuple[Any, ...] = ()
         for place, way in enumerate(_WAYS):
             middle = way + np.clip(way / 6, -1, 1) * size / 2
-            there = Bbox.from_bounds(*(start + middle - size / 2), *size)
+            there = Bbox([start + middle - size / 2, start + middle + size / 2])
             outside = not all(frame.contains(*corner) for corner in there.corners())
             covers = there.count_overlaps(others), there.count_overlaps(bars) > 0
             best = min(best or (2,), (outside, *covers, place, there, middle), key=lambda b: b[:4])
