@@ -77,7 +77,7 @@ def show(result: StudyResult, console: Console) -> None:
         console.print()
         title = _title(result, panel, accuracy_of(result.worst).capitalize())
         table = _pivot(result, panel, WORST_GROUP, title)
-        if not tables.fits(table, console.width):
+        if table.width > console.width:
             table = _long(result, panel, title)
         tables.show(table, console)
     if result.gains:
