@@ -306,13 +306,12 @@ def calibration(outcomes: Sequence[StudentResult]) -> Figure | None:
         error = np.mean([o.splits[TEST].ece for o in measured if o.method == method])
         upper.set_title(f"{label(method)}\nECE {100 * error:.1f} %", size=9, loc="left")
         color, words = _kind(method)
-        look: dict[str, Any] = {"color": color, "edgecolor": "white", "lw": 0.6, "zorder": 3}
-        look |= {"width": 100 / CALIBRATION_BINS, "align": "edge"}
-        lefts = 100 / CALIBRATION_BINS * mine.index
-        lower.bar(lefts, mine["share"], label=words, **look)
-        drawn = upper.bar(lefts, mine["accuracy"], **look)
-        for accuracy_bar, share in zip(drawn, mine["share"], strict=True):
-            accuracy_bar.set_alpha(0.35 if share < 100 * _FEW else 1.0)
+        look: dict[str, Any] = {"edgecolor": "white", "lw": 0.6, "zorder": 3, "align": "edge"}
+        look["width"] = 100 / CALIBRATION_BINS
+        lefts = look["width"] * mine.index
+        shades = [(color, 0.35 if share < 100 * _FEW else 1.0) for share in mine["share"]]
+        upper.bar(lefts, mine["accuracy"], color=shades, **look)
+        lower.bar(lefts, mine["share"], color=color, label=words, **look)
         diagonal: dict[str, Any] = {"color": INK, "lw": 0.9, "ls": EVEN, "zorder": 4}
         upper.plot([0, 100], [0, 100], label="as confident as right", **diagonal)
         for axes, high in ((upper, 100), (lower, top)):

@@ -23,7 +23,7 @@ from agrekd_ray.report.job import JOB, degraded_lines, render_degraded, write_cs
 from agrekd_ray.report.style import FAINT, INK
 from agrekd_ray.report.tables import Cell, Column, Table, difference_cell, figure_column, texts
 from agrekd_ray.results.intervals import INTERVAL
-from agrekd_ray.results.metrics import ACCURACY, WORST_GROUP, accuracy_of, label, short_paths
+from agrekd_ray.results.metrics import ACCURACY, WORST_GROUP, accuracy_of, label
 from agrekd_ray.results.points import in_words
 from agrekd_ray.results.study import OURS, Gain, Panel, StudyResult
 from agrekd_ray.tracking.files import replacing
@@ -128,7 +128,7 @@ def _long(result: StudyResult, panel: Panel, title: str) -> Table:
     shown = [(at, m) for at in panel.places for m in panel.methods if result.row(at, m)]
     places = [in_words(at[last]) if last else "" for at, _ in shown]
     first = ["" if n and places[n - 1] == text else text for n, text in enumerate(places)]
-    names = {"place": short_paths(result.sweep).get(last, ""), "method": "Method"}
+    names = {"place": result.names.get(last, ""), "method": "Method"}
     methods = (label(method) for _, method in shown)
     columns = texts(names, list(zip(first, methods, strict=True)))
     headers = {WORST_GROUP: result.worst.capitalize(), ACCURACY: "Accuracy"}
@@ -160,10 +160,11 @@ def _gain_lines(result: StudyResult) -> Iterator[tuple[str, list[str]]]:
 
 def study_plots(result: StudyResult) -> dict[str, Callable[[], Figure | None]]:
     """The plots of a study by name: `sweep_KEY` for each key with several values, and `gains`."""
-    names = short_paths(result.sweep)
-    swept = [key for key, values in result.sweep.items() if len(values) > 1]
-    plots = {f"sweep_{names[k].replace('.', '_')}": partial(sweep_plot, result, k) for k in swept}
-    return {**plots, "gains": lambda: gains_plot(result)}
+    swept = {key: name for key, name in result.names.items() if len(result.sweep[key]) > 1}
+    plots = {
+        f"sweep_{n.replace('.', '_')}": partial(sweep_plot, result, k) for k, n in swept.items()
+    }
+    return {**plots, "gains": partial(gains_plot, result)}
 
 
 def sweep_plot(result: StudyResult, key: str) -> Figure | None:
@@ -184,7 +185,7 @@ def sweep_plot(result: StudyResult, key: str) -> Figure | None:
             rests.append(rest)
     if len(rests) > _MOST_ROWS:
         return None
-    names, values = short_paths(result.sweep), result.sweep[key]
+    names, values = result.names, result.sweep[key]
     numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
     xs = [float(value) if numbers else float(n) for n, value in enumerate(values)]
     span = max(xs) - min(xs) or 1.0
@@ -326,8 +327,7 @@ def content(folder: Path) -> dict[str, Any]:
 
 
 def _facts(result: StudyResult, folder: Path) -> list[Fact]:
-    names = short_paths(result.sweep)
-    seeds = sorted({outcome.seed for outcome in result.outcomes})
+    names, seeds = result.names, sorted({outcome.seed for outcome in result.outcomes})
     return [
         *(Fact(f"Sweep: {names[k]}", ", ".join(map(in_words, v))) for k, v in result.sweep.items()),
         Fact("Draws of data and teachers", ", ".join(map(str, result.draws)) or "one"),

@@ -155,6 +155,11 @@ class StudyResult:
         return "worst class" if any(word.endswith("classes") for word in words) else "worst group"
 
     @cached_property
+    def names(self) -> dict[str, str]:
+        """Of the swept keys, as few of their last parts as tell them apart."""
+        return short_paths(self.sweep)
+
+    @cached_property
     def places(self) -> list[dict[str, Any]]:
         """Places of the sweep, in its order; each stands for all of its draws."""
         return list({self.place_name(point.at): point.at for point in self.points}.values())
@@ -169,17 +174,16 @@ class StudyResult:
     @cached_property
     def panels(self) -> list[Panel]:
         """The places, apart by all swept keys but the last."""
-        names = short_paths(self.sweep)
         *others, last = list(self.sweep) or [""]
         apart: dict[str, list[dict[str, Any]]] = {}
         for at in self.places:
-            where = ", ".join(f"{names[key]} = {in_words(at[key])}" for key in others)
+            where = ", ".join(f"{self.names[key]} = {in_words(at[key])}" for key in others)
             apart.setdefault(where, []).append(at)
         return [
             Panel(
                 where,
                 places,
-                [f"{names[last]} {in_words(at[last])}" if last else "" for at in places],
+                [f"{self.names[last]} {in_words(at[last])}" if last else "" for at in places],
                 [m for m in self.methods if any(self.row(at, m) for at in places)],
             )
             for where, places in apart.items()
@@ -199,8 +203,7 @@ class StudyResult:
 
     def place_name(self, at: Mapping[str, Any]) -> str:
         """A place in words: `debiased=2 temperature=4`."""
-        names = short_paths(self.sweep)
-        parts = (f"{name}={in_words(at[key])}" for key, name in names.items() if key in at)
+        parts = (f"{name}={in_words(at[key])}" for key, name in self.names.items() if key in at)
         return " ".join(parts) or "job"
 
     def metrics(self) -> dict[str, float]:
@@ -208,8 +211,7 @@ class StudyResult:
         values: dict[str, float] = {}
         for at, method, row in self._measured:
             begin = f"{self.place_name(at)}/{method}/test/{WORST_GROUP}"
-            worst = row[WORST_GROUP]
-            values |= {f"{begin}/mean": worst.mean, f"{begin}/std": worst.sd}
+            values |= {f"{begin}/mean": row[WORST_GROUP].mean, f"{begin}/std": row[WORST_GROUP].sd}
         for gain in self.gains:
             key = f"{self.place_name(gain.at)}/{OURS}_minus_{gain.against}/test/{WORST_GROUP}"
             values[key] = gain.difference.mean
