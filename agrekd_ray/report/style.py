@@ -7,6 +7,7 @@ is nothing to draw.
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.path import Path as Line
 from matplotlib.text import Annotation, Text
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
@@ -234,14 +236,19 @@ def place_labels(
     for note in [*taken] * 3:  # each anew, until all have seen where the others are
         size = np.array(Text.get_window_extent(note, renderer).size)
         start = axes.transData.transform(note.xy)
-        others = points + [there for other, there in taken.items() if other is not note]
-        best: tuple[Any, ...] = ()
+        others = [there for other, there in taken.items() if other is not note]
+        best: tuple[Any, ...] = (True, math.inf)
         for place, way in enumerate(_WAYS):
             middle = way + np.clip(way / 6, -1, 1) * size / 2
             there = Bbox([start + middle - size / 2, start + middle + size / 2])
             outside = not all(frame.contains(*corner) for corner in there.corners())
-            covers = there.count_overlaps(others), there.count_overlaps(bars) > 0
-            best = min(best or (2,), (outside, *covers, place, there, middle), key=lambda b: b[:4])
-        *_, taken[note], middle = best
+            covered = there.count_overlaps(points + others)
+            if (outside, covered) > best[:2]:
+                continue
+            line = Line([start, start + middle])
+            crossed = place >= _NEAR and sum(line.intersects_bbox(other) for other in others)
+            cost = (outside, covered, crossed, there.count_overlaps(bars) > 0, place)
+            best = min(best, (*cost, there, middle), key=lambda way: way[:5])
+        *_, place, taken[note], middle = best
         note.set_position(middle)
-        note.arrow_patch.set_visible(best[3] >= _NEAR)  # type: ignore[union-attr]
+        note.arrow_patch.set_visible(place >= _NEAR)  # type: ignore[union-attr]
