@@ -260,10 +260,9 @@ def content(folder: Path) -> dict[str, Any]:
     run = read_search(folder)
     result, about, settings = run.result, run.about, run.settings
     winner = next((trial for trial in result.trials if trial.number == result.winner), None)
-    names = {WINNER: f"Winner (trial {result.winner})", DEFAULT: "Default"}
 
     def name(method: str) -> str:
-        return names.get(method, label(method))
+        return f"Winner (trial {result.winner})" if method == WINNER else label(method)
 
     score = f"Score, {result.selected_on}"
     trials = _trials(result, _ranked(result), score, result.worst, *settings.space)

@@ -24,7 +24,6 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from agrekd_ray.report import style
 from agrekd_ray.report.style import BLUE, FAINT, INK, ORANGE, brief
-from agrekd_ray.results import metrics as described
 from agrekd_ray.results.metrics import (
     ACCURACY,
     WORST_CLASS,
@@ -33,6 +32,7 @@ from agrekd_ray.results.metrics import (
     setting_text,
     short_paths,
 )
+from agrekd_ray.results.metrics import metric as metric_of
 from agrekd_ray.results.search import FAILED, FINISHED, STOPPED
 
 TEST_WORST = f"test/{WORST_GROUP}"
@@ -245,7 +245,7 @@ def parallel_coordinates(points: Sequence[Point], metric: str = TEST_WORST) -> F
     low, high = values.min(), values.max()
     span = (low, high) if low < high else (low - 1, high + 1)
     of_metric = Normalize(*span)
-    less = described.metric(metric).less_is_better
+    less = metric_of(metric).less_is_better
     good = 1 - of_metric(values).data if less else of_metric(values).data
     best, words = _outstanding(points, shown, metric)
     stands_out = np.array([point is best for point in shown])
@@ -302,7 +302,7 @@ def trial_history(points: Sequence[Point], metric: str = TEST_WORST) -> Figure |
     figure = style.new_figure(8.2, 4.2)
     axes = figure.subplots()
     numbers = np.array([point.number for point in shown], dtype=float)
-    worst_to_best = np.minimum if described.metric(metric).less_is_better else np.maximum
+    worst_to_best = np.minimum if metric_of(metric).less_is_better else np.maximum
     so_far = worst_to_best.accumulate([point.value(metric) for point in shown])
     end = trials[-1].number or 0
     steps: dict[str, Any] = {"where": "post", "color": ORANGE, "lw": 1.8, "zorder": 3}
@@ -346,7 +346,7 @@ def _outstanding(points: Sequence[Point], shown: Sequence[Point], metric: str) -
         if point.chosen:
             return point, point.chosen
     done = [point for point in shown if point.state == FINISHED] or shown
-    choose: Callable[..., Point] = min if described.metric(metric).less_is_better else max
+    choose: Callable[..., Point] = min if metric_of(metric).less_is_better else max
     best = choose(done, key=lambda point: point.value(metric))
     return best, _BEST.get(metric.partition("/")[0], "best")
 
@@ -380,7 +380,7 @@ def _tick(axes: Axes, place: float, height: float, text: str, **look: Any) -> No
 
 def _scale(metric: str) -> int:
     """What plots multiply a metric by: shares are in percent."""
-    return 100 if described.metric(metric).unit == "%" else 1
+    return 100 if metric_of(metric).unit == "%" else 1
 
 
 def _unit(metric: str) -> str:

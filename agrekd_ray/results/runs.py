@@ -230,13 +230,11 @@ def baselines(several: Sequence[Row], asked: str | None) -> list[Row]:
         TrackingError: nothing is called so.
     """
     if asked is None:
-        chosen: dict[str, str] = {}
-        for row in several:
-            for child in row.children:
-                if child.method in DEFAULT_BASELINES:
-                    known_there = (chosen.get(child.parent, child.method), child.method)
-                    chosen[child.parent] = min(known_there, key=DEFAULT_BASELINES.index)
-        return [r for r in several if any(chosen.get(c.parent) == c.method for c in r.children)]
+        there = {(child.parent, child.method) for row in several for child in row.children}
+        usual: dict[str, str] = {}
+        for method in reversed(DEFAULT_BASELINES):
+            usual |= {parent: method for parent, other in there if other == method}
+        return [r for r in several if any(usual.get(c.parent) == c.method for c in r.children)]
     name = asked.lower()
     exact = [row for row in several if row.label.lower() == name]
     if matching := exact or [
