@@ -130,16 +130,15 @@ def _below(outcomes: Sequence[StudentResult], members: Sequence[TeacherResult]) 
 
 
 def _teachers_range(members: Sequence[TeacherResult]) -> str:
-    by_kind: dict[str, list[str]] = {}
-    measured = [member for member in members if TEST in member.metrics]
-    for member in sorted(measured, key=lambda member: member.metrics[TEST].worst_group_accuracy):
-        share = metric(ACCURACY).text(member.metrics[TEST].worst_group_accuracy)
-        by_kind.setdefault(member.kind, []).append(share)
-    return ", ".join(
-        f"{len(shares)} {family(kind)} {' … '.join(dict.fromkeys((shares[0], shares[-1])))}"
-        for kind in dict.fromkeys(member.kind for member in measured)
-        if (shares := by_kind[kind])
-    )
+    by_kind: dict[str, list[float]] = {}
+    for member in members:
+        if TEST in member.metrics:
+            by_kind.setdefault(member.kind, []).append(member.metrics[TEST].worst_group_accuracy)
+    parts = []
+    for kind, shares in by_kind.items():
+        ends = dict.fromkeys(map(metric(WORST_GROUP).text, (min(shares), max(shares))))
+        parts.append(f"{len(shares)} {family(kind)} {' … '.join(ends)}")
+    return ", ".join(parts)
 
 
 def degraded_lines(

@@ -108,8 +108,8 @@ def compared(
     """
     rows = tested(outcomes)
     taught_by = {outcome.method: outcome.teachers for outcome in reversed(outcomes)}
-    cells = {method: {"method": name(method), "teachers": taught_by[method]} for method in rows}
-    about = texts(columns, [[cells[method][key] for key in columns] for method in rows])
+    cells = {"method": name, "teachers": taught_by.__getitem__}
+    about = texts(columns, [[cells[key](method) for key in columns] for method in rows])
     stands_out = [number for number, method in enumerate(rows) if method == strong]
     return models(title, about, list(rows.values()), stands_out)
 

@@ -194,8 +194,8 @@ def worst_against_accuracy(points: Sequence[Point], metric: str = TEST_WORST) ->
     labelled = list({id(p): p for p in (*others[:_MOST_LABELS], *best)}.values())[:_MOST_LABELS]
     # A trial's settings are in other plots; here they would cover it.
     texts = [p.label if p.number is None else p.label.split()[0] for p in labelled]
-    places = ((p.value(x), p.value(y), t) for p, t in zip(labelled, texts, strict=True))
-    style.place_labels(axes, dots, list(places))
+    places = [(p.value(x), p.value(y), text) for p, text in zip(labelled, texts, strict=True)]
+    style.place_labels(axes, dots, places)
     return figure
 
 
