@@ -22,7 +22,7 @@ from agrekd_ray.commands.compare import compare
 from agrekd_ray.errors import RunError, TrackingError
 from agrekd_ray.report import settings_plots as pictures
 from agrekd_ray.report.compare import Comparison
-from agrekd_ray.report.settings_plots import Chosen, Point, Scale
+from agrekd_ray.report.settings_plots import Point, Scale
 from agrekd_ray.report.style import save
 from agrekd_ray.results import Epoch, Metrics, StudentResult
 from agrekd_ray.results.intervals import bootstrap_interval, paired_difference
@@ -206,7 +206,7 @@ def test_a_search_has_its_trials_by_number_and_setting(shown):
     assert difference(best, baselines(found, None), WORST) is None
     trial = difference(best, baselines(found, "trial-000"), WORST)
     assert (trial.mean, trial.low) == (pytest.approx(0.2), None)
-    assert settings([r for r in found if r.first.number is not None])[id(best)] == {
+    assert settings([r for r in found if r.first.number is not None])[best] == {
         "strategy": "aver",
         "distillation.temperature": 24.0,
     }
@@ -578,6 +578,25 @@ def test_one_value_only_has_no_effect_to_draw(tmp_path):
         save(draw(equal), tmp_path / "plot.png")
 
 
+@pytest.mark.parametrize("near", [0.005, 0.02, 0.2])
+def test_every_point_that_is_named_has_its_label_and_none_covers_another(near):
+    at = 0.4 + near * np.random.default_rng(0).normal(size=(11, 2))
+    found = [
+        Point(f"Method {n}", None, {}, {WORST: worst, "test/accuracy": accuracy}, {WORST: 0.02})
+        for n, (worst, accuracy) in enumerate(at)
+    ]
+    figure = pictures.worst_against_accuracy(found)
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    assert {text.get_text() for text in axes.texts} == {point.label for point in found}
+    renderer = figure.canvas.get_renderer()
+    boxes = [Text.get_window_extent(text, renderer) for text in axes.texts]
+    points = axes.transData.transform([(100 * accuracy, 100 * worst) for worst, accuracy in at])
+    for n, words in enumerate(boxes):
+        assert words.count_overlaps(boxes[n + 1 :]) == 0
+        assert not any(words.contains(*point) for point in points)
+
+
 def test_values_over_more_than_a_decade_have_a_logarithmic_axis():
     assert Scale([0.001, 0.1]).log
     assert not Scale([1, 2, 10]).log
@@ -610,8 +629,8 @@ def test_who_was_chosen_stands_out_whoever_is_best_on_test(draw, place):
         replace(point, metrics={WORST: accuracy})
         for point, accuracy in zip(made, (0.3, 0.9, 0.4, 0.5, 0.6), strict=True)
     ]
-    chosen = Chosen(made[place], "the winner by worst_class")
-    heights, said = stands_out(draw(made, WORST, chosen))
+    made[place] = replace(made[place], chosen="the winner by worst_class")
+    heights, said = stands_out(draw(made))
     height = made[place].value(WORST)
     if draw is pictures.parallel_coordinates:
         height = (height - 30) / 60
@@ -619,7 +638,8 @@ def test_who_was_chosen_stands_out_whoever_is_best_on_test(draw, place):
     assert heights == pytest.approx([height] * len(heights))
     assert "the winner by worst_class" in said
     assert draw is pictures.trial_history or "best on test" not in said
-    heights, said = stands_out(draw(made, WORST, Chosen(replace(made[0]), "the winner")))
+    made[place] = replace(made[place], metrics={})
+    heights, said = stands_out(draw(made))
     assert not heights  # it has nothing to be drawn by, and no other takes its place
     assert "the winner" not in said
 

@@ -273,7 +273,7 @@ def test_a_cell_in_markdown_means_nothing_but_itself() -> None:
         r"a\|b\\c", r"\`x\` \*y\* \<b>",
         r"[x\](y)", "two lines", r"\_all\_ val_loss", "+1 [-2, 3]", r"\$x\$",
     ]  # fmt: skip
-    found = tables.Table("", [tables.words("name", "a|b", cells)])
+    found = tables.Table("", tables.texts({"name": "a|b"}, [[cell] for cell in cells]))
     table = tables.markdown(found).splitlines()
     assert table == [r"| a\|b |", "| :--- |", *(f"| {cell} |" for cell in shown)]
 

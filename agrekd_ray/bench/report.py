@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from agrekd_ray.report.tables import Table, numbers, show, words
+from agrekd_ray.report.tables import Table, show, texts
 from agrekd_ray.terminal import say
 
 Figures = dict[str, Any]
@@ -45,10 +45,9 @@ class Report:
         say(console, f"\n{self.title}")
         for heading, rows in (self.tables or {"": self.summary}).items():
             say(console, f"\n{heading}" if heading else "")
-            columns = [
-                (words if number < self.left else numbers)(header, header, map(text, rows))
-                for number, (header, text) in enumerate(self.columns.items())
-            ]
+            headers = list(self.columns)
+            cells = [[text(row) for text in self.columns.values()] for row in rows]
+            columns = texts(dict(zip(headers, headers, strict=True)), cells, headers[self.left :])
             show(Table("", columns), console)
         say(console, "\n".join(["", *self.notes]))
 

@@ -119,7 +119,7 @@ def points(rows: Sequence[Row], metrics: Sequence[str]) -> list[Point]:
         Point(
             label=row.label,
             number=row.first.number,
-            settings={"method": row.name, **varying[id(row)]} if methods else varying[id(row)],
+            settings={"method": row.name, **varying[row]} if methods else varying[row],
             metrics={m: value for m in metrics if (value := row.mean(m)) is not None},
             spread={m: value for m in metrics if (value := row.spread(m)) is not None},
             state=row.state,

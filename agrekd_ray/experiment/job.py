@@ -213,7 +213,7 @@ class _JobDriver(Driver[list[StudentResult]]):
                 outcomes = outcomes_of(self.folder)
                 for outcome in outcomes:  # of an earlier attempt, too
                     self.monitor.finished(outcome)
-                cost = self.known.job.cost if self.known else self.account.cost
+                cost = self.known.job if self.known else self.account.cost
                 self.display.stage("results", 0, "")
                 self._reports(outcomes, cost)
                 self._publish(run_id, outcomes, cost)

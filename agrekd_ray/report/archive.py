@@ -15,17 +15,8 @@ from typing import Any, TypeVar
 
 from agrekd_ray.config.space import Domain
 from agrekd_ray.errors import RunError
-from agrekd_ray.files import (
-    DamagedError,
-    cannot_read,
-    checked,
-    in_a_line,
-    read_json,
-    replacing,
-    unreadable,
-)
-from agrekd_ray.results import Cost, Diagnostics, StudentResult, TeacherCost, TeacherResult
-from agrekd_ray.results.records import Number
+from agrekd_ray.files import DamagedError, checked, exists, read_json, replacing
+from agrekd_ray.results import Cost, Diagnostics, StudentResult, TeacherResult
 from agrekd_ray.results.search import SearchResult
 from agrekd_ray.results.study import StudyResult
 
@@ -43,8 +34,8 @@ class JobSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class About:
-    """What results say about a run itself.
+class About(Cost):
+    """What results say about a run itself, and what it took.
 
     Attributes:
         settings: the resolved job or search.
@@ -52,9 +43,6 @@ class About:
         classes: their names.
         groups: names of the evaluation groups.
         splits: what says them, and their sizes.
-        seconds: that it took.
-        effort: what the teachers cost, where there were any.
-        attempts: in which it was run.
     """
 
     settings: dict[str, Any]
@@ -62,14 +50,6 @@ class About:
     classes: list[str]
     groups: list[str]
     splits: str = ""
-    seconds: Number = math.nan
-    effort: TeacherCost | None = None
-    attempts: int = 1
-
-    @property
-    def cost(self) -> Cost:
-        """What it took."""
-        return Cost(self.seconds, self.effort, self.attempts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,19 +178,12 @@ def read_result(folder: Path) -> SearchResult | None:
     """The results of a search; None where it has not come to its end.
 
     Raises:
-        RunError: the file is damaged.
+        RunError: the file is damaged, or cannot be read.
     """
-    path = folder / RESULTS
-    try:
-        return read_json(path, SearchResult)
-    except FileNotFoundError:
+    if not exists(folder / RESULTS):
         return None
-    except (DamagedError, OSError) as error:
-        if unreadable(error):
-            raise cannot_read(path, error) from None
-        raise RunError(
-            f"{path}: damaged ({in_a_line(error)}); remove it to finish the search again."
-        ) from None
+    again = "Remove it to finish the search again."
+    return _read(folder, lambda values: checked(SearchResult, values), again)
 
 
 def read_study(folder: Path) -> StudyResult:
@@ -222,15 +195,10 @@ def read_study(folder: Path) -> StudyResult:
     return _read(folder, StudyResult.from_json)
 
 
-def _read(folder: Path, check: Callable[[Any], Read]) -> Read:
-    """The run's results, checked.
-
-    Raises:
-        RunError: there are none yet, or they are damaged.
-    """
+def _read(folder: Path, check: Callable[[Any], Read], again: str = "") -> Read:
     path = folder / RESULTS
     try:
-        return check(json.loads(path.read_text(encoding="utf-8")))
+        return check(read_json(path, dict[str, Any]))
     except FileNotFoundError:
         raise RunError(
             f"{folder}: not finished, there is no {RESULTS} yet. Wait for its end; if it was "
@@ -240,13 +208,10 @@ def _read(folder: Path, check: Callable[[Any], Read]) -> Read:
         raise RunError(
             f"{path}: cannot be read ({error.strerror or error}). Make it readable, then try again."
         ) from None
-    except DamagedError as error:
-        what = str(error)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        what = f"{type(error).__name__}: {error}"
-    raise RunError(
-        f"{path}: damaged ({what}). It is written anew by: agrekd resume {folder}"
-    ) from None
+    except (DamagedError, KeyError, TypeError) as error:
+        what = error if isinstance(error, DamagedError) else f"{type(error).__name__}: {error}"
+    again = again or f"It is written anew by: agrekd resume {folder}"
+    raise RunError(f"{path}: damaged ({what}). {again}")
 
 
 def _job(values: Any) -> JobArchive:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from agrekd_ray.models import Manifest
-from agrekd_ray.report.tables import Table, markdown, numbers, words
+from agrekd_ray.report.tables import Column, Table, markdown, texts
 from agrekd_ray.results import Metrics, StudentResult
 from agrekd_ray.results.frame import epochs, last_weights
 from agrekd_ray.results.metrics import METRICS, is_distilled, label, setting_text
@@ -57,24 +57,21 @@ def _block(title: str, values: Any, fingerprint: str = "") -> str:
 
 def _measured(split: str, metrics: Metrics) -> str:
     """All accuracies on a split, and those by group."""
-    values = {METRICS[name].label: share for name, share in metrics.scalars().items()}
-    every = Table(
-        split,
-        [
-            words("metric", "Metric", values),
-            numbers("value", "%", [f"{100 * share:.1f}" for share in values.values()]),
-        ],
+    every = texts(
+        {"metric": "Metric", "value": "%"},
+        [(METRICS[name].label, f"{100 * share:.1f}") for name, share in metrics.scalars().items()],
+        ("value",),
     )
-    groups = [name for name in metrics.groups if metrics.groups_known]
-    by_group = Table(
-        split,
+    groups = metrics.groups if metrics.groups_known else {}
+    by_group = texts(
+        {"group": "Group", "samples": "Samples", "value": "Accuracy, %"},
         [
-            words("group", "Group", groups),
-            numbers("samples", "Samples", [f"{metrics.counts.get(g, 0):,}" for g in groups]),
-            numbers("value", "Accuracy, %", [f"{100 * metrics.groups[g]:.1f}" for g in groups]),
+            (name, f"{metrics.counts.get(name, 0):,}", f"{100 * a:.1f}")
+            for name, a in groups.items()
         ],
+        ("samples", "value"),
     )
-    parts = [f"## Measured on `{split}`", markdown(every), markdown(by_group) if groups else ""]
+    parts = [f"## Measured on `{split}`", _table(every), _table(by_group) if groups else ""]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -83,15 +80,15 @@ def _teachers(outcome: StudentResult) -> str:
     if not outcome.history or not outcome.history[-1].weights:
         return ""
     weights = last_weights(epochs([outcome])).round(3)
-    table = Table(
-        "Teachers",
-        [
-            words("group", "Training group", [str(group) for _, group in weights.index]),
-            *(numbers(str(t), str(t), map(str, weights[t])) for t in weights.columns),
-        ],
-    )
+    names = [str(teacher) for teacher in weights.columns]
+    rows = [(str(group), *map(str, row)) for (_, group), row in weights.iterrows()]
+    table = texts({"group": "Training group", **dict(zip(names, names, strict=True))}, rows, names)
     text = f"{outcome.teachers} teachers; the mean weight of each in the last epoch:"
-    return "\n\n".join(["## Teachers", text, markdown(table)])
+    return "\n\n".join(["## Teachers", text, _table(table)])
+
+
+def _table(columns: list[Column]) -> str:
+    return markdown(Table("", columns))
 
 
 def _limits(tested: Metrics | None) -> str:

@@ -11,15 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from agrekd_ray.report import tables
-from agrekd_ray.report.tables import (
-    Cell,
-    Column,
-    Table,
-    difference_cell,
-    figure_column,
-    numbers,
-    words,
-)
+from agrekd_ray.report.tables import Cell, Column, Table, difference_cell, figure_column, texts
 from agrekd_ray.results.intervals import INTERVAL
 from agrekd_ray.results.metrics import ACCURACY, ECE, MISSING, STEPS, label, metric, metric_label
 from agrekd_ray.results.runs import SEEDLESS, Row, difference, settings
@@ -74,21 +66,16 @@ class Comparison:
             for name in self.shown
         ]
         if self.baseline:
-            cells = [
-                Cell("baseline")
-                if any(row is baseline for baseline in self.baseline)
-                else difference_cell(difference(row, self.baseline, self.worst))
-                for row in rows
-            ]
+            gains = (difference_cell(difference(row, self.baseline, self.worst)) for row in rows)
+            marked = zip(rows, gains, strict=True)
+            cells = [Cell("baseline") if row in self.baseline else gain for row, gain in marked]
             metrics.insert(1, Column(_DIFFERENCE, f"Δ {self.baseline_name}", cells))
-        counts = [len(row.seeds) for row in rows]
+        about = [(r.label, r.first.teachers, str(len(r.seeds) or MISSING)) for r in rows]
+        ends = [(metric(STEPS).text(row.mean(STEPS)), row.state) for row in rows]
         columns = [
-            words(_LABEL, "Run", [row.label for row in rows], folds=True),
-            words(_TEACHERS, "Teachers", [row.first.teachers for row in rows]),
-            numbers(_SEEDS, "Seeds", [str(count) if count else MISSING for count in counts]),
+            *texts({_LABEL: "Run", _TEACHERS: "Teachers", _SEEDS: "Seeds"}, about, [_SEEDS]),
             *metrics,
-            numbers(STEPS, "Cost (steps)", [metric(STEPS).text(row.mean(STEPS)) for row in rows]),
-            words(_STATE, "State", [row.state for row in rows]),
+            *texts({STEPS: "Cost (steps)", _STATE: "State"}, ends, [STEPS]),
         ]
         several = any(row.spread(self.worst) is not None for row in rows)
         over = ", mean ± sd over seeds" if several else ""
@@ -129,9 +116,9 @@ class Comparison:
         states = [_SEEDS, STEPS, _STATE] if done else [_STATE, _SEEDS, STEPS]
         first = [_LABEL, self.sort, self.worst, *self.metrics, _DIFFERENCE]
         last = [f"{self.split}/{ACCURACY}", *states, f"{self.split}/{ECE}", _TEACHERS]
-        measured = [n for n, row in enumerate(self.rows) if row.mean(self.sort) is not None]
+        measured = [n for n, row in enumerate(self.rows) if self.sort in row.figures]
         bold = (measured[0], self.sort) if measured else None
-        dropped = tables.show(self.table, console, list(dict.fromkeys([*first, *last])), bold)
+        dropped = tables.show(self.table, console, [*first, *last], bold)
         console.print()
         for line in self.notes:
             console.print(Text(line))
@@ -158,36 +145,25 @@ class Comparison:
         paths = dict.fromkeys(path for values in varying.values() for path in values)
         lines = []
         for row in self.rows:
-            mine = varying[id(row)]
-            line: dict[str, Any] = {
-                "label": row.label,
-                "experiment": row.first.experiment,
-                "method": row.first.method,
-                **{path: "" if (v := mine.get(path)) is None else str(v) for path in paths},
-                "teachers": row.first.teachers,
-                "seeds": len(row.seeds),
-            }
+            line: dict[str, Any] = {"label": row.label, "experiment": row.first.experiment}
+            line["method"] = row.first.method
+            for setting in paths:
+                line[setting] = "" if (v := varying[row].get(setting)) is None else str(v)
+            line |= {"teachers": row.first.teachers, "seeds": len(row.seeds)}
             for name in self.shown:
-                line |= _values(row, name)
+                figure = row.figures.get(name)
+                line[name] = row.mean(name)
+                line[f"{name}/measured_over"] = figure.part if figure else ""
+                line[f"{name}/sd"] = row.spread(name)
+                count = figure.count if figure else 0
+                # The seeds of a trial are in its mean already.
+                trial = count and row.first.number is not None
+                line[f"{name}/seeds"] = len(row.seeds) if trial else count
             if self.baseline:
                 gain = difference(row, self.baseline, self.worst)
                 line["difference"] = gain and gain.mean
                 line |= {f"difference/{end}": gain and getattr(gain, end) for end in _ENDS}
-            line[STEPS] = row.mean(STEPS)
-            line["state"] = row.state
+            line |= {STEPS: row.mean(STEPS), "state": row.state}
             line["runs"] = " ".join(child.run_id for child in row.children)
             lines.append(line)
         tables.write_csv(lines, path, "label", [f"{name}/measured_over" for name in self.shown])
-
-
-def _values(row: Row, name: str) -> dict[str, Any]:
-    """A metric's columns of a CSV file."""
-    figure = row.figures.get(name)
-    # The seeds of a trial are in its mean already.
-    count = len(row.seeds) if row.first.number is not None else figure.count if figure else 0
-    return {
-        name: row.mean(name),
-        f"{name}/measured_over": figure.part if figure else "",
-        f"{name}/sd": row.spread(name),
-        f"{name}/seeds": count if figure else 0,
-    }

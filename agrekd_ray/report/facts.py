@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -34,7 +35,7 @@ class Fact:
     code: bool = False
 
 
-def data_facts(job: JobSettings, about: About, tested: Sequence[Metrics]) -> list[Fact]:
+def data(job: JobSettings, about: About, tested: Sequence[Metrics]) -> list[Fact]:
     """Data, classes, groups with samples of test, and splits where the data know of them."""
     counts = tested[0].counts if tested else {}
     groups = [f"{n} ({counts[n]:,})" if n in counts else n for n in about.groups]
@@ -51,7 +52,7 @@ def data_facts(job: JobSettings, about: About, tested: Sequence[Metrics]) -> lis
     ]
 
 
-def teacher_facts(members: Sequence[TeacherResult], biased: TeacherResult | None) -> list[Fact]:
+def teachers(members: Sequence[TeacherResult], biased: TeacherResult | None) -> list[Fact]:
     """The teachers drawn, by kind, and the biased model."""
     names: dict[str, list[str]] = {}
     for member in members:
@@ -63,7 +64,7 @@ def teacher_facts(members: Sequence[TeacherResult], biased: TeacherResult | None
     ]
 
 
-def student_fact(job: JobSettings) -> Fact:
+def student(job: JobSettings) -> Fact:
     """The student's architecture and training, and how it is taught."""
     model, training = job.student.get("model"), job.student.get("training")
     parts = [str(model["name"])] if isinstance(model, dict) and "name" in model else []
@@ -77,8 +78,15 @@ def student_fact(job: JobSettings) -> Fact:
     return Fact("Student", ", ".join(parts))
 
 
-def run_facts(folder: Path, cost: Cost, command: str) -> list[Fact]:
-    """Where a run is, what it took, what its teachers took, and what starts it again."""
+def run(folder: Path, cost: Cost, command: str, file: str) -> list[Fact]:
+    """Where a run is, what it took, what its teachers took, and what starts it again.
+
+    Args:
+        folder: of the run.
+        cost: of it.
+        command: of `agrekd`, that takes the file.
+        file: in the folder.
+    """
     took = ""
     if math.isfinite(cost.seconds):
         took = f"{duration(cost.seconds)} until its results were written{cost.several}"
@@ -86,7 +94,7 @@ def run_facts(folder: Path, cost: Cost, command: str) -> list[Fact]:
         Fact("Took", took),
         Fact("Teachers' cost", cost.effort.in_words if cost.effort else ""),
         Fact("Folder", str(folder), code=True),
-        Fact("To run it again", command, code=True),
+        Fact("To run it again", f"agrekd {command} {shlex.quote(str(folder / file))}", code=True),
     ]
 
 

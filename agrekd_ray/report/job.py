@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,31 +14,26 @@ from rich.text import Text
 
 from agrekd_ray.core.diagnostics import CASES
 from agrekd_ray.files import exists
-from agrekd_ray.report import tables
+from agrekd_ray.report import facts, tables
 from agrekd_ray.report.archive import RESULTS, plain, read_job, write_results
-from agrekd_ray.report.facts import (
-    Fact,
-    as_yaml,
-    data_facts,
-    date,
-    listed,
-    run_facts,
-    student_fact,
-    teacher_facts,
+from agrekd_ray.report.models import (
+    BY_GROUP,
+    TEST,
+    compared,
+    over_seeds,
+    students,
+    teachers,
+    tested,
 )
-from agrekd_ray.report.models import BY_GROUP, TEST, by_seed, models, taught, teachers, tested
-from agrekd_ray.report.tables import Cell, Column, Table, markdown, numbers, show, words
+from agrekd_ray.report.tables import Cell, Column, Table, texts
 from agrekd_ray.results import Diagnostics, Span, StudentResult, TeacherCost, TeacherResult
 from agrekd_ray.results.frame import (
-    INFLUENCE,
-    WEIGHT,
     Row,
     best_distilled,
     best_of,
     coverage_of,
     coverage_values,
     difference,
-    epochs,
     figures,
     frame,
     is_coverage,
@@ -74,39 +68,6 @@ _SLOWEST = 3
 """Backbones that have a line of their own at the end of a run."""
 
 
-def compared(
-    outcomes: Sequence[StudentResult],
-    title: str = "Methods on the test split",
-    name: Callable[[str], str] = label,
-    strong: str | None = None,
-    **columns: str,
-) -> Table | None:
-    """Methods over their seeds, on the test split; None without students.
-
-    Args:
-        outcomes: finished students.
-        title: of the table.
-        name: what people call a method.
-        strong: the method that stands out.
-        columns: headers of the columns of words, `method` and `teachers`.
-    """
-    rows = tested(outcomes)
-    taught_by = {outcome.method: outcome.teachers for outcome in reversed(outcomes)}
-    cells = {"method": map(name, rows), "teachers": (taught_by[method] for method in rows)}
-    about = [words(key, header, cells[key]) for key, header in columns.items()]
-    stands_out = [number for number, method in enumerate(rows) if method == strong]
-    return models(title, about, list(rows.values()), stands_out)
-
-
-def over_seeds(rows: Mapping[str, Row]) -> str:
-    """What figures are means of."""
-    counts = {row[WORST_GROUP].count for row in rows.values()}
-    if counts <= {1}:
-        return "one seed"
-    many = f"{max(counts)}" if len(counts) == 1 else f"up to {max(counts)}"
-    return f"mean ± sd over {many} seeds"
-
-
 def render(
     outcomes: Sequence[StudentResult], members: Sequence[TeacherResult], console: Console
 ) -> None:
@@ -125,8 +86,8 @@ def render(
     if table is None:
         console.print("No student is finished yet.")
         return
-    importance = list(dict.fromkeys([*_IMPORTANCE, *(c.block for c in table.columns)]))
-    show(table, console, importance, (list(rows).index(best), WORST_GROUP) if best else None)
+    importance = [*_IMPORTANCE, *(column.block for column in table.columns)]
+    tables.show(table, console, importance, (list(rows).index(best), WORST_GROUP) if best else None)
     console.print()
     for line in _below(outcomes, members):
         console.print(Text(line))
@@ -138,7 +99,9 @@ def description(outcomes: Sequence[StudentResult], members: Sequence[TeacherResu
     if table is None:
         return ""
     important = table.named(("method", "teachers", WORST_GROUP, ACCURACY))
-    return "\n\n".join([*reversed(_below(outcomes, members)), table.title, markdown(important)])
+    return "\n\n".join(
+        [*reversed(_below(outcomes, members)), table.title, tables.markdown(important)]
+    )
 
 
 def _on_screen(outcomes: Sequence[StudentResult], rows: Mapping[str, Row]) -> Table | None:
@@ -167,17 +130,14 @@ def _below(outcomes: Sequence[StudentResult], members: Sequence[TeacherResult]) 
 
 
 def _teachers_range(members: Sequence[TeacherResult]) -> str:
+    by_kind: dict[str, list[float]] = {}
+    for member in members:
+        if TEST in member.metrics:
+            by_kind.setdefault(member.kind, []).append(member.metrics[TEST].worst_group_accuracy)
     parts = []
-    for kind in dict.fromkeys(member.kind for member in members):
-        shares = [
-            100 * member.metrics[TEST].worst_group_accuracy
-            for member in members
-            if member.kind == kind and TEST in member.metrics
-        ]
-        if shares:
-            low, high = f"{min(shares):.1f}", f"{max(shares):.1f}"
-            reach = low if low == high else f"{low} … {high}"
-            parts.append(f"{len(shares)} {family(kind)} {reach}")
+    for kind, shares in by_kind.items():
+        ends = dict.fromkeys(map(metric(WORST_GROUP).text, (min(shares), max(shares))))
+        parts.append(f"{len(shares)} {family(kind)} {' … '.join(ends)}")
     return ", ".join(parts)
 
 
@@ -324,16 +284,11 @@ def summary(outcomes: Sequence[StudentResult]) -> list[dict[str, Any]]:
     rows = []
     for (method, split), row in figures(table, ["method", "split"]).items():
         mine = [o for o in outcomes if o.method == method and split in o.splits]
-        shown = {
-            re.sub(f"^{CLASS}", GROUP, name): figure
-            for name, figure in row.items()
-            if not is_coverage(name)
-        }
+        shown = {re.sub(f"^{CLASS}", GROUP, n): f for n, f in row.items() if not is_coverage(n)}
+        line = {"method": method, "teachers": mine[0].teachers, "split": split}
         rows.append(
             {
-                "method": method,
-                "teachers": mine[0].teachers,
-                "split": split,
+                **line,
                 "seeds": sorted(outcome.seed for outcome in mine),
                 "mean": {name: figure.mean for name, figure in shown.items()},
                 "std": {name: figure.sd for name, figure in shown.items()},
@@ -487,36 +442,24 @@ def content(folder: Path) -> dict[str, Any]:
     return {
         "kind": "job",
         "name": run.job.name,
-        "date": date(run.job.folder),
+        "date": facts.date(run.job.folder),
         "headline": headline(run.outcomes),
         "remarks": remarks(run.outcomes),
         "degraded": degraded_lines(run.outcomes),
         "facts": [
-            *data_facts(run.settings, run.job, tests),
-            *teacher_facts(run.members, run.biased),
-            student_fact(run.settings),
-            Fact("Seeds", listed(run.settings.seeds)),
-            *run_facts(folder, run.job.cost, f"agrekd run {shlex.quote(str(folder / JOB))}"),
+            *facts.data(run.settings, run.job, tests),
+            *facts.teachers(run.members, run.biased),
+            facts.student(run.settings),
+            facts.Fact("Seeds", facts.listed(run.settings.seeds)),
+            *facts.run(folder, run.job, "run", JOB),
         ],
         "over": over_seeds(rows),
         "comparison": compared(run.outcomes, strong=best, method="Method", teachers="Teachers"),
         **students(run.outcomes, run.members, label),
         "agreement": agreement(run.diagnostics),
         "teachers": teachers(run.members, run.biased),
-        "configuration": [("The job", as_yaml(run.job.settings))],
+        "configuration": [("The job", facts.as_yaml(run.job.settings))],
         "versions": run.job.versions,
-    }
-
-
-def students(
-    outcomes: Sequence[StudentResult], members: Sequence[TeacherResult], name: Callable[[str], str]
-) -> dict[str, Table | None]:
-    """The tables of every student, and of who taught whom."""
-    training = epochs(outcomes)
-    return {
-        "seeds": by_seed(outcomes, name),
-        "weights": taught(training, members, name, WEIGHT),
-        "influence": taught(training, members, name, INFLUENCE),
     }
 
 
@@ -527,11 +470,9 @@ def agreement(diagnostics: Diagnostics) -> Table | None:
         for split, agreement in diagnostics.agreement.items()
         for group, shares in agreement.by_group.items()
     ]
-    columns = [
-        words("split", "Split", [split for split, _, _ in rows]),
-        words("group", "Group", [group for _, group, _ in rows]),
-        numbers("count", "Samples", [f"{shares.count:,}" for *_, shares in rows]),
-    ]
+    headers = {"split": "Split", "group": "Group", "count": "Samples"}
+    about = [(split, group, f"{shares.count:,}") for split, group, shares in rows]
+    columns = texts(headers, about, right=["count"])
     for case in CASES:
         verb, right = case.split("_")
         who = "both " if verb == "agrees" else "is "

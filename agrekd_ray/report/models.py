@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import pandas as pd
 
-from agrekd_ray.report.tables import Cell, Column, Table, figure_column, words
+from agrekd_ray.report.tables import Cell, Column, Table, figure_column, texts
 from agrekd_ray.results import StudentResult, TeacherResult
-from agrekd_ray.results.frame import Row, figures, frame, last_epochs, worst_words
+from agrekd_ray.results.frame import (
+    INFLUENCE,
+    WEIGHT,
+    Row,
+    epochs,
+    figures,
+    frame,
+    last_epochs,
+    worst_words,
+)
 from agrekd_ray.results.metrics import (
     ACCURACY,
     ECE,
@@ -20,6 +29,7 @@ from agrekd_ray.results.metrics import (
     WORST_GROUP,
     WORST_OVERLAPPING,
     family,
+    label,
 )
 
 TEST = "test"
@@ -80,20 +90,60 @@ def _measure_label(name: str) -> str:
     return MEASURES[name].label if name in MEASURES else name
 
 
-def by_seed(outcomes: Sequence[StudentResult], name: Callable[[str], str]) -> Table | None:
-    """Every student on the test split.
+def compared(
+    outcomes: Sequence[StudentResult],
+    title: str = "Methods on the test split",
+    name: Callable[[str], str] = label,
+    strong: str | None = None,
+    **columns: str,
+) -> Table | None:
+    """Methods over their seeds, on the test split; None without students.
 
     Args:
         outcomes: finished students.
+        title: of the table.
+        name: what people call a method.
+        strong: the method that stands out.
+        columns: headers of the columns of words, `method` and `teachers`.
+    """
+    rows = tested(outcomes)
+    taught_by = {outcome.method: outcome.teachers for outcome in reversed(outcomes)}
+    cells = {"method": name, "teachers": taught_by.__getitem__}
+    about = texts(columns, [[cells[key](method) for key in columns] for method in rows])
+    stands_out = [number for number, method in enumerate(rows) if method == strong]
+    return models(title, about, list(rows.values()), stands_out)
+
+
+def over_seeds(rows: Mapping[str, Row]) -> str:
+    """What figures are means of."""
+    counts = {row[WORST_GROUP].count for row in rows.values()}
+    if counts <= {1}:
+        return "one seed"
+    many = f"{max(counts)}" if len(counts) == 1 else f"up to {max(counts)}"
+    return f"mean ± sd over {many} seeds"
+
+
+def students(
+    outcomes: Sequence[StudentResult], members: Sequence[TeacherResult], name: Callable[[str], str]
+) -> dict[str, Table | None]:
+    """The tables of every student on the test split, and of who taught whom.
+
+    Args:
+        outcomes: finished students.
+        members: the ensemble; tells debiased teachers from biased ones.
         name: what people call a method.
     """
     table = frame(outcomes)
     rows = figures(table[table["split"] == TEST], ["method", "seed"])
-    about = [
-        words("method", "Method", [name(method) for method, _ in rows]),
-        words("seed", "Seed", [str(seed) for _, seed in rows]),
-    ]
-    return models("Every student on the test split", about, list(rows.values()))
+    about = texts(
+        {"method": "Method", "seed": "Seed"}, [(name(method), str(seed)) for method, seed in rows]
+    )
+    training = epochs(outcomes)
+    return {
+        "seeds": models("Every student on the test split", about, list(rows.values())),
+        "weights": _taught(training, members, name, WEIGHT),
+        "influence": _taught(training, members, name, INFLUENCE),
+    }
 
 
 def teachers(members: Sequence[TeacherResult], biased: TeacherResult | None) -> Table | None:
@@ -105,28 +155,20 @@ def teachers(members: Sequence[TeacherResult], biased: TeacherResult | None) -> 
         StudentResult(str(number), 0, "-", {TEST: member.metrics[TEST]})
         for number, (member, _) in enumerate(shown)
     ]
-    about = [
-        words("teacher", "Teacher", [member.name for member, _ in shown]),
-        words("role", "Role", [role for _, role in shown]),
-        words("fingerprint", "Fingerprint", [member.fingerprint[:12] for member, _ in shown]),
-    ]
+    about = texts(
+        {"teacher": "Teacher", "role": "Role", "fingerprint": "Fingerprint"},
+        [(member.name, role, member.fingerprint[:12]) for member, role in shown],
+    )
     return models("Teachers on the test split", about, list(tested(measured).values()))
 
 
-def taught(
+def _taught(
     table: pd.DataFrame, members: Sequence[TeacherResult], name: Callable[[str], str], metric: str
 ) -> Table | None:
-    """Shares of the teachers in the last epoch: a row a method and group, means over seeds.
-
-    Args:
-        table: the training, as `results.frame.epochs` has it.
-        members: the ensemble; tells debiased teachers from biased ones.
-        name: what people call a method.
-        metric: `weight` or `influence`.
-    """
+    """Shares of the teachers in the last epoch: a row a method and group, means over seeds."""
     title, over = {
-        "weight": ("Who taught whom", "Mean weight of a teacher"),
-        "influence": ("Who moved the student", "Influence of a teacher"),
+        WEIGHT: ("Who taught whom", "Mean weight of a teacher"),
+        INFLUENCE: ("Who moved the student", "Influence of a teacher"),
     }[metric]
     shares = last_epochs(table)
     shares = shares[shares["metric"] == metric]
@@ -142,10 +184,8 @@ def taught(
     means = shares.groupby(["method", "group", column], sort=False)["value"].mean().unstack()
     largest = means.max().max() or 1
     rows = list(dict.fromkeys(zip(shares["method"], shares["group"], strict=True)))
-    columns = [
-        words("method", "Method", [name(method) for method, _ in rows]),
-        words("group", "Taught group", [group for _, group in rows]),
-    ]
+    headers = {"method": "Method", "group": "Taught group"}
+    columns = texts(headers, [(name(method), group) for method, group in rows])
     for header, below in dict.fromkeys(shown.values()):
         cells = [_shaded(means[(header, below)][row], largest) for row in rows]
         columns.append(Column(header, header, cells, below=below, over=over))

@@ -17,7 +17,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
 from agrekd_ray.errors import RunError
-from agrekd_ray.files import is_file, is_folder, real, replacing
+from agrekd_ray.files import exists, is_folder, real, replacing
 from agrekd_ray.report import job, search, study
 
 POINTS, REPORT = "points", "report.html"
@@ -65,21 +65,17 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
             be written.
     """
     folder = real(folder)
-    if is_file(folder / search.SEARCH):
-        content = search.content(folder)
-    elif is_folder(folder / POINTS):
-        content = study.content(folder)
-    elif is_file(folder / job.JOB):
-        content = job.content(folder)
-    else:
+    kinds = ((search.SEARCH, search), (POINTS, study), (job.JOB, job))
+    content = next((kind.content for name, kind in kinds if exists(folder / name)), None)
+    if content is None:
         raise RunError(
             f"{folder}: no run there. Name the folder of a job, a study or a search, like "
             "runs/JOB/latest."
         )
+    page = _render({**content(folder), **_pictures(folder)})
     output = output or folder / REPORT
     if is_folder(output):
         raise RunError(f"{output}: is a folder. Name a file with --output.")
-    page = _render({**content, **_pictures(folder)})
     try:
         with replacing(output) as draft:
             # Names can hold halves of characters, which UTF-8 does not know.
@@ -112,27 +108,24 @@ def _pictures(folder: Path) -> dict[str, Any]:
     Raises:
         RunError: one cannot be read.
     """
-    known = {name: place for place, name in enumerate(CAPTIONS)}
-    paths = (folder / "plots").glob("[!.]*.png")
-    pictures, weights = [], None
-    for path in sorted(paths, key=lambda path: (known.get(path.stem, len(known)), path.name)):
+    known = [*CAPTIONS]
+    pictures = {}
+    paths = {path.stem: path for path in sorted((folder / "plots").glob("[!.]*.png"))}
+    for name in sorted(paths, key=lambda n: known.index(n) if n in known else len(known)):
         try:
-            data = base64.b64encode(path.read_bytes()).decode()
+            data = base64.b64encode(paths[name].read_bytes()).decode()
         except OSError as error:
             raise RunError(
-                f"{path}: cannot be read ({error.strerror or error}). Make it readable or remove "
-                "it, then try again."
+                f"{paths[name]}: cannot be read ({error.strerror or error}). Make it readable or "
+                "remove it, then try again."
             ) from None
-        words = path.stem.replace("_", " ").replace("-", " ").strip()
-        caption = CAPTIONS.get(path.stem, f"{words[:1].upper()}{words[1:]}.")
-        if path.stem.startswith("sweep_"):
+        words = name.replace("_", " ").replace("-", " ").strip()
+        caption = CAPTIONS.get(name, f"{words[:1].upper()}{words[1:]}.")
+        if name.startswith("sweep_"):
             caption = (
                 f"Test accuracy by {words.removeprefix('sweep ')}: means, whiskers the standard "
                 "deviation over draws and seeds; hollow diamonds are published figures."
             )
-        picture = {"caption": caption, "source": f"data:image/png;base64,{data}"}
-        if path.stem == WEIGHTS_PLOT:
-            weights = picture
-        else:
-            pictures.append(picture)
-    return {"plots": pictures, "weights_plot": weights}
+        pictures[name] = {"caption": caption, "source": f"data:image/png;base64,{data}"}
+    weights = pictures.pop(WEIGHTS_PLOT, None)
+    return {"plots": [*pictures.values()], "weights_plot": weights}

@@ -5,39 +5,21 @@ Each function returns a figure, or None where there is nothing to draw.
 
 from __future__ import annotations
 
+import itertools
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from agrekd_ray.core.diagnostics import CALIBRATION_BINS
+from agrekd_ray.report import style
 from agrekd_ray.report.models import TEST, kinds_of, tested
-from agrekd_ray.report.style import (
-    BLUE,
-    EVEN,
-    FAINT,
-    INK,
-    LINES,
-    ORANGE,
-    REFERENCE,
-    bars,
-    curves,
-    finish,
-    line_keys,
-    marker,
-    method_styles,
-    new_figure,
-    panel,
-    stroke,
-    turn,
-)
+from agrekd_ray.report.style import BLUE, EVEN, FAINT, INK, ORANGE, REFERENCE
 from agrekd_ray.results import Diagnostics, StudentResult, TeacherResult
 from agrekd_ray.results.frame import FALLBACK, INFLUENCE, LOSS, WEIGHT, epochs, worst_words
 from agrekd_ray.results.metrics import (
@@ -93,35 +75,34 @@ def worst_group_by_method(outcomes: Sequence[StudentResult]) -> Figure | None:
     rows = tested(outcomes)
     if not rows:
         return None
-    figure = new_figure(7.2, 1.55 + 0.42 * len(rows))
-    axes = bars(figure.subplots(), [label(method) for method in rows])
+    figure = style.new_figure(7.2, 1.55 + 0.42 * len(rows))
+    axes = style.bars(figure.subplots(), [label(method) for method in rows])
     words = worst_words(next(iter(rows.values())))
     worst, accuracy = ([row[name] for row in rows.values()] for name in (WORST_GROUP, ACCURACY))
-    places, several = np.arange(len(rows)), any(f.count > 1 for f in worst)
-    fills = [BLUE if is_distilled(method) else REFERENCE for method in rows]
-    axes.barh(places, [100 * f.mean for f in worst], height=0.62, color=fills, zorder=2)
-    for shown, color in ((worst, INK), (accuracy, ORANGE)):
-        whiskers: dict[str, Any] = {"capsize": 2.5, "elinewidth": 1.1, "fmt": "none", "zorder": 4}
-        sds = [100 * f.sd if f.count > 1 else np.nan for f in shown]
-        axes.errorbar([100 * f.mean for f in shown], places, xerr=sds, ecolor=color, **whiskers)
+    places = np.arange(len(rows))
+    colors, names = zip(*map(_kind, rows), strict=True)
+    names = tuple(f"{words}, {name}" for name in names)
+    axes.barh(places, [100 * f.mean for f in worst], 0.62, color=colors, label=names, zorder=2)
+    means = [100 * f.mean for f in accuracy]
     diamond: dict[str, Any] = {"s": 34, "marker": "D", "c": "white", "lw": 1.5, "zorder": 5}
-    axes.scatter([100 * f.mean for f in accuracy], places, edgecolors=ORANGE, **diamond)
+    axes.scatter(means, places, edgecolors=ORANGE, label="all samples", **diamond)
     for place, (method, figure_of) in enumerate(zip(rows, worst, strict=True)):
-        seeds = [
-            100 * outcome.splits[TEST].worst_group_accuracy
-            for outcome in outcomes
-            if outcome.method == method and TEST in outcome.splits and figure_of.count > 1
-        ]
-        heights = place + np.linspace(-0.17, 0.17, len(seeds))
-        axes.scatter(seeds, heights, s=11, c="white", edgecolors=INK, lw=0.7, zorder=5)
+        if figure_of.count > 1:
+            mine = [o.splits[TEST] for o in outcomes if o.method == method and TEST in o.splits]
+            seeds = [100 * metrics.worst_group_accuracy for metrics in mine]
+            dot: dict[str, Any] = {"s": 11, "c": "white", "edgecolors": INK, "lw": 0.7, "zorder": 5}
+            heights = place + np.linspace(-0.17, 0.17, len(seeds))
+            axes.scatter(seeds, heights, label="one seed", **dot)
         _beside(axes, figure_of.text, place, va="center", size=9)
+    for shown, color in ((worst, INK), (accuracy, ORANGE)):
+        sds = [100 * f.sd if f.count > 1 else np.nan for f in shown]
+        whiskers: dict[str, Any] = {"capsize": 2.5, "elinewidth": 1.1, "fmt": "none", "zorder": 4}
+        whiskers["label"] = "± sd" if np.isfinite(sds).any() else None
+        axes.errorbar([100 * f.mean for f in shown], places, xerr=sds, ecolor=color, **whiskers)
     _beside(axes, textwrap.fill(words, 9), -0.75, va="bottom", size=8, color=FAINT)
     axes.set_xlim(0, 100)
     axes.set_xlabel("accuracy on the test split (%)")
-    keys = [*_method_keys(rows, f"{words}, "), marker("D", ORANGE, 6, "all samples")]
-    if several:
-        keys += [marker("o", INK, 4, "one seed"), stroke("± sd")]
-    return finish(figure, f"{accuracy_of(words).capitalize()} by method", keys)
+    return style.finish(figure, f"{accuracy_of(words).capitalize()} by method")
 
 
 def training_curves(outcomes: Sequence[StudentResult]) -> Figure | None:
@@ -131,16 +112,16 @@ def training_curves(outcomes: Sequence[StudentResult]) -> Figure | None:
     finished or under way; those without history are left out.
     """
     table = epochs(outcomes)
-    styles = method_styles(dict.fromkeys(table["method"]))
+    styles = style.method_styles(dict.fromkeys(table["method"]))
     if not styles:
         return None
-    figure = new_figure(9.2, 4.0 + 0.22 * -(-len(styles) // 4))
+    figure = style.new_figure(9.2, 4.0 + 0.22 * -(-len(styles) // 4))
     left, right = figure.subplots(1, 2)
     worst = next(outcome.history[0].val.worst for outcome in outcomes if outcome.history)
     table = table[np.isfinite(table["value"])]
     of_worst = table[table["metric"] == WORST_GROUP]
-    curves(panel(left), of_worst.assign(value=100 * of_worst["value"]), "method", styles)
-    curves(panel(right), table[table["metric"] == LOSS], "method", styles)
+    style.curves(left, of_worst.assign(value=100 * of_worst["value"]), "method", styles)
+    style.curves(right, table[table["metric"] == LOSS], "method", styles)
     left.set_title(f"{worst.capitalize()}, validation", size=10, loc="left")
     left.set_ylabel(f"{accuracy_of(worst)} (%)")
     left.set_ylim(bottom=0)
@@ -148,7 +129,7 @@ def training_curves(outcomes: Sequence[StudentResult]) -> Figure | None:
     right.set_ylabel("mean loss per sample")
     if right.get_ylim()[0] < 0.5 * right.get_ylim()[1] or table["epoch"].nunique() < 2:
         right.set_ylim(bottom=0)
-    return finish(figure, "Training by epoch", line_keys(styles, label))
+    return style.finish(figure, "Training by epoch")
 
 
 def shares_by_group(
@@ -171,60 +152,54 @@ def shares_by_group(
     if table.empty:
         return None
     kinds = kinds_of(table["teacher"], members)
-    lines, styles = teacher_lines(kinds)
+    styles = teacher_styles(kinds)
     means = table.groupby(["method", "group", "teacher", "epoch"])["value"].mean()
     of_teachers = means.groupby(["method", "group", "teacher"]).mean()
     uneven = of_teachers.groupby(["method", "group"]).agg(np.ptp).groupby("group").max()
     methods, every = (list(dict.fromkeys(table[column])) for column in ("method", "group"))
     groups = most_important(every, uneven)
     shares = means.reset_index()
-    shares["line"] = shares["teacher"].map(lines)
+    shares["line"] = shares["teacher"].map({t: look["label"] for t, look in styles.items()})
+    lines = {look["label"]: look for look in styles.values()}
     wide = max(2.0, min(3.4, 13.0 / len(groups)))
-    figure = new_figure(1.5 + wide * len(groups), 1.7 + max(1.8, 1.32 * len(methods)))
+    figure = style.new_figure(1.5 + wide * len(groups), 1.7 + max(1.8, 1.32 * len(methods)))
     panels = figure.subplots(len(methods), len(groups), sharex=True, sharey=True, squeeze=False)
-    for row, method in zip(panels, methods, strict=True):
-        for axes, group in zip(row, groups, strict=True):
-            axes.axhline(1 / len(kinds), color=INK, lw=0.8, ls=EVEN, zorder=2)
-            mine = shares[(shares["method"] == method) & (shares["group"] == group)]
-            curves(panel(axes), mine, "line", styles)
-            axes.tick_params(labelsize=8)
-            axes.label_outer()
-        row[0].set_ylabel(label(method), size=10)
+    even: dict[str, Any] = {"color": INK, "lw": 0.8, "ls": EVEN, "zorder": 2}
+    for axes, (method, group) in zip(panels.flat, itertools.product(methods, groups), strict=True):
+        of_both = (shares["method"] == method) & (shares["group"] == group)
+        style.curves(axes, shares[of_both], "line", lines)
+        axes.axhline(1 / len(kinds), label=f"even: 1/{len(kinds)}", **even)
+        if means.min() < 0:
+            axes.axhline(0, color=FAINT, lw=0.8, zorder=1)
+        axes.tick_params(labelsize=8)
+        axes.set_ylabel(label(method), size=10)
+        axes.label_outer()
     for axes, group in zip(panels[0], groups, strict=True):
         axes.set_title(textwrap.fill(group, max(12, int(11 * wide))), size=10)
-    if means.min() < 0:
-        for axes in panels.flat:
-            axes.axhline(0, color=FAINT, lw=0.8, zorder=1)
-    else:
+    if means.min() >= 0:
         panels[0][0].set_ylim(bottom=0)
     panels[0][0].yaxis.set_major_locator(MaxNLocator(3))
-    keys = [*line_keys(styles), stroke(f"even: 1/{len(kinds)}", width=0.8, ls=EVEN)]
     title = f"{_TITLES[name]}, by training group{_of_how_many(groups, every)}"
-    return finish(figure, title, keys)
+    return style.finish(figure, title)
 
 
-def teacher_lines(kinds: dict[str, str]) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
-    """Which line each teacher is on, by its text in the legend, and what the lines look like.
+def teacher_styles(kinds: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """What the line of each teacher looks like; those of the same label share one.
 
     Args:
         kinds: of the teachers, by name. Where they are many, a kind has one line.
     """
-    every = list(kinds.values())
-    lines: dict[str, str] = {}
     styles: dict[str, dict[str, Any]] = {}
-    for kind in dict.fromkeys(every):
+    for kind in dict.fromkeys(kinds.values()):
         teachers = [teacher for teacher in kinds if kinds[teacher] == kind]
-        shades = _SHADES.get(kind, _SHADES["own"])
+        together = f"{len(teachers)} {family(kind)}, mean and range"
         above = {"lw": 1.8, "zorder": 5 if kind == "dfr" else 4}
-        if len(kinds) > _MOST_LINES:
-            words = f"{len(teachers)} {family(kind)}, mean and range"
-            lines |= dict.fromkeys(teachers, words)
-            styles[words] = {**turn(1, shades), **above}
-        else:
-            mine = {teacher: f"{teacher}, {family(kind)}" for teacher in teachers}
-            lines |= mine
-            styles |= {w: {**turn(n, shades), **above} for n, w in enumerate(mine.values())}
-    return lines, styles
+        for number, teacher in enumerate(teachers):
+            many = len(kinds) > _MOST_LINES
+            words = together if many else f"{teacher}, {family(kind)}"
+            look = style.turn(1 if many else number, _SHADES.get(kind, _SHADES["own"]))
+            styles[teacher] = {"label": words, **look, **above}
+    return styles
 
 
 def most_important(every: Sequence[str], importance: pd.Series[float]) -> list[str]:
@@ -255,21 +230,22 @@ def fallback_by_group(outcomes: Sequence[StudentResult]) -> Figure | None:
     methods, every = (list(dict.fromkeys(table[name])) for name in ("method", "group"))
     importance = means.groupby(["method", "group"]).mean().groupby("group").max()
     most = most_important([group for group in every if group != ALL], importance)
-    colors = [color for color in LINES if color != INK]
-    styles = {ALL: {"color": INK, "linestyle": "-", "lw": 2.4}}
-    styles |= {group: {**turn(place, colors), "lw": 1.6} for place, group in enumerate(most)}
+    colors = [color for color in style.LINES if color != INK]
+    styles = {ALL: {"label": ALL, "color": INK, "linestyle": "-", "lw": 2.4}}
+    for place, group in enumerate(most):
+        styles[group] = {"label": group, **style.turn(place, colors), "lw": 1.6}
     shares = means.reset_index()
     shares = shares[shares["group"].isin(styles)]
-    figure = new_figure(max(4.6, 2.2 + 3.4 * len(methods)), 3.5)
+    figure = style.new_figure(max(4.6, 2.2 + 3.4 * len(methods)), 3.5)
     panels = figure.subplots(1, len(methods), sharey=True, squeeze=False)[0]
     for axes, method in zip(panels, methods, strict=True):
-        curves(panel(axes), shares[shares["method"] == method], "group", styles)
+        style.curves(axes, shares[shares["method"] == method], "group", styles)
         axes.set_title(label(method), size=10, loc="left")
     top = panels[0].get_ylim()[1]
     panels[0].set_ylim(-0.02 * top, top)  # so that a line at 0 is seen
     panels[0].set_ylabel("samples (%)")
-    title = f"Samples in the 0/0 case, by training group{_of_how_many([*styles], every)}"
-    return finish(figure, title, line_keys(styles))
+    shown = _of_how_many([*styles], every)
+    return style.finish(figure, f"Samples in the 0/0 case, by training group{shown}")
 
 
 def agreement_by_group(diagnostics: Diagnostics) -> Figure | None:
@@ -278,15 +254,16 @@ def agreement_by_group(diagnostics: Diagnostics) -> Figure | None:
     if not by_split:
         return None
     groups = list(dict.fromkeys(group for by_group in by_split.values() for group in by_group))
-    figure = new_figure(3.2 + 3.9 * len(by_split), 1.75 + 0.36 * len(groups))
+    figure = style.new_figure(3.2 + 3.9 * len(by_split), 1.75 + 0.36 * len(groups))
     panels = figure.subplots(1, len(by_split), sharey=True, squeeze=False)[0]
     for axes, (split, by_group) in zip(panels, by_split.items(), strict=True):
-        bars(axes, [textwrap.fill(group, 28) for group in groups]).grid(visible=False)
+        style.bars(axes, [textwrap.fill(group, 28) for group in groups]).grid(visible=False)
         places = [groups.index(group) for group in by_group]
         left = np.zeros(len(places))
-        for case, (color, _) in _CASES.items():
+        for case, (color, words) in _CASES.items():
             shares = np.array([100 * getattr(agreement, case) for agreement in by_group.values()])
-            drawn = axes.barh(places, shares, left=left, height=0.72, color=color, zorder=2)
+            look: dict[str, Any] = {"height": 0.72, "color": color, "label": words, "zorder": 2}
+            drawn = axes.barh(places, shares, left=left, **look)
             texts = [f"{share:.0f}" if share >= _SMALLEST_SHOWN else "" for share in shares]
             ink = "white" if case == "agrees_wrong" else INK
             axes.bar_label(drawn, texts, label_type="center", size=8, color=ink)
@@ -297,13 +274,12 @@ def agreement_by_group(diagnostics: Diagnostics) -> Figure | None:
         axes.set_xlim(0, 100)
         axes.set_xlabel("samples of the group (%)")
         axes.axhline(0.5, color=FAINT, lw=0.8)
-    keys = [Patch(color=color, label=words) for color, words in _CASES.values()]
-    return finish(figure, "The teachers' vote against the biased model", keys)
+    return style.finish(figure, "The teachers' vote against the biased model")
 
 
-def _beside(axes: Axes, text: str, place: float, **style: Any) -> None:
+def _beside(axes: Axes, text: str, place: float, **look: Any) -> None:
     """A text to the right of an axis that ends at 100."""
-    axes.annotate(text, (101, place), ha="left", annotation_clip=False, **style)
+    axes.annotate(text, (101, place), ha="left", annotation_clip=False, **look)
 
 
 def calibration(outcomes: Sequence[StudentResult]) -> Figure | None:
@@ -318,45 +294,38 @@ def calibration(outcomes: Sequence[StudentResult]) -> Figure | None:
     methods = list(dict.fromkeys(outcome.method for outcome in measured))
     rows = -(-len(methods) // _MOST_ACROSS)
     columns = -(-len(methods) // rows)
-    figure = new_figure(max(4.8, 1.0 + 2.4 * columns), 1.25 + 2.75 * rows)
+    figure = style.new_figure(max(4.8, 1.0 + 2.4 * columns), 1.25 + 2.75 * rows)
     shape = {"height_ratios": [3.0, 1.0] * rows}
     panels = figure.subplots(2 * rows, columns, squeeze=False, sharex=True, gridspec_kw=shape)
     uppers, lowers = panels[::2].ravel(), panels[1::2].ravel()
+    for axes in (*uppers[len(methods) :], *lowers[len(methods) :]):
+        axes.set_axis_off()
     top = 10 * np.ceil(bins["share"].max() / 10)
-    for place, (upper, lower) in enumerate(zip(uppers, lowers, strict=True)):
-        if place >= len(methods):
-            upper.set_axis_off()
-            lower.set_axis_off()
-            continue
-        method = methods[place]
+    for place, (method, upper, lower) in enumerate(zip(methods, uppers, lowers, strict=False)):
         mine = bins.loc[method]
         error = np.mean([o.splits[TEST].ece for o in measured if o.method == method])
         upper.set_title(f"{label(method)}\nECE {100 * error:.1f} %", size=9, loc="left")
-        upper.plot([0, 100], [0, 100], color=INK, lw=0.9, ls=EVEN, zorder=4)
-        fill = BLUE if is_distilled(method) else REFERENCE
-        look: dict[str, Any] = {"color": fill, "edgecolor": "white", "lw": 0.6, "zorder": 3}
-        look |= {"width": 100 / CALIBRATION_BINS, "align": "edge"}
-        lefts = 100 / CALIBRATION_BINS * mine.index
-        for accuracy_bar, share in zip(
-            upper.bar(lefts, mine["accuracy"], **look), mine["share"], strict=True
-        ):
-            accuracy_bar.set_alpha(0.35 if share < 100 * _FEW else 1.0)
-        lower.bar(lefts, mine["share"], **look)
-        for axes in (upper, lower):
-            panel(axes).set_xlim(0, 100)
+        color, words = _kind(method)
+        look: dict[str, Any] = {"edgecolor": "white", "lw": 0.6, "zorder": 3, "align": "edge"}
+        look["width"] = 100 / CALIBRATION_BINS
+        lefts = look["width"] * mine.index
+        shades = [(color, 0.35 if share < 100 * _FEW else 1.0) for share in mine["share"]]
+        upper.bar(lefts, mine["accuracy"], color=shades, **look)
+        lower.bar(lefts, mine["share"], color=color, label=words, **look)
+        diagonal: dict[str, Any] = {"color": INK, "lw": 0.9, "ls": EVEN, "zorder": 4}
+        upper.plot([0, 100], [0, 100], label="as confident as right", **diagonal)
+        for axes, high in ((upper, 100), (lower, top)):
+            style.panel(axes).set(xlim=(0, 100), ylim=(0, high))
             axes.tick_params(labelsize=8, labelbottom=axes is lower)
-        upper.set_ylim(0, 100)
-        lower.set_ylim(0, top)
         lower.set_yticks([0, top])
         if place % columns == 0:
             upper.set_ylabel("accuracy (%)", size=9)
             lower.set_ylabel("samples\n(%)", size=9)
         if place + columns >= len(methods):
             lower.set_xlabel("confidence (%)", size=9)
-    pale = Patch(color=FAINT, alpha=0.3, label=f"bins under {_FEW:.0%} of the samples")
-    diagonal = stroke("as confident as right", width=0.9, ls=EVEN)
-    keys = [*_method_keys(methods, ""), pale, diagonal]
-    return finish(figure, "What confidence is worth, test split", keys)
+    few = f"bins under {_FEW:.0%} of the samples"
+    uppers[0].fill_between([0], [0], color=FAINT, lw=0, alpha=0.3, label=few)
+    return style.finish(figure, "What confidence is worth, test split")
 
 
 def pooled(outcomes: Sequence[StudentResult]) -> pd.DataFrame:
@@ -380,10 +349,6 @@ def pooled(outcomes: Sequence[StudentResult]) -> pd.DataFrame:
     return sums.assign(accuracy=accuracy, share=100 * sums["count"] / of_method)
 
 
-def _method_keys(methods: Iterable[str], words: str) -> list[Line2D | Patch]:
-    """Keys for the colours of distilled students and references, those that are there."""
-    kinds = {is_distilled(method) for method in methods}
-    keys = ((True, BLUE, "distilled"), (False, REFERENCE, "reference"))
-    return [
-        Patch(color=color, label=f"{words}{name}") for kind, color, name in keys if kind in kinds
-    ]
+def _kind(method: str) -> tuple[str, str]:
+    """Colour and word of distilled students, and of references."""
+    return (BLUE, "distilled") if is_distilled(method) else (REFERENCE, "reference")

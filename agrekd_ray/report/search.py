@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,38 +17,15 @@ from agrekd_ray.config.space import Domain, applied, conditions
 from agrekd_ray.core.selection import RULES
 from agrekd_ray.core.weighting import STRATEGIES
 from agrekd_ray.files import checked, exists
-from agrekd_ray.report import plots
+from agrekd_ray.report import facts, plots, settings_plots, tables
 from agrekd_ray.report.archive import RESULTS, read_search, write_results
-from agrekd_ray.report.facts import (
-    Fact,
-    as_yaml,
-    data_facts,
-    date,
-    listed,
-    run_facts,
-    student_fact,
-    teacher_facts,
-)
-from agrekd_ray.report.job import (
-    compared,
-    degraded_lines,
-    over_seeds,
-    render_degraded,
-    students,
-)
-from agrekd_ray.report.models import TEST, teachers, tested
-from agrekd_ray.report.settings_plots import (
-    Chosen,
-    Point,
-    parallel_coordinates,
-    parameter_effects,
-    trial_history,
-    worst_against_accuracy,
-)
+from agrekd_ray.report.facts import Fact, listed
+from agrekd_ray.report.job import degraded_lines, render_degraded
+from agrekd_ray.report.models import TEST, compared, over_seeds, students, teachers, tested
+from agrekd_ray.report.settings_plots import Point
 from agrekd_ray.report.style import draw_plots
-from agrekd_ray.report.tables import Table, numbers, words, write_csv
-from agrekd_ray.report.tables import show as show_table
-from agrekd_ray.results import Metrics, TeacherResult
+from agrekd_ray.report.tables import Table, texts
+from agrekd_ray.results import TeacherResult
 from agrekd_ray.results.frame import difference
 from agrekd_ray.results.intervals import signed
 from agrekd_ray.results.metrics import (
@@ -93,18 +69,16 @@ def publish_search(folder: Path, result: SearchResult, *, anew: bool = True) -> 
         write_results(folder / RESULTS, result)
     if anew or not exists(folder / TRIALS):
         write_trials(folder / TRIALS, result.trials)
-    trials, final = [_point(trial) for trial in result.trials], result.final
-    winner = next((point for point in trials if point.number == result.winner), None)
-    chosen = None if winner is None else Chosen(winner, f"the winner by {result.select}")
+    trials, final = [_point(trial, result) for trial in result.trials], result.final
     members = checked(list[TeacherResult], result.about.get("members", []))
     score = f"select/{result.select}"
     draw_plots(
         folder / "plots",
         {
-            "worst_against_accuracy": lambda: worst_against_accuracy(trials),
-            "parameter_effects": lambda: parameter_effects(trials, chosen=chosen),
-            "parallel_coordinates": lambda: parallel_coordinates(trials, chosen=chosen),
-            "trial_history": lambda: trial_history(trials, score, chosen),
+            "worst_against_accuracy": lambda: settings_plots.worst_against_accuracy(trials),
+            "parameter_effects": lambda: settings_plots.parameter_effects(trials),
+            "parallel_coordinates": lambda: settings_plots.parallel_coordinates(trials),
+            "trial_history": lambda: settings_plots.trial_history(trials, score),
             "winner_against_default": lambda: plots.worst_group_by_method(final),
             **plots.of_training(final, members),
         },
@@ -112,18 +86,20 @@ def publish_search(folder: Path, result: SearchResult, *, anew: bool = True) -> 
     )
 
 
-def _point(trial: TrialResult) -> Point:
+def _point(trial: TrialResult, result: SearchResult) -> Point:
     """A trial as pictures take it."""
-
-    def named(split: str, metrics: Metrics | None) -> dict[str, float]:
-        scalars = metrics.scalars() if metrics else {}
-        return {f"{split}/{name}": value for name, value in scalars.items()}
-
     last = trial.history[-1] if trial.history else None
-    scores = last.selection if last else {}
-    metrics = named(TEST, trial.test) | named("val", last.val if last else None)
-    metrics |= {f"select/{rule}": score for rule, score in scores.items()}
-    return Point(trial.name, trial.number, trial.setting, metrics, state=trial.state)
+    measured = {
+        TEST: trial.test.scalars() if trial.test else {},
+        "val": last.val.scalars() if last else {},
+        "select": last.selection if last else {},
+    }
+    metrics = {
+        f"{of}/{name}": value for of, those in measured.items() for name, value in those.items()
+    }
+    chosen = f"the winner by {result.select}" if trial.number == result.winner else ""
+    setting, state = trial.setting, trial.state
+    return Point(trial.name, trial.number, setting, metrics, state=state, chosen=chosen)
 
 
 def write_trials(path: Path, trials: Sequence[TrialResult]) -> None:
@@ -133,15 +109,15 @@ def write_trials(path: Path, trials: Sequence[TrialResult]) -> None:
         path: the file, replaced as a whole.
         trials: of a search.
     """
-    paths = dict.fromkeys(path for trial in trials for path in trial.setting)
-
-    def cell(value: Any) -> str:
-        return value if isinstance(value, str) else json.dumps(value)
-
+    settings = [
+        {path: v if isinstance(v, str) else json.dumps(v) for path, v in trial.setting.items()}
+        for trial in trials
+    ]
+    paths = dict.fromkeys(path for setting in settings for path in setting)
     rows = [
         {
             "trial": trial.name,
-            **{path: cell(trial.setting.get(path, "")) for path in paths},
+            **{path: setting.get(path, "") for path in paths},
             "state": trial.state,
             "epochs": len(trial.history),
             "seconds": round(trial.seconds, 2),
@@ -151,9 +127,9 @@ def write_trials(path: Path, trials: Sequence[TrialResult]) -> None:
             f"{TEST}/measured_over": measured_over(trial.test.coverage) if trial.test else "",
             "reason": trial.reason or "",
         }
-        for trial in trials
+        for trial, setting in zip(trials, settings, strict=True)
     ]
-    write_csv(rows, path, "trial", [f"{TEST}/measured_over"])
+    tables.write_csv(rows, path, "trial", [f"{TEST}/measured_over"])
 
 
 # --- the screen ------------------------------------------------------------------------------
@@ -166,7 +142,7 @@ def show(result: SearchResult, console: Console) -> None:
             console.print()
             strong = next(iter(table.strong), None)
             bold = None if strong is None else (strong, table.columns[0].name)
-            show_table(table, console, bold=bold)
+            tables.show(table, console, bold=bold)
     console.print()
     render_degraded(degraded_lines(result.final, str), console)
     winner = next(trial for trial in result.trials if trial.number == result.winner)
@@ -198,29 +174,28 @@ def _trials(
         worst: what they call the worst-group accuracy.
         paths: that the search varies.
     """
-    settings = [
-        words(
-            path,
-            name,
-            [setting_text(t.setting[path]) if path in t.setting else MISSING for t in trials],
+    headers = {"trial": "Trial", "setting": "Setting", **short_paths(paths), "state": "State"}
+    figures = {"epochs": "Epochs", "score": score, "test": f"Test {worst}", "seconds": "Seconds"}
+    rows = [
+        (
+            trial.name,
+            in_words(trial.setting),
+            *(setting_text(trial.setting[p]) if p in trial.setting else MISSING for p in paths),
+            trial.state,
+            f"{len(trial.history)}/{trial.epochs}",
+            percent(trial.score(result.select)),
+            percent(trial.test_worst),
+            f"{trial.seconds:.0f}" if math.isfinite(trial.seconds) else MISSING,
         )
-        for path, name in short_paths(paths).items()
+        for trial in trials
     ]
-    seconds = [f"{t.seconds:.0f}" if math.isfinite(t.seconds) else MISSING for t in trials]
-    columns = [
-        words("trial", "Trial", [trial.name for trial in trials]),
-        words("setting", "Setting", [in_words(trial.setting) for trial in trials], folds=True),
-        *settings,
-        words("state", "State", [trial.state for trial in trials]),
-        numbers("epochs", "Epochs", [f"{len(t.history)}/{t.epochs}" for t in trials]),
-        numbers("score", score, [percent(t.score(result.select)) for t in trials]),
-        numbers("test", f"Test {worst}", [percent(t.test_worst) for t in trials]),
-        numbers("seconds", "Seconds", seconds),
-    ]
-    strong = {n for n, trial in enumerate(trials) if trial.number == result.winner}
     failed = {n: trial.reason for n, trial in enumerate(trials) if trial.state == FAILED}
-    notes = {n: reason or "No reason is known." for n, reason in failed.items()}
-    return Table("Trials", columns, frozenset(strong), notes)
+    return Table(
+        "Trials",
+        texts(headers | figures, rows, figures),
+        frozenset(n for n, trial in enumerate(trials) if trial.number == result.winner),
+        {n: reason or "No reason is known." for n, reason in failed.items()},
+    )
 
 
 def _trials_on_screen(result: SearchResult) -> Table:
@@ -233,32 +208,36 @@ def _trials_on_screen(result: SearchResult) -> Table:
     return table.named(("trial", "setting", "state", "epochs", "score", "test"), title)
 
 
+def _rules(result: SearchResult, worst: str) -> Table:
+    """How well each selection rule would have served; the one that chose stands out."""
+    headers = {"rule": "Rule", "needs": "Needs", "correlation": "Correlation"}
+    headers |= {"trials": "Over trials", "choice": "Its choice", "test": f"Its test {worst}"}
+    rows = [
+        (
+            rule.rule,
+            ", ".join(rule.needs) or "nothing",
+            MISSING if rule.correlation is None else signed(rule.correlation, 2),
+            str(rule.trials),
+            f"trial-{rule.choice:03}",
+            percent(rule.test_worst_group_accuracy),
+        )
+        for rule in result.rules
+    ]
+    names = [rule.rule for rule in result.rules]
+    return Table(
+        "Selection rules",
+        texts(headers, rows, ("correlation", "trials", "test")),
+        frozenset(n for n, name in enumerate(names) if name == result.select),
+        {n: RULES[name].summary for n, name in enumerate(names) if name in RULES},
+    )
+
+
 def _rules_on_screen(result: SearchResult) -> Table:
     trials = max((rule.trials for rule in result.rules), default=0)
     title = f"Rules: their choices, and rank correlation with test WGA over {trials} trials"
     title += f"; WGA: {result.worst}" if result.worst != "worst group" else ""
     rules = _rules(result, "WGA")
     return rules.named(("rule", "needs", "correlation", "choice", "test"), title)
-
-
-def _rules(result: SearchResult, worst: str) -> Table:
-    """How well each selection rule would have served; the one that chose stands out."""
-    rules = result.rules
-    correlations = [
-        MISSING if rule.correlation is None else signed(rule.correlation, 2) for rule in rules
-    ]
-    tests = [percent(rule.test_worst_group_accuracy) for rule in rules]
-    columns = [
-        words("rule", "Rule", [rule.rule for rule in rules]),
-        words("needs", "Needs", [", ".join(rule.needs) or "nothing" for rule in rules]),
-        numbers("correlation", "Correlation", correlations),
-        numbers("trials", "Over trials", [str(rule.trials) for rule in rules]),
-        words("choice", "Its choice", [f"trial-{rule.choice:03}" for rule in rules]),
-        numbers("test", f"Its test {worst}", tests),
-    ]
-    strong = frozenset(n for n, rule in enumerate(rules) if rule.rule == result.select)
-    notes = {n: RULES[r.rule].summary for n, r in enumerate(rules) if r.rule in RULES}
-    return Table("Selection rules", columns, strong, notes)
 
 
 def _final(result: SearchResult) -> Table | None:
@@ -281,18 +260,17 @@ def content(folder: Path) -> dict[str, Any]:
     run = read_search(folder)
     result, about, settings = run.result, run.about, run.settings
     winner = next((trial for trial in result.trials if trial.number == result.winner), None)
-    names = {WINNER: f"Winner (trial {result.winner})", DEFAULT: "Default"}
 
     def name(method: str) -> str:
-        return names.get(method, label(method))
+        return f"Winner (trial {result.winner})" if method == WINNER else label(method)
 
     score = f"Score, {result.selected_on}"
     trials = _trials(result, _ranked(result), score, result.worst, *settings.space)
     shown = ("trial", *settings.space, "state", "epochs", "score", "test", "seconds")
     title = "Winner and default on the test split"
     gain = difference(result.final, WINNER, DEFAULT)
-    headline = result.verdict or "The search has no winner: no trial has a score."
-    if winner and not result.verdict:
+    headline = "The search has no winner: no trial has a score."
+    if winner:
         headline = f"Trial {winner.number} is the winner; it was not held against the default."
     for_final = f"for winner and default {listed(settings.final.seeds)}"
     final_seeds = for_final if settings.final.seeds else "none trained after the search"
@@ -303,8 +281,8 @@ def content(folder: Path) -> dict[str, Any]:
     return {
         "kind": "search",
         "name": result.name,
-        "date": date(result.folder),
-        "headline": headline,
+        "date": facts.date(result.folder),
+        "headline": result.verdict or headline,
         "remarks": [],
         "degraded": degraded_lines(result.final, name),
         "worst": result.worst,
@@ -314,11 +292,11 @@ def content(folder: Path) -> dict[str, Any]:
             Fact("Budget", " or ".join(budget) or "all of the grid"),
             Fact("Trials", f"{len(result.trials)}: {in_states}" if states else "none"),
             Fact("Seeds", f"in each trial {listed(settings.seeds)}; {final_seeds}"),
-            *data_facts(run.job, about, result.tested),
-            *teacher_facts(about.members, None),
-            student_fact(run.job),
+            *facts.data(run.job, about, result.tested),
+            *facts.teachers(about.members, None),
+            facts.student(run.job),
             Fact("Base job", settings.job, code=True),
-            *run_facts(folder, about.cost, f"agrekd tune {shlex.quote(str(folder / SEARCH))}"),
+            *facts.run(folder, about, "tune", SEARCH),
         ],
         "space": _space(settings.space),
         "select": result.select,
@@ -335,8 +313,8 @@ def content(folder: Path) -> dict[str, Any]:
         "agreement": None,
         "teachers": teachers(about.members, None),
         "configuration": [
-            ("The search", as_yaml(about.settings)),
-            ("Its base job", as_yaml(about.job)),
+            ("The search", facts.as_yaml(about.settings)),
+            ("Its base job", facts.as_yaml(about.job)),
         ],
         "versions": about.versions,
     }
@@ -361,12 +339,9 @@ def _space(domains: Mapping[str, Domain]) -> Table:
         needed = conditions(path, domain, STRATEGIES).items()
         return "; ".join(f"{p} = {' or '.join(map(setting_text, v))}" for p, v in needed)
 
-    columns = [
-        words("path", "Parameter", domains),
-        words("values", "Values", map(values, domains.values())),
-        words("when", "Only where", [when(path, domain) for path, domain in domains.items()]),
-    ]
-    return Table("Search space", columns)
+    headers = {"path": "Parameter", "values": "Values", "when": "Only where"}
+    rows = [(path, values(domain), when(path, domain)) for path, domain in domains.items()]
+    return Table("Search space", texts(headers, rows))
 
 
 def _setting(winner: TrialResult, job: dict[str, Any], default: dict[str, Any]) -> Table:
@@ -389,15 +364,11 @@ def _setting(winner: TrialResult, job: dict[str, Any], default: dict[str, Any]) 
                 value = value.get(part) if isinstance(value, dict) else None
         return setting_text(value)
 
-    paths = list(dict.fromkeys([*winner.setting, *default]))
-    columns = [
-        words("path", "Parameter", paths),
-        words(
-            "winner", f"Winner, trial {winner.number}", [having(winner.setting, p) for p in paths]
-        ),
-        words("default", "Default", [having(default, path) for path in paths]),
-    ]
-    return Table("The winner's setting", columns)
+    name = f"Winner, trial {winner.number}"
+    headers = {"path": "Parameter", "winner": name, "default": "Default"}
+    paths = dict.fromkeys([*winner.setting, *default])
+    rows = [(path, having(winner.setting, path), having(default, path)) for path in paths]
+    return Table("The winner's setting", texts(headers, rows))
 
 
 def _named(chosen: dict[str, Any]) -> str:

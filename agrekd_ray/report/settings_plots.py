@@ -20,22 +20,10 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from agrekd_ray.report.style import (
-    BLUE,
-    FAINT,
-    INK,
-    ORANGE,
-    brief,
-    finish,
-    marker,
-    new_figure,
-    panel,
-    place_labels,
-    stroke,
-)
+from agrekd_ray.report import style
+from agrekd_ray.report.style import BLUE, FAINT, INK, ORANGE, brief
 from agrekd_ray.results.metrics import (
     ACCURACY,
     WORST_CLASS,
@@ -54,6 +42,7 @@ _MOST_LABELS, _MOST_PANELS, _MOST_AXES = 12, 12, 10
 _NEAREST = 0.14
 """Share of an axis that two ticks are apart at least."""
 _SHAPES = {FINISHED: "o", STOPPED: "v", FAILED: "X"}
+_BEST = {"test": "best on test", "val": "best on validation"}
 # Without its palest end, which is lost on white.
 _COLORS = LinearSegmentedColormap.from_list(
     "worst_to_best", colormaps["viridis_r"](np.linspace(0.08, 1, 256))
@@ -71,6 +60,7 @@ class Point:
         metrics: by MLflow's names (`test/worst_group_accuracy`), shares in [0, 1].
         spread: standard deviations over seeds, where there are some.
         state: `finished`, `stopped early`, `failed`, `running`, ...
+        chosen: by what it was, of all points, in words; empty for the others.
     """
 
     label: str
@@ -79,6 +69,7 @@ class Point:
     metrics: Mapping[str, float]
     spread: Mapping[str, float] = field(default_factory=dict)
     state: str = FINISHED
+    chosen: str = ""
 
     def value(self, metric: str) -> float:
         """In the unit that plots use: percent for shares; NaN where there is none."""
@@ -89,19 +80,6 @@ class Point:
         """As `value`; 0 where there is none."""
         spread = self.spread.get(metric, 0.0)
         return _scale(metric) * spread if math.isfinite(spread) else 0.0
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """The point that stands out.
-
-    Attributes:
-        point: of those that are drawn.
-        words: what it is, and by what.
-    """
-
-    point: Point
-    words: str
 
 
 class Scale:
@@ -120,9 +98,10 @@ class Scale:
         texts = {setting_text(value, digits=6) for value in values}
         self.categories = [] if numbers else sorted(texts, key=_category_order)
         self._places = sorted({self.place(value) for value in values})
-        self.low, self.high = self._places[0], self._places[-1]
-        self.log = numbers and self.low > 0 and self.high / self.low > 10
+        low, high = self._places[0], self._places[-1]
+        self.log = numbers and low > 0 and high / low > 10
         self._whole = all(isinstance(value, int) for value in values)
+        self._ends = (LogNorm if self.log else Normalize)(low, high)
 
     def place(self, value: Any) -> float:
         """Of a value, on a panel's axis."""
@@ -132,46 +111,39 @@ class Scale:
 
     def height(self, value: Any) -> float:
         """Of a value, on an axis from 0 to 1."""
-        return self._height(self.place(value))
+        several = len(self._places) > 1
+        return float(self._ends(self.place(value))) if several else 0.5
 
-    def _height(self, place: float) -> float:
-        if self.low == self.high:
-            return 0.5
-        return float((LogNorm if self.log else Normalize)(self.low, self.high)(place))
-
-    def ticks(self) -> list[tuple[float, float, str]]:
-        """Places and heights that an axis names, and their texts; the ends are always named."""
+    def ticks(self) -> dict[Any, str]:
+        """Values that an axis names, and their texts; the ends are always named."""
         if self.categories:
-            names = [brief(name, 14) for name in self.categories]
-            return [(n, self._height(n), name) for n, name in enumerate(names)]
-        inner = self._places  # a few values of a grid are ticks themselves
-        if len(inner) > 4:
-            subs = (1.0,) if self.high > 300 * self.low else (1.0, 3.0)
+            return {name: brief(name, 14) for name in self.categories}
+        inner, low, high = self._places, self._places[0], self._places[-1]
+        if len(inner) > 4:  # a few values of a grid are ticks themselves
+            subs = (1.0,) if high > 300 * low else (1.0, 3.0)
             locator = LogLocator(subs=subs) if self.log else MaxNLocator(4, integer=self._whole)
-            inner = [
-                p for p in locator.tick_values(self.low, self.high) if self.low < p < self.high
-            ]
-        shown = [self.low] if self.low == self.high else [self.low, self.high]
+            inner = [place for place in locator.tick_values(low, high) if low < place < high]
+        shown = [low, high]
         for place in inner:
-            if all(abs(self._height(place) - self._height(p)) > _NEAREST for p in shown):
+            if all(abs(self.height(place) - self.height(p)) > _NEAREST for p in shown):
                 shown.append(place)
-        return [(place, self._height(place), f"{place:.3g}") for place in sorted(shown)]
+        return {place: f"{place:.3g}" for place in sorted(shown)}
 
     def dress(self, axes: Axes) -> None:
         """Gives a panel's horizontal axis its ticks."""
         if self.log:
             axes.set_xscale("log")
-        places, _, texts = zip(*self.ticks(), strict=True)
-        axes.set_xticks(places, texts)
+        texts = list(self.ticks().values())
+        axes.set_xticks([self.place(value) for value in self.ticks()], texts)
         axes.xaxis.set_minor_locator(NullLocator())
-        if self.categories:
-            axes.set_xlim(-0.6, len(places) - 0.4)
-            if len(places) * max(map(len, texts)) > 26:
-                axes.tick_params(axis="x", rotation=40)
-                for text in axes.get_xticklabels():
-                    text.set(ha="right", rotation_mode="anchor")
-        else:
+        if not self.categories:
             axes.margins(x=0.08)
+            return
+        axes.set_xlim(-0.6, len(texts) - 0.4)
+        if len(texts) * max(map(len, texts)) > 26:
+            axes.tick_params(axis="x", rotation=40)
+            for text in axes.get_xticklabels():
+                text.set(ha="right", rotation_mode="anchor")
 
 
 def _category_order(text: str) -> tuple[int, float, str]:
@@ -185,62 +157,49 @@ def _category_order(text: str) -> tuple[int, float, str]:
 def worst_against_accuracy(points: Sequence[Point], metric: str = TEST_WORST) -> Figure | None:
     """Draws the worst group's accuracy against that of all samples; whiskers are the spread.
 
-    The best twelve by worst group have their label beside them, where there is room; what is no
-    trial is an orange diamond.
+    The best twelve by worst group have their label beside them; what is no trial is an orange
+    diamond.
     """
     split, _, name = metric.partition("/")
     x, y = f"{split}/{ACCURACY}", metric
     shown = [p for p in points if math.isfinite(p.value(x)) and math.isfinite(p.value(y))]
     if not shown:
         return None
-    figure = new_figure(8.2, 5.6)
-    axes = panel(figure.subplots())
+    figure = style.new_figure(8.2, 5.6)
+    axes = style.panel(figure.subplots())
     dots = [(p.value(x), p.value(y), p.deviation(x), p.deviation(y)) for p in shown]
+    alike = len({point.number is None for point in shown}) == 1
     for point, (at_x, at_y, sd_x, sd_y) in zip(shown, dots, strict=True):
-        spread: dict[str, Any] = {"xerr": sd_x or None, "yerr": sd_y or None, "zorder": 2}
-        axes.errorbar(at_x, at_y, fmt="none", ecolor=FAINT, elinewidth=0.9, **spread)
         trial, done = point.number is not None, point.state == FINISHED
-        color = BLUE if trial else ORANGE
-        axes.scatter(
-            at_x,
-            at_y,
-            s=34 if trial else 44,
-            marker="o" if trial else "D",
-            c=color if done else "white",
-            edgecolors=INK if trial and done else color,
-            lw=0.6 if done else 1.4,
-            zorder=4 if trial else 5,
-        )
+        color, what = (BLUE, "trial") if trial else (ORANGE, "" if alike else "student")
+        look: dict[str, Any] = {"s": 34, "zorder": 4} if trial else {"s": 44, "zorder": 5}
+        look |= {"marker": "o" if trial else "D", "edgecolors": INK if trial and done else color}
+        look["label"] = what if done else "not trained to its end"
+        axes.scatter(at_x, at_y, c=color if done else "white", lw=0.6 if done else 1.4, **look)
+        if sd_x or sd_y:
+            spread: dict[str, Any] = {"xerr": sd_x or None, "yerr": sd_y or None, "zorder": 2}
+            spread |= {"fmt": "none", "ecolor": FAINT, "elinewidth": 0.9}
+            axes.errorbar(at_x, at_y, label="± sd over seeds", **spread)
     words = metric_label(f"test/{name}")
-    what = {"test": "the test split", "val": "the validation split"}.get(split, split)
     axes.set_xlabel("accuracy of all samples (%)")
     axes.set_ylabel(f"{words.replace(' ', '-')} accuracy (%)".lower())
     axes.margins(0.12, 0.12)
     for get, put in ((axes.get_xlim, axes.set_xlim), (axes.get_ylim, axes.set_ylim)):
         low, high = get()
         put(max(low, -0.02 * (high - low)), min(high, 100 + 0.02 * (high - low)))
-    trials = [point for point in shown if point.number is not None]
+    of = {"test": "the test split", "val": "the validation split"}.get(split, split)
+    style.finish(figure, f"{words} against all samples, {of}")
     others = [point for point in shown if point.number is None]
-    keys = [marker("o", INK, 6, "trial", BLUE, 1.0)] if trials else []
-    if trials and others:
-        keys.append(marker("D", ORANGE, 6, "student", ORANGE, 1.0))
-    if any(point.state != FINISHED for point in shown):
-        keys.append(marker("o", BLUE if trials else ORANGE, 6, "not trained to its end", width=1))
-    if any(sd_x or sd_y for *_, sd_x, sd_y in dots):
-        keys.append(stroke("± sd over seeds", FAINT))
-    finish(figure, f"{words} against all samples, {what}", keys)
     best = sorted(shown, key=lambda p: -p.value(y))
     labelled = list({id(p): p for p in (*others[:_MOST_LABELS], *best)}.values())[:_MOST_LABELS]
     # A trial's settings are in other plots; here they would cover it.
     texts = [p.label if p.number is None else p.label.split()[0] for p in labelled]
-    places = ((p.value(x), p.value(y), t) for p, t in zip(labelled, texts, strict=True))
-    place_labels(axes, dots, list(places))
+    places = [(p.value(x), p.value(y), text) for p, text in zip(labelled, texts, strict=True)]
+    style.place_labels(axes, dots, places)
     return figure
 
 
-def parameter_effects(
-    points: Sequence[Point], metric: str = TEST_WORST, chosen: Chosen | None = None
-) -> Figure | None:
+def parameter_effects(points: Sequence[Point], metric: str = TEST_WORST) -> Figure | None:
     """Draws a metric against each setting that varies, a panel a setting.
 
     Values that span more than a decade have a logarithmic axis; what is no number is a category.
@@ -252,9 +211,9 @@ def parameter_effects(
         return None
     across = min(len(names), 4 if len(names) > 6 else 3)
     rows = -(-len(names) // across)
-    figure = new_figure(max(5.4, 3.1 * across), 0.9 + 2.6 * rows)
+    figure = style.new_figure(max(5.4, 3.1 * across), 0.9 + 2.6 * rows)
     panels = figure.subplots(rows, across, sharey=True, squeeze=False)
-    best = chosen or _best(shown, metric)
+    best = _outstanding(points, shown, metric)
     for axes in panels.flat[len(names) :]:
         axes.remove()
     for axes, (setting, name) in zip(panels.flat, names.items(), strict=False):
@@ -263,19 +222,16 @@ def parameter_effects(
         xs = np.array([scale.place(point.settings[setting]) for point in having])
         if scale.categories:  # beside each other, the same way at every call
             xs += np.random.default_rng(0).uniform(-0.16, 0.16, len(xs))
-        _draw_points(panel(axes), xs, having, metric, best.point)
+        _draw_points(axes, xs, having, metric, *best)
         scale.dress(axes)
         axes.set_xlabel(name, size=9)
         axes.tick_params(labelsize=8)
     for axes in panels[:, 0]:
         axes.set_ylabel(_unit(metric), size=9)
-    title = f"What each setting does to {_lower(metric)}"
-    return finish(figure, title, _state_keys(shown, best))
+    return style.finish(figure, f"What each setting does to {_lower(metric)}")
 
 
-def parallel_coordinates(
-    points: Sequence[Point], metric: str = TEST_WORST, chosen: Chosen | None = None
-) -> Figure | None:
+def parallel_coordinates(points: Sequence[Point], metric: str = TEST_WORST) -> Figure | None:
     """Draws each point as a line through its settings to the metric, whose colour it has.
 
     What does not apply to a point goes through a place of its own below the axis. Beyond ten
@@ -286,67 +242,55 @@ def parallel_coordinates(
     if not names:
         return None
     values = np.array([point.value(metric) for point in shown])
-    span = (
-        (values.min() - 1, values.max() + 1) if np.ptp(values) == 0 else np.quantile(values, (0, 1))
-    )
+    low, high = values.min(), values.max()
+    span = (low, high) if low < high else (low - 1, high + 1)
     of_metric = Normalize(*span)
-    heights_of_metric = of_metric(values).data
     less = metric_of(metric).less_is_better
-    good = 1 - heights_of_metric if less else heights_of_metric
-    best = chosen or _best(shown, metric)
-    stands_out = np.array([point is best.point for point in shown])
+    good = 1 - of_metric(values).data if less else of_metric(values).data
+    best, words = _outstanding(points, shown, metric)
+    stands_out = np.array([point is best for point in shown])
     last = len(names)
-    figure = new_figure(max(6.4, 2.0 + 1.65 * last), 4.6)
+    figure = style.new_figure(max(6.4, 2.0 + 1.65 * last), 4.6)
     axes = figure.subplots()
     axes.set_axis_off()
     columns = []
     for column, (setting, name) in enumerate(names.items()):
         scale = Scale([p.settings[setting] for p in shown if setting in p.settings])
-        heights = [
-            scale.height(p.settings[setting]) if setting in p.settings else _BELOW for p in shown
-        ]
-        columns.append(heights)
+        ticks = {scale.height(value): text for value, text in scale.ticks().items()}
+        columns.append(
+            [scale.height(p.settings[setting]) if setting in p.settings else _BELOW for p in shown]
+        )
         axes.plot([column, column], [0, 1], color=INK, lw=1, zorder=2)
         _axis_name(axes, column, name)
-        for _, height, text in scale.ticks():
+        for height, text in ticks.items():
             _tick(axes, column - 0.04, height, text)
-        if _BELOW in heights:
+        if _BELOW in columns[-1]:
             _tick(axes, column - 0.04, _BELOW, "not used", color=FAINT)
-    lowest = np.min(columns)
     axes.set_xlim(-0.45, last + 0.35)
-    axes.set_ylim(lowest - 0.06, 1.16)
+    axes.set_ylim(np.min(columns) - 0.06, 1.16)
     # The chosen line last, above the others.
     order = np.lexsort((good, stands_out))
-    lines = np.stack([*columns, heights_of_metric], axis=1)[order]
-    axes.add_collection(
-        LineCollection(
-            [np.column_stack([np.arange(last + 1), heights]) for heights in lines],
-            colors=_COLORS(good[order]),
-            linewidths=np.where(stands_out[order], 2.8, 1.3),
-            alpha=0.9,
-            zorder=3,
-        )
+    lines = np.stack([*columns, of_metric(values).data], axis=1)[order]
+    drawn = LineCollection(
+        [np.column_stack([np.arange(last + 1), heights]) for heights in lines],
+        colors=_COLORS(good[order]),
+        linewidths=np.where(stands_out[order], 2.8, 1.3),
+        alpha=0.9,
+        zorder=3,
     )
-    axes.imshow(
-        np.linspace(*(1, 0) if less else (0, 1), 256)[:, None],
-        extent=(last - 0.02, last + 0.02, 0, 1),
-        origin="lower",
-        aspect="auto",
-        cmap=_COLORS,
-        norm=Normalize(0, 1),
-        zorder=4,
-    )
+    axes.add_collection(drawn)
+    bar: dict[str, Any] = {"origin": "lower", "aspect": "auto", "cmap": _COLORS, "zorder": 4}
+    shades = np.linspace(*(1, 0) if less else (0, 1), 256)[:, None]
+    axes.imshow(shades, extent=(last - 0.02, last + 0.02, 0, 1), norm=Normalize(0, 1), **bar)
     _axis_name(axes, last, _unit(metric), weight="bold")
     for value in MaxNLocator(5).tick_values(*span):
         if span[0] <= value <= span[1]:
             _tick(axes, last + 0.06, float(of_metric(value)), f"{value:.4g}", ha="left")
-    thick = f"; the thick line is {best.words}" if stands_out.any() else ""
-    return finish(figure, f"Settings and {_lower(metric)}{thick}")
+    thick = f"; the thick line is {words}" if stands_out.any() else ""
+    return style.finish(figure, f"Settings and {_lower(metric)}{thick}")
 
 
-def trial_history(
-    points: Sequence[Point], metric: str = TEST_WORST, chosen: Chosen | None = None
-) -> Figure | None:
+def trial_history(points: Sequence[Point], metric: str = TEST_WORST) -> Figure | None:
     """Draws each trial's last value by the trial's number, and the best so far as a line.
 
     Trials without the metric are crosses at the bottom.
@@ -355,32 +299,31 @@ def trial_history(
     shown = [point for point in trials if math.isfinite(point.value(metric))]
     if not shown:
         return None
-    figure = new_figure(8.2, 4.2)
-    axes = panel(figure.subplots())
-    best = chosen or _best(shown, metric)
+    figure = style.new_figure(8.2, 4.2)
+    axes = figure.subplots()
     numbers = np.array([point.number for point in shown], dtype=float)
     worst_to_best = np.minimum if metric_of(metric).less_is_better else np.maximum
     so_far = worst_to_best.accumulate([point.value(metric) for point in shown])
     end = trials[-1].number or 0
     steps: dict[str, Any] = {"where": "post", "color": ORANGE, "lw": 1.8, "zorder": 3}
+    steps["label"] = f"{_BEST.get(metric.partition('/')[0], 'best')} so far"
     axes.step([*numbers, end], [*so_far, so_far[-1]], **steps)
-    _draw_points(axes, numbers, shown, metric, best.point)
+    _draw_points(axes, numbers, shown, metric, *_outstanding(points, shown, metric))
     axes.margins(0.03, 0.08)
-    keys = [stroke(f"{_best(shown, metric).words} so far", ORANGE, 1.8), *_state_keys(shown, best)]
     if lost := [point for point in trials if not math.isfinite(point.value(metric))]:
         floor = axes.get_ylim()[0]
-        cross: dict[str, Any] = {"marker": "x", "c": FAINT, "clip_on": False, "zorder": 5}
-        axes.scatter([point.number or 0 for point in lost], [floor] * len(lost), s=30, **cross)
-        axes.set_ylim(bottom=floor)
         states = ", ".join(dict.fromkeys(point.state for point in lost))
-        keys.append(marker("x", FAINT, 6, f"without a value ({states})"))
+        cross: dict[str, Any] = {"marker": "x", "c": FAINT, "clip_on": False, "zorder": 5, "s": 30}
+        cross["label"] = f"without a value ({states})"
+        axes.scatter([point.number or 0 for point in lost], [floor] * len(lost), **cross)
+        axes.set_ylim(bottom=floor)
     axes.set_xlabel("trial")
     axes.set_ylabel(_unit(metric))
     axes.xaxis.set_major_locator(MaxNLocator(10, integer=True, min_n_ticks=1))
     if end == 0:
         axes.set_xlim(-1, 1)
         axes.set_xticks([0])
-    return finish(figure, f"Trials of the search, {_lower(metric)}", keys)
+    return style.finish(figure, f"Trials of the search, {_lower(metric)}")
 
 
 def _varying(points: Sequence[Point], most: int) -> dict[str, str]:
@@ -394,46 +337,34 @@ def _varying(points: Sequence[Point], most: int) -> dict[str, str]:
     return short_paths(path for path in varied if path in kept)
 
 
+def _outstanding(points: Sequence[Point], shown: Sequence[Point], metric: str) -> tuple[Point, str]:
+    """Which point stands out, and what it is: the chosen one, whether or not it can be shown.
+
+    Or else the best that was trained to its end, or of all where none was.
+    """
+    for point in points:
+        if point.chosen:
+            return point, point.chosen
+    done = [point for point in shown if point.state == FINISHED] or shown
+    choose: Callable[..., Point] = min if metric_of(metric).less_is_better else max
+    best = choose(done, key=lambda point: point.value(metric))
+    return best, _BEST.get(metric.partition("/")[0], "best")
+
+
 def _draw_points(
-    axes: Axes, xs: np.ndarray, points: Sequence[Point], metric: str, best: Point
+    axes: Axes, xs: np.ndarray, points: Sequence[Point], metric: str, best: Point, words: str
 ) -> None:
     """Markers by state: filled for what was trained to its end, hollow otherwise."""
+    style.panel(axes)
     for x, point in zip(xs, points, strict=True):
         y, done, chosen = point.value(metric), point.state == FINISHED, point is best
         if deviation := point.deviation(metric):
             axes.errorbar(x, y, deviation, ecolor="#c4c4c4", elinewidth=0.9, fmt="none", zorder=2)
-        axes.scatter(
-            x,
-            y,
-            s=46 if chosen else 26,
-            marker=_SHAPES.get(point.state, "s"),
-            c=(ORANGE if chosen else BLUE) if done else "white",
-            edgecolors=ORANGE if chosen else INK if done else FAINT,
-            lw=0.6 if done else 1.2,
-            zorder=6 if chosen else 4,
-        )
-
-
-def _state_keys(points: Sequence[Point], best: Chosen) -> list[Line2D]:
-    keys = []
-    states = dict.fromkeys(point.state for point in points)
-    for state in sorted(states, key=lambda state: state != FINISHED):
-        edge, face = (INK, BLUE) if state == FINISHED else (FAINT, "white")
-        keys.append(marker(_SHAPES.get(state, "s"), edge, 6, state, face, 1.0))
-    if any(point is best.point for point in points):
-        state = best.point.state
-        face = ORANGE if state == FINISHED else "white"
-        keys.append(marker(_SHAPES.get(state, "s"), ORANGE, 6, best.words, face, 1.0))
-    return keys
-
-
-def _best(points: Sequence[Point], metric: str) -> Chosen:
-    """The best that was trained to its end, or of all where none was."""
-    done = [point for point in points if point.state == FINISHED] or points
-    choose: Callable[..., Point] = min if metric_of(metric).less_is_better else max
-    split = metric.partition("/")[0]
-    words = {"test": "best on test", "val": "best on validation"}.get(split, "best")
-    return Chosen(choose(done, key=lambda point: point.value(metric)), words)
+        look: dict[str, Any] = {"s": 46, "zorder": 6} if chosen else {"s": 26, "zorder": 4}
+        look |= {"marker": _SHAPES.get(point.state, "s"), "label": words if chosen else point.state}
+        look["edgecolors"] = ORANGE if chosen else INK if done else FAINT
+        fill = (ORANGE if chosen else BLUE) if done else "white"
+        axes.scatter(x, y, c=fill, lw=0.6 if done else 1.2, **look)
 
 
 def _axis_name(axes: Axes, place: float, text: str, weight: str = "normal") -> None:
@@ -441,10 +372,10 @@ def _axis_name(axes: Axes, place: float, text: str, weight: str = "normal") -> N
     axes.text(place, 1.05, words, ha="center", va="bottom", size=9, weight=weight)
 
 
-def _tick(axes: Axes, place: float, height: float, text: str, **style: Any) -> None:
+def _tick(axes: Axes, place: float, height: float, text: str, **look: Any) -> None:
     box = {"facecolor": "white", "alpha": 0.9, "edgecolor": "none", "pad": 0.8}
-    style = {"ha": "right", "color": INK, **style}
-    axes.text(place, height, text, va="center", size=8, zorder=6, bbox=box, **style)
+    look = {"ha": "right", "color": INK, **look}
+    axes.text(place, height, text, va="center", size=8, zorder=6, bbox=box, **look)
 
 
 def _scale(metric: str) -> int:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,14 @@ from rich.console import Console
 from rich.text import Text
 
 from agrekd_ray.files import exists, replacing
-from agrekd_ray.report import style, tables
+from agrekd_ray.report import facts, style, tables
 from agrekd_ray.report.archive import RESULTS, read_study, write_results
-from agrekd_ray.report.facts import Fact, as_yaml, date, run_facts
+from agrekd_ray.report.facts import Fact
 from agrekd_ray.report.job import JOB, degraded_lines, render_degraded, write_csv
-from agrekd_ray.report.style import FAINT, INK, marker
-from agrekd_ray.report.tables import Cell, Column, Table, difference_cell, figure_column, words
+from agrekd_ray.report.style import FAINT, INK
+from agrekd_ray.report.tables import Cell, Column, Table, difference_cell, figure_column, texts
 from agrekd_ray.results.intervals import INTERVAL
-from agrekd_ray.results.metrics import ACCURACY, WORST_GROUP, accuracy_of, label, short_paths
+from agrekd_ray.results.metrics import ACCURACY, WORST_GROUP, accuracy_of, label
 from agrekd_ray.results.points import in_words
 from agrekd_ray.results.study import OURS, Gain, Panel, StudyResult
 
@@ -38,6 +39,8 @@ _AXES = {
     "data.aligned": "share of bias-aligned training samples",
 }
 _MOST_ROWS = 12
+_DIAMOND: dict[str, Any] = {"s": 32, "marker": "D", "c": "white", "lw": 1.2, "zorder": 6}
+"""How a published figure is drawn."""
 
 
 def publish_study(folder: Path, result: StudyResult, *, anew: bool = True) -> None:
@@ -73,15 +76,14 @@ def show(result: StudyResult, console: Console) -> None:
         console.print()
         title = _title(result, panel, accuracy_of(result.worst).capitalize())
         table = _pivot(result, panel, WORST_GROUP, title)
-        if not tables.fits(table, console.width):
+        if table.width > console.width:
             table = _long(result, panel, title)
         tables.show(table, console)
-    gains = list(_gain_lines(result))
-    if gains:
+    if result.gains:
         console.print()
-    for place, lines in gains:
+    for place, lines in _gain_lines(result):
         if place:
-            console.print(Text(place, style="bold"))
+            console.print(Text(place, "bold"))
         for line in lines:
             console.print(Text(line))
     for point in result.points:
@@ -93,10 +95,8 @@ def show(result: StudyResult, console: Console) -> None:
 def markdown(result: StudyResult) -> str:
     """Tables of worst-group accuracy and accuracy, and the gains, as Markdown."""
     parts = [f"*{result.unfinished.capitalize()}.*"] if result.unfinished else []
-    for metric, what in (
-        (WORST_GROUP, accuracy_of(result.worst).capitalize()),
-        (ACCURACY, "Accuracy"),
-    ):
+    whats = {WORST_GROUP: accuracy_of(result.worst).capitalize(), ACCURACY: "Accuracy"}
+    for metric, what in whats.items():
         for panel in result.panels:
             title = _title(result, panel, what)
             parts += [title, tables.markdown(_pivot(result, panel, metric, title))]
@@ -114,7 +114,7 @@ def _title(result: StudyResult, panel: Panel, what: str) -> str:
 def _pivot(result: StudyResult, panel: Panel, metric: str, title: str) -> Table:
     """A row a method, a column a value of the last swept key."""
     names = panel.columns if result.sweep else [result.worst.capitalize()]
-    columns = [words("method", "Method", map(label, panel.methods))]
+    columns = texts({"method": "Method"}, [[label(method)] for method in panel.methods])
     for at, name in zip(panel.places, names, strict=True):
         shown = [(at, method) for method in panel.methods]
         columns.append(_figures(result, shown, metric, name))
@@ -127,10 +127,9 @@ def _long(result: StudyResult, panel: Panel, title: str) -> Table:
     shown = [(at, m) for at in panel.places for m in panel.methods if result.row(at, m)]
     places = [in_words(at[last]) if last else "" for at, _ in shown]
     first = ["" if n and places[n - 1] == text else text for n, text in enumerate(places)]
-    columns = [
-        words("place", short_paths(result.sweep).get(last, ""), first),
-        words("method", "Method", [label(method) for _, method in shown]),
-    ]
+    names = {"place": result.names.get(last, ""), "method": "Method"}
+    methods = (label(method) for _, method in shown)
+    columns = texts(names, list(zip(first, methods, strict=True)))
     headers = {WORST_GROUP: result.worst.capitalize(), ACCURACY: "Accuracy"}
     columns += [_figures(result, shown, metric, text) for metric, text in headers.items()]
     return Table(title, columns if last else columns[1:])
@@ -147,15 +146,12 @@ def _figures(
     return figure_column(header, figures, header, published, parts)
 
 
-def _gain_lines(result: StudyResult) -> Iterator[tuple[str, Sequence[str]]]:
-    for at in result.places:
-        lines = [
-            f"{label(OURS)} against {label(gain.against)}: {gain.difference.in_words(result.unit)}"
-            for gain in result.gains
-            if gain.at == at
-        ]
-        if lines:
-            yield (result.place_name(at) if result.sweep else ""), lines
+def _gain_lines(result: StudyResult) -> Iterator[tuple[str, list[str]]]:
+    """Places, and what AGRE-KD gains there."""
+    for at, gains in groupby(result.gains, lambda gain: gain.at):
+        said = ((label(g.against), g.difference.in_words(result.unit)) for g in gains)
+        lines = [f"{label(OURS)} against {against}: {gain}" for against, gain in said]
+        yield (result.place_name(at) if result.sweep else ""), lines
 
 
 # --- plots --------------------------------------------------------------------------------------
@@ -163,10 +159,11 @@ def _gain_lines(result: StudyResult) -> Iterator[tuple[str, Sequence[str]]]:
 
 def study_plots(result: StudyResult) -> dict[str, Callable[[], Figure | None]]:
     """The plots of a study by name: `sweep_KEY` for each key with several values, and `gains`."""
-    names = short_paths(result.sweep)
-    swept = [key for key, values in result.sweep.items() if len(values) > 1]
-    plots = {f"sweep_{names[k].replace('.', '_')}": partial(sweep_plot, result, k) for k in swept}
-    return {**plots, "gains": lambda: gains_plot(result)}
+    swept = {key: name for key, name in result.names.items() if len(result.sweep[key]) > 1}
+    plots = {
+        f"sweep_{n.replace('.', '_')}": partial(sweep_plot, result, k) for k, n in swept.items()
+    }
+    return {**plots, "gains": partial(gains_plot, result)}
 
 
 def sweep_plot(result: StudyResult, key: str) -> Figure | None:
@@ -187,7 +184,7 @@ def sweep_plot(result: StudyResult, key: str) -> Figure | None:
             rests.append(rest)
     if len(rests) > _MOST_ROWS:
         return None
-    names, values = short_paths(result.sweep), result.sweep[key]
+    names, values = result.names, result.sweep[key]
     numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
     xs = [float(value) if numbers else float(n) for n, value in enumerate(values)]
     span = max(xs) - min(xs) or 1.0
@@ -195,30 +192,26 @@ def sweep_plot(result: StudyResult, key: str) -> Figure | None:
     styles = style.method_styles(methods)
     figure = style.new_figure(9.2, 0.9 + 3.1 * len(rests) + 0.24 * -(-len(methods) // 4))
     grid = figure.subplots(len(rests), 2, squeeze=False, sharex=True)
-    published = False
+    metrics = {WORST_GROUP: result.worst.capitalize(), ACCURACY: "All samples"}
     for row, rest in zip(grid, rests, strict=True):
         where = ", ".join(f"{names[k]} {in_words(v)}" for k, v in rest.items())
-        places = [{**rest, key: value} for value in values]
-        for axes, metric, shown in zip(
-            row, (WORST_GROUP, ACCURACY), (result.worst.capitalize(), "All samples"), strict=True
-        ):
+        for axes, (metric, shown) in zip(row, metrics.items(), strict=True):
             title = f"{shown}: {where}" if where else shown
             style.panel(axes, "y").set_title(title, size=10, loc="left")
             axes.set_ylabel("test accuracy (%)")
             for number, method in enumerate(methods):
                 # Aside, so that whiskers do not cover each other.
                 aside = (number - (len(methods) - 1) / 2) * 0.006 * span
-                at_x = dict(zip((x + aside for x in xs), places, strict=True))
-                published |= _line(axes, result, at_x, method, metric, styles[method])
+                places = {x + aside: {**rest, key: v} for x, v in zip(xs, values, strict=True)}
+                _line(axes, result, places, method, metric, styles[method])
             low, high = axes.get_ylim()
             axes.set_ylim(max(0.0, low if low > 30 else 0.0), min(100.0, max(high, low + 1)))
             _ticks(axes, xs, values)
     for axes in grid[-1]:
         axes.set_xlabel(_AXES.get(key, key))
-    keys = style.line_keys(styles, label)
-    if published and result.published:
-        keys.append(marker("D", INK, 6, result.published.source, width=1.0))
-    return style.finish(figure, f"{result.name}: by {_AXES.get(key, names[key])}", keys)
+    if result.published:  # a key for all colours
+        axes.scatter([], [], edgecolors=INK, label=result.published.source, **_DIAMOND)
+    return style.finish(figure, f"{result.name}: by {_AXES.get(key, names[key])}")
 
 
 def _line(
@@ -228,28 +221,17 @@ def _line(
     method: str,
     metric: str,
     look: Mapping[str, Any],
-) -> bool:
-    """Draws one method's line through places, by where they stand.
-
-    Returns:
-        Whether it has published figures.
-    """
+) -> None:
+    """Draws one method's line through places, by where they stand."""
     shown = {x: row[metric] for x, at in places.items() if (row := result.row(at, method))}
-    if not shown:
-        return False
-    means = [100 * figure.mean for figure in shown.values()]
-    several = any(figure.count > 1 for figure in shown.values())
-    sds = [100 * figure.sd for figure in shown.values()] if several else None
-    whiskers: dict[str, Any] = {"marker": "o", "ms": 4, "capsize": 2.5, "elinewidth": 0.9}
-    axes.errorbar(list(shown), means, yerr=sds, **whiskers, **look)
-    published = {
-        x: value
-        for x in shown
-        if (value := result.published_at(places[x], method, metric)) is not None
-    }
-    diamond: dict[str, Any] = {"s": 32, "marker": "D", "c": "white", "lw": 1.2, "zorder": 6}
-    axes.scatter(list(published), list(published.values()), edgecolors=look["color"], **diamond)
-    return bool(published)
+    means, sds = ([100 * getattr(f, end) for f in shown.values()] for end in ("mean", "sd"))
+    axes.plot(list(shown), means, marker="o", ms=4, **look)
+    if any(figure.count > 1 for figure in shown.values()):
+        whiskers: dict[str, Any] = {"capsize": 2.5, "elinewidth": 0.9, "fmt": "none"}
+        axes.errorbar(list(shown), means, yerr=sds, ecolor=look["color"], **whiskers)
+    published = [result.published_at(places[x], method, metric) for x in shown]
+    heights = [math.nan if height is None else height for height in published]
+    axes.scatter(list(shown), heights, edgecolors=look["color"], **_DIAMOND)
 
 
 def _ticks(axes: Axes, xs: Sequence[float], values: Sequence[Any]) -> None:
@@ -272,11 +254,9 @@ def gains_plot(result: StudyResult) -> Figure | None:
     if not result.gains:
         return None
     rows: list[tuple[str, Gain | None]] = []
-    for at in result.places:
-        mine = [gain for gain in result.gains if gain.at == at]
-        if result.sweep and mine:
-            rows.append((result.place_name(at), None))
-        rows += [(label(gain.against), gain) for gain in mine]
+    for at, gains in groupby(result.gains, lambda gain: gain.at):
+        rows += [(result.place_name(at), None)] if result.sweep else []
+        rows += [(label(gain.against), gain) for gain in gains]
     colors = style.method_styles(dict.fromkeys(gain.against for gain in result.gains))
     figure = style.new_figure(7.6, 1.5 + 0.3 * len(rows))
     axes = style.bars(figure.subplots(), [text for text, _ in rows])
@@ -293,12 +273,11 @@ def gains_plot(result: StudyResult) -> Figure | None:
     axes.axvline(0, color=INK, lw=0.9)
     worst = accuracy_of(result.worst)
     axes.set_xlabel(f"AGRE-KD minus the other method, {worst} on test (points)")
-    keys = [
-        marker("o", INK, 6, "mean", FAINT, 1.0),
-        style.stroke(INTERVAL, FAINT, 2),
-        marker("o", FAINT, 3, f"one {result.unit}", FAINT, 1.0),
-    ]
-    return style.finish(figure, f"{result.name}: what AGRE-KD gains", keys)
+    # Of every colour, so that the legend has none.
+    axes.scatter([], [], s=42, color=FAINT, edgecolors=INK, label="mean")
+    axes.plot([], [], color=FAINT, lw=2, label=INTERVAL)
+    axes.scatter([], [], s=9, color=FAINT, label=f"one {result.unit}")
+    return style.finish(figure, f"{result.name}: what AGRE-KD gains")
 
 
 # --- the page --------------------------------------------------------------------------------
@@ -310,16 +289,14 @@ def verdict(result: StudyResult) -> str:
     gains = [gain for gain in result.gains if gain.against == "aver"]
     if not gains:
         return f"{begin}The study does not hold AGRE-KD against AVER."
-    best = max(gains, key=lambda gain: gain.difference.mean)
-    worst = min(gains, key=lambda gain: gain.difference.mean)
-    ahead = sum(map(_sure, gains))
+    best, worst = (end(gains, key=lambda gain: gain.difference.mean) for end in (max, min))
     at_best, at_worst = best.difference.in_words(""), worst.difference.in_words("")
     text = f"{label(OURS)} against {label('aver')}, {result.worst}: {at_best}"
     if len(gains) > 1:
         text += (
             f" at best ({result.place_name(best.at)}), {at_worst} at worst"
-            f" ({result.place_name(worst.at)}); the interval is above 0 at {ahead} of"
-            f" {len(gains)} places"
+            f" ({result.place_name(worst.at)}); the interval is above 0 at"
+            f" {sum(map(_sure, gains))} of {len(gains)} places"
         )
     return f"{begin}{text}."
 
@@ -330,7 +307,7 @@ def content(folder: Path) -> dict[str, Any]:
     return {
         "kind": "study",
         "name": result.name,
-        "date": date(result.folder),
+        "date": facts.date(result.folder),
         "headline": verdict(result),
         "remarks": [],
         "degraded": [],
@@ -343,14 +320,13 @@ def content(folder: Path) -> dict[str, Any]:
             for panel in result.panels
         ],
         **dict.fromkeys(("weights", "influence", "agreement", "teachers")),
-        "configuration": [("The study", as_yaml(result.settings))],
+        "configuration": [("The study", facts.as_yaml(result.settings))],
         "versions": result.versions,
     }
 
 
 def _facts(result: StudyResult, folder: Path) -> list[Fact]:
-    names = short_paths(result.sweep)
-    seeds = sorted({outcome.seed for outcome in result.outcomes})
+    names, seeds = result.names, sorted({outcome.seed for outcome in result.outcomes})
     return [
         *(Fact(f"Sweep: {names[k]}", ", ".join(map(in_words, v))) for k, v in result.sweep.items()),
         Fact("Draws of data and teachers", ", ".join(map(str, result.draws)) or "one"),
@@ -358,7 +334,7 @@ def _facts(result: StudyResult, folder: Path) -> list[Fact]:
         Fact("Seeds", ", ".join(map(str, seeds))),
         Fact("Methods", ", ".join(map(label, result.methods))),
         Fact("In brackets", result.published.source if result.published else ""),
-        *run_facts(folder, result.cost, f"agrekd run {shlex.quote(str(folder / JOB))}"),
+        *facts.run(folder, result.cost, "run", JOB),
     ]
 
 
@@ -366,19 +342,15 @@ def _with_gains(result: StudyResult, panel: Panel) -> Table:
     """Methods down, places across, then `AGRE-KD − AVER`; strong where it is above 0 everywhere."""
     table = _pivot(result, panel, WORST_GROUP, panel.where or result.heading())
     strong = {number for number, method in enumerate(panel.methods) if method == OURS}
-    below: list[list[Cell]] = []
+    rows = [[column.cells[n] for column in table.columns] for n in range(table.size)]
     for other in panel.methods:
         gains = [result.gain(at, other) for at in panel.places]
-        if not any(gains):
-            continue
-        if all(gain and _sure(gain) for gain in gains):
-            strong.add(table.size + len(below))
-        cells = [difference_cell(gain.difference if gain else None) for gain in gains]
-        below.append([Cell(f"{label(OURS)} − {label(other)}"), *cells])
-    columns = [
-        replace(column, cells=[*column.cells, *(cells[place] for cells in below)])
-        for place, column in enumerate(table.columns)
-    ]
+        if any(gains):
+            strong |= {len(rows)} if all(gain and _sure(gain) for gain in gains) else set()
+            cells = [difference_cell(gain.difference if gain else None) for gain in gains]
+            rows.append([Cell(f"{label(OURS)} − {label(other)}"), *cells])
+    below = zip(table.columns, zip(*rows, strict=True), strict=True)
+    columns = [replace(column, cells=list(cells)) for column, cells in below]
     return replace(table, columns=columns, strong=frozenset(strong))
 
 

@@ -7,24 +7,24 @@ is nothing to draw.
 
 from __future__ import annotations
 
-import itertools
 import math
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
-from matplotlib.text import Text
+from matplotlib.path import Path as Line
+from matplotlib.text import Annotation, Text
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 
 from agrekd_ray.files import exists, replacing
+from agrekd_ray.results.metrics import label
 
 INK, FAINT = "#222222", "#8a8a8a"
 REFERENCE, BLUE, ORANGE = "#b3b3b3", "#56b4e9", "#d55e00"
@@ -40,10 +40,14 @@ _PLACES = (
     *("aver", "ae_kd", "random", "ca_mkd", "govern", "default"),
     *("one_hot", "one_hot_dfr", "deep_ensemble", "deep_ensemble_dfr", "teacher_vote", "winner"),
 )
-_NEAR = 13.0
-"""Points from which on a line leads from a label to its point."""
-_DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1), *itertools.product((0.8, -0.8), (0.8, -0.8)))
-_OFFSETS = [(d * dx, d * dy) for d in (8, 16, 28, 42, 60, 80) for dx, dy in _DIRECTIONS]
+_WAYS = [
+    distance * np.array([np.cos(angle), np.sin(angle)])
+    for distance in (14, 28, 46, 70, 100, 140, 200, 280)
+    for angle in np.pi / 8 * np.array([0, 8, 4, 12, 2, 6, 10, 14, 1, 3, 5, 7, 9, 11, 13, 15])
+]
+"""From a point to the nearest side of its label in pixels, the best first."""
+_NEAR = 16
+"""Number of the first way that a line goes along."""
 
 
 def draw_plots(
@@ -107,8 +111,9 @@ def curves(
         axes: to draw on.
         table: with the columns `epoch` and `value`.
         by: column whose values have a line each.
-        styles: of the lines.
+        styles: of the lines, with their labels.
     """
+    panel(axes)
     for name, mine in table.groupby(by, sort=False):
         by_epoch = mine.groupby("epoch")["value"].agg(["min", "mean", "max"])
         style = dict(styles[str(name)])
@@ -122,16 +127,19 @@ def curves(
 
 
 def method_styles(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Colour, dash and width of each method's line; a method that we know looks alike everywhere.
+    """Label, colour, dash and width of each method's line; a method that we know looks alike.
 
     AGRE-KD's line is thick, those of references are dashed.
     """
     methods = list(methods)
     places = [*_PLACES, *(m for m in methods if m not in _PLACES and m not in _OURS)]
     return {
-        method: {"color": _OURS[method], "linestyle": "-", "lw": 2.6, "zorder": 5}
-        if method in _OURS
-        else {**turn(places.index(method)), "lw": 1.5, "zorder": 3}
+        method: {"label": label(method)}
+        | (
+            {"color": _OURS[method], "linestyle": "-", "lw": 2.6, "zorder": 5}
+            if method in _OURS
+            else {**turn(places.index(method)), "lw": 1.5, "zorder": 3}
+        )
         for method in methods
     }
 
@@ -142,38 +150,22 @@ def turn(place: int, colors: Sequence[str] = LINES) -> dict[str, Any]:
     return {"color": colors[place % len(colors)], "linestyle": dash}
 
 
-def line_keys(
-    styles: Mapping[str, Mapping[str, Any]], name: Callable[[str], str] = str
-) -> list[Line2D | Patch]:
-    """Keys of the legend for lines by their styles."""
-    return [Line2D([], [], label=name(key), **style) for key, style in styles.items()]
-
-
-def marker(
-    shape: str, edge: str, size: float, text: str, face: str = "white", width: float = 1.2
-) -> Line2D:
-    """A key of the legend: a marker, hollow unless it has a face."""
-    return Line2D([], [], ls="", marker=shape, mec=edge, mfc=face, mew=width, ms=size, label=text)
-
-
-def stroke(text: str, color: str = INK, width: float = 1.1, **style: Any) -> Line2D:
-    """A key of the legend: a line."""
-    return Line2D([], [], color=color, lw=width, label=text, **style)
-
-
-def finish(figure: Figure, title: str, keys: Sequence[Line2D | Patch] = ()) -> Figure:
-    """Sets the one line above all panels, and the legend below in as many lines as it takes."""
+def finish(figure: Figure, title: str) -> Figure:
+    """Sets the one line above all panels, and the legend of all that has a label below them."""
     width = figure.get_figwidth()
-    figure.suptitle(
-        textwrap.fill(title, int(10 * width)), size=12, weight="bold", x=0.01, ha="left"
-    )
+    title = textwrap.fill(title, int(10 * width))
+    figure.suptitle(title, size=12, weight="bold", x=0.01, ha="left")
+    keys: dict[str, Any] = {}
+    for axes in figure.axes:
+        for key, text in zip(*axes.get_legend_handles_labels(), strict=True):
+            keys.setdefault(text, key)
     if keys:
-        widths = [0.5 + 0.065 * len(str(key.get_label())) for key in keys]
-        across = len(keys) if sum(widths) <= width else max(1, int(width / max(widths)))
+        widths = [0.5 + 0.065 * len(text) for text in keys]
         figure.legend(
-            handles=list(keys),
+            keys.values(),
+            keys,
             loc="outside lower center",
-            ncols=across,
+            ncols=len(keys) if sum(widths) <= width else max(1, int(width / max(widths))),
             frameon=False,
             fontsize=9,
             handlelength=1.8,
@@ -212,11 +204,11 @@ def place_labels(
     dots: Sequence[tuple[float, float, float, float]],
     labels: Sequence[tuple[float, float, str]],
 ) -> None:
-    """Puts labels where they cover no point and no other label; drops what finds no place.
+    """Puts labels where they cover as little as can be: no other label, no point, no whisker.
 
     Args:
         axes: of the points, on a figure with everything else on it; its layout is final from here.
-        dots: x, y and their deviations. Whiskers are covered only where there is no other place.
+        dots: x, y and their deviations.
         labels: x and y of a point, and its text.
     """
     figure = axes.figure
@@ -230,39 +222,32 @@ def place_labels(
         ends = axes.transData.transform([(x - dx, y - dy), (x + dx, y + dy)])
         return Bbox(ends).padded(around)
 
-    taken = [box(x, y, 0, 0, 6.5) for x, y, _, _ in dots]
-    whiskers = [box(x, y, dx, 0, 1) for x, y, dx, _ in dots]
-    whiskers += [box(x, y, 0, dy, 1) for x, y, _, dy in dots]
+    points = [box(x, y, 0, 0, 6.5) for x, y, _, _ in dots]
+    bars = [box(x, y, dx, 0, 1) for x, y, dx, _ in dots]
+    bars += [box(x, y, 0, dy, 1) for x, y, _, dy in dots]
+    look: dict[str, Any] = {"textcoords": "offset pixels", "ha": "center", "va": "center"}
+    look |= {"size": 8, "color": INK, "linespacing": 0.95, "ma": "left", "parse_math": False}
+    look |= {"arrowprops": {"arrowstyle": "-", "color": FAINT, "lw": 0.6}, "zorder": 7}
+    taken: dict[Annotation, Bbox] = {}
     for x, y, text in labels:
-        note = axes.annotate(
-            textwrap.fill(brief(text, 68), 26, break_on_hyphens=False),
-            (x, y),
-            (0, 0),
-            textcoords="offset points",
-            size=8,
-            color=INK,
-            linespacing=0.95,
-            parse_math=False,
-            arrowprops={"arrowstyle": "-", "color": FAINT, "lw": 0.6},
-            zorder=7,
-        )
-
-        def move(dx: float, dy: float, note: Any = note) -> Bbox:
-            """Where the words are then, without the line that leads to them."""
-            note.set_position((dx, dy))
-            note.set_ha("left" if dx > 4 else "right" if dx < -4 else "center")
-            note.set_va("bottom" if dy > 4 else "top" if dy < -4 else "center")
-            note.arrow_patch.set_visible(math.hypot(dx, dy) > _NEAR)
-            note.update_positions(renderer)
-            return Text.get_window_extent(note, renderer)
-
-        free = []
-        for place, offset in enumerate(_OFFSETS):
-            words = move(*offset)
-            inside = all(frame.contains(*corner) for corner in words.corners())
-            if inside and not words.count_overlaps(taken):
-                free.append((words.count_overlaps(whiskers) > 0, place))
-        if free:
-            taken.append(move(*_OFFSETS[min(free)[1]]))
-        else:
-            note.remove()
+        words = textwrap.fill(brief(text, 68), 26, break_on_hyphens=False)
+        taken[axes.annotate(words, (x, y), (0, 0), **look)] = Bbox.null()
+    for note in [*taken] * 3:  # each anew, until all have seen where the others are
+        size = np.array(Text.get_window_extent(note, renderer).size)
+        start = axes.transData.transform(note.xy)
+        others = [there for other, there in taken.items() if other is not note]
+        best: tuple[Any, ...] = (True, math.inf)
+        for place, way in enumerate(_WAYS):
+            middle = way + np.clip(way / 6, -1, 1) * size / 2
+            there = Bbox([start + middle - size / 2, start + middle + size / 2])
+            outside = not all(frame.contains(*corner) for corner in there.corners())
+            covered = there.count_overlaps(points + others)
+            if (outside, covered) > best[:2]:
+                continue
+            line = Line([start, start + middle])
+            crossed = place >= _NEAR and sum(line.intersects_bbox(other) for other in others)
+            cost = (outside, covered, crossed, there.count_overlaps(bars) > 0, place)
+            best = min(best, (*cost, there, middle), key=lambda way: way[:5])
+        *_, place, taken[note], middle = best
+        note.set_position(middle)
+        note.arrow_patch.set_visible(place >= _NEAR)  # type: ignore[union-attr]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
@@ -62,7 +62,6 @@ class Column:
         words: whether it is set to the left.
         below: second line of the header on a page.
         over: a header that it shares with its neighbours, which are shown together or not at all.
-        folds: whether long cells have several lines on a narrow screen.
     """
 
     name: str
@@ -71,7 +70,6 @@ class Column:
     words: bool = False
     below: str = ""
     over: str = ""
-    folds: bool = False
 
     @property
     def spreads(self) -> bool:
@@ -126,11 +124,19 @@ class Table:
         return len(self.columns[0].cells)
 
     @property
+    def width(self) -> int:
+        """Characters of its lines on the screen."""
+        return sum(column.width + _GAP for column in self.columns)
+
+    @property
+    def blocks(self) -> dict[str, list[Column]]:
+        """Columns that are shown together, by the header that they share or the one's name."""
+        return {block: list(those) for block, those in groupby(self.columns, lambda c: c.block)}
+
+    @property
     def heads(self) -> list[tuple[str, list[Column]]]:
         """Columns that share a header, by it."""
-        return [
-            (over, list(those)) for over, those in groupby(self.columns, lambda c: c.over) if over
-        ]
+        return [(block, those) for block, those in self.blocks.items() if those[0].over]
 
     def named(self, names: Iterable[str], title: str | None = None) -> Table:
         """The table with these columns alone, in this order; those that it does not have are not.
@@ -139,19 +145,25 @@ class Table:
             names: of columns, or of what several share as a header.
             title: another one; None for the same.
         """
-        blocks = {block: list(those) for block, those in groupby(self.columns, lambda c: c.block)}
-        kept = [column for name in names for column in blocks.get(name, [])]
+        kept = [column for name in names for column in self.blocks.get(name, [])]
         return replace(self, columns=kept, title=self.title if title is None else title)
 
 
-def words(name: str, header: str, cells: Iterable[str], *, folds: bool = False) -> Column:
-    """A column of words."""
-    return Column(name, header, [Cell(text) for text in cells], words=True, folds=folds)
+def texts(
+    headers: Mapping[str, str], rows: Iterable[Sequence[str]], right: Collection[str] = ()
+) -> list[Column]:
+    """Columns of texts.
 
-
-def numbers(name: str, header: str, cells: Iterable[str]) -> Column:
-    """A column of figures that are texts already."""
-    return Column(name, header, [Cell(text) for text in cells])
+    Args:
+        headers: what people call a column, by its name.
+        rows: a text for each column.
+        right: names of those that hold figures.
+    """
+    cells = list(zip(*rows, strict=True)) or [()] * len(headers)
+    return [
+        Column(name, header, [Cell(text) for text in column], words=name not in right)
+        for (name, header), column in zip(headers.items(), cells, strict=True)
+    ]
 
 
 def figure_column(
@@ -214,9 +226,8 @@ def show(
     Returns:
         Headers of the columns that were left out.
     """
-    columns = [_folded(c, table, console.width, bool(importance)) for c in table.columns]
-    if importance:
-        columns = _fitting(columns, list(importance), console.width)
+    folded = _folded(table, console.width, bool(importance))
+    columns = _fitting(folded, importance, console.width).columns if importance else folded.columns
     shown = ScreenTable(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
@@ -271,38 +282,32 @@ def write_csv(
         table.to_csv(draft, index=False, lineterminator="\r\n")
 
 
-def fits(table: Table, width: int) -> bool:
-    """Whether all columns have room on a screen."""
-    return sum(column.width + _GAP for column in table.columns) <= width
-
-
 def _in_markdown(text: str) -> str:
     """A cell whose signs mean nothing but themselves."""
     return _MARKDOWN.sub(r"\\\g<0>", " ".join(text.strip().splitlines()))
 
 
-def _fitting(columns: Sequence[Column], order: list[str], width: int) -> list[Column]:
-    blocks = {block: list(those) for block, those in groupby(columns, lambda c: c.block)}
+def _fitting(table: Table, importance: Sequence[str], width: int) -> Table:
     kept, free = set(), width
-    for block in sorted(blocks, key=order.index):
-        needs = sum(column.width + _GAP for column in blocks[block])
-        if needs <= free or block in order[:2]:
+    for block in sorted(table.blocks, key=importance.index):
+        needs = sum(column.width + _GAP for column in table.blocks[block])
+        if needs <= free or block in importance[:2]:
             kept.add(block)
             free -= needs
-    return [column for column in columns if column.block in kept]
+    return table.named(block for block in table.blocks if block in kept)
 
 
-def _folded(column: Column, table: Table, width: int, others_give_way: bool) -> Column:
-    """A column of words, narrow enough for figures beside it."""
-    if not column.folds or fits(table, width):
-        return column
-    if others_give_way:
-        most = max(_NARROWEST, int(_LARGEST_SHARE * width))
-    else:
-        others = sum(other.width + _GAP for other in table.columns if other is not column)
-        most = max(_NARROWEST // 2, width - others - _GAP)
+def _folded(table: Table, width: int, others_give_way: bool) -> Table:
+    """The table with its widest column of words narrow enough for figures beside it."""
+    column = max((c for c in table.columns if c.words), key=lambda c: c.width, default=None)
+    if column is None or table.width <= width:
+        return table
+    others = table.width - column.width
+    least = max(_NARROWEST // 2, width - others)
+    most = max(_NARROWEST, int(_LARGEST_SHARE * width)) if others_give_way else least
     lines = [
         textwrap.wrap(cell.text, most, subsequent_indent="  ", break_on_hyphens=False)
         for cell in column.cells
     ]
-    return replace(column, cells=[Cell("\n".join(line)) for line in lines])
+    narrow = replace(column, cells=[Cell("\n".join(line)) for line in lines])
+    return replace(table, columns=[narrow if c is column else c for c in table.columns])

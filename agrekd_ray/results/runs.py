@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -128,51 +129,49 @@ def rows(children: Iterable[Child]) -> list[Row]:
     data, teachers and ensemble of their jobs among them. A trial is a row; what is trained after a
     search never joins another search's.
     """
-    groups: dict[Any, list[Child]] = defaultdict(list)
-    for child in children:
-        alike = (
-            child.experiment,
-            child.method,
-            child.parent if child.searches or child.number is not None else None,
-            frozenset(child.settings.items()),
-            frozenset(child.world.items()),
-        )
-        groups[alike].append(child)
-    measured = _measured(list(groups.values()))
-    every = [
-        Row(_name(group[0]), tuple(group), measured.get(number, {}))
-        for number, group in enumerate(groups.values())
-    ]
+
+    def alike(child: Child) -> Hashable:
+        apart = child.parent if child.searches or child.number is not None else None
+        return child.method, apart, frozenset(child.settings.items()), _place(child)
+
+    def name(child: Child) -> str:
+        return child.method if child.number is not None else label(child.method)
+
+    groups = _grouped(children, alike)
+    measured = _measured(groups)
+    every = [Row(name(g[0]), tuple(g), measured.get(n, {})) for n, g in enumerate(groups)]
     labels = _labels(every)
-    return [replace(row, label=labels[id(row)]) for row in every]
+    return [replace(row, label=labels[row]) for row in every]
 
 
-def _labels(several: Sequence[Row]) -> dict[int, str]:
-    """Labels by `id` of the row: the name, settings, and where it is from if those do not do."""
+def _labels(several: Sequence[Row]) -> dict[Row, str]:
+    """The name, settings, and where it is from if those do not do."""
     trials = [row for row in several if row.first.number is not None]
-    named: dict[str, list[Row]] = defaultdict(list)
-    for row in several:  # each trial has a name of its own
-        named[row.name if row.first.number is None else ""].append(row)
-    distinct = {key: of_row for alike in named.values() for key, of_row in settings(alike).items()}
+    students = [row for row in several if row.first.number is None]
+    distinct = settings(trials)  # each has a name of its own
+    for alike in _grouped(students, lambda row: row.name):
+        distinct |= settings(alike)
     short = short_paths({path for of_row in distinct.values() for path in of_row})
     labels = {
-        id(row): " ".join(
-            [row.name, *(f"{short[p]}={setting_text(v)}" for p, v in distinct[id(row)].items())]
-        )
-        for row in several
+        row: " ".join([row.name, *(f"{short[p]}={setting_text(v)}" for p, v in of_row.items())])
+        for row, of_row in distinct.items()
     }
     # Of two searches, `trial-007` would be a riddle, whatever it was set to.
     riddles = [(trials, len({row.first.parent for row in trials}))]
-    alike_labels: dict[str, list[Row]] = defaultdict(list)
-    for row in several:
-        if row.first.number is None:
-            alike_labels[labels[id(row)]].append(row)
-    riddles += [(alike, len(alike)) for alike in alike_labels.values()]
+    riddles += [(alike, len(alike)) for alike in _grouped(students, labels.__getitem__)]
     for alike, count in riddles:
         if count > 1:
-            origins = _origins(alike, count).items()
-            labels |= {key: f"{labels[key]} ({origin})" for key, origin in origins if origin}
+            labels |= {row: f"{labels[row]} ({of})" for row, of in _origins(alike, count) if of}
     return labels
+
+
+def _origins(several: Sequence[Row], count: int) -> Iterable[tuple[Row, str]]:
+    """The most telling of the words that are `count` different ones."""
+    firsts = [row.first for row in several]
+    for words in zip(*((c.experiment, c.job, c.parent[:8]) for c in firsts), strict=True):
+        if len(set(words)) == count:
+            return zip(several, words, strict=True)
+    return zip(several, (child.run_id[:8] for child in firsts), strict=True)
 
 
 def _measured(groups: Sequence[Sequence[Child]]) -> dict[int, Mapping[str, Figure]]:
@@ -191,20 +190,31 @@ def _measured(groups: Sequence[Sequence[Child]]) -> dict[int, Mapping[str, Figur
     return figures(by_seed["value"].mean(), ["point"])
 
 
-def settings(several: Sequence[Row]) -> dict[int, dict[str, Any]]:
-    """Values of all that varies among rows, by `id` of the row and dotted path.
+def _grouped(several: Iterable[Any], key: Callable[[Any], Hashable]) -> list[list[Any]]:
+    """What has the same key together, in the order of the first ones."""
+    groups: dict[Hashable, list[Any]] = {}
+    for one in several:
+        groups.setdefault(key(one), []).append(one)
+    return list(groups.values())
+
+
+def settings(several: Sequence[Row]) -> dict[Row, dict[str, Any]]:
+    """Values of all that varies among rows, by row and dotted path.
 
     To be absent is no value. Trials have what their search varies, if it has more than one value
     among them.
     """
-    every = {id(row): _settings(row.first) for row in several}
+    every: dict[Row, dict[str, Any]] = {}
     values: dict[str, set[str]] = defaultdict(set)
-    for of_row in every.values():
-        for path, value in of_row.items():
+    for row in several:
+        mine = {**row.first.settings, **row.first.world}
+        searched = row.first.searched or mine
+        every[row] = {path: parsed(mine[path]) for path in searched if path in mine}
+        for path, value in every[row].items():
             values[path].add(json.dumps(value, sort_keys=True))
     return {
-        key: {path: value for path, value in of_row.items() if len(values[path]) > 1}
-        for key, of_row in every.items()
+        row: {path: value for path, value in of_row.items() if len(values[path]) > 1}
+        for row, of_row in every.items()
     }
 
 
@@ -220,13 +230,11 @@ def baselines(several: Sequence[Row], asked: str | None) -> list[Row]:
         TrackingError: nothing is called so.
     """
     if asked is None:
-        chosen: dict[str, str] = {}
-        for row in several:
-            for child in row.children:
-                if child.method in DEFAULT_BASELINES:
-                    known_there = (chosen.get(child.parent, child.method), child.method)
-                    chosen[child.parent] = min(known_there, key=DEFAULT_BASELINES.index)
-        return [r for r in several if any(chosen.get(c.parent) == c.method for c in r.children)]
+        there = {(child.parent, child.method) for row in several for child in row.children}
+        usual: dict[str, str] = {}
+        for method in reversed(DEFAULT_BASELINES):
+            usual |= {parent: method for parent, other in there if other == method}
+        return [r for r in several if any(usual.get(c.parent) == c.method for c in r.children)]
     name = asked.lower()
     exact = [row for row in several if row.label.lower() == name]
     if matching := exact or [
@@ -256,18 +264,20 @@ def difference(row: Row, baseline: Sequence[Row], metric: str) -> PairedDifferen
         return None
     others = [child for other in baseline for child in other.children]
     anywhere = len(baseline) == 1 and baseline[0].first.number is None
-    pairs = []
+    mine: dict[str, list[float]] = defaultdict(list)
+    theirs: dict[str, list[float]] = defaultdict(list)
     for child in row.children:
         matching = [other for other in others if _is_pair(child, other)]
         here = [other for other in matching if other.parent == child.parent]
         alike = [other for other in matching if anywhere and _place(other) == _place(child)]
         for other in here or alike:
-            pair = other.pair if child.method == SEEDLESS else child.pair
-            pairs.append((pair, child.value(metric), other.value(metric)))
-    table = pd.DataFrame(pairs, columns=["pair", "mine", "theirs"])
-    means = table[np.isfinite(table[["mine", "theirs"]].astype(float)).all(axis=1)]
-    means = means.groupby("pair", sort=False).mean()
-    return paired_difference(means["mine"].to_dict(), means["theirs"].to_dict())
+            values = child.value(metric), other.value(metric)
+            if all(map(math.isfinite, values)):
+                pair = other.pair if child.method == SEEDLESS else child.pair
+                mine[pair].append(values[0])
+                theirs[pair].append(values[1])
+    means = ({pair: mean(values) for pair, values in side.items()} for side in (mine, theirs))
+    return paired_difference(*means)
 
 
 def _is_pair(child: Child, other: Child) -> bool:
@@ -310,30 +320,5 @@ def parsed(text: str) -> Any:
         return text
 
 
-def _name(child: Child) -> str:
-    return child.method if child.number is not None else label(child.method)
-
-
 def _place(child: Child) -> tuple[str, frozenset[tuple[str, str]]]:
     return child.experiment, frozenset(child.world.items())
-
-
-def _settings(child: Child) -> dict[str, Any]:
-    """All that may tell two runs apart; of a trial, what its search varies."""
-    every = {**child.settings, **child.world}
-    if child.searched:
-        every = {path: every[path] for path in child.searched if path in every}
-    return {path: parsed(text) for path, text in every.items()}
-
-
-def _origins(several: Sequence[Row], count: int) -> dict[int, str]:
-    """By `id` of the row, the most telling of the words that are `count` different ones."""
-    for origin in (
-        lambda row: row.first.experiment,
-        lambda row: row.first.job,
-        lambda row: row.first.parent[:8],
-    ):
-        words = {id(row): origin(row) for row in several}
-        if len(set(words.values())) == count:
-            return words
-    return {id(row): row.first.run_id[:8] for row in several}

@@ -118,8 +118,7 @@ class SearchResult:
         Raises:
             DamagedError: `about` does not say it as it should.
         """
-        keys = ("seconds", "effort", "attempts")
-        return checked(Cost, {key: self.about[key] for key in keys if key in self.about})
+        return checked(Cost, self.about)
 
     @property
     def selected_on(self) -> str:

@@ -155,6 +155,11 @@ class StudyResult:
         return "worst class" if any(word.endswith("classes") for word in words) else "worst group"
 
     @cached_property
+    def names(self) -> dict[str, str]:
+        """Of the swept keys, as few of their last parts as tell them apart."""
+        return short_paths(self.sweep)
+
+    @cached_property
     def places(self) -> list[dict[str, Any]]:
         """Places of the sweep, in its order; each stands for all of its draws."""
         return list({self.place_name(point.at): point.at for point in self.points}.values())
@@ -169,17 +174,16 @@ class StudyResult:
     @cached_property
     def panels(self) -> list[Panel]:
         """The places, apart by all swept keys but the last."""
-        names = short_paths(self.sweep)
         *others, last = list(self.sweep) or [""]
         apart: dict[str, list[dict[str, Any]]] = {}
         for at in self.places:
-            where = ", ".join(f"{names[key]} = {in_words(at[key])}" for key in others)
+            where = ", ".join(f"{self.names[key]} = {in_words(at[key])}" for key in others)
             apart.setdefault(where, []).append(at)
         return [
             Panel(
                 where,
                 places,
-                [f"{names[last]} {in_words(at[last])}" if last else "" for at in places],
+                [f"{self.names[last]} {in_words(at[last])}" if last else "" for at in places],
                 [m for m in self.methods if any(self.row(at, m) for at in places)],
             )
             for where, places in apart.items()
@@ -199,8 +203,7 @@ class StudyResult:
 
     def place_name(self, at: Mapping[str, Any]) -> str:
         """A place in words: `debiased=2 temperature=4`."""
-        names = short_paths(self.sweep)
-        parts = (f"{name}={in_words(at[key])}" for key, name in names.items() if key in at)
+        parts = (f"{name}={in_words(at[key])}" for key, name in self.names.items() if key in at)
         return " ".join(parts) or "job"
 
     def metrics(self) -> dict[str, float]:
@@ -235,22 +238,7 @@ class StudyResult:
             "draws": self.draws,
             "methods": self.methods,
             "published": self.published.model_dump(mode="json") if self.published else None,
-            "figures": [
-                {
-                    "at": at,
-                    "method": method,
-                    "mean": {name: row[name].mean for name in METRICS},
-                    "std": {name: row[name].sd for name in METRICS},
-                    "count": row[WORST_GROUP].count,
-                    "published": {
-                        name: value
-                        for name in METRICS
-                        if (value := self.published_at(at, method, name)) is not None
-                    },
-                    "measured_over": row[WORST_GROUP].part,
-                }
-                for at, method, row in self._measured
-            ],
+            "figures": [self._figures(*measured) for measured in self._measured],
             "gains": [asdict(gain) for gain in self.gains],
             "points": [
                 {
@@ -281,6 +269,18 @@ class StudyResult:
             if point.at.keys() != result.sweep.keys():
                 raise DamagedError(f"{point.label}: not at the keys of the sweep")
         return result
+
+    def _figures(self, at: dict[str, Any], method: str, row: Row) -> dict[str, Any]:
+        published = {name: self.published_at(at, method, name) for name in METRICS}
+        return {
+            "at": at,
+            "method": method,
+            "mean": {name: row[name].mean for name in METRICS},
+            "std": {name: row[name].sd for name in METRICS},
+            "count": row[WORST_GROUP].count,
+            "published": {name: value for name, value in published.items() if value is not None},
+            "measured_over": row[WORST_GROUP].part,
+        }
 
     @property
     def _measured(self) -> list[tuple[dict[str, Any], str, Row]]:
