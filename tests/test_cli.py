@@ -118,7 +118,7 @@ def test_a_run_is_found_again_by_its_changes_tags_and_note(
     client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
     (experiment,) = [e for e in client.search_experiments() if e.name == "tiny"]
     student, parent = client.search_runs([experiment.experiment_id])
-    assert parent.info.run_name.startswith("tiny methods=[aver] epochs=2 20")
+    assert parent.info.run_name.startswith("methods=[aver] epochs=2 tiny 20")
     assert parent.data.tags["mlflow.note.content"].startswith("two epochs\n\n")
     assert {run.data.tags["team"] for run in (student, parent)} == {"vision"}
     assert {"data.aligned", "teachers.count", "ensemble.size"} <= set(student.data.params)

@@ -113,7 +113,7 @@ class Driver(ABC, Generic[Result]):
         about = {"agrekd.folder": str(folder.path), "agrekd.version": __version__}
         try:
             state = folder.state()
-            named = (self.name, state.changes[:LONGEST_NAME], folder.path.name)
+            named = (state.changes[:LONGEST_NAME], self.name, folder.path.name)
             yield tracker.start_job(
                 " ".join(filter(None, named)),
                 self.params(),
