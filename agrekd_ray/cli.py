@@ -364,6 +364,10 @@ def import_teacher(
     weights: Annotated[
         str | None, typer.Option(help="Which set of weights, where there are several, like ema.")
     ] = None,
+    expect: Annotated[
+        float | None,
+        typer.Option(min=0, max=100, help="Per cent right by its makers; far from it is said."),
+    ] = None,
     trust: Annotated[
         bool, typer.Option("--trust", help="Read a program, which can run code hidden in it.")
     ] = False,
@@ -386,6 +390,7 @@ def import_teacher(
         classes.split(",") if classes else None,
         trust,
         weights,
+        expect,
     )
     show_imported(imported, dataset, screen())
 
