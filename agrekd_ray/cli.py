@@ -314,10 +314,12 @@ def validate(job: JobFile, overrides: Overrides = None) -> None:
 
 
 def _remark(job: Job) -> None:
-    from agrekd_ray.config.points import remarks_of
+    from agrekd_ray.config.points import remarks_of, remarks_on_biased
 
     for remark in remarks_of(job):
         print(f"  data: {remark}")
+    for remark in remarks_on_biased(job):
+        print(f"  ensemble: {remark}")
 
 
 @app.command()

@@ -244,11 +244,12 @@ data:
 # The pool, which is trained once and shared by all jobs.
 # {advice}
 teachers:
-  count: 5
+  count: 6
   model: {_flow(teacher)}
   training: {training}
 
-# Who of the pool teaches; debiased ones have a last layer retrained by group (DFR){no_dfr}.
+# Who of the pool teaches, so that one is left as the biased model; debiased ones have a last layer
+# retrained by group (DFR){no_dfr}.
 ensemble:
   size: 5
   debiased: {2 if retrains else 0}

@@ -18,14 +18,18 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from agrekd_ray.config import Job
+from agrekd_ray.config.points import remarks_on_biased
 from agrekd_ray.data import (
     DRAWN,
     Dataset,
     Prepared,
     Sourced,
+    open_dataset,
     remarks_on,
     splits_in_words,
 )
+from agrekd_ray.teachers import Pool
 
 SECONDS_BETWEEN_LINES = 5.0
 RECORDED = "samples"
@@ -191,6 +195,13 @@ def ready_data(dataset: Dataset, display: Display, *, dfr: bool) -> None:
     prepare_data(dataset, display)
     for remark in remarks_on(dataset, dfr=dfr):
         display.remark(f"data: {remark}")
+
+
+def note_biased_teacher(job: Job, display: Display) -> None:
+    """Say it where the biased model is a teacher, too; the data are prepared."""
+    pool = Pool(job.teachers.store, open_dataset(job.data))
+    for remark in remarks_on_biased(job, pool):
+        display.remark(f"ensemble: {remark}")
 
 
 def clock(seconds: float) -> str:

@@ -262,5 +262,16 @@ def read_resolved(path: Path, file: str) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise RunError(f"{path / file}: damaged; start the job anew.")
     for job in (raw, raw.get("base")):  # of a run; of a search
-        of_earlier_version(job.get("data") if isinstance(job, dict) else None)
+        if isinstance(job, dict):
+            of_earlier_version(job.get("data"))
+            _drawn_by_earlier_version(job)
     return raw
+
+
+def _drawn_by_earlier_version(job: dict[str, Any]) -> None:
+    """Say of an ensemble that was resolved before `biased_from` was a key what it was drawn by."""
+    sweep = job.get("sweep")
+    swept = sweep.get("ensemble") if isinstance(sweep, dict) else None
+    for ensemble in (job.get("ensemble"), *(swept if isinstance(swept, list) else ())):
+        if isinstance(ensemble, dict):
+            ensemble.setdefault("biased_from", "pool")
