@@ -93,15 +93,22 @@ def _run(folder: RunFolder) -> None:
 @app.command()
 def resume(
     folder: Annotated[Path, typer.Argument(help="Of the run, like runs/JOB/latest.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Changes that only place its work: fleet.cpus=1; any, where it has made nothing.",
+            metavar="[KEY.PATH=VALUE]...",
+        ),
+    ] = None,
 ) -> None:
     """Go on with a job, study or search that was stopped or killed, where it was."""
     from agrekd_ray.experiment.folder import RunFolder
     from agrekd_ray.search.folder import SearchFolder
 
     if SearchFolder.holds(folder):
-        _search(SearchFolder.open(folder))
+        _search(SearchFolder.open(folder, overrides or []))
         return
-    _run(RunFolder.open(folder))
+    _run(RunFolder.open(folder, overrides or []))
 
 
 @app.command()
@@ -615,6 +622,8 @@ def _resumable(folder: Path, work: object) -> None:
         interrupted = isinstance(error, KeyboardInterrupt)
         said = f"To go on where it stopped: agrekd resume {folder}"
         print(f"{'Interrupted. ' * interrupted}{said}", file=sys.stderr)
+        if isinstance(error, AgrekdError):
+            print("Changes that only place its work may follow: fleet.cpus=1", file=sys.stderr)
         if interrupted:
             raise SystemExit(INTERRUPTED) from None
         raise

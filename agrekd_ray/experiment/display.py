@@ -69,6 +69,8 @@ class Display:
         self._first: tuple[float, float] | None = None
         self._stages: dict[str, tuple[float, float | None]] = {}
         self._remarked: set[str] = set()
+        self.advanced = False
+        """Whether a step of any stage is done."""
 
     def __enter__(self) -> Display:
         if self._bar:
@@ -99,6 +101,7 @@ class Display:
     def advance(self, what: str, steps: float = 1) -> None:
         """So many steps more are done; `what` says which was the last."""
         self._done += steps
+        self.advanced |= bool(steps)
         now = time.monotonic()
         if steps and self._first is None:  # before it, processes start: that says nothing
             self._first = now, self._done

@@ -19,6 +19,7 @@ from agrekd_ray.files import DamagedError, cannot_read, checked, in_a_line, read
 from agrekd_ray.results import Cost, Diagnostics, StudentResult, TeacherCost, TeacherResult
 from agrekd_ray.results.records import Number
 from agrekd_ray.results.search import SearchResult
+from agrekd_ray.results.state import STATE, State
 from agrekd_ray.results.study import StudyResult
 from agrekd_ray.tracking.files import replacing
 
@@ -225,10 +226,7 @@ def _read(folder: Path, check: Callable[[Any], Read]) -> Read:
     try:
         return check(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
-        raise RunError(
-            f"{folder}: not finished, there is no {RESULTS} yet. Wait for its end; if it was "
-            f"stopped, go on with it: agrekd resume {folder}"
-        ) from None
+        raise RunError(f"{folder}: {_standing(folder)}: agrekd resume {folder}") from None
     except OSError as error:
         raise RunError(
             f"{path}: cannot be read ({error.strerror or error}). Make it readable, then try again."
@@ -240,6 +238,22 @@ def _read(folder: Path, check: Callable[[Any], Read]) -> Read:
     raise RunError(
         f"{path}: damaged ({what}). It is written anew by: agrekd resume {folder}"
     ) from None
+
+
+def _standing(folder: Path) -> str:
+    """Why a run has no results, and when it is gone on with."""
+    try:
+        state = read_json(folder / STATE, State)
+    except (OSError, DamagedError):
+        state = State()
+    if state.status == "failed":
+        return f"failed ({(state.reason or 'unknown').rstrip('.')}). To go on with it"
+    if state.status == "interrupted":
+        return f"not finished, {state.reason or 'interrupted'}. To go on with it"
+    return (
+        f"not finished, there is no {RESULTS} yet. Wait for its end; if it was stopped, go on with "
+        "it"
+    )
 
 
 def _job(values: Any) -> JobArchive:
