@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+import agrekd_ray as ak
 from agrekd_ray.config import JobError
 from agrekd_ray.errors import RunError
 from agrekd_ray.experiment.folder import Folder, RunFolder
@@ -51,6 +52,9 @@ def test_a_run_that_was_refused_is_not_the_latest_and_goes_on_as_is_advised(
     assert (runs / "latest").resolve() == second
     assert [path.name for path in (second / "students").iterdir()] == ["one_hot-seed-1"]
     assert yaml.safe_load((second / "job.yaml").read_text())["seeds"] == [1]
+    run = ak.resume(refused, {"ray.address": None, "guidance": "local"})
+    assert set(run.table["method"]) == {"one_hot"}
+    assert (runs / "latest").resolve() == second, "one that is newer"
 
 
 def test_resume_changes_nothing_of_what_a_run_has_made(make_job: Any) -> None:
