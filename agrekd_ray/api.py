@@ -220,17 +220,21 @@ def tune(
     return _search(folder, verbose)
 
 
-def resume(folder: str | Path, *, verbose: bool = False) -> Run | Search:
+def resume(
+    folder: str | Path, overrides: Mapping[str, Any] | None = None, *, verbose: bool = False
+) -> Run | Search:
     """Goes on with a job, study or search that was stopped: `agrekd resume`.
 
     Args:
         folder: of the run, like `runs/JOB/latest`.
+        overrides: values by dotted key, of what only places its work; any, where it has made
+            nothing.
         verbose: whether progress and table are shown.
     """
-    place = Path(folder)
+    place, changes = Path(folder), _as_text(overrides)
     if SearchFolder.holds(place):
-        return _search(SearchFolder.open(place), verbose)
-    return _run(RunFolder.open(place), verbose)
+        return _search(SearchFolder.open(place, changes), verbose)
+    return _run(RunFolder.open(place, changes), verbose)
 
 
 def record(

@@ -109,15 +109,22 @@ def _run(folder: RunFolder) -> None:
 @app.command()
 def resume(
     folder: Annotated[Path, typer.Argument(help="Of the run, like runs/JOB/latest.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Changes that only place its work: fleet.cpus=1; any, where it has made nothing.",
+            metavar="[KEY.PATH=VALUE]...",
+        ),
+    ] = None,
 ) -> None:
     """Go on with a job, study or search that was stopped or killed, where it was."""
     from agrekd_ray.experiment.folder import RunFolder
     from agrekd_ray.search.folder import SearchFolder
 
     if SearchFolder.holds(folder):
-        _search(SearchFolder.open(folder))
+        _search(SearchFolder.open(folder, overrides or []))
         return
-    _run(RunFolder.open(folder))
+    _run(RunFolder.open(folder, overrides or []))
 
 
 @app.command()
@@ -351,10 +358,12 @@ def validate(job: JobFile, overrides: Overrides = None) -> None:
 
 
 def _remark(job: Job) -> None:
-    from agrekd_ray.config.points import remarks_of
+    from agrekd_ray.config.points import remarks_of, remarks_on_biased
 
     for remark in remarks_of(job):
         print(f"  data: {remark}")
+    for remark in remarks_on_biased(job):
+        print(f"  ensemble: {remark}")
 
 
 @app.command()
@@ -401,6 +410,10 @@ def import_teacher(
     weights: Annotated[
         str | None, typer.Option(help="Which set of weights, where there are several, like ema.")
     ] = None,
+    expect: Annotated[
+        float | None,
+        typer.Option(min=0, max=100, help="Per cent right by its makers; far from it is said."),
+    ] = None,
     trust: Annotated[
         bool, typer.Option("--trust", help="Read a program, which can run code hidden in it.")
     ] = False,
@@ -423,6 +436,7 @@ def import_teacher(
         classes.split(",") if classes else None,
         trust,
         weights,
+        expect,
     )
     show_imported(imported, dataset, screen())
 
@@ -645,6 +659,8 @@ def _resumable(folder: Path, work: object) -> None:
         interrupted = isinstance(error, KeyboardInterrupt)
         said = f"To go on where it stopped: agrekd resume {folder}"
         print(f"{'Interrupted. ' * interrupted}{said}", file=sys.stderr)
+        if isinstance(error, AgrekdError):
+            print("Changes that only place its work may follow: fleet.cpus=1", file=sys.stderr)
         if interrupted:
             raise SystemExit(INTERRUPTED) from None
         raise

@@ -111,6 +111,18 @@ def test_check_says_what_was_changed_of_the_pictures_and_once_it_is_known_valida
     assert said in agrekd("run", job, "methods=[one_hot]", "seeds=[0]")[1]
 
 
+def test_a_view_of_little_of_a_picture_is_said_by_every_verb(tmp_path: Path, agrekd: Run) -> None:
+    job = write_job(tmp_path, groupless(tmp_path))
+    said = "models see the middle 8 × 8 of 32 × 32 pixels, 6% of a picture; data.resize: 9 shows"
+    small = "52 smaller than what is kept of each (data.resize), so they are enlarged"
+    assert said in agrekd("validate", job, "data.resize=32")[1]
+    for verb in (("data", "check"), ("run",)):
+        out = agrekd(*verb, job, "data.resize=32", *["methods=[one_hot]"] * (verb == ("run",)))[1]
+        assert said in out
+        assert small in out
+    assert "models see" not in agrekd("data", "check", job, "data.resize=null")[1]
+
+
 def test_a_run_of_an_earlier_version_goes_on_with_the_pictures_that_it_began_with(
     tmp_path: Path,
 ) -> None:

@@ -399,6 +399,46 @@ def test_the_first_version_finds_what_earlier_versions_prepared(tmp_path: Path) 
     assert len((data.rows.place / "digests").read_bytes()) == 32, "a digest a chunk, nothing else"
 
 
+def test_what_is_kept_follows_what_models_see_unless_it_is_said(tmp_path: Path) -> None:
+    folder = pictures.table(tmp_path / "own")
+    for size, side in ((224, 256), (64, 73), (1, 1)):
+        data, said = opened(folder, size=size, resize=None), opened(folder, size=size, resize=side)
+        assert data.rows.place == said.rows.place, "what was prepared before is found"
+        assert data.fingerprint == said.fingerprint, "and so are models trained on it"
+    with pytest.raises(ValueError, match=r"smaller than what models see \(data.size is 8\)"):
+        opened(folder, size=8, resize=7)
+
+
+def test_pictures_of_which_models_see_little_are_said(tmp_path: Path) -> None:
+    folder = pictures.table(tmp_path / "own")
+    for number, size in ((1, (9, 20)), (2, (21, 10)), (3, (20, 10))):
+        (folder / f"{number}.jpg").write_bytes(pictures.picture(number, 0, 0, size))
+    said = "models see the middle 6 × 6 of 10 × 10 pixels, 36% of a picture; data.resize: 7 shows"
+    (line,) = opened(folder, size=6).remarks()
+    assert line.startswith(said), "which needs no picture to be decoded"
+    data = opened(folder, size=6)
+    data.prepare()
+    assert data.remarks() == [line, f"1 {REMARKS['small']}", f"2 {REMARKS['long']}"]
+    assert opened(folder, size=8).remarks() == data.remarks()[1:]
+
+
+def test_pictures_that_an_earlier_version_prepared_are_found_without_its_counts(
+    tmp_path: Path,
+) -> None:
+    folder = table(tmp_path / "own", CHUNK + 5)
+    data = opened(folder)
+    data.prepare()
+    file, known = data.rows.place / "digests", len(REMARKS) - 2
+    records = np.frombuffer(file.read_bytes(), np.uint8).reshape(2, -1)
+    file.write_bytes(records[:, : 32 + 4 * known].tobytes())
+    assert not opened(folder).unprepared()
+    assert opened(folder).fingerprint == data.fingerprint
+    assert opened(folder).remarks() == data.remarks()
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(DataError, match="its digests are of other rows"):
+        opened(folder).remarks()
+
+
 def test_an_unfit_picture_has_its_row(tmp_path: Path) -> None:
     folder = pictures.table(tmp_path / "own")
     (folder / "11.jpg").write_bytes(UNFIT["32 bits"][0])

@@ -44,6 +44,7 @@ def test_a_table_of_pictures_becomes_a_job(tmp_path: Path) -> None:
     assert job.student.model.name == "cnn"
     assert (job.ensemble.debiased, "one_hot_dfr" in job.methods) == (2, True)
     assert "'cat', 'dog'" in said
+    assert "enlarged" not in said
     text = (tmp_path / "job.yaml").read_text()
     assert text.startswith(f"# agrekd run {tmp_path / 'job.yaml'}\n")
     assert text.count("\n# ") > 6
@@ -89,6 +90,13 @@ def test_a_table_of_texts_becomes_a_job(tmp_path: Path) -> None:
     job, _ = written(tmp_path / "mails.csv", tmp_path / "job.yaml", tokenizer=tokenizer)
     assert (job.data.name, job.data.columns.text) == ("text_table", "text")
     assert job.student.training.optimizer == "adamw"
+
+
+def test_pictures_smaller_than_most_are_said(tmp_path: Path) -> None:
+    folder = table(tmp_path / "animals", spread((12, 8, 4)))
+    (folder / "3.jpg").write_bytes(picture(3, 0, 0, (20, 12)))
+    _, said = written(folder / "table.csv", tmp_path / "job.yaml")
+    assert "pictures 1 of 96 that were looked at are enlarged to 16 pixels" in said
 
 
 def test_what_a_column_is_can_be_said(tmp_path: Path) -> None:

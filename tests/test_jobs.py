@@ -72,6 +72,17 @@ def test_a_job_begins_with_the_command_that_starts_it(path: Path) -> None:
     assert yaml.safe_load(path.read_text())["name"] == path.stem
 
 
+def test_jobs_draw_the_biased_model_outside_the_ensemble_and_the_papers_from_the_pool() -> None:
+    for path in JOBS:
+        raw = yaml.safe_load(path.read_text())
+        ensemble, count = raw["ensemble"], raw["teachers"]["count"]
+        if path.parent.name == "jobs":
+            assert "biased_from" not in ensemble
+            assert ensemble["size"] < count
+        else:
+            assert ensemble["biased_from"] == "pool", path
+
+
 @pytest.mark.paper
 @pytest.mark.parametrize("path", PAPER, ids=name_of)
 def test_a_table_of_the_paper_is_one_command(path: Path, tmp_path: Path, store: Path) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from sklearn.linear_model import LogisticRegression
 
+from agrekd_ray.config.points import points_of, remarks_on_biased
 from agrekd_ray.data import DFR, SELECT, open_dataset
+from agrekd_ray.experiment.folder import RunFolder
 from agrekd_ray.models import Classifier, Model, load
 from agrekd_ray.settings import Training
 from agrekd_ray.teachers import (
@@ -23,6 +27,9 @@ from agrekd_ray.teachers import (
 )
 from agrekd_ray.teachers.dfr import _balanced, _Logistic
 from agrekd_ray.training import evaluate
+
+from .conftest import Run
+from .shared import pool_of
 
 
 class _FirstPixels(torch.nn.Module):
@@ -162,6 +169,75 @@ def test_the_draw_nests_and_holds_its_mixture(make_job: Any) -> None:
     assert len({drawn.biased for drawn in draws}) == 1
     everywhere = {draw(EnsembleSettings(size=5, seed=s), pool).biased for s in range(40)}
     assert len(everywhere) == 7
+
+
+def test_the_biased_model_is_drawn_outside_the_ensemble_where_the_pool_has_room(
+    make_job: Any,
+) -> None:
+    pool = make_job(**{"teachers.count": 7}).teachers
+    for seed, size in itertools.product(range(20), (1, 3, 6)):
+        drawn = draw(EnsembleSettings(size=size, debiased="all", seed=seed), pool)
+        assert drawn.biased.replace("erm", "dfr") not in drawn.teachers
+        assert drawn.recipes[drawn.biased].kind == "erm"
+    all_of_it = [draw(EnsembleSettings(size=7, seed=seed), pool) for seed in range(20)]
+    assert all(drawn.biased in drawn.teachers for drawn in all_of_it)
+    assert TeacherSettings.model_fields["count"].default == EnsembleSettings().size + 1
+
+
+def test_the_papers_biased_model_is_drawn_from_all_of_the_pool(make_job: Any) -> None:
+    """As every version has done it: runs of before go on with the model that they began with."""
+    pool = make_job(**{"teachers.count": 7}).teachers
+    for seed, teachers, biased in (
+        (0, ("dfr-2", "dfr-4", "erm-3", "erm-5", "erm-6"), "erm-1"),
+        (2, ("dfr-5", "dfr-6", "erm-2", "erm-3", "erm-4"), "erm-3"),
+        (3, ("dfr-5", "dfr-6", "erm-1", "erm-2", "erm-4"), "erm-2"),
+        (4, ("dfr-1", "dfr-2", "erm-0", "erm-4", "erm-5"), "erm-0"),
+    ):
+        drawn = draw(EnsembleSettings(size=5, debiased=2, seed=seed, biased_from="pool"), pool)
+        assert (drawn.teachers, drawn.biased) == (teachers, biased)
+
+
+def test_a_biased_model_that_teaches_is_said(make_job: Any, store: Path) -> None:
+    said = "the biased model is a teacher, too, whom agre_kd then gives no weight; "
+    one = {"methods": ["agre_kd"], "ensemble.debiased": 0}
+    # Of three models three teach.
+    remedy = "teachers.count: 4 would draw another"
+    assert remarks_on_biased(make_job(**one)) == [said + remedy]
+    both = f"ensemble.biased_from: outside and {remedy}"
+    assert remarks_on_biased(make_job(**one, **{"ensemble.biased_from": "pool"})) == [said + both]
+    # Those that do not ask the biased model, and one that is left.
+    assert remarks_on_biased(make_job(**{**one, "methods": ["aver"]})) == []
+    assert remarks_on_biased(make_job(**one, **{"teachers.count": 4})) == []
+    assert remarks_on_biased(make_job(**{**one, "ensemble.debiased": "all"})) == []
+    study = make_job(**one, sweep={"teachers.count": [3, 4]}, draws=[0, 1])
+    assert remarks_on_biased(study) == [said + remedy], "once"
+    # One that is named by its folder.
+    data, folders, drawn = pool_of(make_job(**one))
+    named = make_job(**one, **{"ensemble.biased": str(folders[drawn.teachers[0]])})
+    pool = Pool(store, data)
+    assert remarks_on_biased(named, pool) == [said + "ensemble.biased may name another"]
+    assert remarks_on_biased(make_job(**{**one, "methods": ["aver"]}), pool) == []
+
+
+@pytest.mark.parametrize("verb", ["validate", "run"])
+def test_verbs_say_that_the_biased_model_teaches(
+    make_job: Any, tmp_path: Path, agrekd: Run, verb: str
+) -> None:
+    changes = {"methods": ["agre_kd"], "ensemble.debiased": 0, "guidance": "local"}
+    job = tmp_path / "job.yaml"
+    job.write_text(yaml.safe_dump(make_job(**changes).model_dump(mode="json")))
+    said = "ensemble: the biased model is a teacher, too, whom agre_kd then gives no weight"
+    assert said in agrekd(verb, job, "student.training.epochs=1")[1]
+
+
+def test_a_run_of_an_earlier_version_keeps_its_biased_model(make_job: Any, tmp_path: Path) -> None:
+    swept = {"sweep": {"ensemble": [{"size": 1}, {"size": 2}]}}
+    folder = RunFolder.create(make_job(**{"teachers.count": 7}, **swept))
+    assert RunFolder.open(folder.path).job.ensemble.biased_from == "outside"
+    file = folder.path / "job.yaml"
+    file.write_text(file.read_text().replace("  biased_from: outside\n", ""))
+    points = [job for _, job in points_of(RunFolder.open(folder.path).job)]
+    assert [point.ensemble.biased_from for point in points] == ["pool", "pool"]
 
 
 def test_a_pool_takes_its_architectures_in_turn() -> None:

@@ -20,7 +20,8 @@ from agrekd_ray.cli import app
 from agrekd_ray.data import SELECT, Dataset, open_dataset
 from agrekd_ray.data.civilcomments import CivilComments
 from agrekd_ray.errors import AgrekdError
-from agrekd_ray.models import Model, Preprocessing, build, check, load
+from agrekd_ray.models import Classifier, Model, Preprocessing, build, check, load, read_manifest
+from agrekd_ray.models.classifier import BUILDERS
 from agrekd_ray.models.from_transformers import preprocessing_of
 from agrekd_ray.teachers.imported import Imported, Source, import_teacher
 from agrekd_ray.training import evaluate
@@ -493,3 +494,61 @@ def test_every_import_is_judged_on_validation(
     assert "val: accuracy in %" in result.output
     assert "warning: no better on val" in result.output
     assert "dog, sky=1" in result.output
+
+
+class OfOneSize(nn.Module):
+    """Knows red from green on images of 16 x 16 alone; on others it says the opposite."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        sign = 1 if images.shape[-1] == 16 else -1
+        return sign * images.mean((2, 3))
+
+
+@pytest.fixture
+def of_one_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    def one_size(shape: tuple[int, ...], classes: int) -> Classifier:
+        return Classifier(OfOneSize(), nn.Linear(3, classes, bias=False))
+
+    monkeypatch.setitem(BUILDERS, "one_size", one_size)
+    monkeypatch.setitem(BUILDERS._makers, "one_size", one_size)
+
+
+def test_an_import_says_what_it_is_shown_and_whether_that_is_what_it_was_trained_on(
+    table: dict[str, Any], data: Dataset, tmp_path: Path, make_job: Any, of_one_size: None
+) -> None:
+    weight = torch.tensor([[9.0, 0.0, 0.0], [0.0, 9.0, 0.0]])
+    save_file({"head.weight": weight}, tmp_path / "w.safetensors")
+    values = make_job(data=table, **{"teachers.store": str(tmp_path / "teachers")})
+    job = tmp_path / "job.yaml"
+    job.write_text(json.dumps(values.model_dump(mode="json")))
+
+    def said(name: str, *more: str) -> str:
+        words = ["teachers", "import", tmp_path / "w.safetensors", "--job", job, "--name", name]
+        words += ["--model", "one_size", "--expect", "100", *more]
+        result = CliRunner(env={"COLUMNS": "200"}).invoke(app, list(map(str, words)))
+        assert result.exit_code == 0, result.output
+        return " ".join(result.output.split())
+
+    wrong = said("wrong", "--preprocess", "imagenet")
+    assert "shown: 224 × 224 pixels, out of the data's 16 × 16; values from -2.1" in wrong
+    assert "0.0 % right on val, where 100.0 % was expected" in wrong
+    plain = "{mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}"
+    advice = f"without resizing, at 16 × 16 pixels, it would be 100.0 %: --preprocess '{plain}'"
+    assert advice in wrong
+    right = said("right", "--preprocess", plain)
+    assert "shown: 16 × 16 pixels; values from -2.1" in right
+    assert "warning" not in right
+    manifest = read_manifest(tmp_path / "teachers/imported/right")
+    assert manifest.metrics[SELECT]["accuracy"] == 1
+    assert manifest.made_by["measured_on"] == data.fingerprint
+
+
+def test_an_import_near_chance_is_said(data: Dataset, tmp_path: Path, of_one_size: None) -> None:
+    """Weights that take one dog for a dog, and all others for cats."""
+    ids = data.splits[SELECT]
+    colours_N3 = data.inputs(ids, None).mean((2, 3))[data.labels(ids) == 1]
+    first, second = (colours_N3[:, 0] / colours_N3[:, 1]).sort().values[:2].tolist()
+    weight = torch.tensor([[1.0, 0.0, 0.0], [0.0, (first + second) / 2, 0.0]])
+    save_file({"head.weight": weight}, tmp_path / "w.safetensors")
+    (warning,) = taken(tmp_path / "w.safetensors", data, tmp_path, "one_size").warnings
+    assert warning == "hardly better on val than to answer 'cat' every time (50.0 % right)"

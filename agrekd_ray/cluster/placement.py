@@ -370,7 +370,8 @@ def _never(lacking: Sequence[ResourceRequest], of: int, nodes: Sequence[Node]) -
     return (
         f"{clause}; there: {there}{more}. Ask for less (cpus, gpus and workers of "
         "student, teachers and fleet), put more teachers in an actor "
-        "(fleet.backbones_per_actor), record them in turns first (`agrekd record`), or add nodes."
+        "(fleet.backbones_per_actor), record them in turns first (`agrekd record`, with guidance: "
+        "auto), or add nodes."
     )
 
 

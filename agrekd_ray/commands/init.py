@@ -88,7 +88,7 @@ def init(
         output.write_text(text, encoding="utf-8")
     except OSError as error:
         raise RunError(f"{output}: cannot be written ({error.strerror or error}).") from None
-    for line in _said(dataset, columns):
+    for line in [*_said(dataset, columns), *_sized(data, table, images, columns)]:
         console.print(line, soft_wrap=True)
     console.print(f"{output}: written. Next: agrekd data check {output}, agrekd run {output}")
 
@@ -185,7 +185,8 @@ def _data(
             else tokenizer,
             "max_length": 128,
         }
-    side = _side(table, images or table.parent, columns.sample)
+    sides = _sides(table, images or table.parent, columns.sample)
+    side = round(statistics.median(sides)) if sides else 256
     size = side if side <= _SMALL else round(min(side, 256) * 224 / 256)
     data: dict[str, Any] = {"name": "table", "table": str(table.absolute())}
     if images is not None:
@@ -194,11 +195,11 @@ def _data(
     return {**data, "columns": {"image": columns.sample, **shared}, "size": size, "resize": resize}
 
 
-def _side(table: Path, folder: Path, column: str) -> int:
-    """The usual shorter side of the pictures; 256 where they are in the table themselves."""
+def _sides(table: Path, folder: Path, column: str) -> list[int]:
+    """The shorter sides of some pictures; of none where they are in the table themselves."""
     kind = column_type(table_files(table)[0], column)
     if kind is not None and is_picture(kind):
-        return 256
+        return []
     held = Table(table, [column])
     paths = held.passages(column, range(min(held.rows, _LOOKED_AT)))
     sides = []
@@ -208,7 +209,7 @@ def _side(table: Path, folder: Path, column: str) -> int:
                 sides.append(min(image.size))
         except OSError:  # which `open_dataset` or `data check` names
             continue
-    return round(statistics.median(sides)) if sides else 256
+    return sides
 
 
 def _job(
@@ -243,11 +244,12 @@ data:
 # The pool, which is trained once and shared by all jobs.
 # {advice}
 teachers:
-  count: 5
+  count: 6
   model: {_flow(teacher)}
   training: {training}
 
-# Who of the pool teaches; debiased ones have a last layer retrained by group (DFR){no_dfr}.
+# Who of the pool teaches, so that one is left as the biased model; debiased ones have a last layer
+# retrained by group (DFR){no_dfr}.
 ensemble:
   size: 5
   debiased: {2 if retrains else 0}
@@ -296,3 +298,13 @@ def _said(dataset: Dataset, columns: _Columns) -> list[str]:
         f"groups   {groups}",
         f"splits   {splits_in_words(dataset)}",
     ]
+
+
+def _sized(data: dict[str, Any], table: Path, images: Path | None, columns: _Columns) -> list[str]:
+    """What is said of the pictures' size where some would be enlarged."""
+    if not columns.pictures:
+        return []
+    kept, sides = data["resize"], _sides(table, images or table.parent, columns.sample)
+    small = sum(side < kept for side in sides)
+    said = f"{small:,} of {len(sides):,} that were looked at are enlarged to {kept} pixels"
+    return [f"pictures {said}: set data.size and data.resize"] if small else []

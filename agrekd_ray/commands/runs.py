@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agrekd_ray.errors import AgrekdError, RunError
-from agrekd_ray.experiment.folder import JOB, STATE, Folder, State, read_resolved
+from agrekd_ray.experiment.folder import JOB, Folder, read_resolved
 from agrekd_ray.experiment.monitor import flat
 from agrekd_ray.experiment.study import POINTS
 from agrekd_ray.files import is_file, is_folder
@@ -23,6 +23,7 @@ from agrekd_ray.report.archive import read_job, read_search, read_study
 from agrekd_ray.report.job import headline
 from agrekd_ray.report.study import verdict
 from agrekd_ray.results.metrics import setting_text, short_paths
+from agrekd_ray.results.state import STATE, State
 from agrekd_ray.search.folder import SEARCH
 
 _STAMP = f"{'[0-9]' * 8}-{'[0-9]' * 6}-*"

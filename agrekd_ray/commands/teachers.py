@@ -90,6 +90,7 @@ def import_for(
     classes: Sequence[str] | None,
     trusted: bool,
     weights: str | None = None,
+    expected: float | None = None,
 ) -> tuple[Imported, Dataset]:
     """Import a teacher for a job; see `import_teacher`.
 
@@ -102,6 +103,7 @@ def import_for(
         classes: names in the order of its logits, or None.
         trusted: whether the user vouches for a program.
         weights: name of a set of weights, where there are several.
+        expected: per cent of samples that it gets right on such data; None where nobody knows.
 
     Returns:
         What was imported, and the job's data.
@@ -136,7 +138,8 @@ def import_for(
     names = tuple(name.strip() for name in classes) if classes else None
     source = Source(file.absolute(), described, names, trusted, weights)
     dataset = open_dataset(loaded.data)
-    return import_teacher(source, dataset, loaded.teachers.store, name), dataset
+    share = None if expected is None else expected / 100
+    return import_teacher(source, dataset, loaded.teachers.store, name, share), dataset
 
 
 def show_imported(imported: Imported, dataset: Dataset, console: Console) -> None:

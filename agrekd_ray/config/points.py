@@ -8,6 +8,7 @@ from agrekd_ray.config.job import Job
 from agrekd_ray.config.study import raw_points
 from agrekd_ray.config.sweep import Setting
 from agrekd_ray.data import open_dataset, remarks_on
+from agrekd_ray.teachers import Pool, draw
 
 
 def remarks_of(job: Job) -> list[str]:
@@ -21,6 +22,32 @@ def remarks_of(job: Job) -> list[str]:
             for remark in remarks_on(open_dataset(settings), dfr=dfr)
         )
     )
+
+
+def remarks_on_biased(job: Job, pool: Pool | None = None) -> list[str]:
+    """A line where the biased model of a job, or of a study's points, is one of the teachers.
+
+    Args:
+        job: sound.
+        pool: of its teachers, for a job that may name one of them by its folder.
+    """
+    points = [Job.model_validate(raw) for _, raw in raw_points(job)]
+    return list(dict.fromkeys(line for point in points for line in _on_biased(point, pool)))
+
+
+def _on_biased(job: Job, pool: Pool | None) -> list[str]:
+    ensemble, drawn = job.ensemble, draw(job.ensemble, job.teachers)
+    places = {name: pool.folder(recipe) if pool else name for name, recipe in drawn.recipes.items()}
+    places |= drawn.own
+    alone = all(places[name] != places[drawn.biased] for name in drawn.teachers)
+    if alone or "agre_kd" not in job.methods or not job.distillation.agre_kd.normalize:
+        return []
+    keys = ["ensemble.biased_from: outside"] * (ensemble.biased_from != "outside")
+    keys += [f"teachers.count: {ensemble.size + 1}"] * (ensemble.size >= job.teachers.count)
+    remedy = f"{' and '.join(keys)} would draw another"
+    if ensemble.biased is not None:
+        remedy = "ensemble.biased may name another"
+    return [f"the biased model is a teacher, too, whom agre_kd then gives no weight; {remedy}"]
 
 
 def points_of(job: Job) -> list[tuple[Setting, Job]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import typing
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +58,7 @@ def read_values(
         overrides: changes to it.
         what: kind of file, in words.
     """
-    faults, pairs = [], []
-    for pair in overrides:
-        if re.match(r"^[A-Za-z_][\w.]*=", pair):
-            pairs.append(pair)
-        else:
-            faults.append(Fault(pair, "", "an override is written key.path=value"))
+    pairs, faults = _pairs(overrides)
     try:
         text = read_text(path)
     except OSError as error:
@@ -89,6 +84,26 @@ def read_values(
         return None, [*faults, no_mapping]
     except _NOT_YAML as error:
         return None, [*faults, Fault(what, "", f"is no valid YAML ({_one_line(error)})")]
+
+
+def with_overrides(
+    values: Mapping[str, Any], overrides: Iterable[str]
+) -> tuple[dict[str, Any], list[Fault]]:
+    """A resolved job's values with overrides merged in, and what is wrong with these."""
+    pairs, faults = _pairs(overrides)
+    merged, found = _overridden(OmegaConf.create(dict(values)), pairs)
+    return typing.cast(dict[str, Any], OmegaConf.to_container(merged)), [*faults, *found]
+
+
+def _pairs(overrides: Iterable[str]) -> tuple[list[str], list[Fault]]:
+    """Overrides that have a key and a value, and faults for the others."""
+    faults, pairs = [], []
+    for pair in overrides:
+        if re.match(r"^[A-Za-z_][\w.]*=", pair):
+            pairs.append(pair)
+        else:
+            faults.append(Fault(pair, "", "an override is written key.path=value"))
+    return pairs, faults
 
 
 def yaml_values(text: str) -> Any:

@@ -202,7 +202,7 @@ def load_search(path: Path, overrides: Iterable[str] = ()) -> Planned:
         JobError: all faults at once.
     """
     pairs = list(overrides)
-    of_job = [pair for pair in pairs if _is_of_job(pair)]
+    of_job = [pair for pair in pairs if is_of_job(pair)]
     raw, faults = read_values(path, [pair for pair in pairs if pair not in of_job], "search")
     changes: dict[str, Any] = {}
     for key, _, value in (pair.partition("=") for pair in of_job):
@@ -229,7 +229,7 @@ def load_search(path: Path, overrides: Iterable[str] = ()) -> Planned:
     return planned
 
 
-def _is_of_job(pair: str) -> bool:
+def is_of_job(pair: str) -> bool:
     """Whether an override is of a key that a job has and a search has not."""
     block = re.split(r"[.=]", pair, maxsplit=1)[0]
     return "=" in pair and block in Job.model_fields and block not in Search.model_fields

@@ -285,8 +285,8 @@ class Excerpted(Protocol):
 
 @runtime_checkable
 class Remarked(Protocol):
-    """A data set that has something to say of its samples once they are prepared."""
+    """A data set that has something to say of its samples, and more once they are prepared."""
 
     def remarks(self) -> list[str]:
-        """What holds for some samples, a line each, with their number."""
+        """What holds for some samples, a line each, with their number, or for all of them."""
         ...

@@ -37,8 +37,11 @@ REMARKS = {
     "dark": "of those scaled, darker than a sixteenth of their range: scale such files yourself",
     "first": "of several frames, of which the first is taken",
     "profile": "with a colour profile other than sRGB, which is not applied",
+    "small": "smaller than what is kept of each (data.resize), so they are enlarged",
+    "long": "more than twice as long as wide: less than half of each is kept",
 }
-"""What there is to say of decoded pictures; each of them is counted."""
+"""What there is to say of decoded pictures; each of them is counted. New ones stand at the end,
+for pictures that were decoded before have no count of them."""
 
 
 def remarks_of(version: Decoding) -> tuple[str, ...]:
@@ -92,6 +95,8 @@ def decode(content: bytes, side: int, version: Decoding = 2) -> tuple[np.ndarray
                 image = (opened.convert("RGBA") if opened.mode == "P" else opened).convert("RGB")
             else:
                 image = _shown(opened, remarks)
+            if version > 1:
+                remarks |= _of_size(image.size, side)
             return _square(image, side), frozenset(remarks)
     except UnidentifiedImageError:
         if content.startswith(_TIFF):
@@ -119,6 +124,11 @@ def _square(image: Image.Image, side: int) -> np.ndarray:
     left, top = (size[0] - side) // 2, (size[1] - side) // 2
     square = image.crop((left, top, left + side, top + side))
     return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
+
+
+def _of_size(size: tuple[int, int], side: int) -> set[str]:
+    short, long = sorted(size)
+    return {name for name, holds in (("small", short < side), ("long", long > 2 * short)) if holds}
 
 
 def _shown(opened: ImageFile, remarks: set[str]) -> Image.Image:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from agrekd_ray.data.dataset import DFR, SELECT, TEST, TRAIN, Dataset, Prepared, Remarked
+from agrekd_ray.data.dataset import DFR, SELECT, TEST, TRAIN, Dataset, Remarked
 from agrekd_ray.data.names import quoted
 from agrekd_ray.errors import listed
 
@@ -33,13 +33,11 @@ def remarks_on(dataset: Dataset, *, dfr: bool) -> list[str]:
     """What somebody should know of a data set before a model is trained on it, a line each.
 
     Args:
-        dataset: whose own remarks are among them, once it is prepared.
+        dataset: whose own remarks are among them.
         dfr: whether last layers will be retrained on `val_dfr`.
     """
     remarks = list(_gaps(dataset, dfr))
-    if isinstance(dataset, Remarked) and not (
-        isinstance(dataset, Prepared) and dataset.unprepared()
-    ):
+    if isinstance(dataset, Remarked):
         remarks += dataset.remarks()
     return remarks
 

@@ -73,7 +73,7 @@ def given_samples(
 def _decoded(names: Sequence[Name], source: Source, seen: Pictures) -> Iterator[Given]:
     every = chunks(source.count)
     numbers = range(len(every))
-    for number, make in decoding(source, numbers, seen.resize, seen.decoding):
+    for number, make in decoding(source, numbers, seen.side, seen.decoding):
         rows = every[number]
         pixels = torch.from_numpy(make()[0])
         yield list(names[rows.start : rows.stop]), as_evaluated(pixels, seen.size)

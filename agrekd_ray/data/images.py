@@ -27,7 +27,8 @@ class Pictures(Settings):
     Attributes:
         seed: draws the halves of validation and the views.
         size: height and width that models see, in pixels.
-        resize: height and width that are kept.
+        resize: height and width that are kept; null follows `size` as 256 follows 224, so that
+            models see three quarters of the square.
         views: augmentation of the training samples.
         decoding: 2 shows a picture as a viewer does: turned as its orientation says, on white
             where it is transparent, more than 8 bits scaled. 1 is what earlier versions did, which
@@ -37,22 +38,43 @@ class Pictures(Settings):
 
     seed: Seed = 0
     size: Count = 224
-    resize: Count = 256
+    resize: Count | None = None
     views: Views = Views()
     decoding: Decoding = 2
     prepared: LocalPath = Path("runs/prepared")
 
     @field_validator("resize")
     @classmethod
-    def _no_smaller_than_size(cls, resize: int, info: ValidationInfo) -> int:
-        size = info.data.get("size", resize)
-        if resize < size:
+    def _no_smaller_than_size(cls, resize: int | None, info: ValidationInfo) -> int | None:
+        size = info.data.get("size")
+        if resize and size and resize < size:
             raise ValueError(f"smaller than what models see (data.size is {size})")
         return resize
 
+    @property
+    def side(self) -> int:
+        """Height and width that are kept, in pixels."""
+        return self.resize or _usual_side(self.size)
+
+
+def _usual_side(size: int) -> int:
+    """Of pictures whose middle, `size` pixels wide, is seen: 256 for 224."""
+    return round(size * 256 / 224)
+
+
+def _of_sizes(settings: Pictures) -> Iterator[str]:
+    """What is to be said where models see less than half of the square that is kept."""
+    size, side = settings.size, settings.side
+    if 2 * size**2 < side**2:
+        yield (
+            f"models see the middle {size} × {size} of {side} × {side} pixels, "
+            f"{size**2 / side**2:.0%} of a picture; data.resize: {_usual_side(size)} shows them "
+            "three quarters"
+        )
+
 
 def as_evaluated(pixels: Tensor, size: int) -> Tensor:
-    """Decoded squares, uint8 [B, 3, resize, resize], as evaluation sees them: the middle of each.
+    """Decoded squares, uint8 [B, 3, side, side], as evaluation sees them: the middle of each.
 
     Args:
         pixels: of the squares.
@@ -76,7 +98,7 @@ class PictureDataset(PreparedSamples):
     """
 
     def __init__(self, settings: Pictures, source: Source, annotations: Annotations) -> None:
-        side, version, size = settings.resize, settings.decoding, settings.size
+        side, version, size = settings.side, settings.decoding, settings.size
         rows = PreparedRows(
             settings.prepared,
             fingerprint(version, source.stamp, side),
@@ -90,20 +112,21 @@ class PictureDataset(PreparedSamples):
 
     def remarks(self) -> list[str]:
         """See `Remarked.remarks`."""
-        counts = self.rows.remarks()
-        return [f"{count:,} {REMARKS[name]}" for name, count in counts.items() if count]
+        counts = {} if self.unprepared() else self.rows.remarks()
+        counted = [f"{count:,} {REMARKS[name]}" for name, count in counts.items() if count]
+        return [*_of_sizes(self.settings), *counted]
 
     def making(self, numbers: Sequence[int]) -> Iterator[Work]:
         """See `PreparedSamples.making`."""
         settings = self.settings
-        return decoding(self._source, numbers, settings.resize, settings.decoding)
+        return decoding(self._source, numbers, settings.side, settings.decoding)
 
     def how(self) -> str:
         """See `PreparedSamples.how`."""
         counts = self.rows.remarks()
         # Pictures that the versions decode alike are the same pictures.
         version = self.settings.decoding if any(counts.get(name) for name in CHANGED) else 1
-        return fingerprint(version, self.settings.size, self.settings.resize)
+        return fingerprint(version, self.settings.size, self.settings.side)
 
     def arrays(self, view: int | None) -> tuple[np.ndarray, ...]:
         """See `Arrays.arrays`: squares of pixels, uint8, and what augments them."""

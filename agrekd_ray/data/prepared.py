@@ -112,7 +112,7 @@ class PreparedRows:
         self._row_bytes = math.prod(shape) * self._dtype.itemsize
         self.bytes = count * self._row_bytes
         # Of a chunk; a digest of zeros where it is still to be made.
-        self._record = np.dtype([("digest", "u1", (_DIGEST,)), ("counts", "<u4", (len(remarks),))])
+        self._record = _record(len(remarks))
         self.place = folder / key[:24]
         self._partial = folder / f"{key[:24]}.partial"
         self._lock = folder / f"{key[:24]}.lock"
@@ -202,16 +202,21 @@ class PreparedRows:
             ) from None
 
     def _read_records(self, folder: Path) -> np.ndarray:
-        """What is known of every chunk.
+        """What is known of every chunk; 0 for remarks that an earlier version did not count.
 
         Raises:
             DamagedError: it is of other rows.
             OSError: it cannot be read.
         """
         content = (folder / _DIGESTS).read_bytes()
-        if len(content) != len(chunks(self._count)) * self._record.itemsize:
-            raise DamagedError("its digests are of other rows")
-        return np.frombuffer(content, self._record)
+        records = np.zeros(len(chunks(self._count)), self._record)
+        for counted in range(len(self._remarks), -1, -1):
+            kind = _record(counted)
+            if len(content) == len(records) * kind.itemsize:
+                held = np.frombuffer(content, kind)
+                records["digest"], records["counts"][:, :counted] = held["digest"], held["counts"]
+                return records
+        raise DamagedError("its digests are of other rows")
 
     def _digest(self, records: np.ndarray) -> str:
         return hashlib.sha256(records["digest"].tobytes()).hexdigest()
@@ -224,7 +229,7 @@ class PreparedRows:
         """
         try:
             if _size(self._partial / _ROWS) == self.bytes:
-                return self._read_records(self._partial).copy()
+                return self._read_records(self._partial)
         except (OSError, DamagedError) as error:
             if unreadable(error):
                 raise cannot_read(self._partial, error) from None
@@ -324,6 +329,11 @@ class PreparedSamples(ArrayDataset):
         """See `Prepared.prepare`."""
         if not self.rows.whole:
             self.rows.fill(self.making, progress)
+
+
+def _record(remarks: int) -> np.dtype[np.void]:
+    """What is kept of a chunk: its digest, and how many there is each of the remarks on."""
+    return np.dtype([("digest", "u1", (_DIGEST,)), ("counts", "<u4", (remarks,))])
 
 
 def _size(path: Path) -> int | None:

@@ -18,14 +18,18 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from agrekd_ray.config import Job
+from agrekd_ray.config.points import remarks_on_biased
 from agrekd_ray.data import (
     DRAWN,
     Dataset,
     Prepared,
     Sourced,
+    open_dataset,
     remarks_on,
     splits_in_words,
 )
+from agrekd_ray.teachers import Pool
 
 SECONDS_BETWEEN_LINES = 5.0
 RECORDED = "samples"
@@ -65,6 +69,8 @@ class Display:
         self._first: tuple[float, float] | None = None
         self._stages: dict[str, tuple[float, float | None]] = {}
         self._remarked: set[str] = set()
+        self.advanced = False
+        """Whether a step of any stage is done."""
 
     def __enter__(self) -> Display:
         if self._bar:
@@ -95,6 +101,7 @@ class Display:
     def advance(self, what: str, steps: float = 1) -> None:
         """So many steps more are done; `what` says which was the last."""
         self._done += steps
+        self.advanced |= bool(steps)
         now = time.monotonic()
         if steps and self._first is None:  # before it, processes start: that says nothing
             self._first = now, self._done
@@ -191,6 +198,13 @@ def ready_data(dataset: Dataset, display: Display, *, dfr: bool) -> None:
     prepare_data(dataset, display)
     for remark in remarks_on(dataset, dfr=dfr):
         display.remark(f"data: {remark}")
+
+
+def note_biased_teacher(job: Job, display: Display) -> None:
+    """Say it where the biased model is a teacher, too; the data are prepared."""
+    pool = Pool(job.teachers.store, open_dataset(job.data))
+    for remark in remarks_on_biased(job, pool):
+        display.remark(f"ensemble: {remark}")
 
 
 def clock(seconds: float) -> str:

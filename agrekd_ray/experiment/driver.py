@@ -89,12 +89,17 @@ class Driver(ABC, Generic[Result]):
         """
         if self.folder.state().status == "finished":
             self.recall()
-        with (
-            self.started(),
-            self.tracked() as run_id,
-            self.account,
-        ):
-            result = self.through(run_id)
+        try:
+            with (
+                self.started(),
+                self.tracked() as run_id,
+                self.account,
+            ):
+                result = self.through(run_id)
+        except AgrekdError:
+            if not (self.display.advanced or self.folder.has_made):
+                self.folder.withdraw()
+            raise
         self.folder.finish()
         self.show(result)
         return result

@@ -9,18 +9,19 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from agrekd_ray.config import Job, JobError, check_job
-from agrekd_ray.config.reading import yaml_values
+from agrekd_ray.cluster.fleet_settings import FleetSettings
+from agrekd_ray.config import Fault, Job, JobError, check_job
+from agrekd_ray.config.reading import with_overrides, yaml_values
 from agrekd_ray.data import of_earlier_version
-from agrekd_ray.errors import RunError
+from agrekd_ray.errors import RunError, listed
 from agrekd_ray.files import (
     DamagedError,
     cannot_read,
@@ -32,43 +33,23 @@ from agrekd_ray.files import (
     unreadable,
 )
 from agrekd_ray.passwords import without_password
-from agrekd_ray.results.metrics import short_paths
+from agrekd_ray.results.state import STATE, State
 from agrekd_ray.stops import stopped_by
 from agrekd_ray.student import STATES
 
-JOB, STATE = "job.yaml", "state.json"
-
-
-@dataclass(frozen=True)
-class State:
-    """Where a run stands.
-
-    Attributes:
-        status: `running`, `finished`, `failed` or `interrupted`.
-        tracking_run: id of its MLflow run; None before there is one.
-        reason: why it failed.
-        overrides: changes to the file with which it was begun, `key=value`.
-        tags: the user's own, by name.
-        note: the user's own.
-    """
-
-    status: str = "running"
-    tracking_run: str | None = None
-    reason: str | None = None
-    overrides: tuple[str, ...] = ()
-    tags: dict[str, str] = field(default_factory=dict)
-    note: str = ""
-
-    @property
-    def changes(self) -> str:
-        """The changes in words, by the last parts of their keys."""
-        values = {key: value for key, _, value in (pair.partition("=") for pair in self.overrides)}
-        names = short_paths(values)
-        return " ".join(f"{names[key]}={value}" for key, value in values.items())
-
-
+JOB, LATEST = "job.yaml", "latest"
+PLACING = (
+    *("ray.address", "outputs.store", "data.prepared"),
+    *(f"teachers.{key}" for key in ("cpus", "gpus", "store")),
+    *(f"student.{key}" for key in ("cpus", "gpus", "resources", "labels", "at_once")),
+    *(f"fleet.{key}" for key in FleetSettings.model_fields if key != "precision"),
+    "concurrency",
+)
+"""Keys of a job or a search that say where and how its work is done, and change nothing of it."""
+_MADE = ("students/*", "training/*", "trials/*")
+"""In a run's folder, or in a point's: what it has made."""
 _PLACE = re.compile(r"(runs|name|tracking|ray)\b|[\w.]*\.store\b")
-"""How the keys begin that change nothing of what comes out."""
+"""How the keys begin of changes that are not worth a name."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +89,27 @@ class Folder:
             if unreadable(error):
                 raise cannot_read(self.path / STATE, error) from None
             return State()
+
+    @property
+    def has_made(self) -> bool:
+        """Whether there is anything in the folder that it has made."""
+        kinds = [f"{place}{kind}" for place in ("", "*/*/") for kind in _MADE]
+        return any(any(self.path.glob(kind)) for kind in kinds)
+
+    def lead(self) -> None:
+        """`latest` leads to the run again, if it was withdrawn and nothing was run since."""
+        self._link(self.state().before, self.path.name)
+
+    def withdraw(self) -> None:
+        """`latest` leads to the run before: this one was refused before it did anything."""
+        self._link(self.path.name, self.state().before)
+
+    def _link(self, now: str | None, to: str | None) -> None:
+        """Have `latest` lead from one run to another, where both are known."""
+        runs = self.path.parent
+        if now is not None and to is not None and _latest(runs) == now:
+            with contextlib.suppress(OSError):  # whoever writes there next says so
+                _set_latest(runs, to)
 
     def write_state(self, state: State) -> None:
         """Say where the run stands.
@@ -154,6 +156,7 @@ class Folder:
             except OSError:
                 raise RunError(f"{self.path}: another process is running this run.") from None
             try:
+                self.lead()
                 yield
             except BaseException as error:
                 with contextlib.suppress(RunError):  # nothing hides the reason
@@ -213,18 +216,25 @@ class RunFolder(Folder):
         return cls(path, job)
 
     @classmethod
-    def open(cls, path: Path) -> RunFolder:
+    def open(cls, path: Path, overrides: Sequence[str] = ()) -> RunFolder:
         """The folder of an earlier run.
+
+        Args:
+            path: the folder.
+            overrides: changes to its job, see `resolved`; it stays changed.
 
         Raises:
             RunError: there is no run, or its job is damaged.
             JobError: the job is no longer valid, for instance because its data have gone.
         """
         path = real(path)
-        job, faults = check_job(read_resolved(path, JOB))
+        job, faults = check_job(resolved(path, JOB, overrides))
         if faults or job is None:
             raise JobError(str(path / JOB), faults)
-        return cls(path, job)
+        folder = cls(path, job)
+        if overrides:
+            rewrite(folder, JOB, job.model_dump(mode="json"))
+        return folder
 
 
 def _cannot_write(path: Path, error: OSError) -> RunError:
@@ -249,10 +259,8 @@ def new_folder(runs: Path, name: str, file: str, content: dict[str, Any]) -> Pat
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     path = runs / name / f"{stamp}-{uuid.uuid4().hex[:4]}"
     try:
-        _begin(path, file, content)
-        link = path.with_name(f".latest-{uuid.uuid4().hex[:8]}")
-        link.symlink_to(path.name)
-        os.replace(link, path.with_name("latest"))
+        _begin(path, file, content, _latest(path.parent))
+        _set_latest(path.parent, path.name)
     except OSError as error:
         raise RunError(
             f"{path}: cannot write the run's folder ({error.strerror or error}). Set runs= to "
@@ -261,11 +269,84 @@ def new_folder(runs: Path, name: str, file: str, content: dict[str, Any]) -> Pat
     return path
 
 
-def _begin(path: Path, file: str, content: dict[str, Any]) -> None:
+def _begin(path: Path, file: str, content: dict[str, Any], before: str | None = None) -> None:
     path.mkdir(parents=True, exist_ok=True)
+    _write_resolved(path, file, content)
+    Folder(path).write_state(State(before=before))
+
+
+def _write_resolved(path: Path, file: str, content: dict[str, Any]) -> None:
     text = yaml.safe_dump(content, sort_keys=False)
-    (path / file).write_text(f"# agrekd resume {path}\n{text}", encoding="utf-8")
-    Folder(path).write_state(State())
+    with replacing(path / file) as draft:
+        draft.write_text(f"# agrekd resume {path}\n{text}", encoding="utf-8")
+
+
+def _latest(runs: Path) -> str:
+    """Name of the run that `latest` leads to; empty where there is no such link."""
+    link = runs / LATEST
+    return str(link.readlink()) if link.is_symlink() else ""
+
+
+def _set_latest(runs: Path, name: str) -> None:
+    """Have `latest` lead to a run; to none, where the name is empty.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    if not name:
+        (runs / LATEST).unlink(missing_ok=True)
+        return
+    link = runs / f".{LATEST}-{uuid.uuid4().hex[:8]}"
+    link.symlink_to(name)
+    os.replace(link, runs / LATEST)
+
+
+def resolved(
+    path: Path, file: str, overrides: Sequence[str] = (), prefix: Callable[[str], str] = str
+) -> dict[str, Any]:
+    """What `new_folder` wrote, with changes that change nothing of what the run has made.
+
+    Args:
+        path: of the run.
+        file: that holds what is run.
+        overrides: `key.path=value` changes.
+        prefix: of an override as the file has it, where that holds a job in a block.
+
+    Raises:
+        JobError: a change is none that can be made any more, or is not written as one.
+        RunError: there is no run, or the file is damaged.
+    """
+    raw = read_resolved(path, file)
+    if not overrides:
+        return raw
+    made = Folder(path).has_made
+    values, faults = with_overrides(raw, map(prefix, overrides))
+    for key, _, value in (pair.partition("=") for pair in overrides):
+        places = any(f"{key}.".startswith(f"{known}.") for known in PLACING)
+        if key in ("name", "runs") or (made and not places):
+            problem = (
+                "would change what this run has made; start another with it. To place its work "
+                f"elsewhere, `resume` takes {listed(PLACING, 30)}"
+            )
+            faults.append(Fault(key, value, problem))
+    if faults:
+        raise JobError(str(path / file), faults)
+    return values
+
+
+def rewrite(folder: Folder, file: str, content: dict[str, Any]) -> None:
+    """Have a run go on as it is resolved now; one that has made nothing begins anew in MLflow.
+
+    Raises:
+        RunError: another process is running it, or the folder cannot be written.
+    """
+    with folder.claimed():
+        try:
+            _write_resolved(folder.path, file, content)
+        except OSError as error:
+            raise _cannot_write(folder.path, error) from None
+        if not folder.has_made:
+            folder.update(tracking_run=None)
 
 
 def read_resolved(path: Path, file: str) -> dict[str, Any]:
@@ -286,5 +367,16 @@ def read_resolved(path: Path, file: str) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise RunError(f"{path / file}: damaged; start the job anew.")
     for job in (raw, raw.get("base")):  # of a run; of a search
-        of_earlier_version(job.get("data") if isinstance(job, dict) else None)
+        if isinstance(job, dict):
+            of_earlier_version(job.get("data"))
+            _drawn_by_earlier_version(job)
     return raw
+
+
+def _drawn_by_earlier_version(job: dict[str, Any]) -> None:
+    """Say of an ensemble that was resolved before `biased_from` was a key what it was drawn by."""
+    sweep = job.get("sweep")
+    swept = sweep.get("ensemble") if isinstance(sweep, dict) else None
+    for ensemble in (job.get("ensemble"), *(swept if isinstance(swept, list) else ())):
+        if isinstance(ensemble, dict):
+            ensemble.setdefault("biased_from", "pool")

@@ -22,7 +22,7 @@ from agrekd_ray.cluster.events import Event, StudentDone, StudentEpoch
 from agrekd_ray.config import Job
 from agrekd_ray.data import SELECT, TEST, Dataset, Prepared, open_dataset, splits_in_words
 from agrekd_ray.errors import RunError
-from agrekd_ray.experiment.display import ready_data
+from agrekd_ray.experiment.display import note_biased_teacher, ready_data
 from agrekd_ray.experiment.driver import Driver, open_engine
 from agrekd_ray.experiment.engine import Engine
 from agrekd_ray.experiment.eval_logits import members
@@ -204,6 +204,7 @@ class _JobDriver(Driver[list[StudentResult]]):
         try:
             with self.display:
                 ready_data(self.dataset, self.display, dfr=self.job.retrains)
+                note_biased_teacher(self.job, self.display)
                 if self.known is None:
                     self.tracker.reopen(run_id)
                     self._work()

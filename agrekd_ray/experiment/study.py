@@ -24,7 +24,7 @@ from agrekd_ray.config import Job
 from agrekd_ray.config.points import points_of
 from agrekd_ray.data import open_dataset, splits_in_words
 from agrekd_ray.experiment.account import Account
-from agrekd_ray.experiment.display import prepare_data, ready_data
+from agrekd_ray.experiment.display import note_biased_teacher, prepare_data, ready_data
 from agrekd_ray.experiment.driver import Driver, open_engine
 from agrekd_ray.experiment.folder import RunFolder
 from agrekd_ray.experiment.job import (
@@ -131,6 +131,7 @@ class _StudyDriver(Driver[StudyResult]):
                 if (splits := splits_in_words(dataset)) not in self.splits:
                     self.splits.append(splits)
                 ready_data(dataset, self.display, dfr=job.retrains)
+                note_biased_teacher(job, self.display)
             self.folders = [
                 RunFolder.inside(self.root / setting.folder, job) for setting, job in self.points
             ]

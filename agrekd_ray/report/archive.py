@@ -18,6 +18,7 @@ from agrekd_ray.errors import RunError
 from agrekd_ray.files import DamagedError, checked, exists, read_json, replacing
 from agrekd_ray.results import Cost, Diagnostics, StudentResult, TeacherResult
 from agrekd_ray.results.search import SearchResult
+from agrekd_ray.results.state import STATE, State
 from agrekd_ray.results.study import StudyResult
 
 RESULTS = "results.json"
@@ -200,10 +201,7 @@ def _read(folder: Path, check: Callable[[Any], Read], again: str = "") -> Read:
     try:
         return check(read_json(path, dict[str, Any]))
     except FileNotFoundError:
-        raise RunError(
-            f"{folder}: not finished, there is no {RESULTS} yet. Wait for its end; if it was "
-            f"stopped, go on with it: agrekd resume {folder}"
-        ) from None
+        raise RunError(f"{folder}: {_standing(folder)}: agrekd resume {folder}") from None
     except OSError as error:
         raise RunError(
             f"{path}: cannot be read ({error.strerror or error}). Make it readable, then try again."
@@ -212,6 +210,22 @@ def _read(folder: Path, check: Callable[[Any], Read], again: str = "") -> Read:
         what = error if isinstance(error, DamagedError) else f"{type(error).__name__}: {error}"
     again = again or f"It is written anew by: agrekd resume {folder}"
     raise RunError(f"{path}: damaged ({what}). {again}")
+
+
+def _standing(folder: Path) -> str:
+    """Why a run has no results, and when it is gone on with."""
+    try:
+        state = read_json(folder / STATE, State)
+    except (OSError, DamagedError):
+        state = State()
+    if state.status == "failed":
+        return f"failed ({(state.reason or 'unknown').rstrip('.')}). To go on with it"
+    if state.status == "interrupted":
+        return f"not finished, {state.reason or 'interrupted'}. To go on with it"
+    return (
+        f"not finished, there is no {RESULTS} yet. Wait for its end; if it was stopped, go on with "
+        "it"
+    )
 
 
 def _job(values: Any) -> JobArchive:

@@ -21,7 +21,7 @@ from agrekd_ray.cluster.nodes import DriverData, cluster_nodes, settled_nodes
 from agrekd_ray.cluster.placement import ResourceRequest, check_room
 from agrekd_ray.data import SELECT, TEST, open_dataset, splits_in_words
 from agrekd_ray.errors import RunError
-from agrekd_ray.experiment.display import ready_data
+from agrekd_ray.experiment.display import note_biased_teacher, ready_data
 from agrekd_ray.experiment.driver import Driver
 from agrekd_ray.experiment.eval_logits import members
 from agrekd_ray.experiment.gpus import (
@@ -146,6 +146,7 @@ class _SearchDriver(Driver[SearchResult]):
     def _work(self, run_id: str) -> SearchResult:
         with self.display:
             ready_data(self.dataset, self.display, dfr=self.job.retrains)
+            note_biased_teacher(self.planned.default, self.display)
             self.display.stage("start", 0, "")
             engine = RayEngine(self.job, self.handle)
         try:

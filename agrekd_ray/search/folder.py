@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from agrekd_ray.config import JobError
-from agrekd_ray.config.search import Planned, check_resolved
+from agrekd_ray.config.search import Planned, check_resolved, is_of_job
 from agrekd_ray.errors import RunError
-from agrekd_ray.experiment.folder import Folder, new_folder, read_resolved
+from agrekd_ray.experiment.folder import Folder, new_folder, resolved, rewrite
 from agrekd_ray.files import (
     DamagedError,
     cannot_read,
@@ -48,18 +48,24 @@ class SearchFolder(Folder):
         return cls(new_folder(runs, name, SEARCH, _resolved(planned)), planned)
 
     @classmethod
-    def open(cls, path: Path) -> SearchFolder:
-        """The folder of an earlier search.
+    def open(cls, path: Path, overrides: Sequence[str] = ()) -> SearchFolder:
+        """The folder of an earlier search; see `RunFolder.open`.
 
         Raises:
             RunError: there is no search, or its file is damaged.
             JobError: it is no longer valid, for instance because its data have gone.
         """
         path = real(path)
-        planned, faults = check_resolved(read_resolved(path, SEARCH))
+        raw = resolved(
+            path, SEARCH, overrides, lambda pair: f"base.{pair}" if is_of_job(pair) else pair
+        )
+        planned, faults = check_resolved(raw)
         if faults or planned is None:
             raise JobError(str(path / SEARCH), faults)
-        return cls(path, planned)
+        folder = cls(path, planned)
+        if overrides:
+            rewrite(folder, SEARCH, _resolved(planned))
+        return folder
 
     @classmethod
     def last(cls, planned: Planned) -> SearchFolder:

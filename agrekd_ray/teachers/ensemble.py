@@ -33,7 +33,8 @@ class TeacherSettings(Settings):
         model: architecture.
         others: further architectures; the pool's models take all of them in turn.
         training: of the ERM models.
-        count: models in the pool, of which the ensemble is drawn; each has a seed of its own.
+        count: models in the pool, of which the ensemble is drawn, and the biased model; each has
+            a seed of its own. Those that are drawn are trained.
         seed: of the first one; the others follow.
         dfr: how their debiased versions are made.
         store: folder of finished teachers, shared by all jobs.
@@ -44,7 +45,7 @@ class TeacherSettings(Settings):
     model: Model
     others: tuple[Model, ...] = ()
     training: Training
-    count: Annotated[Count, Field(le=10_000)] = 5
+    count: Annotated[Count, Field(le=10_000)] = 6
     seed: Seed = 0
     dfr: DfrSettings = DfrSettings()
     store: LocalPath = Path("runs/teachers")
@@ -66,6 +67,9 @@ class EnsembleSettings(Settings):
         seed: of the draw, of the biased model too.
         checkpoints: folders of further teachers of one's own.
         biased: checkpoint folder of the biased model; null draws one of the pool's ERM models.
+        biased_from: `outside` draws the biased model from what the ensemble leaves of the pool,
+            or, where it leaves nothing, as `pool` does: from all of it (the paper's way), so that
+            it may be a teacher, whom AGRE-KD then gives no weight.
         biased_model: architecture of the biased model, which is then trained like the pool's ERM
             models (the paper's Table 5); null takes the pool's own.
     """
@@ -75,6 +79,7 @@ class EnsembleSettings(Settings):
     seed: Seed = 0
     checkpoints: tuple[LocalPath, ...] = ()
     biased: LocalPath | None = None
+    biased_from: Literal["outside", "pool"] = "outside"
     biased_model: Model | None = None
 
     @field_validator("debiased")
@@ -126,8 +131,10 @@ def draw(ensemble: EnsembleSettings, pool: TeacherSettings) -> Draw:
     nobody.
     """
     rng = np.random.default_rng(ensemble.seed)
-    seeds = [pool.seed + int(n) for n in rng.permutation(pool.count)[: ensemble.size]]
-    biased_seed = pool.seed + int(rng.integers(pool.count))
+    order = [pool.seed + int(n) for n in rng.permutation(pool.count)]
+    seeds, biased_seed = order[: ensemble.size], pool.seed + int(rng.integers(pool.count))
+    if ensemble.biased_from == "outside" and ensemble.size < pool.count:
+        biased_seed = order[-1]
 
     def recipe(kind: Literal["erm", "dfr"], seed: int, model: Model | None = None) -> Recipe:
         return Recipe(

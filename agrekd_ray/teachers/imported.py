@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from scipy.optimize import linear_sum_assignment
-from torch import nn
+from torch import Tensor, nn
 
 from agrekd_ray.data import SELECT, TRAIN, Dataset
 from agrekd_ray.data.names import canonical, folded
@@ -18,6 +19,7 @@ from agrekd_ray.data.names import listed as quoted
 from agrekd_ray.devices import device_of
 from agrekd_ray.errors import CheckpointError
 from agrekd_ray.models import Classifier, Manifest, identified, in_words, save
+from agrekd_ray.models.classifier import Preprocessed, seen_shape
 from agrekd_ray.results import Metrics
 from agrekd_ray.settings import fingerprint
 from agrekd_ray.teachers.sources import (
@@ -25,6 +27,7 @@ from agrekd_ray.teachers.sources import (
     Read,
     Source,
     content_of,
+    in_yaml,
     read_source,
     with_its_folder,
 )
@@ -57,7 +60,9 @@ class Imported:
     warnings: tuple[str, ...]
 
 
-def import_teacher(source: Source, dataset: Dataset, store: Path, name: str) -> Imported:
+def import_teacher(
+    source: Source, dataset: Dataset, store: Path, name: str, expected: float | None = None
+) -> Imported:
     """Make a checkpoint of a model, if it can teach on these data.
 
     Args:
@@ -65,6 +70,8 @@ def import_teacher(source: Source, dataset: Dataset, store: Path, name: str) -> 
         dataset: that it shall teach on.
         store: the teachers' store.
         name: of the checkpoint.
+        expected: share of samples that it gets right on such data, by its makers; None where
+            nobody knows.
 
     Raises:
         AgrekdError: another architecture, other classes or another tokenizer, samples that it
@@ -80,7 +87,9 @@ def import_teacher(source: Source, dataset: Dataset, store: Path, name: str) -> 
     order = _order(source, read, dataset.classes)
     _reorder(read.classifier, order, source.path, dataset.classes)
     _look(read.classifier.eval(), source, dataset)
-    metrics, warnings = _judged(read.classifier, dataset, order)
+    read.notes += _shown(read.classifier, dataset)
+    judge = _Judge(read, dataset, order)
+    metrics = score(dataset, SELECT, judge.logits_NC.softmax(1))
     content = content_of(source.path)
     made_by = {"kind": IMPORTED, "file": source.path.name, "sha256": content}
     manifest = Manifest(
@@ -90,8 +99,14 @@ def import_teacher(source: Source, dataset: Dataset, store: Path, name: str) -> 
         fingerprint=fingerprint(IMPORTED, identified(read.model), order, content, read.place),
         data="unknown",
         metrics={SELECT: asdict(metrics)},
-        made_by={**made_by, "weights": read.place, "classes": list(order)},
+        made_by={
+            **made_by,
+            "weights": read.place,
+            "classes": list(order),
+            "measured_on": dataset.fingerprint,
+        },
     )
+    warnings = tuple(judge.warnings(expected))
     manifest = save(folder, read.classifier, manifest)
     return Imported(folder, manifest, metrics, tuple(read.notes), warnings)
 
@@ -164,37 +179,106 @@ def _reorder(
             head.bias.copy_(head.bias[rows])
 
 
-def _judged(
-    classifier: Classifier, dataset: Dataset, order: tuple[str, ...]
-) -> tuple[Metrics, tuple[str, ...]]:
-    """Metrics on the selection half of validation, and what is suspicious about them."""
-    device = device_of()
-    ids, classes = dataset.splits[SELECT], dataset.classes
-    logits_NC = predict(classifier.to(device), dataset, ids, device=device)
-    classifier.to("cpu")
-    metrics = score(dataset, SELECT, logits_NC.softmax(1))
-    pairs_N = dataset.labels(ids) * len(classes) + logits_NC.argmax(1)
-    # Samples by label and answer.
-    confusion_CC = torch.bincount(pairs_N, minlength=len(classes) ** 2).reshape(len(classes), -1)
-    most = int(confusion_CC.sum(1).argmax())
-    constant = float(confusion_CC.sum(1)[most] / confusion_CC.sum())
-    if metrics.accuracy > constant:
-        return metrics, ()
-    warnings = [
-        f"no better on {SELECT} than to answer '{classes[most]}' every time "
-        f"({100 * constant:.1f} % right)"
-    ]
-    labels, answers = linear_sum_assignment(-confusion_CC.numpy())
-    best = float(confusion_CC[labels, answers].sum() / confusion_CC.sum())
-    if best > constant:
-        meant = {
-            classes[answer]: classes[label] for label, answer in zip(labels, answers, strict=True)
-        }
-        warnings.append(
-            f"with its classes in another order it would be {100 * best:.1f} % right: "
-            f"--classes {','.join(meant[name] for name in order)}"
+def _shown(classifier: Classifier, dataset: Dataset) -> list[str]:
+    """What images the network sees, in a line; of texts, nothing."""
+    if len(dataset.shape) != 3:
+        return []
+    own, seen = dataset.shape, seen_shape(classifier, dataset.shape)
+    images = dataset.inputs(dataset.splits[TRAIN][:_LOOKED_AT], None)
+    if isinstance(front := classifier.backbone, Preprocessed):
+        images = (images - front.mean_C11) / front.std_C11
+    resized = f", out of the data's {own[2]} × {own[1]}" if seen != own else ""
+    values = f"values from {float(images.min()):.2f} to {float(images.max()):.2f}"
+    return [f"shown: {seen[2]} × {seen[1]} pixels{resized}; {values}"]
+
+
+class _Judge:
+    """What a model is worth on the selection half of validation, and what is suspicious about it.
+
+    Args:
+        read: the model.
+        dataset: that it shall teach on.
+        order: of its classes.
+
+    Attributes:
+        logits_NC: what it says.
+    """
+
+    def __init__(self, read: Read, dataset: Dataset, order: tuple[str, ...]) -> None:
+        self._read, self._dataset, self._order = read, dataset, order
+        self._labels_N = dataset.labels(dataset.splits[SELECT])
+        self.logits_NC = self._predicted()
+        self._right = self._share_right(self.logits_NC)
+
+    def warnings(self, expected: float | None) -> Iterator[str]:
+        """What makes it doubtful as a teacher, a line each; see `import_teacher`."""
+        if expected is not None and abs(self._right - expected) > max(0.01, self._doubt(expected)):
+            yield (
+                f"{100 * self._right:.1f} % right on {SELECT}, where {100 * expected:.1f} % was "
+                "expected: compare preprocessing and classes with those of its training"
+            )
+        yield from self._without_resizing()
+        yield from self._constant()
+
+    def _constant(self) -> Iterator[str]:
+        """Where a constant answer would do as well, perhaps because of the order of classes."""
+        classes = self._dataset.classes
+        pairs_N = self._labels_N * len(classes) + self.logits_NC.argmax(1)
+        # Samples by label and answer.
+        counts_CC = torch.bincount(pairs_N, minlength=len(classes) ** 2).reshape(len(classes), -1)
+        most = int(counts_CC.sum(1).argmax())
+        constant = float(counts_CC.sum(1)[most] / counts_CC.sum())
+        if self._right > constant + self._doubt(constant):
+            return
+        yield (
+            f"{'hardly' if self._right > constant else 'no'} better on {SELECT} than to answer "
+            f"'{classes[most]}' every time ({100 * constant:.1f} % right)"
         )
-    return metrics, tuple(warnings)
+        labels, answers = linear_sum_assignment(-counts_CC.numpy())
+        best = float(counts_CC[labels, answers].sum() / counts_CC.sum())
+        if best > constant + self._doubt(constant):
+            pairs = zip(labels, answers, strict=True)
+            meant = {classes[answer]: classes[label] for label, answer in pairs}
+            yield (
+                f"with its classes in another order it would be {100 * best:.1f} % right: "
+                f"--classes {','.join(meant[name] for name in self._order)}"
+            )
+
+    def _without_resizing(self) -> Iterator[str]:
+        """Where it does better on images as large as the data have them."""
+        front, shape = self._read.classifier.backbone, self._dataset.shape
+        if not isinstance(front, Preprocessed) or seen_shape(front, shape) == shape:
+            return
+        size, front.size = front.size, None
+        try:
+            right = self._share_right(self._predicted())
+        except Exception:  # an architecture that takes images of one size alone
+            return
+        finally:
+            front.size = size
+        preprocessing = self._read.model.preprocessing
+        if preprocessing and right > self._right + self._doubt(self._right):
+            plain = preprocessing.model_copy(update={"size": None})
+            yield (
+                f"{100 * self._right:.1f} % right on {SELECT}; without resizing, at {shape[2]} × "
+                f"{shape[1]} pixels, it would be {100 * right:.1f} %: "
+                f"--preprocess '{in_yaml(plain)}'"
+            )
+
+    def _predicted(self) -> Tensor:
+        device, classifier = device_of(), self._read.classifier
+        ids = self._dataset.splits[SELECT]
+        try:
+            return predict(classifier.to(device), self._dataset, ids, device=device)
+        finally:
+            classifier.to("cpu")
+
+    def _share_right(self, logits_NC: Tensor) -> float:
+        return float((logits_NC.argmax(1) == self._labels_N).double().mean())
+
+    def _doubt(self, share: float) -> float:
+        """Two standard errors of a share of the samples."""
+        return 2 * math.sqrt(share * (1 - share) / len(self._labels_N))
 
 
 @torch.inference_mode()

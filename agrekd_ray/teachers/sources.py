@@ -180,7 +180,7 @@ def _normalised(
             nothing = Preprocessing(mean=(0.0,) * shape[0], std=(1.0,) * shape[0])
             raise CheckpointError(
                 f"{path}: {unknown_normalisation(fitted)}; say with --preprocess what images go "
-                f"through, '{_yaml(nothing)}' for nothing."
+                f"through, '{in_yaml(nothing)}' for nothing."
             )
         if given is None and len(shape) == 3:
             read.notes.append(_UNKNOWN)
@@ -194,7 +194,7 @@ def _normalised(
         ) from None
     if given is None and (len(taken.mean) != shape[0] or max(map(abs, taken.mean)) > 1):
         raise CheckpointError(
-            f"{path}: normalises with '{_yaml(taken)}', which is not for {shape[0]} channels in "
+            f"{path}: normalises with '{in_yaml(taken)}', which is not for {shape[0]} channels in "
             "[0, 1]; say with --preprocess what images go through."
         )
     read.notes += _of_preprocessing(given, taken, "the file", [])
@@ -208,10 +208,10 @@ def _of_preprocessing(
 ) -> list[str]:
     """What is to be noted where a source says what images go through, and perhaps the user too."""
     if given is None:
-        return ["; ".join([f"preprocessing: '{_yaml(said)}', as {where} says", *more])]
+        return ["; ".join([f"preprocessing: '{in_yaml(said)}', as {where} says", *more])]
     if _alike(given, said):
         return []
-    return [f"preprocessing: '{_yaml(given)}', as is given; {where} says '{_yaml(said)}'"]
+    return [f"preprocessing: '{in_yaml(given)}', as is given; {where} says '{in_yaml(said)}'"]
 
 
 def _unless_nothing(preprocessing: Preprocessing) -> Preprocessing | None:
@@ -225,7 +225,7 @@ def _alike(one: Preprocessing, other: Preprocessing) -> bool:
     return one.size == other.size and close
 
 
-def _yaml(preprocessing: Preprocessing) -> str:
+def in_yaml(preprocessing: Preprocessing) -> str:
     """As `--preprocess` takes it."""
     size = f"size: {preprocessing.size}, " if preprocessing.size else ""
     both = (preprocessing.mean, preprocessing.std)
