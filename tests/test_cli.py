@@ -53,9 +53,9 @@ def test_a_valid_job(agrekd: Run, job: Path, tmp_path: Path) -> None:
         "  data: a single sample of '0, bias-conflicting' in val_dfr: DFR balances its groups by "
         "the smallest, so it retrains on one sample of each",
         "  ensemble: the biased model is a teacher, too, whom agre_kd then gives no weight; "
-        "teachers.count: 4 would draw another",
+        "teachers.count: 3 would draw another",
     ]
-    sound = ("data.val=400", "teachers.count=4")
+    sound = ("data.val=400", "teachers.count=3")
     assert agrekd("validate", job, *sound)[1] == f"{job}: valid (3 methods × 1 seeds)\n"
     code, out, _ = agrekd("validate", job, "methods=[aver]", "seeds=[1,2]")
     assert (code, "(1 methods × 2 seeds)" in out) == (0, True)
