@@ -78,7 +78,10 @@ def load(plugin: str) -> str:
         digest = _digest(name) if name != place else ""
         if name in _loaded and digest and digest != _loaded[name]:
             for module in [m for m in sys.modules if f"{m}.".startswith(f"{name}.")]:
-                del sys.modules[module]
+                # What is compiled is told apart by its seconds, which may be the same.
+                compiled = getattr(sys.modules.pop(module), "__cached__", None)
+                if compiled:
+                    Path(compiled).unlink(missing_ok=True)
         module_file = importlib.import_module(name).__file__
         digest = digest or _digest(name)
     except Exception as error:  # a user's module may raise anything

@@ -71,7 +71,9 @@ class Probe:
         if not given.get("CUDA_VISIBLE_DEVICES"):
             given.pop("CUDA_VISIBLE_DEVICES", None)
         program = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
-        done = subprocess.run(program, env=given, capture_output=True, text=True, errors="replace")
+        done = subprocess.run(
+            program, env=given, capture_output=True, encoding="utf-8", errors="replace"
+        )
         if done.returncode:
             return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         return int(done.stdout)

@@ -70,7 +70,7 @@ class Custom(Settings):
     """
 
     name: Literal["custom"]
-    factory: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*(:[A-Za-z_]\w*)?$")]
+    factory: Annotated[str, Field(pattern=r"^([A-Za-z_][\w.]*:)?[A-Za-z_]\w*$")]
     args: dict[str, Any] = Field(default_factory=dict)
     folder: LocalPath | None = None
     seed: Seed = 0
