@@ -16,11 +16,11 @@ from rich.console import Console
 from agrekd_ray.config import Job
 from agrekd_ray.errors import RunError
 from agrekd_ray.experiment import account as module
-from agrekd_ray.experiment.account import ATTEMPTS, Account
+from agrekd_ray.experiment.account import Account
 from agrekd_ray.experiment.folder import RunFolder
 from agrekd_ray.experiment.job import run_job
 from agrekd_ray.report.page import write_report
-from agrekd_ray.results import Cost, Span, TeacherCost
+from agrekd_ray.results import ATTEMPTS, Cost, Span, TeacherCost
 from agrekd_ray.student import Student
 
 ONE = TeacherCost(1, 10, 500, 2.0, 1, {"weigh": Span(4, 0.5)})
@@ -113,8 +113,8 @@ def test_a_damaged_account_is_one_error(tmp_path: Path) -> None:
 
 
 def test_a_cost_in_words() -> None:
-    assert Cost(187.2).in_words == "3:07"
-    assert Cost(187.2, attempts=3).in_words == "3:07, in 3 attempts"
+    assert Cost(187.2).in_words == "3 min 7 s"
+    assert Cost(187.2, attempts=3).in_words == "3 min 7 s, in 3 attempts"
 
 
 def files(folder: Path) -> dict[str, bytes]:
