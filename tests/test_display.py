@@ -9,8 +9,8 @@ from rich.console import Console
 
 from agrekd_ray.experiment.display import Display
 
-ERASED = "\r\x1b[1A\x1b[2K"
-"""What a terminal is told to take a line away: to its start, one up, erase."""
+ERASED = "\x1b[1A\x1b[2K"
+"""What a terminal is told to take a line away: one up, erase."""
 
 
 @pytest.mark.parametrize("terminal", [False, True])
@@ -39,3 +39,16 @@ def test_on_a_terminal_no_line_of_progress_stays_behind() -> None:
         display.note("a note")
     assert "a note" in screen.getvalue()
     assert screen.getvalue().endswith(ERASED)
+
+
+def test_a_narrow_terminal_has_room_for_what_was_done_last() -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, width=80, force_terminal=True, color_system=None)
+    words = "agre_kd-seed-0 epoch 30/30, loss 0.512, val accuracy 81.2%, worst group 40.0%"
+    with Display(console) as display:
+        display.stage("students", 1200, "epochs")
+        display.advance("another", 1)
+        display.advance(words, 27)
+    assert f"  {words}" in screen.getvalue()
+    assert "28/1200" in screen.getvalue()
+    assert " left" in screen.getvalue()

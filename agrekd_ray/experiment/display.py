@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -51,6 +51,16 @@ class _Left(ProgressColumn):
         return Text(self._of())
 
 
+class _Bar(Progress):
+    """A bar, and below it what was done last, which a narrow screen has no room for beside it."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        for task in self.tasks:
+            if task.description:
+                yield Text(f"  {task.description}", no_wrap=True, overflow="ellipsis")
+
+
 class Display:
     """Shows where a run is. Used as a context; safe to call from several threads.
 
@@ -64,13 +74,12 @@ class Display:
         self._console = console
         self._bar: Progress | None = None
         if console.is_terminal:
-            self._bar = Progress(
+            self._bar = _Bar(
                 TextColumn("{task.fields[stage]:<8}", style="bold", markup=False),
                 BarColumn(bar_width=24),
                 _Count(),
                 TimeElapsedColumn(),
                 _Left(self._left),
-                TextColumn("{task.description}", markup=False),
                 console=console,
                 transient=True,
             )
