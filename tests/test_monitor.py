@@ -164,18 +164,18 @@ def test_what_an_earlier_attempt_did_counts_and_says_nothing_of_the_speed(
 
 def test_a_line_says_what_is_awaited_until_the_first_step() -> None:
     monitor, outbox, screen = watched(None)
-    for event in (Awaited("a worker group is starting"), Began(), Awaited("the first epoch of a")):
-        monitor.handle(event)
+    told = (Awaited("a worker group is starting"), Began(), Awaited("the first epoch of a student"))
+    for event in (*told, *told):
         monitor.handle(event)
     lines = [line.partition("epochs")[2] for line in screen.getvalue().splitlines()]
     assert lines == [
         "",
         " · a worker group is starting",
         " · a process has started, and opens the data",
-        " · the first epoch of a",
+        " · the first epoch of a student",
     ]
     monitor.handle(StudentEpoch(GIVEN.name, 3, HISTORY[0]))
-    monitor.handle(Awaited("the first epoch of another"))
+    monitor.handle(Awaited("another"))
     assert "another" not in screen.getvalue()
     outbox.close()
 

@@ -88,7 +88,7 @@ class Display:
         self._begin = self._spoken = self._since = time.monotonic()
         self._first: tuple[float, float] | None = None
         self._reached: dict[str, int] = {}
-        self._awaited = ""
+        self._awaited: set[str] = set()
         self._stages: dict[str, tuple[float, float | None]] = {}
         self._remarked: set[str] = set()
 
@@ -111,7 +111,7 @@ class Display:
         self._end_stage()
         self._stage, self._total, self._done, self._unit = name, total, done, unit
         self._spoken, self._first = 0.0, None
-        self._reached, self._awaited = {}, ""
+        self._reached, self._awaited = {}, set()
         if self._bar:
             if self._task is not None:
                 self._bar.remove_task(self._task)
@@ -154,9 +154,10 @@ class Display:
         self.advance(what, now)
 
     def awaits(self, text: str) -> None:
-        """Says what the stage waits for, until its first step is done."""
-        if self._first is None and text != self._awaited:
-            self._awaited, self._spoken = text, 0.0
+        """Says what the stage waits for, until its first step is done; the same thing once."""
+        if self._first is None and text not in self._awaited:
+            self._awaited.add(text)
+            self._spoken = 0.0
             self.advance(text, 0)
 
     def stages(self) -> list[str]:

@@ -330,7 +330,7 @@ def _train_one(
         work.emit(StudentEpoch(spec.name, spec.training.epochs, record))
 
     if ray.train.get_context().get_world_rank() == 0:
-        work.emit(Awaited(f"the first epoch of {spec.name}"))
+        work.emit(Awaited("the first epoch of a student"))
     student = worker_student(spec, dataset, source, look_ahead=work.look_ahead)
     for result in student.train(work.training, work.students, heard):
         work.emit(StudentDone(result))
