@@ -281,7 +281,7 @@ def predict(
     """Classes and probabilities of pictures or texts, by a finished student."""
     from agrekd_ray.commands.predict import predict as predicted
 
-    predicted(student, sources, output, column, images, job)
+    predicted(student, sources, output, column, images, job, screen())
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,6 +94,7 @@ class TrainedStudent:
         *sources: str | Path,
         column: str | None = None,
         images: str | Path | None = None,
+        progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> pd.DataFrame:
         """Classes of pictures or texts in files, made into samples as in the run's evaluation.
 
@@ -101,6 +103,7 @@ class TrainedStudent:
             column: of a table, with the path, the picture or the text; None is that of the job.
             images: the folder that a table's paths are relative to; None is that of the job, else
                 the table's own.
+            progress: told how many samples are predicted, of how many.
 
         Returns:
             A row a sample: its `path`, or `row` in the table, its most probable `class`, and
@@ -117,12 +120,13 @@ class TrainedStudent:
             )
         folder = None if images is None else Path(images)
         paths = [Path(source) for source in sources]
-        what, parts = given_samples(paths, self.data, self.manifest.shape, column, folder)
+        what, total, parts = given_samples(paths, self.data, self.manifest.shape, column, folder)
         names: list[str | int] = []
         probabilities = []
         for some, inputs in parts:
             names += some
             probabilities.append(self.probabilities(inputs))
+            progress(len(names), total)
         table = pd.DataFrame(
             np.concatenate(probabilities), columns=[f"probability_{name}" for name in self.classes]
         )

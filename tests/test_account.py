@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
 from collections.abc import Callable
@@ -16,11 +17,11 @@ from rich.console import Console
 from agrekd_ray.config import Job
 from agrekd_ray.errors import RunError
 from agrekd_ray.experiment import account as module
-from agrekd_ray.experiment.account import ATTEMPTS, Account
+from agrekd_ray.experiment.account import Account
 from agrekd_ray.experiment.folder import RunFolder
 from agrekd_ray.experiment.job import run_job
 from agrekd_ray.report.page import write_report
-from agrekd_ray.results import Cost, Span, TeacherCost
+from agrekd_ray.results import ATTEMPTS, Attempt, Cost, Span, TeacherCost
 from agrekd_ray.student import Student
 
 ONE = TeacherCost(1, 10, 500, 2.0, 1, {"weigh": Span(4, 0.5)})
@@ -113,8 +114,8 @@ def test_a_damaged_account_is_one_error(tmp_path: Path) -> None:
 
 
 def test_a_cost_in_words() -> None:
-    assert Cost(187.2).in_words == "3:07"
-    assert Cost(187.2, attempts=3).in_words == "3:07, in 3 attempts"
+    assert Cost(187.2).in_words == "3 min 7 s"
+    assert Cost(187.2, attempts=3).in_words == "3 min 7 s, in 3 attempts"
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -218,3 +219,16 @@ def test_what_a_run_took_stands_still_when_it_has_ended(
     now += 1000
     assert of_results.seconds == 185
     assert account.cost.seconds == written(tmp_path)[0]["seconds"] == 196
+
+
+def test_screen_and_page_say_alike_what_all_attempts_took(make_job: Callable[..., Job]) -> None:
+    job = make_job(guidance="local", methods=["one_hot"], **{"tracking.models": False})
+    folder = RunFolder.create(job)
+    run_job(folder, Console(quiet=True))
+    # The last attempt was stopped after the results were written, with MLflow still to be told.
+    attempts = [asdict(Attempt(58.0)), asdict(Attempt(11.2))]
+    (folder.path / ATTEMPTS).write_text(json.dumps(attempts))
+    screen = io.StringIO()
+    run_job(RunFolder.open(folder.path), Console(file=screen, width=100))
+    assert "finished in 1 min 9 s, in 2 attempts\n" in screen.getvalue()
+    assert "1 min 9 s, in 2 attempts" in write_report(folder.path).read_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from mlflow import MlflowClient
 from rich.console import Console
 
-from agrekd_ray.cluster.events import OutputsDone, StudentDone, StudentEpoch
+from agrekd_ray.cluster.events import Awaited, Began, OutputsDone, StudentDone, StudentEpoch
 from agrekd_ray.errors import TrackingError
 from agrekd_ray.experiment import display
 from agrekd_ray.experiment.display import RECORDED, Display
@@ -128,6 +129,64 @@ def test_the_time_left_counts_from_the_first_step(monkeypatch: pytest.MonkeyPatc
     assert first.endswith("students 50/100 epochs")
     assert second.endswith("60/100 epochs · about 00:40 left")
     assert third.endswith("70/100 epochs · about 00:30 left")
+
+
+def test_what_an_earlier_attempt_did_counts_and_says_nothing_of_the_speed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of three students, one begins, one goes on with its last epochs, one has none left."""
+    now = 1000.0
+    monkeypatch.setattr("agrekd_ray.experiment.display.time.monotonic", lambda: now)
+    screen = io.StringIO()
+    line = Display(Console(file=screen, width=200))
+    training = Training(epochs=100, batch_size=8, learning_rate=1)
+    given = [StudentSpec("one_hot", seed, Model(name="cnn"), training) for seed in (0, 1, 2)]
+    outbox = Outbox(line.note, pause=0.02)
+    monitor = Monitor(line, None, outbox, tuple(given))  # type: ignore[arg-type]
+    line.stage("students", 300, "epochs")
+    for student, epoch in ((1, 0), (1, 1), (0, 98), (1, 2)):
+        now += 10
+        monitor.handle(StudentEpoch(given[student].name, 100, replace(HISTORY[0], epoch=epoch)))
+    # Three in 30 s since the first; 98 epochs were there already, 198 are left.
+    assert "102/300 epochs · about 33:00 left · one_hot-seed-1 epoch 3/100" in screen.getvalue()
+    monkeypatch.setattr(Monitor, "finished", lambda self, outcome: None)
+    for event in (
+        StudentDone(replace(OUTCOME, seed=2)),  # it had been stopped after its last epoch
+        StudentEpoch(given[0].name, 100, replace(HISTORY[0], epoch=99)),
+        StudentDone(OUTCOME),
+    ):
+        now += 10
+        monitor.handle(event)
+    counts = [line.split(" · ")[0].split()[-2] for line in screen.getvalue().splitlines()]
+    assert counts[-3:] == ["102/300", "202/300", "203/300"]
+    outbox.close()
+
+
+def test_a_line_says_what_is_awaited_until_the_first_step() -> None:
+    monitor, outbox, screen = watched(None)
+    told = (Awaited("a worker group is starting"), Began(), Awaited("the first epoch of a student"))
+    for event in (*told, *told):
+        monitor.handle(event)
+    lines = [line.partition("epochs")[2] for line in screen.getvalue().splitlines()]
+    assert lines == [
+        "",
+        " · a worker group is starting",
+        " · a process has started, and opens the data",
+        " · the first epoch of a student",
+    ]
+    monitor.handle(StudentEpoch(GIVEN.name, 3, HISTORY[0]))
+    monitor.handle(Awaited("another"))
+    assert "another" not in screen.getvalue()
+    outbox.close()
+
+
+def test_a_live_line_has_loss_and_accuracy_beside_the_worst_group() -> None:
+    monitor, outbox, screen = watched(None)
+    for record in HISTORY:
+        monitor.handle(StudentEpoch(GIVEN.name, 3, record))
+    words = "one_hot-seed-0 epoch 3/3, loss 0.333, val accuracy 50.0%, worst group 25.0%"
+    assert words in screen.getvalue()
+    outbox.close()
 
 
 def test_views_that_are_recorded_before_the_students_are_no_epochs_of_theirs() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import TensorDataset
@@ -31,6 +32,8 @@ from agrekd_ray.distillation import (
     TeacherHost,
 )
 from agrekd_ray.distillation.cached import FixedLogits
+from agrekd_ray.experiment.folder import RunFolder
+from agrekd_ray.experiment.study import run_study
 from agrekd_ray.models import Model, build, load
 from agrekd_ray.settings import Training
 from agrekd_ray.student import Student, StudentSpec
@@ -296,3 +299,27 @@ def test_logits_in_memory_answer_a_request_as_they_answer_a_step(name: str) -> N
     )
     asked = GradientRequest(spec, 0, 0, np.arange(B), logits(B, C, seed=9).numpy())
     torch.testing.assert_close(source.ask(asked).gradient_BC, step.gradient_BC, rtol=0, atol=0)
+
+
+def test_a_study_is_read_with_the_students_of_its_points(make_job: Any) -> None:
+    """A job's table has one point, without a name; a study's has a row for each of its own."""
+    sweep = {"distillation.temperature": [1, 4]}
+    study = make_job(guidance="local", methods=["aver"], sweep=sweep, **{"tracking.models": False})
+    folder = RunFolder.create(study)
+    run_study(folder, Console(quiet=True))
+    run = ak.load(folder.path)
+    assert isinstance(run, ak.Run)
+    points = list(run.table.point.unique())
+    assert points == ["temperature=1", "temperature=4"]
+    assert [(point, method) for point, _, method in run.summary().index] == [
+        (point, "aver") for point in points
+    ]
+    worst = run.table[(run.table.metric == "worst_group_accuracy") & (run.table.split == "test")]
+    for point in points:
+        student = run.student("aver", study.seeds[0], point=point)
+        assert student.outcome is not None
+        (measured,) = worst[(worst.point == point) & (worst.seed == study.seeds[0])].value
+        assert student.outcome.splits["test"].worst_group_accuracy == measured
+        assert student.manifest.made_by["lesson"]["temperature"] == int(point[-1])
+    with pytest.raises(KeyError, match="no student aver 0; there are: aver 0 temperature=1, aver"):
+        run.student("aver")

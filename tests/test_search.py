@@ -23,6 +23,7 @@ from agrekd_ray.data import SELECT, open_dataset
 from agrekd_ray.distillation import LocalTeachers, TeacherHost
 from agrekd_ray.errors import RunError
 from agrekd_ray.files import checked
+from agrekd_ray.report.page import write_report
 from agrekd_ray.results import Epoch, Metrics
 from agrekd_ray.results.search import FAILED, FINISHED, STOPPED, SearchResult, TrialResult
 from agrekd_ray.search import trial as trials
@@ -133,7 +134,7 @@ def test_a_search_from_nothing_to_its_winner(
         seeds=[0, 1],
         scheduler={"name": "asha", "grace": 1, "reduction": 2},
         changes={"student.training.epochs": 3},
-        final={"seeds": [7]},
+        final={"seeds": [7], "default": {"distillation.temperature": 2}},
     )
     assert leftovers(ray_session) == {"actors": [], "groups": []}
     assert len(result.trials) == 5
@@ -164,6 +165,29 @@ def test_a_search_from_nothing_to_its_winner(
         assert words in screen
     assert "Warning" not in screen
     _mlflow_holds_the_search(tmp_path / "runs", result)
+
+
+def test_a_winner_that_is_the_default_is_trained_once(
+    ray_session: Any, tmp_path: Path, store: Path
+) -> None:
+    """The base job's own setting is the first trial, and here the only one."""
+    result = search(
+        tmp_path,
+        store,
+        space=STUDENT_ONLY,
+        trials=1,
+        changes={"student.training.epochs": 1},
+        final={"seeds": [7, 8]},
+    )
+    assert [outcome.name for outcome in result.final] == ["winner-seed-7", "winner-seed-8"]
+    assert "is the default setting: trained once, with 2 fresh seeds" in result.verdict
+    screen = (tmp_path / "screen.txt").read_text()
+    assert result.verdict in screen
+    assert "winner   2/2 epochs" in screen
+    page = write_report(Path(result.folder)).read_text()
+    assert "Winner (trial 0, the default setting)" in page
+    assert "interval" not in page.partition("Winner and default")[2].partition("</table>")[0]
+    assert not (Path(result.folder) / "plots" / "winner_against_default.png").exists()
 
 
 def _mlflow_holds_the_search(runs: Path, result: SearchResult) -> None:

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from agrekd_ray.files import checked
 from agrekd_ray.report import style
-from agrekd_ray.report.search import publish_search, write_trials
+from agrekd_ray.report.search import publish_search, show, write_trials
 from agrekd_ray.results import Epoch, Metrics, StudentResult
 from agrekd_ray.results.search import (
     DEFAULT,
@@ -106,6 +106,46 @@ def test_there_is_no_verdict_without_students() -> None:
     assert verdict([], "worst_group") == ""
 
 
+def test_a_winner_that_is_the_default_has_no_interval() -> None:
+    text = verdict(students(WINNER, 0.5, 0.6), "worst_group")
+    assert text == (
+        "The winner (worst_group) is the default setting: trained once, with 2 fresh seeds."
+    )
+
+
+def test_ranks_are_of_trials_that_ran_equally_long() -> None:
+    """Three that were stopped are worse on test than all others, and their scores are higher."""
+    longest = [trial(n, 0.5 + 0.1 * n, worst_group=0.5 + 0.1 * n) for n in range(3)]
+    stopped = [trial(n, 0.1, STOPPED, 1, worst_group=0.9 + 0.01 * n) for n in range(3, 6)]
+    (rule,) = rule_reports([*longest, *stopped])
+    assert (rule.correlation, rule.trials, rule.epochs) == (pytest.approx(1), 3, 3)
+    assert rule.choice == 5  # what the search would have chosen, whenever it was stopped
+    result = SearchResult("s", "/x", "worst_group", 5, [*longest, *stopped], [rule])
+    screen = io.StringIO()
+    show(result, Console(file=screen, width=120))
+    assert "test WGA over 3 of 6 trials, those of 3 epochs" in screen.getvalue()
+    # Where too few came to the end, those that came furthest together.
+    (rule,) = rule_reports([*longest[:2], *stopped])
+    assert (rule.trials, rule.epochs) == (3, 1)
+
+
+@pytest.mark.parametrize("width", [70, 80, 100])
+def test_no_word_of_a_setting_is_broken(width: int) -> None:
+    paths = ("distillation.temperature", "student.training.learning_rate")
+    setting = dict.fromkeys(paths, 0.123456) | {"distillation.agre_kd.fallback": "biased_alone"}
+    trials = [
+        replace(trial(n, 0.1 * n, worst_voted_class=0.1 * n), setting=setting) for n in range(4)
+    ]
+    result = SearchResult("s", "/x", "worst_voted_class", 3, trials, rule_reports(trials))
+    screen = io.StringIO()
+    show(result, Console(file=screen, width=width))
+    table, _, winner = screen.getvalue().partition("winner ")
+    for word in winner.partition(": ")[2].replace(",", "").split():
+        assert word in table
+    assert "…" not in table
+    assert max(map(len, table.splitlines())) <= width
+
+
 def test_a_journal_outlives_its_driver(tmp_path: Path) -> None:
     journal = TrialStore(tmp_path)
     for number, name in enumerate("abc"):
@@ -151,6 +191,7 @@ def test_without_a_terminal_there_are_quiet_lines() -> None:
     with TrialTable(Console(file=screen, width=100), "worst_group", 1, 2, None) as table:
         table.show([replace(over, state=RUNNING)])
         table.show([over], over)
+    assert screen.getvalue().startswith("[00:00] trials   processes are starting\n")
     assert "trials   1/1" in screen.getvalue()
     assert "trial-000 finished, worst_group 40.0" in screen.getvalue()
 
@@ -229,3 +270,29 @@ def test_the_pictures_of_a_search_mark_what_it_chose(
     for name in ("parameter_effects", "parallel_coordinates", "trial_history"):
         assert "the winner by worst_group" in said[name]
         assert "best on test" not in said[name]
+        assert "accuracy (test" in said[name] or name == "trial_history"  # that is of the score
+
+
+def test_what_was_searched_in_logarithms_has_a_logarithmic_axis(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scales: dict[str, str] = {}
+
+    def saved(figure: Figure, path: Path) -> None:
+        scales.update({axes.get_xlabel(): axes.get_xscale() for axes in figure.axes})
+
+    monkeypatch.setattr(style, "save", saved)
+    trials = [
+        replace(
+            trial(n, 0.1 * n, worst_group=0.1 * n),
+            setting={"distillation.temperature": 2.0 + n, "distillation.alpha": 0.5 + 0.1 * n},
+        )
+        for n in range(4)
+    ]
+    space = {
+        "distillation.temperature": {"loguniform": [1, 8], "uniform": None},
+        "distillation.alpha": {"loguniform": None, "uniform": [0.5, 1]},
+    }
+    about = {"settings": {"space": space}}
+    publish_search(tmp_path, SearchResult("s", "/x", "worst_group", 3, trials, about=about))
+    assert (scales["temperature"], scales["alpha"]) == ("log", "linear")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from safetensors.torch import load_file
 
 import agrekd_ray as ak
 from agrekd_ray.commands.export import export
+from agrekd_ray.commands.predict import predict
 from agrekd_ray.config import Job
 from agrekd_ray.data import TEST, DataSettings, open_dataset
 from agrekd_ray.data.dataset import Dataset
@@ -93,6 +95,28 @@ def test_pictures_are_predicted_as_the_run_evaluates_them(
     assert (code, len(rows)) == (0, data.size)
     assert {row["path"] for row in rows.values()} >= set(map(str, files))
     assert rows[str(files[0])]["class"] == found["class"][0]
+
+
+def test_predictions_show_their_progress_on_a_terminal_alone(
+    pictures: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, data = student_of(pictures)
+
+    def shown(output: Path | None, *, terminal: bool) -> str:
+        seen = io.StringIO()
+        console = screen(file=seen, force_terminal=terminal, width=100)
+        predict(folder, [tmp_path / "animals"], output, None, None, None, console)
+        return seen.getvalue()
+
+    assert f"{data.size}/{data.size}" in shown(tmp_path / "out.csv", terminal=True)
+    assert shown(tmp_path / "out.csv", terminal=False) == ""
+    capsys.readouterr()
+    assert shown(None, terminal=True) == ""
+    assert len(capsys.readouterr().out.splitlines()) == 1 + data.size
+    told: list[tuple[int, int]] = []
+    files = [tmp_path / "animals/0.jpg", tmp_path / "animals/1.jpg"]
+    open_student(folder).predict_files(*files, progress=lambda *counts: told.append(counts))
+    assert told[-1] == (2, 2)
 
 
 def test_a_table_is_predicted_by_row(pictures: Job, tmp_path: Path) -> None:

@@ -14,6 +14,13 @@ class Began:
 
 
 @dataclass(frozen=True)
+class Awaited:
+    """What a stage waits for until its first step is done, in words."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class TeacherEpoch:
     """A teacher finished an epoch."""
 
@@ -85,6 +92,7 @@ class Failed:
 
 Event = (
     Began
+    | Awaited
     | TeacherEpoch
     | TeacherDone
     | StudentEpoch

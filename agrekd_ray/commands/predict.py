@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pandas as pd
+from rich.console import Console
+
 from agrekd_ray.errors import RunError
+from agrekd_ray.experiment.display import Display
 from agrekd_ray.trained import open_student
 
 
@@ -17,6 +22,7 @@ def predict(
     column: str | None,
     images: Path | None,
     job: Path | None,
+    console: Console,
 ) -> None:
     """Write a row a sample to a file, or to standard output.
 
@@ -27,17 +33,37 @@ def predict(
         column: of a table.
         images: folder of a table's pictures.
         job: see `open_student`.
+        console: for progress, where it is a terminal and the rows go to a file.
 
     Raises:
         AgrekdError: there is no such student, a sample is broken, or the file cannot be written.
     """
-    table = open_student(folder, job).predict_files(*sources, column=column, images=images)
+    wanted = functools.partial(
+        open_student(folder, job).predict_files, *sources, column=column, images=images
+    )
     if output is None:
-        table.to_csv(sys.stdout, index=False)
+        wanted().to_csv(sys.stdout, index=False)
         return
+    table = _shown(wanted, console) if console.is_terminal else wanted()
     try:
         table.to_csv(output, index=False)
     except OSError as error:
         raise RunError(f"{output}: cannot be written ({error.strerror or error}).") from None
     counts = ", ".join(f"{name} {count:,}" for name, count in table["class"].value_counts().items())
     print(f"{output}: {len(table):,} samples: {counts}")
+
+
+def _shown(predict: Callable[..., pd.DataFrame], console: Console) -> pd.DataFrame:
+    """Predictions, with a line of progress while they are made."""
+    shown = 0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal shown
+        if not shown:
+            display.stage("predict", total, "samples")
+        display.advance("", done - shown)
+        shown = done
+
+    with Display(console) as display:
+        display.stage("predict", 0, "")
+        return predict(progress=progress)

@@ -34,7 +34,7 @@ def given_samples(
     shape: tuple[int, ...],
     column: str | None = None,
     images: Path | None = None,
-) -> tuple[str, Iterator[Given]]:
+) -> tuple[str, int, Iterator[Given]]:
     """Files as samples, with the decoding, sizes and tokenizer of a data set.
 
     Args:
@@ -46,14 +46,15 @@ def given_samples(
             the table's own.
 
     Returns:
-        What the names are, `path` or `row`, and the samples, some at a time.
+        What the names are, `path` or `row`, how many samples there are, and they, some at a time.
 
     Raises:
         DataError: a file is missing or broken (names it), or the data set is of another kind. While
             the samples are made, too.
     """
     if isinstance(settings, Texts):
-        return "row", _texts(_only(sources), settings, column)
+        table, column = _text_table(_only(sources), settings, column)
+        return "row", table.rows, _texts(table, settings, column)
     seen = settings if isinstance(settings, Pictures) else None
     if seen is None and len(shape) == 3:
         seen = Pictures(size=shape[-1], resize=shape[-1])
@@ -67,7 +68,7 @@ def given_samples(
     if column is None and isinstance(settings, ImageTable):
         column = settings.columns.image
     what, names, source = _pictures(sources, column or ImageColumns().image, images)
-    return what, _decoded(names, source, seen)
+    return what, source.count, _decoded(names, source, seen)
 
 
 def _decoded(names: Sequence[Name], source: Source, seen: Pictures) -> Iterator[Given]:
@@ -79,11 +80,14 @@ def _decoded(names: Sequence[Name], source: Source, seen: Pictures) -> Iterator[
         yield list(names[rows.start : rows.stop]), as_evaluated(pixels, seen.size)
 
 
-def _texts(path: Path, settings: Texts, column: str | None) -> Iterator[Given]:
+def _text_table(path: Path, settings: Texts, column: str | None) -> tuple[Table, str]:
     columns = settings.columns if isinstance(settings, TextTable) else TextColumns()
     usual = COMMENT if isinstance(settings, CivilComments) else columns.text
     column = column or usual
-    table = Table(path, [column], remedy=_REMEDY)
+    return Table(path, [column], remedy=_REMEDY), column
+
+
+def _texts(table: Table, settings: Texts, column: str) -> Iterator[Given]:
     for rows in chunks(table.rows):
         ids_BL = tokenised(table.passages(column, rows), settings)
         yield [row + 1 for row in rows], torch.from_numpy(ids_BL).long()

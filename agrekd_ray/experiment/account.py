@@ -6,29 +6,15 @@ import json
 import threading
 import time
 from contextlib import AbstractContextManager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from agrekd_ray.errors import RunError
 from agrekd_ray.files import DamagedError, cannot_read, checked, read_json, replacing, unreadable
-from agrekd_ray.results import Cost, TeacherCost
+from agrekd_ray.results import ATTEMPTS, Attempt, Cost, TeacherCost
 
-ATTEMPTS = "attempts.json"
 SECONDS_BETWEEN_WRITES = 5.0
 """What is not known of an attempt that is killed, at most."""
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """What one process did for a run, from its start to its end or its last sign of life.
-
-    Attributes:
-        seconds: that it took.
-        effort: what the teachers cost; None where nobody was taught.
-    """
-
-    seconds: float = 0.0
-    effort: TeacherCost | None = None
 
 
 class Account(AbstractContextManager["Account"]):

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterable
 from types import TracebackType
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 from rich.text import Text
 
@@ -43,8 +44,31 @@ class _Count(MofNCompleteColumn):
         return super().render(task) if task.total else Text("")
 
 
+class _Left(ProgressColumn):
+    """`about 00:40 left`, as in the quiet lines; nothing while that is not known."""
+
+    def __init__(self, left: Callable[[], str]) -> None:
+        super().__init__()
+        self._of = left
+
+    def render(self, task: Task) -> Text:
+        return Text(self._of())
+
+
+class _Bar(Progress):
+    """A bar, and below it what was done last, which a narrow screen has no room for beside it."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        for task in self.tasks:
+            if task.description:
+                yield Text(f"  {task.description}", no_wrap=True, overflow="ellipsis")
+
+
 class Display:
     """Shows where a run is. Used as a context; safe to call from several threads.
+
+    On a terminal the line is gone when the context ends: what stays there is what is noted.
 
     Args:
         console: to draw on.
@@ -54,19 +78,21 @@ class Display:
         self._console = console
         self._bar: Progress | None = None
         if console.is_terminal:
-            self._bar = Progress(
+            self._bar = _Bar(
                 TextColumn("{task.fields[stage]:<8}", style="bold", markup=False),
                 BarColumn(bar_width=24),
                 _Count(),
                 TimeElapsedColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.description}", markup=False),
+                _Left(self._left),
                 console=console,
+                transient=True,
             )
         self._task: TaskID | None = None
         self._stage, self._total, self._done, self._unit = "", 0, 0.0, ""
         self._begin = self._spoken = self._since = time.monotonic()
         self._first: tuple[float, float] | None = None
+        self._reached: dict[str, int] = {}
+        self._awaited: set[str] = set()
         self._stages: dict[str, tuple[float, float | None]] = {}
         self._remarked: set[str] = set()
         self.advanced = False
@@ -91,6 +117,7 @@ class Display:
         self._end_stage()
         self._stage, self._total, self._done, self._unit = name, total, done, unit
         self._spoken, self._first = 0.0, None
+        self._reached, self._awaited = {}, set()
         if self._bar:
             if self._task is not None:
                 self._bar.remove_task(self._task)
@@ -111,6 +138,34 @@ class Display:
         if now - self._spoken >= SECONDS_BETWEEN_LINES or self._done >= self._total > 0:
             self._spoken = now
             self._console.print(Text(self._line(what, now)), soft_wrap=True)
+
+    def reach(self, what: str, name: str, step: int, now: int = 1) -> None:
+        """One of several that work at a stage has come to a step of its own.
+
+        Args:
+            what: as of `advance`.
+            name: of the one.
+            step: how many of its steps are done.
+            now: how many of them since it was last heard of. Others that nobody was told of were
+                done by an earlier attempt: they count, and say nothing of how fast this one is.
+        """
+        earlier = step - self._reached.get(name, 0) - now
+        self._reached[name] = step
+        if not (earlier or now):
+            return
+        self._done += earlier
+        if self._first:
+            self._first = self._first[0], self._first[1] + earlier
+        if self._bar and self._task is not None:
+            self._bar.update(self._task, advance=earlier)
+        self.advance(what, now)
+
+    def awaits(self, text: str) -> None:
+        """Says what the stage waits for, until its first step is done; the same thing once."""
+        if self._first is None and text not in self._awaited:
+            self._awaited.add(text)
+            self._spoken = 0.0
+            self.advance(text, 0)
 
     def stages(self) -> list[str]:
         """What each stage took so far, in words; processes start until its first step is done."""
@@ -149,13 +204,16 @@ class Display:
     def _line(self, what: str, now: float) -> str:
         count = f"{self._done:.0f}/{self._total} {self._unit}" if self._total else ""
         parts = [f"{self._stage:<8} {count}".rstrip()]
-        if self._first and self._first[1] < self._done < self._total:
-            since, before = self._first
-            left = (now - since) / (self._done - before) * (self._total - self._done)
-            parts.append(f"about {clock(left)} left")
-        if what:
-            parts.append(what)
+        parts += filter(None, (self._left(), what))
         return f"[{clock(now - self._begin)}] " + " · ".join(parts)
+
+    def _left(self) -> str:
+        """What the rest of the stage will take, by what its steps took since the first one."""
+        if not self._first or not self._first[1] < self._done < self._total:
+            return ""
+        since, before = self._first
+        took = time.monotonic() - since
+        return f"about {clock(took / (self._done - before) * (self._total - self._done))} left"
 
 
 def prepare_data(dataset: Dataset, display: Display) -> None:

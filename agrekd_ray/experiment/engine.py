@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 
 from agrekd_ray.cluster.events import (
+    Awaited,
     Event,
     Notice,
     StudentDone,
@@ -82,6 +83,7 @@ def make_family(pool: Pool, family: Sequence[Recipe], device: str, handle: Handl
     def progress(name: str, epoch: int, epochs: int) -> None:
         handle(TeacherEpoch(name, epoch, epochs))
 
+    handle(Awaited("the first epoch of a teacher"))
     pool.make(family, device, progress)
     for recipe in family:
         handle(TeacherDone(recipe.name))
@@ -144,6 +146,7 @@ class LocalEngine:
                 self._handle(TeacherCostSoFar(effort()))
                 self._handle(StudentEpoch(spec.name, spec.training.epochs, record))
 
+            self._handle(Awaited("the first epoch of a student"))
             student = Student(spec, dataset, source, device=self.device)
             for result in student.train(storage, students, heard):
                 self._handle(StudentDone(result))

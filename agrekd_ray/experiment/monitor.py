@@ -8,6 +8,8 @@ from dataclasses import asdict
 from typing import Any
 
 from agrekd_ray.cluster.events import (
+    Awaited,
+    Began,
     Event,
     Notice,
     OutputsDone,
@@ -33,15 +35,21 @@ def show_progress(display: Display, event: Event) -> None:
         display.advance(f"{event.name} finished", 0)
     elif isinstance(event, StudentEpoch):
         point, _, student = event.student.rpartition("/students/")  # of a study
-        val = event.epoch.val
-        display.advance(
-            f"{point.replace(',', ' ')} {student} epoch {event.epoch.epoch + 1}/{event.epochs}, "
-            f"val {val.worst} {val.worst_group_accuracy:.1%}".lstrip()
+        record, done = event.epoch, event.epoch.epoch + 1
+        words = (
+            f"{point.replace(',', ' ')} {student} epoch {done}/{event.epochs}, "
+            f"loss {record.loss:.3f}, val accuracy {record.val.accuracy:.1%}, "
+            f"{record.val.worst} {record.val.worst_group_accuracy:.1%}"
         )
+        display.reach(words.lstrip(), event.student, done)
     elif isinstance(event, OutputsDone):
         # Where the line counts students' epochs, their teachers take turns before the first one.
         steps = event.samples if display.unit == RECORDED else 0
         display.advance(f"view {event.view}", steps)
+    elif isinstance(event, Began):
+        display.awaits("a process has started, and opens the data")
+    elif isinstance(event, Awaited):
+        display.awaits(event.text)
     elif isinstance(event, Notice):
         display.note(event.text, "yellow")
 
@@ -111,6 +119,9 @@ class Monitor:
         if isinstance(event, StudentEpoch):
             self._epoch(event)
         elif isinstance(event, StudentDone):
+            if given := self._assignments.get(event.outcome.name):
+                epochs = given.training.epochs
+                self._display.reach(f"{given.name} finished", given.name, epochs, 0)
             self.finished(event.outcome)
         else:
             show_progress(self._display, event)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from agrekd_ray.cluster.channel import Channel
-from agrekd_ray.cluster.events import Began, Emit, Event, Notice
+from agrekd_ray.cluster.events import Awaited, Began, Emit, Event, Notice
 from agrekd_ray.cluster.nodes import (
     DriverData,
     cluster_nodes,
@@ -157,6 +157,7 @@ class RayEngine:
                 emit,
                 job.fleet.look_ahead,
             )
+            emit(Awaited("a worker group is starting"))
             with says_what_waits(workers, emit, group_waits):
                 train_group(work, job.student, another)
         return teaching.effort
@@ -192,6 +193,7 @@ class RayEngine:
             for room in rooms:
                 if not check_room([], [room], look_for_room([], [room], emit)):
                     begun.set()
+            emit(Awaited("processes are starting"))
             yield
 
     def _asking(self, one: Asked) -> ResourceRequest:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agrekd_ray.cluster.events import (
+    Awaited,
     Emit,
     Event,
     Notice,
@@ -199,6 +200,7 @@ class TeacherProvider(AbstractContextManager["TeacherProvider"]):
         )
         # Ray gives the task to a process that has made or asked teachers, and has all it needs.
         task = Task(self._room, arguments, "recording the teachers")
+        self._emit(Awaited("the teachers' outputs are being recorded"))
         run_tasks(record, {0: task}, lambda _, cost: costs.append(cost))
         self._missing = outputs.missing(self._views)
         self.effort = replace(self.effort + costs[0], recorded=outputs.bytes())
@@ -275,6 +277,7 @@ class TeacherProvider(AbstractContextManager["TeacherProvider"]):
 
     def _start(self, teachers: Mapping[str, Path], *, alone: bool = False) -> Fleet:
         job = self._job
+        self._emit(Awaited("the teachers' processes are starting"))
         self._fleet = Fleet(
             teachers,
             job.data,

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from agrekd_ray.files import DamagedError, read_json
 from agrekd_ray.passwords import without_password
 from agrekd_ray.report.archive import About, JobSettings
-from agrekd_ray.results import Cost, Metrics, TeacherResult
+from agrekd_ray.results import ATTEMPTS, Attempt, Cost, Metrics, TeacherResult
 from agrekd_ray.results.metrics import family, setting_text
 
 _MOST_NAMES = 12
@@ -83,15 +84,15 @@ def run(folder: Path, cost: Cost, command: str, file: str) -> list[Fact]:
 
     Args:
         folder: of the run.
-        cost: of it.
+        cost: of it, as its results have it; its attempts add up to more, plots and MLflow among it.
         command: of `agrekd`, that takes the file.
         file: in the folder.
     """
-    took = ""
-    if math.isfinite(cost.seconds):
-        took = f"{duration(cost.seconds)} until its results were written{cost.several}"
+    with suppress(OSError, DamagedError):
+        if attempts := read_json(folder / ATTEMPTS, list[Attempt]):
+            cost = replace(cost, seconds=sum(a.seconds for a in attempts), attempts=len(attempts))
     return [
-        Fact("Took", took),
+        Fact("Took", cost.in_words),
         Fact("Teachers' cost", cost.effort.in_words if cost.effort else ""),
         Fact("Folder", str(folder), code=True),
         Fact("To run it again", f"agrekd {command} {shlex.quote(str(folder / file))}", code=True),
@@ -105,14 +106,6 @@ def date(folder: str) -> str:
     except ValueError:
         return ""
     return f"{when.day} {when:%B %Y, %H:%M} UTC"
-
-
-def duration(seconds: float) -> str:
-    """In hours and minutes, or minutes and seconds."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    parts = [(hours, "h"), (minutes, "min"), (rest if not hours else 0, "s")]
-    return " ".join(f"{value} {unit}" for value, unit in parts if value) or "less than a second"
 
 
 def listed(values: Sequence[Any]) -> str:

@@ -29,9 +29,10 @@ CAPTIONS = {
     "means over seeds, bands from the lowest to the highest seed.",
     "winner_against_default": "The winner's students against the default's, trained after the "
     "search with fresh seeds.",
-    "worst_against_accuracy": "Every trial: its worst group against its accuracy of all samples.",
-    "parameter_effects": "What each parameter of the search does to a trial.",
-    "parallel_coordinates": "Every trial as a line through its setting.",
+    "worst_against_accuracy": "Every trial on the test split: its worst group against its accuracy "
+    "of all samples.",
+    "parameter_effects": "What each parameter of the search does to a trial, on the test split.",
+    "parallel_coordinates": "Every trial as a line through its setting to the test split.",
     "trial_history": "The trials in the course of the search.",
     "gains": "AGRE-KD's worst-group accuracy minus each other method's: means, 95 % bootstrap "
     "intervals, and what was paired.",

@@ -52,6 +52,8 @@ from agrekd_ray.results.search import (
 SEARCH, TRIALS = "search.yaml", "trials.csv"
 SHOWN = 8
 """Trials in the table on the screen; all are in the folder."""
+_SPARE = ("epochs", "needs", "state", "choice", "test")
+"""Columns that a narrow screen does without."""
 
 
 def publish_search(folder: Path, result: SearchResult, *, anew: bool = True) -> None:
@@ -72,14 +74,17 @@ def publish_search(folder: Path, result: SearchResult, *, anew: bool = True) -> 
     trials, final = [_point(trial, result) for trial in result.trials], result.final
     members = checked(list[TeacherResult], result.about.get("members", []))
     score = f"select/{result.select}"
+    space = result.about.get("settings", {}).get("space", {})
+    logs = [path for path, domain in space.items() if domain.get("loguniform")]
+    several = final if any(outcome.method == DEFAULT for outcome in final) else []
     draw_plots(
         folder / "plots",
         {
             "worst_against_accuracy": lambda: settings_plots.worst_against_accuracy(trials),
-            "parameter_effects": lambda: settings_plots.parameter_effects(trials),
-            "parallel_coordinates": lambda: settings_plots.parallel_coordinates(trials),
+            "parameter_effects": lambda: settings_plots.parameter_effects(trials, logs=logs),
+            "parallel_coordinates": lambda: settings_plots.parallel_coordinates(trials, logs=logs),
             "trial_history": lambda: settings_plots.trial_history(trials, score),
-            "winner_against_default": lambda: plots.worst_group_by_method(final),
+            "winner_against_default": lambda: plots.worst_group_by_method(several),
             **plots.of_training(final, members),
         },
         anew=anew,
@@ -142,7 +147,7 @@ def show(result: SearchResult, console: Console) -> None:
             console.print()
             strong = next(iter(table.strong), None)
             bold = None if strong is None else (strong, table.columns[0].name)
-            tables.show(table, console, bold=bold)
+            tables.show(table, console, bold=bold, spare=_SPARE)
     console.print()
     render_degraded(degraded_lines(result.final, str), console)
     winner = next(trial for trial in result.trials if trial.number == result.winner)
@@ -232,9 +237,19 @@ def _rules(result: SearchResult, worst: str) -> Table:
     )
 
 
-def _rules_on_screen(result: SearchResult) -> Table:
+def _ranked_over(result: SearchResult) -> str:
+    """The trials that rank correlations are over: `9 of 12 trials, those of 10 epochs`."""
     trials = max((rule.trials for rule in result.rules), default=0)
-    title = f"Rules: their choices, and rank correlation with test WGA over {trials} trials"
+    epochs = max((rule.epochs for rule in result.rules), default=0)
+    left_out = any(len(trial.history) != epochs for trial in result.trials if trial.test)
+    if not epochs or not left_out:
+        return f"{trials} trials"
+    several = "epochs" if epochs > 1 else "epoch"
+    return f"{trials} of {len(result.trials)} trials, those of {epochs} {several}"
+
+
+def _rules_on_screen(result: SearchResult) -> Table:
+    title = f"Rules: their choices, and rank correlation with test WGA over {_ranked_over(result)}"
     title += f"; WGA: {result.worst}" if result.worst != "worst group" else ""
     rules = _rules(result, "WGA")
     return rules.named(("rule", "needs", "correlation", "choice", "test"), title)
@@ -261,13 +276,17 @@ def content(folder: Path) -> dict[str, Any]:
     result, about, settings = run.result, run.about, run.settings
     winner = next((trial for trial in result.trials if trial.number == result.winner), None)
 
+    twins = result.final and not any(outcome.method == DEFAULT for outcome in result.final)
+
     def name(method: str) -> str:
-        return f"Winner (trial {result.winner})" if method == WINNER else label(method)
+        winner = f"Winner (trial {result.winner}{', the default setting' if twins else ''})"
+        return winner if method == WINNER else label(method)
 
     score = f"Score, {result.selected_on}"
     trials = _trials(result, _ranked(result), score, result.worst, *settings.space)
     shown = ("trial", *settings.space, "state", "epochs", "score", "test", "seconds")
-    title = "Winner and default on the test split"
+    title = "Winner, the default setting, on the test split"
+    title = title if twins else "Winner and default on the test split"
     gain = difference(result.final, WINNER, DEFAULT)
     headline = "The search has no winner: no trial has a score."
     if winner:
@@ -303,6 +322,7 @@ def content(folder: Path) -> dict[str, Any]:
         "selected_on": result.selected_on,
         "select_summary": RULES[result.select].summary if result.select in RULES else "",
         "rules": _rules(result, result.worst) if result.rules else None,
+        "ranked_over": _ranked_over(result),
         "winner": winner,
         "setting": winner and _setting(winner, about.job, settings.final.default),
         "over": over_seeds(tested(result.final)),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,9 +88,10 @@ class Scale:
     Args:
         values: of the setting. Numbers over more than a decade have a logarithmic axis; what is no
             number makes all of them categories.
+        log: whether numbers have a logarithmic axis over less, too.
     """
 
-    def __init__(self, values: Sequence[Any]) -> None:
+    def __init__(self, values: Sequence[Any], *, log: bool = False) -> None:
         numbers = all(
             isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
             for value in values
@@ -99,7 +100,7 @@ class Scale:
         self.categories = [] if numbers else sorted(texts, key=_category_order)
         self._places = sorted({self.place(value) for value in values})
         low, high = self._places[0], self._places[-1]
-        self.log = numbers and low > 0 and high / low > 10
+        self.log = numbers and low > 0 and (log or high / low > 10)
         self._whole = all(isinstance(value, int) for value in values)
         self._ends = (LogNorm if self.log else Normalize)(low, high)
 
@@ -199,11 +200,14 @@ def worst_against_accuracy(points: Sequence[Point], metric: str = TEST_WORST) ->
     return figure
 
 
-def parameter_effects(points: Sequence[Point], metric: str = TEST_WORST) -> Figure | None:
+def parameter_effects(
+    points: Sequence[Point], metric: str = TEST_WORST, logs: Collection[str] = ()
+) -> Figure | None:
     """Draws a metric against each setting that varies, a panel a setting.
 
-    Values that span more than a decade have a logarithmic axis; what is no number is a category.
-    The chosen point is orange. Beyond twelve settings, those with the most values are shown.
+    Values that span more than a decade have a logarithmic axis, and so have settings that were
+    searched in logarithms (`logs`, by path); what is no number is a category. The chosen point is
+    orange. Beyond twelve settings, those with the most values are shown.
     """
     shown = [point for point in points if math.isfinite(point.value(metric))]
     names = _varying(shown, _MOST_PANELS)
@@ -218,8 +222,9 @@ def parameter_effects(points: Sequence[Point], metric: str = TEST_WORST) -> Figu
         axes.remove()
     for axes, (setting, name) in zip(panels.flat, names.items(), strict=False):
         having = [point for point in shown if setting in point.settings]
-        scale = Scale([point.settings[setting] for point in having])
-        xs = np.array([scale.place(point.settings[setting]) for point in having])
+        values = [point.settings[setting] for point in having]
+        scale = Scale(values, log=setting in logs)
+        xs = np.array([scale.place(value) for value in values])
         if scale.categories:  # beside each other, the same way at every call
             xs += np.random.default_rng(0).uniform(-0.16, 0.16, len(xs))
         _draw_points(axes, xs, having, metric, *best)
@@ -231,11 +236,13 @@ def parameter_effects(points: Sequence[Point], metric: str = TEST_WORST) -> Figu
     return style.finish(figure, f"What each setting does to {_lower(metric)}")
 
 
-def parallel_coordinates(points: Sequence[Point], metric: str = TEST_WORST) -> Figure | None:
+def parallel_coordinates(
+    points: Sequence[Point], metric: str = TEST_WORST, logs: Collection[str] = ()
+) -> Figure | None:
     """Draws each point as a line through its settings to the metric, whose colour it has.
 
     What does not apply to a point goes through a place of its own below the axis. Beyond ten
-    settings, those with the most values are shown.
+    settings, those with the most values are shown. For `logs` see `parameter_effects`.
     """
     shown = [point for point in points if math.isfinite(point.value(metric))]
     names = _varying(shown, _MOST_AXES)
@@ -255,7 +262,8 @@ def parallel_coordinates(points: Sequence[Point], metric: str = TEST_WORST) -> F
     axes.set_axis_off()
     columns = []
     for column, (setting, name) in enumerate(names.items()):
-        scale = Scale([p.settings[setting] for p in shown if setting in p.settings])
+        having = [p.settings[setting] for p in shown if setting in p.settings]
+        scale = Scale(having, log=setting in logs)
         ticks = {scale.height(value): text for value, text in scale.ticks().items()}
         columns.append(
             [scale.height(p.settings[setting]) if setting in p.settings else _BELOW for p in shown]
@@ -384,13 +392,16 @@ def _scale(metric: str) -> int:
 
 
 def _unit(metric: str) -> str:
-    return _lower(metric) + (" (%)" if _scale(metric) == 100 else "")
+    """For an axis: `worst-group accuracy (test, %)`."""
+    return _lower(metric, "%" if _scale(metric) == 100 else "")
 
 
-def _lower(metric: str) -> str:
-    words = metric_label(metric)
+def _lower(metric: str, unit: str = "") -> str:
+    """For a title: `worst-group accuracy (test)`; of what has a split, which one."""
     split, _, name = metric.partition("/")
+    words = metric_label(f"test/{name}" if name else metric)
     if name in (WORST_GROUP, WORST_CLASS):
-        worst = metric_label(f"test/{name}").lower().replace(" ", "-")
-        words = f"{worst} accuracy" + ("" if split == "test" else f" ({split})")
-    return words if words.isupper() else words[:1].lower() + words[1:]
+        words = f"{words.replace(' ', '-')} accuracy"
+    words = words if words.isupper() else words[:1].lower() + words[1:]
+    of = ", ".join(filter(None, (split if name and split not in ("cost", "train") else "", unit)))
+    return f"{words} ({of})" if of else words

@@ -29,6 +29,8 @@ _SD = re.compile(r"(?<=^± )\S+")
 _GAP = 2
 """Characters between two columns on the screen."""
 _NARROWEST, _LARGEST_SHARE = 24, 0.45
+_INDENT = "  "
+"""Of the further lines of a cell."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,21 @@ class Table:
         return sum(column.width + _GAP for column in self.columns)
 
     @property
+    def widest(self) -> Column | None:
+        """The widest column of words."""
+        words = [column for column in self.columns if column.words]
+        return max(words, key=lambda column: column.width, default=None)
+
+    @property
+    def least(self) -> int:
+        """Characters of its lines where its widest column of words has a word a line."""
+        if (column := self.widest) is None:
+            return self.width
+        words = [word for cell in column.cells for word in cell.text.split()]
+        longest = max((len(_INDENT + word) for word in words), default=0)
+        return self.width - column.width + min(column.width, max(longest, len(column.header)))
+
+    @property
     def blocks(self) -> dict[str, list[Column]]:
         """Columns that are shown together, by the header that they share or the one's name."""
         return {block: list(those) for block, those in groupby(self.columns, lambda c: c.block)}
@@ -211,6 +228,7 @@ def show(
     console: Console,
     importance: Sequence[str] = (),
     bold: tuple[int, str] | None = None,
+    spare: Sequence[str] = (),
 ) -> list[str]:
     """Prints a table, as wide as the console allows.
 
@@ -222,11 +240,19 @@ def show(
         console: where to print.
         importance: blocks of columns, the most important first; none leaves none out.
         bold: row and name of the column of the one cell that stands out.
+        spare: blocks that are left out, the first one first, before a word is broken.
 
     Returns:
         Headers of the columns that were left out.
     """
-    folded = _folded(table, console.width, bool(importance))
+    fitting = table
+    for name in ("", *spare):
+        fitting = fitting.named(block for block in fitting.blocks if block != name)
+        if fitting.least <= console.width:
+            break
+    else:
+        fitting = table
+    folded = _folded(fitting, console.width, bool(importance))
     columns = _fitting(folded, importance, console.width).columns if importance else folded.columns
     shown = ScreenTable(
         box=box.SIMPLE_HEAD,
@@ -299,14 +325,14 @@ def _fitting(table: Table, importance: Sequence[str], width: int) -> Table:
 
 def _folded(table: Table, width: int, others_give_way: bool) -> Table:
     """The table with its widest column of words narrow enough for figures beside it."""
-    column = max((c for c in table.columns if c.words), key=lambda c: c.width, default=None)
+    column = table.widest
     if column is None or table.width <= width:
         return table
     others = table.width - column.width
     least = max(_NARROWEST // 2, width - others)
     most = max(_NARROWEST, int(_LARGEST_SHARE * width)) if others_give_way else least
     lines = [
-        textwrap.wrap(cell.text, most, subsequent_indent="  ", break_on_hyphens=False)
+        textwrap.wrap(cell.text, most, subsequent_indent=_INDENT, break_on_hyphens=False)
         for cell in column.cells
     ]
     narrow = replace(column, cells=[Cell("\n".join(line)) for line in lines])

@@ -6,7 +6,9 @@ another process from the files alone.
 
 from agrekd_ray.results.metrics import over, part_measured
 from agrekd_ray.results.records import (
+    ATTEMPTS,
     Agreement,
+    Attempt,
     Bin,
     Cost,
     Diagnostics,
@@ -25,7 +27,9 @@ from agrekd_ray.results.records import (
 )
 
 __all__ = [
+    "ATTEMPTS",
     "Agreement",
+    "Attempt",
     "Bin",
     "Cost",
     "Diagnostics",

@@ -341,6 +341,23 @@ class TeacherCost:
         return f"{self.forwards:,} forward passes in {max(1, self.actors)} {several}{kept}"
 
 
+ATTEMPTS = "attempts.json"
+"""File of a run with its `Attempt`s."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What one process did for a run, from its start to its end or its last sign of life.
+
+    Attributes:
+        seconds: that it took.
+        effort: what the teachers cost; None where nobody was taught.
+    """
+
+    seconds: float = 0.0
+    effort: TeacherCost | None = None
+
+
 @dataclass(frozen=True)
 class Cost:
     """What a run took, over all attempts at it.
@@ -357,9 +374,14 @@ class Cost:
 
     @property
     def in_words(self) -> str:
-        """`3:07`, `3:07, in 2 attempts`."""
-        seconds = round(self.seconds)
-        return f"{seconds // 60}:{seconds % 60:02}{self.several}"
+        """`3 min 7 s`, `3 min 7 s, in 2 attempts`; empty where nobody knows."""
+        if not math.isfinite(self.seconds):
+            return ""
+        minutes, rest = divmod(round(self.seconds), 60)
+        hours, minutes = divmod(minutes, 60)
+        parts = [(hours, "h"), (minutes, "min"), (rest if not hours else 0, "s")]
+        words = " ".join(f"{value} {unit}" for value, unit in parts if value)
+        return f"{words or 'less than a second'}{self.several}"
 
     @property
     def several(self) -> str:

@@ -72,9 +72,11 @@ class RuleReport:
         correlation: Spearman's rank correlation over the trials between its score and worst-group
             accuracy on the test split; None where there is none (fewer than three trials, or all
             the same).
-        trials: that it was computed over.
+        trials: that it was computed over, which all ran equally long.
         choice: number of the trial that it chooses.
         test_worst_group_accuracy: of that trial.
+        epochs: that the trials ran which the correlation is over; 0 in results of before, whose
+            trials may have run for different numbers.
     """
 
     rule: str
@@ -83,6 +85,7 @@ class RuleReport:
     trials: int
     choice: int
     test_worst_group_accuracy: Number
+    epochs: int = 0
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,8 @@ class SearchResult:
         winner: number of the trial that was chosen; None where none had a score.
         trials: in the order in which they began.
         rules: how well each rule would have served; the one that chose among them.
-        final: students trained after the search with fresh seeds, methods `winner` and `default`.
+        final: students trained after the search with fresh seeds, methods `winner` and `default`;
+            `winner` alone where the winner is the default setting.
         verdict: whether the winner is better than the default, in a sentence.
         about: settings, versions, names of classes and groups, seconds, cost of the teachers.
     """

@@ -356,6 +356,10 @@ class _SearchDriver(Driver[SearchResult]):
         """
         untested: dict[str, TrialResult] = {}
 
+        def tested(trial_id: str, test: Metrics) -> None:
+            take(trial_id, test)
+            self.display.advance(untested[trial_id].name)
+
         def take(trial_id: str, test: Metrics) -> None:
             known = self.store.get(trial_id)
             assert known is not None
@@ -380,14 +384,15 @@ class _SearchDriver(Driver[SearchResult]):
                 settled_nodes(),
                 lambda: most_of(self._models, self.dataset),
             )
-            with engine.listening():
+            with self.display, engine.listening():
+                self.display.stage("tests", len(untested), "trials")
                 test_all(
                     self.planned,
                     untested,
                     self.folder.states,
                     DriverData(self.job.data, self.dataset.fingerprint),
                     with_share(room, gpus),
-                    take,
+                    tested,
                 )
 
     def _result(self) -> SearchResult:
@@ -433,18 +438,20 @@ class _SearchDriver(Driver[SearchResult]):
         return sorted(outcomes, key=lambda outcome: (outcome.method != WINNER, outcome.seed))
 
     def _final_assignments(self, result: SearchResult) -> tuple[StudentSpec, ...]:
-        """Seed by seed the winner and the default; nothing without seeds."""
+        """Seed by seed the winner and the default, once where they are the same; or none."""
         seeds = self.search.final.seeds
         if not seeds:
             return ()
         winner = next(trial for trial in result.trials if trial.number == result.winner)
         jobs = {WINNER: self.planned.trial(winner.setting, seeds), DEFAULT: self.planned.default}
         by_method = {name: assignments(job) for name, job in jobs.items()}
-        return tuple(
-            replace(one, method=name)
+        pairs = [
+            {name: replace(one, method=name) for name, one in zip(by_method, pair, strict=True)}
             for pair in zip(*by_method.values(), strict=True)
-            for name, one in zip(by_method, pair, strict=True)
-        )
+        ]
+        if all(pair[WINNER] == replace(pair[DEFAULT], method=WINNER) for pair in pairs):
+            return tuple(pair[WINNER] for pair in pairs)
+        return tuple(one for pair in pairs for one in pair.values())
 
     def _publish(self, run_id: str, result: SearchResult) -> None:
         """To MLflow: the final students as models, the best of the winner's in the registry."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from agrekd_ray.core.selection import RULES
@@ -36,18 +37,25 @@ def best(trials: Sequence[TrialResult], rule: str) -> TrialResult | None:
 def rule_reports(trials: Sequence[TrialResult]) -> list[RuleReport]:
     """How well every rule would have ranked the trials, by worst-group accuracy on the test split.
 
+    A trial that was stopped early is behind one that was not, whatever its setting: ranks are of
+    trials that ran equally long, the longest that `FEWEST` of them did.
+
     Args:
         trials: of a search, with test metrics where they have any; those without are left out.
     """
     found = []
     measured = [trial for trial in trials if trial.test is not None and trial.state != FAILED]
+    lengths = Counter(len(trial.history) for trial in measured)
+    enough = [epochs for epochs, count in lengths.items() if count >= FEWEST]
+    epochs = max(enough or lengths, default=0)
+    ranked = [trial for trial in measured if len(trial.history) == epochs]
     for name, rule in RULES.items():
         chosen = best(measured, name)
         if chosen is None or chosen.test is None:
             continue
         pairs = [
             (trial.score(name), trial.test.worst_group_accuracy)
-            for trial in measured
+            for trial in ranked
             if trial.test is not None and trial.score(name) is not None
         ]
         found.append(
@@ -58,6 +66,7 @@ def rule_reports(trials: Sequence[TrialResult]) -> list[RuleReport]:
                 len(pairs),
                 chosen.number,
                 chosen.test.worst_group_accuracy,
+                epochs,
             )
         )
     return found
@@ -70,6 +79,9 @@ def verdict(final: Sequence[StudentResult], select: str) -> str:
         final: students of both, with the same seeds.
         select: the rule that chose the winner; see `SearchResult.selected_on`.
     """
+    if final and not any(outcome.method == DEFAULT for outcome in final):
+        seeds = f"{len(final)} fresh seed{'s' * (len(final) != 1)}"
+        return f"The winner ({select}) is the default setting: trained once, with {seeds}."
     found = difference(final, WINNER, DEFAULT)
     if found is None:
         return ""

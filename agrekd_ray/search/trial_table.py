@@ -50,6 +50,8 @@ class TrialTable:
     def __enter__(self) -> TrialTable:
         if self._live:
             self._live.start()
+        else:
+            self._console.print("[00:00] trials   processes are starting", markup=False)
         return self
 
     def __exit__(

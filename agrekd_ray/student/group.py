@@ -30,7 +30,7 @@ from ray.train.v2.api.config import LoggingConfig
 from torch import Tensor
 
 from agrekd_ray.cluster.channel import plain_error
-from agrekd_ray.cluster.events import Emit, Failed, Notice, StudentDone, StudentEpoch
+from agrekd_ray.cluster.events import Awaited, Emit, Failed, Notice, StudentDone, StudentEpoch
 from agrekd_ray.cluster.meters import StudentMeter
 from agrekd_ray.cluster.nodes import DriverData
 from agrekd_ray.data import Dataset, Samples
@@ -294,6 +294,7 @@ def _work(config: dict[str, Any]) -> None:
         with contextlib.suppress(OSError):  # a full disk is said where it costs something
             folder.mkdir(parents=True, exist_ok=True)
             (folder / ROOM).write_text(group, encoding="utf-8")
+        work.emit(Awaited("a worker group has started, and opens the data"))
     try:
         device_of_worker()  # before anything is opened for a GPU that is of no use
         dataset = work.data.open()
@@ -328,6 +329,8 @@ def _train_one(
         meter.observe(record)
         work.emit(StudentEpoch(spec.name, spec.training.epochs, record))
 
+    if ray.train.get_context().get_world_rank() == 0:
+        work.emit(Awaited("the first epoch of a student"))
     student = worker_student(spec, dataset, source, look_ahead=work.look_ahead)
     for result in student.train(work.training, work.students, heard):
         work.emit(StudentDone(result))
