@@ -134,7 +134,7 @@ def test_a_stopped_run_adds_up_and_a_finished_one_stays_as_it_is(
     finish = Student.finish
 
     def stopped(self: Student, students: Path) -> Any:
-        if self.assignment.method == "agre_kd":
+        if self.spec.method == "agre_kd":
             raise KeyboardInterrupt
         return finish(self, students)
 

@@ -165,7 +165,7 @@ def test_a_granted_gpu_that_is_of_no_use_ends_the_job(
     pairs = make_job(methods=["one_hot"], **{"student.workers": 2})
 
     def students(job: Job, hosted: Any) -> Callable[[RayEngine], object]:
-        given = make_plan(job).assignments
+        given = make_plan(job).specs
         return lambda engine: engine.train_students(given, hosted, *places)
 
     asked = [Asked(drawn.biased, checkpoints[drawn.biased], (TEST,))]

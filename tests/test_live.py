@@ -35,7 +35,7 @@ STUDENT = Model(name="cnn", args={"width": 4})
 TRAINING = Training(epochs=2, batch_size=32, learning_rate=0.05)
 
 
-def assignments(drawn: Any) -> tuple[StudentSpec, ...]:
+def specs(drawn: Any) -> tuple[StudentSpec, ...]:
     """A student for every strategy, one with everything that an objective can have, and labels."""
     specs = {name: DistillationSpec(name, drawn.teachers, drawn.biased, 4.0) for name in STRATEGIES}
     specs["mixed"] = DistillationSpec(
@@ -114,7 +114,7 @@ def test_live_is_local_for_every_strategy(
     data, checkpoints, drawn = pool_of(job)
     with fleet_of(job, checkpoints, backbones_per_actor=backbones) as fleet:
         assert len(fleet.actors) == -(-3 // backbones)
-        for given in assignments(drawn):
+        for given in specs(drawn):
             live = Student(given, data, fleet.source(), look_ahead=2)
             while not live.done:
                 live.epoch()
@@ -175,7 +175,7 @@ def make(seed):
     data.classes = tuple(map(str, range(1000)))
     return data
 """
-"""Digits among a thousand classes: a question of 32 samples has 128 kB."""
+"""Digits among a thousand classes: a request of 32 samples has 128 kB."""
 
 
 @pytest.mark.parametrize("replicas", [1, 2])
@@ -208,7 +208,7 @@ def test_workers_train_what_one_process_trains(
     job = make_job()
     data, checkpoints, drawn = pool_of(job)
     channel = Channel()
-    given = assignments(drawn)
+    given = specs(drawn)
     with fleet_of(job, checkpoints, backbones_per_actor=3, weighting_actors=2) as fleet:
         work = TrainConfig(
             given,
@@ -232,9 +232,9 @@ def test_workers_train_what_one_process_trains(
     ]
     epochs = [(e.student, e.epoch.epoch) for e in events if isinstance(e, StudentEpoch)]
     assert epochs == [(a.name, epoch) for a in given for epoch in range(2)]
-    for assignment in given:
-        local = reference(assignment, data, checkpoints)
-        folder = tmp_path / "students" / assignment.name
+    for spec in given:
+        local = reference(spec, data, checkpoints)
+        folder = tmp_path / "students" / spec.name
         same(load(folder)[0], local.model)
         outcome = read_outcome(folder)
         assert outcome is not None
@@ -308,9 +308,9 @@ def test_a_killed_worker_goes_on_with_its_epoch(
     assert len(killed) == 1
     # What was said in the moment of the kill may be lost; the driver reads outcomes from files.
     assert [event.outcome.seed for event in events][-1:] == [1]
-    for assignment in given:
-        local = reference(assignment, data, checkpoints, threads=cpus)
-        same(load(students / assignment.name)[0], local.model)
+    for spec in given:
+        local = reference(spec, data, checkpoints, threads=cpus)
+        same(load(students / spec.name)[0], local.model)
 
 
 def test_fault_of_a_teacher_is_one_clear_error(
@@ -391,9 +391,9 @@ def test_students_side_by_side_are_those_of_one_after_another(
     assert list(tmp_path.glob("groups-*/group-1/placement-group"))
     # Of finished students; a worker that is killed at a student's end leaves one to the run's end.
     assert len(list((tmp_path / "states").glob("*.pt"))) <= len(killed)
-    for assignment in given:
-        local = reference(assignment, data, checkpoints)
-        same(load(students / assignment.name)[0], local.model)
+    for spec in given:
+        local = reference(spec, data, checkpoints)
+        same(load(students / spec.name)[0], local.model)
 
 
 def test_a_fault_of_one_group_ends_the_others(

@@ -601,9 +601,9 @@ def test_a_released_fleet_is_not_missed(
         assert teaching._fleet is None  # released while the students were trained
         assert teaching.effort.forwards > 0
     channel.close()
-    for assignment in given:
-        reference = trained(assignment, data, LocalTeachers(TeacherHost(checkpoints, data)))
-        worked = flat_parameters(load(tmp_path / "s" / assignment.name)[0])
+    for spec in given:
+        reference = trained(spec, data, LocalTeachers(TeacherHost(checkpoints, data)))
+        worked = flat_parameters(load(tmp_path / "s" / spec.name)[0])
         torch.testing.assert_close(worked, reference, rtol=1e-3, atol=2e-5)
     with TeacherProvider(job, checkpoints, data, [0, 1], told.append) as again:
         assert again.source() is not None

@@ -60,7 +60,7 @@ def test_questions_that_wait_and_retries(told: Any) -> None:
     meter.observe(spans, 3)
     meter.answered()
     found = told()
-    assert [value for value, _ in found["agrekd_questions_waiting"]] == [1, 2, 1, 0]
+    assert [value for value, _ in found["agrekd_requests_waiting"]] == [1, 2, 1, 0]
     assert [value for value, _ in found["agrekd_retries"]] == [3]
     assert [value for value, _ in found["agrekd_teacher_wait_seconds"]] == [0.2] * 3
     assert [value for value, _ in found["agrekd_weighting_seconds"]] == [0.1] * 3

@@ -352,15 +352,15 @@ def test_messages_are_as_large_as_the_real_ones(
     ids = np.arange(samples)
     coming = tuple((0, ids + n) for n in range(ahead))
     logits_BC = np.random.default_rng(0).normal(size=(samples, classes)).astype(np.float32)
-    question = GradientRequest(spec, 3, 0, ids, logits_BC, coming)
+    request = GradientRequest(spec, 3, 0, ids, logits_BC, coming)
 
     class Labelled:
         def labels(self, ids: np.ndarray) -> torch.Tensor:
             return torch.zeros(len(ids), dtype=torch.int64)
 
     logits_mBC = torch.randn(teachers, samples, classes)
-    told = teacher_gradients(question, names, logits_mBC, Labelled())  # type: ignore[arg-type]
-    answer = combine_gradients(question, [told])
+    told = teacher_gradients(request, names, logits_mBC, Labelled())  # type: ignore[arg-type]
+    answer = combine_gradients(request, [told])
     size = job(
         teachers,
         strategies=(strategy,),
@@ -371,7 +371,7 @@ def test_messages_are_as_large_as_the_real_ones(
         look_ahead=ahead,
     )
     for counted, real in (
-        (size.traffic.question, question),
+        (size.traffic.request, request),
         (size.traffic.replies, told),
         (size.traffic.answer, answer),
     ):
@@ -382,19 +382,19 @@ PEAK = """
 import re, torch
 from pathlib import Path
 from agrekd_ray.distillation.spec import combine_gradients
-from agrekd_ray.capacity.measure import question_of, replies_to
+from agrekd_ray.capacity.measure import request_of, replies_to
 
 def kilobytes(name):
     return int(re.search(name + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 
 torch.set_num_threads(1)
-small = question_of("agre_kd", 4, 8, 10)
+small = request_of("agre_kd", 4, 8, 10)
 combine_gradients(small, [replies_to(small)])
-question = question_of("agre_kd", 8, 64, 8000)
-told = [replies_to(question)]
+request = request_of("agre_kd", 8, 64, 8000)
+told = [replies_to(request)]
 Path("/proc/self/clear_refs").write_text("5")
 before = kilobytes("VmRSS")
-combine_gradients(question, told)
+combine_gradients(request, told)
 print((kilobytes("VmHWM") - before) * 1024)
 """
 

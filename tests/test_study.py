@@ -294,7 +294,7 @@ def replaced(block: Settings, path: str, value: Any) -> Any:
 
 @pytest.mark.filterwarnings("ignore:Pydantic serializer")
 def test_whatever_places_a_student_parts_the_points(make_job: Callable[..., Job]) -> None:
-    """Every setting that no point brings along in its assignments, recipes and reports."""
+    """Every setting that no point brings along in its specs, recipes and reports."""
     job = make_job()
     paths = dict(settings_within(job))
     placing = [path for path in paths if path not in (*CARRIED, *POOL, *REPORTED)]
@@ -329,7 +329,7 @@ def test_what_does_not_part_points_is_in_what_they_bring_along(
     make_job: Callable[..., Job], change: dict[str, Any]
 ) -> None:
     plain, other = make_plan(make_job()), make_plan(make_job(**change))
-    brought = [(plan.assignments, plan.recipes) for plan in (plain, other)]
+    brought = [(plan.specs, plan.recipes) for plan in (plain, other)]
     assert brought[0] != brought[1]
     assert driver.placement(make_job()) == driver.placement(make_job(**change))
 

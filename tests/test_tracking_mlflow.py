@@ -511,7 +511,7 @@ def test_students_become_models_while_the_next_ones_train(make_job, monkeypatch)
         return found
 
     def trained(self):
-        assert self.assignment.method == "aver" or first.wait(120)
+        assert self.spec.method == "aver" or first.wait(120)
         return epoch(self)
 
     monkeypatch.setattr(MlflowTracker, "log_model", logged)
@@ -536,7 +536,7 @@ def test_a_stopped_run_leaves_its_models_to_the_next_attempt(make_job, monkeypat
         return log(self, run_id, *given)
 
     def trained(self):
-        if self.assignment.method == "agre_kd":
+        if self.spec.method == "agre_kd":
             assert busy.wait(120)
             raise KeyboardInterrupt
         return epoch(self)

@@ -2,7 +2,7 @@
 
 Teachers of a set delay, M = 1 … 32, in fleets of several shapes. What the forecast is made from is
 measured apart from the steps that are forecast: a student's step on labels alone, the reading of a
-batch, weighing, and questions to a fleet of another shape. The teachers' delay is given.
+batch, weighing, and requests to a fleet of another shape. The teachers' delay is given.
 """
 
 from __future__ import annotations

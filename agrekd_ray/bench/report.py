@@ -93,9 +93,9 @@ def _on_steps(figures: Figures) -> Report:
     if memory := figures.get("replay_memory"):
         sizes = ", ".join(f"{size / 1e6:.0f} MB at {m} teachers" for m, size in memory)
         notes.append(f"memory of a process that only replays: {sizes}")
-    if "question_bytes" in figures:
+    if "request_bytes" in figures:
         notes.append(
-            f"bytes of a step: {figures['question_bytes']} a process asked (ids, look-ahead, "
+            f"bytes of a step: {figures['request_bytes']} a process asked (ids, look-ahead, "
             f"student's logits), {figures['reply_bytes']} a teacher (its gradient)"
         )
     if "record_bytes" in figures:

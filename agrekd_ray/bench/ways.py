@@ -239,7 +239,7 @@ class Ways:
             "kept": work.kept,
             "steps": work.steps,
             "batch_size": work.batch_size,
-            "question_bytes": len(pickle.dumps(request)),
+            "request_bytes": len(pickle.dumps(request)),
             "reply_bytes": logits.nbytes,
             "replay_memory": [
                 (teachers, in_own_process(_replay_memory, self, teachers))

@@ -34,14 +34,14 @@ class Costs(Settings):
     """What the parts between student and teachers take; the defaults are of two slow cores.
 
     Attributes:
-        call_ms: a question to the weighting actor and on to one teachers' actor, and back.
+        call_ms: a request to the weighting actor and on to one teachers' actor, and back.
         actor_ms: each further actor that is asked.
         host_ms: a teachers' process at each batch, besides reading and forward passes.
         backbone_ms: of its own time, each further backbone in a process.
         copy_gb: GB/s (10⁹ bytes) at which messages go into and out of a process.
         reply_ms: a teachers' actor works out gradients, besides what grows with them.
         reply_ns: for each number of a teacher's gradient.
-        weigh_ms: weighing one question's gradients, besides what grows with them.
+        weigh_ms: weighing one request's gradients, besides what grows with them.
         weigh_ns: for each number of the gradients [M, B, C], by strategy.
         programme_us: of AE-KD's quadratic programme, for each pair of teachers.
         seal_gb: GB/s at which a record is sealed with its checksum, or verified.
@@ -64,13 +64,13 @@ class Costs(Settings):
     start_s: NonNegative = 15
 
     def weigh(self, strategy: str, members: int, samples: int, classes: int) -> float:
-        """Milliseconds that one question's gradients take to be weighed."""
+        """Milliseconds that one request's gradients take to be weighed."""
         slope = self.weigh_ns.get(strategy, max(WEIGH_NS.values()))
         programme = self.programme_us * 1e-3 * members**2 if strategy == "ae_kd" else 0.0
         return self.weigh_ms + 1e-6 * members * samples * classes * slope + programme
 
     def reply(self, members: int, samples: int, classes: int) -> float:
-        """Milliseconds that an actor's answer to one question takes, its logits being there."""
+        """Milliseconds that an actor's answer to one request takes, its logits being there."""
         return self.reply_ms + 1e-6 * self.reply_ns * members * samples * classes
 
     def copy_ms(self, size: float) -> float:

@@ -100,17 +100,17 @@ class Forecast:
     def _parts(self) -> dict[str, float]:
         """Milliseconds of each part of a step that is taught by the fleet, by names of `PARTS`."""
         size, times, costs, sent = self.size, self.times, self.times.costs, self.size.traffic
-        strategy, questions = size.strategies[0], sent.questions
+        strategy, requests = size.strategies[0], sent.requests
         called = costs.call_ms + (size.actors - 1) * costs.actor_ms
-        asked = sent.question * (1 + (1 if sent.shared else size.actors))
+        asked = sent.request * (1 + (1 if sent.shared else size.actors))
         copied = costs.copy_ms(asked + sent.replies + sent.answer)
         weighed = costs.weigh(strategy, size.members, sent.samples, size.classes)
         reply = costs.reply(size.fullest_members, sent.samples, size.classes)
         served = called + copied + weighed
-        in_turn, replying = questions / size.shards, 1
-        if in_turn * served + reply < served + questions * reply:
-            # The weighting actor's work is hidden behind the answers to the questions before.
-            in_turn, replying = 1.0, questions
+        in_turn, replying = requests / size.shards, 1
+        if in_turn * served + reply < served + requests * reply:
+            # The weighting actor's work is hidden behind the answers to the requests before.
+            in_turn, replying = 1.0, requests
         # Of the fullest actor's forward passes: what one leaves its device idle for, backbones
         # share as `concurrent` says; what it is busy with, they do in turn.
         idle = (1 - times.forward_busy) * times.forward_ms * -(-size.fullest // size.concurrent)
@@ -119,14 +119,14 @@ class Forecast:
         if not size.actor_gpus:
             on_gpu, on_cores = 0.0, busy
         hosting = times.inputs_ms + times.costs.host_ms + (size.fullest - 1) * costs.backbone_ms
-        # Actors on a node start together and share its cores: on their next batch as a question
+        # Actors on a node start together and share its cores: on their next batch as a request
         # arrives, beside the path, which is one more.
         actors, cores = self.placing.actors_here, self.machines.cpus
         computing = hosting + on_cores
         all_cores = self._fullest(
             times.step_ms * (1 if size.student_gpus else max(1, int(size.student_cpus))),
-            served * questions / size.shards,
-            hosting + on_cores * max(1, int(size.actor_cpus or 1)) + questions * reply,
+            served * requests / size.shards,
+            hosting + on_cores * max(1, int(size.actor_cpus or 1)) + requests * reply,
         )
         return {
             "student": times.step_ms,
@@ -152,7 +152,7 @@ class Forecast:
         path = {name: parts[name] for name in PATH}
         if not size.look_ahead:
             path["teachers"] = parts["teachers"]
-        in_all, asked = sum(path.values()), sent.questions / size.shards
+        in_all, asked = sum(path.values()), sent.requests / size.shards
         ms = max(in_all, parts["teachers"], parts["cores"])
         shares = {name: part / in_all for name, part in path.items()}
         if parts["cores"] == ms > in_all:
@@ -165,7 +165,7 @@ class Forecast:
             "shares": shares,
             "teacher_idle": 1 - parts["teachers"] / ms,
             "student_waits": 1 - parts["student"] / ms,
-            "into_weighting": 1e3 * (sent.question + sent.replies) * asked / ms,
+            "into_weighting": 1e3 * (sent.request + sent.replies) * asked / ms,
             "bottleneck": _largest(shares),
             "traffic": asdict(sent),
         }
@@ -203,12 +203,12 @@ class Forecast:
         return sum(self.replay.values())
 
     def _network_ms(self) -> float:
-        """Questions and replies between machines: the busiest link, and the way there and back."""
+        """Requests and replies between machines: the busiest link, and the way there and back."""
         size, sent, placing = self.size, self.size.traffic, self.placing
         nodes = self.machines.nodes
         if nodes == 1:
             return 0.0
-        asked, far = sent.questions, placing.far
+        asked, far = sent.requests, placing.far
         mine, elsewhere = float(asked), 0.0
         if size.shards > 1:  # each beside its worker
             mine = placing.workers_here
@@ -219,10 +219,10 @@ class Forecast:
         if sent.shared:  # each node fetches it once
             copies, taken = min(copies, nodes - 1), 1
         busiest = max(
-            mine * sent.replies * far + elsewhere * sent.question,
-            mine * copies * sent.question + elsewhere * sent.answer,
+            mine * sent.replies * far + elsewhere * sent.request,
+            mine * copies * sent.request + elsewhere * sent.answer,
             placing.actors_here * asked * sent.reply,
-            taken * asked * sent.question,
+            taken * asked * sent.request,
         )
         return self._between_nodes_ms(busiest, 4 if elsewhere else 2)
 

@@ -1,4 +1,4 @@
-"""Times of a job's own models, of weighing, and of questions to a fleet, taken on this machine."""
+"""Times of a job's own models, of weighing, and of requests to a fleet, taken on this machine."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ STRATEGY = "agre_kd"
 ACTORS, DEEP, SLEEP_MS = 3, 4, 1
 """The fleet that is measured: actors, teachers of each, and how long a teacher sleeps."""
 ASKED = 15
-"""Questions of a round, whose mean counts, as the mean of an epoch's steps does."""
+"""Requests of a round, whose mean counts, as the mean of an epoch's steps does."""
 LARGE_MESSAGE = 4_000_000
 """Numbers of a message that shows what its bytes cost, float32."""
 
@@ -141,7 +141,7 @@ def weighing_costs(strategies: Collection[str]) -> dict[str, Any]:
     """What `Costs` needs to know of weighing and of the teachers' gradients."""
 
     def weighing_of(strategy: str, *size: int) -> Callable[[], object]:
-        request = question_of(strategy, *size)
+        request = request_of(strategy, *size)
         return partial(combine_gradients, request, [replies_to(request)])
 
     def reply_of(*size: int) -> Callable[[], object]:
@@ -195,8 +195,8 @@ def _line(work_of: Callable[[int, int, int], Callable[[], object]]) -> tuple[flo
     return max(0.0, small - slope * few), 1e6 * slope
 
 
-def question_of(strategy: str, teachers: int, samples: int, classes: int) -> GradientRequest:
-    """A question with a student's random logits, to teachers `teacher-0`, ..."""
+def request_of(strategy: str, teachers: int, samples: int, classes: int) -> GradientRequest:
+    """A request with a student's random logits, to teachers `teacher-0`, ..."""
     names = tuple(f"teacher-{number}" for number in range(teachers))
     spec = DistillationSpec(strategy, names, names[0], TEMPERATURE)
     logits_BC = torch.randn(samples, classes).numpy()
@@ -241,7 +241,7 @@ def calibration() -> Iterator[Callable[[Costs, int], dict[str, float]]]:
     Yields:
         What asks the fleet, as often as one likes, and says what `Costs` needs to know of calls, of
         teachers' processes and of messages' bytes; its arguments are the costs of weighing here,
-        which are taken off, and the samples of a question.
+        which are taken off, and the samples of a request.
     """
     settings = ColoredDigits(name="colored_digits", train=512, val=100)
     data = open_dataset(settings)
@@ -262,12 +262,12 @@ def _between(
     costs: Costs,
     samples: int,
 ) -> dict[str, float]:
-    """As `calibration` says; every question is of another view, so that no answer is there."""
+    """As `calibration` says; every request is of another view, so that no answer is there."""
     ids, classes, source = np.resize(data.splits[TRAIN], samples), len(data.classes), fleet.source()
     logits_BC = torch.randn(samples, classes).numpy()
 
     def round_trip(names: tuple[str, ...], actors: int) -> tuple[float, float]:
-        """Milliseconds besides what is computed for a question, and those that an actor does."""
+        """Milliseconds besides what is computed for a request, and those that an actor does."""
         spec = DistillationSpec(STRATEGY, names, names[0], TEMPERATURE)
 
         def ask() -> None:
@@ -277,8 +277,8 @@ def _between(
         ask()
         before = fleet.effort().seconds
         taken, _ = timed(ask, times=ASKED)
-        questions = (WARM + COUNTED) * ASKED
-        computed = 1e3 * (fleet.effort().seconds - before) / (questions * actors)
+        requests = (WARM + COUNTED) * ASKED
+        computed = 1e3 * (fleet.effort().seconds - before) / (requests * actors)
         weighed = costs.weigh(STRATEGY, len(names), samples, classes)
         called = taken - computed - weighed - costs.reply(1, samples, classes)
         return max(0.0, called), computed

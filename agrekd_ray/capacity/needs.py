@@ -77,7 +77,7 @@ def needs_of(points: Sequence[Job]) -> Needs:
             hosting.append((job, {name: body for name, (body, _) in backbones.items()}))
         memory = max(memory, together)
         # What finished students leave, and the state of the one under way.
-        copies = (2 if job.tracking.models else 1) * len(plan.assignments)
+        copies = (2 if job.tracking.models else 1) * len(plan.specs)
         students += size.student_bytes * (copies + IN_TRAINING)
     blocks = ("student", "teachers", "fleet")
     declined = (b for b in blocks if any(getattr(job, b).gpus == 0 for job in points))

@@ -34,7 +34,7 @@ COPIES = 5
 """Times the gradients' own bytes that weighing takes at its peak: 3.4 to 4.2 by strategy, and what
 the allocator keeps."""
 FLOAT, ID = 4, 8
-QUESTION, REPLIES, ANSWER = 440, 230, 410
+REQUEST, REPLIES, ANSWER = 440, 230, 410
 """Bytes of a message without its numbers and names; a test holds them to the real pickles."""
 NAME, VIEW = 3, 30
 """Bytes of a name besides its letters, and of a coming batch besides its ids."""
@@ -42,28 +42,28 @@ NAME, VIEW = 3, 30
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes of one question and what follows it.
+    """Bytes of one request and what follows it.
 
     Attributes:
-        question: to the weighting actor, and from there to each teachers' actor.
+        request: to the weighting actor, and from there to each teachers' actor.
         replies: of all actors together.
         reply: of the actor with most teachers.
         answer: back to the student.
-        questions: that the workers ask in a step.
-        samples: of a question.
+        requests: that the workers ask in a step.
+        samples: of a request.
     """
 
-    question: int
+    request: int
     replies: int
     reply: int
     answer: int
-    questions: int
+    requests: int
     samples: int
 
     @property
     def shared(self) -> bool:
-        """Whether a question is one object that all actors read."""
-        return self.question > INLINE
+        """Whether a request is one object that all actors read."""
+        return self.request > INLINE
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ class JobSize:
     def traffic(self) -> Traffic:
         """Bytes of a live step's messages.
 
-        A question has the names, ids of this batch and of those ahead, and the student's logits; a
+        A request has the names, ids of this batch and of those ahead, and the student's logits; a
         reply has gradients, and cross-entropies where the strategy needs them; the answer has
         gradient, loss and fallback by sample, and three numbers by teacher.
         """
@@ -204,11 +204,11 @@ class JobSize:
         by_member = self.name_bytes // self.members + gradients
         by_sample = (classes + 1 + 2 * self.teachers) * FLOAT + 1
         return Traffic(
-            question=QUESTION + self.name_bytes + ids + samples * classes * FLOAT,
+            request=REQUEST + self.name_bytes + ids + samples * classes * FLOAT,
             replies=self.actors * REPLIES + self.name_bytes + self.members * gradients,
             reply=REPLIES + self.fullest_members * by_member,
             answer=ANSWER + samples * by_sample + self.teachers,
-            questions=1 if whole else self.workers,
+            requests=1 if whole else self.workers,
             samples=samples,
         )
 
@@ -230,16 +230,16 @@ class JobSize:
         numbers = sent.samples * self.classes * FLOAT
         weights = self.fullest * self.teacher_bytes
         kept = (self.look_ahead + 2) * (self.workers + 1) * self.fullest_members * numbers
-        asked = sent.questions / self.shards
+        asked = sent.requests / self.shards
         stored = (
-            2 * sent.question * sent.shared  # the worker's, and the one for all actors
+            2 * sent.request * sent.shared  # the worker's, and the one for all actors
             + sent.replies * (sent.reply > INLINE)
             + sent.answer * (sent.answer > INLINE)
         )
-        held = asked * (sent.question + sent.replies) + COPIES * self.members * numbers
+        held = asked * (sent.request + sent.replies) + COPIES * self.members * numbers
         return {
             "worker": process + IN_TRAINING * self.student_bytes,
-            "teacher_actor": process + weights + kept + sent.question + 2 * sent.reply,
+            "teacher_actor": process + weights + kept + sent.request + 2 * sent.reply,
             "teacher_weights": weights,
             "weighting_actor": process + held,
             "object_store": asked * stored,
@@ -310,7 +310,7 @@ def size_of(
     Raises:
         AgrekdError: a checkpoint that the job names cannot be read.
     """
-    specs = [a.spec for a in plan.assignments if a.spec is not None]
+    specs = [a.spec for a in plan.specs if a.spec is not None]
     members = specs[0].members if specs else ()
     student, training, fleet = job.student, job.student.training, job.fleet
     lengths = {name: len(ids) for name, ids in dataset.splits.items()} if dataset else {}
@@ -326,7 +326,7 @@ def size_of(
     given = numbered(job)
     return JobSize(
         strategies=tuple(spec.strategy for spec in specs),
-        plain=len(plan.assignments) - len(specs),
+        plain=len(plan.specs) - len(specs),
         members=len(members),
         name_bytes=sum(len(name) + NAME for name in members),
         teachers=len(plan.draw.teachers),
@@ -361,7 +361,7 @@ def size_of(
 
 def backbones_of(job: Job, plan: Plan, shape: Shape, classes: int) -> dict[str, tuple[str, int]]:
     """Name and bytes of the backbone of every teacher that is hosted, where any are."""
-    specs = [a.spec for a in plan.assignments if a.spec is not None]
+    specs = [a.spec for a in plan.specs if a.spec is not None]
     hosted = {*plan.draw.recipes, *plan.draw.own} if specs else set()
     if job.guidance == "live":
         hosted = {name for spec in specs for name in spec.members}

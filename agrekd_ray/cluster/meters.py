@@ -45,23 +45,23 @@ class WeightingMeter:
 
     def __init__(self) -> None:
         self._depth = Gauge(
-            "agrekd_questions_waiting", "Questions that students have asked and wait for."
+            "agrekd_requests_waiting", "Requests that students have asked and wait for."
         )
         self._wait = Histogram(
             "agrekd_teacher_wait_seconds",
-            "From a question to the answer of the last teacher.",
+            "From a request to the answer of the last teacher.",
             boundaries=list(SECONDS),
         )
         self._weigh = Histogram(
             "agrekd_weighting_seconds", "Weighting of one answer.", boundaries=list(SECONDS)
         )
         self._retries = Counter(
-            "agrekd_retries", "Questions that were asked again, since an actor had died."
+            "agrekd_retries", "Requests that were sent again, since an actor had died."
         )
         self._waiting, self._retried = 0, 0
 
     def asked(self) -> None:
-        """A question has come."""
+        """A request has come."""
         self._waiting += 1
         self._depth.set(self._waiting)
 

@@ -165,7 +165,7 @@ class Planned:
         return setting if inside else None
 
     def trial(self, setting: Setting, seeds: Sequence[int] | None = None) -> Job:
-        """The job of a trial; its plan has an assignment a seed.
+        """The job of a trial; its plan has a spec a seed.
 
         Args:
             setting: of the trial.

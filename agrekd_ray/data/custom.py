@@ -46,11 +46,12 @@ def dataset(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 def of_factory(data: Any) -> Any:
     """A job's raw `data` that names a plugin's data set, as a `custom` one; all else as it is."""
-    if not isinstance(data, dict) or data.get("name") not in FACTORIES:
+    name = data.get("name") if isinstance(data, dict) else None
+    if not isinstance(name, str) or name not in FACTORIES:
         return data
     args = {key: value for key, value in data.items() if key not in ("name", "seed")}
     seed = {"seed": data["seed"]} if "seed" in data else {}
-    return {"name": "custom", "factory": data["name"], "args": args, **seed}
+    return {"name": "custom", "factory": name, "args": args, **seed}
 
 
 class Custom(Settings):

@@ -215,7 +215,7 @@ class Replay:
         checkpoints: folders of the teachers, by name.
         numbers: that the teachers' forward passes compute in.
         fleet: who answers where a record is missing.
-        opening: opens the records, where a node may not have them (`keeper.LogitsServer`).
+        opening: opens the records, where a node may not have them (`fleet.logits_server`).
     """
 
     settings: OutputSettings

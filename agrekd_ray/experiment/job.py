@@ -156,7 +156,7 @@ class _JobDriver(Driver[list[StudentResult]]):
         self.draws = draw
         self.plan: Plan = make_plan(self.job)
         self.dataset: Dataset = open_dataset(self.job.data)
-        self.monitor = Monitor(self.display, self.tracker, self.outbox, self.plan.assignments)
+        self.monitor = Monitor(self.display, self.tracker, self.outbox, self.plan.specs)
         self.known: JobArchive | None = None
         """Of a run that had come to its end: only what is missing is added to it."""
         self._to_log: set[str] = set()
@@ -229,7 +229,7 @@ class _JobDriver(Driver[list[StudentResult]]):
         voted = [f"{method}-seed-{seed}" for method, seed in self.plan.votes]
         if "teacher_vote" in self.job.methods:
             voted.append(f"teacher_vote-seed-{self.job.seeds[0]}")
-        trained = [name for spec in self.plan.assignments for name in spec.results]
+        trained = [name for spec in self.plan.specs for name in spec.results]
         return all(read_outcome(self.folder.students / name) for name in (*trained, *voted))
 
     def _work(self) -> None:

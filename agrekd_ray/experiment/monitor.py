@@ -97,7 +97,7 @@ class Monitor:
         display: the progress line.
         tracker: MLflow.
         outbox: through which it is told.
-        assignments: the students that are trained.
+        specs: the students that are trained.
     """
 
     def __init__(
@@ -105,10 +105,10 @@ class Monitor:
         display: Display,
         tracker: Tracker,
         outbox: Outbox,
-        assignments: tuple[StudentSpec, ...],
+        specs: tuple[StudentSpec, ...],
     ) -> None:
         self._display, self._tracker, self._outbox = display, tracker, outbox
-        self._assignments = {assignment.name: assignment for assignment in assignments}
+        self._specs = {spec.name: spec for spec in specs}
         self._seen: set[tuple[str, int]] = set()
         self._runs: dict[str, str] = {}
         self._epochs = EpochWriter(tracker, outbox)
@@ -119,7 +119,7 @@ class Monitor:
         if isinstance(event, StudentEpoch):
             self._epoch(event)
         elif isinstance(event, StudentDone):
-            if given := self._assignments.get(event.outcome.name):
+            if given := self._specs.get(event.outcome.name):
                 epochs = given.training.epochs
                 self._display.reach(f"{given.name} finished", given.name, epochs, 0)
             self.finished(event.outcome)
@@ -144,7 +144,7 @@ class Monitor:
     def run(self, what: StudentResult | StudentSpec) -> str:
         """The MLflow run of a method × seed."""
         if what.name not in self._runs:
-            given = self._assignments.get(what.name)
+            given = self._specs.get(what.name)
             params = student_params(given) if given else {"teachers": what.teachers}
             self._runs[what.name] = self._tracker.student(what.method, what.seed, params)
         return self._runs[what.name]
@@ -155,7 +155,7 @@ class Monitor:
             return
         self._seen.add((event.student, epoch.epoch))
         show_progress(self._display, event)
-        student = self._assignments[event.student]
+        student = self._specs[event.student]
         self._epochs.add(event.student, lambda: self.run(student), [epoch])
 
 

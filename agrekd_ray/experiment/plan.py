@@ -1,4 +1,4 @@
-"""What a job comes down to: models of the pool, and an assignment for every student."""
+"""What a job comes down to: models of the pool, and a spec for every student."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class Plan:
 
     Attributes:
         draw: the ensemble.
-        assignments: the students, seed by seed, so that a job that is stopped has whole seeds.
+        specs: the students, seed by seed, so that a job that is stopped has whole seeds.
         votes: members of each deep ensemble, by (method, seed).
         strategies: the distillation methods of the job.
         needs_ensemble: whether any method of the job has teachers.
     """
 
     draw: Draw
-    assignments: tuple[StudentSpec, ...]
+    specs: tuple[StudentSpec, ...]
     votes: dict[tuple[str, int], tuple[Recipe, ...]]
     strategies: tuple[str, ...]
     needs_ensemble: bool
@@ -68,17 +68,17 @@ def make_plan(job: Job) -> Plan:
         if method in job.methods
         for seed in job.seeds
     }
-    assignments: list[StudentSpec] = []
+    specs: list[StudentSpec] = []
     for seed in job.seeds:
         if {"one_hot", "one_hot_dfr"} & set(job.methods):
             dfr = job.teachers.dfr if "one_hot_dfr" in job.methods else None
-            assignments.append(
+            specs.append(
                 StudentSpec("one_hot", seed, job.student.model, job.student.training, dfr=dfr)
             )
         for strategy in strategies:
-            assignments.append(_taught(job, drawn, strategy, seed))
+            specs.append(_taught(job, drawn, strategy, seed))
     needs_ensemble = bool(strategies) or "teacher_vote" in job.methods
-    return Plan(drawn, tuple(assignments), votes, strategies, needs_ensemble)
+    return Plan(drawn, tuple(specs), votes, strategies, needs_ensemble)
 
 
 def _taught(job: Job, drawn: Draw, strategy: str, seed: int) -> StudentSpec:

@@ -194,7 +194,7 @@ class _StudyDriver(Driver[StudyResult]):
             if cohort is None:
                 alike.append(cohort := _Cohort(settled(job), self.root, self.folder.training))
             inside = f"{setting.folder}/students"
-            cohort.specs += [replace(spec, folder=inside) for spec in plan.assignments]
+            cohort.specs += [replace(spec, folder=inside) for spec in plan.specs]
             cohort.checkpoints |= checkpoints
             cohort.recipes += plan.recipes
             cohort.points.append(number)
@@ -274,7 +274,7 @@ class _StudyDriver(Driver[StudyResult]):
 def placement(job: Job) -> str:
     """A fingerprint of all that places and paces a job's students: points of the same share it.
 
-    Everything counts but what each point brings along: its assignments have the student's model,
+    Everything counts but what each point brings along: its specs have the student's model,
     training and lesson, its recipes what makes the teachers, and its reports are its own.
     """
     return fingerprint(

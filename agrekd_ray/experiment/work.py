@@ -52,7 +52,7 @@ class Work:
             plan: of its students; of the default, where a search varies it.
             folder: of the run.
         """
-        work = cls(job, folder / "students", folder / "training", list(plan.assignments))
+        work = cls(job, folder / "students", folder / "training", list(plan.specs))
         work.recipes = plan.recipes
         work.checkpoints = plan.checkpoints(work.pool) if plan.needs_ensemble else {}
         work.answering = plan.answering(work.pool)

@@ -1,8 +1,8 @@
 """Records without a shared folder: the driver's node keeps them, others read them through Ray.
 
 What teachers record stays on the disk of their own node until the driver fetches it (`Fleet.
-recorded`). A student on a node without a record gets it from the keeper as an object of Ray's
-store: one copy a node, which all processes there read in place.
+recorded`). A student on a node without a record gets it from the node that has it, as an object of
+Ray's store: one copy a node, which all processes there read in place.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ VIEWS_KEPT = 4
 VIEWS_BORROWED = 2
 """Views whose objects a process holds: an epoch's, and the next one's."""
 ATTEMPTS = 3
-"""To read a record; an object is gone when the keeper that made it died."""
+"""To read a record; an object is gone when the process that made it died."""
 
 
 class LogitsServerActor:
@@ -60,18 +60,18 @@ class LogitsServerActor:
 
 
 class LentLogits(LogitsCache):
-    """Records on this node's disk or, where it has none, the keeper's."""
+    """Records on this node's disk or, where it has none, those of the node that has them."""
 
-    def __init__(self, keeper: Any, *given: Any) -> None:
+    def __init__(self, server: Any, *given: Any) -> None:
         super().__init__(*given)
-        self._logits_server = keeper
+        self._logits_server = server
         self._borrowed: OrderedDict[int, dict[str, np.ndarray]] = OrderedDict()
 
     def read(self, name: str, view: int) -> np.ndarray | None:
         """See `LogitsCache.read`.
 
         Raises:
-            RunError: the keeper cannot be reached any more.
+            RunError: the server cannot be reached any more.
         """
         borrowed = self._borrowed.get(view, {}).get(name)
         if borrowed is not None:
@@ -88,7 +88,7 @@ class LentLogits(LogitsCache):
                 record: np.ndarray = ray.get(lent[0])
             except RayError as error:
                 if attempt + 1 == ATTEMPTS:
-                    raise plain_error(error, "the keeper of recorded outputs") from None
+                    raise plain_error(error, "the server of recorded outputs") from None
             else:
                 break
         self._borrowed.setdefault(view, {})[name] = record

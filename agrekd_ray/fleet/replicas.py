@@ -64,7 +64,7 @@ class ReplicaGroup:
         self._looking: set[asyncio.Task[None]] | None = None
         self._changed = asyncio.Event()
         self.retries = 0
-        """Questions that were asked again, since an actor had died."""
+        """Requests that were sent again, since an actor had died."""
         self._asked: dict[int, tuple[float, str | None]] = {}
         self._numbers = itertools.count()
 

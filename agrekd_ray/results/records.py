@@ -309,7 +309,7 @@ class TeacherCost:
         forwards: forward passes of a backbone.
         recorded: bytes of their records.
         seconds: that the forward passes took.
-        retries: questions that were asked again, since an actor had died.
+        retries: requests that were sent again, since an actor had died.
         spans: where the time went: `forward NAMES` by teachers that share a backbone, `gather`
             and `weigh` of the weighting actor.
     """

@@ -15,7 +15,7 @@ from agrekd_ray.results import Epoch, degraded, epochs_from_json
 from agrekd_ray.results.search import FAILED, FINISHED, RUNNING, STOPPED, TrialResult
 from agrekd_ray.search.folder import TrialStore
 from agrekd_ray.search.trainable import setting_of
-from agrekd_ray.search.trial import assignments
+from agrekd_ray.search.trial import student_specs
 from agrekd_ray.search.trial_table import TrialTable
 from agrekd_ray.student.room import give_back
 from agrekd_ray.tracking.outbox import Outbox
@@ -41,7 +41,7 @@ class TrialRuns:
     def run(self, trial: TrialResult) -> str:
         """The run of a trial."""
         if trial.number not in self._runs:
-            given = assignments(self._planned.trial(trial.setting))[0]
+            given = student_specs(self._planned.trial(trial.setting))[0]
             params = {**student_params(given), **trial.setting, "method": given.method}
             run = self._tracker.trial(trial.name, trial.number, params, self._planned.search.seeds)
             self._tracker.set_tags(

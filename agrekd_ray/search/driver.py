@@ -68,7 +68,7 @@ from agrekd_ray.search.trainable import (
     scheduler,
     searcher,
 )
-from agrekd_ray.search.trial import Shared, assignments, last_state, read_test
+from agrekd_ray.search.trial import Shared, last_state, read_test, student_specs
 from agrekd_ray.search.trial_table import TrialTable
 from agrekd_ray.student import StudentSpec, read_outcome
 
@@ -178,9 +178,7 @@ class _SearchDriver(Driver[SearchResult]):
             self.runs.measured(trial)
             if trial.number == result.winner:
                 self.runs.chosen(trial)
-        self.monitor = Monitor(
-            self.display, self.tracker, self.outbox, self._final_assignments(result)
-        )
+        self.monitor = Monitor(self.display, self.tracker, self.outbox, self._final_specs(result))
         for outcome in result.final:
             self.monitor.finished(outcome)
         publish_search(self.folder.path, result, anew=False)
@@ -426,7 +424,7 @@ class _SearchDriver(Driver[SearchResult]):
 
     def _final(self, engine: RayEngine, result: SearchResult) -> list[StudentResult]:
         """Students of the winner and of the default, with fresh seeds, in one worker group."""
-        given = self._final_assignments(result)
+        given = self._final_specs(result)
         if not given:
             return []
         self.monitor = Monitor(self.display, self.tracker, self.outbox, given)
@@ -437,14 +435,14 @@ class _SearchDriver(Driver[SearchResult]):
             self.monitor.finished(outcome)
         return sorted(outcomes, key=lambda outcome: (outcome.method != WINNER, outcome.seed))
 
-    def _final_assignments(self, result: SearchResult) -> tuple[StudentSpec, ...]:
+    def _final_specs(self, result: SearchResult) -> tuple[StudentSpec, ...]:
         """Seed by seed the winner and the default, once where they are the same; or none."""
         seeds = self.search.final.seeds
         if not seeds:
             return ()
         winner = next(trial for trial in result.trials if trial.number == result.winner)
         jobs = {WINNER: self.planned.trial(winner.setting, seeds), DEFAULT: self.planned.default}
-        by_method = {name: assignments(job) for name, job in jobs.items()}
+        by_method = {name: student_specs(job) for name, job in jobs.items()}
         pairs = [
             {name: replace(one, method=name) for name, one in zip(by_method, pair, strict=True)}
             for pair in zip(*by_method.values(), strict=True)

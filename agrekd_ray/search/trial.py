@@ -91,7 +91,8 @@ class Trial:
     ) -> None:
         ahead = job.fleet.look_ahead
         self._students = [
-            make(spec, dataset, source, look_ahead=ahead, judge=judge) for spec in assignments(job)
+            make(spec, dataset, source, look_ahead=ahead, judge=judge)
+            for spec in student_specs(job)
         ]
 
     @property
@@ -118,12 +119,12 @@ class Trial:
     def save(self, folder: Path) -> None:
         """Write a state a student, on which the rest of the trial depends."""
         for student in self._students:
-            student.save_state(folder / f"{student.assignment.seed}.pt")
+            student.save_state(folder / f"{student.spec.seed}.pt")
 
     def load(self, folder: Path) -> None:
         """Go on from what `save` wrote, maybe under another setting of the same search."""
         for student in self._students:
-            student.load_state(folder / f"{student.assignment.seed}.pt", of_any=True)
+            student.load_state(folder / f"{student.spec.seed}.pt", of_any=True)
 
     def test(self, state: Path) -> Metrics:
         """How good the students that it has saved are on the test split; it ends with that.
@@ -138,9 +139,9 @@ class Trial:
         return mean_metrics([student.test() for student in self._students])
 
 
-def assignments(job: Job) -> tuple[StudentSpec, ...]:
+def student_specs(job: Job) -> tuple[StudentSpec, ...]:
     """What a trial's students have to do, one a seed."""
-    return make_plan(job).assignments
+    return make_plan(job).specs
 
 
 def test_metrics(
@@ -156,7 +157,7 @@ def test_metrics(
         device: to compute on.
     """
     metrics = []
-    for spec in assignments(planned.trial(setting)):
+    for spec in student_specs(planned.trial(setting)):
         model = build(spec.model, dataset.shape, len(dataset.classes), spec.seed)
         saved = torch.load(state / f"{spec.seed}.pt", map_location="cpu", weights_only=True)
         model.load_state_dict(saved["trainer"]["model"])

@@ -1,4 +1,4 @@
-"""The student: one assignment (`student.py`) and its Ray Train shell (`group.py`)."""
+"""The student: one spec (`student.py`) and its Ray Train shell (`group.py`)."""
 
 from agrekd_ray.student.student import (
     STATE,

@@ -65,7 +65,7 @@ class TrainConfig:
     """What every worker is told.
 
     Attributes:
-        assignments: the students, in order.
+        specs: the students, in order.
         data: settings of the data set, which every worker opens itself.
         source: opens in a worker where answers come from; None where no student has teachers.
         students: folder of finished students, reachable from every worker.
@@ -76,7 +76,7 @@ class TrainConfig:
             fault, takes no student of this one.
     """
 
-    assignments: tuple[StudentSpec, ...]
+    specs: tuple[StudentSpec, ...]
     data: DriverData
     source: Callable[[Samples], Source] | None
     students: Path
@@ -91,8 +91,8 @@ class TrainConfig:
         return self.training / f"groups-{self.call}"
 
     def finished(self, number: int) -> bool:
-        """Whether a student, by its place among the assignments, is finished."""
-        return read_outcome(self.students / self.assignments[number].name) is not None
+        """Whether a student, by its place among the specs, is finished."""
+        return read_outcome(self.students / self.specs[number].name) is not None
 
 
 def train_group(
@@ -117,7 +117,7 @@ def train_group(
         (earlier / GIVEN_UP).touch()
     work = replace(work, call=uuid.uuid4().hex[:8])
     work.groups.mkdir(parents=True)
-    left = [n for n in range(len(work.assignments)) if not work.finished(n)]
+    left = [n for n in range(len(work.specs)) if not work.finished(n)]
     shared = SharedWork(work.groups)
     shared.lay_out(left)
     changed, over = threading.Event(), threading.Event()
@@ -143,7 +143,7 @@ def train_group(
                 group.join(SECONDS_TO_END)
     finally:
         over.set()
-    missing = [work.assignments[n].name for n in left if not work.finished(n)]
+    missing = [work.specs[n].name for n in left if not work.finished(n)]
     if missing:
         raise RunError(f"{len(missing)} students are not finished, the first is {missing[0]}.")
 
@@ -300,7 +300,7 @@ def _work(config: dict[str, Any]) -> None:
         dataset = work.data.open()
         source = work.source(dataset) if work.source else None
         while (number := _next(work, folder)) is not None:
-            _train_one(work, work.assignments[number], dataset, source)
+            _train_one(work, work.specs[number], dataset, source)
     except AgrekdError as error:
         # A fault that a restart would only repeat: all groups end. A lone worker ends in peace; one
         # of several must also free those who wait for it.

@@ -76,11 +76,11 @@ class Pace:
     """How fast students come on, and whether a further group would make up for its own start.
 
     Args:
-        assignments: that are left.
+        specs: that are left.
     """
 
-    def __init__(self, assignments: Sequence[StudentSpec]) -> None:
-        self._left = {given.name: given.training.epochs for given in assignments}
+    def __init__(self, specs: Sequence[StudentSpec]) -> None:
+        self._left = {given.name: given.training.epochs for given in specs}
         self._began = time.monotonic()
         self._times: deque[float] = deque(maxlen=RECENT)
         self._start: float | None = None

@@ -1,4 +1,4 @@
-"""One student: an assignment, its trainer, and what it leaves behind. No Ray here.
+"""One student: a spec, its trainer, and what it leaves behind. No Ray here.
 
 The two shells around it are `group.py` (Ray Train) and `experiment/engine.py` (this process).
 """
@@ -220,28 +220,28 @@ class Student(StudentTraining):
     """The training of a `StudentSpec`; can be put down and taken up after any epoch.
 
     Args:
-        assignment: what to do.
+        spec: what to do.
         dataset: see `StudentTraining`.
         source: where its teachers' answers come from; None for the labels alone.
         further: see `StudentTraining`.
     """
 
     def __init__(
-        self, assignment: StudentSpec, dataset: Dataset, source: Source | None, **further: Any
+        self, spec: StudentSpec, dataset: Dataset, source: Source | None, **further: Any
     ) -> None:
-        self.assignment = assignment
+        self.spec = spec
         self._written: list[dict[str, Any]] = []  # the history, as states have it
-        if assignment.spec is not None and source is None:
-            raise ValueError(f"{assignment.name} needs teachers, but there is no source")
+        if spec.spec is not None and source is None:
+            raise ValueError(f"{spec.name} needs teachers, but there is no source")
         shape, classes = dataset.shape, len(dataset.classes)
-        self.model: Classifier = build(assignment.model, shape, classes, assignment.seed)
+        self.model: Classifier = build(spec.model, shape, classes, spec.seed)
         super().__init__(
             self.model,
             dataset,
-            assignment.training,
-            assignment.spec,
+            spec.training,
+            spec.spec,
             source,
-            seed=assignment.seed,
+            seed=spec.seed,
             **further,
         )
 
@@ -253,7 +253,7 @@ class Student(StudentTraining):
         """
         self._written += map(asdict, self.history[len(self._written) :])
         state = {
-            "student": self.assignment.name,
+            "student": self.spec.name,
             "trainer": self.trainer.state_dict(),
             "history": self._written,
         }
@@ -278,7 +278,7 @@ class Student(StudentTraining):
         except Exception as error:
             raise _damaged(path, error) from None
         try:
-            if state["student"] != self.assignment.name and not of_any:
+            if state["student"] != self.spec.name and not of_any:
                 return False
             history = checked(list[Epoch], state["history"])
             self.trainer.load_state_dict(state["trainer"])
@@ -299,7 +299,7 @@ class Student(StudentTraining):
         Raises:
             RunError: the state is damaged, or the folder cannot be made.
         """
-        own = training / STATES / f"{self.assignment.name}.pt"
+        own = training / STATES / f"{self.spec.name}.pt"
         for state in (own, training / STATE):
             if exists(state) and self.load_state(state):
                 break
@@ -340,7 +340,7 @@ class Student(StudentTraining):
 
     def finish(self, students: Path) -> list[StudentResult]:
         """Evaluate and save the student, and its copy with a retrained last layer where asked."""
-        given = self.assignment
+        given = self.spec
         outcomes = []
         if given.dfr is not None:
             debiased = retrain_head(
@@ -358,7 +358,7 @@ class Student(StudentTraining):
     def _leave(
         self, students: Path, model: Classifier, method: str, history: list[Epoch]
     ) -> StudentResult:
-        given, data = self.assignment, self._dataset
+        given, data = self.spec, self._dataset
         answers = {split: self.probabilities(split, model) for split in (SELECT, TEST)}
         splits = {split: score(data, split, answer_NC) for split, answer_NC in answers.items()}
         folder = students / given.folder / f"{method}-seed-{given.seed}"

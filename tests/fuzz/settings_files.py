@@ -151,7 +151,7 @@ def _searched(planned: Planned) -> None:
     for setting in settings:
         for path, value in setting.items():
             assert planned.search.space[path].holds(value)
-        assert make_plan(planned.trial(setting)).assignments
+        assert make_plan(planned.trial(setting)).specs
     assert planned.epochs >= 1
     make_plan(planned.default)
 
