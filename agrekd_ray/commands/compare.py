@@ -21,7 +21,7 @@ from agrekd_ray.report.settings_plots import (
     worst_against_accuracy,
 )
 from agrekd_ray.report.style import draw_plots
-from agrekd_ray.results.metrics import ACCURACY, WORST_GROUP, worst_metric
+from agrekd_ray.results.metrics import ACCURACY, MISSING, WORST_GROUP, worst_metric
 from agrekd_ray.results.runs import Row, baselines, check_metric, ordered, settings
 from agrekd_ray.tracking.mlflow_reader import read
 from agrekd_ray.tracking.mlflow_store import checked_address
@@ -113,6 +113,15 @@ def points(rows: Sequence[Row], metrics: Sequence[str]) -> list[Point]:
         metrics: that are drawn.
     """
     varying = settings(rows)
+    of_method: dict[str, set[str]] = {}
+    for row, values in varying.items():
+        of_method.setdefault(row.first.method, set()).update(values)
+    if all(row.first.number is None for row in rows):
+        # What another row of the same method has, and this one does not.
+        varying = {
+            row: dict.fromkeys(of_method[row.first.method], MISSING) | values
+            for row, values in varying.items()
+        }
     # Beside what a job may set; alone, it would be what the labels say.
     methods = any(varying.values()) and all(row.first.number is None for row in rows)
     return [
@@ -129,17 +138,22 @@ def points(rows: Sequence[Row], metrics: Sequence[str]) -> list[Point]:
 
 
 def _drawn(comparison: Comparison, folder: Path) -> list[Path]:
-    rows, metric = comparison.rows, comparison.sort
+    metric, trials = comparison.sort, comparison.parts.get("trial", [])
     wanted = list(dict.fromkeys((comparison.worst, f"{comparison.split}/{ACCURACY}", metric)))
-    trials = [row for row in rows if row.first.number is not None]
-    every = points(rows, wanted)
-    # What follows a search trains settings of its trials once more.
-    varied = points(trials, wanted) if trials else every
-    drawings: dict[str, Callable[[], Figure | None]] = {
-        "worst_against_accuracy": lambda: worst_against_accuracy(every, comparison.worst),
-        "parameter_effects": lambda: parameter_effects(varied, metric),
-        "parallel_coordinates": lambda: parallel_coordinates(varied, metric),
-    }
+    # What follows a search stands beside its trials; students of jobs have pictures of their own.
+    jobs = [row for row in comparison.rows if row.first.number is None and not row.first.searches]
+    others = [row for row in comparison.rows if row not in jobs]
+    drawings: dict[str, Callable[[], Figure | None]] = {}
+    for rows, of in ((others, ""), (jobs, "_of_students" if others else "")):
+        if rows:
+            drawn = points(rows, wanted)
+            varied = points(trials, wanted) if trials and rows is others else drawn
+            against = partial(worst_against_accuracy, drawn, comparison.worst)
+            drawings |= {
+                f"worst_against_accuracy{of}": against,
+                f"parameter_effects{of}": partial(parameter_effects, varied, metric),
+                f"parallel_coordinates{of}": partial(parallel_coordinates, varied, metric),
+            }
     searches = list(dict.fromkeys(row.first.parent for row in trials))
     for search in searches:
         mine = points([row for row in trials if row.first.parent == search], wanted)

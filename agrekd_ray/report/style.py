@@ -24,6 +24,7 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 
 from agrekd_ray.files import exists, replacing
+from agrekd_ray.report.tables import wrapped
 from agrekd_ray.results.metrics import label
 
 INK, FAINT = "#222222", "#8a8a8a"
@@ -199,6 +200,16 @@ def brief(text: str, most: int) -> str:
     return f"{text[: most - end - 1]}…{text[-end:]}"
 
 
+def _first_words(text: str, most: int) -> str:
+    """A label of whole words, and how many settings there is no room for."""
+    words = text.split()
+    kept = len(words)
+    while kept > 1 and len(" ".join(words[:kept])) > most:
+        kept -= 1
+    more = f" and {len(words) - kept} more" if kept < len(words) else ""
+    return f"{brief(' '.join(words[:kept]), most)}{more}"
+
+
 def place_labels(
     axes: Axes,
     dots: Sequence[tuple[float, float, float, float]],
@@ -230,7 +241,7 @@ def place_labels(
     look |= {"arrowprops": {"arrowstyle": "-", "color": FAINT, "lw": 0.6}, "zorder": 7}
     taken: dict[Annotation, Bbox] = {}
     for x, y, text in labels:
-        words = textwrap.fill(brief(text, 68), 26, break_on_hyphens=False)
+        words = "\n".join(wrapped(_first_words(text, 68), 26))
         taken[axes.annotate(words, (x, y), (0, 0), **look)] = Bbox.null()
     for note in [*taken] * 3:  # each anew, until all have seen where the others are
         size = np.array(Text.get_window_extent(note, renderer).size)
