@@ -788,3 +788,25 @@ def test_labels_in_pictures_break_between_words():
         "learning_rate=0.1 and 2",
         "more",
     ]
+
+
+def test_pictures_of_a_comparison_are_vectors_where_asked_and_say_their_seeds(shown, tmp_path):
+    shown(experiments=["searches"], plots=tmp_path, formats=["svg"])
+    assert {path.suffix for path in tmp_path.iterdir()} == {".svg"}
+    made = [
+        replace(p, number=None, method=method)
+        for p, method in zip(points(3, state="finished"), ("aver", "mine", "agre_kd"), strict=True)
+    ]
+    note = "digits; 3 seeds a row"
+    figure = pictures.worst_against_accuracy(made, note=note)
+    faces = {
+        to_hex(found.get_facecolors()[0])
+        for found in figure.axes[0].collections
+        if isinstance(found, PathCollection)
+    }
+    assert len(faces) == 3
+    said = " ".join(text.get_text() for text in figure.findobj(Text))
+    assert note in said
+    assert all(words in said for words in ("AVER", "mine", "AGRE-KD"))
+    crowd = pictures.worst_against_accuracy(points(16))
+    assert "named: 12 of 16" in " ".join(text.get_text() for text in crowd.findobj(Text))

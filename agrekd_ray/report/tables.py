@@ -297,7 +297,7 @@ def wrapped(text: str, width: int, indent: str = "") -> list[str]:
 class _Wrapper(textwrap.TextWrapper):
     def _split(self, text: str) -> list[str]:
         room = self.width - len(self.subsequent_indent)
-        words: list[str] = super()._split(text)  # type: ignore[misc] # a method for subclasses
+        words: list[str] = super()._split(text)
         parts = ((_SIGN.split(word) if len(word) > room else [word]) for word in words)
         return [part for those in parts for part in those if part]
 

@@ -246,9 +246,9 @@ def settings(several: Sequence[Row]) -> dict[Row, dict[str, Any]]:
             values[path].add(json.dumps(value, sort_keys=True))
     varying = {path for path, found in values.items() if len(found) > 1}
     for method in methods:
-        mine = [every[row] for row in several if row.first.method == method]
-        shared = set.intersection(*map(set, mine))
-        varying |= {path for of_row in mine for path in of_row if path not in shared}
+        alike = [every[row] for row in several if row.first.method == method]
+        shared = set.intersection(*map(set, alike))
+        varying |= {path for of_row in alike for path in of_row if path not in shared}
         if len(methods) > 1:
             varying |= {path for path in shared if path.startswith(f"distillation.{method}.")}
     return {
