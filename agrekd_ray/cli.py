@@ -7,6 +7,7 @@ import errno
 import gc
 import os
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -171,6 +172,14 @@ def _search(folder: SearchFolder) -> None:
     _resumable(folder.path, lambda: run_search(folder, screen()))
 
 
+class PlotFormat(StrEnum):
+    """What pictures are written as."""
+
+    png = "png"
+    pdf = "pdf"
+    svg = "svg"
+
+
 @app.command()
 def compare(
     ids: Annotated[
@@ -192,7 +201,11 @@ def compare(
     ] = None,
     csv: Annotated[Path | None, typer.Option(help="Write a CSV file.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write a Markdown file.")] = None,
-    plots: Annotated[Path | None, typer.Option(help="Draw PNGs into this folder.")] = None,
+    plots: Annotated[Path | None, typer.Option(help="Draw pictures into this folder.")] = None,
+    format: Annotated[
+        list[PlotFormat] | None,
+        typer.Option(help="Of the pictures; may be given again; default: png."),
+    ] = None,
     uri: Annotated[str | None, typer.Option(help="MLflow tracking URI.")] = None,
     runs: Annotated[Path, typer.Option(help="Folder with mlflow.db, without --uri.")] = RUNS,
 ) -> None:
@@ -212,6 +225,7 @@ def compare(
         csv=csv,
         markdown=markdown,
         plots=plots,
+        formats=[one.value for one in dict.fromkeys(format or [PlotFormat.png])],
     )
 
 

@@ -19,6 +19,7 @@ from mlflow import MlflowClient
 from rich.console import Console
 
 from agrekd_ray.commands.compare import compare
+from agrekd_ray.commands.compare import points as pictures_of
 from agrekd_ray.errors import RunError, TrackingError
 from agrekd_ray.report import settings_plots as pictures
 from agrekd_ray.report.compare import Comparison
@@ -681,3 +682,131 @@ def test_what_has_no_seeds_is_held_against_every_seed_of_its_job(baseline):
     assert difference(other, base, WORST).mean == pytest.approx(sign * (0.1 - 0.9))
     text = Comparison(found, "test", WORST, WORST, baseline=base).markdown()
     assert "Teachers, vote has no seeds: Δ holds it against every seed" in text
+
+
+def test_a_setting_that_only_one_run_has_is_shown():
+    wide = child(run_id="b", settings={"student.model.args.width": "4"})
+    found = rows([child(run_id="a"), wide])
+    assert [row.label for row in found] == ["AVER", "AVER width=4"]
+    drawn = pictures_of(found, [WORST])
+    assert [point.settings["student.model.args.width"] for point in drawn] == ["–", 4]
+    ours = child("agre_kd", settings={"distillation.agre_kd.normalize": "false"})
+    own = settings(rows([child(), ours]))
+    assert list(own.values()) == [{}, {"distillation.agre_kd.normalize": False}]
+    assert [row.label for row in own] == ["AVER", "AGRE-KD"]
+
+
+def test_where_things_lie_and_who_computes_is_no_setting(tmp_path):
+    tracker = MlflowTracker(None, "places", tmp_path)
+    for seed, place in enumerate("ab"):
+        where = {"teachers.store": place, "data.prepared": place, "teachers.cpus": seed}
+        tracker.start_job(place, {**BASE, **where}, {})
+        tracker.finish_student(tracker.student("aver", seed, {}), outcome("aver", seed, 0.5))
+    (row,) = compare(Console(file=io.StringIO()), runs=tmp_path)
+    assert (row.label, row.seeds) == ("AVER", [0, 1])
+
+
+def test_a_seed_and_a_name_say_whose_they_are():
+    worlds = [{"data.seed": "0", "data.name": "x"}, {"data.seed": "1", "data.name": "y"}]
+    found = rows(child(run_id=str(n), world=world) for n, world in enumerate(worlds))
+    assert [row.label for row in found] == [
+        "AVER data.seed=0 data.name=x",
+        "AVER data.seed=1 data.name=y",
+    ]
+
+
+def test_of_many_settings_a_label_has_those_that_tell_rows_apart():
+    def run(model: str, epochs: int, power: int) -> Child:
+        follows = {"data.name": model, "student.model.args.width": f"{epochs}0"}
+        named = {"student.training.epochs": str(epochs), "distillation.mine.power": str(power)}
+        named |= {"student.model.name": model, "teachers.model.name": model}
+        return child(run_id=f"{model}{epochs}{power}", settings={**named, **follows})
+
+    found = rows([run("cnn", 5, 1), run("vit", 5, 2), run("vit", 6, 2), run("vit", 5, 3)])
+    labels = [row.label for row in found]
+    assert labels == [
+        "AVER epochs=5 power=1 model.name=cnn",
+        "AVER epochs=5 power=2 model.name=vit",
+        "AVER epochs=6 power=2 model.name=vit",
+        "AVER epochs=5 power=3 model.name=vit",
+    ]
+    assert "a CSV file (--csv) has all settings that vary" in laid_out(found)
+
+
+def test_a_difference_says_its_seeds_where_others_are_shown():
+    def run(method: str, seed: int, worst: float) -> Child:
+        measured = {WORST: worst} if worst else {}
+        return child(method, run_id=f"{method}{seed}", seeds=(seed,), metrics=measured)
+
+    found = rows(
+        [
+            *(run("aver", seed, 0.2) for seed in range(3)),
+            *(run("agre_kd", seed, 0.3) for seed in (1, 2, 3)),
+            *(run("govern", seed, 0.4 * (seed < 2)) for seed in range(3)),
+            *(run("ae_kd", seed, 0.3) for seed in range(3)),
+        ]
+    )
+    text = Comparison(found, "test", WORST, WORST, baseline=baselines(found, None)).markdown()
+    lines = {line.split(" | ")[0].strip("| "): line for line in text.splitlines()}
+    assert "| +10.0 (+10.0 … +10.0, 2 seeds) |" in lines["AGRE-KD"]
+    assert "| 2 of 3 |" in lines["Govern"]
+    assert "| +20.0 (+20.0 … +20.0, 2 seeds) |" in lines["Govern"]
+    assert "| +10.0 (+10.0 … +10.0) |" in lines["AE-KD"]
+    assert "one draw of data and teachers" in text
+
+
+def test_trials_stand_apart_from_students(shown, tmp_path):
+    _, text = shown(csv=tmp_path / "runs.csv", plots=tmp_path / "plots")
+    students, trials = text.split("5 trials")
+    assert "AGRE-KD temperature=4" in students
+    assert "trial-00" not in students
+    assert "trial-004" in trials
+    assert "AGRE-KD temperature=4" not in trials
+    lines = csv.DictReader((tmp_path / "runs.csv").open(newline=""))
+    kinds = {(line["kind"], line["label"].startswith("trial-")) for line in lines}
+    assert kinds == {("student", False), ("trial", True)}
+    drawn = {path.stem for path in (tmp_path / "plots").iterdir()}
+    assert {"worst_against_accuracy", "worst_against_accuracy_of_students"} <= drawn
+
+
+def test_a_trial_is_no_pair_of_a_student():
+    trial = child("trial-000", run_id="t", number=0, metrics={WORST: 0.5})
+    found = rows([child(metrics={WORST: 0.2}), trial])
+    base = baselines(found, "aver")
+    assert difference(next(row for row in found if row not in base), base, WORST) is None
+
+
+def test_labels_in_pictures_break_between_words():
+    long = "AVER teachers.training.learning_rate=0.1 student.training.batch_size=50 data.seed=1"
+    several = [
+        Point(f"{long}{n}", None, {}, {WORST: 0.1 * n, "test/accuracy": 0.1 * n}) for n in (1, 2)
+    ]
+    (axes,) = pictures.worst_against_accuracy(several).axes
+    lines = axes.texts[0].get_text().splitlines()
+    assert lines == [
+        "AVER teachers.training.",
+        "learning_rate=0.1 and 2",
+        "more",
+    ]
+
+
+def test_pictures_of_a_comparison_are_vectors_where_asked_and_say_their_seeds(shown, tmp_path):
+    shown(experiments=["searches"], plots=tmp_path, formats=["svg"])
+    assert {path.suffix for path in tmp_path.iterdir()} == {".svg"}
+    made = [
+        replace(p, number=None, method=method)
+        for p, method in zip(points(3, state="finished"), ("aver", "mine", "agre_kd"), strict=True)
+    ]
+    note = "digits; 3 seeds a row"
+    figure = pictures.worst_against_accuracy(made, note=note)
+    faces = {
+        to_hex(found.get_facecolors()[0])
+        for found in figure.axes[0].collections
+        if isinstance(found, PathCollection)
+    }
+    assert len(faces) == 3
+    said = " ".join(text.get_text() for text in figure.findobj(Text))
+    assert note in said
+    assert all(words in said for words in ("AVER", "mine", "AGRE-KD"))
+    crowd = pictures.worst_against_accuracy(points(16))
+    assert "named: 12 of 16" in " ".join(text.get_text() for text in crowd.findobj(Text))

@@ -167,7 +167,7 @@ def test_the_table_keeps_the_order_and_the_difference_to_aver(job, ensemble):
     text = printed(job, ensemble, 140)
     places = [text.index(f"\n{label(method)} ") for method in METHODS]
     assert places == sorted(places)
-    assert "mean ± sd over 3 seeds" in text
+    assert "mean ± sd over 3 seeds, one draw of data and teachers" in " ".join(text.split())
     assert "2 biased (ERM) 10.0 … 20.0, 1 debiased (DFR) 30.0" in text
     assert (
         "AGRE-KD against AVER, worst group by seed: +11.0 points "
@@ -440,3 +440,10 @@ def test_effort_adds_up():
     assert one + other == TeacherCost(
         2, 3, 30, 5.0, 1, {"gather": Span(3, 1.5), "weigh": Span(1, 0.1)}
     )
+
+
+def test_a_job_says_in_which_formats_its_pictures_are(job, ensemble, tmp_path):
+    about = {"settings": {"plots": ["png", "pdf"], "data": {"name": "digits"}}}
+    report.publish_job(tmp_path, job, ensemble, None, about, Diagnostics())
+    drawn = {path.name for path in (tmp_path / "plots").iterdir()}
+    assert {"worst_group_by_method.png", "worst_group_by_method.pdf"} <= drawn

@@ -20,6 +20,7 @@ from agrekd_ray.report import job as report
 from agrekd_ray.report import page
 from agrekd_ray.report.job import headline, remarks
 from agrekd_ray.report.page import write_report
+from agrekd_ray.report.style import new_figure, save
 from agrekd_ray.results import Agreement, Epoch, Metrics, StudentResult, TeacherResult
 from agrekd_ray.results.search import RuleReport, SearchResult, TrialResult
 
@@ -245,7 +246,8 @@ def test_a_job_is_on_its_page(job):
     found = read(folder)
     assert found.headline == (
         "AGRE-KD is the best distilled student: 41.0 ± 1.0 % on the worst group, "
-        "+21.0 points (95 % bootstrap interval +20.0 … +22.0, 3 seeds) against AVER."
+        "+21.0 points (95 % bootstrap interval +20.0 … +22.0, 3 seeds) against AVER. "
+        "± is the standard deviation over 3 seeds, one draw of data and teachers."
     )
     for text in (
         "24 November 2026, 08:37 UTC",
@@ -425,7 +427,7 @@ def test_headlines(worst, said):
 def test_a_method_that_shares_no_seed_with_aver_is_not_held_against_it():
     assert "against" not in headline([student("agre_kd", 0, 0.4), student("aver", 1, 0.2)])
     said = headline([student("agre_kd", 0, 0.1), student("aver", 1, 0.2)])
-    assert said.endswith("The next is AGRE-KD: 10.0 % on the worst group.")
+    assert "The next is AGRE-KD: 10.0 % on the worst group. All of it is over 1 seed" in said
 
 
 def test_remarks_name_what_the_headline_leaves_out():
@@ -680,3 +682,11 @@ def test_damaged_results(request, kind, damage):
     with pytest.raises(RunError, match="damaged"):
         write_report(folder)
     assert not (folder / "report.html").exists()
+
+
+def test_a_picture_says_how_wide_it_is_so_that_a_phone_shows_its_letters(job):
+    folder = job()
+    save(new_figure(9.2, 4), folder / "plots" / "training_curves.png")
+    page = write_report(folder).read_text()
+    assert 'style="--inches: 9.2"' in page
+    assert "width: max(100%, var(--inches) * 4.6rem)" in page  # 10 pt are 10 px there

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from matplotlib.text import Text
 
 from agrekd_ray.report import plots, style
 from agrekd_ray.results import (
@@ -200,3 +201,50 @@ def test_drawing_works_in_another_thread_and_leaves_no_global_state(tmp_path: Pa
     thread.join()
     assert imread(tmp_path / "curves.png").size
     assert dict(matplotlib.rcParams) == before
+
+
+def test_no_two_methods_share_a_colour_and_ours_keep_theirs() -> None:
+    known = ["agre_kd", *style._PLACES]
+    several = [*known, *(f"plugin_{n}" for n in range(60))]
+    colours = {name: look["color"] for name, look in style.method_styles(several).items()}
+    assert len(set(colours.values())) == len(several)
+    few = style.method_styles([*known, "plugin_0"])
+    assert {name: look["color"] for name, look in few.items()} == {n: colours[n] for n in few}
+
+
+def test_pictures_say_data_samples_seeds_and_bands() -> None:
+    counted = replace(metrics(0.3), counts={"a": 1200, "b": 30})
+    job = [
+        replace(o, splits={"test": counted}, history=[replace(e, val=counted) for e in o.history])
+        for o in (student("aver", seed, 9) for seed in range(2))
+    ]
+    drawn = {
+        "bars": plots.worst_group_by_method(job, "digits"),
+        "curves": plots.training_curves(job, "digits"),
+        "weights": plots.shares_by_group(job, ensemble(9), WEIGHT, "digits"),
+        "calibration": plots.calibration(job, "digits"),
+    }
+    said = {
+        name: " ".join(" ".join(text.get_text() for text in figure.findobj(Text)).split())
+        for name, figure in drawn.items()
+        if figure is not None
+    }
+    over = "2 seeds, one draw of data and teachers"
+    assert f"digits, test split: n = 1,230 (a 1,200, b 30); {over}" in said["bars"]
+    assert "± sd over seeds" in said["bars"]
+    assert f"digits, validation split: n = 1,230 (a 1,200, b 30); {over}" in said["curves"]
+    assert "bands: lowest to highest seed" in said["curves"]
+    assert f"digits, training split; means over {over}" in said["weights"]
+    assert "bands: lowest to highest teacher" in said["weights"]
+    assert f"samples pooled over {over}" in said["calibration"]
+    many = style.about("", "test", {str(n): n for n in range(1, 21)})
+    assert many == "test split: n = 210 (20 groups of 1 to 20)"
+
+
+def test_plots_are_written_in_every_format_that_is_asked_for(tmp_path: Path) -> None:
+    drawings = {"methods": lambda: plots.worst_group_by_method([student("aver", 0, 3)])}
+    style.draw_plots(tmp_path, drawings)
+    written = style.draw_plots(tmp_path, drawings, anew=False, formats=["png", "pdf", "svg"])
+    assert [path.suffix for path in written] == [".pdf", ".svg"]
+    assert (tmp_path / "methods.pdf").read_bytes().startswith(b"%PDF")
+    assert "<svg" in (tmp_path / "methods.svg").read_text()

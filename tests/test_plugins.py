@@ -129,7 +129,6 @@ def test_what_has_been_made_belongs_to_the_code_that_made_it(
         (["methods=[gentel]"], ["methods.0 = gentel", "Did you mean gentle"]),
         (["data.sise=3"], ["data.factory", "'sise'"]),
         (["data.name=[[]]"], ["data"]),
-        (["data.name=[[]]"], ["data"]),
         (["student.model.args.hiden=3"], ["student.model: narrow takes no argument 'hiden'"]),
         (["data.name=parrity"], ["data.name = parrity", "must be one of", "parity"]),
         (["data=null", "data.name=custom", "data.factory=parrity"], ["Did you mean parity?"]),

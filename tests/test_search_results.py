@@ -100,6 +100,7 @@ def test_the_verdict_is_honest(
     text = verdict([*students(WINNER, *winner), *students(DEFAULT, *default)], "worst_group")
     assert says in text
     assert "worst_group" in text
+    assert "one draw of data and teachers" in text
 
 
 def test_there_is_no_verdict_without_students() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.text import Text
 from mlflow import MlflowClient
 from rich.console import Console
 
@@ -23,7 +24,7 @@ from agrekd_ray.experiment.job import run_job
 from agrekd_ray.experiment.plan import make_plan
 from agrekd_ray.experiment.study import run_study
 from agrekd_ray.report.page import write_report
-from agrekd_ray.report.study import markdown, show, study_plots, sweep_plot
+from agrekd_ray.report.study import gains_plot, markdown, show, study_plots, sweep_plot, verdict
 from agrekd_ray.report.style import draw_plots
 from agrekd_ray.results import Metrics, StudentResult
 from agrekd_ray.results.points import Published
@@ -419,6 +420,18 @@ def test_gains_are_paired_by_draw_and_by_seed_where_there_is_one_draw() -> None:
     figure = row["worst_group_accuracy"]
     assert figure.count == 8
     assert figure.mean == pytest.approx(0.355)
+
+
+def test_a_verdict_and_its_pictures_say_what_they_are_over() -> None:
+    assert verdict(made_up([0, 1])).endswith("; over 2 draws of data and teachers.")
+    by_seed = made_up([None])
+    assert verdict(by_seed).endswith("; over 2 seeds, one draw of data and teachers.")
+    assert by_seed.heading().endswith("mean ± sd over 2 seeds, one draw of data and teachers")
+    figure = gains_plot(by_seed)
+    assert figure is not None
+    words = " ".join(" ".join(text.get_text() for text in figure.findobj(Text)).split())
+    assert "test split" in words
+    assert "over 2 seeds, one draw of data and teachers" in words
 
 
 def test_published_figures_stand_beside_ours(tmp_path: Path) -> None:

@@ -20,9 +20,10 @@ from agrekd_ray.report.settings_plots import (
     trial_history,
     worst_against_accuracy,
 )
-from agrekd_ray.report.style import draw_plots
-from agrekd_ray.results.metrics import ACCURACY, WORST_GROUP, worst_metric
-from agrekd_ray.results.runs import Row, baselines, check_metric, ordered, settings
+from agrekd_ray.report.style import about, draw_plots
+from agrekd_ray.results.intervals import ONE_DRAW
+from agrekd_ray.results.metrics import ACCURACY, MISSING, WORST_GROUP, worst_metric
+from agrekd_ray.results.runs import Row, baselines, check_metric, ordered, parsed, settings
 from agrekd_ray.tracking.mlflow_reader import read
 from agrekd_ray.tracking.mlflow_store import checked_address
 
@@ -41,6 +42,7 @@ def compare(
     csv: Path | None = None,
     markdown: Path | None = None,
     plots: Path | None = None,
+    formats: Sequence[str] = ("png",),
 ) -> list[Row]:
     """Prints a comparison of runs, and writes what is asked for.
 
@@ -58,7 +60,8 @@ def compare(
         metrics: further columns.
         csv: a file to write.
         markdown: a file to write.
-        plots: a folder for PNGs; one that has nothing to show is not drawn.
+        plots: a folder for pictures; one that has nothing to show is not drawn.
+        formats: of the pictures: `png`, `pdf` or `svg`.
 
     Returns:
         The rows, in order.
@@ -92,7 +95,7 @@ def compare(
             with replacing(markdown) as draft:
                 draft.write_text(comparison.markdown(), encoding="utf-8")
         if plots is not None:
-            written += _drawn(comparison, plots)
+            written += _drawn(comparison, plots, formats)
     except OSError as error:
         raise RunError(
             f"Cannot write {error.filename or 'the comparison'}: {error.strerror or error}. "
@@ -113,6 +116,15 @@ def points(rows: Sequence[Row], metrics: Sequence[str]) -> list[Point]:
         metrics: that are drawn.
     """
     varying = settings(rows)
+    of_method: dict[str, set[str]] = {}
+    for row, values in varying.items():
+        of_method.setdefault(row.first.method, set()).update(values)
+    if all(row.first.number is None for row in rows):
+        # What another row of the same method has, and this one does not.
+        varying = {
+            row: dict.fromkeys(of_method[row.first.method], MISSING) | values
+            for row, values in varying.items()
+        }
     # Beside what a job may set; alone, it would be what the labels say.
     methods = any(varying.values()) and all(row.first.number is None for row in rows)
     return [
@@ -123,26 +135,42 @@ def points(rows: Sequence[Row], metrics: Sequence[str]) -> list[Point]:
             metrics={m: value for m in metrics if (value := row.mean(m)) is not None},
             spread={m: value for m in metrics if (value := row.spread(m)) is not None},
             state=row.state,
+            method=row.first.method if row.first.number is None else "",
         )
         for row in rows
     ]
 
 
-def _drawn(comparison: Comparison, folder: Path) -> list[Path]:
-    rows, metric = comparison.rows, comparison.sort
+def _drawn(comparison: Comparison, folder: Path, formats: Sequence[str]) -> list[Path]:
+    metric, trials = comparison.sort, comparison.parts.get("trial", [])
     wanted = list(dict.fromkeys((comparison.worst, f"{comparison.split}/{ACCURACY}", metric)))
-    trials = [row for row in rows if row.first.number is not None]
-    every = points(rows, wanted)
-    # What follows a search trains settings of its trials once more.
-    varied = points(trials, wanted) if trials else every
-    drawings: dict[str, Callable[[], Figure | None]] = {
-        "worst_against_accuracy": lambda: worst_against_accuracy(every, comparison.worst),
-        "parameter_effects": lambda: parameter_effects(varied, metric),
-        "parallel_coordinates": lambda: parallel_coordinates(varied, metric),
-    }
+    # What follows a search stands beside its trials; students of jobs have pictures of their own.
+    jobs = [row for row in comparison.rows if row.first.number is None and not row.first.searches]
+    others = [row for row in comparison.rows if row not in jobs]
+    drawings: dict[str, Callable[[], Figure | None]] = {}
+    for rows, of in ((others, ""), (jobs, "_of_students" if others else "")):
+        if rows:
+            drawn = points(rows, wanted)
+            varied = points(trials, wanted) if trials and rows is others else drawn
+            note, against = _note(rows), worst_against_accuracy
+            drawings |= {
+                f"worst_against_accuracy{of}": partial(against, drawn, comparison.worst, note),
+                f"parameter_effects{of}": partial(parameter_effects, varied, metric, note),
+                f"parallel_coordinates{of}": partial(parallel_coordinates, varied, metric, note),
+            }
     searches = list(dict.fromkeys(row.first.parent for row in trials))
     for search in searches:
-        mine = points([row for row in trials if row.first.parent == search], wanted)
+        those = [row for row in trials if row.first.parent == search]
+        mine = points(those, wanted)
         name = "trial_history" if len(searches) == 1 else f"trial_history_{search[:8]}"
-        drawings[name] = partial(trial_history, mine, metric)
-    return draw_plots(folder, drawings)
+        drawings[name] = partial(trial_history, mine, metric, _note(those))
+    return draw_plots(folder, drawings, formats=formats)
+
+
+def _note(rows: Sequence[Row]) -> str:
+    """Of which data and over how many seeds rows are."""
+    data = dict.fromkeys(str(parsed(row.first.world.get("data.name", ""))) for row in rows)
+    counts = sorted({len(row.seeds) for row in rows})
+    seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+    over = f"{seeds} seed{'s' * (counts[-1] != 1)} a row, each of {ONE_DRAW}"
+    return about(", ".join(filter(None, data)), "", None, over)

@@ -48,6 +48,9 @@ def methods() -> tuple[str, ...]:
 Method = Annotated[str, BeforeValidator(one_of(methods)), WithJsonSchema({"enum": [*methods()]})]
 
 
+PlotFormat = Literal["png", "pdf", "svg"]
+
+
 class AgreKdOptions(Settings):
     """Options of `agre_kd`.
 
@@ -206,6 +209,7 @@ class Job(Settings):
         ray: the cluster.
         plugins: modules of one's own that register strategies, metrics, selection rules, data
             sets and models: a name beside the job or installed, a file, or a package's folder.
+        plots: formats of the pictures: `png`, which the page shows, `pdf` and `svg`, for papers.
         runs: folder of all runs.
     """
 
@@ -226,6 +230,7 @@ class Job(Settings):
     tracking: TrackingSettings = TrackingSettings()
     ray: RaySettings = RaySettings()
     plugins: tuple[str, ...] = ()
+    plots: Annotated[tuple[PlotFormat, ...], Field(min_length=1)] = ("png",)
     runs: LocalPath = Path("runs")
 
     @property

@@ -26,6 +26,7 @@ FIXED = {
     "ray",
     "guidance",
     "outputs",
+    "plots",
 }
 """Blocks of a job that every point of a study shares."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,19 +58,27 @@ class Comparison:
         return "/".join(dict.fromkeys(row.name for row in self.baseline))
 
     @property
-    def table(self) -> Table:
+    def parts(self) -> dict[str, Sequence[Row]]:
+        """Students, and the trials of searches, whose figures are means; by what they are."""
+        trials = [row for row in self.rows if row.first.number is not None]
+        students = [row for row in self.rows if row.first.number is None]
+        return {what: rows for what, rows in (("row", students), ("trial", trials)) if rows}
+
+    @property
+    def tables(self) -> list[Table]:
+        """One of students and one of trials, where they are there."""
+        return [self._table(what, rows) for what, rows in self.parts.items()]
+
+    def _table(self, what: str, rows: Sequence[Row]) -> Table:
         """A row each; metrics as means over seeds with their standard deviations."""
-        rows = self.rows
         metrics = [
             figure_column(name, [row.figures.get(name) for row in rows], metric_label(name))
             for name in self.shown
         ]
         if self.baseline:
-            gains = (difference_cell(difference(row, self.baseline, self.worst)) for row in rows)
-            marked = zip(rows, gains, strict=True)
-            cells = [Cell("baseline") if row in self.baseline else gain for row, gain in marked]
+            cells = [Cell("baseline") if r in self.baseline else self._gain(r) for r in rows]
             metrics.insert(1, Column(_DIFFERENCE, f"Δ {self.baseline_name}", cells))
-        about = [(r.label, r.first.teachers, str(len(r.seeds) or MISSING)) for r in rows]
+        about = [(row.label, row.first.teachers, self._seeds(row)) for row in rows]
         ends = [(metric(STEPS).text(row.mean(STEPS)), row.state) for row in rows]
         columns = [
             *texts({_LABEL: "Run", _TEACHERS: "Teachers", _SEEDS: "Seeds"}, about, [_SEEDS]),
@@ -79,10 +87,34 @@ class Comparison:
         ]
         several = any(row.spread(self.worst) is not None for row in rows)
         over = ", mean ± sd over seeds" if several else ""
+        over = ", each the mean of its seeds" if what == "trial" else over
         split = {"test": "the test split", "val": "the validation split"}[self.split]
-        count = f"{len(rows)} rows" if len(rows) > 1 else "1 row"
+        count = f"{len(rows)} {what}{'s' * (len(rows) > 1)}"
         by = metric_label(self.sort).lower()
         return Table(f"Accuracy on {split} in %{over}; {count}, by {by}", columns)
+
+    def _seeds(self, row: Row) -> str:
+        """How many seeds a row has, or of how many the figures are: `2 of 3`."""
+        every = len(row.seeds)
+        figure = row.figures.get(self.worst)
+        if row.first.number is None and figure and figure.count < every:
+            return f"{figure.count} of {every}"
+        return str(every or MISSING)
+
+    def _gain(self, row: Row) -> Cell:
+        """The difference to the baseline; over how many seeds, where those are not all shown."""
+        gain = difference(row, self.baseline, self.worst)
+        cell = difference_cell(gain)
+        if gain is None or row.first.number is not None:
+            return cell
+        jobs = {child.parent for child in row.children}
+        beside = [r for r in self.baseline if jobs & {child.parent for child in r.children}]
+        shown = [row, *(beside or self.baseline)]
+        counts = {r.figures[self.worst].count for r in shown if r.first.method != SEEDLESS}
+        if counts <= {gain.seeds}:
+            return cell
+        seeds = f"{gain.seeds} seed{'s' * (gain.seeds > 1)}"
+        return replace(cell, spread=f"({', '.join(filter(None, (gain.interval(), seeds)))})")
 
     @property
     def notes(self) -> list[str]:
@@ -91,13 +123,21 @@ class Comparison:
         worst = metric_label(f"test/{self.worst.partition('/')[2]}").lower()
         if self.baseline:
             notes.append(
-                f"Δ: {worst} minus {self.baseline_name}'s by seed, in points, with a {INTERVAL}, "
-                "which is too narrow for few seeds."
+                f"Δ: {worst} minus {self.baseline_name}'s by seed, in points, with a {INTERVAL} "
+                "over the seeds that both have, which is too narrow for few seeds and holds for "
+                "one draw of data and teachers only."
             )
             if any(child.method == SEEDLESS for row in self.rows for child in row.children):
                 notes.append(
                     f"{label(SEEDLESS)} has no seeds: Δ holds it against every seed of the other."
                 )
+        named = [row.label.count("=") for row in self.rows]
+        varying = settings(self.rows).values()
+        if any(len(values) > count for values, count in zip(varying, named, strict=True)):
+            notes.append(
+                "A label has what tells the rows of one method apart; a CSV file (--csv) has all "
+                "settings that vary."
+            )
         if self.teacher_steps is not None:
             notes.append(
                 "Cost is training steps of the student, for one seed. The teachers' forward passes "
@@ -116,10 +156,12 @@ class Comparison:
         states = [_SEEDS, STEPS, _STATE] if done else [_STATE, _SEEDS, STEPS]
         first = [_LABEL, self.sort, self.worst, *self.metrics, _DIFFERENCE]
         last = [f"{self.split}/{ACCURACY}", *states, f"{self.split}/{ECE}", _TEACHERS]
-        measured = [n for n, row in enumerate(self.rows) if self.sort in row.figures]
-        bold = (measured[0], self.sort) if measured else None
-        dropped = tables.show(self.table, console, [*first, *last], bold)
-        console.print()
+        dropped: dict[str, None] = {}
+        for table, rows in zip(self.tables, self.parts.values(), strict=True):
+            measured = [n for n, row in enumerate(rows) if self.sort in row.figures]
+            bold = (measured[0], self.sort) if measured else None
+            dropped |= dict.fromkeys(tables.show(table, console, [*first, *last], bold))
+            console.print()
         for line in self.notes:
             console.print(Text(line))
         if dropped:
@@ -127,16 +169,17 @@ class Comparison:
             console.print(Text(text, "dim"))
 
     def markdown(self) -> str:
-        """The table as Markdown, with the same words around it."""
-        table = self.table
-        return "\n\n".join([table.title, tables.markdown(table), *self.notes]) + "\n"
+        """The tables as Markdown, with the same words around them."""
+        shown = [text for table in self.tables for text in (table.title, tables.markdown(table))]
+        return "\n\n".join([*shown, *self.notes]) + "\n"
 
     def write_csv(self, path: Path) -> None:
         """Writes a row for each row, metrics as MLflow has them (shares, not percent).
 
         A metric has three columns: its mean, `<metric>/sd` and `<metric>/seeds`, which counts the
         seeds that have it; and `<metric>/measured_over` where groups or classes have no sample.
-        Whatever varies between rows has a column under its dotted path, and `runs` holds the ids.
+        Whatever varies between rows has a column under its dotted path, `kind` tells students from
+        trials, and `runs` holds the ids.
 
         Raises:
             OSError: it cannot be written.
@@ -146,6 +189,7 @@ class Comparison:
         lines = []
         for row in self.rows:
             line: dict[str, Any] = {"label": row.label, "experiment": row.first.experiment}
+            line["kind"] = "student" if row.first.number is None else "trial"
             line["method"] = row.first.method
             for setting in paths:
                 line[setting] = "" if (v := varying[row].get(setting)) is None else str(v)
@@ -163,6 +207,8 @@ class Comparison:
                 gain = difference(row, self.baseline, self.worst)
                 line["difference"] = gain and gain.mean
                 line |= {f"difference/{end}": gain and getattr(gain, end) for end in _ENDS}
+                if gain and row.first.number is not None:  # one pair of means over these
+                    line["difference/seeds"] = len(row.seeds)
             line |= {STEPS: row.mean(STEPS), "state": row.state}
             line["runs"] = " ".join(child.run_id for child in row.children)
             lines.append(line)

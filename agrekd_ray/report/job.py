@@ -39,6 +39,7 @@ from agrekd_ray.results.frame import (
     is_coverage,
     worst_words,
 )
+from agrekd_ray.results.intervals import seeds_of_one_draw
 from agrekd_ray.results.metrics import (
     ACCURACY,
     CLASS,
@@ -175,6 +176,8 @@ def publish_job(
 ) -> None:
     """Writes results.json, results.csv, and what there is to draw as `plots/*.png`.
 
+    The job's settings say in which formats there are plots, and what data they are of.
+
     Args:
         folder: of the job.
         outcomes: finished students.
@@ -196,13 +199,20 @@ def publish_job(
         from agrekd_ray.report import plots  # half a second: see `import_what_draws`
         from agrekd_ray.report.style import draw_plots
 
+        settings = job.get("settings", {})
+        data, formats = data_of(settings), settings.get("plots", ("png",))
         drawings = {
-            "worst_group_by_method": lambda: plots.worst_group_by_method(outcomes),
-            "training_curves": lambda: plots.training_curves(outcomes),
-            "agreement_by_group": lambda: plots.agreement_by_group(diagnostics),
-            **plots.of_training(outcomes, members),
+            "worst_group_by_method": lambda: plots.worst_group_by_method(outcomes, data),
+            "training_curves": lambda: plots.training_curves(outcomes, data),
+            "agreement_by_group": lambda: plots.agreement_by_group(diagnostics, data),
+            **plots.of_training(outcomes, members, data),
         }
-        draw_plots(folder / "plots", drawings, anew=anew)
+        draw_plots(folder / "plots", drawings, anew=anew, formats=formats)
+
+
+def data_of(settings: Mapping[str, Any]) -> str:
+    """The name of the data set in the settings of a job; empty where there is none."""
+    return str(settings.get("data", {}).get("name", ""))
 
 
 def import_what_draws() -> None:
@@ -386,11 +396,22 @@ def spent(outcomes: Sequence[StudentResult], effort: TeacherCost | None) -> list
 
 
 def headline(outcomes: Sequence[StudentResult]) -> str:
-    """The result of a job in a sentence: its best distilled student, held against AVER."""
+    """The result of a job: its best distilled student, held against AVER, and what ± is over."""
     rows = tested(outcomes)
     best = best_distilled(rows)
     if best is None:
         return "No distilled student is finished, so there is nothing to hold against AVER."
+    return f"{_best_in_words(outcomes, rows, best)} {_spread_in_words(rows[best])}"
+
+
+def _spread_in_words(row: Row) -> str:
+    count = row[WORST_GROUP].count
+    if count > 1:
+        return f"± is the standard deviation over {seeds_of_one_draw(count)}."
+    return f"All of it is over {seeds_of_one_draw(1)}, so nothing says how sure it is."
+
+
+def _best_in_words(outcomes: Sequence[StudentResult], rows: Mapping[str, Row], best: str) -> str:
     text = f"{label(best)} is the best distilled student: {on_the_worst(rows[best])}"
     if best != "aver":
         gain = difference(outcomes, best, "aver")

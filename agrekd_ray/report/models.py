@@ -20,6 +20,7 @@ from agrekd_ray.results.frame import (
     last_epochs,
     worst_words,
 )
+from agrekd_ray.results.intervals import ONE_DRAW, seeds_of_one_draw
 from agrekd_ray.results.metrics import (
     ACCURACY,
     ECE,
@@ -118,9 +119,9 @@ def over_seeds(rows: Mapping[str, Row]) -> str:
     """What figures are means of."""
     counts = {row[WORST_GROUP].count for row in rows.values()}
     if counts <= {1}:
-        return "one seed"
-    many = f"{max(counts)}" if len(counts) == 1 else f"up to {max(counts)}"
-    return f"mean ± sd over {many} seeds"
+        return f"one seed, {ONE_DRAW}"
+    many = "" if len(counts) == 1 else "up to "
+    return f"mean ± sd over {many}{seeds_of_one_draw(max(counts))}"
 
 
 def students(

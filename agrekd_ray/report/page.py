@@ -19,6 +19,7 @@ from markupsafe import Markup, escape
 from agrekd_ray.errors import RunError
 from agrekd_ray.files import exists, is_folder, real, replacing
 from agrekd_ray.report import job, search, study
+from agrekd_ray.report.style import DPI
 
 POINTS, REPORT = "points", "report.html"
 WEIGHTS_PLOT = "weights_by_group"
@@ -103,6 +104,13 @@ def _breakable(text: str) -> Markup:
     return Markup(re.sub(r"([._/])", r"\1<wbr>", str(escape(text))))
 
 
+def _inches(data: str) -> float:
+    """How wide a PNG was drawn, by its first bytes; 0 for what is none."""
+    head = base64.b64decode(data[:32])
+    pixels = int.from_bytes(head[16:20], "big") if head.startswith(b"\x89PNG") else 0
+    return round(pixels / DPI, 1)
+
+
 def _pictures(folder: Path) -> dict[str, Any]:
     """The run's plots, known ones first, with captions; the one of the teachers' weights apart.
 
@@ -127,6 +135,7 @@ def _pictures(folder: Path) -> dict[str, Any]:
                 f"Test accuracy by {words.removeprefix('sweep ')}: means, whiskers the standard "
                 "deviation over draws and seeds; hollow diamonds are published figures."
             )
-        pictures[name] = {"caption": caption, "source": f"data:image/png;base64,{data}"}
+        source = f"data:image/png;base64,{data}"
+        pictures[name] = {"caption": caption, "source": source, "inches": _inches(data)}
     weights = pictures.pop(WEIGHTS_PLOT, None)
     return {"plots": [*pictures.values()], "weights_plot": weights}

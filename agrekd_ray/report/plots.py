@@ -22,6 +22,7 @@ from agrekd_ray.report.models import TEST, kinds_of, tested
 from agrekd_ray.report.style import BLUE, EVEN, FAINT, INK, ORANGE, REFERENCE
 from agrekd_ray.results import Diagnostics, StudentResult, TeacherResult
 from agrekd_ray.results.frame import FALLBACK, INFLUENCE, LOSS, WEIGHT, epochs, worst_words
+from agrekd_ray.results.intervals import ONE_DRAW, seeds_of_one_draw
 from agrekd_ray.results.metrics import (
     ACCURACY,
     ALL,
@@ -56,18 +57,18 @@ _FEW = 0.01
 
 
 def of_training(
-    outcomes: Sequence[StudentResult], members: Sequence[TeacherResult]
+    outcomes: Sequence[StudentResult], members: Sequence[TeacherResult], data: str = ""
 ) -> dict[str, Callable[[], Figure | None]]:
     """The plots of who taught whom, and of what confidence is worth, by name."""
     return {
-        "weights_by_group": lambda: shares_by_group(outcomes, members, WEIGHT),
-        "influence_by_group": lambda: shares_by_group(outcomes, members, INFLUENCE),
-        "fallback_by_group": lambda: fallback_by_group(outcomes),
-        "calibration": lambda: calibration(outcomes),
+        "weights_by_group": lambda: shares_by_group(outcomes, members, WEIGHT, data),
+        "influence_by_group": lambda: shares_by_group(outcomes, members, INFLUENCE, data),
+        "fallback_by_group": lambda: fallback_by_group(outcomes, data),
+        "calibration": lambda: calibration(outcomes, data),
     }
 
 
-def worst_group_by_method(outcomes: Sequence[StudentResult]) -> Figure | None:
+def worst_group_by_method(outcomes: Sequence[StudentResult], data: str = "") -> Figure | None:
     """Draws worst-group accuracy (bars) and accuracy (diamonds) on the test split, by method.
 
     Whiskers are the sample standard deviation over seeds; each seed is a small dot.
@@ -97,15 +98,16 @@ def worst_group_by_method(outcomes: Sequence[StudentResult]) -> Figure | None:
     for shown, color in ((worst, INK), (accuracy, ORANGE)):
         sds = [100 * f.sd if f.count > 1 else np.nan for f in shown]
         whiskers: dict[str, Any] = {"capsize": 2.5, "elinewidth": 1.1, "fmt": "none", "zorder": 4}
-        whiskers["label"] = "± sd" if np.isfinite(sds).any() else None
+        whiskers["label"] = "± sd over seeds" if np.isfinite(sds).any() else None
         axes.errorbar([100 * f.mean for f in shown], places, xerr=sds, ecolor=color, **whiskers)
     _beside(axes, textwrap.fill(words, 9), -0.75, va="bottom", size=8, color=FAINT)
     axes.set_xlim(0, 100)
     axes.set_xlabel("accuracy on the test split (%)")
-    return style.finish(figure, f"{accuracy_of(words).capitalize()} by method")
+    note = style.about(data, TEST, _counts(outcomes), _seeds(outcomes))
+    return style.finish(figure, f"{accuracy_of(words).capitalize()} by method", note)
 
 
-def training_curves(outcomes: Sequence[StudentResult]) -> Figure | None:
+def training_curves(outcomes: Sequence[StudentResult], data: str = "") -> Figure | None:
     """Draws validation worst-group accuracy and training loss over epochs, a line a method.
 
     Lines are means over seeds, bands run from the lowest to the highest seed. Students may be
@@ -129,11 +131,17 @@ def training_curves(outcomes: Sequence[StudentResult]) -> Figure | None:
     right.set_ylabel("mean loss per sample")
     if right.get_ylim()[0] < 0.5 * right.get_ylim()[1] or table["epoch"].nunique() < 2:
         right.set_ylim(bottom=0)
-    return style.finish(figure, "Training by epoch")
+    counts = next(outcome.history[0].val.counts for outcome in outcomes if outcome.history)
+    band = "bands: lowest to highest seed" if table["seed"].nunique() > 1 else ""
+    note = style.about(data, "validation", counts, _seeds(outcomes), band)
+    return style.finish(figure, "Training by epoch", note)
 
 
 def shares_by_group(
-    outcomes: Sequence[StudentResult], members: Sequence[TeacherResult], name: str
+    outcomes: Sequence[StudentResult],
+    members: Sequence[TeacherResult],
+    name: str,
+    data: str = "",
 ) -> Figure | None:
     """Draws which teacher taught or moved the student, by epoch: a row a method, a column a group.
 
@@ -146,6 +154,7 @@ def shares_by_group(
         outcomes: students, finished or under way; those without such shares are left out.
         members: the ensemble; tells debiased teachers from biased ones.
         name: `weight`, or `influence`, which has all samples in the first column.
+        data: name of the data set.
     """
     table = epochs(outcomes)
     table = table[table["metric"] == name]
@@ -180,7 +189,10 @@ def shares_by_group(
         panels[0][0].set_ylim(bottom=0)
     panels[0][0].yaxis.set_major_locator(MaxNLocator(3))
     title = f"{_TITLES[name]}, by training group{_of_how_many(groups, every)}"
-    return style.finish(figure, title)
+    many = len(kinds) > _MOST_LINES
+    band = "bands: lowest to highest teacher" if many else ""
+    note = style.about(data, "training", None, f"means over {_seeds(outcomes)}", band)
+    return style.finish(figure, title, note)
 
 
 def teacher_styles(kinds: dict[str, str]) -> dict[str, dict[str, Any]]:
@@ -215,7 +227,7 @@ def _of_how_many(groups: Sequence[str], every: Sequence[str]) -> str:
     return f" ({len(groups) - (ALL in groups)} of {len(every) - (ALL in every)} groups)"
 
 
-def fallback_by_group(outcomes: Sequence[StudentResult]) -> Figure | None:
+def fallback_by_group(outcomes: Sequence[StudentResult], data: str = "") -> Figure | None:
     """Draws the share of samples in the 0/0 case over epochs, a panel a method, a line a group.
 
     Lines are means over seeds. Methods that never met the case are left out; beyond eight groups,
@@ -245,10 +257,11 @@ def fallback_by_group(outcomes: Sequence[StudentResult]) -> Figure | None:
     panels[0].set_ylim(-0.02 * top, top)  # so that a line at 0 is seen
     panels[0].set_ylabel("samples (%)")
     shown = _of_how_many([*styles], every)
-    return style.finish(figure, f"Samples in the 0/0 case, by training group{shown}")
+    note = style.about(data, "training", None, f"means over {_seeds(outcomes)}")
+    return style.finish(figure, f"Samples in the 0/0 case, by training group{shown}", note)
 
 
-def agreement_by_group(diagnostics: Diagnostics) -> Figure | None:
+def agreement_by_group(diagnostics: Diagnostics, data: str = "") -> Figure | None:
     """Draws where the ensemble's vote follows the biased model, a bar a group, a panel a split."""
     by_split = {split: part.by_group for split, part in diagnostics.agreement.items()}
     if not by_split:
@@ -274,7 +287,8 @@ def agreement_by_group(diagnostics: Diagnostics) -> Figure | None:
         axes.set_xlim(0, 100)
         axes.set_xlabel("samples of the group (%)")
         axes.axhline(0.5, color=FAINT, lw=0.8)
-    return style.finish(figure, "The teachers' vote against the biased model")
+    note = style.about(data, "", None, ONE_DRAW)
+    return style.finish(figure, "The teachers' vote against the biased model", note)
 
 
 def _beside(axes: Axes, text: str, place: float, **look: Any) -> None:
@@ -282,7 +296,7 @@ def _beside(axes: Axes, text: str, place: float, **look: Any) -> None:
     axes.annotate(text, (101, place), ha="left", annotation_clip=False, **look)
 
 
-def calibration(outcomes: Sequence[StudentResult]) -> Figure | None:
+def calibration(outcomes: Sequence[StudentResult], data: str = "") -> Figure | None:
     """Draws reliability diagrams on the test split, a panel a method, samples by confidence below.
 
     The samples of all seeds are pooled; the expected calibration error is the mean over seeds.
@@ -325,7 +339,9 @@ def calibration(outcomes: Sequence[StudentResult]) -> Figure | None:
             lower.set_xlabel("confidence (%)", size=9)
     few = f"bins under {_FEW:.0%} of the samples"
     uppers[0].fill_between([0], [0], color=FAINT, lw=0, alpha=0.3, label=few)
-    return style.finish(figure, "What confidence is worth, test split")
+    pooling = f"samples pooled over {_seeds(measured)}"
+    note = style.about(data, TEST, _counts(measured), pooling)
+    return style.finish(figure, "What confidence is worth, test split", note)
 
 
 def pooled(outcomes: Sequence[StudentResult]) -> pd.DataFrame:
@@ -352,3 +368,12 @@ def pooled(outcomes: Sequence[StudentResult]) -> pd.DataFrame:
 def _kind(method: str) -> tuple[str, str]:
     """Colour and word of distilled students, and of references."""
     return (BLUE, "distilled") if is_distilled(method) else (REFERENCE, "reference")
+
+
+def _seeds(outcomes: Sequence[StudentResult]) -> str:
+    return seeds_of_one_draw(len({outcome.seed for outcome in outcomes}))
+
+
+def _counts(outcomes: Sequence[StudentResult]) -> dict[str, int]:
+    """Samples of the test split by group."""
+    return next((o.splits[TEST].counts for o in outcomes if TEST in o.splits), {})

@@ -6,6 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,16 @@ from agrekd_ray.config.space import Domain, applied, conditions
 from agrekd_ray.core.selection import RULES
 from agrekd_ray.core.weighting import STRATEGIES
 from agrekd_ray.files import checked, exists
-from agrekd_ray.report import facts, plots, settings_plots, tables
+from agrekd_ray.report import facts, plots, settings_plots, style, tables
 from agrekd_ray.report.archive import RESULTS, read_search, write_results
 from agrekd_ray.report.facts import Fact, listed
-from agrekd_ray.report.job import degraded_lines, render_degraded
+from agrekd_ray.report.job import data_of, degraded_lines, render_degraded
 from agrekd_ray.report.models import TEST, compared, over_seeds, students, teachers, tested
 from agrekd_ray.report.settings_plots import Point
-from agrekd_ray.report.style import draw_plots
 from agrekd_ray.report.tables import Table, texts
 from agrekd_ray.results import TeacherResult
 from agrekd_ray.results.frame import difference
-from agrekd_ray.results.intervals import signed
+from agrekd_ray.results.intervals import seeds_of_one_draw, signed
 from agrekd_ray.results.metrics import (
     ACCURACY,
     ECE,
@@ -73,22 +73,36 @@ def publish_search(folder: Path, result: SearchResult, *, anew: bool = True) -> 
         write_trials(folder / TRIALS, result.trials)
     trials, final = [_point(trial, result) for trial in result.trials], result.final
     members = checked(list[TeacherResult], result.about.get("members", []))
-    score = f"select/{result.select}"
+    score, job = f"select/{result.select}", result.about.get("job", {})
+    data = data_of(job)
+    note = style.about(data, "", None, f"trials: means over {_seeds(result)}")
     space = result.about.get("settings", {}).get("space", {})
     logs = [path for path, domain in space.items() if domain.get("loguniform")]
     several = final if any(outcome.method == DEFAULT for outcome in final) else []
-    draw_plots(
+    style.draw_plots(
         folder / "plots",
         {
-            "worst_against_accuracy": lambda: settings_plots.worst_against_accuracy(trials),
-            "parameter_effects": lambda: settings_plots.parameter_effects(trials, logs=logs),
-            "parallel_coordinates": lambda: settings_plots.parallel_coordinates(trials, logs=logs),
-            "trial_history": lambda: settings_plots.trial_history(trials, score),
-            "winner_against_default": lambda: plots.worst_group_by_method(several),
-            **plots.of_training(final, members),
+            "worst_against_accuracy": partial(
+                settings_plots.worst_against_accuracy, trials, note=note
+            ),
+            "parameter_effects": partial(
+                settings_plots.parameter_effects, trials, logs=logs, note=note
+            ),
+            "parallel_coordinates": partial(
+                settings_plots.parallel_coordinates, trials, logs=logs, note=note
+            ),
+            "trial_history": partial(settings_plots.trial_history, trials, score, note=note),
+            "winner_against_default": partial(plots.worst_group_by_method, several, data),
+            **plots.of_training(final, members, data),
         },
         anew=anew,
+        formats=job.get("plots", ("png",)),
     )
+
+
+def _seeds(result: SearchResult) -> str:
+    """Of each trial, in words."""
+    return seeds_of_one_draw(len(result.about.get("settings", {}).get("seeds", (0,))))
 
 
 def _point(trial: TrialResult, result: SearchResult) -> Point:

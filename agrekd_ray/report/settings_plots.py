@@ -3,7 +3,7 @@
 They take plain `Point`s, so that runs from MLflow and trials from a search's folder are drawn
 alike. Each function leaves out points without the metric (by MLflow's name), lets the chosen point
 stand out (or else the best by the metric), and returns a figure, or None where there is nothing to
-draw.
+draw. A note says what data and seeds they show.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ class Point:
         spread: standard deviations over seeds, where there are some.
         state: `finished`, `stopped early`, `failed`, `running`, ...
         chosen: by what it was, of all points, in words; empty for the others.
+        method: of a student; empty for a trial.
     """
 
     label: str
@@ -70,6 +71,7 @@ class Point:
     spread: Mapping[str, float] = field(default_factory=dict)
     state: str = FINISHED
     chosen: str = ""
+    method: str = ""
 
     def value(self, metric: str) -> float:
         """In the unit that plots use: percent for shares; NaN where there is none."""
@@ -155,11 +157,13 @@ def _category_order(text: str) -> tuple[int, float, str]:
         return 1, 0.0, text
 
 
-def worst_against_accuracy(points: Sequence[Point], metric: str = TEST_WORST) -> Figure | None:
+def worst_against_accuracy(
+    points: Sequence[Point], metric: str = TEST_WORST, note: str = ""
+) -> Figure | None:
     """Draws the worst group's accuracy against that of all samples; whiskers are the spread.
 
-    The best twelve by worst group have their label beside them; what is no trial is an orange
-    diamond.
+    The best twelve by worst group have their label beside them; what is no trial is a diamond in
+    the colour of its method, or orange where all have the same.
     """
     split, _, name = metric.partition("/")
     x, y = f"{split}/{ACCURACY}", metric
@@ -170,9 +174,12 @@ def worst_against_accuracy(points: Sequence[Point], metric: str = TEST_WORST) ->
     axes = style.panel(figure.subplots())
     dots = [(p.value(x), p.value(y), p.deviation(x), p.deviation(y)) for p in shown]
     alike = len({point.number is None for point in shown}) == 1
+    looks = style.method_styles(dict.fromkeys(p.method for p in shown if p.method))
     for point, (at_x, at_y, sd_x, sd_y) in zip(shown, dots, strict=True):
         trial, done = point.number is not None, point.state == FINISHED
         color, what = (BLUE, "trial") if trial else (ORANGE, "" if alike else "student")
+        if len(looks) > 1 and point.method:
+            color, what = looks[point.method]["color"], looks[point.method]["label"]
         look: dict[str, Any] = {"s": 34, "zorder": 4} if trial else {"s": 44, "zorder": 5}
         look |= {"marker": "o" if trial else "D", "edgecolors": INK if trial and done else color}
         look["label"] = what if done else "not trained to its end"
@@ -189,7 +196,10 @@ def worst_against_accuracy(points: Sequence[Point], metric: str = TEST_WORST) ->
         low, high = get()
         put(max(low, -0.02 * (high - low)), min(high, 100 + 0.02 * (high - low)))
     of = {"test": "the test split", "val": "the validation split"}.get(split, split)
-    style.finish(figure, f"{words} against all samples, {of}")
+    named = min(len(shown), _MOST_LABELS)
+    some = f"named: {named} of {len(shown)}, the best of each kind" if named < len(shown) else ""
+    note = "; ".join(filter(None, (note, some)))
+    style.finish(figure, f"{words} against all samples, {of}", note)
     others = [point for point in shown if point.number is None]
     best = sorted(shown, key=lambda p: -p.value(y))
     labelled = list({id(p): p for p in (*others[:_MOST_LABELS], *best)}.values())[:_MOST_LABELS]
@@ -201,7 +211,10 @@ def worst_against_accuracy(points: Sequence[Point], metric: str = TEST_WORST) ->
 
 
 def parameter_effects(
-    points: Sequence[Point], metric: str = TEST_WORST, logs: Collection[str] = ()
+    points: Sequence[Point],
+    metric: str = TEST_WORST,
+    logs: Collection[str] = (),
+    note: str = "",
 ) -> Figure | None:
     """Draws a metric against each setting that varies, a panel a setting.
 
@@ -233,11 +246,14 @@ def parameter_effects(
         axes.tick_params(labelsize=8)
     for axes in panels[:, 0]:
         axes.set_ylabel(_unit(metric), size=9)
-    return style.finish(figure, f"What each setting does to {_lower(metric)}")
+    return style.finish(figure, f"What each setting does to {_lower(metric)}", note)
 
 
 def parallel_coordinates(
-    points: Sequence[Point], metric: str = TEST_WORST, logs: Collection[str] = ()
+    points: Sequence[Point],
+    metric: str = TEST_WORST,
+    logs: Collection[str] = (),
+    note: str = "",
 ) -> Figure | None:
     """Draws each point as a line through its settings to the metric, whose colour it has.
 
@@ -295,10 +311,12 @@ def parallel_coordinates(
         if span[0] <= value <= span[1]:
             _tick(axes, last + 0.06, float(of_metric(value)), f"{value:.4g}", ha="left")
     thick = f"; the thick line is {words}" if stands_out.any() else ""
-    return style.finish(figure, f"Settings and {_lower(metric)}{thick}")
+    return style.finish(figure, f"Settings and {_lower(metric)}{thick}", note)
 
 
-def trial_history(points: Sequence[Point], metric: str = TEST_WORST) -> Figure | None:
+def trial_history(
+    points: Sequence[Point], metric: str = TEST_WORST, note: str = ""
+) -> Figure | None:
     """Draws each trial's last value by the trial's number, and the best so far as a line.
 
     Trials without the metric are crosses at the bottom.
@@ -331,7 +349,7 @@ def trial_history(points: Sequence[Point], metric: str = TEST_WORST) -> Figure |
     if end == 0:
         axes.set_xlim(-1, 1)
         axes.set_xticks([0])
-    return style.finish(figure, f"Trials of the search, {_lower(metric)}")
+    return style.finish(figure, f"Trials of the search, {_lower(metric)}", note)
 
 
 def _varying(points: Sequence[Point], most: int) -> dict[str, str]:

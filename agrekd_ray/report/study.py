@@ -19,10 +19,10 @@ from agrekd_ray.files import exists, replacing
 from agrekd_ray.report import facts, style, tables
 from agrekd_ray.report.archive import RESULTS, read_study, write_results
 from agrekd_ray.report.facts import Fact
-from agrekd_ray.report.job import JOB, degraded_lines, render_degraded, write_csv
+from agrekd_ray.report.job import JOB, data_of, degraded_lines, render_degraded, write_csv
 from agrekd_ray.report.style import FAINT, INK
 from agrekd_ray.report.tables import Cell, Column, Table, difference_cell, figure_column, texts
-from agrekd_ray.results.intervals import INTERVAL
+from agrekd_ray.results.intervals import INTERVAL, seeds_of_one_draw
 from agrekd_ray.results.metrics import ACCURACY, WORST_GROUP, accuracy_of, label
 from agrekd_ray.results.points import in_words
 from agrekd_ray.results.study import OURS, Gain, Panel, StudyResult
@@ -67,7 +67,8 @@ def publish_study(folder: Path, result: StudyResult, *, anew: bool = True) -> No
     if anew or not exists(folder / "results.md"):
         with replacing(folder / "results.md") as draft:
             draft.write_text(f"# {result.name}\n\n{markdown(result)}\n", encoding="utf-8")
-    style.draw_plots(folder / "plots", study_plots(result), anew=anew)
+    formats = result.settings.get("plots", ("png",))
+    style.draw_plots(folder / "plots", study_plots(result), anew=anew, formats=formats)
 
 
 def show(result: StudyResult, console: Console) -> None:
@@ -211,7 +212,8 @@ def sweep_plot(result: StudyResult, key: str) -> Figure | None:
         axes.set_xlabel(_AXES.get(key, key))
     if result.published:  # a key for all colours
         axes.scatter([], [], edgecolors=INK, label=result.published.source, **_DIAMOND)
-    return style.finish(figure, f"{result.name}: by {_AXES.get(key, names[key])}")
+    title = f"{result.name}: by {_AXES.get(key, names[key])}"
+    return style.finish(figure, title, _note(result, "points: means, whiskers: ± sd"))
 
 
 def _line(
@@ -277,7 +279,16 @@ def gains_plot(result: StudyResult) -> Figure | None:
     axes.scatter([], [], s=42, color=FAINT, edgecolors=INK, label="mean")
     axes.plot([], [], color=FAINT, lw=2, label=INTERVAL)
     axes.scatter([], [], s=9, color=FAINT, label=f"one {result.unit}")
-    return style.finish(figure, f"{result.name}: what AGRE-KD gains")
+    return style.finish(figure, f"{result.name}: what AGRE-KD gains", _note(result))
+
+
+def _note(result: StudyResult, *words: str) -> str:
+    """What data, samples, seeds and draws a study's pictures show."""
+    counts = [o.splits["test"].counts for o in result.outcomes if "test" in o.splits]
+    same = counts[0] if counts and all(count == counts[0] for count in counts) else None
+    _, _, over = result.heading("").partition("over ")
+    over = f"over {over or seeds_of_one_draw(1)}"
+    return style.about(data_of(result.settings), "test", same, ", ".join((*words, over)))
 
 
 # --- the page --------------------------------------------------------------------------------
@@ -298,7 +309,7 @@ def verdict(result: StudyResult) -> str:
             f" ({result.place_name(worst.at)}); the interval is above 0 at"
             f" {sum(map(_sure, gains))} of {len(gains)} places"
         )
-    return f"{begin}{text}."
+    return f"{begin}{text}; over {result.paired_over}."
 
 
 def content(folder: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import hsv_to_rgb, to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.path import Path as Line
 from matplotlib.text import Annotation, Text
@@ -24,15 +25,21 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 
 from agrekd_ray.files import exists, replacing
+from agrekd_ray.report.tables import wrapped
 from agrekd_ray.results.metrics import label
 
+DPI = 130
 INK, FAINT = "#222222", "#8a8a8a"
 REFERENCE, BLUE, ORANGE = "#b3b3b3", "#56b4e9", "#d55e00"
 # Okabe and Ito's palette without its yellow, which is too pale for lines on white. The method
 # of the paper has a colour of its own, whichever others a job compares it with.
 _OURS = {"agre_kd": "#d55e00"}
 LINES = ("#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#222222")
+_MORE = ("#332288", "#999933", "#882255", "#8c564b", "#44aa99", "#7f7f7f")
+"""For methods where there are more than these; `_colors` finds any number."""
 DASHES = ("-", "--", ":", "-.")
+_MOST_COUNTS = 8
+"""Groups whose samples are said one by one."""
 EVEN = (0, (4, 3))
 """Dashes of lines that say what would be even, or right."""
 # By place: colours in turn, then the next dash. Distilled students first, then references.
@@ -51,14 +58,19 @@ _NEAR = 16
 
 
 def draw_plots(
-    folder: Path, plots: Mapping[str, Callable[[], Figure | None]], *, anew: bool = True
+    folder: Path,
+    plots: Mapping[str, Callable[[], Figure | None]],
+    *,
+    anew: bool = True,
+    formats: Sequence[str] = ("png",),
 ) -> list[Path]:
-    """Draws a run's plots, each into a PNG of its name, which is replaced as a whole.
+    """Draws a run's plots, each into files of its name, which are replaced as a whole.
 
     Args:
-        folder: of the PNGs.
+        folder: of the files.
         plots: what draws one, or finds nothing to draw, by name.
         anew: false leaves those that are there.
+        formats: `png`, `pdf` or `svg`, a file each.
 
     Returns:
         The files that were written.
@@ -66,16 +78,18 @@ def draw_plots(
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name, draw in plots.items():
-        path = folder / f"{name}.png"
-        if (anew or not exists(path)) and (figure := draw()):
-            save(figure, path)
-            written.append(path)
+        paths = [folder / f"{name}.{format}" for format in formats]
+        wanted = [path for path in paths if anew or not exists(path)]
+        if wanted and (figure := draw()):
+            for path in wanted:
+                save(figure, path)
+            written += wanted
     return written
 
 
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure of so many inches, which no other thread knows."""
-    figure = Figure(figsize=(width, height), dpi=130, layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
@@ -129,19 +143,44 @@ def curves(
 def method_styles(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Label, colour, dash and width of each method's line; a method that we know looks alike.
 
+    No two methods share a colour.
+
     AGRE-KD's line is thick, those of references are dashed.
     """
     methods = list(methods)
     places = [*_PLACES, *(m for m in methods if m not in _PLACES and m not in _OURS)]
+    colors = _colors(len(places))
     return {
         method: {"label": label(method)}
         | (
             {"color": _OURS[method], "linestyle": "-", "lw": 2.6, "zorder": 5}
             if method in _OURS
-            else {**turn(places.index(method)), "lw": 1.5, "zorder": 3}
+            else {
+                "color": colors[places.index(method)],
+                "linestyle": turn(places.index(method))["linestyle"],
+                "lw": 1.5,
+                "zorder": 3,
+            }
         )
         for method in methods
     }
+
+
+def _colors(count: int) -> list[str]:
+    """Colours of so many methods, none twice: the palette, then what is farthest from all before.
+
+    The first ones are the same for every count.
+    """
+    colors = [*LINES, *_MORE]
+    golden, many = 0.618034, max(240, 4 * count)
+    hues = [(golden * k % 1, (1.0, 0.6)[k % 2], (0.45, 0.8, 0.62)[k % 3]) for k in range(many)]
+    candidates = hsv_to_rgb(hues)
+    taken = [to_rgb(color) for color in (*colors, *_OURS.values())]
+    while len(colors) < count:
+        apart = np.linalg.norm(candidates[:, None] - np.array(taken), axis=2).min(axis=1)
+        taken.append(tuple(candidates[apart.argmax()]))
+        colors.append(to_hex(taken[-1]))
+    return colors
 
 
 def turn(place: int, colors: Sequence[str] = LINES) -> dict[str, Any]:
@@ -150,8 +189,14 @@ def turn(place: int, colors: Sequence[str] = LINES) -> dict[str, Any]:
     return {"color": colors[place % len(colors)], "linestyle": dash}
 
 
-def finish(figure: Figure, title: str) -> Figure:
-    """Sets the one line above all panels, and the legend of all that has a label below them."""
+def finish(figure: Figure, title: str, note: str = "") -> Figure:
+    """Sets the one line above all panels; below them a note, and all that has a label.
+
+    Args:
+        figure: with its panels.
+        title: of them all.
+        note: what data, samples and seeds they show, and what a band or whisker is.
+    """
     width = figure.get_figwidth()
     title = textwrap.fill(title, int(10 * width))
     figure.suptitle(title, size=12, weight="bold", x=0.01, ha="left")
@@ -159,6 +204,10 @@ def finish(figure: Figure, title: str) -> Figure:
     for axes in figure.axes:
         for key, text in zip(*axes.get_legend_handles_labels(), strict=True):
             keys.setdefault(text, key)
+    note = textwrap.fill(note, int(15 * width))
+    small: dict[str, Any] = {"fontsize": 8, "color": "#5f5f5f"}
+    if not keys and note:
+        figure.supxlabel(note, x=0.01, ha="left", **small)
     if keys:
         widths = [0.5 + 0.065 * len(text) for text in keys]
         figure.legend(
@@ -170,18 +219,43 @@ def finish(figure: Figure, title: str) -> Figure:
             fontsize=9,
             handlelength=1.8,
             columnspacing=1.4,
-        )
+            title=note or None,
+            title_fontproperties={"size": small["fontsize"]},
+            alignment="left",
+        ).get_title().set_color(small["color"])
     return figure
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Writes the figure as a PNG, which is replaced as a whole.
+def about(data: str, split: str = "", counts: Mapping[str, int] | None = None, *more: str) -> str:
+    """What a picture shows, in words: `digits, test split: n = 40 (a 30, b 10); 3 seeds, ...`.
 
-    By its canvas: `savefig` lays everything out a second time.
+    Args:
+        data: name of the data set; may be empty.
+        split: its name.
+        counts: samples of it by group; of more than eight groups, the ends are said.
+        more: what else there is to say.
+    """
+    where = ", ".join(filter(None, (data, f"{split} split" if split else "")))
+    if counts:
+        few = ", ".join(f"{group} {count:,}" for group, count in counts.items())
+        ends = f"{min(counts.values()):,} to {max(counts.values()):,}"
+        many = f"{len(counts)} groups of {ends}"
+        groups = few if len(counts) <= _MOST_COUNTS else many
+        where += f"{': ' * bool(where)}n = {sum(counts.values()):,} ({groups})"
+    return "; ".join(filter(None, (where, *more)))
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes the figure as a PNG, or what else the name ends in, which is replaced as a whole.
+
+    A PNG by its canvas: `savefig` lays everything out a second time.
     """
     _as_written(figure)
     with replacing(path) as draft:
-        FigureCanvasAgg(figure).print_png(draft)
+        if path.suffix == ".png":
+            FigureCanvasAgg(figure).print_png(draft)
+        else:
+            figure.savefig(draft, format=path.suffix[1:])
 
 
 def _as_written(figure: Figure) -> None:
@@ -197,6 +271,16 @@ def brief(text: str, most: int) -> str:
         return text
     end = most // 2
     return f"{text[: most - end - 1]}…{text[-end:]}"
+
+
+def _first_words(text: str, most: int) -> str:
+    """A label of whole words, and how many settings there is no room for."""
+    words = text.split()
+    kept = len(words)
+    while kept > 1 and len(" ".join(words[:kept])) > most:
+        kept -= 1
+    more = f" and {len(words) - kept} more" if kept < len(words) else ""
+    return f"{brief(' '.join(words[:kept]), most)}{more}"
 
 
 def place_labels(
@@ -230,7 +314,7 @@ def place_labels(
     look |= {"arrowprops": {"arrowstyle": "-", "color": FAINT, "lw": 0.6}, "zorder": 7}
     taken: dict[Annotation, Bbox] = {}
     for x, y, text in labels:
-        words = textwrap.fill(brief(text, 68), 26, break_on_hyphens=False)
+        words = "\n".join(wrapped(_first_words(text, 68), 26))
         taken[axes.annotate(words, (x, y), (0, 0), **look)] = Bbox.null()
     for note in [*taken] * 3:  # each anew, until all have seen where the others are
         size = np.array(Text.get_window_extent(note, renderer).size)

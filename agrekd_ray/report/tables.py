@@ -25,6 +25,7 @@ from agrekd_ray.results.metrics import MISSING, metric, over
 
 # A bracket makes a link with the one that follows, an underscore emphasis at a word's edge.
 _MARKDOWN = re.compile(r"[\\`*|<$]|\](?=[(\[])|(?<![^\W_])_|_(?![^\W_])")
+_SIGN = re.compile(r"(?<=[._=/,:-])(?=\w)")
 _SD = re.compile(r"(?<=^± )\S+")
 _GAP = 2
 """Characters between two columns on the screen."""
@@ -308,6 +309,25 @@ def write_csv(
         table.to_csv(draft, index=False, lineterminator="\r\n")
 
 
+def wrapped(text: str, width: int, indent: str = "") -> list[str]:
+    """The lines of a text; a long word breaks after a sign within it, if it can.
+
+    Args:
+        text: to be broken.
+        width: characters of a line.
+        indent: of all lines but the first.
+    """
+    return _Wrapper(width, subsequent_indent=indent, break_on_hyphens=False).wrap(text)
+
+
+class _Wrapper(textwrap.TextWrapper):
+    def _split(self, text: str) -> list[str]:
+        room = self.width - len(self.subsequent_indent)
+        words: list[str] = super()._split(text)
+        parts = ((_SIGN.split(word) if len(word) > room else [word]) for word in words)
+        return [part for those in parts for part in those if part]
+
+
 def _in_markdown(text: str) -> str:
     """A cell whose signs mean nothing but themselves."""
     return _MARKDOWN.sub(r"\\\g<0>", " ".join(text.strip().splitlines()))
@@ -331,9 +351,6 @@ def _folded(table: Table, width: int, others_give_way: bool) -> Table:
     others = table.width - column.width
     least = max(_NARROWEST // 2, width - others)
     most = max(_NARROWEST, int(_LARGEST_SHARE * width)) if others_give_way else least
-    lines = [
-        textwrap.wrap(cell.text, most, subsequent_indent=_INDENT, break_on_hyphens=False)
-        for cell in column.cells
-    ]
+    lines = [wrapped(cell.text, most, _INDENT) for cell in column.cells]
     narrow = replace(column, cells=[Cell("\n".join(line)) for line in lines])
     return replace(table, columns=[narrow if c is column else c for c in table.columns])

@@ -17,6 +17,15 @@ CONFIDENCE = 0.95
 INTERVAL = f"{100 * CONFIDENCE:.0f} % bootstrap interval"
 
 
+ONE_DRAW = "one draw of data and teachers"
+"""What all students of one job share: no spread over their seeds says how other draws would do."""
+
+
+def seeds_of_one_draw(count: int) -> str:
+    """`3 seeds, one draw of data and teachers`: what a job's figures are over."""
+    return f"{count} seed{'s' * (count != 1)}, {ONE_DRAW}"
+
+
 @dataclass(frozen=True)
 class PairedDifference:
     """The mean difference of two methods over the seeds that both have, and its interval.

@@ -179,12 +179,17 @@ def accuracy_of(worst: str) -> str:
 
 
 def short_paths(paths: Iterable[str]) -> dict[str, str]:
-    """Dotted paths of settings, by as few of their last parts as tell them apart."""
+    """Dotted paths of settings, by as few of their last parts as tell them apart.
+
+    A seed and a name are always said to be whose: students have seeds, data and models names.
+    """
     every = {path: path.split(".") for path in paths}
 
     def short(path: str) -> str:
         for count in range(1, len(every[path])):
             ending = every[path][-count:]
+            if ending in (["seed"], ["name"]):
+                continue
             if sum(other[-count:] == ending for other in every.values()) == 1:
                 return ".".join(ending)
         return path

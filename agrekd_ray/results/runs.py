@@ -16,13 +16,16 @@ import pandas as pd
 from agrekd_ray.errors import TrackingError, near
 from agrekd_ray.results.frame import Figure, figures
 from agrekd_ray.results.intervals import PairedDifference, paired_difference
-from agrekd_ray.results.metrics import STEPS, label, metric, setting_text, short_paths
+from agrekd_ray.results.metrics import MISSING, STEPS, label, metric, setting_text, short_paths
 
 DEFAULT_BASELINES = ("default", "aver")
 """Methods that others are compared with where nobody says which; of two, the first."""
 
 SEEDLESS = "teacher_vote"
 """The method that has no students, so that its one run stands for every seed."""
+
+_MOST_SETTINGS = 3
+"""Settings that a label names, whether or not they follow from each other."""
 
 # A database keeps an infinite metric as the largest number that it has.
 _INFINITE = 1.7e308
@@ -150,7 +153,7 @@ def _labels(several: Sequence[Row]) -> dict[Row, str]:
     students = [row for row in several if row.first.number is None]
     distinct = settings(trials)  # each has a name of its own
     for alike in _grouped(students, lambda row: row.name):
-        distinct |= settings(alike)
+        distinct |= _telling(settings(alike))
     short = short_paths({path for of_row in distinct.values() for path in of_row})
     labels = {
         row: " ".join([row.name, *(f"{short[p]}={setting_text(v)}" for p, v in of_row.items())])
@@ -163,6 +166,33 @@ def _labels(several: Sequence[Row]) -> dict[Row, str]:
         if count > 1:
             labels |= {row: f"{labels[row]} ({of})" for row, of in _origins(alike, count) if of}
     return labels
+
+
+def _telling(varying: Mapping[Row, Mapping[str, Any]]) -> dict[Row, dict[str, Any]]:
+    """Of many settings, those that tell rows apart: none that follows from the others.
+
+    A model's or a data set's name gives way to another name only.
+    """
+    values = {
+        path: [json.dumps(of_row.get(path, MISSING), sort_keys=True) for of_row in varying.values()]
+        for path in dict.fromkeys(path for of_row in varying.values() for path in of_row)
+    }
+    places = {path: place for place, path in enumerate(values)}
+    kept = list(values)
+    for path in sorted(values, key=lambda path: (_is_name(path), -places[path])):
+        others = [other for other in kept if other != path and _is_name(other) >= _is_name(path)]
+        together = set(zip(*(values[other] for other in others), strict=True))
+        follows = len(together) == len({*zip(*(values[p] for p in (*others, path)), strict=True)})
+        if len(values) > _MOST_SETTINGS and together and follows:
+            kept.remove(path)
+    return {
+        row: {path: of_row[path] for path in kept if path in of_row}
+        for row, of_row in varying.items()
+    }
+
+
+def _is_name(path: str) -> bool:
+    return path.endswith(".name")
 
 
 def _origins(several: Sequence[Row], count: int) -> Iterable[tuple[Row, str]]:
@@ -201,19 +231,28 @@ def _grouped(several: Iterable[Any], key: Callable[[Any], Hashable]) -> list[lis
 def settings(several: Sequence[Row]) -> dict[Row, dict[str, Any]]:
     """Values of all that varies among rows, by row and dotted path.
 
-    To be absent is no value. Trials have what their search varies, if it has more than one value
-    among them.
+    To be absent counts where another row of the same method has a value; and a method's own
+    options vary where other methods, which have none of them, are there. Trials have what their
+    search varies, if it has more than one value among them.
     """
     every: dict[Row, dict[str, Any]] = {}
     values: dict[str, set[str]] = defaultdict(set)
+    methods = {row.first.method for row in several if row.first.number is None}
     for row in several:
         mine = {**row.first.settings, **row.first.world}
         searched = row.first.searched or mine
         every[row] = {path: parsed(mine[path]) for path in searched if path in mine}
         for path, value in every[row].items():
             values[path].add(json.dumps(value, sort_keys=True))
+    varying = {path for path, found in values.items() if len(found) > 1}
+    for method in methods:
+        alike = [every[row] for row in several if row.first.method == method]
+        shared = set.intersection(*map(set, alike))
+        varying |= {path for of_row in alike for path in of_row if path not in shared}
+        if len(methods) > 1:
+            varying |= {path for path in shared if path.startswith(f"distillation.{method}.")}
     return {
-        row: {path: value for path, value in of_row.items() if len(values[path]) > 1}
+        row: {path: value for path, value in of_row.items() if path in varying}
         for row, of_row in every.items()
     }
 
@@ -281,8 +320,12 @@ def difference(row: Row, baseline: Sequence[Row], metric: str) -> PairedDifferen
 
 
 def _is_pair(child: Child, other: Child) -> bool:
-    """Whether one run can be held against another: both have seeds, the same or any."""
-    if not child.pair or not other.pair:
+    """Whether one run can be held against another: both have seeds, the same or any.
+
+    A trial, whose figures are means, is none of a student's.
+    """
+    trials = {child.number is None, other.number is None}
+    if not child.pair or not other.pair or len(trials) > 1:
         return False
     return child.pair == other.pair or SEEDLESS in (child.method, other.method)
 

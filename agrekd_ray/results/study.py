@@ -11,7 +11,13 @@ import pandas as pd
 
 from agrekd_ray.files import DamagedError, checked
 from agrekd_ray.results.frame import Row, by_pair, figures, frame, worst_words
-from agrekd_ray.results.intervals import PairedDifference, differences_by_seed, paired_difference
+from agrekd_ray.results.intervals import (
+    ONE_DRAW,
+    PairedDifference,
+    differences_by_seed,
+    paired_difference,
+    seeds_of_one_draw,
+)
 from agrekd_ray.results.metrics import ACCURACY, WORST_GROUP, is_distilled, short_paths
 from agrekd_ray.results.points import Published, in_words
 from agrekd_ray.results.records import Cost, Number, StudentResult, TeacherCost
@@ -227,7 +233,15 @@ class StudyResult:
         draws = f"{len(self.draws)} draws of data and teachers" if len(self.draws) > 1 else ""
         seeds = runs // max(1, len(self.draws))
         over = " × ".join(part for part in (draws, f"{seeds} seeds" if seeds > 1 else "") if part)
+        over += "" if draws or not over else f", {ONE_DRAW}"
         return f"{what} on the test split in %" + (f", mean ± sd over {over}" if over else "")
+
+    @property
+    def paired_over(self) -> str:
+        """What differences are over, where all can be paired."""
+        if self.unit == "draw":
+            return f"{len(self.draws)} draws of data and teachers"
+        return seeds_of_one_draw(max((gain.difference.seeds for gain in self.gains), default=0))
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values; shares, and percent where figures are published ones."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from agrekd_ray.core.selection import RULES
 from agrekd_ray.results import StudentResult
 from agrekd_ray.results.frame import difference
-from agrekd_ray.results.intervals import INTERVAL
+from agrekd_ray.results.intervals import INTERVAL, ONE_DRAW
 from agrekd_ray.results.metrics import accuracy_of
 from agrekd_ray.results.search import DEFAULT, FAILED, WINNER, RuleReport, TrialResult
 
@@ -88,9 +88,12 @@ def verdict(final: Sequence[StudentResult], select: str) -> str:
     worst = accuracy_of(final[0].splits["test"].worst)
     points = f"{found.points} points of {worst} on the test split"
     if found.low is None or found.high is None:
-        return f"The winner ({select}) is {points} from the default with one seed: no interval."
+        return (
+            f"The winner ({select}) is {points} from the default with one seed, {ONE_DRAW}: no "
+            "interval."
+        )
     interval = f"{INTERVAL} {found.interval()}"
-    seeds = f"{found.seeds} fresh seeds"
+    seeds = f"{found.seeds} fresh seeds, {ONE_DRAW}"
     if found.low > 0:
         words = "The winner is better than the default"
     elif found.high < 0:

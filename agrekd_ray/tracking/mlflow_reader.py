@@ -7,6 +7,7 @@ thousand of them take seconds.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -30,6 +31,8 @@ _PARENTS, _CHILDREN = {"job", "search", "study"}, {"student", "trial"}
 _STATUS = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "interrupted"}
 # The last two follow from others: the weighting from the method, the words from the ensemble.
 _NO_SETTINGS = {"method", "seed", "seeds", "distillation.strategy", "teachers"}
+# Where teachers and prepared data lie, and who computes, changes no figure.
+_NO_WORLD = re.compile(r"teachers\.(store|cpus|gpus)|data\.(.+\.)?prepared")
 _PAGE, _IDS_A_QUERY = 1000, 200
 _ACTIVE, _ALL = ViewType.ACTIVE_ONLY, ViewType.ALL
 
@@ -238,7 +241,11 @@ def _child(run: Run, parent: Run | None, experiments: Mapping[str, str]) -> Chil
             for path, text in params.items()
             if path not in _NO_SETTINGS and not path.startswith(WORLD)
         },
-        world={path: text for path, text in above.items() if path.startswith(WORLD)},
+        world={
+            path: text
+            for path, text in above.items()
+            if path.startswith(WORLD) and not _NO_WORLD.fullmatch(path)
+        },
         searched=tuple(_listed_tag(tags.get(SEARCHED, ""))),
         metrics=run.data.metrics,
     )

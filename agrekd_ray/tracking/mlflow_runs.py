@@ -45,7 +45,7 @@ from agrekd_ray.tracking.tracker import (
 ROLE, METHOD, SEED, TRIAL = "agrekd.role", "agrekd.method", "agrekd.seed", "agrekd.trial"
 """Tags by which runs are found again and compared, with `PARENT`."""
 _CHECKPOINT, _TEACHERS = "agrekd.checkpoint", "agrekd.teachers"
-_REPORTS = {".png", ".json", ".csv", ".yaml", ".yml", ".md"}
+_REPORTS = {".png", ".pdf", ".svg", ".json", ".csv", ".yaml", ".yml", ".md"}
 
 
 class MlflowTracker(Tracker):
