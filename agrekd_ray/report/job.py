@@ -212,7 +212,8 @@ def publish_job(
 
 def data_of(settings: Mapping[str, Any]) -> str:
     """The name of the data set in the settings of a job; empty where there is none."""
-    return str(settings.get("data", {}).get("name", ""))
+    data = settings.get("data", {})
+    return str(data.get("factory", data.get("name", "")))
 
 
 def import_what_draws() -> None:
