@@ -14,6 +14,7 @@ from rich.console import Console
 from agrekd_ray.config import check_job, read_job
 from agrekd_ray.experiment.folder import RunFolder
 from agrekd_ray.experiment.study import run_study
+from agrekd_ray.report.page import write_report
 
 from . import pictures, texts
 from .conftest import merged
@@ -145,11 +146,12 @@ def test_a_table_of_the_paper_is_one_command(path: Path, tmp_path: Path, store: 
     for at in result.places:
         for method in job.methods:
             assert result.row(at, method) is not None, (at, method)
-    text = screen.read_text()
+    text, page = screen.read_text(), write_report(Path(result.folder)).read_text()
     assert kept
     for figures in kept:
         by_method = [figures.get("worst_group_accuracy", {}), *figures.get("groups", {}).values()]
         assert any(by_method)
         for value in (value for values in by_method for value in values.values()):
             assert f"[{value:.1f}]" in text
+            assert f"[{value:.1f}]" in page
     assert list((Path(result.folder) / "plots").glob("*.png"))

@@ -23,7 +23,13 @@ from agrekd_ray.experiment.job import run_job
 from agrekd_ray.experiment.plan import make_plan
 from agrekd_ray.experiment.study import run_study
 from agrekd_ray.report.page import write_report
-from agrekd_ray.report.study import _group_tables, markdown, show, study_plots, sweep_plot
+from agrekd_ray.report.study import (
+    _group_tables,
+    markdown,
+    show,
+    study_plots,
+    sweep_plot,
+)
 from agrekd_ray.report.style import draw_plots
 from agrekd_ray.results import Metrics, StudentResult
 from agrekd_ray.results.points import Published

@@ -14,6 +14,7 @@ from sklearn.linear_model import LogisticRegression
 
 from agrekd_ray.config.points import points_of, remarks_on_biased
 from agrekd_ray.data import DFR, SELECT, open_dataset
+from agrekd_ray.errors import AgrekdError
 from agrekd_ray.experiment.folder import RunFolder
 from agrekd_ray.models import Classifier, Model, load
 from agrekd_ray.settings import Training, fingerprint
@@ -123,6 +124,11 @@ def test_a_layer_trained_on_balanced_batches_is_that_of_the_balanced_data() -> N
     assert bias.shape == (2,)
     core_pull, spurious_pull = weight[1] - weight[0]
     assert abs(spurious_pull) < 0.15 * core_pull
+    wild = BatchSettings(learning_rate=1e4, weight_decay=1.0)
+    with pytest.raises(
+        AgrekdError, match=r"lower teachers.dfr.batches.learning_rate \(it is 10000"
+    ):
+        _by_batches(features, labels, groups, wild, 0)
 
 
 def test_how_layers_are_retrained_parts_teachers_and_old_ones_are_found() -> None:

@@ -93,7 +93,8 @@ def retrain_head(
     trained from zero on group-balanced batches (`settings.batches`).
 
     Raises:
-        AgrekdError: the model is an exported program, which has no head of its own.
+        AgrekdError: the model is an exported program, which has no head of its own, or training
+            on batches diverged.
         DataError: a class has no sample in the DFR half.
     """
     if not isinstance(model.head, nn.Linear):
@@ -114,13 +115,15 @@ def retrain_head(
         features_ND = predict(model.backbone, dataset, ids, device=device, precision=precision)
         return features_ND.double().numpy(), dataset.labels(ids).numpy()
 
-    (fit_ND, fit_N), (select_ND, select_N) = features(DFR), features(SELECT)
-    scaler = StandardScaler().fit(fit_ND)
-    fit_ND, select_ND = scaler.transform(fit_ND), scaler.transform(select_ND)
+    raw_ND, fit_N = features(DFR)
+    scaler = StandardScaler().fit(raw_ND)
+    fit_ND = scaler.transform(raw_ND)
     balanced_N, _ = dfr_groups(dataset, DFR)
     if settings.batches is not None:
         weight_CD, bias_C = _by_batches(fit_ND, fit_N, balanced_N, settings.batches, seed)
     else:
+        raw_ND, select_N = features(SELECT)
+        select_ND = scaler.transform(raw_ND)
         evaluated_N = dataset.groups.group_N[dataset.splits[SELECT]]
 
         def subsample(number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -177,6 +180,11 @@ def _by_batches(
         optimizer.zero_grad()
         functional.cross_entropy(layer(features[rows]), labels[rows]).backward()
         optimizer.step()
+    if not bool(torch.isfinite(layer.weight).all()):
+        raise AgrekdError(
+            "DFR: a last layer diverged on group-balanced batches; lower "
+            f"teachers.dfr.batches.learning_rate (it is {settings.learning_rate:g})."
+        )
     return layer.weight.detach().double().numpy(), layer.bias.detach().double().numpy()
 
 
