@@ -102,6 +102,7 @@ Seed = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, lt=MOST_SEEDS)]
 Share = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=1)]
 Positive = Annotated[float, BeforeValidator(_no_bool), Field(gt=0)]
 NonNegative = Annotated[float, BeforeValidator(_no_bool), Field(ge=0)]
+Momentum = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, lt=1)]
 Gpus = Annotated[
     float | Literal["auto"], BeforeValidator(lambda gpus: AUTO if gpus is None else _gpus(gpus))
 ]
@@ -177,7 +178,7 @@ class Training(Precise):
     batch_size: Count
     optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: Positive
-    momentum: Annotated[float, BeforeValidator(_no_bool), Field(ge=0, lt=1)] = 0.9
+    momentum: Momentum = 0.9
     weight_decay: NonNegative = 1e-4
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_epochs: NonNegative = 0.0

@@ -24,7 +24,15 @@ from agrekd_ray.experiment.job import run_job
 from agrekd_ray.experiment.plan import make_plan
 from agrekd_ray.experiment.study import run_study
 from agrekd_ray.report.page import write_report
-from agrekd_ray.report.study import gains_plot, markdown, show, study_plots, sweep_plot, verdict
+from agrekd_ray.report.study import (
+    _group_tables,
+    gains_plot,
+    markdown,
+    show,
+    study_plots,
+    sweep_plot,
+    verdict,
+)
 from agrekd_ray.report.style import draw_plots
 from agrekd_ray.results import Metrics, StudentResult
 from agrekd_ray.results.points import Published
@@ -90,6 +98,10 @@ def test_draws_share_no_model_and_no_split(make_job: Callable[..., Job]) -> None
                 },
             },
             "is none of the swept values",
+        ),
+        (
+            {"published": {"source": "x", "figures": [{"groups": {"a": {"agrekd": 1}}}]}},
+            "published.figures.0.groups.a.agrekd: is no method. Did you mean agre_kd",
         ),
         (
             {"published": {"source": "x", "figures": [{"accuracy": {"agrekd": 1}}]}},
@@ -455,6 +467,28 @@ def test_published_figures_stand_beside_ours(tmp_path: Path) -> None:
     assert result.metrics()["debiased=1/agre_kd_minus_aver/test/worst_group_accuracy"] == (
         pytest.approx(0.15)
     )
+
+
+def test_published_figures_by_group_stand_beside_ours(tmp_path: Path) -> None:
+    at = {"ensemble.debiased": 2}
+    figures = {"at": at, "groups": {"a": {"aver": 12.3, "agre_kd": 59.9}}}
+    result = made_up([0, 1], Published.model_validate({"source": "Table 7", "figures": [figures]}))
+    with (tmp_path / "screen").open("w") as screen:
+        show(result, Console(file=screen, width=100))
+    for text in (markdown(result), (tmp_path / "screen").read_text()):
+        assert text.count("debiased=2. Accuracy by group on the test split") == 1
+        assert text.count("[12.3]") == text.count("[59.9]") == 1
+    assert "Accuracy by group" not in markdown(made_up([0, 1]))
+    assert result.published_at(at, "agre_kd", "group/a") == 59.9
+    assert result.published_at(at, "agre_kd", "group/b") is None
+    (table,) = _group_tables(result)
+    assert [column.header for column in table.columns] == ["Method", "a"]
+    (narrow,) = _group_tables(result, width=table.width - 1)
+    assert [column.header for column in narrow.columns] == ["Group", "Method", "Accuracy"]
+    assert [cell.text for cell in narrow.columns[0].cells] == ["a", ""]
+    assert [cell.words for cell in narrow.columns[2].cells] == [
+        cell.words for cell in table.columns[1].cells
+    ]
 
 
 def test_each_swept_key_has_a_plot_with_a_line_a_method() -> None:

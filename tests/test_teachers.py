@@ -14,9 +14,10 @@ from sklearn.linear_model import LogisticRegression
 
 from agrekd_ray.config.points import points_of, remarks_on_biased
 from agrekd_ray.data import DFR, SELECT, open_dataset
+from agrekd_ray.errors import AgrekdError
 from agrekd_ray.experiment.folder import RunFolder
 from agrekd_ray.models import Classifier, Model, load
-from agrekd_ray.settings import Training
+from agrekd_ray.settings import Training, fingerprint
 from agrekd_ray.teachers import (
     DfrSettings,
     EnsembleSettings,
@@ -25,7 +26,13 @@ from agrekd_ray.teachers import (
     draw,
     retrain_head,
 )
-from agrekd_ray.teachers.dfr import _balanced, _Logistic
+from agrekd_ray.teachers.dfr import (
+    BatchSettings,
+    _balanced,
+    _balanced_batches,
+    _by_batches,
+    _Logistic,
+)
 from agrekd_ray.training import evaluate
 
 from .conftest import Run
@@ -54,6 +61,12 @@ def test_a_retrained_head_relies_less_on_colour(make_job: Any) -> None:
     after = evaluate(debiased, data, "test").worst_group_accuracy
     assert before < 0.5 < 0.7 < after
     assert debiased.head.weight.abs().sum() != biased.head.weight.abs().sum()
+    batches = DfrSettings(batches=BatchSettings(learning_rate=0.01))
+    ours, again = (retrain_head(biased, data, batches, seed=0) for _ in range(2))
+    assert evaluate(ours, data, "test").worst_group_accuracy > 0.7
+    assert torch.equal(ours.head.weight, again.head.weight)
+    other = retrain_head(biased, data, batches, seed=1)
+    assert not torch.equal(ours.head.weight, other.head.weight)
 
 
 def test_the_scaler_is_folded_into_the_layer(make_job: Any, monkeypatch: Any) -> None:
@@ -86,6 +99,51 @@ def test_subsamples_are_balanced() -> None:
     rows = _balanced(groups, np.random.default_rng(0))
     assert np.bincount(groups[rows]).tolist() == [7, 7, 0, 7]
     assert len(set(rows.tolist())) == len(rows)
+
+
+def test_batches_have_as_many_of_every_group() -> None:
+    groups = np.repeat([3, 0, 1], [20, 50, 7])
+    batches = list(_balanced_batches(groups, 8, 300, np.random.default_rng(0)))
+    drawn = np.array([np.bincount(groups[rows], minlength=4) for rows in batches])
+    assert set(drawn[:, [0, 1, 3]].ravel()) == {2, 3}
+    assert drawn.sum(0).tolist() == [800, 800, 0, 800]
+    assert set(np.concatenate(batches)) == set(range(77))
+
+
+def test_a_layer_trained_on_balanced_batches_is_that_of_the_balanced_data() -> None:
+    """Group 1 of 4 % contradicts the second feature: that it is right by itself is not learnt."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 1000)
+    conflicting = np.arange(1000) % 25 == 0
+    sign = 2 * labels - 1
+    core = sign + rng.normal(0, 1, 1000)
+    spurious = np.where(conflicting, -sign, sign) + rng.normal(0, 0.1, 1000)
+    features, groups = np.stack([core, spurious], 1), 2 * labels + conflicting
+    weight, bias = _by_batches(features, labels, groups, BatchSettings(learning_rate=0.01), 0)
+    assert weight.shape == (2, 2)
+    assert bias.shape == (2,)
+    core_pull, spurious_pull = weight[1] - weight[0]
+    assert abs(spurious_pull) < 0.15 * core_pull
+    wild = BatchSettings(learning_rate=1e4, weight_decay=1.0)
+    with pytest.raises(
+        AgrekdError, match=r"lower teachers.dfr.batches.learning_rate \(it is 10000"
+    ):
+        _by_batches(features, labels, groups, wild, 0)
+
+
+def test_how_layers_are_retrained_parts_teachers_and_old_ones_are_found() -> None:
+    """What is not used does not count, and without batches all is as before there were any."""
+    settings = {
+        "old": {"retrainings": 3},
+        "batches": {"batches": {}},
+        "same": {"batches": {"epochs": 100}, "retrainings": 3, "inverse_penalties": [0.2]},
+        "longer": {"batches": {"epochs": 101}},
+    }
+    prints = {name: fingerprint(DfrSettings(**given)) for name, given in settings.items()}
+    assert prints["batches"] == prints["same"]
+    assert len(set(prints.values())) == 3
+    before = {"inverse_penalties": DfrSettings().inverse_penalties, "retrainings": 3}
+    assert prints["old"] == fingerprint(before)
 
 
 def test_two_classes_have_two_rows() -> None:

@@ -58,8 +58,10 @@ def study_faults(
             elif value not in sweep[path]:
                 problem = f"is none of the swept values, {list(sweep[path])}"
                 found.append(Fault(f"{key}.at.{path}", str(value), problem))
-        for metric in ("worst_group_accuracy", "accuracy"):
-            for method in set(getattr(figures, metric)) - set(methods()):
+        by_method = {name: getattr(figures, name) for name in ("worst_group_accuracy", "accuracy")}
+        by_method |= {f"groups.{group}": values for group, values in figures.groups.items()}
+        for metric, values in by_method.items():
+            for method in set(values) - set(methods()):
                 problem, near = "is no method", nearest(method, methods())
                 found.append(Fault(f"{key}.{metric}.{method}", "", problem, near))
     count = math.prod([*map(len, sweep.values()), max(1, len(draws))])

@@ -210,9 +210,11 @@ def agre_kd(
     needs_cross_entropy=True,
 )
 def ca_mkd(evidence: Evidence, *, cross_entropy: Tensor | None = None) -> Weights:
-    """More weight the nearer a teacher is to the label; needs labels (Zhang et al., ICASSP 2022).
+    """The logit part of CA-MKD: weight for nearness to the label (Zhang et al., ICASSP 2022).
 
-    w_m = (1 − softmax_m(CE_m)) / (M − 1), with CE_m the teacher's cross-entropy at τ = 1.
+    w_m = (1 − softmax_m(CE_m)) / (M − 1), with CE_m the teacher's cross-entropy at τ = 1; needs
+    labels. CA-MKD's own code divides by M once more, and adds a weighted loss of features (β 50)
+    and the cross-entropy with the labels: neither is here, where all strategies share one loss.
 
     `cross_entropy`, [M, B], are exact values from the teachers. Without them CE is worked out
     from gradients, labels and student logits, which loses softened probabilities below about

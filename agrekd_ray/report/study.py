@@ -23,7 +23,7 @@ from agrekd_ray.report.job import JOB, data_of, degraded_lines, render_degraded,
 from agrekd_ray.report.style import FAINT, INK
 from agrekd_ray.report.tables import Cell, Column, Table, difference_cell, figure_column, texts
 from agrekd_ray.results.intervals import INTERVAL, seeds_of_one_draw
-from agrekd_ray.results.metrics import ACCURACY, WORST_GROUP, accuracy_of, label
+from agrekd_ray.results.metrics import ACCURACY, GROUP, WORST_GROUP, accuracy_of, label
 from agrekd_ray.results.points import in_words
 from agrekd_ray.results.study import OURS, Gain, Panel, StudyResult
 
@@ -80,6 +80,9 @@ def show(result: StudyResult, console: Console) -> None:
         if table.width > console.width:
             table = _long(result, panel, title)
         tables.show(table, console)
+    for table in _group_tables(result, console.width):
+        console.print()
+        tables.show(table, console)
     if result.gains:
         console.print()
     for place, lines in _gain_lines(result):
@@ -101,6 +104,8 @@ def markdown(result: StudyResult) -> str:
         for panel in result.panels:
             title = _title(result, panel, what)
             parts += [title, tables.markdown(_pivot(result, panel, metric, title))]
+    for table in _group_tables(result):
+        parts += [table.title, tables.markdown(table)]
     for place, lines in _gain_lines(result):
         parts.append("\n".join([*([f"{place}:", ""] if place else []), *(f"- {x}" for x in lines)]))
     return "\n\n".join(parts)
@@ -134,6 +139,40 @@ def _long(result: StudyResult, panel: Panel, title: str) -> Table:
     headers = {WORST_GROUP: result.worst.capitalize(), ACCURACY: "Accuracy"}
     columns += [_figures(result, shown, metric, text) for metric, text in headers.items()]
     return Table(title, columns if last else columns[1:])
+
+
+def _group_tables(result: StudyResult, width: int | None = None) -> Iterator[Table]:
+    """A row a method, a column a group, at places of which figures by group are published.
+
+    Where that is wider than a screen, a row a group and method.
+    """
+    for at in result.places:
+        methods = [method for method in result.methods if result.row(at, method)]
+        keys = [key for m in methods for key in result.row(at, m) or {} if key.startswith(GROUP)]
+        groups = list(dict.fromkeys(keys))
+        pairs = [(group, method) for group in groups for method in methods]
+        if all(result.published_at(at, method, group) is None for group, method in pairs):
+            continue
+
+        def column(header: str, shown: Sequence[tuple[str, str]], at: Mapping[str, Any]) -> Column:
+            figures = [(result.row(at, method) or {}).get(group) for group, method in shown]
+            published = [result.published_at(at, method, group) for group, method in shown]
+            return figure_column(header, figures, header, published)
+
+        names = {group: group.removeprefix(GROUP) for group in groups}
+        columns = texts({"method": "Method"}, [[label(method)] for method in methods])
+        columns += [column(names[g], [(g, method) for method in methods], at) for g in groups]
+        place = result.place_name(at) if result.sweep else ""
+        title = _title(result, Panel(place, [at], [], methods), "Accuracy by group")
+        table = Table(title, columns)
+        if width is not None and table.width > width:
+            said = [
+                ["" if number % len(methods) else names[group], label(method)]
+                for number, (group, method) in enumerate(pairs)
+            ]
+            first = texts({"group": "Group", "method": "Method"}, said)
+            table = Table(title, [*first, column("Accuracy", pairs, at)])
+        yield table
 
 
 def _figures(
@@ -330,6 +369,7 @@ def content(folder: Path) -> dict[str, Any]:
             (panel.where, _pivot(result, panel, ACCURACY, panel.where or result.heading()))
             for panel in result.panels
         ],
+        "by_group": [*_group_tables(result)],
         **dict.fromkeys(("weights", "influence", "agreement", "teachers")),
         "configuration": [("The study", facts.as_yaml(result.settings))],
         "versions": result.versions,

@@ -7,7 +7,10 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from agrekd_ray.results.metrics import ACCURACY, GROUP, WORST_GROUP
 from agrekd_ray.settings import Settings
+
+Percents = dict[str, Annotated[float, Field(ge=0, le=100)]]
 
 
 class PublishedFigures(Settings):
@@ -17,13 +20,19 @@ class PublishedFigures(Settings):
         at: the point: a value for each key of the sweep that matters.
         worst_group_accuracy: by method.
         accuracy: by method.
+        groups: accuracy by group, then by method.
     """
 
     at: dict[str, Any] = Field(default_factory=dict)
-    worst_group_accuracy: dict[str, Annotated[float, Field(ge=0, le=100)]] = Field(
-        default_factory=dict
-    )
-    accuracy: dict[str, Annotated[float, Field(ge=0, le=100)]] = Field(default_factory=dict)
+    worst_group_accuracy: Percents = Field(default_factory=dict)
+    accuracy: Percents = Field(default_factory=dict)
+    groups: dict[str, Percents] = Field(default_factory=dict)
+
+    def of(self, metric: str) -> Percents:
+        """Figures of a metric by method; see `Published.at`."""
+        if metric.startswith(GROUP):
+            return self.groups.get(metric.removeprefix(GROUP), {})
+        return {WORST_GROUP: self.worst_group_accuracy, ACCURACY: self.accuracy}[metric]
 
 
 class Published(Settings):
@@ -43,12 +52,12 @@ class Published(Settings):
         Args:
             settings: of the point, by key.
             method: name of the method.
-            metric: `worst_group_accuracy` or `accuracy`.
+            metric: `worst_group_accuracy`, `accuracy`, or `group/NAME`, the accuracy of a group.
         """
         for figures in self.figures:
             here = all(settings.get(key) == value for key, value in figures.at.items())
-            if here and method in getattr(figures, metric):
-                return float(getattr(figures, metric)[method])
+            if here and method in figures.of(metric):
+                return float(figures.of(metric)[method])
         return None
 
 
