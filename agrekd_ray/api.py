@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from PIL import Image
 from rich.console import Console
 
 from agrekd_ray.config import load_job
@@ -71,6 +72,20 @@ class Run:
     def plots(self) -> dict[str, Path]:
         """The pictures that it drew, by name."""
         return {path.stem: path for path in sorted((self.path / "plots").glob("*.png"))}
+
+    def plot(self, name: str) -> Image.Image:
+        """A picture that it drew, which a notebook shows.
+
+        Args:
+            name: its name, or how that begins: `worst_group`.
+
+        Raises:
+            KeyError: there is none; names those that there are.
+        """
+        for known, path in self.plots.items():
+            if known.startswith(name):
+                return Image.open(path)
+        raise KeyError(f"no picture {name}; there are: {', '.join(self.plots)}")
 
     def summary(self, metric: str = "worst_group_accuracy", split: str = "test") -> pd.DataFrame:
         """Mean, standard deviation and number of seeds by method, and by point of a study.

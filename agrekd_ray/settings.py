@@ -174,10 +174,10 @@ class Training(Precise):
         deterministic: a GPU takes kernels alone that repeat themselves to the last bit.
     """
 
-    epochs: Annotated[Count, Field(le=100_000)]
-    batch_size: Count
+    epochs: Annotated[Count, Field(le=100_000)] = 15
+    batch_size: Count = 64
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: Positive
+    learning_rate: Positive = 0.05
     momentum: Momentum = 0.9
     weight_decay: NonNegative = 1e-4
     schedule: Literal["cosine", "linear", "constant"] = "cosine"

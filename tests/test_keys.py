@@ -24,9 +24,11 @@ def test_a_key_has_default_values_and_meaning() -> None:
     )
     lines = reference("student.training.*").splitlines()
     assert any(
-        line.startswith("- `student.training.epochs` (required; whole number ≥ 1 and ≤ 100,000): ")
+        line.startswith("- `student.training.epochs` = `15` (whole number ≥ 1 and ≤ 100,000): ")
         for line in lines
     )
+    (name,) = reference("student.model.name").splitlines()[2:]
+    assert name.startswith("- `student.model.name` (required; string): ")
     assert any('= `"sgd"` (`sgd` or `adamw`): ' in line for line in lines)
     (size,) = reference("data.size").splitlines()[2:]
     assert size.startswith("- `data.size` = `224` (waterbirds, celeba, table; whole number ≥ 1): ")

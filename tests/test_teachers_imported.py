@@ -20,7 +20,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from agrekd_ray.cli import app
-from agrekd_ray.config import Job
+from agrekd_ray.config import Job, check_job
 from agrekd_ray.data import SELECT, open_dataset
 from agrekd_ray.distillation import TeacherHost
 from agrekd_ray.errors import AgrekdError, CheckpointError
@@ -393,6 +393,35 @@ def test_a_heterogeneous_ensemble_teaches_one_student(make_job: Any, tmp_path: P
     for outcome in outcomes[:2]:
         weights = outcome.history[-1].weights
         assert all(len(of) == 3 for of in weights.values())
+
+
+def test_where_all_teachers_are_handed_in_there_is_no_pool(make_job: Any, tmp_path: Path) -> None:
+    data = open_dataset(make_job().data)
+    first, second, third = map(Path, strangers(data, tmp_path / "own"))
+    for folder, name in ((first, "good"), (second, "other/good"), (third, "known")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        folder.rename(tmp_path / name)
+    ensemble = {
+        "checkpoints": [str(tmp_path / name) for name in ("good", "other/good")],
+        "biased": str(tmp_path / "known"),
+    }
+    raw = {
+        "name": "handed",
+        "data": make_job().model_dump(mode="json")["data"],
+        "ensemble": ensemble,
+        "student": {"model": {"name": "cnn"}},
+        "methods": ["agre_kd"],
+        "guidance": "local",
+    }
+    job, faults = check_job(raw)
+    assert job is not None, faults
+    drawn = draw(job.ensemble, job.teachers)
+    assert (drawn.teachers, drawn.biased, drawn.recipes) == (("good", "good-2"), "known", {})
+    assert {drawn.kind(name) for name in (*drawn.teachers, drawn.biased)} == {"own"}
+    training = job.student.training
+    assert (training.epochs, training.batch_size, training.learning_rate) == (15, 64, 0.05)
+    _, faults = check_job({**raw, "ensemble": {"checkpoints": ensemble["checkpoints"]}})
+    assert [fault.key for fault in faults] == ["teachers"]  # which draw the biased model
 
 
 @pytest.mark.chaos

@@ -63,7 +63,7 @@ def known_teachers(job: Job) -> tuple[Dataset, list[Known]]:
     teachers = [
         Known(
             name,
-            name.partition("-")[0],
+            drawn.kind(name),
             _role(name, drawn.teachers, drawn.biased),
             folder,
             _manifest(folder),

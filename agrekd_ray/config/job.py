@@ -191,7 +191,8 @@ class Job(Settings):
     Attributes:
         name: of the job; its runs are in `RUNS/NAME/`.
         data: the data set.
-        teachers: the pool.
+        teachers: the pool; may be left out where `ensemble` names checkpoints of all teachers and
+            of the biased model.
         ensemble: who of the pool teaches.
         student: the student.
         distillation: how it is taught.
@@ -232,6 +233,19 @@ class Job(Settings):
     plugins: tuple[str, ...] = ()
     plots: Annotated[tuple[PlotFormat, ...], Field(min_length=1)] = ("png",)
     runs: LocalPath = Path("runs")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _all_handed_in(cls, values: Any) -> Any:
+        """Without `teachers`, where all of them and the biased model are checkpoints."""
+        ensemble = values.get("ensemble") if isinstance(values, dict) else None
+        if not isinstance(ensemble, dict) or "teachers" in values:
+            return values
+        if not ensemble.get("checkpoints") or ensemble.get("biased") is None:
+            return values
+        student = values.get("student")
+        model = student.get("model") if isinstance(student, dict) else None
+        return {**values, "teachers": {"model": model}, "ensemble": {"size": 0, **ensemble}}
 
     @property
     def retrains(self) -> bool:

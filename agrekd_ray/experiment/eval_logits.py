@@ -126,6 +126,6 @@ def members(plan: Plan, pool: Pool, answers: Answers) -> tuple[list[TeacherResul
             }
         else:
             metrics = measured(folder, manifest)
-        return TeacherResult(name, name.partition("-")[0], manifest.fingerprint, metrics)
+        return TeacherResult(name, plan.draw.kind(name), manifest.fingerprint, metrics)
 
     return [member(name) for name in plan.draw.teachers], member(plan.draw.biased)

@@ -68,7 +68,7 @@ class StudentSettings(Settings):
     """
 
     model: Model
-    training: Training
+    training: Training = Training()
     workers: Count = 1
     at_once: Count | Literal["auto"] = "auto"
     cpus: Positive = 1

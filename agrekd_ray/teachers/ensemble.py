@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -44,7 +46,7 @@ class TeacherSettings(Settings):
 
     model: Model
     others: tuple[Model, ...] = ()
-    training: Training
+    training: Training = Training()
     count: Annotated[Count, Field(le=10_000)] = 6
     seed: Seed = 0
     dfr: DfrSettings = DfrSettings()
@@ -118,10 +120,20 @@ class Draw:
     biased: str
     debiased: int
 
+    def kind(self, name: str) -> str:
+        """`erm` or `dfr` of the pool's, `own` of those handed in."""
+        return "own" if name in self.own else self.recipes[name].kind
+
     @property
     def in_words(self) -> str:
         """`5 (2 debiased)`."""
         return f"{len(self.teachers)} ({self.debiased} debiased)"
+
+
+def _name_of(path: Path, taken: Collection[str]) -> str:
+    """What a model of one's own is called: as its folder, with a number where that is taken."""
+    names = (f"{path.name}-{number}" for number in itertools.count(2))
+    return next(name for name in itertools.chain([path.name], names) if name not in taken)
 
 
 def draw(ensemble: EnsembleSettings, pool: TeacherSettings) -> Draw:
@@ -149,12 +161,14 @@ def draw(ensemble: EnsembleSettings, pool: TeacherSettings) -> Draw:
     members = [recipe("dfr", seed) for seed in sorted(seeds[:debiased])]
     members += [recipe("erm", seed) for seed in sorted(seeds[debiased:])]
     recipes = {member.name: member for member in members}
-    own = {f"own-{number}": path for number, path in enumerate(ensemble.checkpoints)}
+    own: dict[str, Path] = {}
+    for path in ensemble.checkpoints:
+        own[_name_of(path, {*recipes, *own})] = path
     teachers = (*recipes, *own)
     model = ensemble.biased_model or pool.architecture(biased_seed)
     biased_model = recipe("erm", biased_seed, model)
     if ensemble.biased is not None:
-        biased = "own-biased"
+        biased = _name_of(ensemble.biased, {*recipes, *own})
         own[biased] = ensemble.biased
     else:
         # The seed of another architecture may be that of a teacher.
