@@ -12,6 +12,8 @@ GONE = (errno.EPIPE, errno.EIO)
 """The reader has ended, or the terminal has gone."""
 NAMES = {1: "The standard output", 2: "The standard error"}
 _going_on = ""
+_lost: set[int] = set()
+"""Descriptors that have been lost."""
 
 
 def say_when_lost(text: str) -> None:
@@ -61,8 +63,10 @@ class _Output(io.FileIO):
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self.fileno())
             os.close(null)
-            if _going_on or error.errno not in GONE:
-                other = sys.stderr if self.fileno() == 1 else sys.stdout
+            _lost.add(self.fileno())
+            other = sys.stderr if self.fileno() == 1 else sys.stdout
+            # Both go with a terminal: then the other one is just being written, and says so.
+            if other.fileno() not in _lost and (_going_on or error.errno not in GONE):
                 name = NAMES[self.fileno()]
                 print(f"{name} is lost ({error.strerror}). {_going_on}".rstrip(), file=other)
             return memoryview(content).nbytes

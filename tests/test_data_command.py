@@ -257,7 +257,7 @@ def test_data_without_groups_run_from_a_table_to_a_report(tmp_path: Path, agrekd
     assert code == 0
     drawn = "drawn by lot, stratified by group: train 36, val_dfr 4, val 4, test 8"
     assert f"splits: {drawn}" in out
-    assert "val worst class" in out
+    assert "worst class" in out
     assert "Worst class" in out
     assert "orst group" not in out
     folder = finished(tmp_path / "runs")

@@ -233,6 +233,25 @@ def terminal_goes(command: list[str]) -> tuple[int, str]:
     return process.wait(), ""
 
 
+def test_a_terminal_that_goes_takes_both_streams(tmp_path: Path) -> None:
+    program = (
+        "import sys; from agrekd_ray.streams import outlive_readers, say_when_lost;"
+        "outlive_readers(); say_when_lost('It goes on.'); print('begun', flush=True);"
+        "[stream.reconfigure(line_buffering=True) for stream in (sys.stdout, sys.stderr)];"
+        f"sys.stdin.read(); print('lost', flush=True); open({str(tmp_path / 'end')!r}, 'w').close()"
+    )
+    master, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=terminal, stderr=terminal
+    )
+    os.close(terminal)
+    os.read(master, 1)
+    os.close(master)
+    process.communicate()
+    assert process.returncode == 0
+    assert (tmp_path / "end").exists()
+
+
 def redirected(how: str) -> Callable[[list[str]], tuple[int, str]]:
     """As a shell does it."""
 
