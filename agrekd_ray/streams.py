@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
@@ -12,8 +13,6 @@ GONE = (errno.EPIPE, errno.EIO)
 """The reader has ended, or the terminal has gone."""
 NAMES = {1: "The standard output", 2: "The standard error"}
 _going_on = ""
-_lost: set[int] = set()
-"""Descriptors that have been lost."""
 
 
 def say_when_lost(text: str) -> None:
@@ -51,6 +50,18 @@ def _outliving(stream: TextIO | None, own: TextIO | None, number: int) -> TextIO
     )
 
 
+def _say(lost: int, text: str) -> None:
+    """Say on the other stream that one is lost, past all that writes to either just now.
+
+    A progress bar has what is printed for the standard error go through the standard output; and
+    with a terminal both are lost.
+    """
+    other = sys.stderr if lost == 1 else sys.stdout
+    line = f"{text} {_going_on}".rstrip() + "\n"
+    with contextlib.suppress(OSError):
+        os.write(3 - lost, line.encode(other.encoding or "utf-8", "replace"))
+
+
 class _Output(io.FileIO):
     """A descriptor that leads to the null device, for all who share it, once it is lost."""
 
@@ -63,10 +74,6 @@ class _Output(io.FileIO):
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self.fileno())
             os.close(null)
-            _lost.add(self.fileno())
-            other = sys.stderr if self.fileno() == 1 else sys.stdout
-            # Both go with a terminal: then the other one is just being written, and says so.
-            if other.fileno() not in _lost and (_going_on or error.errno not in GONE):
-                name = NAMES[self.fileno()]
-                print(f"{name} is lost ({error.strerror}). {_going_on}".rstrip(), file=other)
+            if _going_on or error.errno not in GONE:
+                _say(self.fileno(), f"{NAMES[self.fileno()]} is lost ({error.strerror}).")
             return memoryview(content).nbytes
