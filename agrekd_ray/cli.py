@@ -184,7 +184,9 @@ class PlotFormat(StrEnum):
 def compare(
     ids: Annotated[
         list[str] | None,
-        typer.Argument(help="Runs by id; a job or search stands for its students or trials."),
+        typer.Argument(
+            help="Runs by id or folder; a job or search stands for its students or trials."
+        ),
     ] = None,
     experiment: Annotated[
         list[str] | None, typer.Option(help="Look in this experiment; may be given again.")
@@ -231,13 +233,17 @@ def compare(
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="Of a job or search, like runs/JOB/latest.")],
+    folder: Annotated[
+        Path, typer.Argument(help="Of a job or search, like runs/JOB/latest, or its id in MLflow.")
+    ],
     output: Annotated[Path | None, typer.Option(help="The file; default: report.html.")] = None,
+    runs: Annotated[Path, typer.Option(help="Where a run of that id is looked for.")] = RUNS,
 ) -> None:
     """Write one page about a job, study or search that can be mailed: all in one HTML file."""
+    from agrekd_ray.commands.runs import folder_of
     from agrekd_ray.report.page import write_report
 
-    print(write_report(folder, output))
+    print(write_report(folder_of(folder, runs), output))
 
 
 @app.command()

@@ -118,9 +118,15 @@ def test_a_run_is_found_again_by_its_changes_tags_and_note(
     assert code == 0, err
     assert "two epochs · team=vision" in agrekd("runs", tmp_path / "runs")[1]
 
+    store = ("--runs", tmp_path / "runs")
+    code, out, err = agrekd("compare", tmp_path / "runs/tiny/latest", *store)
+    assert (code, "AVER" in out) == (0, True), err
+    assert agrekd("compare", tmp_path / "runs/tiny", *store)[0] == 1  # no run's folder, nor an id
+
     client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
     (experiment,) = [e for e in client.search_experiments() if e.name == "tiny"]
     student, parent = client.search_runs([experiment.experiment_id])
+    assert agrekd("report", parent.info.run_id, *store)[0] == 0
     assert parent.info.run_name.startswith("methods=[aver] epochs=2 tiny 20")
     assert parent.data.tags["mlflow.note.content"].startswith("two epochs\n\n")
     assert {run.data.tags["team"] for run in (student, parent)} == {"vision"}

@@ -11,7 +11,8 @@ from rich.console import Console
 
 from agrekd_ray.addresses import sqlite_address
 from agrekd_ray.errors import RunError
-from agrekd_ray.files import replacing
+from agrekd_ray.experiment.folder import Folder
+from agrekd_ray.files import is_file, real, replacing
 from agrekd_ray.report.compare import Comparison
 from agrekd_ray.report.settings_plots import (
     Point,
@@ -24,6 +25,7 @@ from agrekd_ray.report.style import about, draw_plots
 from agrekd_ray.results.intervals import ONE_DRAW
 from agrekd_ray.results.metrics import ACCURACY, MISSING, WORST_GROUP, worst_metric
 from agrekd_ray.results.runs import Row, baselines, check_metric, ordered, parsed, settings
+from agrekd_ray.results.state import STATE
 from agrekd_ray.tracking.mlflow_reader import read
 from agrekd_ray.tracking.mlflow_store import checked_address
 
@@ -48,7 +50,8 @@ def compare(
 
     Args:
         console: for the table, and the names of what is written.
-        ids: run ids; a job's or a search's stands for its students and trials. All runs without.
+        ids: run ids, or folders of runs; a job or a search stands for its students and trials.
+            All runs without.
         experiments: names of experiments to look in; all without.
         filter: in MLflow's search language; met by students and trials, or else by their jobs.
         uri: tracking URI; None for `mlflow.db` in `runs`.
@@ -68,8 +71,9 @@ def compare(
 
     Raises:
         TrackingError: there is no store, or nothing in it that was asked for.
-        RunError: a file cannot be written.
+        RunError: a file cannot be written, or a folder's run is not in MLflow.
     """
+    ids = [_id_of(each) for each in ids]
     place = checked_address(uri) if uri else sqlite_address(runs.absolute() / "mlflow.db")
     store = read(place, ids, experiments, filter)
     for metric in (*metrics, *([sort] if sort else [])):
@@ -106,6 +110,16 @@ def compare(
         for path in written:
             console.print(f"written  {path}", soft_wrap=True)
     return rows
+
+
+def _id_of(run: str) -> str:
+    """The id in MLflow of a run that is named by its folder; what is none, as it is."""
+    if not is_file(Path(run) / STATE):
+        return run
+    found = Folder(real(Path(run))).state().tracking_run
+    if found is None:
+        raise RunError(f"{run}: this run is not in MLflow; `agrekd report` reads its folder.")
+    return found
 
 
 def points(rows: Sequence[Row], metrics: Sequence[str]) -> list[Point]:

@@ -92,6 +92,19 @@ def found_runs(folder: Path) -> Iterator[Ran]:
         yield Ran(path, kind, status, settings, " · ".join(filter(None, (state.note, *tags))))
 
 
+def folder_of(run: Path, runs: Path) -> Path:
+    """The folder of a run that is named by it, or by its id in MLflow.
+
+    Args:
+        run: the folder or id.
+        runs: the folder of all runs.
+    """
+    if is_folder(run):
+        return run
+    ids = ((ran.path, Folder(ran.path).state().tracking_run) for ran in found_runs(runs))
+    return next((path for path, known in ids if known == str(run)), run)
+
+
 def headline_of(run: Ran) -> str:
     """What came out, in the sentence of its page, or why it failed; empty where nothing did."""
     try:
