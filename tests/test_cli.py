@@ -106,6 +106,15 @@ def test_wrong_usage(agrekd: Run, words: list[str]) -> None:
     assert "Usage: " in err
 
 
+def test_an_override_that_changes_nothing_is_refused(agrekd: Run, job: Path) -> None:
+    code, _, err = agrekd("validate", job, "student.training={}")
+    assert (code, "student.training = {}: changes nothing, for blocks are merged" in err) == (
+        2,
+        True,
+    )
+    assert agrekd("validate", job, "distillation.sample_weighting={}")[0] == 0
+
+
 def test_a_run_is_found_again_by_its_changes_tags_and_note(
     agrekd: Run, job: Path, tmp_path: Path
 ) -> None:

@@ -189,6 +189,9 @@ def _overridden(job: Any, pairs: Sequence[str]) -> tuple[Any, list[Fault]]:
         key, _, value = pair.partition("=")
         try:
             faults += ambiguous(value, key)
+            if value.strip() == "{}" and OmegaConf.select(job, key):
+                problem = f"changes nothing, for blocks are merged; {key}=null empties it"
+                faults.append(Fault(key, value, problem))
             job = OmegaConf.merge(job, OmegaConf.from_dotlist([pair]))
         except TypeError:  # a key inside a list, like seeds.0
             problem = "reaches into a list; override the list as a whole, key=[a,b]"
