@@ -183,7 +183,9 @@ def _drawn(comparison: Comparison, folder: Path, formats: Sequence[str]) -> list
 
 def _note(rows: Sequence[Row]) -> str:
     """Of which data and over how many seeds rows are."""
-    data = dict.fromkeys(str(parsed(row.first.world.get("data.name", ""))) for row in rows)
+    worlds = [row.first.world for row in rows]
+    named = (of.get("data.factory", of.get("data.name", "")) for of in worlds)
+    data = dict.fromkeys(str(parsed(name)) for name in named)
     counts = sorted({len(row.seeds) for row in rows})
     seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
     over = f"{seeds} seed{'s' * (counts[-1] != 1)} a row, each of {ONE_DRAW}"

@@ -86,14 +86,14 @@ def register(folder: Path, name: str, alias: str | None) -> str:
     kept: RunFolder | SearchFolder
     if SearchFolder.holds(run):
         kept = SearchFolder.open(run)
-        job, experiment = kept.planned.base, kept.planned.base.name
+        job = kept.planned.base
     else:
         kept = RunFolder.open(run)
-        job, experiment = kept.job, kept.job.name
+        job = kept.job
     outcome, tracked = read_outcome(real(folder)), kept.state().tracking_run
     if outcome is None or tracked is None:
         raise RunError(f"{folder}: this student's run is not in MLflow; `agrekd resume {run}`.")
-    tracker = open_tracker(job.tracking.uri, job.tracking.experiment or experiment, job.runs)
+    tracker = open_tracker(job.tracking.uri, job.tracking.experiment or job.name, job.runs)
     tracker.start_job(run.name, {}, {}, tracked)
     child = tracker.student(outcome.method, outcome.seed, {})
     model = log_model(tracker, child, real(folder), open_dataset(job.data))

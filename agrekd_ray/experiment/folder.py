@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import json
 import os
-import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -48,8 +47,6 @@ PLACING = (
 """Keys of a job or a search that say where and how its work is done, and change nothing of it."""
 _MADE = ("students/*", "training/*", "trials/*")
 """In a run's folder, or in a point's: what it has made."""
-_PLACE = re.compile(r"(runs|name|tracking|ray)\b|[\w.]*\.store\b")
-"""How the keys begin of changes that are not worth a name."""
 
 
 @dataclass(frozen=True)
@@ -129,8 +126,9 @@ class Folder:
 
     def remark(self, overrides: Iterable[str], tags: Mapping[str, str], note: str) -> None:
         """Keep what the user says of a new run; see `State`."""
-        changes = tuple(without_password(pair) for pair in overrides if not _PLACE.match(pair))
-        self.update(overrides=changes, tags=dict(tags), note=note)
+        unnamed = (*PLACING, "name", "runs", "tracking")
+        changes = (pair for pair in overrides if not _is_of(pair.partition("=")[0], unnamed))
+        self.update(overrides=tuple(map(without_password, changes)), tags=dict(tags), note=note)
 
     def finish(self) -> None:
         """The run is done; states of students are of no more use, nor one that a kill has left."""
@@ -322,8 +320,7 @@ def resolved(
     made = Folder(path).has_made
     values, faults = with_overrides(raw, map(prefix, overrides))
     for key, _, value in (pair.partition("=") for pair in overrides):
-        places = any(f"{key}.".startswith(f"{known}.") for known in PLACING)
-        if key in ("name", "runs") or (made and not places):
+        if key in ("name", "runs") or (made and not _is_of(key, PLACING)):
             problem = (
                 "would change what this run has made; start another with it. To place its work "
                 f"elsewhere, `resume` takes {listed(PLACING, 30)}"
@@ -332,6 +329,11 @@ def resolved(
     if faults:
         raise JobError(str(path / file), faults)
     return values
+
+
+def _is_of(key: str, known: Iterable[str]) -> bool:
+    """Whether a key is one of those known, or lies in one."""
+    return any(f"{key}.".startswith(f"{each}.") for each in known)
 
 
 def rewrite(folder: Folder, file: str, content: dict[str, Any]) -> None:
