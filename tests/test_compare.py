@@ -808,5 +808,14 @@ def test_pictures_of_a_comparison_are_vectors_where_asked_and_say_their_seeds(sh
     said = " ".join(text.get_text() for text in figure.findobj(Text))
     assert note in said
     assert all(words in said for words in ("AVER", "mine", "AGRE-KD"))
+    long = [
+        replace(p, settings={**p.settings, "method": f"Deep ensemble ({n})"})
+        for n, p in enumerate(points(3, state="finished"))
+    ]
+    for picture in (pictures.parameter_effects, pictures.parallel_coordinates):
+        figure = picture(long, note=note)
+        said = [text.get_text() for text in figure.findobj(Text)]
+        assert note in said
+        assert "Deep ensemble\n(2)" in said  # broken between words, not cut within one
     crowd = pictures.worst_against_accuracy(points(16))
     assert "named: 12 of 16" in " ".join(text.get_text() for text in crowd.findobj(Text))

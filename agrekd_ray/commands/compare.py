@@ -168,16 +168,18 @@ def _drawn(comparison: Comparison, folder: Path, formats: Sequence[str]) -> list
             varied = points(trials, wanted) if trials and rows is others else drawn
             note, against = _note(rows), worst_against_accuracy
             drawings |= {
-                f"worst_against_accuracy{of}": partial(against, drawn, comparison.worst, note),
-                f"parameter_effects{of}": partial(parameter_effects, varied, metric, note),
-                f"parallel_coordinates{of}": partial(parallel_coordinates, varied, metric, note),
+                f"worst_against_accuracy{of}": partial(against, drawn, comparison.worst, note=note),
+                f"parameter_effects{of}": partial(parameter_effects, varied, metric, note=note),
+                f"parallel_coordinates{of}": partial(
+                    parallel_coordinates, varied, metric, note=note
+                ),
             }
     searches = list(dict.fromkeys(row.first.parent for row in trials))
     for search in searches:
         those = [row for row in trials if row.first.parent == search]
         mine = points(those, wanted)
         name = "trial_history" if len(searches) == 1 else f"trial_history_{search[:8]}"
-        drawings[name] = partial(trial_history, mine, metric, _note(those))
+        drawings[name] = partial(trial_history, mine, metric, note=_note(those))
     return draw_plots(folder, drawings, formats=formats)
 
 

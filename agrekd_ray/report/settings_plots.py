@@ -24,6 +24,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from agrekd_ray.report import style
 from agrekd_ray.report.style import BLUE, FAINT, INK, ORANGE, brief
+from agrekd_ray.report.tables import wrapped
 from agrekd_ray.results.metrics import (
     ACCURACY,
     WORST_CLASS,
@@ -120,7 +121,7 @@ class Scale:
     def ticks(self) -> dict[Any, str]:
         """Values that an axis names, and their texts; the ends are always named."""
         if self.categories:
-            return {name: brief(name, 14) for name in self.categories}
+            return {n: "\n".join(wrapped(brief(n, 40), 14)) for n in self.categories}
         inner, low, high = self._places, self._places[0], self._places[-1]
         if len(inner) > 4:  # a few values of a grid are ticks themselves
             subs = (1.0,) if high > 300 * low else (1.0, 3.0)
