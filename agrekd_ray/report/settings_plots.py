@@ -144,7 +144,8 @@ class Scale:
             axes.margins(x=0.08)
             return
         axes.set_xlim(-0.6, len(texts) - 0.4)
-        if len(texts) * max(map(len, texts)) > 26:
+        if len(texts) * max(map(len, texts)) > 26:  # slanted, a name has one line
+            axes.set_xticklabels([text.replace("\n", " ") for text in texts])
             axes.tick_params(axis="x", rotation=40)
             for text in axes.get_xticklabels():
                 text.set(ha="right", rotation_mode="anchor")
@@ -229,7 +230,7 @@ def parameter_effects(
         return None
     across = min(len(names), 4 if len(names) > 6 else 3)
     rows = -(-len(names) // across)
-    figure = style.new_figure(max(5.4, 3.1 * across), 0.9 + 2.6 * rows)
+    figure = style.new_figure(max(5.4, 3.1 * across), 1.7 + 2.6 * rows)
     panels = figure.subplots(rows, across, sharey=True, squeeze=False)
     best = _outstanding(points, shown, metric)
     for axes in panels.flat[len(names) :]:
