@@ -85,10 +85,13 @@ def training_kernels(device: torch.device | str, *, deterministic: bool) -> Iter
     try:
         yield
     except RuntimeError as error:
-        if "deterministic" not in str(error).lower():
+        said = in_a_line(error)
+        if "deterministic" not in said.lower():
             raise
+        kernel, found, _ = said.partition(" does not have a deterministic implementation")
+        why = f"PyTorch has no {kernel} that repeats itself" if found else said
         raise RunError(
-            f"training.deterministic: {in_a_line(error)}; take another model, or set it to false."
+            f"training.deterministic: {why}; take another model, or set it to false."
         ) from error
     finally:
         torch.set_float32_matmul_precision(products)

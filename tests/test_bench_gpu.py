@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,10 +15,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from agrekd_ray.bench import command, harness
+from agrekd_ray.bench import command
 from agrekd_ray.bench.by_hand import ResidentLoop
 from agrekd_ray.bench.command import bench
-from agrekd_ray.bench.harness import Sampled
+from agrekd_ray.bench.harness import Sampled, Utilisation
 from agrekd_ray.bench.report import report_on
 from agrekd_ray.bench.workloads import GPU_SMALL, cells_of_gpu
 from agrekd_ray.models import Model, build
@@ -138,20 +140,27 @@ def test_a_value_is_read_while_a_block_runs() -> None:
     with Sampled(lambda: 7, 0.001) as sampled:
         pass
     assert set(sampled.values) == {7}
-    with Sampled(lambda: harness._busy(torch.device("cpu")), 0.001) as busy:
-        pass
-    assert busy.values == []  # without a GPU nothing is said of its use
 
 
-@pytest.mark.parametrize(("told", "percent"), [("97\n", 97.0), ("[N/A]\n", None)])
-def test_the_drivers_program_is_asked_for_the_card(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: str, percent: float | None
+@pytest.mark.parametrize(("told", "values"), [("97", [97.0]), ("[N/A]", [])])
+def test_the_drivers_program_tells_how_busy_the_card_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: str, values: list[float]
 ) -> None:
     program = tmp_path / "nvidia-smi"
-    program.write_text(f"#!/bin/sh\necho \"$@\" >> {tmp_path}/asked\nprintf '{told}'\n")
+    program.write_text(
+        f"#!/bin/sh\necho \"$@\" > {tmp_path}/asked\necho '{told}'\nexec sleep 600\n"
+    )
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    assert harness._asked("1-2-3") == percent
+    card = SimpleNamespace(uuid="1-2-3")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    with Utilisation(torch.device("cuda")) as busy:
+        while len(busy.values) < len(values) or not (tmp_path / "asked").exists():
+            time.sleep(0.01)
+    assert busy.values == values
     assert "--id=GPU-1-2-3" in (tmp_path / "asked").read_text()
     monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
-    assert harness._asked("1-2-3") is None
+    for device in ("cuda", "cpu"):  # nothing is said of its use
+        with Utilisation(torch.device(device)) as busy:
+            pass
+        assert busy.values == []

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from agrekd_ray.data import TRAIN
 from agrekd_ray.data.image_table import ImageTable
 from agrekd_ray.data.images import PictureDataset
-from agrekd_ray.data.views import Views
+from agrekd_ray.data.views import Views, draws
 from tests import pictures
 
 from .shared import shown_as
@@ -75,6 +76,38 @@ def test_without_a_crop_the_middle_is_shown() -> None:
     flipped = shown_as(images, Views(flip=True), size=32)
     for one, plain in zip(flipped, middle, strict=True):
         assert min((one - plain).abs().max(), (one - plain.flip(-1)).abs().max()) < 1e-4
+
+
+def test_a_turned_picture_shows_what_lies_there() -> None:
+    """In the middle, so that no corner is cut off: each point of the ramp says where it is."""
+    views, count, side = Views(flip=True, rotate=40), 50, 64
+    shown = shown_as(ramp(side, count), views)[:, :, 16:48, 16:48]
+    (own,) = draws(views, 0, 0, count)
+    angle_B = np.radians(40) * (2 * own[:, 0].astype(float) - 1)
+    mirror_B = np.where(own[:, 1] < 0.5, -1.0, 1.0)
+    line = (2 * np.arange(16, 48) + 1) / side - 1
+    x, y = line[None, None] * mirror_B[:, None, None], line[None, :, None]
+    cos, sin = np.cos(angle_B)[:, None, None], np.sin(angle_B)[:, None, None]
+    there = np.stack([cos * x - sin * y, sin * x + cos * y], 1)
+    np.testing.assert_allclose(shown.numpy(), (there + 1) / 2, atol=1e-5)
+
+
+def test_no_view_multiplies_matrices() -> None:
+    """Where training allows it, a GPU's are of ten bits: a tenth of a pixel."""
+    called: set[str] = set()
+
+    class Watched(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            called.add(func.name())
+            return func(*args, **(kwargs or {}))
+
+    views = Views.model_validate({"flip": True, "rotate": 9, "shift": 2, "crop": {}})
+    with Watched():
+        shown_as(ramp(16, 4), views, size=8)
+    assert "aten::grid_sampler_2d" in called
+    assert not called & {"aten::mm", "aten::bmm", "aten::matmul", "aten::affine_grid_generator"}
 
 
 def test_a_crop_leaves_the_other_draws_as_they_are() -> None:

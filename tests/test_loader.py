@@ -7,6 +7,7 @@ import gc
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -321,3 +322,47 @@ def test_what_fits_stays_on_the_gpu_and_makes_room_for_the_next_view(
     without = loading._Gpu(torch.device("cpu"), keeps=False)
     without._keep([first])
     assert without._resident == {}
+
+
+def test_batches_are_made_whole_on_the_way_to_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With tensors on the CPU: in the loader's stream, and numbers of rows are sent once."""
+    calls: list[str] = []
+    stream = SimpleNamespace(
+        record_event=lambda: calls.append("made") or "made",
+        wait_event=lambda event: calls.append(f"waits until {event}"),
+    )
+
+    @contextlib.contextmanager
+    def current(of: Any) -> Iterator[None]:
+        calls.append("begins")
+        yield
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "stream", current)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 1000))
+    pinned, used = [], []
+    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
+    monkeypatch.setattr(Tensor, "record_stream", lambda tensor, by: used.append(tensor))
+    gathered = Column.gathered
+    monkeypatch.setattr(Column, "gathered", lambda self, ids, pinned: gathered(self, ids))
+    gpu = loading._Gpu(torch.device("cpu"), keeps=True)
+    small = [Column(np.arange(8) * tens) for tens in (10, 100)]
+    further = Column(np.arange(4) * 1000, row_of=np.array([3, 2, 1, 0]))
+    large = Column(np.arange(2000))
+    ids = np.array([2, 0, 3])
+    shown = [torch.tensor([20, 0, 30]), torch.tensor([200, 0, 300]), torch.tensor([1000, 3000, 0])]
+
+    def made(rows: Sequence[Tensor]) -> Any:
+        calls.append("makes")
+        for row, expected in zip(rows, [*shown, torch.from_numpy(ids)], strict=True):
+            assert torch.equal(row, expected)
+        return [loading.Loaded(rows[0], rows[1], rows[2], (rows[3],))], 7
+
+    arrive = gpu.load([(column, ids) for column in (*small, further, large)], made)
+    assert calls == ["begins", "makes", "made"]
+    (batch,), nbytes = arrive()
+    assert calls[3:] == ["waits until made"]
+    assert nbytes == 7
+    assert [id(tensor) for tensor in used] == [id(tensor) for tensor in batch.tensors()]
+    assert [rows.tolist() for rows in pinned] == [[2, 0, 3], [1, 3, 0]]

@@ -45,6 +45,24 @@ def weights(model: nn.Module) -> torch.Tensor:
     return torch.cat([value.flatten() for value in model.parameters()]).detach()
 
 
+@pytest.mark.parametrize("height", [2, 3, 4, 9])
+@pytest.mark.parametrize("width", [2, 5, 8])
+def test_small_cnns_pool_by_a_kernel_that_repeats_itself(height: int, width: int) -> None:
+    """To 2 x 2 and to the bit as `nn.AdaptiveMaxPool2d`, whose gradients on a GPU do not."""
+    backbone = build(SMALL, (3, 2 * height, 2 * width), 2, 0).backbone
+    assert not any(isinstance(layer, nn.AdaptiveMaxPool2d) for layer in backbone)
+    pool = backbone[-2]
+    maps = torch.randn(3, 4, height, width).relu()
+    ours, theirs = (maps.clone().requires_grad_() for _ in range(2))
+    pooled, expected = pool(ours), nn.AdaptiveMaxPool2d(2)(theirs)
+    assert torch.equal(pooled, expected)
+    towards = torch.randn_like(pooled)
+    pooled.backward(towards)
+    expected.backward(towards)
+    torch.testing.assert_close(ours.grad, theirs.grad)
+    assert torch.equal(pool(maps[:, :, :1, :1]), maps[:, :, :1, :1].expand(3, 4, 2, 2))
+
+
 @pytest.mark.parametrize("model", ALL, ids=lambda model: model.name)
 def test_every_model_keeps_the_contract(model: Model) -> None:
     state = torch.get_rng_state()

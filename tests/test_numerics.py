@@ -88,9 +88,15 @@ def test_training_switches_kernels_and_switches_them_back(strict: bool) -> None:
 
 def test_what_has_no_kernel_that_repeats_itself_is_an_error() -> None:
     def adaptive_pooling() -> None:
-        raise RuntimeError("adaptive_avg_pool2d_backward_cuda has no deterministic implementation")
+        raise RuntimeError(
+            "adaptive_avg_pool2d_backward_cuda does not have a deterministic implementation, but "
+            "you set 'torch.use_deterministic_algorithms(True)'. You can turn off determinism ..."
+        )
 
-    says = r"training\.deterministic: adaptive_avg_pool2d.*set it to false"
+    says = (
+        r"^training\.deterministic: PyTorch has no adaptive_avg_pool2d_backward_cuda that repeats "
+        r"itself; take another model, or set it to false\.$"
+    )
     with pytest.raises(RunError, match=says), training_kernels("cuda", deterministic=True):
         adaptive_pooling()
     with (

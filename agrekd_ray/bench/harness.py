@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -61,20 +61,20 @@ def in_turn(
     """
     rows: list[dict[str, Any]] = [{**asdict(cell), "seconds": []} for cell in works]
     percents: list[list[float]] = [[] for _ in works]
-    for repeat in range(repeats + 1):
-        for (cell, work), row, used in zip(works.items(), rows, percents, strict=True):
-            with Sampled(partial(_busy, device), 0.1) as busy:
-                began = time.perf_counter()
+    with Utilisation(device) as busy:
+        for repeat in range(repeats + 1):
+            for (cell, work), row, used in zip(works.items(), rows, percents, strict=True):
+                looked, began = len(busy.values), time.perf_counter()
                 row["images"] = work()
                 took = time.perf_counter() - began
-            if repeat:
-                row["seconds"].append(took)
-                used += busy.values
-            row["utilisation"] = statistics.mean(used) if used else None
-            row["bytes"] = row["anonymous_bytes"] = anonymous_bytes()
-            if device.type == "cuda":
-                row["bytes"] = torch.cuda.max_memory_allocated(device)
-            display.advance(str(cell))
+                if repeat:
+                    row["seconds"].append(took)
+                    used += busy.values[looked:]
+                row["utilisation"] = statistics.mean(used) if used else None
+                row["bytes"] = row["anonymous_bytes"] = anonymous_bytes()
+                if device.type == "cuda":
+                    row["bytes"] = torch.cuda.max_memory_allocated(device)
+                display.advance(str(cell))
     return rows
 
 
@@ -91,14 +91,14 @@ class Sampled:
     """Reads a number again and again in a thread while the block runs, once at least.
 
     Args:
-        read: the number; None, where nothing can be read, ends it.
+        read: the number.
         pause: seconds between two readings.
 
     Attributes:
         values: that were read.
     """
 
-    def __init__(self, read: Callable[[], float | None], pause: float) -> None:
+    def __init__(self, read: Callable[[], float], pause: float) -> None:
         self.values: list[float] = []
         self._read, self._pause = read, pause
         self._over = threading.Event()
@@ -113,24 +113,50 @@ class Sampled:
         self._thread.join()
 
     def _watch(self) -> None:
-        while (value := self._read()) is not None:
-            self.values.append(value)
-            if self._over.wait(self._pause):
-                return
+        self.values.append(self._read())
+        while not self._over.wait(self._pause):
+            self.values.append(self._read())
 
 
-def _busy(device: torch.device) -> float | None:
-    """Share of the last moment, in percent, in which a GPU computed; None where nobody knows."""
-    if device.type != "cuda":
-        return None
-    return _asked(str(torch.cuda.get_device_properties(device).uuid))
+class Utilisation:
+    """Reads how much of the last moment a GPU has computed, ten times a second, in the block.
 
+    The driver's own program prints it all the while: to start one for each look would hold up what
+    is measured. Without a GPU or that program nothing is read.
 
-def _asked(uuid: str) -> float | None:
-    """The same, as the driver's own program says it."""
-    asked = "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", f"--id=GPU-{uuid}"
-    try:
-        printed = subprocess.run(["nvidia-smi", *asked], capture_output=True, encoding="utf-8")
-        return float(printed.stdout)
-    except (OSError, ValueError):
-        return None
+    Args:
+        device: the GPU.
+
+    Attributes:
+        values: in percent.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.values: list[float] = []
+        self._device = device
+        self._program: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Self:
+        if self._device.type == "cuda":
+            card = f"--id=GPU-{torch.cuda.get_device_properties(self._device).uuid}"
+            asked = "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "--loop-ms=100"
+            with contextlib.suppress(OSError):
+                self._program = subprocess.Popen(
+                    ["nvidia-smi", *asked, card], stdout=subprocess.PIPE, encoding="utf-8"
+                )
+                self._reader = threading.Thread(target=self._read, daemon=True)
+                self._reader.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._program is not None:
+            self._program.terminate()
+            self._program.wait()
+            self._reader.join()
+
+    def _read(self) -> None:
+        assert self._program is not None
+        assert self._program.stdout is not None
+        for line in self._program.stdout:
+            with contextlib.suppress(ValueError):
+                self.values.append(float(line))

@@ -125,13 +125,22 @@ def augment(
     (wide, high), (right, down) = _part(images, draws[1:], (width, height), views.crop)
     shift_x = (2 * own_B4[:, 2] - 1) * views.shift * 2 / width
     shift_y = (2 * own_B4[:, 3] - 1) * views.shift * 2 / height
-    rows = (
-        [cos * mirror * wide, -sin * height / width * wide, shift_x * wide + right],
-        [sin * mirror * width / height * high, cos * high, shift_y * high + down],
-    )
-    affine_B23 = torch.stack([torch.stack(row, 1) for row in rows], 1)
-    grid = F.affine_grid(affine_B23, [*images.shape[:2], height, width], align_corners=False)
+    x, y = _centres(width, images)[None, None], _centres(height, images)[None, :, None]
+
+    def across(along_x: Tensor, along_y: Tensor, offset: Tensor) -> Tensor:
+        of_x, of_y, offset = (each[:, None, None] for each in (along_x, along_y, offset))
+        return (of_x * x + offset) + of_y * y
+
+    # Not by `F.affine_grid`, whose matrix product is of ten bits where a training allows them.
+    at_x = across(cos * mirror * wide, -sin * height / width * wide, shift_x * wide + right)
+    at_y = across(sin * mirror * width / height * high, cos * high, shift_y * high + down)
+    grid = torch.stack([at_x, at_y], -1)
     return F.grid_sample(images, grid, padding_mode="zeros", align_corners=False)
+
+
+def _centres(pixels: int, images: Tensor) -> Tensor:
+    """Of a side's pixels, where the side reaches from -1 to 1; on the device of the images."""
+    return (2 * torch.arange(pixels, device=images.device) + 1) / pixels - 1
 
 
 Pair = tuple[Tensor | float, Tensor | float]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from agrekd_ray.models.classifier import Classifier, model
@@ -42,8 +43,19 @@ def _convolution(inputs: int, outputs: int) -> tuple[nn.Module, nn.Module]:
 
 def _pooled(layers: list[nn.Module], channels: int, classes: int) -> Classifier:
     """Layers whose maps are pooled to 2 x 2, and a head."""
-    backbone = nn.Sequential(*layers, nn.AdaptiveMaxPool2d(2), nn.Flatten())
+    backbone = nn.Sequential(*layers, _MaxPool2x2(), nn.Flatten())
     return Classifier(backbone, nn.Linear(4 * channels, classes))
+
+
+class _MaxPool2x2(nn.Module):
+    """As `nn.AdaptiveMaxPool2d(2)`, whose gradients on a GPU do not repeat themselves."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        height, width = maps.shape[-2:]
+        if min(height, width) < 2:
+            return F.adaptive_max_pool2d(maps, 2)
+        # Two windows a side; where it is odd, they share the middle.
+        return F.max_pool2d(maps, ((height + 1) // 2, (width + 1) // 2), (height // 2, width // 2))
 
 
 class _Delayed(nn.Module):

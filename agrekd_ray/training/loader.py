@@ -2,9 +2,8 @@
 
 What a data set has as arrays (`data.Arrays`) stays on a GPU where it fits into a share of its free
 memory. What does not is gathered by a background thread, several batches ahead, into pinned
-buffers that travel on a stream of their own. On the CPU the thread makes the inputs whole, so that
-gathering and augmentation overlap with the training there too. Texts are cut to the longest of
-their batch.
+buffers. The same thread has inputs and views made of them, on a GPU in a stream of its own, so that
+gathering and augmentation overlap with the training. Texts are cut to the longest of their batch.
 """
 
 from __future__ import annotations
@@ -27,10 +26,11 @@ from agrekd_ray.numerics import computes_alone
 RESIDENT = 0.5
 """Share of a GPU's free memory that arrays may take to stay there."""
 AHEAD, AHEAD_ON_CPU = 8, 2
-"""Batches that are on their way at once: to a GPU raw, on the CPU as large as models see them."""
-AT_ONCE, AT_ONCE_BYTES = 16, 1 << 21
-"""Small batches that are loaded together, at most, and bytes that they may come to: each operation
-on them takes as long for one, and holds up the thread that trains."""
+"""Batches that are on their way at once, at most: to a GPU, and on the CPU."""
+AT_ONCE, AT_ONCE_BYTES, AT_ONCE_SHARE = 16, 1 << 21, 1 / 128
+"""Batches that are loaded together, at most, and bytes that they may come to: on the CPU, and as a
+share of a GPU's free memory. Each operation on them takes as long for one, and holds up the thread
+that trains."""
 IN_MEMORY = 1 << 28
 """Bytes of arrays that are put together in the host's memory, at most; larger ones are read where
 they are, batch by batch."""
@@ -72,7 +72,11 @@ class Loaded:
     inputs: Tensor
     ids_B: Tensor
     labels_B: Tensor
-    further: Any = ()
+    further: tuple[Tensor, ...] = ()
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of them."""
+        return (self.inputs, self.ids_B, self.labels_B, *self.further)
 
 
 _Loaded = tuple[list[Loaded], int]
@@ -144,7 +148,7 @@ class Column:
 
 Further = Callable[[int, bool], Sequence[Column] | None]
 """Columns that come along with an epoch's batches; see `loop.Guidance.columns`."""
-Ready = Callable[[tuple[Tensor, ...], Sequence[int]], Sequence[Any]]
+Ready = Callable[[tuple[Tensor, ...], Sequence[int]], Sequence[tuple[Tensor, ...]]]
 """Makes of rows of further columns, of batches of such sizes, what is wanted of each batch."""
 
 
@@ -174,6 +178,9 @@ class Loader:
         self._labels = Column(samples.labels(np.arange(samples.size)).numpy())
         self._gpu = _Gpu(self.device, keeps) if self.device.type == "cuda" else None
         self._ahead = ahead if ahead is not None else AHEAD if self._gpu else AHEAD_ON_CPU
+        self._room = AT_ONCE_SHARE * self._gpu.free if self._gpu else AT_ONCE_BYTES
+        # A text is cut to the longest of all that are loaded with it.
+        self._at_once = AT_ONCE if lengths_of(samples, np.arange(0)) is None else 1
 
     def __call__(
         self,
@@ -186,11 +193,11 @@ class Loader:
         Args:
             requests: for them; looked at ahead of time.
             further: columns that come along, such as the teachers' logits.
-            ready: makes of their rows what is wanted, on the device; on the CPU ahead of time. None
-                leaves them as they are.
+            ready: makes of their rows what is wanted, on the device and ahead of time. None leaves
+                them as they are.
         """
         ready = ready or split_rows
-        at_once = 1  # at first, for somebody waits
+        at_once, ahead = 1, self._ahead  # one at first, for somebody waits
 
         def groups() -> Iterator[list[Request]]:
             for _, of_epoch in itertools.groupby(requests, lambda request: request.epoch):
@@ -201,7 +208,7 @@ class Loader:
         following = groups()
         try:
             while True:
-                while not coming or sum(n for n, _ in coming) < coming[0][0] + self._ahead:
+                while not coming or sum(n for n, _ in coming) < coming[0][0] + ahead:
                     if (group := next(following, None)) is None:
                         break
                     loading = self._thread.submit(self._load, group, further, ready, True)
@@ -210,8 +217,9 @@ class Loader:
                     return
                 size, loading = coming.popleft()
                 batches, nbytes = loading.result()()
-                small = AT_ONCE_BYTES * size // max(1, nbytes)
-                at_once = max(1, min(AT_ONCE, small, max(at_once, 2 * size)))
+                fit = int(self._room * size / max(1, nbytes))
+                at_once = max(1, min(self._at_once, fit, max(at_once, 2 * size)))
+                ahead = min(self._ahead, max(2, 2 * fit))
                 yield from batches
         finally:
             wait([loading for _, loading in coming if not loading.cancel()])
@@ -267,15 +275,12 @@ class Loader:
             made = ready(tuple(rest), [len(request.whose) for request in requests])
             split = (part.split(sizes) for part in (inputs, ids_B, labels_B))
             batches = [Loaded(*batch) for batch in zip(*split, made, strict=True)]
-            if longest is not None:  # the longest of all that are loaded with a text: alone, then
-                return batches, AT_ONCE_BYTES
             return batches, inputs.nbytes + sum(part.nbytes for part in rows)
 
-        if self._gpu is None:
-            batches = loaded([column.gathered(whose) for column, whose in wanted])
-            return lambda: batches
-        arriving = self._gpu.send(wanted)
-        return lambda: loaded(arriving())
+        if self._gpu is not None:
+            return self._gpu.load(wanted, loaded)
+        batches = loaded([column.gathered(whose) for column, whose in wanted])
+        return lambda: batches
 
 
 def split_rows(rows: tuple[Tensor, ...], sizes: Sequence[int]) -> list[tuple[Tensor, ...]]:
@@ -300,23 +305,31 @@ class _Gpu:
     def __init__(self, device: torch.device, keeps: bool) -> None:
         self._device, self._stream = device, torch.cuda.Stream(device)
         self._resident: dict[tuple[int, ...], tuple[Column, Tensor]] = {}
-        self._room = RESIDENT * torch.cuda.mem_get_info(device)[0] if keeps else 0.0
+        self.free = torch.cuda.mem_get_info(device)[0]
+        """Bytes of its memory that were free at first."""
+        self._room = RESIDENT * self.free if keeps else 0.0
 
-    def send(
-        self, wanted: Sequence[tuple[Column | _Given, np.ndarray]]
-    ) -> Callable[[], list[Tensor]]:
-        """Sends rows of columns; what it returns has the current stream wait for them."""
+    def load(
+        self,
+        wanted: Sequence[tuple[Column | _Given, np.ndarray]],
+        made: Callable[[Sequence[Tensor]], _Loaded],
+    ) -> Callable[[], _Loaded]:
+        """Sends rows of columns and has batches made of them, in a stream of their own.
+
+        What it returns has the current stream wait for them.
+        """
         with torch.cuda.stream(self._stream):
             self._keep([column for column, _ in wanted if isinstance(column, Column)])
-            rows = [self._rows(column, ids) for column, ids in wanted]
-            sent = self._stream.record_event()
+            sent: dict[int, tuple[np.ndarray, Tensor]] = {}
+            batches, nbytes = made([self._rows(column, ids, sent) for column, ids in wanted])
+            done = self._stream.record_event()
 
-        def arrive() -> list[Tensor]:
+        def arrive() -> _Loaded:
             stream = torch.cuda.current_stream(self._device)
-            stream.wait_event(sent)
-            for tensor in rows:
+            stream.wait_event(done)
+            for tensor in itertools.chain.from_iterable(batch.tensors() for batch in batches):
                 tensor.record_stream(stream)
-            return rows
+            return batches, nbytes
 
         return arrive
 
@@ -342,12 +355,22 @@ class _Gpu:
             kept[rows] = column.read(rows).to(self._device)
         return kept
 
-    def _rows(self, column: Column | _Given, ids: np.ndarray) -> Tensor:
-        if isinstance(column, Column) and column.key in self._resident:
-            rows = torch.from_numpy(column.rows_of(ids)).pin_memory()
-            kept = self._resident[column.key][1]
-            return kept.index_select(0, rows.to(self._device, non_blocking=True))
-        return column.gathered(ids, pinned=True).to(self._device, non_blocking=True)
+    def _rows(
+        self,
+        column: Column | _Given,
+        ids: np.ndarray,
+        sent: dict[int, tuple[np.ndarray, Tensor]],
+    ) -> Tensor:
+        """Rows of a column on the GPU; what numbers of rows are there already is in `sent`."""
+        if not isinstance(column, Column) or column.key not in self._resident:
+            return self._sent(column.gathered(ids, pinned=True))
+        rows = column.rows_of(ids)
+        if id(rows) not in sent:
+            sent[id(rows)] = rows, self._sent(torch.from_numpy(rows).pin_memory())
+        return self._resident[column.key][1].index_select(0, sent[id(rows)][1])
+
+    def _sent(self, pinned: Tensor) -> Tensor:
+        return pinned.to(self._device, non_blocking=True)
 
 
 def lengths_of(samples: Samples, ids: np.ndarray) -> np.ndarray | None:

@@ -61,10 +61,12 @@ class Guidance(Protocol):
         """What is wrong with the columns of an epoch, and what to do; empty where nothing is."""
         ...
 
-    def ready(self, further: tuple[Tensor, ...], sizes: Sequence[int]) -> Sequence[Any]:
+    def ready(
+        self, further: tuple[Tensor, ...], sizes: Sequence[int]
+    ) -> Sequence[tuple[Tensor, ...]]:
         """Makes of rows of `columns` what `gradient` wants of each batch, ahead of the step.
 
-        Called on the rows' device; on the CPU in the loader's thread.
+        Called in the loader's thread, on the rows' device.
 
         Args:
             further: rows of several batches.
@@ -96,7 +98,9 @@ class Labels:
         """See `Guidance.fault`."""
         return ""
 
-    def ready(self, further: tuple[Tensor, ...], sizes: Sequence[int]) -> Sequence[Any]:
+    def ready(
+        self, further: tuple[Tensor, ...], sizes: Sequence[int]
+    ) -> Sequence[tuple[Tensor, ...]]:
         """See `Guidance.ready`."""
         return [()] * len(sizes)
 
