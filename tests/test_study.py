@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from matplotlib.text import Text
 from mlflow import MlflowClient
@@ -503,6 +504,34 @@ def test_each_swept_key_has_a_plot_with_a_line_a_method() -> None:
         assert figure is not None
         assert len(figure.axes) == 4
         assert all(len(axes.lines[0].get_xdata()) == 2 for axes in figure.axes)
+
+
+def test_a_map_colours_every_place_by_the_gain() -> None:
+    sweep = {"data.name": ["colored_digits", "table"], "ensemble.debiased": [1, 2, 3]}
+    gains = iter([0.3, 0.2, 0.0, 0.1, -0.1, 0.05])
+    points = []
+    for at in itertools.product(*sweep.values()):
+        gain = next(gains)
+        for draw, more in ((0, 0.01), (1, -0.01)):
+            outcomes = [outcome("aver", 0, 0.3), outcome("agre_kd", 0, 0.3 + gain + more)]
+            points.append(PointResult("p", dict(zip(sweep, at, strict=True)), draw, outcomes))
+    result = StudyResult("made_up", "folder", sweep, ["aver", "agre_kd"], None, points)
+    figure = study_plots(result)["map"]()
+    assert figure is not None
+    axes = figure.axes[0]
+    heights = np.asarray(axes.images[0].get_array())
+    np.testing.assert_allclose(heights, [[30, 20, 0], [10, -10, 5]], atol=1e-9)
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["1", "2", "3"]
+    rows = [text.get_text() for text in axes.get_yticklabels()]
+    assert ["colored_digits" in rows[0], "table" in rows[1]] == [True, True]
+    shown = {text.get_text(): text.get_fontweight() for text in axes.texts}
+    assert shown["+30.0"] == shown["−10.0"] == "bold"
+    assert shown["+0.0"] == "normal"  # its interval holds 0
+    assert shown["+29.0 … +31.0"] == "normal"
+    words = " ".join(" ".join(text.get_text() for text in figure.findobj(Text)).split())
+    assert "colored_digits, table, test split" in words
+    assert "over 2 draws of data and teachers" in words
+    assert study_plots(made_up([0, 1]))["map"]() is None  # one key: its own plot says it all
 
 
 def test_a_narrow_screen_gets_a_row_a_place(tmp_path: Path) -> None:

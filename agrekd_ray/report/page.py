@@ -35,6 +35,8 @@ CAPTIONS = {
     "parameter_effects": "What each parameter of the search does to a trial, on the test split.",
     "parallel_coordinates": "Every trial as a line through its setting to the test split.",
     "trial_history": "The trials in the course of the search.",
+    "map": "When to use what: worst-group accuracy that AGRE-KD gains over AVER at every place of "
+    "the sweep, in points, with its 95 % bootstrap interval; bold where that leaves 0 out.",
     "gains": "AGRE-KD's worst-group accuracy minus each other method's: means, 95 % bootstrap "
     "intervals, and what was paired.",
     "agreement_by_group": "How the teachers' vote stands to the biased model, by split and group. "

@@ -19,6 +19,7 @@ from agrekd_ray.files import exists, replacing
 from agrekd_ray.report import facts, style, tables
 from agrekd_ray.report.archive import RESULTS, read_study, write_results
 from agrekd_ray.report.facts import Fact
+from agrekd_ray.report.gain_map import gain_map
 from agrekd_ray.report.job import JOB, data_of, degraded_lines, render_degraded, write_csv
 from agrekd_ray.report.style import FAINT, INK
 from agrekd_ray.report.tables import Cell, Column, Table, difference_cell, figure_column, texts
@@ -198,12 +199,18 @@ def _gain_lines(result: StudyResult) -> Iterator[tuple[str, list[str]]]:
 
 
 def study_plots(result: StudyResult) -> dict[str, Callable[[], Figure | None]]:
-    """The plots of a study by name: `sweep_KEY` for each key with several values, and `gains`."""
+    """The plots of a study by name.
+
+    `sweep_KEY` for each key with several values; `gains`; and where two keys have several, `map`.
+    """
     swept = {key: name for key, name in result.names.items() if len(result.sweep[key]) > 1}
     plots = {
         f"sweep_{n.replace('.', '_')}": partial(sweep_plot, result, k) for k, n in swept.items()
     }
-    return {**plots, "gains": partial(gains_plot, result)}
+    last = list(result.sweep)[-1:]
+    axis = next((_AXES.get(key, result.names[key]) for key in last), "")
+    mapped = partial(gain_map, result, axis, _note(result))
+    return {**plots, "gains": partial(gains_plot, result), "map": mapped}
 
 
 def sweep_plot(result: StudyResult, key: str) -> Figure | None:
@@ -327,7 +334,8 @@ def _note(result: StudyResult, *words: str) -> str:
     same = counts[0] if counts and all(count == counts[0] for count in counts) else None
     _, _, over = result.heading("").partition("over ")
     over = f"over {over or seeds_of_one_draw(1)}"
-    return style.about(data_of(result.settings), "test", same, ", ".join((*words, over)))
+    data = ", ".join(map(in_words, result.sweep.get("data.name", [data_of(result.settings)])))
+    return style.about(data, "test", same, ", ".join((*words, over)))
 
 
 # --- the page --------------------------------------------------------------------------------

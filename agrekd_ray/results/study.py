@@ -306,10 +306,17 @@ class StudyResult:
             if (row := self.row(at, method))
         ]
 
+    def difference(self, at: Mapping[str, Any], of: str, against: str) -> PairedDifference | None:
+        """Worst-group accuracy of a method minus another's at a place, paired as gains are."""
+        return paired_difference(*self._sides(at, of, against))
+
     def _gain(self, at: dict[str, Any], against: str) -> Gain | None:
-        here = self.tested[self.tested["point"] == self.place_name(at)]
-        sides = [by_pair(here, method, self.unit) for method in (OURS, against)]
+        sides = self._sides(at, OURS, against)
         difference = paired_difference(*sides)
         if difference is None:
             return None
         return Gain(at, against, difference, list(differences_by_seed(*sides).values()))
+
+    def _sides(self, at: Mapping[str, Any], *methods: str) -> list[dict[int, float]]:
+        here = self.tested[self.tested["point"] == self.place_name(at)]
+        return [by_pair(here, method, self.unit) for method in methods]
