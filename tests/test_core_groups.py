@@ -1,5 +1,7 @@
 """Metrics by group against values worked out by hand, and the ensemble's vote."""
 
+import weakref
+
 import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score
@@ -151,6 +153,25 @@ def test_one_member_votes_alone():
     probabilities_NC, predictions_N = majority_vote(logits_MNC)
     torch.testing.assert_close(probabilities_NC, logits_MNC[0].softmax(-1))
     assert torch.equal(predictions_N, logits_MNC[0].argmax(-1))
+
+
+def test_members_are_looked_at_one_at_a_time() -> None:
+    logits_MNC = torch.randn(9, 20, 5, generator=torch.Generator().manual_seed(0))
+    alive: list[weakref.ref[torch.Tensor]] = []
+
+    def members():
+        for logits_NC in logits_MNC:
+            one = logits_NC.clone()
+            alive.append(weakref.ref(one))
+            yield one
+            del one
+            assert sum(member() is not None for member in alive) <= 1
+
+    probabilities_NC, predictions_N = majority_vote(members())
+    torch.testing.assert_close(probabilities_NC, logits_MNC.softmax(-1).mean(0))
+    votes_NC = torch.nn.functional.one_hot(logits_MNC.argmax(-1), 5).sum(0)
+    chosen_N = votes_NC.gather(1, predictions_N[:, None])[:, 0]
+    assert torch.equal(chosen_N, votes_NC.amax(1))
 
 
 @pytest.mark.parametrize(

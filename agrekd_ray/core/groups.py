@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from agrekd_ray.core.diagnostics import reliability
 from agrekd_ray.core.kd import check_labels, floating
@@ -151,11 +150,12 @@ def group_metrics(
 
 
 @torch.no_grad()
-def majority_vote(logits_MNC: Tensor) -> tuple[Tensor, Tensor]:
+def majority_vote(members: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     """The answer of an ensemble that votes (the paper's Deep Ensemble).
 
     Args:
-        logits_MNC: of the members, [M, N, C].
+        members: logits of each, [N, C]; one is looked at at a time, so they need not all be in
+            memory.
 
     Returns:
         Mean softmax of the members, [N, C], in float32 or better; and the class that most members
@@ -164,14 +164,26 @@ def majority_vote(logits_MNC: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: for another shape, no member, no class, or NaN.
     """
-    if logits_MNC.ndim != 3 or not logits_MNC.shape[0] or not logits_MNC.shape[2]:
-        raise ValueError(f"logits must be [M, N, C], not {list(logits_MNC.shape)}")
-    if torch.isnan(logits_MNC).any():
-        raise ValueError("the members' logits hold NaN")
-    probabilities_NC = floating(logits_MNC).softmax(-1).mean(0)
-    votes_NC = functional.one_hot(logits_MNC.argmax(-1), logits_MNC.shape[2]).sum(0)
+    total_NC = votes_NC = None
+    count = 0
+    for logits_NC in members:
+        if logits_NC.ndim != 2 or not logits_NC.shape[1]:
+            raise ValueError(f"logits of a member must be [N, C], not {list(logits_NC.shape)}")
+        if torch.isnan(logits_NC).any():
+            raise ValueError("the members' logits hold NaN")
+        probabilities_NC = floating(logits_NC).softmax(-1)
+        if total_NC is None or votes_NC is None:
+            total_NC = torch.zeros_like(probabilities_NC)
+            votes_NC = torch.zeros_like(probabilities_NC, dtype=torch.int32)
+        total_NC += probabilities_NC
+        named_N1 = logits_NC.argmax(-1, keepdim=True)
+        votes_NC.scatter_add_(1, named_N1, votes_NC.new_ones(named_N1.shape))
+        count += 1
+    if total_NC is None or votes_NC is None:
+        raise ValueError("there are no logits: an ensemble has a member at least")
+    mean_NC = total_NC / count
     leading_NC = votes_NC == votes_NC.amax(1, keepdim=True)
-    return probabilities_NC, torch.where(leading_NC, probabilities_NC, -1.0).argmax(1)
+    return mean_NC, torch.where(leading_NC, mean_NC, -1.0).argmax(1)
 
 
 def _accuracy_by(key_N: Tensor, correct_N: Tensor, kinds: int) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from agrekd_ray.config import Job
@@ -98,7 +97,7 @@ class Answers:
 
     def vote(self, folders: Iterable[Path], split: str) -> tuple[Tensor, Tensor]:
         """Majority vote of several models: probabilities [N, C] and predictions [N]."""
-        return majority_vote(torch.stack([self.logits(folder, split) for folder in folders]))
+        return majority_vote(self.logits(folder, split) for folder in folders)
 
     def _known(self, folder: Path, split: str) -> Tensor | None:
         if self._records is None:
