@@ -245,6 +245,37 @@ def test_workers_train_what_one_process_trains(
                 assert mine[group] == pytest.approx(theirs[group], abs=1e-4)
 
 
+def test_workers_learn_alike_with_batch_norm_and_parameters_that_nothing_uses(
+    ray_session: Any, make_job: Any, tmp_path: Path
+) -> None:
+    """DINOv2's mask token has no gradient, for which DDP alone would wait."""
+    from agrekd_ray.cluster.channel import Channel
+    from agrekd_ray.cluster.nodes import DriverData
+    from agrekd_ray.student.group import TrainConfig, train_group
+
+    job = make_job()
+    data, checkpoints, _ = pool_of(job)
+    tiny = {"image_size": 8, "patch_size": 4, "hidden_size": 8, "num_hidden_layers": 1}
+    models = [
+        Model(name="torchvision/resnet18", small_stem=True),
+        Model(name="transformers/dinov2", args={**tiny, "num_attention_heads": 2}),
+    ]
+    training = Training(epochs=1, batch_size=32, learning_rate=0.01)
+    given = tuple(StudentSpec("one_hot", n, model, training) for n, model in enumerate(models))
+    channel = Channel()
+    work = TrainConfig(
+        given, DriverData.of(job.data), None, tmp_path / "students", tmp_path, channel.emit, 0
+    )
+    settings = StudentSettings(model=STUDENT, training=training, workers=2, cpus=0.5, gpus=0)
+    train_group(work, settings)
+    channel.close()
+    for spec in given:
+        ours, alone = load(tmp_path / "students" / spec.name)[0], reference(spec, data, checkpoints)
+        same(ours, alone.model)
+        for name, values in alone.model.named_buffers():  # batch norm's statistics
+            torch.testing.assert_close(ours.get_buffer(name), values, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.chaos
 @pytest.mark.parametrize("victim", ["teacher", "weighting"])
 def test_a_killed_actor_costs_time_and_nothing_else(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from agrekd_ray.config import Job
 from agrekd_ray.config.job import SEEDS_APART
@@ -72,9 +73,7 @@ def make_plan(job: Job) -> Plan:
     for seed in job.seeds:
         if {"one_hot", "one_hot_dfr"} & set(job.methods):
             dfr = job.teachers.dfr if "one_hot_dfr" in job.methods else None
-            specs.append(
-                StudentSpec("one_hot", seed, job.student.model, job.student.training, dfr=dfr)
-            )
+            specs.append(_student(job, "one_hot", seed, dfr=dfr))
         for strategy in strategies:
             specs.append(_taught(job, drawn, strategy, seed))
     needs_ensemble = bool(strategies) or "teacher_vote" in job.methods
@@ -93,8 +92,13 @@ def _taught(job: Job, drawn: Draw, strategy: str, seed: int) -> StudentSpec:
         sample_weighting=how.sample_weighting.build() if how.sample_weighting else None,
         seed=seed,
     )
+    return _student(job, strategy, seed, spec=spec, teachers=drawn.in_words)
+
+
+def _student(job: Job, method: str, seed: int, **further: Any) -> StudentSpec:
+    student = job.student
     return StudentSpec(
-        strategy, seed, job.student.model, job.student.training, spec, drawn.in_words
+        method, seed, student.model, student.training, batch_norm=student.batch_norm, **further
     )
 
 

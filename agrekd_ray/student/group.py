@@ -21,7 +21,6 @@ from typing import Any
 
 import ray
 import ray.train
-import ray.train.torch
 import torch
 import torch.distributed as dist
 from ray.exceptions import RayError
@@ -40,6 +39,7 @@ from agrekd_ray.files import exists
 from agrekd_ray.fleet.replicas import DIED
 from agrekd_ray.numerics import from_first
 from agrekd_ray.results import Epoch
+from agrekd_ray.student.parallel import data_parallel
 from agrekd_ray.student.room import GroupTrainer, device_of_worker, give_back, held
 from agrekd_ray.student.shared_work import SharedWork
 from agrekd_ray.student.student import Student, StudentSettings, StudentSpec, read_outcome
@@ -366,7 +366,7 @@ def worker_student(
         device=device,
         rank=rank,
         world=world,
-        wrap=lambda model: ray.train.torch.prepare_model(model, move_to_device=False),
+        wrap=lambda model: data_parallel(model, dataset, spec.batch_norm),
         total=total,
         **further,
     )

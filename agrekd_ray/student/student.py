@@ -47,6 +47,7 @@ from agrekd_ray.training import (
     score,
 )
 
+BatchNorm = Literal["synchronised", "per_worker"]
 OUTCOME, STATES, STATE = "outcome.json", "states", "state.pt"
 """Files, and the folder of states. Earlier versions trained one student at a time, and had one."""
 
@@ -58,6 +59,8 @@ class StudentSettings(Settings):
         model: architecture.
         training: how it is trained; the batch size is that of all workers together.
         workers: data-parallel Ray Train workers.
+        batch_norm: of several workers: `synchronised` normalises over the whole batch, so that
+            they learn what one learns; `per_worker` over each one's part, without waiting.
         at_once: students that train side by side, each with workers of its own, at most; `auto`
             for as many as the cluster has room for and as make up for the start of their workers.
         cpus: logical CPUs of a worker.
@@ -70,6 +73,7 @@ class StudentSettings(Settings):
     model: Model
     training: Training = Training()
     workers: Count = 1
+    batch_norm: BatchNorm = "synchronised"
     at_once: Count | Literal["auto"] = "auto"
     cpus: Positive = 1
     gpus: Gpus = AUTO
@@ -95,6 +99,7 @@ class StudentSpec:
         teachers: who teaches, in words.
         dfr: where the student is to be followed by a copy with its last layer retrained.
         folder: where it is put below the folder of the students; empty for the folder itself.
+        batch_norm: how several workers normalise, see `StudentSettings`.
     """
 
     method: str
@@ -105,6 +110,7 @@ class StudentSpec:
     teachers: str = "-"
     dfr: DfrSettings | None = None
     folder: str = ""
+    batch_norm: BatchNorm = "synchronised"
 
     @property
     def name(self) -> str:
