@@ -34,8 +34,8 @@ LARGEST = _SIDE // 2
 _REMEDY = "pip install --force-reinstall scikit-image"
 _MARGIN = 16
 """A picture's side divided by it is what stays free on each side of the image."""
-_AT_ONCE = 512
-"""Pictures that are painted together."""
+_AT_ONCE = 2**19
+"""Pixels of the pictures that are painted together."""
 
 
 def _labels(value: Any) -> Any:
@@ -60,6 +60,7 @@ def _two_names(pair: tuple[str, str]) -> tuple[str, str]:
 
 Pair = Annotated[tuple[str, str], AfterValidator(_two_names)]
 LabelsOfPair = Annotated[tuple[Labels, Labels], AfterValidator(_no_label_twice)]
+Size = Annotated[Count, Field(le=LARGEST)]
 
 
 class Textured(Biased):
@@ -71,10 +72,16 @@ class Textured(Biased):
             their class.
         aligned_test: share of bias-aligned samples in the test split; a half is background at
             random.
+        classes: names of the two classes; the first belongs on grass, the second on brick.
+        labels: the labels in the files that make each of the two: a number, or several.
+        size: height and width of a picture, in pixels.
     """
 
     aligned: Share = 0.95
     aligned_test: Share = 0.5
+    classes: Pair
+    labels: LabelsOfPair
+    size: Size
 
     def open(self) -> TexturedImages:
         """The images on their backgrounds; see `TexturedImages`."""
@@ -87,7 +94,7 @@ class Textured(Biased):
             DataError: no image has a label of those that make the classes.
         """
         classes_N = np.full(len(labels_N), -1)
-        for number, labels in enumerate(self.labels):  # type: ignore[attr-defined]
+        for number, labels in enumerate(self.labels):
             for label in labels:
                 if not (of_label := labels_N == label).any():
                     raise DataError(
@@ -103,9 +110,6 @@ class TexturedDigits(Textured, OfDigits):
 
     Attributes:
         name: `textured_digits`.
-        classes: names of the two classes; the first belongs on grass, the second on brick.
-        labels: the digits that make each of the two.
-        size: height and width of a picture, in pixels.
     """
 
     comes_with: ClassVar[str] = "scikit-learn and scikit-image"
@@ -113,7 +117,7 @@ class TexturedDigits(Textured, OfDigits):
     name: Literal["textured_digits"]
     classes: Pair = ("even", "odd")
     labels: LabelsOfPair = ((0, 2, 4, 6, 8), (1, 3, 5, 7, 9))
-    size: Annotated[Count, Field(le=LARGEST)] = 16
+    size: Size = 16
 
 
 class TexturedIdx(Textured, OfIdx):
@@ -121,14 +125,12 @@ class TexturedIdx(Textured, OfIdx):
 
     Attributes:
         name: `textured_idx`.
-        classes: names of the two classes; the first belongs on grass, the second on brick.
-        labels: the numbers in the files that make each of the two; 6 and 0 are shirts and T-shirts
-            in Fashion-MNIST.
+        labels: the labels in the files that make each of the two: a number, or several; 6 and 0 are
+            shirts and T-shirts in Fashion-MNIST.
         train: samples of the training split, drawn from the two classes of the train files.
         val: samples of the validation split, drawn from the same.
         test: samples of the test split, drawn from the two classes of the t10k files; null takes
             all.
-        size: height and width of a picture, in pixels.
     """
 
     name: Literal["textured_idx"]
@@ -136,7 +138,7 @@ class TexturedIdx(Textured, OfIdx):
     labels: LabelsOfPair = ((6,), (0,))
     train: Count = 4000
     val: Count = 1000
-    size: Annotated[Count, Field(le=LARGEST)] = 32
+    size: Size = 32
 
 
 class TexturedImages(BiasedImages):
@@ -146,9 +148,9 @@ class TexturedImages(BiasedImages):
         DataError: scikit-image's textures are not there, or a split too small to have both groups.
     """
 
-    settings: TexturedDigits | TexturedIdx
+    settings: Textured
 
-    def __init__(self, settings: Any) -> None:
+    def __init__(self, settings: Textured) -> None:
         self._seed, self._size = settings.seed, settings.size
         super().__init__(settings, settings.classes)
 
@@ -170,7 +172,8 @@ class TexturedImages(BiasedImages):
         rng = np.random.default_rng((self._seed, 3))
         places_N2 = rng.integers(0, windows.shape[1:3], (len(grey_NHW), 2))
         pictures = np.empty((len(grey_NHW), size, size, 3), np.uint8)
-        for ids in np.split(np.arange(len(grey_NHW)), range(_AT_ONCE, len(grey_NHW), _AT_ONCE)):
+        step = max(1, _AT_ONCE // size**2)
+        for ids in np.split(np.arange(len(grey_NHW)), range(step, len(grey_NHW), step)):
             behind = windows[on_N[ids], places_N2[ids, 0], places_N2[ids, 1]] / 255
             front = np.stack([_framed(image, size) for image in grey_NHW[ids]])[..., None]
             covered = np.minimum(1, 2.5 * front)
