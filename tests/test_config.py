@@ -101,8 +101,8 @@ def test_every_job_of_the_repository_is_valid(path: Path, tmp_path: Path) -> Non
     first = path.read_text().splitlines()[0]
     assert re.fullmatch(rf"# agrekd run jobs/{path.name}( [\w.]+=\S+)*", first)
     overrides = [f"runs={tmp_path}/runs", f"teachers.store={tmp_path}/pool"]
-    if read_job(path)["data"]["name"] == "colored_idx":
-        folder = write_idx_folder(tmp_path / "idx", train=200)
+    if read_job(path)["data"]["name"].endswith("_idx"):
+        folder = write_idx_folder(tmp_path / "idx", train=1000, test=200)
         overrides += [f"data.path={folder}", "data.train=100", "data.val=100", "data.test=20"]
     job = load_job(path, overrides)
     assert job.name == path.stem

@@ -14,9 +14,8 @@ import pytest
 import torch
 
 from agrekd_ray.data import DFR, SELECT, TEST, TRAIN, Dataset, open_dataset
+from agrekd_ray.data.biased import ALIGNED, CONFLICTING
 from agrekd_ray.data.colored import (
-    ALIGNED,
-    CONFLICTING,
     DEVIATIONS,
     MEANS,
     ColoredDigits,

@@ -190,7 +190,7 @@ def test_what_some_points_of_a_study_lack_is_said_once() -> None:
     assert remarks_of(job) == ["no sample of group 'bias-conflicting' in train (1 of 2 groups)"]
 
 
-@pytest.mark.parametrize("job", ["colored_digits", "whole"])
+@pytest.mark.parametrize("job", ["colored_digits", "textured_digits", "whole"])
 def test_of_whole_data_nothing_is_said(tmp_path: Path, job: str) -> None:
     values = {"name": job} if job != "whole" else table(tmp_path, pictures.spread())
     assert remarks_on(open_dataset(_settings(values)), dfr=True) == []

@@ -56,6 +56,8 @@ def stand_in(kind: str, place: Path) -> dict[str, Any]:
     """Changes to a job that put a small data set in the real layout in place of its own."""
     if kind == "colored_idx":
         return {"data.path": str(idx(place)), "data.train": 120, "data.val": 120, "data.test": None}
+    if kind == "textured_idx":
+        return {"data.path": str(idx(place)), "data.train": 24, "data.val": 24, "data.test": None}
     if kind == "civilcomments":
         return {f"data.{key}": value for key, value in texts.civilcomments(place).items()}
     write = {

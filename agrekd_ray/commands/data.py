@@ -166,7 +166,7 @@ def _source(settings: Any) -> str:
     for key in ("path", "table", "factory"):
         if (value := getattr(settings, key, None)) is not None:
             return str(value)
-    return "comes with scikit-learn"
+    return f"comes with {settings.comes_with}"
 
 
 def _shape(dataset: Dataset) -> str:

@@ -35,12 +35,15 @@ from agrekd_ray.data.given import given_samples
 from agrekd_ray.data.image_table import ImageTable
 from agrekd_ray.data.images import Pictures
 from agrekd_ray.data.text import TextTable, has_tokenizer, other_tokens, tokens_of
+from agrekd_ray.data.textured import TexturedDigits, TexturedIdx
 from agrekd_ray.data.waterbirds import Waterbirds
 from agrekd_ray.settings import Settings
 
 DataSettings = Annotated[
     ColoredDigits
     | ColoredIdx
+    | TexturedDigits
+    | TexturedIdx
     | Waterbirds
     | CelebA
     | ImageTable

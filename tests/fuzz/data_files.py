@@ -19,6 +19,7 @@ from agrekd_ray.data.colored import ColoredIdx
 from agrekd_ray.data.custom import check_contract
 from agrekd_ray.data.image_table import ImageTable
 from agrekd_ray.data.text import TextTable
+from agrekd_ray.data.textured import TexturedIdx
 from agrekd_ray.data.waterbirds import Waterbirds
 from agrekd_ray.settings import Settings
 
@@ -41,6 +42,8 @@ DATA: dict[str, tuple[type[Settings], dict[str, Any]]] = {
     "celeba-csv": (CelebA, pictures.small("celeba", Path("prepared"), path="data")),
     "celeba-metadata": (CelebA, pictures.small("celeba", Path("prepared"), path="data")),
     "idx": (ColoredIdx, {"name": "colored_idx", "path": "data", "train": 120, "val": 120}),
+    "textured": (TexturedIdx, {"name": "textured_idx", "path": "data", "train": 24, "val": 20,
+                 "size": 14}),
     "comments": (CivilComments, {"name": "civilcomments", "path": "data/civil", "max_length": 6,
                  "tokenizer": "./data/tokenizer", "prepared": "prepared"}),
     "texts": (TextTable, {"name": "text_table", "table": "data/mails.csv", "max_length": 6,
@@ -63,7 +66,7 @@ def _write_data(name: str) -> None:
     elif name.startswith("celeba"):
         layout = {"celeba-txt": "txt", "celeba-csv": "csv", "celeba-metadata": "dfr"}[name]
         pictures.celeba(place, layout)
-    elif name == "idx":
+    elif name in ("idx", "textured"):
         idx(place)
     elif name == "comments":
         texts.civilcomments(place)
@@ -191,6 +194,8 @@ SUBJECTS = {
     Subject("celeba-metadata", _make_data("celeba-metadata"), _use_data("celeba-metadata"),
             ["data/*.csv"], _CACHES, [_cells]): (2, 40),
     Subject("idx", _make_data("idx"), _use_data("idx"), ["data/*"], damages=[_header]): (5, 120),
+    Subject("textured", _make_data("textured"), _use_data("textured"),
+            ["data/*"], damages=[_header]): (0, 40),
     Subject("comments", _make_data("comments"), _use_data("comments"),
             ["data/civil/*", "data/tokenizer/*", "prepared/*/*"], _CACHES, [_cells]): (0, 90),
     Subject("texts", _make_data("texts"), _use_data("texts"),

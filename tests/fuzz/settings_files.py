@@ -81,7 +81,7 @@ def _make_jobs(*, of_text: bool = False) -> dict[str, Any]:
         kind = raw["data"]["name"]
         if (kind == "civilcomments") != of_text:
             continue
-        if kind != "colored_digits" and kind not in shown:
+        if not kind.endswith("_digits") and kind not in shown:
             shown[kind] = stand_in(kind, Path("data", kind))
         places: dict[str, Any] = {**PLACES, **shown.get(kind, {})}
         if kind == "civilcomments":
