@@ -79,7 +79,7 @@ def test_what_cannot_be_looked_at_is_refused(wrong: str) -> None:
         labels_N = labels_N + 3
     if wrong == "nan":
         logits_MNC[0, 0, 0] = math.nan
-    with pytest.raises(ValueError, match="biased_NC|labels|NaN"):
+    with pytest.raises(ValueError, match=r"biased_NC|labels|NaN"):
         examine(logits_MNC, biased_NC, labels_N)
 
 
