@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import agrekd_ray as ak
 from agrekd_ray.config import Job
 from agrekd_ray.data import SELECT, Dataset, open_dataset
+from agrekd_ray.data.in_memory import InMemory
 from agrekd_ray.experiment.folder import RunFolder
 from agrekd_ray.experiment.job import run_job
 from agrekd_ray.experiment.study import run_study
@@ -245,6 +246,17 @@ def test_each_warning_says_what_to_do(ten: Ten) -> None:
     (misleading,) = ten.check({"g": ten.logits(weak_N)}, ten.model(2)).warnings
     assert "(groups counted alike)" in misleading
     assert "likely to do worse than AVER" in misleading
+
+
+def test_two_classes_are_told_of_the_formula() -> None:
+    labels = torch.arange(80) % 2
+    data = InMemory({SELECT: (torch.zeros(80, 3), labels)})
+    model = 5.0 * nn.functional.one_hot(torch.arange(80) // 2 % 2, 2)
+    models = {"a": model, "b": model + torch.rand(80, 2)}
+    kinds = dict.fromkeys(["a", "b", "c"], "own")
+    (warning,) = check_ensemble(data, models, ("c", model + 1.0), kinds, 4.0).warnings
+    assert warning.startswith("On 100 % of the 40 validation samples that the biased model gets")
+    assert "nobody to choose there, and its formula is 0/0." in warning
 
 
 def test_of_many_teachers_the_remarkable_ones_are_shown(ten: Ten, tmp_path: Path) -> None:
