@@ -29,7 +29,7 @@ from agrekd_ray.experiment.study import POINTS
 from agrekd_ray.files import is_folder, real
 from agrekd_ray.report.archive import read_job, read_search, read_study
 from agrekd_ray.report.page import write_report
-from agrekd_ray.results import StudentResult
+from agrekd_ray.results import EnsembleCheck, StudentResult
 from agrekd_ray.results.frame import epochs, frame, last_weights
 from agrekd_ray.results.search import SearchResult
 from agrekd_ray.search.folder import SearchFolder
@@ -67,6 +67,22 @@ class Run:
     def weights(self) -> pd.DataFrame:
         """Who taught whom: mean weight of each teacher in the last epoch, by method and group."""
         return last_weights(self.epochs)
+
+    @cached_property
+    def ensembles(self) -> Mapping[str, EnsembleCheck]:
+        """What was found out about each point's teachers before the first student, by its label.
+
+        A job has one, without a name; of what has no teachers there is none.
+        """
+        labels = dict.fromkeys(label for label, _ in self.outcomes)
+        found = {label: read_job(self._place(label)).diagnostics.ensemble for label in labels}
+        return {label: check for label, check in found.items() if check is not None}
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the teachers are warned of, the same thing once."""
+        every = self.ensembles.values()
+        return [*dict.fromkeys(warning for check in every for warning in check.warnings)]
 
     @property
     def plots(self) -> dict[str, Path]:

@@ -17,11 +17,11 @@ from agrekd_ray.data import SELECT, TEST, TRAIN
 from agrekd_ray.data.in_memory import InMemory, Split
 from agrekd_ray.distillation import DistillationSpec
 from agrekd_ray.distillation.cached import FixedLogits
-from agrekd_ray.results import Epoch, StudentResult
+from agrekd_ray.results import EnsembleCheck, Epoch, StudentResult
 from agrekd_ray.results.frame import epochs, frame, last_weights
 from agrekd_ray.settings import Precision, Training
 from agrekd_ray.student.student import StudentTraining
-from agrekd_ray.training import Loader, calibration, predict, score
+from agrekd_ray.training import Loader, calibration, check_ensemble, predict, score
 
 ONE_HOT = "one_hot"
 
@@ -33,10 +33,13 @@ class DistilledStudent:
     Attributes:
         model: the student, in evaluation mode, on its device.
         outcome: everything measured of it.
+        ensemble: whether AGRE-KD can be trusted with the teachers, by what they answer to `val`;
+            None where the method needs no biased model.
     """
 
     model: nn.Module
     outcome: StudentResult
+    ensemble: EnsembleCheck | None = None
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -114,7 +117,7 @@ def distill(
         if isinstance(teachers, Mapping)
         else {f"teacher-{number}": model for number, model in enumerate(teachers)}
     )
-    spec, source = None, None
+    spec, source, check = None, None, None
     if method != ONE_HOT:
         members = _members(method, named, biased, weighted=sample_weighting is not None)
         spec = DistillationSpec(
@@ -128,6 +131,16 @@ def distill(
             seed,
         )
         source = FixedLogits(_logits(members, data, settings.precision, device), data)
+        if spec.biased in members:
+            told = _logits(members, data, settings.precision, device, SELECT)
+            logits = {name: torch.from_numpy(logits_NC) for name, logits_NC in told.items()}
+            check = check_ensemble(
+                data,
+                {name: logits[name] for name in named},
+                (spec.biased, logits[spec.biased]),
+                dict.fromkeys(logits, "own"),
+                temperature,
+            )
     trained = StudentTraining(
         student,
         data,
@@ -149,7 +162,9 @@ def distill(
         bins = calibration(data, TEST, probabilities_NC)
     count = str(len(named)) if spec else "-"
     return DistilledStudent(
-        student, StudentResult(method, seed, count, measured, trained.history, calibration=bins)
+        student,
+        StudentResult(method, seed, count, measured, trained.history, calibration=bins),
+        check,
     )
 
 
@@ -158,9 +173,10 @@ def _logits(
     data: InMemory,
     precision: Precision,
     device: torch.device | str,
+    split: str = TRAIN,
 ) -> dict[str, np.ndarray]:
-    """What models answer to the training samples, by name."""
-    ids, loader = data.splits[TRAIN], Loader(data, device)
+    """What models answer to the samples of a split, by name."""
+    ids, loader = data.splits[split], Loader(data, device)
     return {
         name: predict(model.to(device), data, ids, loader=loader, precision=precision).numpy()
         for name, model in models.items()

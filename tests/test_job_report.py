@@ -277,7 +277,7 @@ def test_json_holds_everything(job, ensemble, tmp_path):
     assert [checked(StudentResult, o) for o in content["outcomes"]] == job
     assert content["biased"]["name"] == "erm-0"
     assert len(content["summary"]) == 2 * len(METHODS)
-    assert content["diagnostics"] == {"agreement": {}}
+    assert content["diagnostics"] == {"agreement": {}, "ensemble": None}
 
 
 def test_agreement_is_named_by_split_and_group():

@@ -24,7 +24,7 @@ from agrekd_ray.distillation import LocalTeachers, TeacherHost
 from agrekd_ray.errors import RunError
 from agrekd_ray.files import checked
 from agrekd_ray.report.page import write_report
-from agrekd_ray.results import Epoch, Metrics
+from agrekd_ray.results import EnsembleCheck, Epoch, Metrics
 from agrekd_ray.results.search import FAILED, FINISHED, STOPPED, SearchResult, TrialResult
 from agrekd_ray.search import trial as trials
 from agrekd_ray.search.folder import SearchFolder, TrialStore
@@ -164,6 +164,14 @@ def test_a_search_from_nothing_to_its_winner(
     for words in ("winner", "worst_group", "rank correlation", "mlflow ui"):
         assert words in screen
     assert "Warning" not in screen
+    check = checked(EnsembleCheck, result.about["ensemble"])
+    assert screen.index("Teachers on 100 validation samples") < screen.index("winner")
+    assert all(f"warning: {warning}" in screen for warning in check.warnings)
+    with (folder / "teachers.csv").open() as file:
+        taught = [row["teacher"] for row in csv.DictReader(file) if row["role"] == "teacher"]
+    assert taught == [one.name for one in check.teachers]
+    assert taught == [member["name"] for member in result.about["members"]]
+    assert "The ensemble before the first student" in write_report(folder).read_text()
     _mlflow_holds_the_search(tmp_path / "runs", result)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from torch import Tensor
 from yaml import YAMLError
 
 from agrekd_ray.config import Fault, Job, JobError, faults_of, load_job
@@ -24,11 +25,13 @@ from agrekd_ray.data import SELECT, TEST, Dataset, open_dataset
 from agrekd_ray.devices import device_of
 from agrekd_ray.errors import CheckpointError, RunError
 from agrekd_ray.experiment.display import Display
+from agrekd_ray.experiment.eval_logits import Answers, checked_ensemble
 from agrekd_ray.experiment.plan import make_plan
 from agrekd_ray.files import replacing
 from agrekd_ray.models import Manifest, Model, check_classes, load, read_manifest
+from agrekd_ray.report import ensemble
 from agrekd_ray.results import Metrics
-from agrekd_ray.teachers import Pool, measured
+from agrekd_ray.teachers import Pool, answers, measured
 from agrekd_ray.teachers.imported import IMPORTED, Imported, Source, import_teacher
 from agrekd_ray.training import evaluate
 
@@ -211,9 +214,33 @@ def evaluate_teachers(
     for split in (SELECT, TEST):
         figures = [(teacher, metrics) for teacher, of, metrics in measured if of == split]
         console.print(_by_group(split, figures, dataset.groups.names))
+    if not names:
+        _show_check(job, dataset, {teacher.folder for teacher in wanted}, console)
     if output is not None:
         _write(output, measured)
         console.print(f"written: {output}", soft_wrap=True)
+
+
+def _show_check(job: Job, dataset: Dataset, made: Collection[Path], console: Console) -> None:
+    """What a run would say of the ensemble before its first student; nothing until all are made."""
+    plan, pool = make_plan(job), Pool(job.teachers.store, dataset)
+    folders = plan.checkpoints(pool)
+    models = {folders[name]: name for name in (*plan.draw.teachers, plan.draw.biased)}
+    if not models.keys() <= {*made}:
+        return
+    records = Answers(job, dataset)
+    told: dict[Path, Tensor] = {}
+    with Display(console) as display:
+        display.stage("answers", len(models), "models")
+        for one in records.missing(models, [SELECT]):
+            asked = replace(one, precision="auto")
+            told[one.folder] = answers(asked, dataset, device_of())[SELECT]
+            display.advance(one.name)
+
+    def logits(folder: Path, split: str) -> Tensor:
+        return told[folder] if folder in told else records.logits(folder, split)
+
+    ensemble.render(checked_ensemble(job, plan, pool, logits), console)
 
 
 def _metrics(teacher: Known, dataset: Dataset, display: Display) -> dict[str, Metrics]:

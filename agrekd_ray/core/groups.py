@@ -112,8 +112,8 @@ def group_metrics(
     correct_N = (predictions_N.cpu() == labels_N.cpu()).double()
 
     groups_N = groups_N.cpu().long()
-    accuracy_G, count_G = _accuracy_by(groups_N, correct_N, G)
-    accuracy_C, count_C = _accuracy_by(labels_N.cpu().long(), correct_N, C)
+    accuracy_G, count_G = accuracy_by(groups_N, correct_N, G)
+    accuracy_C, count_C = accuracy_by(labels_N.cpu().long(), correct_N, C)
     present_G = count_G > 0
     present_shares_G = shares_G * present_G
     if not float(present_shares_G.sum()) > 0:
@@ -186,7 +186,7 @@ def majority_vote(members: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     return mean_NC, torch.where(leading_NC, mean_NC, -1.0).argmax(1)
 
 
-def _accuracy_by(key_N: Tensor, correct_N: Tensor, kinds: int) -> tuple[Tensor, Tensor]:
+def accuracy_by(key_N: Tensor, correct_N: Tensor, kinds: int) -> tuple[Tensor, Tensor]:
     """Accuracy (NaN where there is no sample) and number of samples by kind."""
     count = torch.bincount(key_N, minlength=kinds)
     return torch.bincount(key_N, weights=correct_N, minlength=kinds) / count, count

@@ -190,10 +190,14 @@ class Display:
         """What the present stage counts."""
         return self._unit
 
+    @property
+    def console(self) -> Console:
+        """What is printed on it stays, above the bar."""
+        return self._bar.console if self._bar else self._console
+
     def note(self, text: str, style: str = "") -> None:
         """A line that stays."""
-        console = self._bar.console if self._bar else self._console
-        console.print(Text(text, style), soft_wrap=True)
+        self.console.print(Text(text, style), soft_wrap=True)
 
     def remark(self, text: str) -> None:
         """A line that stays, however often it is said."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Generic, TypeVar
 
@@ -22,7 +22,7 @@ from agrekd_ray.experiment.folder import Folder
 from agrekd_ray.experiment.monitor import show_progress
 from agrekd_ray.experiment.work import Work
 from agrekd_ray.tracking.outbox import Outbox
-from agrekd_ray.tracking.tracker import FAILED, KILLED, NOTE, open_tracker
+from agrekd_ray.tracking.tracker import FAILED, KILLED, NOTE, WARNINGS, open_tracker
 
 LONGEST_NAME = 120
 """Signs of what was changed, in the name of a run in MLflow."""
@@ -176,8 +176,23 @@ class Driver(ABC, Generic[Result]):
         work.make_teachers(engine, self.display, part)
         # Processes that have just trained are asked, for they are warm.
         self.account.add(work.ask(engine, self.display))
+        self.asked(work, engine)
         if work.left():
             self.train(work, engine, f"students {part}".strip())
+
+    def asked(self, work: Work, engine: Engine) -> None:
+        """The teachers have answered, and students are still to be trained.
+
+        Args:
+            work: that they are of.
+            engine: that asked them.
+        """
+
+    def tag_warnings(self, run_id: str, warnings: Sequence[str]) -> None:
+        """Let MLflow say what an ensemble is warned of."""
+        if warnings:
+            tags = {WARNINGS: "\n".join(warnings)}
+            self.outbox.put(lambda: self.tracker.set_tags(run_id, tags))
 
     def train(self, work: Work, engine: Engine, stage: str) -> None:
         """Train the students that are left, and raise what a worker said where that fails."""

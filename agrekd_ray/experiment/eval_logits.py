@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
 
 from agrekd_ray.config import Job
 from agrekd_ray.core.groups import majority_vote
-from agrekd_ray.data import SELECT, TEST, Dataset
+from agrekd_ray.data import SELECT, TEST, Dataset, open_dataset
 from agrekd_ray.errors import RunError
 from agrekd_ray.experiment.display import Display
 from agrekd_ray.experiment.engine import Engine
 from agrekd_ray.experiment.plan import Plan
 from agrekd_ray.logits import EvalLogits
 from agrekd_ray.models import read_manifest
-from agrekd_ray.results import TeacherResult
+from agrekd_ray.results import EnsembleCheck, TeacherResult
 from agrekd_ray.settings import Precision
 from agrekd_ray.teachers import Asked, Pool, measured
-from agrekd_ray.training import score
+from agrekd_ray.training import check_ensemble, score
 
 
 class Answers:
@@ -128,3 +128,25 @@ def members(plan: Plan, pool: Pool, answers: Answers) -> tuple[list[TeacherResul
         return TeacherResult(name, plan.draw.kind(name), manifest.fingerprint, metrics)
 
     return [member(name) for name in plan.draw.teachers], member(plan.draw.biased)
+
+
+def checked_ensemble(
+    job: Job, plan: Plan, pool: Pool, logits: Callable[[Path, str], Tensor]
+) -> EnsembleCheck:
+    """Whether AGRE-KD can be trusted with the ensemble of a plan; see `check_ensemble`.
+
+    Args:
+        job: of the plan.
+        plan: of a job; its teachers are all made.
+        pool: that has them.
+        logits: what the model of a checkpoint says to a split.
+    """
+    drawn, folders = plan.draw, plan.checkpoints(pool)
+    told = {name: logits(folders[name], SELECT) for name in {*drawn.teachers, drawn.biased}}
+    return check_ensemble(
+        open_dataset(job.data),
+        {name: told[name] for name in drawn.teachers},
+        (drawn.biased, told[drawn.biased]),
+        {name: drawn.kind(name) for name in told},
+        job.distillation.temperature,
+    )

@@ -25,7 +25,7 @@ from agrekd_ray.errors import RunError
 from agrekd_ray.experiment.display import note_biased_teacher, ready_data
 from agrekd_ray.experiment.driver import Driver, open_engine
 from agrekd_ray.experiment.engine import Engine
-from agrekd_ray.experiment.eval_logits import members
+from agrekd_ray.experiment.eval_logits import checked_ensemble, members
 from agrekd_ray.experiment.folder import RunFolder
 from agrekd_ray.experiment.monitor import Monitor, flat
 from agrekd_ray.experiment.plan import Plan, make_plan
@@ -33,6 +33,7 @@ from agrekd_ray.experiment.settled import settled
 from agrekd_ray.experiment.work import Work
 from agrekd_ray.files import cannot_read, unreadable
 from agrekd_ray.models import load
+from agrekd_ray.report import ensemble as ensemble_report
 from agrekd_ray.report import job as report
 from agrekd_ray.report.archive import RESULTS, JobArchive, read_job
 from agrekd_ray.results import Cost, Diagnostics, StudentResult, TeacherCost, TeacherResult
@@ -211,6 +212,7 @@ class _JobDriver(Driver[list[StudentResult]]):
                     self._votes()
                 else:
                     self.account.forget()
+                    self._show_ensemble()
                 outcomes = outcomes_of(self.folder)
                 for outcome in outcomes:  # of an earlier attempt, too
                     self.monitor.finished(outcome)
@@ -235,6 +237,7 @@ class _JobDriver(Driver[list[StudentResult]]):
     def _work(self) -> None:
         """Teachers and students: what needs an engine."""
         if self.work.is_done:
+            self._show_ensemble()
             return
         engine = self._engine.result() if self._engine else open_engine(self.job, self.handle)
         try:
@@ -242,6 +245,17 @@ class _JobDriver(Driver[list[StudentResult]]):
         finally:
             self._engine = None
             engine.close()
+
+    def asked(self, work: Work, engine: Engine) -> None:
+        self._show_ensemble()
+
+    def _show_ensemble(self) -> None:
+        """Say whether AGRE-KD can be trusted with the ensemble, on the screen and in MLflow."""
+        if (check := self.diagnostics.ensemble) is None:
+            return
+        ensemble_report.render(check, self.display.console)
+        if (run_id := self.folder.state().tracking_run) is not None:
+            self.tag_warnings(run_id, check.warnings)
 
     def handle(self, event: Event) -> None:
         if not isinstance(event, StudentEpoch | StudentDone):
@@ -301,7 +315,8 @@ class _JobDriver(Driver[list[StudentResult]]):
                     predicted([drawn.biased], split),
                 )
                 for split in (SELECT, TEST)
-            }
+            },
+            checked_ensemble(self.job, self.plan, work.pool, work.answers.logits),
         )
 
     def _members(self) -> tuple[list[TeacherResult], TeacherResult | None]:

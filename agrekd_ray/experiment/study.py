@@ -22,10 +22,12 @@ from rich.console import Console
 from agrekd_ray.cluster.environment import prepare
 from agrekd_ray.config import Job
 from agrekd_ray.config.points import points_of
-from agrekd_ray.data import open_dataset, splits_in_words
+from agrekd_ray.data import SELECT, open_dataset, splits_in_words
 from agrekd_ray.experiment.account import Account
 from agrekd_ray.experiment.display import note_biased_teacher, prepare_data, ready_data
 from agrekd_ray.experiment.driver import Driver, open_engine
+from agrekd_ray.experiment.engine import Engine
+from agrekd_ray.experiment.eval_logits import checked_ensemble
 from agrekd_ray.experiment.folder import RunFolder
 from agrekd_ray.experiment.job import (
     cost_metrics,
@@ -38,7 +40,8 @@ from agrekd_ray.experiment.monitor import flat
 from agrekd_ray.experiment.plan import make_plan
 from agrekd_ray.experiment.settled import settled
 from agrekd_ray.experiment.work import Work
-from agrekd_ray.report.archive import read_study
+from agrekd_ray.report.archive import read_job, read_study
+from agrekd_ray.report.ensemble import render_warnings
 from agrekd_ray.report.study import markdown, publish_study, show
 from agrekd_ray.results import Cost
 from agrekd_ray.results.study import PointResult, StudyResult
@@ -117,6 +120,8 @@ class _StudyDriver(Driver[StudyResult]):
         self.known: StudyResult | None = None
         """Of a study that had come to its end: only what is missing is added to it."""
         self.splits: list[str] = []
+        self._looked_at: set[tuple[Path, ...]] = set()
+        """Ensembles whose warnings were shown."""
 
     def params(self) -> Mapping[str, Any]:
         return flat(self.job.model_dump(mode="json", exclude={"published"}))
@@ -180,6 +185,23 @@ class _StudyDriver(Driver[StudyResult]):
             for twin in others:
                 _share(self.root, first, twin)
 
+    def asked(self, work: Work, engine: Engine) -> None:
+        """Show the warnings of every ensemble, once; its table is in the folder of its point."""
+        for number in work.points if isinstance(work, _Cohort) else ():
+            setting, job = self.points[number]
+            plan = make_plan(job)
+            if not plan.needs_ensemble or self.folders[number].state().status == "finished":
+                continue
+            folders = plan.checkpoints(work.pool)
+            names = [*plan.draw.teachers, plan.draw.biased]
+            if (ensemble := tuple(folders[name] for name in names)) in self._looked_at:
+                continue
+            self._looked_at.add(ensemble)
+            models = {folders[name]: name for name in names}  # not asked yet without records
+            work.answers.complete(work.answers.missing(models, [SELECT]), engine, self.display)
+            check = checked_ensemble(job, plan, work.pool, work.answers.logits)
+            render_warnings(check.warnings, self.display.console, setting.label)
+
     def _cohorts(self) -> list[_Cohort]:
         cohorts: dict[str, list[_Cohort]] = {}
         for number, (setting, job) in enumerate(self.points):
@@ -239,7 +261,15 @@ class _StudyDriver(Driver[StudyResult]):
                 self._more_to_do(run_id)
                 outcomes = run_job(point, screen(quiet=True), tags, draw=False)
                 self.account.add(Account(point.path).cost.effort)
-            self.results[number] = PointResult(setting.label, setting.at, setting.draw, outcomes)
+            archive = results_of(read_job, point.path)
+            check = archive.diagnostics.ensemble if archive else None
+            self.results[number] = PointResult(
+                setting.label,
+                setting.at,
+                setting.draw,
+                outcomes,
+                check.warnings if check else [],
+            )
             self.display.advance(setting.label)
         if len(self.results) < len(self.points):
             self.display.stage("report", 0, "")
@@ -266,6 +296,7 @@ class _StudyDriver(Driver[StudyResult]):
         )
 
     def _publish(self, run_id: str, result: StudyResult) -> None:
+        self.tag_warnings(run_id, result.warnings)
         metrics = result.metrics() | cost_metrics(result.cost, result.outcomes)
         self.publish(run_id, metrics, markdown(result))
         self.unsent = self.outbox.drain()

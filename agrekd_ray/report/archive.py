@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from agrekd_ray.config.space import Domain
 from agrekd_ray.errors import RunError
 from agrekd_ray.files import DamagedError, checked, exists, read_json, replacing
-from agrekd_ray.results import Cost, Diagnostics, StudentResult, TeacherResult
+from agrekd_ray.results import Cost, Diagnostics, EnsembleCheck, StudentResult, TeacherResult
 from agrekd_ray.results.search import SearchResult
 from agrekd_ray.results.state import STATE, State
 from agrekd_ray.results.study import StudyResult
@@ -110,6 +110,7 @@ class SearchAbout(About):
 
     job: dict[str, Any]
     members: list[TeacherResult] = field(default_factory=list)
+    ensemble: EnsembleCheck | None = None
 
 
 @dataclass(frozen=True)

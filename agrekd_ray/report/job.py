@@ -14,7 +14,7 @@ from rich.text import Text
 
 from agrekd_ray.core.diagnostics import CASES
 from agrekd_ray.files import exists
-from agrekd_ray.report import facts, tables
+from agrekd_ray.report import ensemble, facts, tables
 from agrekd_ray.report.archive import RESULTS, plain, read_job, write_results
 from agrekd_ray.report.models import (
     BY_GROUP,
@@ -25,7 +25,7 @@ from agrekd_ray.report.models import (
     teachers,
     tested,
 )
-from agrekd_ray.report.tables import Cell, Column, Table, texts
+from agrekd_ray.report.tables import Table
 from agrekd_ray.results import Diagnostics, Span, StudentResult, TeacherCost, TeacherResult
 from agrekd_ray.results.frame import (
     Row,
@@ -174,7 +174,7 @@ def publish_job(
     anew: bool = True,
     draw: bool = True,
 ) -> None:
-    """Writes results.json, results.csv, and what there is to draw as `plots/*.png`.
+    """Writes results.json, the CSV files, and what there is to draw as `plots/*.png`.
 
     The job's settings say in which formats there are plots, and what data they are of.
 
@@ -193,6 +193,9 @@ def publish_job(
     """
     if anew or not exists(folder / "results.csv"):
         write_csv(outcomes, folder / "results.csv")
+    teachers_csv, check = folder / ensemble.TEACHERS, diagnostics.ensemble
+    if check is not None and (anew or not exists(teachers_csv)):
+        ensemble.write_csv(check, teachers_csv)
     if anew:
         write_json(folder / RESULTS, outcomes, members, biased, job, diagnostics)
     if draw:
@@ -468,6 +471,7 @@ def content(folder: Path) -> dict[str, Any]:
         "headline": headline(run.outcomes),
         "remarks": remarks(run.outcomes),
         "degraded": degraded_lines(run.outcomes),
+        **ensemble.content(run.diagnostics.ensemble),
         "facts": [
             *facts.data(run.settings, run.job, tests),
             *facts.teachers(run.members, run.biased),
@@ -478,27 +482,8 @@ def content(folder: Path) -> dict[str, Any]:
         "over": over_seeds(rows),
         "comparison": compared(run.outcomes, strong=best, method="Method", teachers="Teachers"),
         **students(run.outcomes, run.members, label),
-        "agreement": agreement(run.diagnostics),
+        "agreement": ensemble.agreement(run.diagnostics),
         "teachers": teachers(run.members, run.biased),
         "configuration": [("The job", facts.as_yaml(run.job.settings))],
         "versions": run.job.versions,
     }
-
-
-def agreement(diagnostics: Diagnostics) -> Table | None:
-    """The teachers' vote against the biased model, a row a split and group."""
-    rows = [
-        (split, group, shares)
-        for split, agreement in diagnostics.agreement.items()
-        for group, shares in agreement.by_group.items()
-    ]
-    headers = {"split": "Split", "group": "Group", "count": "Samples"}
-    about = [(split, group, f"{shares.count:,}") for split, group, shares in rows]
-    columns = texts(headers, about, right=["count"])
-    for case in CASES:
-        verb, right = case.split("_")
-        who = "both " if verb == "agrees" else "is "
-        shares_of = [Cell(metric(ACCURACY).text(getattr(shares, case))) for *_, shares in rows]
-        over = "The teachers' vote (%)"
-        columns.append(Column(case, verb, shares_of, below=f"{who}{right}", over=over))
-    return Table("Agreement of the teachers with the biased model", columns) if rows else None

@@ -18,14 +18,14 @@ from agrekd_ray.config.space import Domain, applied, conditions
 from agrekd_ray.core.selection import RULES
 from agrekd_ray.core.weighting import STRATEGIES
 from agrekd_ray.files import checked, exists
-from agrekd_ray.report import facts, plots, settings_plots, style, tables
+from agrekd_ray.report import ensemble, facts, plots, settings_plots, style, tables
 from agrekd_ray.report.archive import RESULTS, read_search, write_results
 from agrekd_ray.report.facts import Fact, listed
 from agrekd_ray.report.job import data_of, degraded_lines, render_degraded
 from agrekd_ray.report.models import TEST, compared, over_seeds, students, teachers, tested
 from agrekd_ray.report.settings_plots import Point
 from agrekd_ray.report.tables import Table, texts
-from agrekd_ray.results import TeacherResult
+from agrekd_ray.results import EnsembleCheck, TeacherResult
 from agrekd_ray.results.frame import difference
 from agrekd_ray.results.intervals import seeds_of_one_draw, signed
 from agrekd_ray.results.metrics import (
@@ -57,7 +57,7 @@ _SPARE = ("epochs", "needs", "state", "choice", "test")
 
 
 def publish_search(folder: Path, result: SearchResult, *, anew: bool = True) -> None:
-    """Write results.json, trials.csv, and what there is to draw as `plots/*.png`.
+    """Write results.json, trials.csv, teachers.csv, and what there is to draw as `plots/*.png`.
 
     Args:
         folder: of the search.
@@ -71,6 +71,9 @@ def publish_search(folder: Path, result: SearchResult, *, anew: bool = True) -> 
         write_results(folder / RESULTS, result)
     if anew or not exists(folder / TRIALS):
         write_trials(folder / TRIALS, result.trials)
+    told = result.about.get("ensemble")
+    if told and (anew or not exists(folder / ensemble.TEACHERS)):
+        ensemble.write_csv(checked(EnsembleCheck, told), folder / ensemble.TEACHERS)
     trials, final = [_point(trial, result) for trial in result.trials], result.final
     members = checked(list[TeacherResult], result.about.get("members", []))
     score, job = f"select/{result.select}", result.about.get("job", {})
@@ -318,6 +321,7 @@ def content(folder: Path) -> dict[str, Any]:
         "headline": result.verdict or headline,
         "remarks": [],
         "degraded": degraded_lines(result.final, name),
+        **ensemble.content(about.ensemble),
         "worst": result.worst,
         "facts": [
             Fact("Searcher", _named(settings.searcher)),

@@ -369,6 +369,8 @@ def content(folder: Path) -> dict[str, Any]:
         "headline": verdict(result),
         "remarks": [],
         "degraded": [],
+        "warnings": result.warnings,
+        "ensemble": None,
         "facts": _facts(result, folder),
         "over": result.heading(),
         "worst": result.worst,

@@ -230,15 +230,91 @@ class SplitAgreement:
 
 
 @dataclass(frozen=True)
+class TeacherCheck:
+    """What a teacher, or the biased model, answers to the selection half of validation.
+
+    Attributes:
+        name: as of `TeacherResult`.
+        kind: as of `TeacherResult`.
+        accuracy: share of samples that it gets right.
+        balanced_accuracy: mean of the classes.
+        classes: accuracy by class, by name; classes without a sample are left out.
+        groups: accuracy by evaluation group, where they are known, by name.
+        with_biased: share of samples on which it names the biased model's class; None, as what
+            follows, for the biased model.
+        with_others: mean share on which it names the same class as another teacher; None for one.
+        weight: share that AGRE-KD would give it for a student that has learnt nothing yet.
+        warned: whether a warning is about it.
+    """
+
+    name: str
+    kind: str
+    accuracy: Number
+    balanced_accuracy: Number
+    classes: dict[str, Number]
+    groups: dict[str, Number] = field(default_factory=dict)
+    with_biased: float | None = None
+    with_others: float | None = None
+    weight: float | None = None
+    warned: bool = False
+
+    @property
+    def worst_group_accuracy(self) -> float | None:
+        """Smallest accuracy of any group; None where none are known."""
+        return min(self.groups.values(), default=None)
+
+    @property
+    def worst_class(self) -> str:
+        """The class with the smallest accuracy."""
+        return min(self.classes, key=lambda name: self.classes[name])
+
+
+@dataclass(frozen=True)
+class EnsembleCheck:
+    """Whether AGRE-KD can be trusted with an ensemble, by its answers to validation.
+
+    Attributes:
+        count: samples, of the selection half.
+        most_frequent: share of the most frequent class: the accuracy of a constant answer.
+        teachers: them.
+        biased: the biased model.
+        sided: share of samples on which all teachers name the biased model's class.
+        mistakes: samples that the biased model gets wrong.
+        sided_wrong: share of these that all teachers get wrong alike; NaN without any.
+        differ: share of samples on which the teachers' majority vote differs from the biased
+            model, cases counted alike (see `core.ensemble.Contradiction`); None, as what follows,
+            where there are too few to tell.
+        vote_right: share of these that the vote gets right; None where they never differ.
+        biased_right: share of these that the biased model gets right.
+        warnings: in words, each with its figures and what to do.
+    """
+
+    count: int
+    most_frequent: float
+    teachers: list[TeacherCheck]
+    biased: TeacherCheck
+    sided: float
+    mistakes: int
+    sided_wrong: Number
+    differ: float | None = None
+    vote_right: float | None = None
+    biased_right: float | None = None
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class Diagnostics:
     """What a job found out about its ensemble.
 
     Attributes:
         agreement: with the biased model, by split, `val` (selection half) and `test`; empty for a
             job without teachers.
+        ensemble: what was found before the first student; None for a job without teachers, and
+            where an earlier version ran it.
     """
 
     agreement: dict[str, SplitAgreement] = field(default_factory=dict)
+    ensemble: EnsembleCheck | None = None
 
 
 @dataclass(frozen=True)

@@ -35,12 +35,14 @@ class PointResult:
         at: value of every swept key.
         draw: of data and teachers; None where the study has none.
         outcomes: finished methods × seeds.
+        warnings: of its ensemble.
     """
 
     label: str
     at: dict[str, Any]
     draw: int | None
     outcomes: list[StudentResult]
+    warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,15 @@ class StudyResult:
         """In words, how much of the study is there; empty where all is."""
         finished = len(self.points)
         return f"unfinished: {finished} of {self.planned} points" if finished < self.planned else ""
+
+    @property
+    def warnings(self) -> list[str]:
+        """Of the ensembles, each with the label of the point that had it first."""
+        first: dict[str, str] = {}
+        for point in self.points:
+            for warning in point.warnings:
+                first.setdefault(warning, point.label)
+        return [f"{label}: {warning}" for warning, label in first.items()]
 
     @property
     def draws(self) -> list[int]:

@@ -23,7 +23,7 @@ from agrekd_ray.data import SELECT, TEST, open_dataset, splits_in_words
 from agrekd_ray.errors import RunError
 from agrekd_ray.experiment.display import note_biased_teacher, ready_data
 from agrekd_ray.experiment.driver import Driver
-from agrekd_ray.experiment.eval_logits import members
+from agrekd_ray.experiment.eval_logits import checked_ensemble, members
 from agrekd_ray.experiment.gpus import (
     MOST_GROUPS,
     groups_at_once,
@@ -42,10 +42,11 @@ from agrekd_ray.experiment.settled import settled
 from agrekd_ray.experiment.teacher_provider import TeacherProvider
 from agrekd_ray.experiment.work import Work
 from agrekd_ray.models import Model
-from agrekd_ray.report.archive import read_result
+from agrekd_ray.report import ensemble as ensemble_report
+from agrekd_ray.report.archive import plain, read_result
 from agrekd_ray.report.job import summary_metrics
 from agrekd_ray.report.search import publish_search, show
-from agrekd_ray.results import Metrics, StudentResult
+from agrekd_ray.results import EnsembleCheck, Metrics, StudentResult
 from agrekd_ray.results.search import (
     DEFAULT,
     FAILED,
@@ -194,6 +195,13 @@ class _SearchDriver(Driver[SearchResult]):
         # Before a fleet takes its room. What the user's own teachers can do, only these data tell.
         splits = (SELECT, TEST) if self.plan.draw.own else (SELECT,)
         self.account.add(self.work.ask(engine, self.display, splits))
+        ensemble_report.render(self.ensemble, self.display.console)
+
+    @functools.cached_property
+    def ensemble(self) -> EnsembleCheck:
+        """Whether AGRE-KD can be trusted with the teachers, who have answered."""
+        pool, logits = self.work.pool, self.work.answers.logits
+        return checked_ensemble(self.planned.default, self.plan, pool, logits)
 
     @contextmanager
     def _shared(self, engine: RayEngine) -> Iterator[Shared]:
@@ -410,6 +418,7 @@ class _SearchDriver(Driver[SearchResult]):
             "splits": splits_in_words(self.dataset),
             "data": self.dataset.fingerprint,
             "members": json.loads(json.dumps(teachers)),  # plain, as they are read again
+            "ensemble": plain(self.ensemble),
             "versions": package_versions("optuna"),
         }
         return SearchResult(
@@ -468,6 +477,7 @@ class _SearchDriver(Driver[SearchResult]):
 
         for outcome in result.final:
             self.outbox.put(lambda outcome=outcome: model_of(outcome))  # type: ignore[misc]
+        self.tag_warnings(run_id, (result.about.get("ensemble") or {}).get("warnings", ()))
         metrics = _summary(result) | cost_metrics(result.cost, result.final)
         self.publish(run_id, metrics, result.verdict)
 

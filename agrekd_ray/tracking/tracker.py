@@ -28,6 +28,8 @@ STATE, SEARCHED = "agrekd.state", "agrekd.searched"
 """Tags of a trial: its state, and what the search varies."""
 REASON, DEGRADED = "agrekd.reason", "agrekd.degraded"
 """Tags: why a run ended early; which teachers it lost on the way, and when."""
+WARNINGS = "agrekd.warnings"
+"""Tag: what its ensemble is warned of, a line each."""
 
 
 class Tracker(Protocol):

@@ -1,6 +1,7 @@
 """Training: the step, its batches, its optimiser, and evaluation. No Ray here."""
 
 from agrekd_ray.training.batches import Batch, BatchPlan
+from agrekd_ray.training.ensemble import check_ensemble
 from agrekd_ray.training.evaluation import (
     Judge,
     TeacherWeightRecorder,
@@ -31,6 +32,7 @@ __all__ = [
     "Trainer",
     "agreement",
     "calibration",
+    "check_ensemble",
     "evaluate",
     "filling",
     "label_guidance",
