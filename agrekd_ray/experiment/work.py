@@ -9,6 +9,7 @@ from pathlib import Path
 
 from agrekd_ray.config import Job
 from agrekd_ray.data import SELECT, TEST, TRAIN, Dataset, open_dataset
+from agrekd_ray.distillation import Competence, competence_of
 from agrekd_ray.experiment.display import RECORDED, Display
 from agrekd_ray.experiment.engine import Engine
 from agrekd_ray.experiment.eval_logits import Answers
@@ -172,7 +173,40 @@ class Work:
         display.stage(stage, total, "epochs", total - rest)
         if not left:
             return None
+        left = self._informed(left, engine, display)
         taught = any(spec.spec for spec in left)
         checkpoints = self.checkpoints if taught else {}
         cost = engine.train_students(left, checkpoints, self.students, self.storage)
         return cost if taught else None
+
+    def _informed(
+        self, specs: Sequence[StudentSpec], engine: Engine, display: Display
+    ) -> list[StudentSpec]:
+        """Students with the competence of their teachers, where they need it.
+
+        It is what the teachers answer to the selection split, asked where nobody has asked yet.
+        """
+        members = {
+            self.checkpoints[name]: name
+            for spec in specs
+            if spec.spec is not None and spec.spec.needs_competence
+            for name in (*spec.spec.teachers, spec.spec.biased)
+        }
+        if not members:
+            return list(specs)
+        self.answers.complete(self.answers.missing(members, (SELECT,)), engine, display)
+        return [spec.informed(self.competence) for spec in specs]
+
+    def competence(self, teachers: Sequence[str], biased: str) -> Competence:
+        """How far teachers may be trusted against the biased model; see `core.competence`.
+
+        Args:
+            teachers: names; all of them have been asked about the selection split.
+            biased: name of the biased model.
+        """
+        known = {
+            name: self.answers.logits(self.checkpoints[name], SELECT)
+            for name in (*teachers, biased)
+        }
+        labels_N = self.dataset.labels(self.dataset.splits[SELECT])
+        return competence_of(teachers, biased, known, labels_N)
