@@ -51,8 +51,13 @@ def test_a_jobs_student_is_taught_by_the_competence_of_its_teachers(make_job: An
     job = make_job(guidance="local", methods=[GUARDED], **{"tracking.models": False})
     spec, data, checkpoints = by_hand(job)
     assert np.ptp(spec.competence) > 0.05
-    folder = RunFolder.create(job)
-    run_job(folder, quiet())
+    folder, screen = RunFolder.create(job), Console(file=io.StringIO(), width=200)
+    run_job(folder, screen)
+    distrusted = [
+        name for name, row in zip(spec.teachers, spec.competence, strict=True) if not any(row)
+    ]
+    assert distrusted
+    assert f"{GUARDED} gives {', '.join(distrusted)} no weight: where they" in screen.file.getvalue()
     place = folder.students / f"{GUARDED}-seed-0"
     made_by = read_manifest(place).made_by
     np.testing.assert_allclose(made_by["lesson"]["competence"], spec.competence, atol=1e-12)

@@ -10,6 +10,7 @@ from pathlib import Path
 from agrekd_ray.config import Job
 from agrekd_ray.data import SELECT, TEST, TRAIN, Dataset, open_dataset
 from agrekd_ray.distillation import Competence, competence_of
+from agrekd_ray.errors import listed
 from agrekd_ray.experiment.display import RECORDED, Display
 from agrekd_ray.experiment.engine import Engine
 from agrekd_ray.experiment.eval_logits import Answers
@@ -195,7 +196,10 @@ class Work:
         if not members:
             return list(specs)
         self.answers.complete(self.answers.missing(members, (SELECT,)), engine, display)
-        return [spec.informed(self.competence) for spec in specs]
+        informed = [spec.informed(self.competence) for spec in specs]
+        for text in filter(None, map(_distrusted, informed)):
+            display.remark(text)
+        return informed
 
     def competence(self, teachers: Sequence[str], biased: str) -> Competence:
         """How far teachers may be trusted against the biased model; see `core.competence`.
@@ -210,3 +214,16 @@ class Work:
         }
         labels_N = self.dataset.labels(self.dataset.splits[SELECT])
         return competence_of(teachers, biased, known, labels_N)
+
+
+def _distrusted(student: StudentSpec) -> str:
+    """Which teachers a student's guard gives no weight, in words; empty where it trusts all."""
+    spec = student.spec
+    if spec is None or spec.competence is None:
+        return ""
+    trusted = dict(zip(spec.teachers, map(any, spec.competence), strict=True))
+    why = "where they contradict the biased model, it is right as often on validation"
+    if not any(trusted.values()):
+        return f"{spec.strategy} trusts no teacher, so it averages them as aver does: {why}"
+    names = [name for name, is_trusted in trusted.items() if not is_trusted]
+    return f"{spec.strategy} gives {listed(names)} no weight: {why}" if names else ""
