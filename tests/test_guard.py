@@ -57,7 +57,8 @@ def test_a_jobs_student_is_taught_by_the_competence_of_its_teachers(make_job: An
         name for name, row in zip(spec.teachers, spec.competence, strict=True) if not any(row)
     ]
     assert distrusted
-    assert f"{GUARDED} gives {', '.join(distrusted)} no weight: where they" in screen.file.getvalue()
+    said = f"{GUARDED} gives {', '.join(distrusted)} no weight: where they"
+    assert said in screen.file.getvalue()
     place = folder.students / f"{GUARDED}-seed-0"
     made_by = read_manifest(place).made_by
     np.testing.assert_allclose(made_by["lesson"]["competence"], spec.competence, atol=1e-12)
