@@ -130,7 +130,7 @@ def distill(
         if spec.needs_competence:
             known = _logits(members, data, SELECT, settings.precision, device)
             labels_N = data.labels(data.splits[SELECT])
-            spec = spec.informed(lambda *names: competence_of(*names, known, labels_N))
+            spec = spec.informed(lambda every, one: competence_of(every, one, known, labels_N))
         logits = _logits(members, data, TRAIN, settings.precision, device)
         source = FixedLogits({name: of.numpy() for name, of in logits.items()}, data)
     trained = StudentTraining(

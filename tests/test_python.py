@@ -52,7 +52,7 @@ def logits(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def test_the_page_runs_as_it_is_written(tmp_path: Path) -> None:
     snippets = re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.S)
-    assert len(snippets) == 6
+    assert len(snippets) == 7
     checks = """
 assert result.weights.shape == (2, 3) and abs(result.weights.sum(1) - 1).max() < 1e-6
 assert set(result.table.group) >= {"group/even", "group/odd"}
