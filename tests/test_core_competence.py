@@ -23,13 +23,13 @@ def saying(answers: list[int], classes: int = 3) -> Tensor:
 
 
 def test_competence_by_hand() -> None:
-    labels_N = torch.tensor([0, 0, 1, 1, 2, 2])
-    biased_NC = saying([0, 0, 0, 0, 2, 2])
-    rights, wrongs = saying([0, 0, 1, 1, 2, 2]), saying([1, 2, 2, 0, 1, 1])
+    labels_N = torch.tensor([0, 0, 1, 1, 2, 2] * 4)
+    biased_NC = saying([0, 0, 0, 0, 2, 2] * 4)
+    rights, wrongs = saying([0, 0, 1, 1, 2, 2] * 4), saying([1, 2, 2, 0, 1, 1] * 4)
     found_MC = competence(torch.stack([rights, biased_NC, wrongs]), biased_NC, labels_N)
-    # The first differs twice, both times with 1, and is right where the biased model is not.
-    overall = 2 / (2 + PRIOR)
-    expected = [PRIOR * overall / PRIOR, (2 + PRIOR * overall) / (2 + PRIOR), overall]
+    # The first differs eight times, each time with 1, and is right where the biased model is not.
+    overall = 8 / (8 + PRIOR)
+    expected = [PRIOR * overall / PRIOR, (8 + PRIOR * overall) / (8 + PRIOR), overall]
     torch.testing.assert_close(found_MC[0], torch.tensor(expected, dtype=torch.float64))
     assert found_MC[1:].tolist() == [[0] * 3, [0] * 3]  # never differs; is wrong where it does
 
@@ -40,6 +40,17 @@ def test_two_classes_swapped_cost_those_alone() -> None:
     biased_NC = saying(torch.roll(labels_N, 5).tolist(), 10)  # wrong on nearly all
     found_C = competence(saying(swapped_N.tolist(), 10)[None], biased_NC, labels_N)[0]
     assert found_C[:2].max() < 0.15 < 0.9 < found_C[2:].min()
+
+
+def test_a_teacher_that_is_ahead_by_chance_is_not_trusted() -> None:
+    """Two classes, where one of the two is right: 55 of 100 may be chance, 70 of 100 is not."""
+    labels_N = torch.zeros(100, dtype=torch.int64)
+    for right, trusted in ((55, False), (70, True)):
+        answers = [0] * right + [1] * (100 - right)
+        found_MC = competence(
+            saying(answers, 2)[None], saying([1 - a for a in answers], 2), labels_N
+        )
+        assert bool(found_MC.any()) == trusted
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ from torch import Tensor
 
 PRIOR = 5.0
 """Samples of which a class counts as if it had so many more, that are as all classes together."""
+ERRORS = 2.0
+"""Standard errors by which a teacher must be ahead of the biased model to be trusted at all."""
 
 
 @torch.no_grad()
@@ -16,8 +18,10 @@ def competence(teacher_logits: Tensor, biased_logits: Tensor, labels: Tensor) ->
     Of the samples to which teacher m answers c and the biased model another class: the share on
     which m is right, less the share on which the biased model is. A class counts as if it had
     `PRIOR` samples more, which are as those of all classes together, and these `PRIOR` more that
-    say nothing; so few samples say little. Below 0 it is 0: then contradiction is no virtue. Sees
-    no group (ours, not the paper's; `docs/guard.md`).
+    say nothing; so few samples say little. Below 0 it is 0: then contradiction is no virtue. A
+    teacher that is not ahead over all classes by `ERRORS` standard errors has 0 in every class,
+    for with a hard choice the smallest weight is all of it. Sees no group (ours, not the paper's;
+    `docs/guard.md`).
 
     Args:
         teacher_logits: of the M teachers, [M, N, C], on samples that nobody was trained on.
@@ -40,6 +44,10 @@ def competence(teacher_logits: Tensor, biased_logits: Tensor, labels: Tensor) ->
     differ_MN = answers_MN != biased_N
     gain_MN = ((answers_MN == labels).double() - (biased_N == labels).double()) * differ_MN
     answered_MNC = (differ_MN[..., None] & (answers_MN[..., None] == classes)).double()
-    overall_M1 = (gain_MN.sum(1) / (differ_MN.sum(1) + PRIOR))[:, None]
+    samples_M = differ_MN.sum(1) + PRIOR
+    overall_M = gain_MN.sum(1) / samples_M
+    variance_M = gain_MN.square().sum(1) / samples_M - overall_M.square()
+    ahead_M = overall_M > ERRORS * (variance_M.clamp_min(0) / samples_M).sqrt()
     gain_MC = torch.einsum("mn,mnc->mc", gain_MN, answered_MNC)
-    return ((gain_MC + PRIOR * overall_M1) / (answered_MNC.sum(1) + PRIOR)).clamp_min(0)
+    found_MC = (gain_MC + PRIOR * overall_M[:, None]) / (answered_MNC.sum(1) + PRIOR)
+    return found_MC.clamp_min(0) * ahead_M[:, None]
