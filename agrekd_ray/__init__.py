@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         run,
         tune,
     )
+    from agrekd_ray.core.competence import competence
     from agrekd_ray.core.groups import metric
     from agrekd_ray.core.kd import kd_gradient, kd_loss
     from agrekd_ray.core.loss import Distillation, DistillationLoss
@@ -37,6 +38,7 @@ __version__ = "0.1.0"
 _VERBS = ["compare", "load", "record", "resume", "run", "tune"]
 _PLACES = {
     "api": ["Run", "Search", *_VERBS],
+    "core.competence": ["competence"],
     "core.groups": ["metric"],
     "core.kd": ["kd_gradient", "kd_loss"],
     "core.loss": ["Distillation", "DistillationLoss"],
@@ -62,6 +64,7 @@ __all__ = [
     "TrainedStudent",
     "__version__",
     "compare",
+    "competence",
     "dataset",
     "distill",
     "kd_gradient",

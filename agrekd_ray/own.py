@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from agrekd_ray.core.weighting import SampleWeighting, find_strategy
 from agrekd_ray.data import SELECT, TEST, TRAIN
 from agrekd_ray.data.in_memory import InMemory, Split
-from agrekd_ray.distillation import DistillationSpec
+from agrekd_ray.distillation import DistillationSpec, competence_of
 from agrekd_ray.distillation.cached import FixedLogits
 from agrekd_ray.results import EnsembleCheck, Epoch, StudentResult
 from agrekd_ray.results.frame import epochs, frame, last_weights
@@ -87,7 +86,8 @@ def distill(
         student: samples -> logits [B, C]; trained in place.
         teachers: samples -> logits [B, C]; in a list, or by name.
         train: see `Split`. Training sees no group; who taught whom is reported by it.
-        val: on which the student is evaluated after every epoch.
+        val: on which the student is evaluated after every epoch, and whose labels tell the
+            teachers' competence to methods that need it.
         test: on which it is evaluated in the end.
         biased: the biased model, which may be one of the teachers; for methods that need it.
         method: a strategy, or `one_hot` for the labels alone.
@@ -130,17 +130,20 @@ def distill(
             sample_weighting,
             seed,
         )
-        source = FixedLogits(_logits(members, data, settings.precision, device), data)
         if spec.biased in members:
-            told = _logits(members, data, settings.precision, device, SELECT)
-            logits = {name: torch.from_numpy(logits_NC) for name, logits_NC in told.items()}
+            told = _logits(members, data, SELECT, settings.precision, device)
             check = check_ensemble(
                 data,
-                {name: logits[name] for name in named},
-                (spec.biased, logits[spec.biased]),
-                dict.fromkeys(logits, "own"),
+                {name: told[name] for name in named},
+                (spec.biased, told[spec.biased]),
+                dict.fromkeys(told, "own"),
                 temperature,
             )
+            if spec.needs_competence:
+                labels_N = data.labels(data.splits[SELECT])
+                spec = spec.informed(lambda every, one: competence_of(every, one, told, labels_N))
+        logits = _logits(members, data, TRAIN, settings.precision, device)
+        source = FixedLogits({name: of.numpy() for name, of in logits.items()}, data)
     trained = StudentTraining(
         student,
         data,
@@ -171,14 +174,14 @@ def distill(
 def _logits(
     models: Mapping[str, nn.Module],
     data: InMemory,
+    split: str,
     precision: Precision,
     device: torch.device | str,
-    split: str = TRAIN,
-) -> dict[str, np.ndarray]:
+) -> dict[str, Tensor]:
     """What models answer to the samples of a split, by name."""
     ids, loader = data.splits[split], Loader(data, device)
     return {
-        name: predict(model.to(device), data, ids, loader=loader, precision=precision).numpy()
+        name: predict(model.to(device), data, ids, loader=loader, precision=precision)
         for name, model in models.items()
     }
 

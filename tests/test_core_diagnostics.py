@@ -25,6 +25,8 @@ def guided(strategy, classes=4, seed=0, scale=3.0, **options):
     logits = scale * torch.randn(7, 6, classes, generator=torch.Generator().manual_seed(seed))
     student_BC, gradients = logits[0], kd_gradient(logits[0], logits[1:], 4.0)
     labels_B = torch.arange(6) % classes
+    if STRATEGIES[strategy].needs_competence:
+        options["competence"] = torch.linspace(0.2, 1, 5 * classes).reshape(5, classes)
     found = combine(
         strategy,
         gradients[1:],

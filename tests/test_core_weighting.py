@@ -79,7 +79,16 @@ orderless = pytest.mark.parametrize(
 every_strategy = pytest.mark.parametrize(("name", "options"), VARIANTS)
 
 
+def supplied(name, gradients_MBC):
+    """What a strategy must be told besides: here no teacher is more competent than another."""
+    if name not in STRATEGIES or not STRATEGIES[name].needs_competence:
+        return {}
+    M, C = len(gradients_MBC), gradients_MBC.shape[-1]
+    return {"competence": torch.linspace(0.2, 1, C).expand(M, C)}
+
+
 def weights_of(name, b, **options):
+    options = supplied(name, b.gradients_MBC) | options
     return weigh(
         name, b.gradients_MBC, b.biased_BC, b.labels_B, b.temperature, b.student_BC, **options
     )
@@ -93,7 +102,7 @@ def guided(name, b, **options):
         student_logits=b.student_BC,
         temperature=b.temperature,
         labels=b.labels_B,
-        **options,
+        **(supplied(name, b.gradients_MBC) | options),
     )
 
 
@@ -154,7 +163,9 @@ def test_steps_are_summarized_together_as_each_alone(name, options, weighting, s
     for number, b in enumerate(batches):
         members_mBC = torch.cat([b.gradients_MBC, b.biased_BC[None]])
         evidence = Evidence(members_mBC, 3, b.temperature, b.student_BC, 3, b.labels_B)
-        step = combine_members(name, evidence, weighting, **options)
+        step = combine_members(
+            name, evidence, weighting, **supplied(name, b.gradients_MBC), **options
+        )
         assert step.loss_B is step.pull_MB is None
         torch.testing.assert_close(step.gradient_BC, alone[number].gradient_BC, rtol=0, atol=0)
         steps.append(summarize([step]) if number in summarized_before else step)
@@ -181,7 +192,7 @@ def test_a_gradient_that_is_not_finite_makes_the_loss_nan(
         if number:
             members_mBC[member, 2, 1] = broken
         evidence = Evidence(members_mBC, 3, b.temperature, b.student_BC, 3, b.labels_B)
-        steps.append(combine_members(name, evidence, **options))
+        steps.append(combine_members(name, evidence, **supplied(name, b.gradients_MBC), **options))
     assert summarize(steps).loss_B.isnan().tolist() == [False] * 6 + [True, False]
 
 
@@ -248,6 +259,11 @@ def test_the_registry_tells_the_truth(name):
     assert set(strategy.supplied) <= set(strategy.options)
     b = batch()
     given_ = {"temperature": 4.0, "student_logits": b.student_BC, "labels": b.labels_B}
+    if strategy.needs_competence:
+        assert "competence" in strategy.supplied
+        with pytest.raises(ValueError, match=f"{name} needs competence"):
+            weigh(name, b.gradients_MBC, b.biased_BC, **given_)
+        given_["competence"] = torch.ones(3)
     if strategy.needs_biased:
         with pytest.raises(ValueError, match=f"{name} needs biased_gradient"):
             weigh(name, b.gradients_MBC, **given_)
@@ -257,7 +273,8 @@ def test_the_registry_tells_the_truth(name):
         with pytest.raises(ValueError, match=f"{name} needs labels"):
             weigh(name, b.gradients_MBC, b.biased_BC, student_logits=b.student_BC)
     else:
-        weigh(name, b.gradients_MBC, b.biased_BC)
+        options = {"competence": torch.ones(3)} if strategy.needs_competence else {}
+        weigh(name, b.gradients_MBC, b.biased_BC, **options)
     if strategy.needs_cross_entropy:
         assert "cross_entropy" in strategy.supplied
     changed = weigh(name, -b.gradients_MBC.flip(0), -b.biased_BC.flip(0), **given_)
@@ -266,7 +283,8 @@ def test_the_registry_tells_the_truth(name):
 
 
 def test_what_the_names_are():
-    assert set(STRATEGIES) == {"aver", "random", "ae_kd", "agre_kd", "ca_mkd", "govern"}
+    papers = {"aver", "random", "ae_kd", "agre_kd", "ca_mkd", "govern"}
+    assert set(STRATEGIES) == {*papers, "agre_kd_guarded"}
     assert [name for name in STRATEGIES if needs_global_batch(name)] == ["ae_kd"]
     assert needs_global_batch("aver", SampleWeighting())
     assert STRATEGIES["agre_kd"].options == {"normalize": True, "fallback": "uniform"}
@@ -338,6 +356,9 @@ def test_sample_weighting_checks_its_values(values):
         ("ae_kd", {"box": float("nan")}, "box"),
         ("ca_mkd", {"cross_entropy": torch.zeros(3, 3)}, "cross_entropy"),
         ("ca_mkd", {"cross_entropy": torch.full((3, 4), float("inf"))}, "cross_entropy"),
+        ("agre_kd_guarded", {"competence": torch.ones(3, 4)}, r"must be \[3, 3\] or \[3\]"),
+        ("agre_kd_guarded", {"competence": torch.tensor([1, -0.1, 1])}, "must not be negative"),
+        ("agre_kd_guarded", {"competence": [1, float("nan"), 1]}, "must not be negative or NaN"),
     ],
 )
 def test_wrong_names_and_options_are_refused(name, options, message):

@@ -36,6 +36,8 @@ from agrekd_ray.training import (
     loop,
 )
 
+from .shared import told
+
 M, B, C = 5, 8, 3
 
 
@@ -65,7 +67,12 @@ def test_a_strategy_stays_on_the_device(
 ) -> None:
     with FakeTensorMode():
         student_BC = fake(B, C)
-        supplied: dict[str, Any] = {"seed": 0, "step": 3, "cross_entropy": fake(M, B)}
+        supplied: dict[str, Any] = {
+            "seed": 0,
+            "step": 3,
+            "cross_entropy": fake(M, B),
+            "competence": fake(M, C),
+        }
         found = combine(
             name,
             kd_gradient(student_BC, fake(M, B, C), 4.0),
@@ -161,7 +168,10 @@ def test_a_step_stays_on_the_device(
     alpha: float,
     precision: Precision,
 ) -> None:
-    spec = DistillationSpec(name, TEACHERS, "biased", 4.0, alpha, sample_weighting=weighting)
+    spec = told(
+        DistillationSpec(name, TEACHERS, "biased", 4.0, alpha, sample_weighting=weighting),
+        classes=3,
+    )
     stepped(monkeypatch, spec, "cnn", precision)
     assert waits == (["programme"] * 2 if name == "ae_kd" else [])
 

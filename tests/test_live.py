@@ -29,7 +29,7 @@ from agrekd_ray.settings import Training
 from agrekd_ray.student import Student, StudentSettings, StudentSpec, read_outcome
 
 from . import pictures, texts
-from .shared import flat_parameters, own_processes, pool_of
+from .shared import flat_parameters, own_processes, pool_of, told
 
 STUDENT = Model(name="cnn", args={"width": 4})
 TRAINING = Training(epochs=2, batch_size=32, learning_rate=0.05)
@@ -37,7 +37,9 @@ TRAINING = Training(epochs=2, batch_size=32, learning_rate=0.05)
 
 def specs(drawn: Any) -> tuple[StudentSpec, ...]:
     """A student for every strategy, one with everything that an objective can have, and labels."""
-    specs = {name: DistillationSpec(name, drawn.teachers, drawn.biased, 4.0) for name in STRATEGIES}
+    specs = {
+        name: told(DistillationSpec(name, drawn.teachers, drawn.biased, 4.0)) for name in STRATEGIES
+    }
     specs["mixed"] = DistillationSpec(
         "agre_kd",
         drawn.teachers,

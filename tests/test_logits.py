@@ -48,7 +48,7 @@ from agrekd_ray.settings import Training
 from agrekd_ray.student import Student, StudentSpec
 from agrekd_ray.training import predict
 
-from .shared import flat_parameters, pool_of, records
+from .shared import flat_parameters, pool_of, records, told
 
 KEY = Key("erm-0", "w" * 64, {"name": "cnn"}, "d", "v", "none", "float32", 200, 10)
 STUDENT = Model(name="cnn", args={"width": 4})
@@ -228,7 +228,11 @@ def specs(drawn: Any) -> list[StudentSpec]:
     training = Training(epochs=2, batch_size=48, learning_rate=0.05)
     given = [
         StudentSpec(
-            name, 3, STUDENT, training, DistillationSpec(name, drawn.teachers, drawn.biased, 4.0)
+            name,
+            3,
+            STUDENT,
+            training,
+            told(DistillationSpec(name, drawn.teachers, drawn.biased, 4.0)),
         )
         for name in STRATEGIES
     ]
@@ -339,7 +343,7 @@ def test_a_student_that_diverges_on_records_is_one_error(make_job: Any, strategy
     TeacherHost(checkpoints, data, outputs=records(job, data, checkpoints)).complete(0)
     replay = CachedTeachers(records(job, data, checkpoints), data, None)
     training = Training(epochs=2, batch_size=48, learning_rate=0.05)
-    spec = DistillationSpec(strategy, drawn.teachers, drawn.biased, 4.0)
+    spec = told(DistillationSpec(strategy, drawn.teachers, drawn.biased, 4.0))
     student = Student(StudentSpec(strategy, 3, STUDENT, training, spec), data, replay)
     student.epoch()
     for weights in student.model.parameters():

@@ -30,6 +30,8 @@ from agrekd_ray.core.weighting import STRATEGIES
 from agrekd_ray.distillation import DistillationSpec, GradientRequest
 from agrekd_ray.distillation.spec import combine_gradients, teacher_gradients
 
+from .shared import told
+
 FREE = Costs(
     call_ms=0,
     actor_ms=0,
@@ -333,7 +335,7 @@ def test_no_advice_makes_one_thing_slower_for_another_that_is_short(cpus: int, h
             assert after.ms <= 1.01 * found.ms, change
 
 
-@pytest.mark.parametrize("strategy", ["agre_kd", "ca_mkd"])
+@pytest.mark.parametrize("strategy", ["agre_kd", "ca_mkd", "agre_kd_guarded"])
 @pytest.mark.parametrize(
     ("teachers", "samples", "classes", "ahead"),
     [
@@ -348,7 +350,7 @@ def test_messages_are_as_large_as_the_real_ones(
 ) -> None:
     """The real arrays, pickled as messages are."""
     names = tuple(f"erm-{number}" for number in range(teachers))
-    spec = DistillationSpec(strategy, names, names[0], 4.0)
+    spec = told(DistillationSpec(strategy, names, names[0], 4.0), classes)
     ids = np.arange(samples)
     coming = tuple((0, ids + n) for n in range(ahead))
     logits_BC = np.random.default_rng(0).normal(size=(samples, classes)).astype(np.float32)
@@ -359,8 +361,8 @@ def test_messages_are_as_large_as_the_real_ones(
             return torch.zeros(len(ids), dtype=torch.int64)
 
     logits_mBC = torch.randn(teachers, samples, classes)
-    told = teacher_gradients(request, names, logits_mBC, Labelled())  # type: ignore[arg-type]
-    answer = combine_gradients(request, [told])
+    reply = teacher_gradients(request, names, logits_mBC, Labelled())  # type: ignore[arg-type]
+    answer = combine_gradients(request, [reply])
     size = job(
         teachers,
         strategies=(strategy,),
@@ -372,7 +374,7 @@ def test_messages_are_as_large_as_the_real_ones(
     )
     for counted, real in (
         (size.traffic.request, request),
-        (size.traffic.replies, told),
+        (size.traffic.replies, reply),
         (size.traffic.answer, answer),
     ):
         assert counted == pytest.approx(len(pickle.dumps(real, protocol=5)), rel=0.005, abs=60)

@@ -39,10 +39,11 @@ from agrekd_ray.settings import Training
 from agrekd_ray.student import Student, StudentSpec
 from agrekd_ray.training import BatchPlan, Loader, Request
 from agrekd_ray.training.optimization import make_optimizer, make_schedule
-from tests.shared import flat_parameters, pool_of
+from tests.shared import flat_parameters, pool_of, told
 
 ROOT = Path(__file__).parent.parent
 M, B, C = 4, 6, 3
+COMPETENCE = {"agre_kd_guarded": {"competence": torch.linspace(0, 1, M * C).reshape(M, C)}}
 
 
 def logits(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -51,7 +52,7 @@ def logits(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def test_the_page_runs_as_it_is_written(tmp_path: Path) -> None:
     snippets = re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.S)
-    assert len(snippets) == 6
+    assert len(snippets) == 7
     checks = """
 assert result.weights.shape == (2, 3) and abs(result.weights.sum(1) - 1).max() < 1e-6
 assert set(result.table.group) >= {"group/even", "group/odd"}
@@ -92,17 +93,20 @@ def test_a_loss_is_that_of_its_weights(name: str, weighting: Any, alpha: float) 
     student_BC = logits(B, C).requires_grad_()
     teachers_MBC, biased_BC = logits(M, B, C, seed=1), logits(B, C, seed=2)
     labels_B = torch.arange(B) % C
-    distil = ak.Distillation(name, temperature=2.0, alpha=alpha, sample_weighting=weighting, seed=3)
+    given = {"sample_weighting": weighting, "seed": 3, **COMPETENCE.get(name, {})}
+    distil = ak.Distillation(name, temperature=2.0, alpha=alpha, **given)
     out = distil(student_BC, teachers_MBC, biased_BC, labels_B)
     (found_BC,) = torch.autograd.grad(out.loss, student_BC)
 
     detached_BC = student_BC.detach()
     gradients_MBC = kd_gradient(detached_BC, teachers_MBC, 2.0)
     biased_gradient_BC = kd_gradient(detached_BC, biased_BC, 2.0)
-    options: dict[str, Any] = {"random": {"seed": 3, "step": 0}}.get(name, {})
+    options: dict[str, Any] = {"random": {"seed": 3, "step": 0}, **COMPETENCE}.get(name, {})
     if name == "ca_mkd":
         options["cross_entropy"] = cross_entropies(teachers_MBC, labels_B)
-    weights_MB = weigh(name, gradients_MBC, biased_gradient_BC, labels_B, 2.0, **options)
+    weights_MB = weigh(
+        name, gradients_MBC, biased_gradient_BC, labels_B, 2.0, detached_BC, **options
+    )
     torch.testing.assert_close(out.weights, weights_MB, rtol=0, atol=0)
     loss_B = (weights_MB * kd_loss(student_BC, teachers_MBC, 2.0)).sum(0)
     if weighting is not None:
@@ -286,7 +290,7 @@ def test_a_teacher_with_nan_is_named() -> None:
 def test_logits_in_memory_answer_a_request_as_they_answer_a_step(name: str) -> None:
     data = InMemory({TRAIN: GIVEN["train"], SELECT: GIVEN["val"]})
     known = {member: logits(96, C, seed=seed).numpy() for seed, member in enumerate("abz")}
-    spec = DistillationSpec(name, ("a", "b"), "z", 4.0)
+    spec = told(DistillationSpec(name, ("a", "b"), "z", 4.0), C)
     source = FixedLogits(known, data)
     (loaded,) = Loader(data)(
         [Request(np.arange(B), 0)], lambda epoch, ahead: source.columns(spec, epoch)

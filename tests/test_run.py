@@ -41,6 +41,7 @@ EVERYTHING = [
     "ca_mkd",
     "govern",
     "agre_kd",
+    "agre_kd_guarded",
 ]
 
 

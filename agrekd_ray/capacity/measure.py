@@ -199,6 +199,7 @@ def request_of(strategy: str, teachers: int, samples: int, classes: int) -> Grad
     """A request with a student's random logits, to teachers `teacher-0`, ..."""
     names = tuple(f"teacher-{number}" for number in range(teachers))
     spec = DistillationSpec(strategy, names, names[0], TEMPERATURE)
+    spec = spec.informed(lambda *_: ((0.5,) * classes,) * teachers)
     logits_BC = torch.randn(samples, classes).numpy()
     return GradientRequest(spec, 0, 0, np.arange(samples), logits_BC)
 

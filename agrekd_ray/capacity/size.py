@@ -34,7 +34,7 @@ COPIES = 5
 """Times the gradients' own bytes that weighing takes at its peak: 3.4 to 4.2 by strategy, and what
 the allocator keeps."""
 FLOAT, ID = 4, 8
-REQUEST, REPLIES, ANSWER = 440, 230, 410
+REQUEST, REPLIES, ANSWER = 454, 230, 410
 """Bytes of a message without its numbers and names; a test holds them to the real pickles."""
 NAME, VIEW = 3, 30
 """Bytes of a name besides its letters, and of a coming batch besides its ids."""
@@ -192,19 +192,22 @@ class JobSize:
     def traffic(self) -> Traffic:
         """Bytes of a live step's messages.
 
-        A request has the names, ids of this batch and of those ahead, and the student's logits; a
+        A request has the names, the teachers' competence where the strategy needs it, ids of this
+        batch and of those ahead, and the student's logits; a
         reply has gradients, and cross-entropies where the strategy needs them; the answer has
         gradient, loss and fallback by sample, and three numbers by teacher.
         """
         whole = self.gathers(self.strategies[0])
         samples, classes = self.batch if whole else self.part, self.classes
-        entropy = find_strategy(self.strategies[0]).needs_cross_entropy
+        strategy = find_strategy(self.strategies[0])
+        entropy = strategy.needs_cross_entropy
+        competence = strategy.needs_competence * self.teachers * (9 * classes + 3)
         ids = (1 + self.look_ahead) * samples * ID + self.look_ahead * VIEW
         gradients = samples * (classes + entropy) * FLOAT
         by_member = self.name_bytes // self.members + gradients
         by_sample = (classes + 1 + 2 * self.teachers) * FLOAT + 1
         return Traffic(
-            request=REQUEST + self.name_bytes + ids + samples * classes * FLOAT,
+            request=REQUEST + self.name_bytes + competence + ids + samples * classes * FLOAT,
             replies=self.actors * REPLIES + self.name_bytes + self.members * gradients,
             reply=REPLIES + self.fullest_members * by_member,
             answer=ANSWER + samples * by_sample + self.teachers,

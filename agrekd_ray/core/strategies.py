@@ -9,7 +9,7 @@ docstring its summary. It computes in float64, so that rounding decides nothing.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -47,6 +47,7 @@ class Strategy:
         needs_biased: the biased model's gradients must be given.
         needs_labels: the samples' classes must be known, here or to the teachers.
         needs_cross_entropy: teachers should add their exact cross-entropy with the label.
+        needs_competence: the teachers' competence, from labels of validation, must be given.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Strategy:
     needs_biased: bool
     needs_labels: bool
     needs_cross_entropy: bool
+    needs_competence: bool = False
 
     @property
     def global_batch(self) -> bool:
@@ -78,6 +80,7 @@ def strategy(
     needs_biased: bool = False,
     needs_labels: bool = False,
     needs_cross_entropy: bool = False,
+    needs_competence: bool = False,
 ) -> Callable[[Callable[..., Weights]], Callable[..., Weights]]:
     """Registers the decorated function under a name; arguments as in `Strategy`.
 
@@ -101,6 +104,7 @@ def strategy(
             needs_biased=needs_biased,
             needs_labels=needs_labels,
             needs_cross_entropy=needs_cross_entropy,
+            needs_competence=needs_competence,
         )
         STRATEGIES.add(name, part, function)
         return function
@@ -182,6 +186,15 @@ def agre_kd(
     """
     if fallback not in ("uniform", "skip"):
         raise ValueError(f"agre_kd: fallback must be uniform or skip, not {fallback!r}")
+    disagreement_MB = _disagreement(evidence, normalize)
+    total_B = disagreement_MB.sum(0)
+    undefined_B = total_B == 0
+    instead = 1 / len(disagreement_MB) if fallback == "uniform" else 0.0
+    return torch.where(undefined_B, instead, disagreement_MB / total_B), undefined_B
+
+
+def _disagreement(evidence: Evidence, normalize: bool = True) -> Tensor:
+    """W_m = 1 − cos(g_m, g_b), [M, B] in float64: 0 below rounding and without a direction."""
     M, biased = evidence.teachers, evidence.biased
     assert biased is not None
     members_mBC = evidence.members_mBC.to(torch.float64, copy=True)
@@ -195,11 +208,63 @@ def agre_kd(
     if normalize:
         agreement_MB /= norm_mB[:M] * norm_mB[biased]
     disagreement_MB = 1 - agreement_MB
-    disagreement_MB = torch.where(disagreement_MB > NO_WEIGHT, disagreement_MB, 0.0)
-    total_B = disagreement_MB.sum(0)
+    return torch.where(disagreement_MB > NO_WEIGHT, disagreement_MB, 0.0)
+
+
+@strategy(
+    "agre_kd_guarded",
+    per="sample",
+    supplied=("competence",),
+    needs_biased=True,
+    needs_competence=True,
+)
+def agre_kd_guarded(
+    evidence: Evidence, *, competence: Tensor | Sequence[Any] | None = None
+) -> Weights:
+    """AGRE-KD of teachers whose contradiction proved right on validation (ours; docs/guard.md).
+
+    W_m = (1 − cos(g_m, g_b)) · Σ_c p_m(c) k_mc, normalised for each sample: p_m is the teacher's
+    answer at τ = 1, and k_mc its `competence`, how much more often it is right than the biased
+    model where it answers c and the biased model does not (`core.competence`). So a broken teacher
+    has no weight, however much it contradicts. Where all W are 0, those teachers are averaged who
+    are competent at all, or all if none is.
+
+    `competence` is [M, C], or [M] where classes are not told apart; not negative.
+    """
+    if competence is None:
+        raise ValueError(
+            "agre_kd_guarded needs competence: how far each teacher is to be trusted, out of "
+            "labels of validation samples (agrekd_ray.competence)"
+        )
+    M, B, C = evidence.gradients.shape
+    trusted = torch.as_tensor(competence, dtype=torch.float64, device=evidence.gradients.device)
+    if trusted.shape not in ((M,), (M, C)):
+        raise ValueError(f"competence must be [{M}, {C}] or [{M}], not {list(trusted.shape)}")
+    if is_looked_at(trusted) and not bool((trusted >= 0).all()):
+        raise ValueError("competence must not be negative or NaN")
+    if trusted.ndim == 1:
+        trusted_MB = trusted[:, None].expand(M, B)
+    else:
+        trusted_MB = torch.einsum("mbc,mc->mb", _answers(evidence), trusted)
+    weights_MB = _disagreement(evidence) * trusted_MB
+    total_B = weights_MB.sum(0)
     undefined_B = total_B == 0
-    instead = 1 / len(disagreement_MB) if fallback == "uniform" else 0.0
-    return torch.where(undefined_B, instead, disagreement_MB / total_B), undefined_B
+    able_M1 = (trusted.reshape(M, -1).sum(1, keepdim=True) > 0).double()
+    able_M1 = torch.where(able_M1.sum() > 0, able_M1, 1.0)
+    return torch.where(undefined_B, able_M1 / able_M1.sum(), weights_MB / total_B), undefined_B
+
+
+def _answers(evidence: Evidence) -> Tensor:
+    """The teachers' probabilities at τ = 1, [M, B, C], from their gradients."""
+    if evidence.student_logits is None:
+        raise ValueError("competence by class needs student_logits")
+    softened_MBC = soft_targets(
+        evidence.student_logits.double(), evidence.gradients.double(), evidence.temperature
+    )
+    # In proportion to the largest, so that a power of them does not vanish.
+    softened_MBC = softened_MBC.clamp_min(0) / softened_MBC.amax(-1, keepdim=True)
+    powers_MBC = softened_MBC**evidence.temperature
+    return powers_MBC / powers_MBC.sum(-1, keepdim=True)
 
 
 @strategy(

@@ -3,10 +3,18 @@
 from agrekd_ray.distillation.cached import CachedTeachers, Replay
 from agrekd_ray.distillation.distilled import Distilled, LocalTeachers
 from agrekd_ray.distillation.host import TeacherHost
-from agrekd_ray.distillation.spec import DistillationSpec, GradientRequest, Source, TeacherGradients
+from agrekd_ray.distillation.spec import (
+    Competence,
+    DistillationSpec,
+    GradientRequest,
+    Source,
+    TeacherGradients,
+    competence_of,
+)
 
 __all__ = [
     "CachedTeachers",
+    "Competence",
     "DistillationSpec",
     "Distilled",
     "GradientRequest",
@@ -15,4 +23,5 @@ __all__ = [
     "Source",
     "TeacherGradients",
     "TeacherHost",
+    "competence_of",
 ]

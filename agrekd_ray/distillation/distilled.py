@@ -65,10 +65,19 @@ class Distilled:
 
     Attributes:
         replayed: steps so far whose gradients came out of records.
+
+    Raises:
+        RunError: the spec needs the teachers' competence, and does not have it.
     """
 
     def __init__(self, spec: DistillationSpec, source: Source, samples: Samples) -> None:
+        if spec.needs_competence and spec.competence is None:
+            raise RunError(
+                f"{spec.strategy} needs the teachers' competence, which labels of validation tell "
+                "(DistillationSpec.informed), and nobody has told it."
+            )
         self._spec, self._source = spec, source
+        self._competence: Tensor | None = None
         self._labels = Column(samples.labels(np.arange(samples.size)).numpy())
         self.whole_batch = spec.whole_batch
         self.replayed = 0
@@ -143,7 +152,13 @@ class Distilled:
             self.replayed += 1
             student_BC = _gathered(batch, logits_BC) if whole else logits_BC
             try:
-                distilled = combine_recorded(self._spec, batch.step, student_BC, loaded.further)
+                distilled = combine_recorded(
+                    self._spec,
+                    batch.step,
+                    student_BC,
+                    loaded.further,
+                    self._competence_on(logits_BC.device),
+                )
             except FloatingPointError:
                 why = self.fault(batch.epoch) or no_longer_finite(batch.step, batch.epoch)
                 raise RunError(why) from None
@@ -162,6 +177,14 @@ class Distilled:
             gradient_BC=alpha * distilled.gradient_BC + (1 - alpha) * labels.gradient_BC,
             loss_B=alpha * required(distilled.loss_B) + (1 - alpha) * required(labels.loss_B),
         )
+
+    def _competence_on(self, device: torch.device) -> Tensor | None:
+        """The teachers' competence on a device, where it is brought once, not in each step."""
+        if self._competence is None and self._spec.competence is not None:
+            self._competence = torch.tensor(
+                self._spec.competence, dtype=torch.float64, device=device
+            )
+        return self._competence
 
     def _ask(self, batch: Batch, ids: np.ndarray, logits_BC: Tensor) -> DistillationGradient:
         request = GradientRequest.of(self._spec, batch, ids, logits_BC)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from agrekd_ray.core.competence import competence
 from agrekd_ray.core.gradient import DistillationGradient, Evidence, required
 from agrekd_ray.core.kd import (
     cross_entropies,
@@ -28,6 +29,9 @@ from agrekd_ray.data import Samples
 from agrekd_ray.errors import RunError
 from agrekd_ray.training import DIVERGED, Batch, Column
 
+Competence = tuple[tuple[float, ...], ...]
+"""Of teachers by class, [M][C]; see `core.competence`."""
+
 
 @dataclass(frozen=True)
 class DistillationSpec:
@@ -42,6 +46,8 @@ class DistillationSpec:
         options: of the strategy.
         sample_weighting: settings of the sample weighting, or None.
         seed: the student's; draws the teacher of `random`.
+        competence: of the teachers, in their order, by class, for strategies that need it; see
+            `core.competence`. None until it is known.
     """
 
     strategy: str
@@ -52,6 +58,7 @@ class DistillationSpec:
     options: dict[str, Any] = field(default_factory=dict)
     sample_weighting: SampleWeighting | None = None
     seed: int = 0
+    competence: Competence | None = None
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -80,6 +87,46 @@ class DistillationSpec:
     def cross_entropy(self) -> bool:
         """Whether teachers add their own cross-entropy with the labels."""
         return STRATEGIES[self.strategy].needs_cross_entropy
+
+    @property
+    def needs_competence(self) -> bool:
+        """Whether the teachers' competence must be known before the first step."""
+        return STRATEGIES[self.strategy].needs_competence
+
+    def informed(
+        self, competence: Callable[[tuple[str, ...], str], Competence]
+    ) -> DistillationSpec:
+        """The same, with the teachers' competence where it needs that.
+
+        Args:
+            competence: of the named teachers, against the named biased model.
+        """
+        if not self.needs_competence:
+            return self
+        return replace(self, competence=competence(self.teachers, self.biased))
+
+    def described(self) -> dict[str, Any]:
+        """Its values by name, as students are known by: without what was never asked for."""
+        values = asdict(self)
+        if self.competence is None:
+            del values["competence"]
+        return values
+
+
+def competence_of(
+    teachers: Sequence[str], biased: str, logits: Mapping[str, Tensor], labels_N: Tensor
+) -> Competence:
+    """`core.competence` by name, as plain numbers that travel.
+
+    Args:
+        teachers: names, in the order of the weights.
+        biased: name of the biased model.
+        logits: theirs on samples of validation, [N, C], by name.
+        labels_N: classes of the samples.
+    """
+    logits_MNC = torch.stack([logits[name] for name in teachers])
+    found_MC = competence(logits_MNC, logits[biased], labels_N)
+    return tuple(tuple(row) for row in found_MC.tolist())
 
 
 INLINE = 100_000
@@ -212,6 +259,9 @@ def combine_gradients(
         members.index(spec.biased) if spec.uses_biased else None,
     )
     entropy_MB = _stacked(entropies, teaching) if spec.cross_entropy else None
+    if spec.competence is not None and lost:
+        by_name = dict(zip(spec.teachers, spec.competence, strict=True))
+        spec = replace(spec, competence=tuple(by_name[name] for name in teaching))
     try:
         found = summarize([_combined(spec, request.step, evidence, entropy_MB)])
     except FloatingPointError:  # teachers are checked where they answer
@@ -255,7 +305,11 @@ def known(spec: DistillationSpec, logits_BmC: Tensor, labels_B: Tensor | None) -
 
 @torch.inference_mode()
 def combine_recorded(
-    spec: DistillationSpec, step: int, student_BC: Tensor, before: Known
+    spec: DistillationSpec,
+    step: int,
+    student_BC: Tensor,
+    before: Known,
+    competence_MC: Tensor | None = None,
 ) -> DistillationGradient:
     """The same as `combine_gradients` out of what was known before, on its device.
 
@@ -266,6 +320,7 @@ def combine_recorded(
         step: number of the step.
         student_BC: the student's logits, float32.
         before: as `known` returned it.
+        competence_MC: that of `spec`, where the caller has it on the student's device.
     """
     targets_mBC, entropy_MB, *cross_entropy = before
     evidence = Evidence(
@@ -277,17 +332,24 @@ def combine_recorded(
         spec.members.index(spec.biased) if spec.uses_biased else None,
         entropy_MB=entropy_MB,
     )
-    return _combined(spec, step, evidence, *cross_entropy)
+    entropy = cross_entropy[0] if cross_entropy else None
+    return _combined(spec, step, evidence, entropy, competence_MC)
 
 
 def _combined(
-    spec: DistillationSpec, step: int, evidence: Evidence, cross_entropy_MB: Tensor | None = None
+    spec: DistillationSpec,
+    step: int,
+    evidence: Evidence,
+    cross_entropy_MB: Tensor | None = None,
+    competence_MC: Tensor | None = None,
 ) -> DistillationGradient:
     options = dict(spec.options)
     if spec.strategy == "random":
         options |= {"seed": spec.seed, "step": step}
     if cross_entropy_MB is not None:
         options["cross_entropy"] = cross_entropy_MB
+    if spec.needs_competence:
+        options["competence"] = spec.competence if competence_MC is None else competence_MC
     return combine_members(spec.strategy, evidence, spec.sample_weighting, **options)
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from agrekd_ray.config import Job
 from agrekd_ray.data import SELECT, TEST, TRAIN, Dataset, open_dataset
+from agrekd_ray.distillation import Competence, competence_of
+from agrekd_ray.errors import listed
 from agrekd_ray.experiment.display import RECORDED, Display
 from agrekd_ray.experiment.engine import Engine
 from agrekd_ray.experiment.eval_logits import Answers
@@ -172,7 +174,56 @@ class Work:
         display.stage(stage, total, "epochs", total - rest)
         if not left:
             return None
+        left = self._informed(left, engine, display)
         taught = any(spec.spec for spec in left)
         checkpoints = self.checkpoints if taught else {}
         cost = engine.train_students(left, checkpoints, self.students, self.storage)
         return cost if taught else None
+
+    def _informed(
+        self, specs: Sequence[StudentSpec], engine: Engine, display: Display
+    ) -> list[StudentSpec]:
+        """Students with the competence of their teachers, where they need it.
+
+        It is what the teachers answer to the selection split, asked where nobody has asked yet.
+        """
+        members = {
+            self.checkpoints[name]: name
+            for spec in specs
+            if spec.spec is not None and spec.spec.needs_competence
+            for name in (*spec.spec.teachers, spec.spec.biased)
+        }
+        if not members:
+            return list(specs)
+        self.answers.complete(self.answers.missing(members, (SELECT,)), engine, display)
+        informed = [spec.informed(self.competence) for spec in specs]
+        for text in filter(None, map(_distrusted, informed)):
+            display.remark(text)
+        return informed
+
+    def competence(self, teachers: Sequence[str], biased: str) -> Competence:
+        """How far teachers may be trusted against the biased model; see `core.competence`.
+
+        Args:
+            teachers: names; all of them have been asked about the selection split.
+            biased: name of the biased model.
+        """
+        known = {
+            name: self.answers.logits(self.checkpoints[name], SELECT)
+            for name in (*teachers, biased)
+        }
+        labels_N = self.dataset.labels(self.dataset.splits[SELECT])
+        return competence_of(teachers, biased, known, labels_N)
+
+
+def _distrusted(student: StudentSpec) -> str:
+    """Which teachers a student's guard gives no weight, in words; empty where it trusts all."""
+    spec = student.spec
+    if spec is None or spec.competence is None:
+        return ""
+    trusted = dict(zip(spec.teachers, map(any, spec.competence), strict=True))
+    why = "where they contradict the biased model, it is right as often on validation"
+    if not any(trusted.values()):
+        return f"{spec.strategy} trusts no teacher, so it averages them as aver does: {why}"
+    names = [name for name, is_trusted in trusted.items() if not is_trusted]
+    return f"{spec.strategy} gives {listed(names)} no weight: {why}" if names else ""

@@ -33,7 +33,7 @@ INK, FAINT = "#222222", "#8a8a8a"
 REFERENCE, BLUE, ORANGE = "#b3b3b3", "#56b4e9", "#d55e00"
 # Okabe and Ito's palette without its yellow, which is too pale for lines on white. The method
 # of the paper has a colour of its own, whichever others a job compares it with.
-_OURS = {"agre_kd": "#d55e00"}
+_OURS = {"agre_kd": "#d55e00", "agre_kd_guarded": "#7a3300"}
 LINES = ("#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#222222")
 _MORE = ("#332288", "#999933", "#882255", "#8c564b", "#44aa99", "#7f7f7f")
 """For methods where there are more than these; `_colors` finds any number."""

@@ -39,6 +39,7 @@ _METHODS = {
     "ca_mkd": "CA-MKD",
     "govern": "Govern",
     "agre_kd": "AGRE-KD",
+    "agre_kd_guarded": "AGRE-KD, guarded",
     "winner": "Winner",
     "default": "Default",
 }

@@ -237,6 +237,7 @@ class _SearchDriver(Driver[SearchResult]):
                 self.folder.states,
                 self.folder.path / "groups",
                 job.student.takes["GPU"],
+                self.work.competence(drawn.teachers, drawn.biased),
             )
         if self.job.guidance == "live":
             self.account.add(teaching.effort)

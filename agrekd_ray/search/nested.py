@@ -179,7 +179,7 @@ def _work(config: dict[str, Any]) -> None:
     first = ray.train.get_context().get_world_rank() == 0
     if first and (group := held()) is not None:
         work.shared.emit(GroupPlaced(work.trial_id, group))
-    trial = Trial(work.job, *opened(work.shared), worker_student)
+    trial = Trial(work.job, *opened(work.shared), worker_student, work.shared.competence)
     if any(work.states.glob("*.pt")):
         trial.load(work.states)
 

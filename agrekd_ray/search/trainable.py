@@ -71,7 +71,9 @@ class TrialActor(tune.Trainable):
             self._trial = GroupTrial(job, shared, self.trial_id, shared.groups / self.trial_id)
         else:
             make = functools.partial(Student, device=self._device)
-            self._trial = Trial(job, self._dataset, self._source, self._judge, make)
+            self._trial = Trial(
+                job, self._dataset, self._source, self._judge, make, shared.competence
+            )
         self._whole = (state := last_state(self._states)) is not None
         if state is not None and self._over is None:
             self._trial.load(state)

@@ -20,7 +20,7 @@ from agrekd_ray.config import Job
 from agrekd_ray.config.search import Planned
 from agrekd_ray.config.space import Setting
 from agrekd_ray.data import SELECT, TEST, Dataset, Samples
-from agrekd_ray.distillation import Source
+from agrekd_ray.distillation import Competence, Source
 from agrekd_ray.errors import AgrekdError
 from agrekd_ray.experiment.plan import make_plan
 from agrekd_ray.files import DamagedError, read_json, replacing
@@ -52,6 +52,7 @@ class Shared:
         states: folder of the trials' states.
         gpus: share of one that each of a trial's workers has.
         groups: folder for the files of trials with several workers, reachable from every node.
+        competence: of the teachers, for the strategies that need it.
     """
 
     planned: Planned
@@ -64,6 +65,7 @@ class Shared:
     states: Path
     groups: Path
     gpus: float = 0.0
+    competence: Competence | None = None
 
     def judge(self, dataset: Dataset) -> Judge:
         """Scores a student's answers to the selection split."""
@@ -79,6 +81,7 @@ class Trial:
         source: where the teachers' answers come from.
         judge: scores answers to the selection split.
         make: makes a student, or a worker's part of one.
+        competence: of the teachers, for the strategies that need it.
     """
 
     def __init__(
@@ -88,11 +91,12 @@ class Trial:
         source: Source,
         judge: Callable[[Tensor], dict[str, float]],
         make: Callable[..., Student] = Student,
+        competence: Competence | None = None,
     ) -> None:
         ahead = job.fleet.look_ahead
         self._students = [
             make(spec, dataset, source, look_ahead=ahead, judge=judge)
-            for spec in student_specs(job)
+            for spec in student_specs(job, competence)
         ]
 
     @property
@@ -139,9 +143,12 @@ class Trial:
         return mean_metrics([student.test() for student in self._students])
 
 
-def student_specs(job: Job) -> tuple[StudentSpec, ...]:
-    """What a trial's students have to do, one a seed."""
-    return make_plan(job).specs
+def student_specs(job: Job, competence: Competence | None = None) -> tuple[StudentSpec, ...]:
+    """What a trial's students have to do, one a seed; to train them, with what they need."""
+    return tuple(
+        student if competence is None else student.informed(lambda *_: competence)
+        for student in make_plan(job).specs
+    )
 
 
 def test_metrics(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from agrekd_ray.core.weighting import STRATEGIES
 from agrekd_ray.data import SELECT, TEST, Dataset, Groups
-from agrekd_ray.distillation import DistillationSpec, Distilled, Source
+from agrekd_ray.distillation import Competence, DistillationSpec, Distilled, Source
 from agrekd_ray.errors import RunError
 from agrekd_ray.files import DamagedError, checked, exists, in_a_line, read_json, replacing
 from agrekd_ray.models import Classifier, Manifest, Model, build, identified, save
@@ -122,6 +122,12 @@ class StudentSpec:
         """Names of all that it leaves behind; its own is written last."""
         debiased = PurePath(self.folder, f"{self.method}_dfr-seed-{self.seed}")
         return (str(debiased), self.name) if self.dfr is not None else (self.name,)
+
+    def informed(self, competence: Callable[[tuple[str, ...], str], Competence]) -> StudentSpec:
+        """The same, with its teachers' competence; see `DistillationSpec.informed`."""
+        if self.spec is None:
+            return self
+        return replace(self, spec=self.spec.informed(competence))
 
 
 class StudentTraining:
@@ -381,7 +387,7 @@ class Student(StudentTraining):
             "method": method,
             "seed": given.seed,
             "training": given.training,
-            "lesson": asdict(given.spec) if given.spec else None,
+            "lesson": given.spec.described() if given.spec else None,
         }
         if given.spec and (code := code_of(STRATEGIES.maker(given.spec.strategy))):
             made_by["code"] = code
