@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from agrekd_ray.config import Job
 from agrekd_ray.config.job import SEEDS_APART
@@ -12,9 +13,9 @@ from agrekd_ray.core.weighting import STRATEGIES
 from agrekd_ray.data import Dataset
 from agrekd_ray.distillation import DistillationSpec
 from agrekd_ray.student import StudentSpec
-from agrekd_ray.teachers import Draw, Pool, Recipe, draw
+from agrekd_ray.teachers import ERM, Draw, Pool, Recipe, draw
 
-DEEP_ENSEMBLES = {"deep_ensemble": "erm", "deep_ensemble_dfr": "dfr"}
+DEEP_ENSEMBLES = {"deep_ensemble": ERM, "deep_ensemble_dfr": "dfr"}
 """Methods that vote among models of the student's size, and the kind of their members."""
 
 
@@ -71,7 +72,7 @@ def make_plan(job: Job) -> Plan:
     specs: list[StudentSpec] = []
     for seed in job.seeds:
         if {"one_hot", "one_hot_dfr"} & set(job.methods):
-            dfr = job.teachers.dfr if "one_hot_dfr" in job.methods else None
+            dfr = job.teachers.of("dfr") if "one_hot_dfr" in job.methods else None
             specs.append(
                 StudentSpec("one_hot", seed, job.student.model, job.student.training, dfr=dfr)
             )
@@ -100,13 +101,13 @@ def _taught(job: Job, drawn: Draw, strategy: str, seed: int) -> StudentSpec:
 
 def _members(job: Job, kind: str, seed: int, count: int) -> tuple[Recipe, ...]:
     first = (seed + 1) * SEEDS_APART
-    shared = {
+    shared: dict[str, Any] = {
         "kind": kind,
         "model": job.student.model,
         "training": job.student.training,
-        "dfr": job.teachers.dfr if kind == "dfr" else None,
+        "retraining": None if kind == ERM else job.teachers.of(kind),
     }
-    return tuple(Recipe.model_validate({**shared, "seed": first + n}) for n in range(count))
+    return tuple(Recipe(**shared, seed=first + n) for n in range(count))
 
 
 def views_of(dataset: Dataset, epochs: int) -> list[int]:

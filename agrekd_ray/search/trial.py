@@ -52,6 +52,7 @@ class Shared:
         states: folder of the trials' states.
         gpus: share of one that each of a trial's workers has.
         groups: folder for the files of trials with several workers, reachable from every node.
+        confidence_N: the biased model's probabilities of the true classes there.
     """
 
     planned: Planned
@@ -64,10 +65,11 @@ class Shared:
     states: Path
     groups: Path
     gpus: float = 0.0
+    confidence_N: np.ndarray | None = None
 
     def judge(self, dataset: Dataset) -> Judge:
         """Scores a student's answers to the selection split."""
-        return Judge(dataset, SELECT, self.ensemble_N, self.biased_N)
+        return Judge(dataset, SELECT, self.ensemble_N, self.biased_N, self.confidence_N)
 
 
 class Trial:
