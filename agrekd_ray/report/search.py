@@ -155,13 +155,13 @@ def write_trials(path: Path, trials: Sequence[TrialResult]) -> None:
 # --- the screen ------------------------------------------------------------------------------
 
 
-def show(result: SearchResult, console: Console, base: Mapping[str, Any]) -> None:
+def show(result: SearchResult, console: Console, base: Mapping[str, Any] | None = None) -> None:
     """Prints trials, rules, final students, winner, verdict, and which labels were used.
 
     Args:
         result: what came out.
         console: where to print.
-        base: settings of the base job.
+        base: settings of the base job, for the labels; None says nothing of them.
     """
     for table in (_trials_on_screen(result), _rules_on_screen(result), _final(result)):
         if table is not None:
@@ -176,7 +176,8 @@ def show(result: SearchResult, console: Console, base: Mapping[str, Any]) -> Non
     console.print(Text(f"winner      {chosen}"), soft_wrap=True)
     if result.verdict:
         console.print(Text(f"verdict     {result.verdict}"), soft_wrap=True)
-    console.print(Text(_labels(result, base)), soft_wrap=True)
+    if base is not None:
+        console.print(Text(_labels(result, base)), soft_wrap=True)
 
 
 def _labels(result: SearchResult, base: Mapping[str, Any]) -> str:
