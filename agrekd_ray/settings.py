@@ -119,8 +119,8 @@ Compile = Annotated[Literal["off", "default", "cuda_graphs"], BeforeValidator(_f
 Precision = Literal["auto"] | Numbers
 """`auto` is bfloat16 on a GPU that has it, and float32 elsewhere."""
 LocalPath = Annotated[Path, AfterValidator(absolute)]
-A_NUMBER, A_WORD = "a number", "a word"
-"""How pydantic names the choices of `WholeOrAll` in a path; no key has a space."""
+A_NUMBER, A_WORD, A_BLOCK = "a number", "a word", "a block"
+"""How pydantic names the choices of a union (`WholeOrAll`) in a path; no key has a space."""
 WholeOrAll = Annotated[
     Annotated[Whole, Tag(A_NUMBER)] | Annotated[Literal["all"], Tag(A_WORD)],
     Discriminator(lambda value: A_WORD if isinstance(value, str) else A_NUMBER),

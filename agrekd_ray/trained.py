@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -40,12 +41,14 @@ class TrainedStudent:
         data: settings of the data that it was trained on, which say how files become samples;
             None where nobody knows them.
         outcome: what was measured of it, where its run is around it.
+        settings: of the job that made it; empty where nobody knows them.
     """
 
     model: Classifier
     manifest: Manifest
     data: Settings | None = None
     outcome: StudentResult | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def card(self, name: str) -> str:
         """A model card as Markdown: data, accuracy by group, teachers, training, limits.
@@ -54,7 +57,7 @@ class TrainedStudent:
             name: of the model, the card's heading.
         """
         data = {} if self.data is None else {"data": self.data.model_dump(mode="json")}
-        return model_card(name, self.manifest, self.outcome, data)
+        return model_card(name, self.manifest, self.outcome, {**self.settings, **data})
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -153,25 +156,27 @@ def open_student(folder: str | Path, job: str | Path | None = None) -> TrainedSt
     if students and not is_file(folder / MANIFEST):
         names = listed(path.parent.name for path in students)
         raise CheckpointError(f"{folder}: a run; name one of its students in students/: {names}.")
-    data = _data_of(real(folder), None if job is None else Path(job))  # and its plugins
-    return TrainedStudent(*load(folder), data, read_outcome(real(folder)))
+    # and its plugins
+    data, settings = _settings_of(real(folder), None if job is None else Path(job))
+    return TrainedStudent(*load(folder), data, read_outcome(real(folder)), settings)
 
 
-def _data_of(folder: Path, job: Path | None) -> Settings | None:
-    """Settings of the data that a student was trained on; None where no run is around it."""
+def _settings_of(folder: Path, job: Path | None) -> tuple[Settings | None, dict[str, Any]]:
+    """Settings of a student's data, and of its whole job; neither where no run is around it."""
     if job is not None and not is_folder(job):
-        return load_job(job).data
+        loaded = load_job(job)
+        return loaded.data, loaded.model_dump(mode="json")
     run = folder.parent.parent if job is None else real(job)
     if is_file(run / SEARCH):
         values = read_resolved(run, SEARCH).get("base", {})
     elif is_file(run / JOB) or job is not None:
         values = read_resolved(run, JOB)
     else:
-        return None
+        return None, {}
     values, faults = with_plugins(values)
     if faults:
         raise JobError(str(run), faults)
     try:
-        return TypeAdapter(DataSettings).validate_python(values.get("data"))
+        return TypeAdapter(DataSettings).validate_python(values.get("data")), values
     except ValidationError as error:
         raise RunError(f"{run}: its job's data are not valid ({in_a_line(error)}).") from None

@@ -17,7 +17,7 @@ from agrekd_ray.config.points import remarks_of
 from agrekd_ray.data import DFR, SELECT, TEST, TRAIN, DataSettings, Groups, open_dataset, remarks_on
 from agrekd_ray.errors import DataError
 from agrekd_ray.models import Model, build
-from agrekd_ray.teachers.dfr import DfrSettings, retrain_head
+from agrekd_ray.teachers import DfrSettings, retrain_head
 from tests import pictures, texts
 from tests.conftest import TINY, Run, merged
 from tests.test_data_command import write_job

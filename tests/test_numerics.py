@@ -182,7 +182,9 @@ def test_what_an_earlier_version_made_is_found(given: Any, training: str, recipe
     """Fingerprints of the version that had `autocast`."""
     settings = Training(**GIVEN, **given)
     assert fingerprint(settings)[:16] == training
-    dfr = Recipe(kind="dfr", model=Model(name="cnn"), training=settings, seed=4, dfr=DfrSettings())
+    dfr = Recipe(
+        kind="dfr", model=Model(name="cnn"), training=settings, seed=4, retraining=DfrSettings()
+    )
     assert fingerprint(1, dfr)[:16] == recipe
 
 

@@ -44,7 +44,7 @@ class Known:
 
     Attributes:
         name: in the job's ensemble, or of the imported checkpoint.
-        kind: `erm`, `dfr`, `own` or `imported`.
+        kind: `erm`, a kind of debiasing (`dfr`, ...), `own` or `imported`.
         role: `teacher`, `biased model`, both, or nothing where the job does not use it.
         folder: where it is, or will be.
         manifest: of its checkpoint; None where it is not made yet, or damaged.

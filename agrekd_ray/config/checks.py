@@ -34,8 +34,9 @@ from agrekd_ray.data.custom import of_factory
 from agrekd_ray.errors import AgrekdError, DataError, listed, nearest
 from agrekd_ray.models import Model, check, check_classes, check_name, in_words, read_manifest
 from agrekd_ray.models.model import PRETRAINED, TRANSFORMERS
+from agrekd_ray.results.points import in_words as value_in_words
 from agrekd_ray.settings import AUTO, MOST_SEEDS
-from agrekd_ray.teachers import draw
+from agrekd_ray.teachers import KINDS, draw, numbers_of
 
 
 def load_job(path: Path, overrides: Iterable[str] = ()) -> Job:
@@ -213,12 +214,14 @@ class _Whole:
         dataset = self._dataset
         if dataset is None or dataset.groups.known:
             return []
-        return self._retraining(f"needs group labels, and the data have none{_HOW_TO_LABEL}")
+        return self._retraining(
+            f"needs group labels, and the data have none{_HOW_TO_LABEL}", by_group=True
+        )
 
     def _halves(self) -> Iterable[Fault]:
         """Last layers that cannot be retrained: a class has no sample to do it on."""
         dataset = self._dataset
-        if dataset is None or not dataset.groups.known:
+        if dataset is None:
             return []
         missing = classes_missing(dataset, DFR)
         if not missing:
@@ -229,18 +232,32 @@ class _Whole:
             remedy = "enlarge data.val"
         elif isinstance(dataset, Sourced) and dataset.splits_from == DRAWN:
             remedy = "enlarge data.shares.val"
-        return self._retraining(
+        problem = (
             f"retrains last layers on a half of validation ({DFR}), where there is no sample of "
             f"class {names}; leave it out, or {remedy}"
         )
+        # Without groups, what needs them is at fault for that already.
+        return self._retraining(problem, by_group=None if dataset.groups.known else False)
 
-    def _retraining(self, problem: str) -> Iterator[Fault]:
-        """A fault of everything that retrains last layers (DFR)."""
+    def _retraining(self, problem: str, by_group: bool | None) -> Iterator[Fault]:
+        """A fault of everything that retrains last layers.
+
+        Args:
+            problem: what it is.
+            by_group: whether of what needs group labels, or of what does not; None of both.
+        """
         for number, method in enumerate(self.get("methods") or ()):
-            if method in DFR_METHODS:
+            if method in DFR_METHODS and by_group is not False:
                 yield Fault(f"methods.{number}", method, problem)
-        if debiased := self.get("ensemble.debiased"):
-            yield Fault("ensemble.debiased", str(debiased), problem)
+        debiased, size = self.get("ensemble.debiased"), self.get("ensemble.size")
+        numbers = {} if debiased is None else numbers_of(debiased, 1 if size is None else size)
+        if any(by_group in (None, KINDS[kind].needs_groups) for kind in numbers):
+            if by_group:
+                free = " or ".join(f"{{{k.name}: …}}" for k in KINDS.values() if not k.needs_groups)
+                problem = f"{problem}, or debias without them: {free}"
+            given = debiased if isinstance(debiased, int | str) else numbers
+            shown = value_in_words(given)
+            yield Fault("ensemble.debiased", shown, problem)
 
     def _own_checkpoints(self) -> Iterator[Fault]:
         named = {

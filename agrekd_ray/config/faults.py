@@ -15,7 +15,7 @@ from agrekd_ray.data import DataSettings
 from agrekd_ray.data.custom import FACTORIES
 from agrekd_ray.errors import AgrekdError, nearest
 from agrekd_ray.passwords import without_password
-from agrekd_ray.settings import A_NUMBER, A_WORD, Settings
+from agrekd_ray.settings import A_BLOCK, A_NUMBER, A_WORD, Settings
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def _fault(detail: ErrorDetails, model: type[Settings]) -> Fault:
     choice = None
     if len(loc) > 1 and loc[0] == "data" and loc[1] in _tags():
         choice = str(loc.pop(1))  # pydantic names the union's choice; a job does not
-    loc = [part for part in loc if part not in (A_NUMBER, A_WORD)]
+    loc = [part for part in loc if part not in (A_NUMBER, A_WORD, A_BLOCK)]
     key = ".".join(map(str, loc))
     kind, context = detail["type"], detail.get("ctx", {})
     value = detail["input"]

@@ -30,12 +30,12 @@ from agrekd_ray.passwords import hidden
 from agrekd_ray.results.points import Published
 from agrekd_ray.settings import LocalPath, Positive, Seed, Settings, Share, one_of
 from agrekd_ray.student import StudentSettings
-from agrekd_ray.teachers import EnsembleSettings, TeacherSettings
+from agrekd_ray.teachers import KINDS, EnsembleSettings, TeacherSettings
 
 BASELINES = ("one_hot", "one_hot_dfr", "deep_ensemble", "deep_ensemble_dfr", "teacher_vote")
 """Methods without distillation."""
 DFR_METHODS = ("one_hot_dfr", "deep_ensemble_dfr")
-"""Methods that retrain last layers."""
+"""Methods that retrain last layers, by group labels."""
 SEEDS_APART = 1000
 """Members of one seed's deep ensemble have seeds (seed + 1) * SEEDS_APART + 0, 1, 2, ..."""
 
@@ -249,8 +249,9 @@ class Job(Settings):
 
     @property
     def retrains(self) -> bool:
-        """Whether last layers are retrained (DFR)."""
-        return bool(self.ensemble.debiased or set(DFR_METHODS) & set(self.methods))
+        """Whether last layers are retrained by group labels (DFR)."""
+        by_group = any(KINDS[kind].needs_groups for kind in self.ensemble.by_kind)
+        return by_group or bool({*DFR_METHODS} & {*self.methods})
 
     @property
     def is_study(self) -> bool:

@@ -2,8 +2,9 @@
 
 A rule looks at the student's answers to the selection half of the validation split and gives one
 score in [0, 1], more is better. Worst-group accuracy needs group labels, which are rarely there
-where they would be needed; the rules at the end need no label at all: they hold the student against
-its teachers and the biased model. A new rule is a function under `@selection_rule(...)`.
+where they would be needed; two rules infer groups out of labels and the biased model's answers; the
+rules at the end need no label at all: they hold the student against its teachers and that model. A
+new rule is a function under `@selection_rule(...)`.
 
 Shapes: N samples, C classes.
 """
@@ -18,8 +19,9 @@ from torch import Tensor
 
 from agrekd_ray.core.registry import Registry
 
-GROUPS, LABELS, TEACHERS = "groups", "labels", "teachers"
-"""What a rule can need; `teachers` are the ensemble's votes and the biased model's answers."""
+GROUPS, LABELS, TEACHERS, CONFIDENCE = "groups", "labels", "teachers", "confidence"
+"""What a rule can need; `teachers` are the ensemble's votes and the biased model's answers,
+`confidence` is that of the biased model in the labels, and with it its loss."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +34,7 @@ class Answers:
         groups_N: evaluation groups, where they are known.
         ensemble_N: classes that the teachers vote for, where there are teachers.
         biased_N: classes that the biased model names, where there are teachers.
+        confidence_N: the biased model's probabilities of the true classes, where both are known.
     """
 
     student_N: Tensor
@@ -39,6 +42,7 @@ class Answers:
     groups_N: Tensor | None = None
     ensemble_N: Tensor | None = None
     biased_N: Tensor | None = None
+    confidence_N: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Rule:
 
     Attributes:
         name: as searches write it.
-        needs: what must be known of the samples; of `groups`, `labels`, `teachers`.
+        needs: what must be known of the samples; of `groups`, `labels`, `teachers`, `confidence`.
         summary: one line.
         function: from the answers to a score in [0, 1].
     """
@@ -89,6 +93,7 @@ def scores(answers: Answers) -> dict[str, float]:
         GROUPS: answers.groups_N is not None,
         LABELS: answers.labels_N is not None,
         TEACHERS: answers.ensemble_N is not None and answers.biased_N is not None,
+        CONFIDENCE: answers.confidence_N is not None,
     }
     parts = vars(answers).values()
     if len({len(part) for part in parts if part is not None}) != 1 or not len(answers.student_N):
@@ -118,6 +123,40 @@ def worst_class(answers: Answers) -> float:
 def accuracy(answers: Answers) -> float:
     """Plain accuracy: what is selected on where nobody thinks of groups."""
     return float(_right(answers).mean())
+
+
+@selection_rule("worst_label_biased", LABELS, TEACHERS)
+def worst_label_biased(answers: Answers) -> float:
+    """Smallest accuracy of any cell of label x what the biased model answers (uLA).
+
+    Tsirigotis, Monteiro, Rodriguez, Vazquez, Courville, "Group Robust Classification Without Any
+    Group Information", NeurIPS 2023, select by such cells of a biased model's predictions. Cells
+    without a sample are left out; with C classes there are up to C² of them.
+    """
+    assert answers.labels_N is not None
+    assert answers.biased_N is not None
+    classes = 1 + int(answers.biased_N.max())
+    return _worst(_right(answers), answers.labels_N * classes + answers.biased_N)
+
+
+@selection_rule("worst_inferred", LABELS, CONFIDENCE)
+def worst_inferred(answers: Answers) -> float:
+    """Smallest accuracy of any environment inferred from the biased model's loss (EVaLS).
+
+    Ghaznavi et al., "Trained Models Tell Us How to Make Them Robust to Spurious Correlation
+    without Group Annotation", 2024, infer environments without a group label. Here a class is cut
+    where the biased model's loss is above its median: two environments a class, one where all
+    losses are the same.
+    """
+    assert answers.labels_N is not None
+    assert answers.confidence_N is not None
+    environment_N = 2 * answers.labels_N
+    for label in answers.labels_N.unique():
+        of_class_N = answers.labels_N == label
+        # The loss is above its median where the confidence is below its own.
+        median = answers.confidence_N[of_class_N].double().quantile(0.5)
+        environment_N[of_class_N & (answers.confidence_N.double() < median)] += 1
+    return _worst(_right(answers), environment_N)
 
 
 @selection_rule("contradicted", TEACHERS)

@@ -36,6 +36,7 @@ from agrekd_ray.models import load
 from agrekd_ray.report import ensemble as ensemble_report
 from agrekd_ray.report import job as report
 from agrekd_ray.report.archive import RESULTS, JobArchive, read_job
+from agrekd_ray.report.labels import labels_used
 from agrekd_ray.results import Cost, Diagnostics, StudentResult, TeacherCost, TeacherResult
 from agrekd_ray.student import read_outcome, write_outcome
 from agrekd_ray.tracking.tracker import DEGRADED, Tracker
@@ -327,6 +328,10 @@ class _JobDriver(Driver[list[StudentResult]]):
             return [], None
         return members(self.plan, self.work.pool, self.work.answers)
 
+    @property
+    def _labels_used(self) -> str:
+        return labels_used(self.settings, groups_known=self.dataset.groups.known)
+
     def _reports(self, outcomes: list[StudentResult], cost: Cost) -> None:
         """results.json, results.csv and the plots: anew, or what is missing of them."""
         path, anew = self.folder.path, self.known is None
@@ -342,6 +347,7 @@ class _JobDriver(Driver[list[StudentResult]]):
             **asdict(cost),
             "versions": package_versions(),
             "settings": self.settings,
+            "labels_used": self._labels_used,
         }
         report.publish_job(
             path, outcomes, members, biased, about, diagnostics, anew=anew, draw=self.draws
@@ -390,7 +396,7 @@ class _JobDriver(Driver[list[StudentResult]]):
     def show(self, outcomes: list[StudentResult]) -> None:
         cost, console = self.account.cost, self.console
         console.print()
-        report.render(outcomes, self._members()[0], console)
+        report.render(outcomes, self._members()[0], console, self._labels_used)
         console.print()
         report.render_degraded(report.degraded_lines(outcomes), console)
         again = self.known is not None or cost.attempts > 1

@@ -13,9 +13,9 @@ from agrekd_ray.core.weighting import STRATEGIES
 from agrekd_ray.data import Dataset
 from agrekd_ray.distillation import DistillationSpec
 from agrekd_ray.student import StudentSpec
-from agrekd_ray.teachers import Draw, Pool, Recipe, draw
+from agrekd_ray.teachers import ERM, Draw, Pool, Recipe, draw
 
-DEEP_ENSEMBLES = {"deep_ensemble": "erm", "deep_ensemble_dfr": "dfr"}
+DEEP_ENSEMBLES = {"deep_ensemble": ERM, "deep_ensemble_dfr": "dfr"}
 """Methods that vote among models of the student's size, and the kind of their members."""
 
 
@@ -72,7 +72,7 @@ def make_plan(job: Job) -> Plan:
     specs: list[StudentSpec] = []
     for seed in job.seeds:
         if {"one_hot", "one_hot_dfr"} & set(job.methods):
-            dfr = job.teachers.dfr if "one_hot_dfr" in job.methods else None
+            dfr = job.teachers.of("dfr") if "one_hot_dfr" in job.methods else None
             specs.append(_student(job, "one_hot", seed, dfr=dfr))
         for strategy in strategies:
             specs.append(_taught(job, drawn, strategy, seed))
@@ -104,13 +104,13 @@ def _student(job: Job, method: str, seed: int, **further: Any) -> StudentSpec:
 
 def _members(job: Job, kind: str, seed: int, count: int) -> tuple[Recipe, ...]:
     first = (seed + 1) * SEEDS_APART
-    shared = {
+    shared: dict[str, Any] = {
         "kind": kind,
         "model": job.student.model,
         "training": job.student.training,
-        "dfr": job.teachers.dfr if kind == "dfr" else None,
+        "retraining": None if kind == ERM else job.teachers.of(kind),
     }
-    return tuple(Recipe.model_validate({**shared, "seed": first + n}) for n in range(count))
+    return tuple(Recipe(**shared, seed=first + n) for n in range(count))
 
 
 def views_of(dataset: Dataset, epochs: int) -> list[int]:

@@ -47,7 +47,7 @@ from agrekd_ray.results import Cost
 from agrekd_ray.results.study import PointResult, StudyResult
 from agrekd_ray.settings import fingerprint
 from agrekd_ray.student import StudentSpec, read_outcome
-from agrekd_ray.teachers import Pool
+from agrekd_ray.teachers import KINDS, Pool
 from agrekd_ray.terminal import screen
 from agrekd_ray.tracking.tracker import PARENT
 
@@ -313,7 +313,7 @@ def placement(job: Job) -> str:
             mode="json",
             exclude={
                 "student": {"model", "training"},
-                "teachers": {"model", "others", "training", "count", "seed", "dfr"},
+                "teachers": {"model", "others", "training", "count", "seed", *KINDS},
                 **dict.fromkeys(("ensemble", "distillation", "methods", "seeds"), True),
                 **dict.fromkeys(("name", "sweep", "draws", "published", "tracking", "runs"), True),
             },

@@ -104,12 +104,14 @@ class Work:
         if not families:
             return
         needed = {self.pool.fingerprint(recipe) for recipe in self.recipes}
-        if have := len(needed) - sum(map(len, families)):
+        absent = {self.pool.fingerprint(recipe) for family in families for recipe in family}
+        if have := len(needed - absent):
             display.note(f"{have} models of the pool are there already")
         for folder in self.pool.damaged(families):
             display.note(f"{folder}: damaged, so it is made again")
-        display.stage(f"teachers {part}".strip(), epochs_of(families), "epochs")
-        engine.make_teachers(families)
+        for turn in self.pool.in_turn(families):
+            display.stage(f"teachers {part}".strip(), epochs_of(turn), "epochs")
+            engine.make_teachers(turn)
 
     def cache(self) -> LogitsCache:
         """The records of what everybody who teaches says."""

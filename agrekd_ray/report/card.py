@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from agrekd_ray.models import Manifest
+from agrekd_ray.report.labels import labels_used
 from agrekd_ray.report.tables import Column, Table, markdown, texts
 from agrekd_ray.results import Metrics, StudentResult
 from agrekd_ray.results.frame import epochs, last_weights
@@ -26,6 +27,11 @@ def model_card(
         settings: of the resolved job that made it; empty where that has gone.
     """
     method = str(manifest.made_by.get("method", ""))
+    labels = ""
+    if outcome is not None and "ensemble" in settings:
+        known = any(metrics.groups_known for metrics in outcome.splits.values())
+        line = labels_used({**settings, "methods": [method]}, groups_known=known)
+        labels = f"L{line[1:]}."
     taught = "distilled from an ensemble of teachers" if is_distilled(method) else "trained"
     seed = manifest.made_by.get("seed")
     by = f" by {label(method)}, seed {seed}" if method else ""
@@ -34,6 +40,7 @@ def model_card(
         f"A classifier of {len(manifest.classes)} classes ({', '.join(manifest.classes)}), {taught}"
         f"{by}. It takes samples of the shape {list(manifest.shape)} and gives logits.",
         _block("Data", settings.get("data"), manifest.data),
+        labels,
     ]
     if outcome is not None:
         parts += [_measured(split, outcome.splits[split]) for split in outcome.splits]

@@ -16,7 +16,8 @@ from agrekd_ray.files import DamagedError, read_json
 from agrekd_ray.passwords import without_password
 from agrekd_ray.report.archive import About, JobSettings
 from agrekd_ray.results import ATTEMPTS, Attempt, Cost, Metrics, TeacherResult
-from agrekd_ray.results.metrics import family, setting_text
+from agrekd_ray.results.metrics import setting_text
+from agrekd_ray.teachers import family
 
 _MOST_NAMES = 12
 
@@ -63,6 +64,11 @@ def teachers(members: Sequence[TeacherResult], biased: TeacherResult | None) -> 
         Fact("Teachers drawn", "; ".join(drawn)),
         Fact("Biased model", biased.name if biased and members else ""),
     ]
+
+
+def labels(line: str) -> Fact:
+    """Which labels were used where; see `report.labels`."""
+    return Fact("Labels used", line.removeprefix("labels used: "))
 
 
 def student(job: JobSettings) -> Fact:

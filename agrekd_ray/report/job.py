@@ -16,6 +16,7 @@ from agrekd_ray.core.diagnostics import CASES
 from agrekd_ray.files import exists
 from agrekd_ray.report import ensemble, facts, tables
 from agrekd_ray.report.archive import RESULTS, plain, read_job, write_results
+from agrekd_ray.report.labels import labels_used
 from agrekd_ray.report.models import (
     BY_GROUP,
     TEST,
@@ -26,7 +27,7 @@ from agrekd_ray.report.models import (
     tested,
 )
 from agrekd_ray.report.tables import Table
-from agrekd_ray.results import Diagnostics, Span, StudentResult, TeacherCost, TeacherResult
+from agrekd_ray.results import Diagnostics, Metrics, Span, StudentResult, TeacherCost, TeacherResult
 from agrekd_ray.results.frame import (
     Row,
     best_distilled,
@@ -48,12 +49,12 @@ from agrekd_ray.results.metrics import (
     WORST_CLASS,
     WORST_GROUP,
     WORST_OVERLAPPING,
-    family,
     is_distilled,
     label,
     measured_over,
     metric,
 )
+from agrekd_ray.teachers import family
 
 JOB = "job.yaml"
 # From left to right on the screen, and what gives way last.
@@ -70,9 +71,12 @@ _SLOWEST = 3
 
 
 def render(
-    outcomes: Sequence[StudentResult], members: Sequence[TeacherResult], console: Console
+    outcomes: Sequence[StudentResult],
+    members: Sequence[TeacherResult],
+    console: Console,
+    note: str = "",
 ) -> None:
-    """Prints the methods of a job, as wide as the console allows, and two lines below.
+    """Prints the methods of a job, as wide as the console allows, and a few lines below.
 
     All figures are percent. The best distilled student's worst-group accuracy is bold.
 
@@ -80,6 +84,7 @@ def render(
         outcomes: finished students.
         members: the ensemble, for the line that says how good the teachers are.
         console: where to print.
+        note: what stands below all of it; see `labels_used`.
     """
     rows = tested(outcomes)
     best = best_distilled(rows)
@@ -92,6 +97,8 @@ def render(
     console.print()
     for line in _below(outcomes, members):
         console.print(Text(line))
+    if note:
+        console.print(Text(note), soft_wrap=True)
 
 
 def description(outcomes: Sequence[StudentResult], members: Sequence[TeacherResult]) -> str:
@@ -475,6 +482,7 @@ def content(folder: Path) -> dict[str, Any]:
         "facts": [
             *facts.data(run.settings, run.job, tests),
             *facts.teachers(run.members, run.biased),
+            facts.labels(labels_used(run.job.settings, groups_known=_groups_known(tests))),
             facts.student(run.settings),
             facts.Fact("Seeds", facts.listed(run.settings.seeds)),
             *facts.run(folder, run.job, "run", JOB),
@@ -487,3 +495,7 @@ def content(folder: Path) -> dict[str, Any]:
         "configuration": [("The job", facts.as_yaml(run.job.settings))],
         "versions": run.job.versions,
     }
+
+
+def _groups_known(measured: Sequence[Metrics]) -> bool:
+    return any(metrics.groups_known for metrics in measured)

@@ -29,9 +29,9 @@ from agrekd_ray.results.metrics import (
     WORST_CLASS,
     WORST_GROUP,
     WORST_OVERLAPPING,
-    family,
     label,
 )
+from agrekd_ray.teachers import ERM, KINDS, OWN, family
 
 TEST = "test"
 COLUMNS = (
@@ -41,7 +41,6 @@ COLUMNS = (
 """Metrics of every table of models, from left to right; those by group follow."""
 BY_GROUP = "Accuracy by group"
 _MOST_TEACHERS = 10
-_ORDER = {"dfr": 0, "erm": 1}
 
 
 def tested(outcomes: Sequence[StudentResult]) -> dict[str, Row]:
@@ -197,8 +196,10 @@ def kinds_of(teachers: Iterable[str], members: Sequence[TeacherResult]) -> dict[
     """Kinds of teachers by name, debiased ones first; what is no member is an own checkpoint."""
     present = set(teachers)
     kinds = {member.name: member.kind for member in members if member.name in present}
-    kinds |= dict.fromkeys(sorted(present - kinds.keys()), "own")
-    return dict(sorted(kinds.items(), key=lambda item: _ORDER.get(item[1], 2)))
+    kinds |= dict.fromkeys(sorted(present - kinds.keys()), OWN)
+    order = [*KINDS, ERM]
+    ranks = {kind: order.index(kind) for kind in order}
+    return dict(sorted(kinds.items(), key=lambda item: ranks.get(item[1], len(order))))
 
 
 def _shaded(share: float, largest: float) -> Cell:

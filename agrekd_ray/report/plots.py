@@ -28,17 +28,23 @@ from agrekd_ray.results.metrics import (
     ALL,
     WORST_GROUP,
     accuracy_of,
-    family,
     is_distilled,
     label,
 )
+from agrekd_ray.teachers import ERM, KINDS, OWN, family
 
 # From dark to light; one hue a family. Blue against orange survives every colour blindness.
 _SHADES = {
-    "dfr": ("#08306b", "#2171b5", "#6baed6", "#9ecae1"),
-    "erm": ("#8c2d04", "#d94801", "#fd8d3c", "#fdbe85"),
-    "own": ("#252525", "#636363", "#969696", "#bdbdbd"),
+    ERM: ("#8c2d04", "#d94801", "#fd8d3c", "#fdbe85"),
+    OWN: ("#252525", "#636363", "#969696", "#bdbdbd"),
 }
+_SHADES_OF_DEBIASED = (
+    ("#08306b", "#2171b5", "#6baed6", "#9ecae1"),
+    ("#00441b", "#238b45", "#74c476", "#a1d99b"),
+    ("#3f007d", "#6a51a3", "#9e9ac8", "#bcbddc"),
+    ("#014636", "#02818a", "#67a9cf", "#a6bddb"),
+)
+"""By the place of a kind in `KINDS`."""
 _TITLES = {
     WEIGHT: "Who taught whom: mean weight of a teacher",
     INFLUENCE: "Who moved the student: influence of a teacher",
@@ -195,6 +201,12 @@ def shares_by_group(
     return style.finish(figure, title, note)
 
 
+def _shades(kind: str) -> tuple[str, ...]:
+    if kind in KINDS:
+        return _SHADES_OF_DEBIASED[list(KINDS).index(kind) % len(_SHADES_OF_DEBIASED)]
+    return _SHADES.get(kind, _SHADES[OWN])
+
+
 def teacher_styles(kinds: dict[str, str]) -> dict[str, dict[str, Any]]:
     """What the line of each teacher looks like; those of the same label share one.
 
@@ -205,11 +217,11 @@ def teacher_styles(kinds: dict[str, str]) -> dict[str, dict[str, Any]]:
     for kind in dict.fromkeys(kinds.values()):
         teachers = [teacher for teacher in kinds if kinds[teacher] == kind]
         together = f"{len(teachers)} {family(kind)}, mean and range"
-        above = {"lw": 1.8, "zorder": 5 if kind == "dfr" else 4}
+        above = {"lw": 1.8, "zorder": 5 if kind in KINDS else 4}
         for number, teacher in enumerate(teachers):
             many = len(kinds) > _MOST_LINES
             words = together if many else f"{teacher}, {family(kind)}"
-            look = style.turn(1 if many else number, _SHADES.get(kind, _SHADES["own"]))
+            look = style.turn(1 if many else number, _shades(kind))
             styles[teacher] = {"label": words, **look, **above}
     return styles
 

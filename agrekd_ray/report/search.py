@@ -22,6 +22,7 @@ from agrekd_ray.report import ensemble, facts, plots, settings_plots, style, tab
 from agrekd_ray.report.archive import RESULTS, read_search, write_results
 from agrekd_ray.report.facts import Fact, listed
 from agrekd_ray.report.job import data_of, degraded_lines, render_degraded
+from agrekd_ray.report.labels import labels_used
 from agrekd_ray.report.models import TEST, compared, over_seeds, students, teachers, tested
 from agrekd_ray.report.settings_plots import Point
 from agrekd_ray.report.tables import Table, texts
@@ -157,8 +158,14 @@ def write_trials(path: Path, trials: Sequence[TrialResult]) -> None:
 # --- the screen ------------------------------------------------------------------------------
 
 
-def show(result: SearchResult, console: Console) -> None:
-    """Prints trials, rules, final students, winner and verdict."""
+def show(result: SearchResult, console: Console, base: Mapping[str, Any] | None = None) -> None:
+    """Prints trials, rules, final students, winner, verdict, and which labels were used.
+
+    Args:
+        result: what came out.
+        console: where to print.
+        base: settings of the base job, for the labels; None says nothing of them.
+    """
     for table in (_trials_on_screen(result), _rules_on_screen(result), _final(result)):
         if table is not None:
             console.print()
@@ -172,6 +179,13 @@ def show(result: SearchResult, console: Console) -> None:
     console.print(Text(f"winner      {chosen}"), soft_wrap=True)
     if result.verdict:
         console.print(Text(f"verdict     {result.verdict}"), soft_wrap=True)
+    if base is not None:
+        console.print(Text(_labels(result, base)), soft_wrap=True)
+
+
+def _labels(result: SearchResult, base: Mapping[str, Any]) -> str:
+    known = any(metrics.groups_known for metrics in result.tested)
+    return labels_used(base, groups_known=known, rule=result.select)
 
 
 def _ranked(result: SearchResult) -> list[TrialResult]:
@@ -331,6 +345,7 @@ def content(folder: Path) -> dict[str, Any]:
             Fact("Seeds", f"in each trial {listed(settings.seeds)}; {final_seeds}"),
             *facts.data(run.job, about, result.tested),
             *facts.teachers(about.members, None),
+            facts.labels(_labels(result, about.job)),
             facts.student(run.job),
             Fact("Base job", settings.job, code=True),
             *facts.run(folder, about, "tune", SEARCH),

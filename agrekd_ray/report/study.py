@@ -21,6 +21,7 @@ from agrekd_ray.report.archive import RESULTS, read_study, write_results
 from agrekd_ray.report.facts import Fact
 from agrekd_ray.report.gain_map import gain_map
 from agrekd_ray.report.job import JOB, data_of, degraded_lines, render_degraded, write_csv
+from agrekd_ray.report.labels import of_points
 from agrekd_ray.report.style import FAINT, INK
 from agrekd_ray.report.tables import Cell, Column, Table, difference_cell, figure_column, texts
 from agrekd_ray.results.intervals import INTERVAL, seeds_of_one_draw
@@ -64,7 +65,7 @@ def publish_study(folder: Path, result: StudyResult, *, anew: bool = True) -> No
         ]
         write_csv(result.outcomes, folder / "results.csv", where)
     if anew:
-        write_results(folder / RESULTS, result.to_json())
+        write_results(folder / RESULTS, {**result.to_json(), "labels_used": _labels(result)})
     if anew or not exists(folder / "results.md"):
         with replacing(folder / "results.md") as draft:
             draft.write_text(f"# {result.name}\n\n{markdown(result)}\n", encoding="utf-8")
@@ -94,6 +95,8 @@ def show(result: StudyResult, console: Console) -> None:
     for point in result.points:
         lost = degraded_lines(point.outcomes)
         render_degraded([f"{point.label}: {line}" for line in lost], console)
+    for line in _labels(result):
+        console.print(Text(line), soft_wrap=True)
     console.print()
 
 
@@ -109,7 +112,15 @@ def markdown(result: StudyResult) -> str:
         parts += [table.title, tables.markdown(table)]
     for place, lines in _gain_lines(result):
         parts.append("\n".join([*([f"{place}:", ""] if place else []), *(f"- {x}" for x in lines)]))
-    return "\n\n".join(parts)
+    parts.append("\n".join(f"- {line}" for line in _labels(result)))
+    return "\n\n".join(filter(None, parts))
+
+
+def _labels(result: StudyResult) -> list[str]:
+    """Which labels were used where, a line for places that use the same ones."""
+    known = any(m.groups_known for o in result.outcomes for m in o.splits.values())
+    settings = {"methods": result.methods, **result.settings}
+    return of_points(settings, result.places, result.names, groups_known=known)
 
 
 def _title(result: StudyResult, panel: Panel, what: str) -> str:
@@ -394,6 +405,7 @@ def _facts(result: StudyResult, folder: Path) -> list[Fact]:
         Fact("Splits", result.splits),
         Fact("Seeds", ", ".join(map(str, seeds))),
         Fact("Methods", ", ".join(map(label, result.methods))),
+        Fact("Labels used", "; ".join(_labels(result)).replace("labels used: ", "")),
         Fact("In brackets", result.published.source if result.published else ""),
         *facts.run(folder, result.cost, "run", JOB),
     ]

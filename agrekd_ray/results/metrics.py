@@ -44,7 +44,6 @@ _METHODS = {
     "default": "Default",
 }
 _REFERENCES = {"one_hot", "one_hot_dfr", "deep_ensemble", "deep_ensemble_dfr", "teacher_vote"}
-_FAMILIES = {"dfr": "debiased (DFR)", "erm": "biased (ERM)", "own": "own checkpoints"}
 
 
 @dataclass(frozen=True)
@@ -213,8 +212,3 @@ def label(method: str) -> str:
 def is_distilled(method: str) -> bool:
     """Whether teachers taught the student; no for references and for votes."""
     return method not in _REFERENCES
-
-
-def family(kind: str) -> str:
-    """What the teachers of one `TeacherResult.kind` have in common, in words."""
-    return _FAMILIES.get(kind, kind)

@@ -471,7 +471,7 @@ class TeacherResult:
 
     Attributes:
         name: `erm-3`, `dfr-3`, ... unique within a job.
-        kind: `erm`, `dfr` or `own` (a checkpoint handed in).
+        kind: `erm`, a kind of debiasing (`dfr`, ...) or `own` (a checkpoint handed in).
         fingerprint: of everything that made it.
         metrics: by split.
     """

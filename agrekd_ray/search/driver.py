@@ -141,7 +141,7 @@ class _SearchDriver(Driver[SearchResult]):
             raise
 
     def show(self, result: SearchResult) -> None:
-        show(result, self.console)
+        show(result, self.console, self.job.model_dump(mode="json"))
         self.say_end(plots=False)
 
     def _work(self, run_id: str) -> SearchResult:
@@ -225,19 +225,22 @@ class _SearchDriver(Driver[SearchResult]):
             if idle := what_stays_idle(self.job, job, nodes, busy, *keys):
                 self.warn(idle)
             _, ensemble_N = answers.vote([checkpoints[name] for name in drawn.teachers], SELECT)
-            biased_N = answers.logits(checkpoints[drawn.biased], SELECT).argmax(1)
+            biased_NC = answers.logits(checkpoints[drawn.biased], SELECT)
+            labels_N = self.dataset.labels(self.dataset.splits[SELECT])
+            confidence_N = biased_NC.softmax(1).gather(1, labels_N[:, None])[:, 0]
             yield Shared(
                 self.planned,
                 DriverData(job.data, self.dataset.fingerprint),
                 source,
                 ensemble_N.numpy(),
-                biased_N.numpy(),
+                biased_NC.argmax(1).numpy(),
                 engine.emit,
                 self.folder.trials,
                 self.folder.states,
                 self.folder.path / "groups",
                 job.student.takes["GPU"],
                 self.work.competence(drawn.teachers, drawn.biased),
+                confidence_N.numpy(),
             )
         if self.job.guidance == "live":
             self.account.add(teaching.effort)

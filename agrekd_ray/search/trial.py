@@ -53,6 +53,7 @@ class Shared:
         gpus: share of one that each of a trial's workers has.
         groups: folder for the files of trials with several workers, reachable from every node.
         competence: of the teachers, for the strategies that need it.
+        confidence_N: the biased model's probabilities of the true classes there.
     """
 
     planned: Planned
@@ -66,10 +67,11 @@ class Shared:
     groups: Path
     gpus: float = 0.0
     competence: Competence | None = None
+    confidence_N: np.ndarray | None = None
 
     def judge(self, dataset: Dataset) -> Judge:
         """Scores a student's answers to the selection split."""
-        return Judge(dataset, SELECT, self.ensemble_N, self.biased_N)
+        return Judge(dataset, SELECT, self.ensemble_N, self.biased_N, self.confidence_N)
 
 
 class Trial:

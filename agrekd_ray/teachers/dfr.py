@@ -1,15 +1,14 @@
 """Deep feature reweighting: a debiased teacher is a biased one with its last layer retrained.
 
 Kirichenko, Izmailov, Wilson, "Last Layer Re-Training is Sufficient for Robustness to Spurious
-Correlations", ICLR 2023. Groups are class x spurious attribute.
+Correlations", ICLR 2023. Groups are class x spurious attribute. Labels used: groups.
 """
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,19 +16,16 @@ from pydantic import Field, SerializationInfo, SerializerFunctionWrapHandler, mo
 from torch import nn
 from torch.nn import functional
 
-from agrekd_ray.data import DFR, SELECT, Dataset, classes_missing, dfr_groups
-from agrekd_ray.errors import AgrekdError, DataError, listed
-from agrekd_ray.models import Classifier
+from agrekd_ray.errors import AgrekdError
 from agrekd_ray.settings import (
     FINGERPRINT,
     Count,
     Momentum,
     NonNegative,
     Positive,
-    Precision,
     Settings,
 )
-from agrekd_ray.training import predict
+from agrekd_ray.teachers.kinds import KINDS, HeldOut, Layer, debiased
 
 
 class BatchSettings(Settings):
@@ -78,53 +74,35 @@ class DfrSettings(Settings):
         return values
 
 
-def retrain_head(
-    model: Classifier,
-    dataset: Dataset,
-    settings: DfrSettings,
-    seed: int,
-    device: torch.device | str = "cpu",
-    precision: Precision = "auto",
-) -> Classifier:
-    """A copy of the model with a last layer trained on the DFR half of validation.
+@debiased("dfr", "DFR", DfrSettings, needs_groups=True)
+def dfr(held_out: HeldOut, settings: DfrSettings, seed: int, key: str = "dfr") -> Layer:
+    """A last layer that weighs all groups alike.
 
     Features are standardised, and the scaler is folded into the layer. The layer is the average
     of L1-penalised multinomial logistic regressions, each of a group-balanced subsample, or is
     trained from zero on group-balanced batches (`settings.batches`).
 
+    Args:
+        held_out: samples with groups.
+        settings: of the retraining.
+        seed: of subsamples and batches.
+        key: of the settings' block, for an error.
+
     Raises:
-        AgrekdError: the model is an exported program, which has no head of its own, or training
-            on batches diverged.
-        DataError: a class has no sample in the DFR half.
+        AgrekdError: training on batches diverged.
     """
-    if not isinstance(model.head, nn.Linear):
-        raise AgrekdError(
-            "DFR: an exported program has no last layer of its own to retrain; import the model's "
-            "state dict instead."
-        )
     from sklearn.preprocessing import StandardScaler  # two seconds that few processes need
 
-    if missing := classes_missing(dataset, DFR):
-        raise DataError(
-            f"DFR: no sample of class {listed(repr(name) for name in missing)} in its half of "
-            f"validation ({DFR}); give validation two samples of every class at least."
-        )
-
-    def features(split: str) -> tuple[np.ndarray, np.ndarray]:
-        ids = dataset.splits[split]
-        features_ND = predict(model.backbone, dataset, ids, device=device, precision=precision)
-        return features_ND.double().numpy(), dataset.labels(ids).numpy()
-
-    raw_ND, fit_N = features(DFR)
-    scaler = StandardScaler().fit(raw_ND)
-    fit_ND = scaler.transform(raw_ND)
-    balanced_N, _ = dfr_groups(dataset, DFR)
+    fit_N, balanced_N = held_out.fit.labels_N, held_out.fit.groups_N
+    assert balanced_N is not None
+    scaler = StandardScaler().fit(held_out.fit.features_ND)
+    fit_ND = scaler.transform(held_out.fit.features_ND)
     if settings.batches is not None:
-        weight_CD, bias_C = _by_batches(fit_ND, fit_N, balanced_N, settings.batches, seed)
+        weight_CD, bias_C = _by_batches(fit_ND, fit_N, balanced_N, settings.batches, seed, key)
     else:
-        raw_ND, select_N = features(SELECT)
-        select_ND = scaler.transform(raw_ND)
-        evaluated_N = dataset.groups.group_N[dataset.splits[SELECT]]
+        select_N, evaluated_N = held_out.select.labels_N, held_out.select.evaluated_N
+        assert evaluated_N is not None
+        select_ND = scaler.transform(held_out.select.features_ND)
 
         def subsample(number: int) -> tuple[np.ndarray, np.ndarray]:
             rows = _balanced(balanced_N, np.random.default_rng((seed, number)))
@@ -140,12 +118,7 @@ def retrain_head(
         weight_CD = np.mean([coefficients for coefficients, _ in fits], axis=0)
         bias_C = np.mean([intercepts for _, intercepts in fits], axis=0)
     weight_CD = weight_CD / scaler.scale_
-    bias_C = bias_C - weight_CD @ scaler.mean_
-    head = nn.Linear(model.head.in_features, len(bias_C), device=model.head.weight.device)
-    with torch.no_grad():
-        head.weight.copy_(torch.from_numpy(weight_CD))
-        head.bias.copy_(torch.from_numpy(bias_C))
-    return Classifier(copy.deepcopy(model.backbone), head)
+    return weight_CD, bias_C - weight_CD @ scaler.mean_
 
 
 def _balanced(groups_N: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -161,30 +134,80 @@ def _by_batches(
     groups_N: np.ndarray,
     settings: BatchSettings,
     seed: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Coefficients [C, D] and intercepts [C] of a layer trained on group-balanced batches."""
+    key: str = "dfr",
+) -> Layer:
+    """A layer trained from zero on group-balanced batches."""
+    steps = settings.epochs * -(-len(labels_N) // settings.batch_size)
+    layer = trained_by_batches(
+        features_ND, labels_N, groups_N, settings, settings.learning_rate, steps, seed
+    )
+    if not np.isfinite(layer[0]).all():
+        raise AgrekdError(
+            f"{KINDS[key].label}: a last layer diverged on group-balanced batches; lower "
+            f"teachers.{key}.batches.learning_rate (it is {settings.learning_rate:g})."
+        )
+    return layer
+
+
+class Descent(Protocol):
+    """What settings say of SGD on balanced batches."""
+
+    @property
+    def batch_size(self) -> int:
+        """Samples a step."""
+        ...
+
+    @property
+    def momentum(self) -> float:
+        """Of SGD."""
+        ...
+
+    @property
+    def weight_decay(self) -> float:
+        """L2 penalty."""
+        ...
+
+
+def trained_by_batches(
+    features_ND: np.ndarray,
+    labels_N: np.ndarray,
+    groups_N: np.ndarray,
+    settings: Descent,
+    learning_rate: float,
+    steps: int,
+    seed: int,
+    start: Layer | None = None,
+) -> Layer:
+    """A layer trained by SGD on batches with as many samples of every group.
+
+    Args:
+        features_ND: of the samples.
+        labels_N: their classes.
+        groups_N: what is balanced.
+        settings: of the batches.
+        learning_rate: of all steps.
+        steps: of SGD.
+        seed: of the batches.
+        start: the layer that it goes out from; None for zeros. What has diverged is not finite.
+    """
     rng = np.random.default_rng(seed)
     features, labels = torch.from_numpy(features_ND).float(), torch.from_numpy(labels_N)
-    layer = nn.Linear(features.shape[1], int(labels.max()) + 1)
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
+    classes = int(labels.max()) + 1 if start is None else len(start[1])
+    layer = nn.Linear(features.shape[1], classes)
+    with torch.no_grad():
+        for parameter, value in zip(layer.parameters(), start or (None, None), strict=True):
+            parameter.copy_(torch.zeros(()) if value is None else torch.from_numpy(value))
     optimizer = torch.optim.SGD(
         layer.parameters(),
-        lr=settings.learning_rate,
+        lr=learning_rate,
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
     )
-    steps = settings.epochs * -(-len(labels) // settings.batch_size)
     for batch in _balanced_batches(groups_N, settings.batch_size, steps, rng):
         rows = torch.from_numpy(batch)
         optimizer.zero_grad()
         functional.cross_entropy(layer(features[rows]), labels[rows]).backward()
         optimizer.step()
-    if not bool(torch.isfinite(layer.weight).all()):
-        raise AgrekdError(
-            "DFR: a last layer diverged on group-balanced batches; lower "
-            f"teachers.dfr.batches.learning_rate (it is {settings.learning_rate:g})."
-        )
     return layer.weight.detach().double().numpy(), layer.bias.detach().double().numpy()
 
 

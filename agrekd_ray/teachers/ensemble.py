@@ -6,13 +6,25 @@ import itertools
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import (
+    Discriminator,
+    Field,
+    SerializerFunctionWrapHandler,
+    Tag,
+    ValidationInfo,
+    create_model,
+    field_validator,
+    model_serializer,
+)
 
 from agrekd_ray.models import Model
 from agrekd_ray.settings import (
+    A_BLOCK,
+    A_NUMBER,
+    A_WORD,
     AUTO,
     Count,
     Gpus,
@@ -24,11 +36,11 @@ from agrekd_ray.settings import (
     Whole,
     WholeOrAll,
 )
-from agrekd_ray.teachers.dfr import DfrSettings
+from agrekd_ray.teachers.kinds import ERM, KINDS, OWN, with_blocks
 from agrekd_ray.teachers.pool import Recipe
 
 
-class TeacherSettings(Settings):
+class PoolSettings(Settings):
     """The pool of ERM models that teachers are drawn from.
 
     Attributes:
@@ -38,7 +50,6 @@ class TeacherSettings(Settings):
         count: models in the pool, of which the ensemble is drawn, and the biased model; each has
             a seed of its own. Those that are drawn are trained.
         seed: of the first one; the others follow.
-        dfr: how their debiased versions are made.
         store: folder of finished teachers, shared by all jobs.
         cpus: logical CPUs while one is trained.
         gpus: share of a GPU while one is trained; `auto` is what the cluster has for it, 0 none.
@@ -49,7 +60,6 @@ class TeacherSettings(Settings):
     training: Training = Training()
     count: Annotated[Count, Field(le=10_000)] = 6
     seed: Seed = 0
-    dfr: DfrSettings = DfrSettings()
     store: LocalPath = Path("runs/teachers")
     cpus: Positive = 1
     gpus: Gpus = AUTO
@@ -59,13 +69,84 @@ class TeacherSettings(Settings):
         models = (self.model, *self.others)
         return models[(seed - self.seed) % len(models)]
 
+    def twin(self, seed: int) -> int | None:
+        """The seed after it in the pool, the first one after the last; None in a pool of one."""
+        return None if self.count == 1 else self.seed + (seed - self.seed + 1) % self.count
+
+
+if TYPE_CHECKING:
+    _WithKinds = PoolSettings
+else:
+    _WithKinds = with_blocks(PoolSettings)
+
+
+class TeacherSettings(_WithKinds):
+    """The pool, with a block of settings for every kind of debiased teachers (`KINDS`)."""
+
+    def of(self, kind: str) -> Any:
+        """Settings of a kind of debiased teachers."""
+        return getattr(self, kind)
+
+
+class _ByKind(Settings):
+    """Numbers of debiased teachers by kind."""
+
+    @model_serializer(mode="wrap")
+    def _dumped(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {kind: count for kind, count in dump(self).items() if count}
+
+
+if TYPE_CHECKING:
+    DebiasedByKind = _ByKind
+else:
+    _kinds = dict.fromkeys(KINDS, (WholeOrAll, 0))
+    DebiasedByKind = create_model("DebiasedByKind", __base__=_ByKind, __module__=__name__, **_kinds)
+    DebiasedByKind.__doc__ = "\n".join(
+        [
+            "Numbers of debiased teachers by kind.",
+            "",
+            "Attributes:",
+            *(f"    {name}: so many by {kind.label}, or `all`." for name, kind in KINDS.items()),
+        ]
+    )
+
+
+def _form(value: Any) -> str:
+    if isinstance(value, dict | _ByKind):
+        return A_BLOCK
+    return A_WORD if isinstance(value, str) else A_NUMBER
+
+
+Debiased = Annotated[
+    Annotated[Whole, Tag(A_NUMBER)]
+    | Annotated[Literal["all"], Tag(A_WORD)]
+    | Annotated[DebiasedByKind, Tag(A_BLOCK)],
+    Discriminator(_form),
+]
+ALL: Literal["all"] = "all"
+_DEFAULT = "dfr"
+"""The kind of debiased teachers that are counted without one."""
+
+
+def numbers_of(debiased: int | Literal["all"] | _ByKind, size: int) -> dict[str, int]:
+    """How many of an ensemble's teachers are debiased in which way, by kind; no zeros.
+
+    Args:
+        debiased: as `ensemble.debiased` has it.
+        size: of the ensemble.
+    """
+    given = dict(debiased) if isinstance(debiased, _ByKind) else {_DEFAULT: debiased}
+    numbers = {kind: size if count == ALL else count for kind, count in given.items()}
+    return {kind: count for kind, count in numbers.items() if count}
+
 
 class EnsembleSettings(Settings):
     """Which teachers teach.
 
     Attributes:
         size: teachers drawn from the pool.
-        debiased: so many of them in their debiased (DFR) version, or `all`.
+        debiased: so many of them in their debiased version, or `all`: by DFR, or, as a block, by
+            kind (`{afr: 2}`, `{dfr: 1, afr: 1}`). Only DFR needs group labels.
         seed: of the draw, of the biased model too.
         checkpoints: folders of further teachers of one's own.
         biased: checkpoint folder of the biased model; null draws one of the pool's ERM models.
@@ -77,7 +158,7 @@ class EnsembleSettings(Settings):
     """
 
     size: Whole = 5
-    debiased: WholeOrAll = 0
+    debiased: Debiased = 0
     seed: Seed = 0
     checkpoints: tuple[LocalPath, ...] = ()
     biased: LocalPath | None = None
@@ -86,13 +167,17 @@ class EnsembleSettings(Settings):
 
     @field_validator("debiased")
     @classmethod
-    def _no_more_than_teachers(
-        cls, debiased: int | Literal["all"], info: ValidationInfo
-    ) -> int | Literal["all"]:
-        size = info.data.get("size", debiased)
-        if debiased != "all" and debiased > size:
-            raise ValueError(f"more debiased teachers than teachers (ensemble.size is {size})")
+    def _no_more_than_teachers(cls, debiased: Any, info: ValidationInfo) -> Any:
+        if "size" in info.data:
+            size = info.data["size"]
+            if sum(numbers_of(debiased, size).values()) > size:
+                raise ValueError(f"more debiased teachers than teachers (ensemble.size is {size})")
         return debiased
+
+    @property
+    def by_kind(self) -> dict[str, int]:
+        """How many of the teachers are debiased in which way, by kind; no zeros."""
+        return numbers_of(self.debiased, self.size)
 
     @field_validator("biased_model")
     @classmethod
@@ -111,23 +196,30 @@ class Draw:
         own: folders of the checkpoints handed in, by name.
         teachers: names of the M teachers.
         biased: name of the biased model.
-        debiased: how many of the teachers are debiased.
+        by_kind: how many of the teachers are debiased in which way, by kind; no zeros.
     """
 
     recipes: dict[str, Recipe]
     own: dict[str, Path]
     teachers: tuple[str, ...]
     biased: str
-    debiased: int
+    by_kind: dict[str, int]
+
+    @property
+    def debiased(self) -> int:
+        """How many of the teachers are debiased."""
+        return sum(self.by_kind.values())
 
     def kind(self, name: str) -> str:
-        """`erm` or `dfr` of the pool's, `own` of those handed in."""
-        return "own" if name in self.own else self.recipes[name].kind
+        """`erm` or the kind of debiasing of the pool's, `own` of those handed in."""
+        return OWN if name in self.own else self.recipes[name].kind
 
     @property
     def in_words(self) -> str:
-        """`5 (2 debiased)`."""
-        return f"{len(self.teachers)} ({self.debiased} debiased)"
+        """`5 (2 debiased)`; `5 (2 AFR)`, `5 (1 DFR, 1 AFR)` where it is not DFR alone."""
+        numbers = [f"{count} {KINDS[kind].label}" for kind, count in self.by_kind.items()]
+        said = f"{self.debiased} debiased" if {*self.by_kind} <= {_DEFAULT} else ", ".join(numbers)
+        return f"{len(self.teachers)} ({said})"
 
 
 def _name_of(path: Path, taken: Collection[str]) -> str:
@@ -140,7 +232,8 @@ def draw(ensemble: EnsembleSettings, pool: TeacherSettings) -> Draw:
     """Draw the ensemble: the same settings give the same ensemble everywhere.
 
     The draw nests: with the same seed, raising `debiased` debiases further teachers and exchanges
-    nobody.
+    nobody, and any kind debiases the same ones. Where there are several kinds, they take them in
+    the order of `KINDS`.
     """
     rng = np.random.default_rng(ensemble.seed)
     order = [pool.seed + int(n) for n in rng.permutation(pool.count)]
@@ -148,25 +241,28 @@ def draw(ensemble: EnsembleSettings, pool: TeacherSettings) -> Draw:
     if ensemble.biased_from == "outside" and ensemble.size < pool.count:
         biased_seed = order[-1]
 
-    def recipe(kind: Literal["erm", "dfr"], seed: int, model: Model | None = None) -> Recipe:
-        return Recipe(
-            kind=kind,
-            model=model or pool.architecture(seed),
-            training=pool.training,
-            seed=seed,
-            dfr=pool.dfr if kind == "dfr" else None,
-        )
+    def erm(seed: int, model: Model | None = None) -> Recipe:
+        model = model or pool.architecture(seed)
+        return Recipe(kind=ERM, model=model, training=pool.training, seed=seed)
 
-    debiased = ensemble.size if ensemble.debiased == "all" else ensemble.debiased
-    members = [recipe("dfr", seed) for seed in sorted(seeds[:debiased])]
-    members += [recipe("erm", seed) for seed in sorted(seeds[debiased:])]
+    def recipe(kind: str, seed: int) -> Recipe:
+        twin = pool.twin(seed) if KINDS[kind].has_twin else None
+        made = {"kind": kind, "retraining": pool.of(kind)}
+        return erm(seed).model_copy(update={**made, "twin": None if twin is None else erm(twin)})
+
+    by_kind, debiased = ensemble.by_kind, 0
+    members: list[Recipe] = []
+    for kind, count in by_kind.items():
+        members += [recipe(kind, seed) for seed in sorted(seeds[debiased : debiased + count])]
+        debiased += count
+    members += [erm(seed) for seed in sorted(seeds[debiased:])]
     recipes = {member.name: member for member in members}
     own: dict[str, Path] = {}
     for path in ensemble.checkpoints:
         own[_name_of(path, {*recipes, *own})] = path
     teachers = (*recipes, *own)
     model = ensemble.biased_model or pool.architecture(biased_seed)
-    biased_model = recipe("erm", biased_seed, model)
+    biased_model = erm(biased_seed, model)
     if ensemble.biased is not None:
         biased = _name_of(ensemble.biased, {*recipes, *own})
         own[biased] = ensemble.biased
@@ -175,4 +271,4 @@ def draw(ensemble: EnsembleSettings, pool: TeacherSettings) -> Draw:
         of_pool = model == pool.architecture(biased_seed)
         biased = biased_model.name if of_pool else "erm-biased"
         recipes[biased] = biased_model
-    return Draw(recipes, own, teachers, biased, debiased)
+    return Draw(recipes, own, teachers, biased, by_kind)

@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any
 
 import torch
+from pydantic import (
+    BeforeValidator,
+    SerializationInfo,
+    SerializeAsAny,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 from agrekd_ray.data import SELECT, TEST, Dataset
 from agrekd_ray.errors import CheckpointError, RunError
@@ -15,8 +22,9 @@ from agrekd_ray.files import DamagedError, checked, is_folder
 from agrekd_ray.models import Classifier, Manifest, Model, build, identified, load, save
 from agrekd_ray.numerics import numbers_on
 from agrekd_ray.results import Metrics
-from agrekd_ray.settings import Seed, Settings, Training, fingerprint
-from agrekd_ray.teachers.dfr import DfrSettings, retrain_head
+from agrekd_ray.settings import Seed, Settings, Training, fingerprint, one_of
+from agrekd_ray.teachers.kinds import ERM, KINDS
+from agrekd_ray.teachers.retraining import Halves, retrained
 from agrekd_ray.training import Labels, Loader, Trainer, evaluate
 
 METHOD, METHOD_OF_TEXTS = 1, 2
@@ -31,19 +39,31 @@ class Recipe(Settings):
     """Everything that a model of the pool is made of, besides the data.
 
     Attributes:
-        kind: `erm` (trained on the labels) or `dfr` (the ERM model of the same recipe, last layer
-            retrained).
+        kind: `erm` (trained on the labels), or one of `KINDS` (the ERM model of the same recipe,
+            last layer retrained).
         model: architecture.
         training: of the ERM model.
         seed: of weights, order and subsamples.
-        dfr: settings of the retraining; None for `erm`.
+        retraining: settings of the kind; None for `erm`.
+        twin: the ERM model whose mistakes the kind looks at; None where those are its own.
     """
 
-    kind: Literal["erm", "dfr"]
+    kind: Annotated[str, BeforeValidator(one_of(lambda: (ERM, *KINDS)))]
     model: Model
     training: Training
     seed: Seed
-    dfr: DfrSettings | None = None
+    retraining: SerializeAsAny[Settings] | None = None
+    twin: Recipe | None = None
+
+    @model_serializer(mode="wrap")
+    def _dumped(
+        self, dump: SerializerFunctionWrapHandler, info: SerializationInfo
+    ) -> dict[str, Any]:
+        """Settings under the kind's name; of ERM models as when `dfr` was the only kind."""
+        values: dict[str, Any] = dump(self)
+        retraining, twin = values.pop("retraining"), values.pop("twin")
+        values["dfr" if self.kind == ERM else self.kind] = retraining
+        return values if twin is None else {**values, "twin": twin}
 
     @property
     def name(self) -> str:
@@ -53,7 +73,13 @@ class Recipe(Settings):
     @property
     def parent(self) -> Recipe:
         """The ERM model that this one comes from (itself, for `erm`)."""
-        return self.model_copy(update={"kind": "erm", "dfr": None})
+        return self.model_copy(update={"kind": ERM, "retraining": None, "twin": None})
+
+    @property
+    def identified(self) -> Recipe:
+        """The same, with what the models' files hold in the place of their names."""
+        twin = self.twin and self.twin.identified
+        return self.model_copy(update={"model": identified(self.model), "twin": twin})
 
 
 def measured(folder: Path, manifest: Manifest) -> dict[str, Metrics]:
@@ -93,9 +119,10 @@ class Pool:
         """
         data = self._dataset
         shown = [data.view(epoch) for epoch in range(recipe.training.epochs)]
-        made_of = recipe.model_copy(update={"model": identified(recipe.model)})
         method = METHOD_OF_TEXTS if len(data.shape) == 1 else METHOD
-        return fingerprint(method, made_of, data.fingerprint, data.views_fingerprint, shown)
+        return fingerprint(
+            method, recipe.identified, data.fingerprint, data.views_fingerprint, shown
+        )
 
     def folder(self, recipe: Recipe) -> Path:
         """Where the model is, or will be."""
@@ -121,15 +148,29 @@ class Pool:
         return manifest
 
     def missing(self, recipes: Iterable[Recipe]) -> list[list[Recipe]]:
-        """What is still to be made: a list for each ERM model, with the models that need it."""
-        families: dict[str, list[Recipe]] = {}
-        for recipe in recipes:
-            family = families.setdefault(self.fingerprint(recipe.parent), [])
-            if recipe not in family and self.find(recipe) is None:
-                family.append(recipe)
+        """What is still to be made: a list for each ERM model, with the models that need it.
+
+        Those that look at a twin which is not made yet have lists of their own, at the end.
+        """
+        absent = {self.fingerprint(r): r for r in recipes if self.find(r) is None}
+        twins = [r.twin for r in absent.values() if r.twin and self.find(r.twin) is None]
+        absent |= {self.fingerprint(twin): twin for twin in twins}
+        families: dict[tuple[bool, str], list[Recipe]] = {}
+        for recipe in absent.values():
+            place = recipe.twin in twins, self.fingerprint(recipe.parent)
+            families.setdefault(place, []).append(recipe)
         return [
-            sorted(family, key=lambda r: r.kind != "erm") for family in families.values() if family
+            sorted(family, key=lambda r: r.kind != ERM)
+            for _, family in sorted(families.items(), key=lambda item: item[0][0])
         ]
+
+    def in_turn(self, families: Sequence[Sequence[Recipe]]) -> list[list[Sequence[Recipe]]]:
+        """What is missing, by turns: those of one turn need nothing of each other."""
+        turns: list[list[Sequence[Recipe]]] = [[], []]
+        for family in families:
+            waits = any(r.twin is not None and self.find(r.twin) is None for r in family)
+            turns[waits].append(family)
+        return [turn for turn in turns if turn]
 
     def damaged(self, families: Iterable[Sequence[Recipe]]) -> list[Path]:
         """Folders of missing models that are there all the same: they cannot be used."""
@@ -157,17 +198,18 @@ class Pool:
         if self.find(parent) is None:
             self._save(parent, self._train(parent, device, progress), device)
         erm, _ = load(self.folder(parent), device)
+        halves = Halves(erm, self._dataset, device, parent.training.precision)
         for recipe in family:
-            if recipe.kind == "dfr":
-                debiased = retrain_head(
-                    erm,
-                    self._dataset,
-                    recipe.dfr or DfrSettings(),
-                    recipe.seed,
-                    device,
-                    recipe.training.precision,
-                )
-                self._save(recipe, debiased, device)
+            if recipe.kind == ERM:
+                continue
+            twin = recipe.twin
+            if twin is not None and self.find(twin) is None:
+                self._save(twin, self._train(twin, device, progress), device)
+            biased = load(self.folder(twin), device)[0] if twin is not None else None
+            kind = KINDS[recipe.kind]
+            settings = recipe.retraining or kind.settings()
+            debiased = retrained(halves, kind, settings, recipe.seed, biased)
+            self._save(recipe, debiased, device)
 
     def _train(
         self,

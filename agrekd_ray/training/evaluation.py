@@ -169,10 +169,16 @@ class Judge:
         split: whose samples are answered.
         ensemble_N: classes that the teachers vote for, in the order of the split's ids.
         biased_N: classes that the biased model names.
+        confidence_N: its probabilities of the true classes; None where nobody asked for them.
     """
 
     def __init__(
-        self, dataset: Dataset, split: str, ensemble_N: np.ndarray, biased_N: np.ndarray
+        self,
+        dataset: Dataset,
+        split: str,
+        ensemble_N: np.ndarray,
+        biased_N: np.ndarray,
+        confidence_N: np.ndarray | None = None,
     ) -> None:
         ids = dataset.splits[split]
         self._known = {
@@ -182,6 +188,7 @@ class Judge:
             else None,
             "ensemble_N": torch.from_numpy(ensemble_N),
             "biased_N": torch.from_numpy(biased_N),
+            "confidence_N": None if confidence_N is None else torch.from_numpy(confidence_N),
         }
 
     def __call__(self, probabilities_NC: Tensor) -> dict[str, float]:

@@ -1,0 +1,186 @@
+"""Kinds of debiased teachers: an ERM model's last layer, trained anew on held-out samples.
+
+A kind is one function under `@debiased(...)`: from features that are computed once to a layer. Its
+settings are a block of a job's `teachers` under its name; reports, plots, `ensemble.debiased` and
+`agrekd keys` know it from the registry alone.
+
+Shapes: N samples, D features, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeVar
+
+import numpy as np
+from pydantic import create_model
+
+from agrekd_ray.core.registry import Registry
+from agrekd_ray.settings import Settings
+
+ERM, OWN = "erm", "own"
+"""What is not debiased: models trained on the labels, and checkpoints handed in."""
+Layer = tuple[np.ndarray, np.ndarray]
+"""Coefficients [C, D] and intercepts [C] of a last layer, float64."""
+
+
+@dataclass(frozen=True, eq=False)
+class Half:
+    """What is known of the samples of one half of validation.
+
+    Attributes:
+        features_ND: of the ERM model's backbone, float64.
+        labels_N: classes.
+        biased_N: classes that the biased model names: the ERM model, or its twin.
+        groups_N: class x spurious attribute; None for kinds that need no groups.
+        evaluated_N: evaluation groups; None for kinds that need no groups.
+    """
+
+    features_ND: np.ndarray
+    labels_N: np.ndarray
+    biased_N: np.ndarray
+    groups_N: np.ndarray | None = None
+    evaluated_N: np.ndarray | None = None
+
+    @property
+    def mistaken(self) -> np.ndarray:
+        """Whether the biased model is wrong."""
+        return self.biased_N != self.labels_N
+
+    @property
+    def cells(self) -> np.ndarray:
+        """Pseudo-groups: label x whether the biased model is right."""
+        return 2 * self.labels_N + self.mistaken
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """What a last layer is retrained with.
+
+    Attributes:
+        fit: the half that trains it.
+        load_select: gives the half that chooses settings, which not every kind looks at.
+        weight_CD: coefficients of the ERM model's own layer.
+        bias_C: its intercepts.
+    """
+
+    fit: Half
+    load_select: Callable[[], Half]
+    weight_CD: np.ndarray
+    bias_C: np.ndarray
+
+    @cached_property
+    def select(self) -> Half:
+        """The half that chooses settings."""
+        return self.load_select()
+
+    @property
+    def classes(self) -> int:
+        """The number C of classes."""
+        return len(self.bias_C)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A way of debiasing a teacher.
+
+    Attributes:
+        name: of the kind, as jobs write it, of its block of settings, and of its teachers.
+        label: as people read it.
+        settings: of the retraining.
+        function: from held-out samples, settings and a seed to a layer.
+        needs_groups: whether it sees group labels; the others see classes alone.
+        has_twin: whether the biased model is the ERM model of the pool's next seed, where there is
+            one, and not the retrained model itself.
+    """
+
+    name: str
+    label: str
+    settings: type[Settings]
+    function: Callable[[HeldOut, Any, int], Layer]
+    needs_groups: bool
+    has_twin: bool
+
+    @property
+    def labels(self) -> str:
+        """The labels that it takes, in a word."""
+        return "groups" if self.needs_groups else "classes"
+
+
+KINDS: Registry[Kind] = Registry("kind of debiased teachers")
+Function = TypeVar("Function", bound=Callable[..., Layer])
+
+
+def debiased(
+    name: str,
+    label: str,
+    settings: type[Settings],
+    *,
+    needs_groups: bool = False,
+    has_twin: bool = False,
+) -> Callable[[Function], Function]:
+    """Registers the decorated function as a kind; arguments as the attributes of `Kind`."""
+
+    def register(function: Function) -> Function:
+        kind = Kind(name, label, settings, function, needs_groups, has_twin)
+        KINDS.add(name, kind, function)
+        return function
+
+    return register
+
+
+def family(kind: str) -> str:
+    """What teachers of one kind have in common, in words: `debiased (AFR)`."""
+    if kind in KINDS:
+        return f"debiased ({KINDS[kind].label})"
+    return {ERM: "biased (ERM)", OWN: "own checkpoints"}.get(kind, kind)
+
+
+Block = TypeVar("Block", bound=Settings)
+
+
+def with_blocks(base: type[Block]) -> type[Block]:
+    """A class of settings with a block for the settings of every kind."""
+    fields: Any = {name: (kind.settings, kind.settings()) for name, kind in KINDS.items()}
+    lines = [f"    {name}: how {kind.label} makes teachers." for name, kind in KINDS.items()]
+    said = "\n".join(["Settings of every kind.", "", "Attributes:", *lines])
+    made: Any = create_model(f"{base.__name__}WithKinds", __base__=base, **fields)
+    made.__doc__ = said
+    return made
+
+
+def worst_cell(right_N: np.ndarray, cells_N: np.ndarray) -> tuple[float, float]:
+    """Smallest and mean accuracy over cells of samples, to choose a setting by.
+
+    With few samples the smallest is often the same for many settings; the mean then decides.
+
+    Args:
+        right_N: whether each sample is right.
+        cells_N: the cell of each, as whole numbers.
+    """
+    count_K = np.bincount(cells_N)
+    accuracy_K = np.bincount(cells_N, weights=right_N)[count_K > 0] / count_K[count_K > 0]
+    return float(accuracy_K.min()), float(accuracy_K.mean())
+
+
+def best_layer(layers: Sequence[Layer], select: Half) -> Layer:
+    """The layer with the best `worst_cell` of label x whether the biased model is right.
+
+    Which labels are used: classes. The first one wins where several are level.
+    """
+
+    def score(layer: Layer) -> tuple[float, float]:
+        weight_CD, bias_C = layer
+        named_N = (select.features_ND @ weight_CD.T + bias_C).argmax(1)
+        return worst_cell(named_N == select.labels_N, select.cells)
+
+    return max(layers, key=score)
+
+
+def softmax(logits_NC: np.ndarray) -> np.ndarray:
+    """Probabilities of logits."""
+    exponents_NC = np.exp(logits_NC - logits_NC.max(1, keepdims=True))
+    probabilities: np.ndarray = exponents_NC / exponents_NC.sum(1, keepdims=True)
+    return probabilities
