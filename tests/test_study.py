@@ -39,6 +39,7 @@ from agrekd_ray.results import Metrics, StudentResult
 from agrekd_ray.results.points import Published
 from agrekd_ray.results.study import PointResult, StudyResult
 from agrekd_ray.settings import Settings
+from agrekd_ray.teachers import KINDS
 
 METHODS = ["one_hot", "aver", "agre_kd"]
 SWEEP = {"distillation.temperature": [2.0, 4.0]}
@@ -284,7 +285,8 @@ def _attempts_add_up_and_nothing_changes_any_more(folder: RunFolder, result: Stu
 
 
 CARRIED = ("student.model", "student.training", "ensemble", "distillation", "methods", "seeds")
-POOL = tuple(f"teachers.{name}" for name in ("model", "others", "training", "count", "seed", "dfr"))
+SHARED = ("model", "others", "training", "count", "seed")
+POOL = tuple(f"teachers.{name}" for name in (*SHARED, *KINDS))
 REPORTED = ("name", "sweep", "draws", "published", "tracking", "runs")
 """Blocks of a job that points of one cohort may differ in: the rest places their students."""
 
