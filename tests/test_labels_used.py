@@ -27,6 +27,11 @@ _USED = {
         "classes for training, debiasing (AFR) and selection; "
         "groups for debiasing (DFR), selection and evaluation",
     ),
+    "guarded": (
+        {"methods": ["aver", "agre_kd_guarded"], "ensemble": {"debiased": {"afr": 2}}},
+        "classes for training, debiasing (AFR), weighing the teachers and selection; "
+        "groups for evaluation",
+    ),
     "students alone": (
         {"methods": ["one_hot"], "ensemble": {"debiased": 2}},
         "classes for training; groups for evaluation",

@@ -1,4 +1,4 @@
-"""Which labels a run used where, in a line: training, debiasing, selection, evaluation."""
+"""Which labels a run used where, in a line: training, debiasing, weighing, evaluation, ..."""
 
 from __future__ import annotations
 
@@ -36,6 +36,8 @@ def labels_used(settings: Mapping[str, Any], *, groups_known: bool, rule: str = 
         mine = [kind for kind in kinds if kind.labels == labels]
         if mine:
             purposes.append(f"debiasing ({', '.join(kind.label for kind in mine)})")
+        if labels == _CLASSES and _weighs(settings):
+            purposes.append("weighing the teachers")
         needs = RULES[rule].needs if rule in RULES else ()
         wanted = {"groups": GROUPS in needs, _CLASSES: {GROUPS, LABELS} & {*needs} == {LABELS}}
         if any(_selects(settings, kind.name) for kind in mine) or wanted[labels]:
@@ -95,6 +97,12 @@ def _trains_on_classes(settings: Mapping[str, Any]) -> bool:
     with_labels = any(STRATEGIES[name].needs_labels for name in methods & {*STRATEGIES})
     mixed = _asks_teachers(settings) and settings.get("distillation", {}).get("alpha", 1) < 1
     return bool(pool or methods & _ALONE or with_labels or mixed)
+
+
+def _weighs(settings: Mapping[str, Any]) -> bool:
+    """Whether labels of validation have a say in the teachers' weights."""
+    methods = {*settings.get("methods", ())} & {*STRATEGIES}
+    return any(STRATEGIES[name].needs_competence for name in methods)
 
 
 def _kinds(settings: Mapping[str, Any]) -> list[Kind]:
