@@ -61,6 +61,20 @@ def test_every_combination_is_a_point_with_a_label_of_its_own() -> None:
     assert [s.label for s in settings_of({}, [])] == ["job"]
 
 
+def test_kinds_of_data_are_swept_with_what_each_knows(make_job: Callable[..., Job]) -> None:
+    sweep = {"data.name": ["colored_digits", "textured_digits"], "data.aligned": [0.9]}
+    job = make_job(**{"data.seed": 3, "sweep": sweep})
+    resumed = Job.model_validate(job.model_dump(mode="json"))  # as a run's folder has it
+    for study in (job, resumed):
+        colored, textured = (point.data for _, point in points_of(study))
+        assert (colored.name, textured.name) == ("colored_digits", "textured_digits")
+        assert colored.severity == 4
+        assert textured.size == 16
+        assert [(each.seed, each.train, each.aligned) for each in (colored, textured)] == (
+            [(3, 160, 0.9)] * 2
+        )
+
+
 def test_draws_share_no_model_and_no_split(make_job: Callable[..., Job]) -> None:
     job = make_job(draws=[0, 1, 2], sweep={"teachers.count": [3, 5]})
     points = points_of(job)

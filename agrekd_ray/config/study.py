@@ -19,6 +19,8 @@ MOST_POINTS = 10_000
 def raw_points(job: Job) -> list[tuple[Setting, dict[str, Any]]]:
     """Every point of a study with the raw values of its job."""
     whole = job.model_dump(mode="json")
+    if "data.name" in job.sweep:  # other data do not know what these leave at its default
+        whole["data"] = job.data.model_dump(mode="json", exclude_defaults=True)
     alone = {key: value for key, value in whole.items() if key not in ("sweep", "draws")}
     return [
         (setting, changed({**alone, "published": None}, changes(setting, whole)))
