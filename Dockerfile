@@ -11,7 +11,7 @@ RUN mkdir -p /home/ray/agrekd_ray
 WORKDIR /home/ray/agrekd_ray
 COPY --chown=ray:users pyproject.toml constraints.txt README.md LICENSE ./
 COPY --chown=ray:users agrekd_ray ./agrekd_ray
-RUN pip install --no-cache-dir -c constraints.txt .
+RUN pip install --no-cache-dir -c constraints.txt '.[textures]'
 COPY --chown=ray:users jobs ./jobs
 COPY --chown=ray:users tune_configs ./tune_configs
 CMD ["agrekd", "--help"]
