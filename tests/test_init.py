@@ -78,7 +78,8 @@ def test_a_folder_of_classes_becomes_a_job_and_a_table(
     assert {row[1] for row in rows[1:]} == {"a", "b"}
     assert (job.data.size, job.data.resize) == (224, 256)
     assert job.student.model.name == "torchvision/resnet18"
-    assert (job.ensemble.debiased, "one_hot_dfr" in job.methods) == (0, False)
+    assert (job.ensemble.by_kind, "one_hot_dfr" in job.methods) == ({"afr": 2}, False)
+    assert "# retrained on what the biased models get wrong (AFR);" in Path("jobs.yaml").read_text()
 
 
 def test_a_table_of_texts_becomes_a_job(tmp_path: Path) -> None:

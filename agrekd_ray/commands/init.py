@@ -216,16 +216,15 @@ def _job(
     source: Path, output: Path, data: dict[str, Any], dataset: Dataset, columns: _Columns
 ) -> str:
     """The job as YAML with comments."""
-    retrains = dataset.groups.known and not classes_missing(dataset, DFR)
+    debiased, how = _debiased(dataset)
     samples = len(dataset.splits[TRAIN])
     batch = 2 ** max(0, min(6, (samples // 4).bit_length() - 1))
     teacher, student, advice = _models(data, dataset)
     methods = ["one_hot", "deep_ensemble", "teacher_vote", "aver", "ae_kd", "agre_kd"]
-    if retrains:
+    if debiased == "2":
         methods[1:1] = ["one_hot_dfr"]
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", source.resolve().stem).strip("-._") or "own"
     others = f" Others that could be: {listed(columns.others)}." if columns.others else ""
-    no_dfr = "" if retrains else "; that needs group labels, of every class in validation"
     described = yaml.safe_dump(data, sort_keys=False, default_flow_style=None, allow_unicode=True)
     block = "".join(f"  {line}\n" for line in described.splitlines())
     pace = "learning_rate: 0.01" if columns.pictures else "optimizer: adamw, learning_rate: 0.001"
@@ -249,10 +248,10 @@ teachers:
   training: {training}
 
 # Who of the pool teaches, so that one is left as the biased model; debiased ones have a last layer
-# retrained by group (DFR){no_dfr}.
+# retrained {how}.
 ensemble:
   size: 5
-  debiased: {2 if retrains else 0}
+  debiased: {debiased}
 
 student:
   model: {_flow(student)}
@@ -266,6 +265,15 @@ distillation:
 methods: {_flow(methods)}
 seeds: [0, 1, 2] # the table shows mean ± standard deviation over them
 """
+
+
+def _debiased(dataset: Dataset) -> tuple[str, str]:
+    """How many teachers are debiased, as YAML; how their last layers are retrained, in words."""
+    if classes_missing(dataset, DFR):
+        return "0", "on validation, which needs samples of every class for that"
+    if dataset.groups.known:
+        return "2", "by group (DFR)"
+    return "{afr: 2}", "on what the biased models get wrong (AFR); groups, for DFR, are not known"
 
 
 def _flow(value: Any) -> str:
