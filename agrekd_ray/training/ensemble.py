@@ -96,7 +96,8 @@ def _warnings(found: Examined, names: Sequence[str], classes: Sequence[str]) -> 
             f"{names[m]} is right on {_percent(found.accuracy_m[m])} of the validation samples, no "
             f"better than a constant answer ({_percent(found.most_frequent)}), yet contradicts the "
             f"biased model on {_percent(1 - found.with_biased_M[m])}: AGRE-KD would begin with "
-            f"{_percent(found.weights_M[m])} of the weight on it. Make it again, or leave it out."
+            f"{_percent(found.weights_M[m])} of the weight on it. Make it again, leave it out, or "
+            "take agre_kd_guarded."
         )
     for m, a, b in found.swapped:
         right = found.by_class_mC[m]
