@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,9 +27,9 @@ from agrekd_ray.experiment.study import run_study
 from agrekd_ray.files import checked
 from agrekd_ray.models import build, load, save
 from agrekd_ray.report.archive import read_job
-from agrekd_ray.report.ensemble import render
+from agrekd_ray.report.ensemble import in_words, render
 from agrekd_ray.report.page import write_report
-from agrekd_ray.results import EnsembleCheck
+from agrekd_ray.results import EnsembleCheck, TeacherCheck
 from agrekd_ray.training import check_ensemble, evaluate
 
 from .conftest import Run
@@ -51,6 +52,21 @@ def lines_of(folder: RunFolder, tmp_path: Path, run: Callable[..., Any] = run_jo
         run(folder, Console(file=file, width=80))
         file.seek(0)
         return file.read().splitlines()
+
+
+def test_what_there_is_none_of_is_not_said() -> None:
+    """A biased model without a mistake, and a vote that is always its own."""
+    right = TeacherCheck("erm-0", "erm", 1.0, 1.0, {"a": 1.0})
+    check = EnsembleCheck(9, 1.0, [right], right, 0.5, 0, math.nan, differ=0.0)
+    assert in_words(check) == [
+        "All side with the biased model on 50.0 % of samples.",
+        "Their vote never differs from it.",
+    ]
+    some = replace(check, mistakes=4, sided_wrong=0.25, differ=0.2, vote_right=0.7, biased_right=0)
+    assert in_words(some) == [
+        "All side with the biased model on 50.0 % of samples, 25.0 % of its mistakes.",
+        "Their vote differs on 20.0 %: right there 70.0 %, the biased model 0.0 %.",
+    ]
 
 
 def test_a_broken_teacher_is_warned_of_before_the_first_student(

@@ -60,10 +60,13 @@ def render_warnings(warnings: Sequence[str], console: Console, of: str = "") -> 
 def in_words(check: EnsembleCheck) -> list[str]:
     """What is to be said of the ensemble as a whole, a line each."""
     sided = f"All side with the biased model on {_percent(check.sided)} % of samples"
-    lines = [f"{sided}, {_percent(check.sided_wrong)} % of its mistakes."]
-    if check.differ is not None:
+    of_mistakes = f", {_percent(check.sided_wrong)} % of its mistakes" if check.mistakes else ""
+    lines = [f"{sided}{of_mistakes}."]
+    if check.differ:
         right = f"{_percent(check.vote_right)} %, the biased model {_percent(check.biased_right)} %"
         lines.append(f"Their vote differs on {_percent(check.differ)} %: right there {right}.")
+    elif check.differ is not None:
+        lines.append("Their vote never differs from it.")
     return lines
 
 
