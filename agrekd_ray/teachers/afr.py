@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from agrekd_ray.settings import Count, NonNegative, Settings
-from agrekd_ray.teachers.kinds import HeldOut, Layer, best_layer, debiased, softmax
+from agrekd_ray.teachers.kinds import HeldOut, Layer, best_layer, debiased
 
 
 class AfrSettings(Settings):
@@ -46,8 +46,10 @@ def afr_weights(confidence_N: np.ndarray, labels_N: np.ndarray, gamma: float) ->
 @debiased("afr", "AFR", AfrSettings)
 def afr(held_out: HeldOut, settings: AfrSettings, seed: int) -> Layer:
     """The last layer of the best γ and λ; it does not depend on the seed."""
+    from scipy.special import softmax  # a tenth of a second that few processes need
+
     fit = held_out.fit
-    probabilities_NC = softmax(fit.features_ND @ held_out.weight_CD.T + held_out.bias_C)
+    probabilities_NC = softmax(fit.features_ND @ held_out.weight_CD.T + held_out.bias_C, 1)
     confidence_N = probabilities_NC[np.arange(len(fit.labels_N)), fit.labels_N]
     layers = []
     for gamma in settings.gammas:
@@ -71,6 +73,7 @@ def minimum(
         iterations: of L-BFGS, at most.
     """
     from scipy.optimize import minimize  # half a second that few processes need
+    from scipy.special import log_softmax
 
     fit, classes = held_out.fit, held_out.classes
     # The intercept is the coefficient of a feature that is always 1.
@@ -80,12 +83,10 @@ def minimum(
 
     def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
         layer_CE = flat.reshape(start_CE.shape)
-        logits_NC = inputs_NE @ layer_CE.T
-        largest_N1 = logits_NC.max(1, keepdims=True)
-        log_sum_N = largest_N1[:, 0] + np.log(np.exp(logits_NC - largest_N1).sum(1))
-        cross_entropy_N = log_sum_N - logits_NC[rows_N, fit.labels_N]
+        logs_NC = log_softmax(inputs_NE @ layer_CE.T, 1)
+        cross_entropy_N = -logs_NC[rows_N, fit.labels_N]
         apart_CE = layer_CE - start_CE
-        errors_NC = np.exp(logits_NC - log_sum_N[:, None]) - np.eye(classes)[fit.labels_N]
+        errors_NC = np.exp(logs_NC) - np.eye(classes)[fit.labels_N]
         gradient_CE = (weights_N[:, None] * errors_NC).T @ inputs_NE + 2 * penalty * apart_CE
         value = weights_N @ cross_entropy_N + penalty * (apart_CE**2).sum()
         return float(value), gradient_CE.ravel()

@@ -177,10 +177,3 @@ def best_layer(layers: Sequence[Layer], select: Half) -> Layer:
         return worst_cell(named_N == select.labels_N, select.cells)
 
     return max(layers, key=score)
-
-
-def softmax(logits_NC: np.ndarray) -> np.ndarray:
-    """Probabilities of logits."""
-    exponents_NC = np.exp(logits_NC - logits_NC.max(1, keepdims=True))
-    probabilities: np.ndarray = exponents_NC / exponents_NC.sum(1, keepdims=True)
-    return probabilities
