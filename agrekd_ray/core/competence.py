@@ -39,15 +39,19 @@ def competence(teacher_logits: Tensor, biased_logits: Tensor, labels: Tensor) ->
         raise ValueError(f"teacher_logits must be [M, N, C], not empty, not {shape}")
     if biased_logits.shape != teacher_logits.shape[1:] or labels.shape != biased_logits.shape[:1]:
         raise ValueError("biased_logits must be [N, C] and labels [N], as teacher_logits [M, N, C]")
-    classes = torch.arange(teacher_logits.shape[2], device=labels.device)
+    C = teacher_logits.shape[2]
     answers_MN, biased_N = teacher_logits.argmax(2), biased_logits.argmax(1)
     differ_MN = answers_MN != biased_N
     gain_MN = ((answers_MN == labels).double() - (biased_N == labels).double()) * differ_MN
-    answered_MNC = (differ_MN[..., None] & (answers_MN[..., None] == classes)).double()
     samples_M = differ_MN.sum(1) + PRIOR
     overall_M = gain_MN.sum(1) / samples_M
     variance_M = gain_MN.square().sum(1) / samples_M - overall_M.square()
     ahead_M = overall_M > ERRORS * (variance_M.clamp_min(0) / samples_M).sqrt()
-    gain_MC = torch.einsum("mn,mnc->mc", gain_MN, answered_MNC)
-    found_MC = (gain_MC + PRIOR * overall_M[:, None]) / (answered_MNC.sum(1) + PRIOR)
+    gain_MC, count_MC = (  # of what a teacher answers where it differs
+        torch.zeros(len(answers_MN), C, dtype=torch.float64, device=labels.device).scatter_add_(
+            1, answers_MN, of_MN
+        )
+        for of_MN in (gain_MN, differ_MN.double())
+    )
+    found_MC = (gain_MC + PRIOR * overall_M[:, None]) / (count_MC + PRIOR)
     return found_MC.clamp_min(0) * ahead_M[:, None]

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from agrekd_ray.core.groups import accuracy_by, majority_vote
 from agrekd_ray.core.kd import check_labels, kd_gradient
@@ -119,7 +118,7 @@ class Examined:
 
 @torch.no_grad()
 def examine(
-    logits_MNC: Tensor,
+    logits_MNC: Sequence[Tensor],
     biased_NC: Tensor,
     labels_N: Tensor,
     groups_N: Tensor | None = None,
@@ -128,7 +127,7 @@ def examine(
     """Look at what teachers and the biased model answer to samples that nobody was trained on.
 
     Args:
-        logits_MNC: of the teachers, [M, N, C].
+        logits_MNC: of the M teachers, [N, C] each; they are never put together.
         biased_NC: of the biased model, [N, C].
         labels_N: the true classes, [N].
         groups_N: evaluation groups, [N], where they are known.
@@ -138,12 +137,12 @@ def examine(
         ValueError: for shapes that do not fit, NaN, or labels out of range.
     """
     probabilities_NC, vote_N = majority_vote(logits_MNC)
-    M, N, C = logits_MNC.shape
+    M, (N, C) = len(logits_MNC), probabilities_NC.shape
     if biased_NC.shape != (N, C):
         raise ValueError(f"biased_NC must be {[N, C]}, not {list(biased_NC.shape)}")
     check_labels(labels_N, N, C)
     labels_N = labels_N.long()
-    named_mN = torch.cat([logits_MNC.argmax(-1), biased_NC.argmax(-1)[None]])
+    named_mN = torch.stack([of_NC.argmax(-1) for of_NC in (*logits_MNC, biased_NC)])
     right_mN = (named_mN == labels_N).double()
     named_MN, biased_N = named_mN[:M], named_mN[M]
     count_C = torch.bincount(labels_N, minlength=C)
@@ -230,20 +229,26 @@ def _constant(
     return (accuracy_m <= frequent) & (balanced_m <= 1 / classes + ERRORS * error_m + 1e-9)
 
 
+def _votes(named_MN: Tensor, C: int) -> Tensor:
+    """How many models name each class, [N, C]."""
+    votes_NC = torch.zeros(named_MN.shape[1], C, dtype=torch.int32)
+    return votes_NC.scatter_add_(1, named_MN.T, torch.ones_like(named_MN.T, dtype=torch.int32))
+
+
 def _with_others(named_MN: Tensor, C: int) -> Tensor:
     """Mean agreement of each teacher with the others, out of the votes for each class."""
     M = len(named_MN)
-    votes_NC = functional.one_hot(named_MN.T, C).sum(1)
+    votes_NC = _votes(named_MN, C)
     others_MN = votes_NC.gather(1, named_MN.T).T.double() - 1
     return others_MN.mean(1) / (M - 1) if M > 1 else torch.full((1,), math.nan).double()
 
 
-def _weights(logits_MNC: Tensor, biased_NC: Tensor, temperature: float) -> Tensor:
+def _weights(logits_MNC: Sequence[Tensor], biased_NC: Tensor, temperature: float) -> Tensor:
     """Mean weights of AGRE-KD at logits that are all 0."""
-    M, N, C = logits_MNC.shape
+    M, (N, C) = len(logits_MNC), biased_NC.shape
     sums_M = torch.zeros(M, dtype=torch.float64)
     for rows in torch.arange(N).split(max(1, _NUMBERS // (M * C))):
-        members_mBC = torch.cat([logits_MNC[:, rows], biased_NC[None, rows]])
+        members_mBC = torch.stack([of_NC[rows] for of_NC in (*logits_MNC, biased_NC)])
         student_BC = torch.zeros_like(biased_NC[rows])
         gradients_mBC = kd_gradient(student_BC, members_mBC, temperature)
         weights_MB = weigh("agre_kd", gradients_mBC[:M], gradients_mBC[M], temperature=temperature)
@@ -253,7 +258,7 @@ def _weights(logits_MNC: Tensor, biased_NC: Tensor, temperature: float) -> Tenso
 
 def _contradicting(named_MN: Tensor, biased_N: Tensor, probabilities_NC: Tensor) -> Tensor:
     """What most of those name who do not name the biased model's class; that one, where all do."""
-    votes_NC = functional.one_hot(named_MN.T, probabilities_NC.shape[1]).sum(1).double()
+    votes_NC = _votes(named_MN, probabilities_NC.shape[1]).double()
     votes_NC.scatter_(1, biased_N[:, None], 0.0)
     most_N = (votes_NC + 0.5 * probabilities_NC).scatter(1, biased_N[:, None], 0.0).argmax(1)
     return torch.where(votes_NC.any(1), most_N, biased_N)
@@ -303,7 +308,7 @@ def _contradiction(
     return Contradiction(share, vote / often, biased / often, misleads)
 
 
-def _same(logits_MNC: Tensor, named_MN: Tensor) -> tuple[tuple[int, ...], ...]:
+def _same(logits_MNC: Sequence[Tensor], named_MN: Tensor) -> tuple[tuple[int, ...], ...]:
     """Teachers that answer alike, each in one set."""
     sets: list[list[int]] = []
     for m, named_N in enumerate(named_MN):

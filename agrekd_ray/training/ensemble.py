@@ -31,7 +31,7 @@ def check_ensemble(
     """
     ids, groups, names = dataset.splits[SELECT], dataset.groups, [*logits]
     found = examine(
-        torch.stack([*logits.values()]),
+        [*logits.values()],
         biased[1],
         dataset.labels(ids),
         torch.from_numpy(groups.group_N[ids]) if groups.known else None,
