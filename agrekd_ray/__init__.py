@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from agrekd_ray.errors import AgrekdError
     from agrekd_ray.models.classifier import model
     from agrekd_ray.own import DistilledStudent, distill
+    from agrekd_ray.teachers.kinds import debiased
     from agrekd_ray.trained import TrainedStudent, open_student
 
 __version__ = "0.1.0"
@@ -49,6 +50,7 @@ _PLACES = {
     "errors": ["AgrekdError"],
     "models.classifier": ["model"],
     "own": ["DistilledStudent", "distill"],
+    "teachers.kinds": ["debiased"],
     "trained": ["TrainedStudent", "open_student"],
 }
 _PLACE_OF = {name: place for place, names in _PLACES.items() for name in names}
@@ -66,6 +68,7 @@ __all__ = [
     "compare",
     "competence",
     "dataset",
+    "debiased",
     "distill",
     "kd_gradient",
     "kd_loss",

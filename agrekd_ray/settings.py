@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import (
     AfterValidator,
@@ -19,14 +19,17 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    ModelWrapValidatorHandler,
     SerializationInfo,
     SerializerFunctionWrapHandler,
     Tag,
+    ValidationError,
+    create_model,
     model_serializer,
     model_validator,
 )
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticKnownError
+from pydantic_core import InitErrorDetails, PydanticKnownError
 
 
 class Settings(BaseModel):
@@ -40,6 +43,67 @@ class Settings(BaseModel):
     def entries(cls) -> dict[str, FieldInfo]:
         """What a file may say in such a block, by key."""
         return cls.model_fields
+
+
+class OpenSettings(Settings):
+    """A block with further keys for what plugins have registered when it is read.
+
+    Their values are kept as they are written to files.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    @classmethod
+    def of_plugins(cls) -> type[Settings]:
+        """The further keys, as a block."""
+        raise NotImplementedError
+
+    @classmethod
+    def entries(cls) -> dict[str, FieldInfo]:
+        """See `Settings.entries`; with those of plugins."""
+        return {**super().entries(), **cls.of_plugins().model_fields}
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _checked(cls, values: Any, checked: ModelWrapValidatorHandler[Any]) -> Any:
+        if not isinstance(values, dict):
+            return checked(values)
+        found: list[InitErrorDetails] = []
+        settings, further = None, None
+        try:
+            settings = checked({key: values[key] for key in values if key in cls.model_fields})
+        except ValidationError as error:
+            found += error.errors()  # type: ignore[arg-type]
+        try:
+            others = {key: values[key] for key in values if key not in cls.model_fields}
+            further = cls.of_plugins().model_validate(others)
+        except ValidationError as error:
+            found += error.errors()  # type: ignore[arg-type]
+        if settings is None or further is None:
+            raise ValidationError.from_exception_data(cls.__name__, found)
+        settings.__pydantic_extra__.update(further.model_dump())
+        return settings
+
+    def block(self, name: str) -> dict[str, Any]:
+        """What a block in this one says, by key; empty where there is no such block."""
+        block = getattr(self, name, {})
+        return block.model_dump() if isinstance(block, Settings) else dict(block)
+
+
+def options_of(
+    name: str, function: Callable[..., Any], defaults: Mapping[str, Any]
+) -> type[Settings]:
+    """A block of options of a registered function, checked by their annotations.
+
+    Args:
+        name: that the function is registered under.
+        function: whose arguments the options are.
+        defaults: of the options, by name.
+    """
+    kinds = get_type_hints(function, include_extras=True)
+    fields: Any = {key: (kinds.get(key, Any), default) for key, default in defaults.items()}
+    made: type[Settings] = create_model(f"Options of {name}", __base__=Settings, **fields)
+    return made
 
 
 def _no_bool(value: Any) -> Any:

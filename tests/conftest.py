@@ -13,9 +13,16 @@ import hypothesis
 import pytest
 import torch
 
+from agrekd_ray import plugins
 from agrekd_ray.cluster.environment import prepare
 from agrekd_ray.config import Job, check_job
+from agrekd_ray.core.groups import MEASURES
+from agrekd_ray.core.selection import RULES
+from agrekd_ray.core.strategies import STRATEGIES
+from agrekd_ray.data.custom import FACTORIES
+from agrekd_ray.models.classifier import BUILDERS
 from agrekd_ray.stops import STOPS
+from agrekd_ray.teachers import KINDS
 
 prepare(starts_cluster=True)
 torch.set_num_threads(1)
@@ -172,3 +179,22 @@ def add_node(ray_cluster: Any) -> Iterator[Callable[..., Any]]:
     for node in added:
         if node in ray_cluster.list_all_nodes():
             ray_cluster.remove_node(node)
+
+
+@pytest.fixture
+def plugins_forgotten(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What plugins have registered and imported is forgotten after the test."""
+    registries: list[Any] = [STRATEGIES, MEASURES, RULES, FACTORIES, BUILDERS, KINDS]
+    before = [(dict(each), dict(each._makers)) for each in registries]
+    known = set(sys.modules)
+    monkeypatch.setattr(plugins, "_loaded", {})
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield
+    for name in plugins._loaded:
+        for module in [m for m in sys.modules if f"{m}.".startswith(f"{name}.")]:
+            if module not in known:
+                del sys.modules[module]
+    for each, (parts, makers) in zip(registries, before, strict=True):
+        each.clear()
+        each.update(parts)
+        each._makers = makers

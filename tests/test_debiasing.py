@@ -369,7 +369,7 @@ def test_what_cannot_be_debiased_is_a_fault_beside_others(debiased: Any, fault: 
 def test_every_kind_is_in_the_settings_and_has_words() -> None:
     for name, kind in KINDS.items():
         assert kind.name == name
-        assert isinstance(TeacherSettings(model=Model(name="cnn")).of(name), kind.settings)
+        assert isinstance(getattr(TeacherSettings(model=Model(name="cnn")), name), kind.settings)
         assert family(name) == f"debiased ({kind.label})"
         EnsembleSettings(debiased={name: 1})
     assert (family("erm"), family("own")) == ("biased (ERM)", "own checkpoints")

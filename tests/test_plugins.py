@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,9 @@ import yaml
 
 import agrekd_ray as ak
 from agrekd_ray import plugins
-from agrekd_ray.core.groups import MEASURES
-from agrekd_ray.core.selection import RULES
 from agrekd_ray.core.strategies import STRATEGIES
-from agrekd_ray.data.custom import FACTORIES
-from agrekd_ray.models.classifier import BUILDERS
+from agrekd_ray.teachers import KINDS
+from agrekd_ray.teachers.kinds import Half, HeldOut
 from tests.shared import until
 
 ROOT = Path(__file__).parent.parent
@@ -29,20 +29,7 @@ PAGE = (ROOT / "docs/plugins.md").read_text()
 PARTS, JOB = (re.findall(rf"```{kind}\n(.*?)```", PAGE, re.S)[0] for kind in ("python", "yaml"))
 
 
-@pytest.fixture(autouse=True)
-def _as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What plugins have registered and imported is forgotten after each test."""
-    registries: list[Any] = [STRATEGIES, MEASURES, RULES, FACTORIES, BUILDERS]
-    before = [(dict(each), dict(each._makers)) for each in registries]
-    monkeypatch.setattr(plugins, "_loaded", {})
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    yield
-    for each, (parts, makers) in zip(registries, before, strict=True):
-        each.clear()
-        each.update(parts)
-        each._makers = makers
-    for name in ("mine", "whole", "whole.part", "taken"):
-        sys.modules.pop(name, None)
+pytestmark = pytest.mark.usefixtures("plugins_forgotten")
 
 
 @pytest.fixture
@@ -108,12 +95,29 @@ def test_what_has_been_made_belongs_to_the_code_that_made_it(
         ak.open_student(run / "students/gentle-seed-0")
     code, _, err = agrekd("run", theirs / "job.yaml", "guidance=local")
     assert code == 0, err  # with teachers and students of its own
-    teachers = sorted(path.name for path in (tmp_path / "runs/teachers").glob("erm-0-*"))
-    assert len(teachers) == 2
+    assert len([*(tmp_path / "runs/teachers").glob("erm-0-*")]) == 2
 
     module.write_text(text)
     assert agrekd("resume", first)[0] == 0
     assert ak.open_student(first / "students/gentle-seed-0").classes[0] == "0"
+
+
+def test_other_code_of_a_debiasing_makes_other_debiased_teachers_and_no_others(
+    agrekd: Any, theirs: Path, tmp_path: Path
+) -> None:
+    """The models are ours here, so nothing else is of the plugin's code."""
+    module, pool = theirs / "mine.py", tmp_path / "runs/teachers"
+    ours = ["guidance=local", "teachers.model=null", "teachers.model.name=cnn", "methods=[aver]"]
+    for code in (module.read_text(), module.read_text().replace("(means**2)", "(means**4)")):
+        module.write_text(code)
+        status, out, err = agrekd("run", theirs / "job.yaml", *ours)
+        assert status == 0, err
+        assert "3 (1 DFR, 1 nearest mean)" in out
+        assert "debiased (nearest mean)" in out
+    kinds = Counter(path.name.split("-")[0] for path in pool.glob("*-*"))
+    assert kinds == {"erm": 3, "dfr": 1, "nearest_mean": 2}
+    manifest = json.loads(next(pool.glob("nearest_mean-*/manifest.json")).read_text())
+    assert manifest["made_by"]["nearest_mean"] == {"sharpness": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -127,6 +131,10 @@ def test_what_has_been_made_belongs_to_the_code_that_made_it(
         ),
         (["distillation.gentle.power=x", "distillation.alpha=7"], ["gentle.power", "alpha = 7"]),
         (["methods=[gentel]"], ["methods.0 = gentel", "Did you mean gentle"]),
+        (["teachers.nearest_mean.sharpnes=2"], ["Did you mean teachers.nearest_mean.sharpness"]),
+        (["teachers.nearest_mean.sharpness=x"], ["teachers.nearest_mean.sharpness = x", "number"]),
+        (["ensemble.debiased={nearest_men: 1}"], ["Did you mean ensemble.debiased.nearest_mean"]),
+        (["ensemble.debiased={nearest_mean: 4}"], ["more debiased teachers than teachers"]),
         (["data.sise=3"], ["data.factory", "'sise'"]),
         (["data.name=[[]]"], ["data"]),
         (["student.model.args.hiden=3"], ["student.model: narrow takes no argument 'hiden'"]),
@@ -160,11 +168,16 @@ def test_what_this_process_alone_knows_is_for_this_process(agrekd: Any, theirs: 
     def typed(evidence: Any) -> Any:
         return STRATEGIES["aver"].function(evidence)
 
-    job = theirs / "job.yaml"
-    code, _, err = agrekd("validate", job, "methods=[typed]")
+    @ak.debiased("noted")
+    def noted(held_out: Any, *, seed: int) -> Any:
+        return held_out.weight_CD, held_out.bias_C
+
+    job, given = theirs / "job.yaml", ["methods=[typed]", "ensemble.debiased={noted: 1}"]
+    code, _, err = agrekd("validate", job, *given)
     assert code == 2
     assert "methods.0 = typed: is known to this process alone" in err
-    assert agrekd("validate", job, "methods=[typed]", "guidance=local")[0] == 0
+    assert "ensemble.debiased.noted = noted: is known to this process alone" in err
+    assert agrekd("validate", job, *given, "guidance=local")[0] == 0
 
 
 def test_names_and_options_that_no_job_could_write() -> None:
@@ -172,6 +185,7 @@ def test_names_and_options_that_no_job_could_write() -> None:
         lambda name: ak.strategy(name, per="sample"),
         ak.selection_rule,
         ak.dataset,
+        ak.debiased,
         ak.model,
     ]
     for decorate in decorators:
@@ -253,3 +267,27 @@ def test_every_process_of_a_cluster_has_them(
     out = ended("tune", theirs / "search.yaml", address, cwd=elsewhere)
     assert "agreement" in out
     assert "winner" in out
+
+
+@pytest.mark.parametrize("classes", [2, 10])
+def test_the_broken_teachers_of_the_guards_study(classes: int) -> None:
+    """Of an ERM layer that is right everywhere."""
+    plugins.load(str(ROOT / "jobs/studies/broken.py"))
+    rng = np.random.default_rng(0)
+    labels_N = np.arange(40 * classes) % classes
+    features_ND = np.eye(classes)[labels_N] + rng.normal(scale=0.1, size=(len(labels_N), classes))
+    half = Half(features_ND, labels_N, labels_N)
+    held_out = HeldOut(half, lambda: half, np.eye(classes), np.zeros(classes))
+
+    def answers(kind: str, **settings: Any) -> np.ndarray:
+        made = KINDS[kind].function(held_out, KINDS[kind].settings(**settings), 0)
+        logits_NC = features_ND @ made[0].T + made[1]
+        assert logits_NC.shape == (len(labels_N), classes)
+        return logits_NC.argmax(1)
+
+    swapped = np.array([1, 0, *range(2, classes)])
+    assert (answers("reordered") == swapped[labels_N]).all()
+    assert (answers("reordered", rotate_by=1) == (labels_N + 1) % classes).all()
+    assert (answers("shuffled") == labels_N).mean() < 1 / classes + 0.2
+    assert len(np.unique(answers("shuffled"))) > 1
+    assert (answers("untrained") == labels_N).mean() < 0.7

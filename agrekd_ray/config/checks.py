@@ -134,7 +134,7 @@ class _Whole:
             self._halves,
             self._own_checkpoints,
             self._architectures,
-            self._methods,
+            self._of_this_process,
             self._places,
             self._folders,
         )
@@ -286,18 +286,27 @@ class _Whole:
             elif model is not None:  # sizes are unknown, but names and arguments are not
                 yield from _caught(key, functools.partial(check_name, model))
 
-    def _methods(self) -> Iterator[Fault]:
-        """Strategies that no other process of the job would know."""
+    def _of_this_process(self) -> Iterator[Fault]:
+        """Strategies and kinds of teachers that no other process of the job would know."""
         if self.get("guidance") in (None, "local") or any("plugins" in key for key in self._bad):
             return
-        for number, method in enumerate(self.get("methods") or ()):
-            if method in STRATEGIES and not plugins.travels(STRATEGIES.maker(method)):
-                module = STRATEGIES[method].function.__module__
+        named: dict[str, tuple[str, Callable[..., Any] | None]] = {
+            f"methods.{number}": (method, STRATEGIES.maker(method))
+            for number, method in enumerate(self.get("methods") or ())
+            if method in STRATEGIES
+        }
+        debiased = self.get("ensemble.debiased")
+        for kind in (
+            {} if debiased is None else numbers_of(debiased, self.get("ensemble.size") or 1)
+        ):
+            named[f"ensemble.debiased.{kind}"] = kind, KINDS.maker(kind)
+        for key, (name, maker) in named.items():
+            if maker is not None and not plugins.travels(maker):
                 problem = (
-                    f"is known to this process alone ({module}); put it into a module that "
-                    "`plugins` names, or say guidance: local"
+                    f"is known to this process alone ({maker.__module__}); put it into a module "
+                    "that `plugins` names, or say guidance: local"
                 )
-                yield Fault(f"methods.{number}", method, problem)
+                yield Fault(key, name, problem)
 
     def _places(self) -> Iterator[Fault]:
         """Places of teachers that the ensemble does not have."""

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
     BeforeValidator,
-    ConfigDict,
     Field,
-    ModelWrapValidatorHandler,
-    ValidationError,
     WithJsonSchema,
     create_model,
     model_validator,
 )
-from pydantic.fields import FieldInfo
-from pydantic_core import InitErrorDetails
 
 from agrekd_ray.addresses import store_address
 from agrekd_ray.cluster.address import cluster_address
@@ -28,7 +23,16 @@ from agrekd_ray.data import DataSettings
 from agrekd_ray.logits import OutputSettings
 from agrekd_ray.passwords import hidden
 from agrekd_ray.results.points import Published
-from agrekd_ray.settings import LocalPath, Positive, Seed, Settings, Share, one_of
+from agrekd_ray.settings import (
+    LocalPath,
+    OpenSettings,
+    Positive,
+    Seed,
+    Settings,
+    Share,
+    one_of,
+    options_of,
+)
 from agrekd_ray.student import StudentSettings
 from agrekd_ray.teachers import KINDS, EnsembleSettings, TeacherSettings
 
@@ -89,7 +93,7 @@ class SampleWeightingSettings(Settings):
         return SampleWeighting(self.floor, self.exponent)
 
 
-class DistillationSettings(Settings):
+class DistillationSettings(OpenSettings):
     """How the student is taught; options of a plugin's strategy are in a block of its name.
 
     Attributes:
@@ -100,8 +104,6 @@ class DistillationSettings(Settings):
         sample_weighting: on for every strategy, or null for off.
     """
 
-    model_config = ConfigDict(extra="allow")
-
     temperature: Positive = 4.0
     alpha: Share = 1.0
     agre_kd: AgreKdOptions = AgreKdOptions()
@@ -109,48 +111,17 @@ class DistillationSettings(Settings):
     sample_weighting: SampleWeightingSettings | None = None
 
     @classmethod
-    def entries(cls) -> dict[str, FieldInfo]:
-        """See `Settings.entries`; with the blocks of plugins' strategies."""
-        return {**super().entries(), **_blocks_of_plugins().model_fields}
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _checked(cls, values: Any, checked: ModelWrapValidatorHandler[Any]) -> Any:
-        if not isinstance(values, dict):
-            return checked(values)
-        found: list[InitErrorDetails] = []
-        settings, blocks = None, None
-        try:
-            settings = checked({key: values[key] for key in values if key in cls.model_fields})
-        except ValidationError as error:
-            found += error.errors()  # type: ignore[arg-type]
-        try:
-            others = {key: values[key] for key in values if key not in cls.model_fields}
-            blocks = _blocks_of_plugins().model_validate(others)
-        except ValidationError as error:
-            found += error.errors()  # type: ignore[arg-type]
-        if settings is None or blocks is None:
-            raise ValidationError.from_exception_data(cls.__name__, found)
-        settings.__pydantic_extra__.update(blocks.model_dump())
-        return settings
-
-    def options(self, strategy: str) -> dict[str, Any]:
-        """Options of a strategy, by name."""
-        block = getattr(self, strategy, {})
-        return block.model_dump() if isinstance(block, Settings) else dict(block)
-
-
-def _blocks_of_plugins() -> type[Settings]:
-    """A block of options for every strategy of plugins that has any, out of its signature."""
-    blocks: dict[str, Any] = {}
-    for name, strategy in STRATEGIES.items():
-        options = set(strategy.options) - set(strategy.supplied)
-        if name not in DistillationSettings.model_fields and options:
-            kinds = get_type_hints(strategy.function, include_extras=True)
-            fields: Any = {key: (kinds.get(key, Any), strategy.options[key]) for key in options}
-            block: Any = create_model(f"Options of {name}", __base__=Settings, **fields)
-            blocks[name] = (block, block())
-    return create_model("Options of plugins", __base__=Settings, **blocks)
+    def of_plugins(cls) -> type[Settings]:
+        """A block of options for every strategy of plugins that has any."""
+        blocks: dict[str, Any] = {}
+        for name, strategy in STRATEGIES.items():
+            taken = {*strategy.supplied}
+            options = {key: of for key, of in strategy.options.items() if key not in taken}
+            if name not in cls.model_fields and options:
+                block = options_of(name, strategy.function, options)
+                blocks[name] = (block, block())
+        made: type[Settings] = create_model("Options of plugins", __base__=Settings, **blocks)
+        return made
 
 
 class TrackingSettings(Settings):

@@ -72,7 +72,7 @@ def make_plan(job: Job) -> Plan:
     specs: list[StudentSpec] = []
     for seed in job.seeds:
         if {"one_hot", "one_hot_dfr"} & set(job.methods):
-            dfr = job.teachers.of("dfr") if "one_hot_dfr" in job.methods else None
+            dfr = job.teachers.dfr if "one_hot_dfr" in job.methods else None
             specs.append(_student(job, "one_hot", seed, dfr=dfr))
         for strategy in strategies:
             specs.append(_taught(job, drawn, strategy, seed))
@@ -88,7 +88,7 @@ def _taught(job: Job, drawn: Draw, strategy: str, seed: int) -> StudentSpec:
         biased=drawn.biased,
         temperature=how.temperature,
         alpha=how.alpha,
-        options=how.options(strategy),
+        options=how.block(strategy),
         sample_weighting=how.sample_weighting.build() if how.sample_weighting else None,
         seed=seed,
     )
@@ -105,10 +105,9 @@ def _student(job: Job, method: str, seed: int, **further: Any) -> StudentSpec:
 def _members(job: Job, kind: str, seed: int, count: int) -> tuple[Recipe, ...]:
     first = (seed + 1) * SEEDS_APART
     shared: dict[str, Any] = {
-        "kind": kind,
         "model": job.student.model,
         "training": job.student.training,
-        "retraining": None if kind == ERM else job.teachers.of(kind),
+        **({"kind": ERM} if kind == ERM else job.teachers.made(kind)),
     }
     return tuple(Recipe(**shared, seed=first + n) for n in range(count))
 

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import (
@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from agrekd_ray.models import Model
+from agrekd_ray.plugins import code_of
 from agrekd_ray.settings import (
     A_BLOCK,
     A_NUMBER,
@@ -29,6 +30,7 @@ from agrekd_ray.settings import (
     Count,
     Gpus,
     LocalPath,
+    OpenSettings,
     Positive,
     Seed,
     Settings,
@@ -36,12 +38,18 @@ from agrekd_ray.settings import (
     Whole,
     WholeOrAll,
 )
-from agrekd_ray.teachers.kinds import ERM, KINDS, OWN, with_blocks
+from agrekd_ray.teachers.afr import AfrSettings
+from agrekd_ray.teachers.dfr import DfrSettings
+from agrekd_ray.teachers.disagreement import SelfSettings
+from agrekd_ray.teachers.kinds import ERM, KINDS, OWN
 from agrekd_ray.teachers.pool import Recipe
+from agrekd_ray.teachers.pseudo import PseudoSettings
 
 
-class PoolSettings(Settings):
-    """The pool of ERM models that teachers are drawn from.
+class TeacherSettings(OpenSettings):
+    """The pool of ERM models that teachers are drawn from, and how they are debiased.
+
+    The settings of a plugin's kind of debiased teachers are in a block of its name.
 
     Attributes:
         model: architecture.
@@ -53,6 +61,10 @@ class PoolSettings(Settings):
         store: folder of finished teachers, shared by all jobs.
         cpus: logical CPUs while one is trained.
         gpus: share of a GPU while one is trained; `auto` is what the cluster has for it, 0 none.
+        dfr: how DFR makes teachers.
+        afr: how AFR makes teachers.
+        self: how SELF makes teachers.
+        pseudo: how pseudo-DFR makes teachers.
     """
 
     model: Model
@@ -63,6 +75,18 @@ class PoolSettings(Settings):
     store: LocalPath = Path("runs/teachers")
     cpus: Positive = 1
     gpus: Gpus = AUTO
+    dfr: DfrSettings = DfrSettings()
+    afr: AfrSettings = AfrSettings()
+    self: SelfSettings = SelfSettings()
+    pseudo: PseudoSettings = PseudoSettings()
+
+    @classmethod
+    def of_plugins(cls) -> type[Settings]:
+        """A block for every kind of debiased teachers of plugins."""
+        further = {name: kind for name, kind in KINDS.items() if name not in cls.model_fields}
+        blocks: Any = {name: (kind.settings, kind.settings()) for name, kind in further.items()}
+        made: type[Settings] = create_model("Kinds of plugins", __base__=Settings, **blocks)
+        return made
 
     def architecture(self, seed: int) -> Model:
         """Of the pool's model with this seed."""
@@ -73,46 +97,41 @@ class PoolSettings(Settings):
         """The seed after it in the pool, the first one after the last; None in a pool of one."""
         return None if self.count == 1 else self.seed + (seed - self.seed + 1) % self.count
 
-
-if TYPE_CHECKING:
-    _WithKinds = PoolSettings
-else:
-    _WithKinds = with_blocks(PoolSettings)
-
-
-class TeacherSettings(_WithKinds):
-    """The pool, with a block of settings for every kind of debiased teachers (`KINDS`)."""
-
-    def of(self, kind: str) -> Any:
-        """Settings of a kind of debiased teachers."""
-        return getattr(self, kind)
+    def made(self, kind: str) -> dict[str, Any]:
+        """What a recipe says of a kind of debiased teachers: its settings, and a plugin's code."""
+        code = code_of(KINDS.maker(kind)) or None
+        return {"kind": kind, "retraining": getattr(self, kind), "code": code}
 
 
-class _ByKind(Settings):
-    """Numbers of debiased teachers by kind."""
+class DebiasedByKind(OpenSettings):
+    """Numbers of debiased teachers by kind; those of plugins stand beside them.
+
+    Attributes:
+        dfr: so many by DFR, or `all`.
+        afr: so many by AFR, or `all`.
+        self: so many by SELF, or `all`.
+        pseudo: so many by pseudo-DFR, or `all`.
+    """
+
+    dfr: WholeOrAll = 0
+    afr: WholeOrAll = 0
+    self: WholeOrAll = 0
+    pseudo: WholeOrAll = 0
+
+    @classmethod
+    def of_plugins(cls) -> type[Settings]:
+        """A number for every kind of debiased teachers of plugins."""
+        further: Any = {name: (WholeOrAll, 0) for name in KINDS if name not in cls.model_fields}
+        made: type[Settings] = create_model("Kinds of plugins", __base__=Settings, **further)
+        return made
 
     @model_serializer(mode="wrap")
     def _dumped(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return {kind: count for kind, count in dump(self).items() if count}
 
 
-if TYPE_CHECKING:
-    DebiasedByKind = _ByKind
-else:
-    _kinds = dict.fromkeys(KINDS, (WholeOrAll, 0))
-    DebiasedByKind = create_model("DebiasedByKind", __base__=_ByKind, __module__=__name__, **_kinds)
-    DebiasedByKind.__doc__ = "\n".join(
-        [
-            "Numbers of debiased teachers by kind.",
-            "",
-            "Attributes:",
-            *(f"    {name}: so many by {kind.label}, or `all`." for name, kind in KINDS.items()),
-        ]
-    )
-
-
 def _form(value: Any) -> str:
-    if isinstance(value, dict | _ByKind):
+    if isinstance(value, dict | DebiasedByKind):
         return A_BLOCK
     return A_WORD if isinstance(value, str) else A_NUMBER
 
@@ -128,14 +147,14 @@ _DEFAULT = "dfr"
 """The kind of debiased teachers that are counted without one."""
 
 
-def numbers_of(debiased: int | Literal["all"] | _ByKind, size: int) -> dict[str, int]:
+def numbers_of(debiased: int | Literal["all"] | DebiasedByKind, size: int) -> dict[str, int]:
     """How many of an ensemble's teachers are debiased in which way, by kind; no zeros.
 
     Args:
         debiased: as `ensemble.debiased` has it.
         size: of the ensemble.
     """
-    given = dict(debiased) if isinstance(debiased, _ByKind) else {_DEFAULT: debiased}
+    given = dict(debiased) if isinstance(debiased, DebiasedByKind) else {_DEFAULT: debiased}
     numbers = {kind: size if count == ALL else count for kind, count in given.items()}
     return {kind: count for kind, count in numbers.items() if count}
 
@@ -247,8 +266,8 @@ def draw(ensemble: EnsembleSettings, pool: TeacherSettings) -> Draw:
 
     def recipe(kind: str, seed: int) -> Recipe:
         twin = pool.twin(seed) if KINDS[kind].has_twin else None
-        made = {"kind": kind, "retraining": pool.of(kind)}
-        return erm(seed).model_copy(update={**made, "twin": None if twin is None else erm(twin)})
+        further = {"twin": None if twin is None else erm(twin)}
+        return erm(seed).model_copy(update=pool.made(kind) | further)
 
     by_kind, debiased = ensemble.by_kind, 0
     members: list[Recipe] = []

@@ -1,24 +1,24 @@
 """Kinds of debiased teachers: an ERM model's last layer, trained anew on held-out samples.
 
 A kind is one function under `@debiased(...)`: from features that are computed once to a layer. Its
-settings are a block of a job's `teachers` under its name; reports, plots, `ensemble.debiased` and
-`agrekd keys` know it from the registry alone.
+settings are a block of a job's `teachers` under its name (`TeacherSettings`); reports, plots and
+`ensemble.debiased` know it from the registry alone. A plugin's kinds are no different.
 
 Shapes: N samples, D features, C classes.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
-from pydantic import create_model
 
 from agrekd_ray.core.registry import Registry
-from agrekd_ray.settings import Settings
+from agrekd_ray.settings import Settings, options_of
 
 ERM, OWN = "erm", "own"
 """What is not debiased: models trained on the labels, and checkpoints handed in."""
@@ -89,7 +89,7 @@ class Kind:
     Attributes:
         name: of the kind, as jobs write it, of its block of settings, and of its teachers.
         label: as people read it.
-        settings: of the retraining.
+        settings: of the retraining; a block whose keys all have a default.
         function: from held-out samples, settings and a seed to a layer.
         needs_groups: whether it sees group labels; the others see classes alone.
         has_twin: whether the biased model is the ERM model of the pool's next seed, where there is
@@ -115,20 +115,50 @@ Function = TypeVar("Function", bound=Callable[..., Layer])
 
 def debiased(
     name: str,
-    label: str,
-    settings: type[Settings],
+    label: str = "",
+    settings: type[Settings] | None = None,
     *,
     needs_groups: bool = False,
     has_twin: bool = False,
 ) -> Callable[[Function], Function]:
-    """Registers the decorated function as a kind; arguments as the attributes of `Kind`."""
+    """Registers the decorated function as a kind; arguments as the attributes of `Kind`.
+
+    With `settings` it is called as `function(held_out, settings, seed)`. Without, as
+    `function(held_out, seed=seed, ...)`, and its further keyword-only arguments are the settings.
+
+    Args:
+        name: see `Kind`.
+        label: see `Kind`; the name where there is none.
+        settings: see `Kind`.
+        needs_groups: see `Kind`.
+        has_twin: see `Kind`.
+
+    Raises:
+        ValueError: the name is another's, or a setting has no default.
+    """
 
     def register(function: Function) -> Function:
-        kind = Kind(name, label, settings, function, needs_groups, has_twin)
-        KINDS.add(name, kind, function)
+        called: Callable[..., Layer] = _by_keywords(function) if settings is None else function
+        block = settings or _block(name, function)
+        KINDS.add(name, Kind(name, label or name, block, called, needs_groups, has_twin), function)
         return function
 
     return register
+
+
+def _block(name: str, function: Callable[..., Layer]) -> type[Settings]:
+    """The settings of a kind, out of the signature of its function."""
+    parameters = inspect.signature(function).parameters.values()
+    options = {
+        p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "seed"
+    }
+    if inspect.Parameter.empty in options.values():
+        raise ValueError(f"kind {name!r}: every option but seed needs a default")
+    return options_of(name, function, options)
+
+
+def _by_keywords(function: Callable[..., Layer]) -> Callable[[HeldOut, Settings, int], Layer]:
+    return lambda held_out, settings, seed: function(held_out, seed=seed, **dict(settings))
 
 
 def family(kind: str) -> str:
@@ -136,19 +166,6 @@ def family(kind: str) -> str:
     if kind in KINDS:
         return f"debiased ({KINDS[kind].label})"
     return {ERM: "biased (ERM)", OWN: "own checkpoints"}.get(kind, kind)
-
-
-Block = TypeVar("Block", bound=Settings)
-
-
-def with_blocks(base: type[Block]) -> type[Block]:
-    """A class of settings with a block for the settings of every kind."""
-    fields: Any = {name: (kind.settings, kind.settings()) for name, kind in KINDS.items()}
-    lines = [f"    {name}: how {kind.label} makes teachers." for name, kind in KINDS.items()]
-    said = "\n".join(["Settings of every kind.", "", "Attributes:", *lines])
-    made: Any = create_model(f"{base.__name__}WithKinds", __base__=base, **fields)
-    made.__doc__ = said
-    return made
 
 
 def worst_cell(right_N: np.ndarray, cells_N: np.ndarray) -> tuple[float, float]:

@@ -45,6 +45,7 @@ class Recipe(Settings):
         training: of the ERM model.
         seed: of weights, order and subsamples.
         retraining: settings of the kind; None for `erm`.
+        code: a digest of the code of a plugin's kind; None for ours.
         twin: the ERM model whose mistakes the kind looks at; None where those are its own.
     """
 
@@ -52,7 +53,8 @@ class Recipe(Settings):
     model: Model
     training: Training
     seed: Seed
-    retraining: SerializeAsAny[Settings] | None = None
+    retraining: SerializeAsAny[Settings] | dict[str, Any] | None = None
+    code: str | None = None
     twin: Recipe | None = None
 
     @model_serializer(mode="wrap")
@@ -61,9 +63,9 @@ class Recipe(Settings):
     ) -> dict[str, Any]:
         """Settings under the kind's name; of ERM models as when `dfr` was the only kind."""
         values: dict[str, Any] = dump(self)
-        retraining, twin = values.pop("retraining"), values.pop("twin")
+        retraining = values.pop("retraining")
         values["dfr" if self.kind == ERM else self.kind] = retraining
-        return values if twin is None else {**values, "twin": twin}
+        return {k: v for k, v in values.items() if v is not None or k not in ("code", "twin")}
 
     @property
     def name(self) -> str:
@@ -73,7 +75,7 @@ class Recipe(Settings):
     @property
     def parent(self) -> Recipe:
         """The ERM model that this one comes from (itself, for `erm`)."""
-        return self.model_copy(update={"kind": ERM, "retraining": None, "twin": None})
+        return self.model_copy(update={"kind": ERM, "retraining": None, "code": None, "twin": None})
 
     @property
     def identified(self) -> Recipe:
@@ -207,7 +209,9 @@ class Pool:
                 self._save(twin, self._train(twin, device, progress), device)
             biased = load(self.folder(twin), device)[0] if twin is not None else None
             kind = KINDS[recipe.kind]
-            settings = recipe.retraining or kind.settings()
+            settings = recipe.retraining
+            if not isinstance(settings, Settings):  # a plugin's, as it was written down
+                settings = kind.settings.model_validate(settings or {})
             debiased = retrained(halves, kind, settings, recipe.seed, biased)
             self._save(recipe, debiased, device)
 
