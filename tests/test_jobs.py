@@ -76,6 +76,8 @@ OUTSIDE = (
     "guard",
     "guard_fashion",
     "guard_two_classes",
+    "label_aware",
+    "second_round",
     "when_to_use",
 )
 """Studies that draw the biased model outside of the ensemble."""
