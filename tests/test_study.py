@@ -37,6 +37,7 @@ from agrekd_ray.report.study import (
 from agrekd_ray.report.style import draw_plots
 from agrekd_ray.results import Metrics, StudentResult
 from agrekd_ray.results.points import Published
+from agrekd_ray.results.points import in_words
 from agrekd_ray.results.study import PointResult, StudyResult
 from agrekd_ray.settings import Settings
 from agrekd_ray.teachers import KINDS
@@ -58,6 +59,13 @@ def test_every_combination_is_a_point_with_a_label_of_its_own() -> None:
         "debiased=all student.model=cnn width=8 teachers.model=cnn draw=3"
     )
     assert "/" not in settings[0].folder
+    ensembles = [{}, {"debiased": 0}, {"size": 6, "debiased": {"dfr": 2}}]
+    assert [s.label for s in settings_of({"ensemble": ensembles}, [])] == [
+        "ensemble=default",
+        "ensemble=debiased=0",
+        "ensemble=size=6 dfr=2",
+    ]
+    assert in_words({"biased": None, "normalize": False}) == "normalize=false"
     assert [s.label for s in settings_of({}, [])] == ["job"]
 
 

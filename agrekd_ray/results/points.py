@@ -64,11 +64,13 @@ class Published(Settings):
 def in_words(value: Any) -> str:
     """A swept value as people read it; a block of keys goes by its name."""
     if isinstance(value, Mapping):
-        rest = {k: v for k, v in value.items() if k != "name" and v not in (None, False, {})}
+        given = {k: v for k, v in value.items() if v is not None and v != {}}
+        rest = {key: inner for key, inner in given.items() if key != "name"}
         parts = [
             in_words(v) if isinstance(v, Mapping) else f"{k}={in_words(v)}" for k, v in rest.items()
         ]
-        return " ".join([*([str(value["name"])] if "name" in value else []), *parts])
+        name = [str(value["name"])] if "name" in value else []
+        return " ".join([*name, *parts]) or "default"
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     if isinstance(value, float):

@@ -24,6 +24,7 @@ def worst(run):
 
 
 def main(first, last):
+    """Both rounds of draws `first` to `last`."""
     print("draw,seed,round,method,worst_group_accuracy")
     for draw in range(first, last + 1):
         # What `draws` of a study changes: the data, the pool of seven, the ensemble drawn from it.
