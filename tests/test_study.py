@@ -36,8 +36,7 @@ from agrekd_ray.report.study import (
 )
 from agrekd_ray.report.style import draw_plots
 from agrekd_ray.results import Metrics, StudentResult
-from agrekd_ray.results.points import Published
-from agrekd_ray.results.points import in_words
+from agrekd_ray.results.points import Published, in_words
 from agrekd_ray.results.study import PointResult, StudyResult
 from agrekd_ray.settings import Settings
 from agrekd_ray.teachers import KINDS
