@@ -72,7 +72,7 @@ def stand_in(kind: str, place: Path) -> dict[str, Any]:
     return {"data.path": str(write()), "data.prepared": str(place / "prepared"), **sizes}
 
 
-OUTSIDE = ("group_free", "fashion_group_free", "guard", "when_to_use")
+OUTSIDE = ("group_free", "fashion_group_free", "guard", "pretrained", "when_to_use")
 """Studies that draw the biased model outside of the ensemble."""
 
 
