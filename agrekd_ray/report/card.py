@@ -74,7 +74,7 @@ def _measured(split: str, metrics: Metrics) -> str:
         {"group": "Group", "samples": "Samples", "value": "Accuracy, %"},
         [
             (name, f"{metrics.counts.get(name, 0):,}", f"{100 * a:.1f}")
-            for name, a in groups.items()
+            for name, a in ((name, groups[name]) for name in ends(groups))
         ],
         ("samples", "value"),
     )
