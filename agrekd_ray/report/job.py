@@ -14,7 +14,7 @@ from rich.text import Text
 
 from agrekd_ray.files import exists
 from agrekd_ray.report import ensemble, facts, tables
-from agrekd_ray.report.archive import RESULTS, kept_apart, plain, read_job, write_results
+from agrekd_ray.report.archive import RESULTS, STUDENTS, kept_apart, plain, read_job, write_results
 from agrekd_ray.report.labels import labels_used
 from agrekd_ray.report.models import (
     BY_GROUP,
@@ -27,6 +27,7 @@ from agrekd_ray.report.models import (
 )
 from agrekd_ray.report.tables import Table
 from agrekd_ray.results import Diagnostics, Metrics, Span, StudentResult, TeacherCost, TeacherResult
+from agrekd_ray.results.arrays import ARRAYS
 from agrekd_ray.results.frame import (
     Row,
     best_distilled,
@@ -478,6 +479,7 @@ def content(folder: Path) -> dict[str, Any]:
             facts.labels(labels_used(run.job.settings, groups_known=_groups_known(tests))),
             facts.student(run.settings),
             facts.Fact("Seeds", facts.listed(run.settings.seeds)),
+            facts.by_group(run.job, run.members, f"{STUDENTS}/*/{ARRAYS}, {ARRAYS}"),
             *facts.run(folder, run.job, "run", JOB),
         ],
         "over": over_seeds(rows),

@@ -27,6 +27,7 @@ from agrekd_ray.report.models import TEST, compared, over_seeds, students, teach
 from agrekd_ray.report.settings_plots import Point
 from agrekd_ray.report.tables import Table, texts
 from agrekd_ray.results import EnsembleCheck, TeacherResult
+from agrekd_ray.results.arrays import ARRAYS
 from agrekd_ray.results.frame import difference
 from agrekd_ray.results.intervals import seeds_of_one_draw, signed
 from agrekd_ray.results.metrics import (
@@ -347,6 +348,7 @@ def content(folder: Path) -> dict[str, Any]:
             *facts.teachers(about.members, None),
             facts.labels(_labels(result, about.job)),
             facts.student(run.job),
+            facts.by_group(about, about.members, ARRAYS),
             Fact("Base job", settings.job, code=True),
             *facts.run(folder, about, "tune", SEARCH),
         ],

@@ -33,8 +33,8 @@ ARRAYS = "by_group.npz"
 """Name of the array file beside the JSON file of a run or a student."""
 _ARRAY, _AT, _FILE = "$array", "at", "file"
 _ROWS, _COLUMNS = "rows", "columns"
-_AS_SET = ("job", "settings", "setting")
-"""Keys of what a user has set, which stays as it is."""
+_AS_IT_IS = ("job", "settings", "setting", "summary")
+"""Keys of what a user has set, and of what is bounded, which stays in JSON."""
 
 Arrays = dict[str, np.ndarray]
 
@@ -125,7 +125,7 @@ class _Packer:
             return [self.taken(inner, place) for inner in value]
         if not isinstance(value, dict):
             return value
-        if place and place[-1] in _AS_SET:
+        if place and place[-1] in _AS_IT_IS:
             return value
         if (found := _matrix(value)) is not None:
             return self._reference(place, *found)

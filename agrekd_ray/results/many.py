@@ -13,17 +13,15 @@ import numpy as np
 
 MOST_NAMED = 50
 """Groups, classes or teachers that are all said by name."""
-MOST_PAIRS = 1000
-"""Pairs of a group and a teacher that are all said by name."""
 ENDS = 10
 """Of more: so many of each end are said by name."""
 QUANTILES = {"min": 0.0, "p10": 0.1, "p50": 0.5, "p90": 0.9, "max": 1.0}
 """What is said of all of them, by name: shares of them that lie below."""
 
 
-def are_many(count: int, others: int = 1) -> bool:
-    """Whether so many, or their pairs with so many others, are too many to be said by name."""
-    return max(count, others) > MOST_NAMED or count * others > MOST_PAIRS
+def are_many(*counts: int) -> bool:
+    """Whether one of these is of too many groups, classes or teachers to say them all by name."""
+    return max(counts) > MOST_NAMED
 
 
 def quantiles(values: Iterable[float]) -> dict[str, float]:
