@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from agrekd_ray.models import Manifest
@@ -90,7 +91,8 @@ def _teachers(outcome: StudentResult) -> str:
     """Who taught whom, in the last epoch."""
     if not outcome.history or not outcome.history[-1].weights:
         return ""
-    weights = last_weights(epochs([outcome])).round(3)
+    last = replace(outcome, history=outcome.history[-1:])
+    weights = last_weights(epochs([last])).round(3)
     if are_many(len(weights), len(weights.columns)):
         return f"## Teachers\n\n{outcome.teachers} teachers."
     names = [str(teacher) for teacher in weights.columns]
@@ -118,7 +120,8 @@ def _limits(tested: Metrics | None) -> str:
             lines.append("The data name no groups: what it relies on besides the class is unknown.")
         rare = [name for name, count in tested.counts.items() if count < _FEW]
         if are_many(len(rare)):
-            lines.append(f"Of {len(rare):,} groups there are less than {_FEW} test samples each.")
+            kinds = "groups" if tested.groups_known else "classes"
+            lines.append(f"Of {len(rare):,} {kinds} there are less than {_FEW} test samples each.")
         for group in () if are_many(len(rare)) else rare:
             lines.append(
                 f"Of {group} there are {tested.counts[group]} test samples, too few to say."

@@ -180,7 +180,7 @@ def students(
     about = texts(
         {"method": "Method", "seed": "Seed"}, [(name(method), str(seed)) for method, seed in rows]
     )
-    training = epochs(outcomes)
+    training = epochs(replace(outcome, history=outcome.history[-1:]) for outcome in outcomes)
     tested = table[(table["split"] == TEST) & (table["metric"] == ACCURACY)]
     means = tested.groupby("group", sort=False)["value"].mean()
     accuracies = {

@@ -120,7 +120,7 @@ def training_curves(outcomes: Sequence[StudentResult], data: str = "") -> Figure
     Lines are means over seeds, bands run from the lowest to the highest seed. Students may be
     finished or under way; those without history are left out.
     """
-    table = epochs(outcomes)
+    table = epochs(outcomes, (WORST_GROUP, LOSS))
     styles = style.method_styles(dict.fromkeys(table["method"]))
     if not styles:
         return None
@@ -163,8 +163,7 @@ def shares_by_group(
         name: `weight`, or `influence`, which has all samples in the first column.
         data: name of the data set.
     """
-    table = epochs(outcomes)
-    table = table[table["metric"] == name]
+    table = epochs(outcomes, (name,))
     if table.empty:
         return None
     kinds = kinds_of(table["teacher"], members)
@@ -247,8 +246,7 @@ def fallback_by_group(outcomes: Sequence[StudentResult], data: str = "") -> Figu
     Lines are means over seeds. Methods that never met the case are left out; beyond eight groups,
     the eight are shown that met it most.
     """
-    table = epochs(outcomes)
-    table = table[table["metric"] == FALLBACK]
+    table = epochs(outcomes, (FALLBACK,))
     table = table[table.groupby("method")["value"].transform("max") > 0]
     if table.empty:
         return None

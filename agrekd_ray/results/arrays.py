@@ -93,8 +93,8 @@ def read_arrays(path: Path) -> Arrays:
         OSError: it is there and cannot be read.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
     except FileNotFoundError:
         raise DamagedError(f"its figures by group, {path.name}, are missing") from None
     except OSError as error:
