@@ -18,6 +18,7 @@ from agrekd_ray.core import groups
 from agrekd_ray.core.registry import Registry
 from agrekd_ray.files import checked
 from agrekd_ray.report import job as report
+from agrekd_ray.report.ensemble import agreement_metrics
 from agrekd_ray.results import (
     Agreement,
     Diagnostics,
@@ -283,7 +284,7 @@ def test_json_holds_everything(job, ensemble, tmp_path):
 def test_agreement_is_named_by_split_and_group():
     half = Agreement(10, 0.5, 0.1, 0.4, 0.0)
     found = Diagnostics({"test": SplitAgreement(half, {"minority": Agreement(2, 0, 0, 1.0, 0)})})
-    metrics = report.agreement_metrics(found)
+    metrics = agreement_metrics(found)
     assert metrics["agreement/test/contradicts_right"] == 0.4
     assert metrics["agreement/test/group/minority/contradicts_right"] == 1.0
     assert len(metrics) == 8

@@ -31,6 +31,7 @@ from agrekd_ray.files import replacing
 from agrekd_ray.models import Manifest, Model, check_classes, load, read_manifest
 from agrekd_ray.report import ensemble
 from agrekd_ray.results import Metrics
+from agrekd_ray.results.many import ends, ends_in_words, mean_of_rows
 from agrekd_ray.teachers import Pool, answers, measured
 from agrekd_ray.teachers.imported import IMPORTED, Imported, Source, import_teacher
 from agrekd_ray.training import evaluate
@@ -302,6 +303,10 @@ def _by_group(split: str, figures: list[tuple[Known, Metrics]], groups: Sequence
     worst = figures[0][1].worst
     present = [name for name in groups if any(name in metrics.groups for _, metrics in figures)]
     title = Text(f"{split}: accuracy in %")
+    means = mean_of_rows({teacher.name: metrics.groups for teacher, metrics in figures})
+    if len(shown := ends(means)) < len(present):
+        title.append(f", groups: {ends_in_words(len(present))}")
+        present = shown
     table = _table("teacher", "mean", worst, *present, left=1, title=title)
     for teacher, metrics in figures:
         values = [metrics.accuracy, metrics.worst_group_accuracy, *map(metrics.groups.get, present)]

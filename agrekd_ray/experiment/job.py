@@ -385,7 +385,7 @@ class _JobDriver(Driver[list[StudentResult]]):
             self._log_model(outcome)
         metrics = {
             **report.summary_metrics(outcomes),
-            **report.agreement_metrics(self.diagnostics),
+            **ensemble_report.agreement_metrics(self.diagnostics),
             **cost_metrics(cost, outcomes),
         }
         if degraded := report.degraded_lines(outcomes):

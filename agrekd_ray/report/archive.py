@@ -13,15 +13,18 @@ from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from agrekd_ray.config.space import Domain
 from agrekd_ray.errors import RunError
 from agrekd_ray.files import DamagedError, checked, exists, read_json, replacing
 from agrekd_ray.results import Cost, Diagnostics, EnsembleCheck, StudentResult, TeacherResult
+from agrekd_ray.results.arrays import ARRAYS, packed, read_arrays, unpacked, write_arrays
 from agrekd_ray.results.search import SearchResult
 from agrekd_ray.results.state import STATE, State
 from agrekd_ray.results.study import StudyResult
 
-RESULTS = "results.json"
+RESULTS, STUDENTS = "results.json", "students"
 
 
 @dataclass(frozen=True)
@@ -137,14 +140,40 @@ def write_results(path: Path, values: Any) -> None:
     """Writes the results of a run as JSON; the file is replaced as a whole.
 
     Records become objects; a value that is not a finite number becomes null, which every JSON
-    reader understands; what JSON does not know becomes text.
+    reader understands; what JSON does not know becomes text. Figures of very many groups or
+    teachers are in `by_group.npz` beside it (`results.arrays`).
 
     Raises:
         OSError: it cannot be written.
     """
+    values, arrays = packed(values)
+    write_arrays(path.with_name(ARRAYS), arrays)
     text = json.dumps(plain(values), ensure_ascii=False, allow_nan=False, indent=1, default=str)
     with replacing(path) as draft:
         draft.write_text(text + "\n", encoding="utf-8")
+
+
+def kept_apart(outcome: StudentResult, folder: Path) -> Any:
+    """An outcome for `write_results`, which refers to the array file that its student has left.
+
+    Args:
+        outcome: of a finished method × seed.
+        folder: of the job.
+
+    Returns:
+        The outcome itself where its student has left none, or another one.
+    """
+    file = Path(STUDENTS, outcome.name, ARRAYS)
+    values, arrays = packed(outcome, str(file))
+    try:
+        known = read_arrays(folder / file) if arrays else {}
+    except (DamagedError, OSError):
+        known = {}
+    same = known.keys() == arrays.keys() and all(
+        np.array_equal(known[name], part, equal_nan=part.dtype.kind == "f")
+        for name, part in arrays.items()
+    )
+    return values if same else outcome
 
 
 def plain(value: Any) -> Any:
@@ -200,7 +229,7 @@ def read_study(folder: Path) -> StudyResult:
 def _read(folder: Path, check: Callable[[Any], Read], again: str = "") -> Read:
     path = folder / RESULTS
     try:
-        return check(read_json(path, dict[str, Any]))
+        return check(unpacked(read_json(path, dict[str, Any]), folder))
     except FileNotFoundError:
         raise RunError(f"{folder}: {_standing(folder)}: agrekd resume {folder}") from None
     except OSError as error:

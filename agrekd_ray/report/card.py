@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from agrekd_ray.models import Manifest
@@ -9,6 +10,7 @@ from agrekd_ray.report.labels import labels_used
 from agrekd_ray.report.tables import Column, Table, markdown, texts
 from agrekd_ray.results import Metrics, StudentResult
 from agrekd_ray.results.frame import epochs, last_weights
+from agrekd_ray.results.many import are_many, ends, ends_in_words
 from agrekd_ray.results.metrics import METRICS, is_distilled, label, setting_text
 
 _FEW = 30
@@ -70,15 +72,18 @@ def _measured(split: str, metrics: Metrics) -> str:
         ("value",),
     )
     groups = metrics.groups if metrics.groups_known else {}
+    shown = ends(groups)
     by_group = texts(
         {"group": "Group", "samples": "Samples", "value": "Accuracy, %"},
         [
             (name, f"{metrics.counts.get(name, 0):,}", f"{100 * a:.1f}")
-            for name, a in groups.items()
+            for name, a in ((name, groups[name]) for name in shown)
         ],
         ("samples", "value"),
     )
-    parts = [f"## Measured on `{split}`", _table(every), _table(by_group) if groups else ""]
+    among = f"Groups, {ends_in_words(len(groups))}:" if len(shown) < len(groups) else ""
+    by_name = _table(by_group) if groups else ""
+    parts = [f"## Measured on `{split}`", _table(every), among, by_name]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -86,7 +91,10 @@ def _teachers(outcome: StudentResult) -> str:
     """Who taught whom, in the last epoch."""
     if not outcome.history or not outcome.history[-1].weights:
         return ""
-    weights = last_weights(epochs([outcome])).round(3)
+    last = replace(outcome, history=outcome.history[-1:])
+    weights = last_weights(epochs([last])).round(3)
+    if are_many(len(weights), len(weights.columns)):
+        return f"## Teachers\n\n{outcome.teachers} teachers."
     names = [str(teacher) for teacher in weights.columns]
     rows = [(str(group), *map(str, row)) for (_, group), row in weights.iterrows()]
     table = texts({"group": "Training group", **dict(zip(names, names, strict=True))}, rows, names)
@@ -110,7 +118,11 @@ def _limits(tested: Metrics | None) -> str:
         )
         if not tested.groups_known:
             lines.append("The data name no groups: what it relies on besides the class is unknown.")
-        for group in (name for name, count in tested.counts.items() if count < _FEW):
+        rare = [name for name, count in tested.counts.items() if count < _FEW]
+        if are_many(len(rare)):
+            kinds = "groups" if tested.groups_known else "classes"
+            lines.append(f"Of {len(rare):,} {kinds} there are less than {_FEW} test samples each.")
+        for group in () if are_many(len(rare)) else rare:
             lines.append(
                 f"Of {group} there are {tested.counts[group]} test samples, too few to say."
             )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from math import fsum
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from agrekd_ray.core.diagnostics import CASES
 from agrekd_ray.report import tables
 from agrekd_ray.report.tables import Cell, Column, Table, texts
 from agrekd_ray.results import Diagnostics, EnsembleCheck, TeacherCheck
-from agrekd_ray.results.metrics import ACCURACY, MISSING, metric
+from agrekd_ray.results.many import are_many, ends, ends_in_words, quantiles
+from agrekd_ray.results.metrics import ACCURACY, ALL, GROUP, MISSING, metric
 
 TEACHERS = "teachers.csv"
 _ALL, _SOME = 8, 5
@@ -90,10 +92,13 @@ def content(check: EnsembleCheck | None) -> dict[str, Any]:
 
 def agreement(diagnostics: Diagnostics) -> Table | None:
     """The teachers' vote against the biased model, a row a split and group."""
+    shown = agreement_groups(diagnostics)
+    every = len({group for one in diagnostics.agreement.values() for group in one.by_group})
     rows = [
-        (split, group, shares)
+        (split, group, agreement.by_group[group])
         for split, agreement in diagnostics.agreement.items()
-        for group, shares in agreement.by_group.items()
+        for group in (shown if len(shown) < every else agreement.by_group)
+        if group in agreement.by_group
     ]
     headers = {"split": "Split", "group": "Group", "count": "Samples"}
     about = [(split, group, f"{shares.count:,}") for split, group, shares in rows]
@@ -104,11 +109,53 @@ def agreement(diagnostics: Diagnostics) -> Table | None:
         shares_of = [Cell(metric(ACCURACY).text(getattr(shares, case))) for *_, shares in rows]
         over = "The teachers' vote (%)"
         columns.append(Column(case, verb, shares_of, below=f"{who}{right}", over=over))
-    return Table("Agreement of the teachers with the biased model", columns) if rows else None
+    title = "Agreement of the teachers with the biased model"
+    if len(shown) < every:
+        title += f", all samples and {ends_in_words(every - 1)} groups"
+    return Table(title, columns) if rows else None
+
+
+def agreement_groups(diagnostics: Diagnostics) -> list[str]:
+    """All samples and the groups whose agreement with the biased model is shown.
+
+    Of many, the ten in which the teachers' vote contradicts it least often and is right, and the
+    ten in which it does most often: there is nothing in the former, much in the latter, that it
+    can teach against the bias.
+    """
+    shares: dict[str, list[float]] = {}
+    for split in diagnostics.agreement.values():
+        for group, of_group in split.by_group.items():
+            shares.setdefault(group, []).append(of_group.contradicts_right)
+    means = {group: fsum(values) / len(values) for group, values in shares.items()}
+    every = means.pop(ALL, None)
+    return [*([] if every is None else [ALL]), *ends(means)]
+
+
+def agreement_metrics(diagnostics: Diagnostics) -> dict[str, float]:
+    """How the vote stands to the biased model, as MLflow names it: `agreement/<split>/<case>`.
+
+    By group it is `agreement/<split>/group/<name>/<case>`. Where groups are many, these are of the
+    ones in which the vote has least and most to teach against the bias, and `groups/p10/<case>` and
+    so on are the quantiles of all.
+    """
+    values: dict[str, float] = {}
+    for split, agreement in diagnostics.agreement.items():
+        groups = agreement.groups
+        shown = ends({name: shares.contradicts_right for name, shares in groups.items()})
+        parts = {"": agreement.overall, **{f"{GROUP}{name}/": groups[name] for name in shown}}
+        for case in CASES:
+            for part, shares in parts.items():
+                values[f"agreement/{split}/{part}{case}"] = getattr(shares, case)
+            if len(shown) < len(groups):
+                every = quantiles(getattr(shares, case) for shares in groups.values())
+                values |= {f"agreement/{split}/groups/{q}/{case}": v for q, v in every.items()}
+    return values
 
 
 def write_csv(check: EnsembleCheck, path: Path) -> None:
     """Writes a row a teacher, the biased model last; all figures are shares.
+
+    Of very many classes or groups there is the worst, with its name, in place of a column each.
 
     Args:
         check: of an ensemble.
@@ -130,12 +177,19 @@ def write_csv(check: EnsembleCheck, path: Path) -> None:
             "with_others": one.with_others,
             "weight": one.weight,
             "warned": one.warned,
-            **{f"class/{name}": share for name, share in one.classes.items()},
-            **{f"group/{name}": share for name, share in one.groups.items()},
+            **_by_name("class", one.classes),
+            **_by_name("group", one.groups),
         }
         for one in (*check.teachers, check.biased)
     ]
     tables.write_csv(rows, path, "teacher", ["worst_group_accuracy"])
+
+
+def _by_name(kind: str, shares: Mapping[str, float]) -> dict[str, Any]:
+    if not are_many(len(shares)):
+        return {f"{kind}/{name}": share for name, share in shares.items()}
+    worst = min(shares, key=lambda name: shares[name])
+    return {f"worst_{kind}": worst, f"worst_{kind}_accuracy": shares[worst]}
 
 
 def _remarkable(teachers: Sequence[TeacherCheck]) -> list[TeacherCheck]:

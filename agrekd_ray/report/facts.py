@@ -16,6 +16,7 @@ from agrekd_ray.files import DamagedError, read_json
 from agrekd_ray.passwords import without_password
 from agrekd_ray.report.archive import About, JobSettings
 from agrekd_ray.results import ATTEMPTS, Attempt, Cost, Metrics, TeacherResult
+from agrekd_ray.results.many import are_many, ends_in_words
 from agrekd_ray.results.metrics import setting_text
 from agrekd_ray.teachers import family
 
@@ -64,6 +65,22 @@ def teachers(members: Sequence[TeacherResult], biased: TeacherResult | None) -> 
         Fact("Teachers drawn", "; ".join(drawn)),
         Fact("Biased model", biased.name if biased and members else ""),
     ]
+
+
+def by_group(about: About, members: Sequence[TeacherResult], where: str) -> Fact:
+    """Where all figures are, of which tables and plots show a part; nothing where they show all.
+
+    Args:
+        about: the run.
+        members: its ensemble.
+        where: array files, relative to the run's folder.
+    """
+    groups, text = len(about.groups), ""
+    if are_many(groups):
+        text = f"{ends_in_words(groups)} groups are shown; all are in {where}"
+    elif are_many(groups, len(members)):
+        text = f"the weights and influences of {len(members):,} teachers are in {where}"
+    return Fact("Figures by group", text)
 
 
 def labels(line: str) -> Fact:

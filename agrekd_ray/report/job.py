@@ -12,10 +12,9 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from agrekd_ray.core.diagnostics import CASES
 from agrekd_ray.files import exists
 from agrekd_ray.report import ensemble, facts, tables
-from agrekd_ray.report.archive import RESULTS, plain, read_job, write_results
+from agrekd_ray.report.archive import RESULTS, STUDENTS, kept_apart, plain, read_job, write_results
 from agrekd_ray.report.labels import labels_used
 from agrekd_ray.report.models import (
     BY_GROUP,
@@ -28,6 +27,7 @@ from agrekd_ray.report.models import (
 )
 from agrekd_ray.report.tables import Table
 from agrekd_ray.results import Diagnostics, Metrics, Span, StudentResult, TeacherCost, TeacherResult
+from agrekd_ray.results.arrays import ARRAYS
 from agrekd_ray.results.frame import (
     Row,
     best_distilled,
@@ -41,6 +41,7 @@ from agrekd_ray.results.frame import (
     worst_words,
 )
 from agrekd_ray.results.intervals import seeds_of_one_draw
+from agrekd_ray.results.many import are_many, ends
 from agrekd_ray.results.metrics import (
     ACCURACY,
     CLASS,
@@ -239,7 +240,8 @@ def write_csv(
     """Writes a row for each method, seed and split; accuracies are shares.
 
     The column `groups` holds the accuracy by evaluation group, as compact JSON, and a column
-    `MEASURE_by_group` what further measures there are; where the data have overlapping groups, two
+    `MEASURE_by_group` what further measures there are, of many groups the ten lowest and the ten
+    highest values; where the data have overlapping groups, two
     columns more hold the smallest of theirs, and all of them; where groups or classes have no
     sample in a split, a column `measured_over` says how many have.
 
@@ -292,7 +294,7 @@ def write_json(
         "job": job,
         "members": members,
         "biased": biased,
-        "outcomes": outcomes,
+        "outcomes": [kept_apart(outcome, path.parent) for outcome in outcomes],
         "summary": summary(outcomes),
         "diagnostics": diagnostics or Diagnostics(),
     }
@@ -300,12 +302,20 @@ def write_json(
 
 
 def summary(outcomes: Sequence[StudentResult]) -> list[dict[str, Any]]:
-    """Mean and sample standard deviation over seeds, by method and split, as plain values."""
+    """Mean and sample standard deviation over seeds, by method and split, as plain values.
+
+    Those by group are left out where groups are many.
+    """
     table = frame(outcomes)
     rows = []
     for (method, split), row in figures(table, ["method", "split"]).items():
         mine = [o for o in outcomes if o.method == method and split in o.splits]
-        shown = {re.sub(f"^{CLASS}", GROUP, n): f for n, f in row.items() if not is_coverage(n)}
+        groups = [name for name in row if name.startswith((GROUP, CLASS))]
+        shown = {
+            re.sub(f"^{CLASS}", GROUP, name): figure
+            for name, figure in row.items()
+            if not is_coverage(name) and not ("/" in name and are_many(len(groups)))
+        }
         line = {"method": method, "teachers": mine[0].teachers, "split": split}
         rows.append(
             {
@@ -322,7 +332,7 @@ def summary(outcomes: Sequence[StudentResult]) -> list[dict[str, Any]]:
 
 
 def _compact(shares: Mapping[str, float]) -> str:
-    rounded = {name: plain(round(share, 6)) for name, share in shares.items()}
+    rounded = {name: plain(round(shares[name], 6)) for name in ends(shares)}
     return json.dumps(rounded, ensure_ascii=False, separators=(",", ":"))
 
 
@@ -349,22 +359,6 @@ def summary_metrics(outcomes: Sequence[StudentResult]) -> dict[str, float]:
     if gain := difference(outcomes, "agre_kd", "aver"):
         values[f"agre_kd_minus_aver/{TEST}/{WORST_GROUP}"] = gain.mean
     return values
-
-
-def agreement_metrics(diagnostics: Diagnostics) -> dict[str, float]:
-    """How the vote stands to the biased model, as MLflow names it: `agreement/<split>/<case>`.
-
-    By group it is `agreement/<split>/group/<name>/<case>`.
-    """
-    return {
-        f"agreement/{split}/{part}{case}": getattr(shares, case)
-        for split, agreement in diagnostics.agreement.items()
-        for part, shares in [
-            ("", agreement.overall),
-            *((f"{GROUP}{name}/", shares) for name, shares in agreement.groups.items()),
-        ]
-        for case in CASES
-    }
 
 
 # --- words -----------------------------------------------------------------------------------
@@ -485,6 +479,7 @@ def content(folder: Path) -> dict[str, Any]:
             facts.labels(labels_used(run.job.settings, groups_known=_groups_known(tests))),
             facts.student(run.settings),
             facts.Fact("Seeds", facts.listed(run.settings.seeds)),
+            facts.by_group(run.job, run.members, f"{STUDENTS}/*/{ARRAYS}, {ARRAYS}"),
             *facts.run(folder, run.job, "run", JOB),
         ],
         "over": over_seeds(rows),

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 
 from agrekd_ray.report.tables import Cell, Column, Table, figure_column, texts
@@ -13,6 +14,7 @@ from agrekd_ray.results import StudentResult, TeacherResult
 from agrekd_ray.results.frame import (
     INFLUENCE,
     WEIGHT,
+    Figure,
     Row,
     epochs,
     figures,
@@ -21,9 +23,13 @@ from agrekd_ray.results.frame import (
     worst_words,
 )
 from agrekd_ray.results.intervals import ONE_DRAW, seeds_of_one_draw
+from agrekd_ray.results.many import ends, ends_in_words
 from agrekd_ray.results.metrics import (
     ACCURACY,
+    ALL,
+    CLASS,
     ECE,
+    GROUP,
     MISSING,
     OVERLAPPING,
     WORST_CLASS,
@@ -70,13 +76,49 @@ def models(
             figures_of = [row.get(name) for row in rows]
             columns.append(figure_column(name, figures_of, headers.get(name, "")))
     # Accuracies first, each measure in the order in which groups occur.
-    for name in sorted((name for name in order if "/" in name), key=_of_measure):
+    by_group, among = _shown(rows, [name for name in order if "/" in name])
+    for name in sorted(by_group, key=_of_measure):
         *measure, kind, group = name.split("/", 2) if _of_measure(name) else name.split("/", 1)
         figure = figure_column(name, [row.get(name) for row in rows], group)
         below = "overlapping" if f"{kind}/" == OVERLAPPING else ""
         over = f"{_measure_label(measure[0])} by group" if measure else BY_GROUP
+        over += among.get(f"{kind}/", "")
         columns.append(replace(figure, over=over, below=below))
     return Table(title, columns, frozenset(strong))
+
+
+def _shown(rows: Sequence[Row], names: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Of figures by group, those that a table has: of many groups the worst and the best ten.
+
+    Returns:
+        Their names, those of many groups from the worst to the best; and what that comes to in
+        words, by kind of group.
+    """
+    ranks: dict[str, int] = {}
+    left_out: set[str] = set()
+    among = {}
+    for kind in (GROUP, CLASS, OVERLAPPING):
+        groups = [name for name in names if name.startswith(kind)]
+        shown = ends({name: _mean(row.get(name) for row in rows) for name in groups})
+        if len(shown) < len(groups):
+            among[kind] = f", {ends_in_words(len(groups))}"
+            ranks |= {name: rank for rank, name in enumerate(shown)}
+            left_out |= set(groups) - ranks.keys()
+    if not among:
+        return names, {}
+    group = {name: name.partition("/")[2] if _of_measure(name) else name for name in names}
+    measures = list(dict.fromkeys(name.removesuffix(group[name]) for name in names))
+    kept = [name for name in names if group[name] not in left_out]
+    place = {
+        name: (measures.index(name.removesuffix(group[name])), ranks.get(group[name], -1))
+        for name in kept
+    }
+    return sorted(kept, key=place.__getitem__), among
+
+
+def _mean(figures: Iterable[Figure | None]) -> float:
+    means = [f.mean for f in figures if f is not None and math.isfinite(f.mean)]
+    return math.fsum(means) / len(means) if means else math.nan
 
 
 def _of_measure(name: str) -> bool:
@@ -138,11 +180,18 @@ def students(
     about = texts(
         {"method": "Method", "seed": "Seed"}, [(name(method), str(seed)) for method, seed in rows]
     )
-    training = epochs(outcomes)
+    training = epochs(replace(outcome, history=outcome.history[-1:]) for outcome in outcomes)
+    tested = table[(table["split"] == TEST) & (table["metric"] == ACCURACY)]
+    means = tested.groupby("group", sort=False)["value"].mean()
+    accuracies = {
+        str(group).partition("/")[2]: share
+        for group, share in means.items()
+        if str(group).startswith((GROUP, CLASS))
+    }
     return {
         "seeds": models("Every student on the test split", about, list(rows.values())),
-        "weights": _taught(training, members, name, WEIGHT),
-        "influence": _taught(training, members, name, INFLUENCE),
+        "weights": _taught(training, members, name, WEIGHT, accuracies),
+        "influence": _taught(training, members, name, INFLUENCE, accuracies),
     }
 
 
@@ -163,9 +212,16 @@ def teachers(members: Sequence[TeacherResult], biased: TeacherResult | None) -> 
 
 
 def _taught(
-    table: pd.DataFrame, members: Sequence[TeacherResult], name: Callable[[str], str], metric: str
+    table: pd.DataFrame,
+    members: Sequence[TeacherResult],
+    name: Callable[[str], str],
+    metric: str,
+    accuracies: Mapping[str, float],
 ) -> Table | None:
-    """Shares of the teachers in the last epoch: a row a method and group, means over seeds."""
+    """Shares of the teachers in the last epoch: a row a method and group, means over seeds.
+
+    Of many groups, the students' worst and best ten, by their `accuracies`.
+    """
     title, over = {
         WEIGHT: ("Who taught whom", "Mean weight of a teacher"),
         INFLUENCE: ("Who moved the student", "Influence of a teacher"),
@@ -174,19 +230,28 @@ def _taught(
     shares = shares[shares["metric"] == metric]
     if shares.empty:
         return None
+    taught = [group for group in dict.fromkeys(shares["group"]) if group != ALL]
+    known_accuracy = {group: accuracies.get(group, math.nan) for group in taught}
+    if len(shown := ends(known_accuracy)) < len(taught):
+        rank = {group: number for number, group in enumerate((ALL, *shown))}
+        method = {name: number for number, name in enumerate(dict.fromkeys(shares["method"]))}
+        shares = shares[shares["group"].isin(rank)]
+        places = [shares["method"].map(method), shares["group"].map(rank)]
+        shares = shares.iloc[np.lexsort(places[::-1])]
+        title += f", groups: {ends_in_words(len(taught))}"
     kinds = kinds_of(shares["teacher"], members)
     known = {member.name for member in members}
-    shown = {t: (t, family(kind) if t in known else "") for t, kind in kinds.items()}
+    heads = {t: (t, family(kind) if t in known else "") for t, kind in kinds.items()}
     if len(kinds) > _MOST_TEACHERS:
         counts = pd.Series(kinds).value_counts()
-        shown = {t: (family(kind), f"mean of {counts[kind]}") for t, kind in kinds.items()}
-    column = shares["teacher"].map(shown)
+        heads = {t: (family(kind), f"mean of {counts[kind]}") for t, kind in kinds.items()}
+    column = shares["teacher"].map(heads)
     means = shares.groupby(["method", "group", column], sort=False)["value"].mean().unstack()
     largest = means.max().max() or 1
     rows = list(dict.fromkeys(zip(shares["method"], shares["group"], strict=True)))
     headers = {"method": "Method", "group": "Taught group"}
     columns = texts(headers, [(name(method), group) for method, group in rows])
-    for header, below in dict.fromkeys(shown.values()):
+    for header, below in dict.fromkeys(heads.values()):
         cells = [_shaded(means[(header, below)][row], largest) for row in rows]
         columns.append(Column(header, header, cells, below=below, over=over))
     return Table(title, columns)

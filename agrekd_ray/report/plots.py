@@ -18,6 +18,7 @@ from matplotlib.ticker import MaxNLocator
 
 from agrekd_ray.core.diagnostics import CALIBRATION_BINS
 from agrekd_ray.report import style
+from agrekd_ray.report.ensemble import agreement_groups
 from agrekd_ray.report.models import TEST, kinds_of, tested
 from agrekd_ray.report.style import BLUE, EVEN, FAINT, INK, ORANGE, REFERENCE
 from agrekd_ray.results import Diagnostics, StudentResult, TeacherResult
@@ -119,7 +120,7 @@ def training_curves(outcomes: Sequence[StudentResult], data: str = "") -> Figure
     Lines are means over seeds, bands run from the lowest to the highest seed. Students may be
     finished or under way; those without history are left out.
     """
-    table = epochs(outcomes)
+    table = epochs(outcomes, (WORST_GROUP, LOSS))
     styles = style.method_styles(dict.fromkeys(table["method"]))
     if not styles:
         return None
@@ -162,15 +163,15 @@ def shares_by_group(
         name: `weight`, or `influence`, which has all samples in the first column.
         data: name of the data set.
     """
-    table = epochs(outcomes)
-    table = table[table["metric"] == name]
+    table = epochs(outcomes, (name,))
     if table.empty:
         return None
     kinds = kinds_of(table["teacher"], members)
     styles = teacher_styles(kinds)
     means = table.groupby(["method", "group", "teacher", "epoch"])["value"].mean()
     of_teachers = means.groupby(["method", "group", "teacher"]).mean()
-    uneven = of_teachers.groupby(["method", "group"]).agg(np.ptp).groupby("group").max()
+    by_both = of_teachers.groupby(["method", "group"])
+    uneven = (by_both.max() - by_both.min()).groupby("group").max()
     methods, every = (list(dict.fromkeys(table[column])) for column in ("method", "group"))
     groups = most_important(every, uneven)
     shares = means.reset_index()
@@ -245,8 +246,7 @@ def fallback_by_group(outcomes: Sequence[StudentResult], data: str = "") -> Figu
     Lines are means over seeds. Methods that never met the case are left out; beyond eight groups,
     the eight are shown that met it most.
     """
-    table = epochs(outcomes)
-    table = table[table["metric"] == FALLBACK]
+    table = epochs(outcomes, (FALLBACK,))
     table = table[table.groupby("method")["value"].transform("max") > 0]
     if table.empty:
         return None
@@ -274,11 +274,18 @@ def fallback_by_group(outcomes: Sequence[StudentResult], data: str = "") -> Figu
 
 
 def agreement_by_group(diagnostics: Diagnostics, data: str = "") -> Figure | None:
-    """Draws where the ensemble's vote follows the biased model, a bar a group, a panel a split."""
-    by_split = {split: part.by_group for split, part in diagnostics.agreement.items()}
-    if not by_split:
+    """Draws where the ensemble's vote follows the biased model, a bar a group, a panel a split.
+
+    Of many groups those are shown that `report.ensemble.agreement_groups` names.
+    """
+    groups = agreement_groups(diagnostics)
+    if not groups:
         return None
-    groups = list(dict.fromkeys(group for by_group in by_split.values() for group in by_group))
+    every = dict.fromkeys(g for part in diagnostics.agreement.values() for g in part.by_group)
+    by_split = {
+        split: {group: shares for group, shares in part.by_group.items() if group in groups}
+        for split, part in diagnostics.agreement.items()
+    }
     figure = style.new_figure(3.2 + 3.9 * len(by_split), 1.75 + 0.36 * len(groups))
     panels = figure.subplots(1, len(by_split), sharey=True, squeeze=False)[0]
     for axes, (split, by_group) in zip(panels, by_split.items(), strict=True):
@@ -300,7 +307,8 @@ def agreement_by_group(diagnostics: Diagnostics, data: str = "") -> Figure | Non
         axes.set_xlabel("samples of the group (%)")
         axes.axhline(0.5, color=FAINT, lw=0.8)
     note = style.about(data, "", None, ONE_DRAW)
-    return style.finish(figure, "The teachers' vote against the biased model", note)
+    title = f"The teachers' vote against the biased model{_of_how_many(groups, list(every))}"
+    return style.finish(figure, title, note)
 
 
 def _beside(axes: Axes, text: str, place: float, **look: Any) -> None:

@@ -19,7 +19,7 @@ from agrekd_ray.core.selection import RULES
 from agrekd_ray.core.weighting import STRATEGIES
 from agrekd_ray.files import checked, exists
 from agrekd_ray.report import ensemble, facts, plots, settings_plots, style, tables
-from agrekd_ray.report.archive import RESULTS, read_search, write_results
+from agrekd_ray.report.archive import RESULTS, kept_apart, read_search, write_results
 from agrekd_ray.report.facts import Fact, listed
 from agrekd_ray.report.job import data_of, degraded_lines, render_degraded
 from agrekd_ray.report.labels import labels_used
@@ -27,6 +27,7 @@ from agrekd_ray.report.models import TEST, compared, over_seeds, students, teach
 from agrekd_ray.report.settings_plots import Point
 from agrekd_ray.report.tables import Table, texts
 from agrekd_ray.results import EnsembleCheck, TeacherResult
+from agrekd_ray.results.arrays import ARRAYS
 from agrekd_ray.results.frame import difference
 from agrekd_ray.results.intervals import seeds_of_one_draw, signed
 from agrekd_ray.results.metrics import (
@@ -69,7 +70,8 @@ def publish_search(folder: Path, result: SearchResult, *, anew: bool = True) -> 
         OSError: where they cannot be written.
     """
     if anew:
-        write_results(folder / RESULTS, result)
+        final = [kept_apart(outcome, folder) for outcome in result.final]
+        write_results(folder / RESULTS, {**vars(result), "final": final})
     if anew or not exists(folder / TRIALS):
         write_trials(folder / TRIALS, result.trials)
     told = result.about.get("ensemble")
@@ -347,6 +349,7 @@ def content(folder: Path) -> dict[str, Any]:
             *facts.teachers(about.members, None),
             facts.labels(_labels(result, about.job)),
             facts.student(run.job),
+            facts.by_group(about, about.members, ARRAYS),
             Fact("Base job", settings.job, code=True),
             *facts.run(folder, about, "tune", SEARCH),
         ],

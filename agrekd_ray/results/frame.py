@@ -10,7 +10,7 @@ and `overlapping/`. How many groups have a sample is measured like anything else
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -92,7 +92,9 @@ EPOCH_COLUMNS = ["method", "seed", "epoch", "metric", "group", "teacher", "value
 WEIGHT, INFLUENCE, FALLBACK, LOSS = "weight", "influence", "fallback", "loss"
 
 
-def epochs(outcomes: Iterable[StudentResult]) -> pd.DataFrame:
+def epochs(
+    outcomes: Iterable[StudentResult], metrics: Collection[str] | None = None
+) -> pd.DataFrame:
     """The training of students, tidy: a row an epoch, metric, training group and teacher.
 
     Metrics are `loss`, the worst group of the validation split, and by group (`ALL` for all
@@ -100,6 +102,7 @@ def epochs(outcomes: Iterable[StudentResult]) -> pd.DataFrame:
 
     Args:
         outcomes: students, finished or under way.
+        metrics: that are wanted; None for all.
     """
     return pd.DataFrame(
         (
@@ -107,6 +110,7 @@ def epochs(outcomes: Iterable[StudentResult]) -> pd.DataFrame:
             for outcome in outcomes
             for epoch in outcome.history
             for value in _epoch_values(epoch)
+            if metrics is None or value[0] in metrics
         ),
         columns=EPOCH_COLUMNS,
     ).astype({"epoch": int, "value": float})

@@ -95,6 +95,11 @@ _KIND = r"(?:group|class|overlapping)/"
 _OF_A_GROUP = re.compile(
     rf"(?:(?:test|val)/)?(?:(?P<measure>(?!{_KIND})\w+)/)?{_KIND}(?P<group>.+)"
 )
+_QUANTILE = re.compile(
+    r"(?:test|val)/(?:(?P<measure>\w+)/)?"
+    r"(?P<of>groups|classes|overlapping_groups)/(?P<quantile>min|max|p\d+)"
+)
+"""Of many groups, `results.many.QUANTILES` stand for all of them."""
 _SHARES = ("select", "weight", "influence", "influence_by_group", "fallback", "agreement")
 
 
@@ -107,6 +112,8 @@ def metric(name: str) -> Metric:
     split, _, rest = name.partition("/")
     if known := METRICS.get(name) or METRICS.get(rest):
         return known
+    if quantile := _QUANTILE.fullmatch(name):
+        return _of_many(name, quantile)
     if of_a_group := _OF_A_GROUP.fullmatch(name):
         measure, group = of_a_group["measure"], of_a_group["group"].replace("_", " ")
         if measure is None:
@@ -118,6 +125,21 @@ def metric(name: str) -> Metric:
             return Metric(name, label, further.unit, further.less_is_better)
     share = split in _SHARES or name.endswith("_accuracy")
     return Metric(name, (rest or name).replace("_", " "), "%" if share else "")
+
+
+def _of_many(name: str, quantile: re.Match[str]) -> Metric:
+    """A quantile of the groups' accuracies, or of another measure of them."""
+    end, of = quantile["quantile"], quantile["of"].replace("_", " ")
+    words = {"min": f"Lowest of {of}", "max": f"Highest of {of}", "p50": f"Median of {of}"}
+    label = words.get(end, f"{end.removeprefix('p')}th percentile of {of}")
+    if quantile["measure"] is None:
+        return Metric(name, label)
+    from agrekd_ray.core.groups import MEASURES  # imports torch
+
+    further = MEASURES.get(quantile["measure"])
+    if further is None:
+        return Metric(name, label, "")
+    return Metric(name, f"{further.label}, {label.lower()}", further.unit, further.less_is_better)
 
 
 def metric_label(name: str) -> str:
@@ -138,7 +160,8 @@ def worst_metric(split: str, metrics: Iterable[str]) -> str:
     """
     names = list(metrics)
     grouped, classed = (
-        any(name.startswith(f"{split}/{kind}") for name in names) for kind in (GROUP, CLASS)
+        any(name.startswith((f"{split}/{kind}", f"{split}/{many}/")) for name in names)
+        for kind, many in ((GROUP, "groups"), (CLASS, "classes"))
     )
     return f"{split}/{WORST_CLASS if classed and not grouped else WORST_GROUP}"
 

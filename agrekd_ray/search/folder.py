@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from agrekd_ray.experiment.folder import Folder, new_folder, resolved, rewrite
 from agrekd_ray.files import (
     DamagedError,
     cannot_read,
+    checked,
     in_a_line,
     is_file,
     read_json,
@@ -22,6 +23,7 @@ from agrekd_ray.files import (
     replacing,
     unreadable,
 )
+from agrekd_ray.results.arrays import EpochFiles, remove
 from agrekd_ray.results.search import TrialResult
 
 SEARCH = "search.yaml"
@@ -132,6 +134,7 @@ class TrialStore:
                 "free the disk."
             ) from None
         self._known = dict(self._read())
+        self._epochs: dict[str, EpochFiles] = {}
 
     def get(self, trial_id: str) -> TrialResult | None:
         """A trial; None where it is not known."""
@@ -140,8 +143,11 @@ class TrialStore:
     def put(self, trial_id: str, result: TrialResult) -> None:
         """Write a trial; whole or not at all."""
         self._known[trial_id] = result
-        with replacing(self._folder / f"{trial_id}.json", parents=False) as draft:
-            draft.write_text(json.dumps(asdict(result)), encoding="utf-8")
+        path = self._folder / f"{trial_id}.json"
+        epochs = self._epochs.setdefault(trial_id, EpochFiles()).write(result.history, path)
+        values = {**asdict(replace(result, history=[])), "history": epochs}
+        with replacing(path, parents=False) as draft:
+            draft.write_text(json.dumps(values), encoding="utf-8")
 
     def number(self, wanted: int) -> int:
         """Of a new trial: the wanted one, or the next where another trial has it."""
@@ -156,7 +162,8 @@ class TrialStore:
         """Leave out trials that the search does not know any more."""
         for trial_id in trial_ids & self._known.keys():
             del self._known[trial_id]
-            (self._folder / f"{trial_id}.json").unlink(missing_ok=True)
+            self._epochs.pop(trial_id, None)
+            remove(self._folder / f"{trial_id}.json")
 
     def _read(self) -> Iterator[tuple[str, TrialResult]]:
         for path in self._folder.glob("*.json"):
@@ -176,7 +183,10 @@ def read_trial(folder: Path, trial_id: str) -> TrialResult | None:
     """
     path = folder / f"{trial_id}.json"
     try:
-        return read_json(path, TrialResult)
+        values = read_json(path, dict[str, Any])
+        if isinstance(epochs := values.get("history"), list):
+            values["history"] = EpochFiles().read(epochs, path)
+        return checked(TrialResult, values)
     except FileNotFoundError:
         return None
     except (DamagedError, OSError) as error:

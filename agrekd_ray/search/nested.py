@@ -25,13 +25,15 @@ from agrekd_ray.config import Job
 from agrekd_ray.errors import AgrekdError, RunError
 from agrekd_ray.files import checked
 from agrekd_ray.numerics import from_first
-from agrekd_ray.results import Epoch, Metrics, epochs_from_json
+from agrekd_ray.results import Epoch, Metrics
+from agrekd_ray.results.arrays import EpochFiles, files_of, linked
 from agrekd_ray.search.trial import Shared, Trial, opened
 from agrekd_ray.student.group import fit, worker_failure, worker_student
 from agrekd_ray.student.room import held
 
 POLL_SECONDS = 0.02
 SECONDS_TO_END = 60.0
+_HISTORY = "history.json"
 WORDS = ("wait", "go", "test", "end")
 """What a group is told: nothing yet; train an epoch; test what was saved; it is over."""
 
@@ -100,6 +102,7 @@ class GroupTrial:
         self._thread: threading.Thread | None = None
         self._failure: AgrekdError | None = None
         self.history: list[Epoch] = []
+        self._epochs = EpochFiles()
 
     @property
     def done(self) -> bool:
@@ -144,18 +147,22 @@ class GroupTrial:
 
     def save(self, folder: Path) -> None:
         """See `Trial.save`."""
-        shutil.copytree(self._states, folder, dirs_exist_ok=True)
-        (folder / "history.json").write_text(
-            json.dumps([asdict(epoch) for epoch in self.history]), encoding="utf-8"
-        )
+        shutil.copytree(self._states, folder, dirs_exist_ok=True, copy_function=_linked_or_copied)
+        path = folder / _HISTORY
+        path.write_text(json.dumps(self._epochs.write(self.history, path)), encoding="utf-8")
+
+    def moved(self, folder: Path) -> None:
+        """See `Trial.moved`."""
+        self._epochs.moved(folder)
 
     def load(self, folder: Path) -> None:
         """See `Trial.load`."""
         for state in folder.glob("*.pt"):
             shutil.copy(state, self._states / state.name)
-        self.history = epochs_from_json(
-            json.loads((folder / "history.json").read_text(encoding="utf-8"))
-        )
+            if (arrays := files_of(state)).is_dir():
+                shutil.copytree(arrays, self._states / arrays.name, dirs_exist_ok=True)
+        path = folder / _HISTORY
+        self.history = self._epochs.read(json.loads(path.read_text(encoding="utf-8")), path)
 
     def close(self) -> None:
         """End the group, and wait until it has given back what it held."""
@@ -211,3 +218,9 @@ def _word(gate: Any, first: bool) -> str:
         if word == "wait":
             time.sleep(POLL_SECONDS)
     return WORDS[from_first(WORDS.index(word))]
+
+
+def _linked_or_copied(source: str, target: str) -> None:
+    """Put a file, which nobody changes in its place, at another."""
+    if not linked(Path(source), Path(target)):
+        shutil.copy2(source, target)

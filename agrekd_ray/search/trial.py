@@ -127,6 +127,11 @@ class Trial:
         for student in self._students:
             student.save_state(folder / f"{student.spec.seed}.pt")
 
+    def moved(self, folder: Path) -> None:
+        """What `save` wrote is in another folder now."""
+        for student in self._students:
+            student.moved(folder)
+
     def load(self, folder: Path) -> None:
         """Go on from what `save` wrote, maybe under another setting of the same search."""
         for student in self._students:
@@ -191,6 +196,7 @@ def save_state(trial: Trial | GroupTrial, folder: Path) -> None:
     trial.save(draft)
     shutil.rmtree(place, ignore_errors=True)
     draft.replace(place)
+    trial.moved(place)
     for other in folder.iterdir():
         if other != place:
             shutil.rmtree(other, ignore_errors=True)

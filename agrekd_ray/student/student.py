@@ -23,6 +23,7 @@ from agrekd_ray.files import DamagedError, checked, exists, in_a_line, read_json
 from agrekd_ray.models import Classifier, Manifest, Model, build, identified, save
 from agrekd_ray.plugins import code_of
 from agrekd_ray.results import Epoch, Metrics, StudentResult
+from agrekd_ray.results.arrays import ARRAYS, EpochFiles, packed, remove, unpacked, write_arrays
 from agrekd_ray.settings import (
     AUTO,
     Count,
@@ -242,7 +243,7 @@ class Student(StudentTraining):
         self, spec: StudentSpec, dataset: Dataset, source: Source | None, **further: Any
     ) -> None:
         self.spec = spec
-        self._written: list[dict[str, Any]] = []  # the history, as states have it
+        self._epochs = EpochFiles()
         if spec.spec is not None and source is None:
             raise ValueError(f"{spec.name} needs teachers, but there is no source")
         shape, classes = dataset.shape, len(dataset.classes)
@@ -263,17 +264,20 @@ class Student(StudentTraining):
         Raises:
             RunError: the disk is full or cannot be written.
         """
-        self._written += map(asdict, self.history[len(self._written) :])
-        state = {
-            "student": self.spec.name,
-            "trainer": self.trainer.state_dict(),
-            "history": self._written,
-        }
         try:
+            state = {
+                "student": self.spec.name,
+                "trainer": self.trainer.state_dict(),
+                "history": self._epochs.write(self.history, path),
+            }
             with replacing(path, parents=False) as draft:
                 torch.save(state, draft)
         except (OSError, RuntimeError) as error:  # torch's own writer raises the latter
             raise _unwritable(path.parent, "the state of the training", error) from None
+
+    def moved(self, folder: Path) -> None:
+        """The folder of the last state has another path now."""
+        self._epochs.moved(folder)
 
     def load_state(self, path: Path, *, of_any: bool = False) -> bool:
         """Go on from a state written by `save_state`; False where it is another student's.
@@ -292,11 +296,12 @@ class Student(StudentTraining):
         try:
             if state["student"] != self.spec.name and not of_any:
                 return False
-            history = checked(list[Epoch], state["history"])
+            epochs = EpochFiles()
+            history = epochs.read(state["history"], path)
             self.trainer.load_state_dict(state["trainer"])
         except Exception as error:  # torch's parts answer a foreign state with anything
             raise _damaged(path, error) from None
-        self.history, self._written = history, state["history"]
+        self.history, self._epochs = history, epochs
         return True
 
     def take_up(self, training: Path) -> Path:
@@ -343,7 +348,7 @@ class Student(StudentTraining):
         if self.trainer.plan.rank != 0:
             return []
         results = self.finish(students)
-        state.unlink(missing_ok=True)
+        remove(state)
         return results
 
     def test(self) -> Metrics:
@@ -425,9 +430,11 @@ def write_outcome(folder: Path, outcome: StudentResult) -> None:
     Raises:
         RunError: the disk is full or cannot be written.
     """
+    values, arrays = packed(outcome)
     try:
+        write_arrays(folder / ARRAYS, arrays)
         with replacing(folder / OUTCOME) as draft:
-            draft.write_text(json.dumps(asdict(outcome)), encoding="utf-8")
+            draft.write_text(json.dumps(values), encoding="utf-8")
     except OSError as error:
         raise _unwritable(folder, "the outcome", error) from None
 
@@ -448,7 +455,8 @@ def read_outcome(folder: Path) -> StudentResult | None:
     """
     path = folder / OUTCOME
     try:
-        found = read_json(path, StudentResult)
+        values = unpacked(read_json(path, dict[str, Any]), folder)
+        found = checked(StudentResult, values)
         if found.name != folder.name:
             raise DamagedError(f"it is of {found.name}")
         return found

@@ -22,13 +22,16 @@ from mlflow.exceptions import MlflowException
 
 from agrekd_ray.errors import TrackingError
 from agrekd_ray.results import Epoch, Metrics, StudentResult
+from agrekd_ray.results.arrays import ARRAYS
 from agrekd_ray.results.metrics import CLASS, GROUP
 from agrekd_ray.tracking.mlflow_experiment import METRICS_A_BATCH, Experiment
 from agrekd_ray.tracking.mlflow_export import export
 from agrekd_ray.tracking.mlflow_values import (
     distinct_names,
     end_times,
+    ends_metrics,
     epoch_metrics,
+    milliseconds,
     split_metrics,
 )
 from agrekd_ray.tracking.tracker import (
@@ -45,7 +48,7 @@ from agrekd_ray.tracking.tracker import (
 ROLE, METHOD, SEED, TRIAL = "agrekd.role", "agrekd.method", "agrekd.seed", "agrekd.trial"
 """Tags by which runs are found again and compared, with `PARENT`."""
 _CHECKPOINT, _TEACHERS = "agrekd.checkpoint", "agrekd.teachers"
-_REPORTS = {".png", ".pdf", ".svg", ".json", ".csv", ".yaml", ".yml", ".md"}
+_REPORTS = {".png", ".pdf", ".svg", ".json", ".csv", ".yaml", ".yml", ".md", ".npz"}
 
 
 class MlflowTracker(Tracker):
@@ -206,6 +209,7 @@ class MlflowTracker(Tracker):
             if outcome.history:
                 values["cost/steps"] = float(sum(epoch.steps for epoch in outcome.history))
             self._runs.log_final(run_id, values)
+            self._log_ends(run_id, outcome)
             tags = {_TEACHERS: outcome.teachers}
             if outcome.checkpoint:
                 tags[_CHECKPOINT] = outcome.checkpoint
@@ -214,6 +218,20 @@ class MlflowTracker(Tracker):
             self._runs.set_tags(run_id, tags)
             # The duration that MLflow shows is that of the training.
             self._runs.end(run_id, FINISHED, sum(epoch.seconds for epoch in outcome.history))
+
+    def _log_ends(self, run_id: str, outcome: StudentResult) -> None:
+        """Writes the worst and the best of very many groups, each at the end of its epoch."""
+        if not (values := ends_metrics(outcome)):
+            return
+        there = self._client.get_run(run_id).data.metrics
+        seen = self._client.get_metric_history(run_id, "train/loss")
+        ended = {metric.step: metric.timestamp for metric in seen}
+        metrics = [
+            Metric(name, value, ended.get(epoch, milliseconds()), epoch)
+            for name, value, epoch in values
+            if name not in there
+        ]
+        self._runs.log_metrics(run_id, metrics)
 
     def log_final(self, run_id: str, values: Mapping[str, float]) -> None:
         """Writes figures that a run has one of, under names that MLflow takes."""
@@ -304,6 +322,8 @@ class MlflowTracker(Tracker):
                 for file in sorted(place.glob("*")):
                     if file.is_file() and file.suffix in _REPORTS and file.name[0] != ".":
                         self._client.log_artifact(run_id, str(file), inside)
+            for file in sorted(folder.glob(f"students/*/{ARRAYS}")):  # which results.json names
+                self._client.log_artifact(run_id, str(file), f"students/{file.parent.name}")
             self._runs.end(run_id, FINISHED)
 
     def fail(self, run_id: str, reason: str, status: str = FAILED) -> None:

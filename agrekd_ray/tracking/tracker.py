@@ -143,7 +143,8 @@ class Tracker(Protocol):
         Args:
             run_id: of the job.
             folder: where the job's reports are. Its PNG, JSON, CSV, YAML and Markdown files, and
-                those of its folder `plots`, are kept with the run; deeper ones are not.
+                those of its folder `plots`, are kept with the run, and the array files of very many
+                groups, its students' too; deeper ones are not.
             metrics: the summary, as `report.job.summary_metrics` makes it.
             description: Markdown that the run's page begins with; see `report.job.description`.
         """
