@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +20,7 @@ from pydantic import (
 from agrekd_ray.data import SELECT, TEST, Dataset
 from agrekd_ray.errors import CheckpointError, RunError
 from agrekd_ray.files import DamagedError, checked, is_folder
-from agrekd_ray.models import Classifier, Manifest, Model, build, identified, load, save
+from agrekd_ray.models import Classifier, Manifest, Model, build, find, identified, load, save
 from agrekd_ray.numerics import numbers_on
 from agrekd_ray.results import Metrics
 from agrekd_ray.settings import Seed, Settings, Training, fingerprint, one_of
@@ -128,14 +129,20 @@ class Pool:
         """Where the model is, or will be."""
         return self._store / f"{recipe.name}-{self.fingerprint(recipe)[:16]}"
 
-    def find(self, recipe: Recipe) -> Manifest | None:
-        """The manifest of a finished model, whole and undamaged; None where there is none.
+    def find(self, recipe: Recipe, *, verify: bool = False) -> Manifest | None:
+        """The manifest of a finished model; None where there is none.
+
+        Args:
+            recipe: of the model.
+            verify: read its weights, too, and take a model whose weights are damaged for none.
+                Else that is told where it is loaded.
 
         Raises:
             RunError: float32 is asked for, and it was made in bfloat16.
         """
+        folder = self.folder(recipe)
         try:
-            _, manifest = load(self.folder(recipe))
+            manifest = load(folder)[1] if verify else find(folder)
         except CheckpointError:
             return None
         if manifest.fingerprint != self.fingerprint(recipe):
@@ -147,12 +154,16 @@ class Pool:
             )
         return manifest
 
-    def missing(self, recipes: Iterable[Recipe]) -> list[list[Recipe]]:
+    def missing(self, recipes: Iterable[Recipe], *, verify: bool = False) -> list[list[Recipe]]:
         """What is still to be made: a list for each ERM model, with the models that need it.
 
         Those that look at a twin which is not made yet have lists of their own, at the end.
+
+        Args:
+            recipes: of the models that are wanted.
+            verify: as of `find`.
         """
-        absent = {self.fingerprint(r): r for r in recipes if self.find(r) is None}
+        absent = {self.fingerprint(r): r for r in recipes if self.find(r, verify=verify) is None}
         twins = [r.twin for r in absent.values() if r.twin and self.find(r.twin) is None]
         absent |= {self.fingerprint(twin): twin for twin in twins}
         families: dict[tuple[bool, str], list[Recipe]] = {}
@@ -195,21 +206,31 @@ class Pool:
             RunError: training has diverged.
         """
         parent = family[0].parent
-        if self.find(parent) is None:
-            self._save(parent, self._train(parent, device, progress), device)
-        erm, _ = load(self.folder(parent), device)
+        erm = self._erm(parent, device, progress)
         halves = Halves(erm, self._dataset, device, parent.training.precision)
         for recipe in family:
             if recipe.kind == ERM:
                 continue
             twin = recipe.twin
-            if twin is not None and self.find(twin) is None:
-                self._save(twin, self._train(twin, device, progress), device)
-            biased = load(self.folder(twin), device)[0] if twin is not None else None
+            biased = self._erm(twin, device, progress) if twin is not None else None
             kind = KINDS[recipe.kind]
             settings = recipe.retraining or kind.settings()
             debiased = retrained(halves, kind, settings, recipe.seed, biased)
             self._save(recipe, debiased, device)
+
+    def _erm(
+        self,
+        recipe: Recipe,
+        device: torch.device | str,
+        progress: Callable[[str, int, int], None],
+    ) -> Classifier:
+        """An ERM model of the pool; made where it is missing or damaged."""
+        folder = self.folder(recipe)
+        if self.find(recipe) is not None:
+            with contextlib.suppress(CheckpointError):
+                return load(folder, device)[0]
+        self._save(recipe, self._train(recipe, device, progress), device)
+        return load(folder, device)[0]
 
     def _train(
         self,
