@@ -17,6 +17,7 @@ from pydantic import (
     model_serializer,
 )
 
+from agrekd_ray import __version__
 from agrekd_ray.data import SELECT, TEST, Dataset
 from agrekd_ray.errors import CheckpointError, RunError
 from agrekd_ray.files import DamagedError, checked, is_folder
@@ -27,6 +28,7 @@ from agrekd_ray.settings import Seed, Settings, Training, fingerprint, one_of
 from agrekd_ray.teachers.kinds import ERM, KINDS
 from agrekd_ray.teachers.retraining import Halves, retrained
 from agrekd_ray.training import Labels, Loader, Trainer, evaluate
+from agrekd_ray.training.states import make_folder, read_state, write_state
 
 METHOD, METHOD_OF_TEXTS = 1, 2
 """Version of what a recipe means; raised when the same recipe gives other weights. 2: batches of
@@ -34,6 +36,12 @@ texts of about one length."""
 
 NUMBERS = "numbers"
 """What `precision` came to where a model was made, in its manifest's `made_by`."""
+
+TRAINING = "training"
+"""Folder of a pool that has the states of trainings under way."""
+
+Progress = Callable[[str, int, int], None]
+"""Gets a model's name, the epoch that it has finished, from 1, and their number."""
 
 
 class Recipe(Settings):
@@ -192,60 +200,103 @@ class Pool:
         self,
         family: Sequence[Recipe],
         device: torch.device | str = "cpu",
-        progress: Callable[[str, int, int], None] = lambda name, epoch, epochs: None,
+        progress: Progress = lambda name, epoch, epochs: None,
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
         """Make the models of one family: the ERM model first, then what is retrained from it.
+
+        A training that was stopped, in whatever way, goes on after its last epoch, and ends in the
+        same weights as one that was not.
 
         Args:
             family: recipes with the same parent.
             device: to train on.
-            progress: called after every epoch with the name, the epoch from 1, and their number.
+            progress: called after every epoch.
+            say: gets what a user should read.
 
         Raises:
             CheckpointError: the store cannot be written.
             RunError: training has diverged.
         """
         parent = family[0].parent
-        erm = self._erm(parent, device, progress)
+        erm = self._erm(parent, device, progress, say)
         halves = Halves(erm, self._dataset, device, parent.training.precision)
         for recipe in family:
             if recipe.kind == ERM:
                 continue
             twin = recipe.twin
-            biased = self._erm(twin, device, progress) if twin is not None else None
+            biased = self._erm(twin, device, progress, say) if twin is not None else None
             kind = KINDS[recipe.kind]
             settings = recipe.retraining or kind.settings()
             debiased = retrained(halves, kind, settings, recipe.seed, biased)
             self._save(recipe, debiased, device)
 
+    def state(self, recipe: Recipe) -> Path:
+        """Where the state of an ERM model's training is, while it lasts."""
+        return self._store / TRAINING / f"{self.folder(recipe).name}.pt"
+
     def _erm(
         self,
         recipe: Recipe,
         device: torch.device | str,
-        progress: Callable[[str, int, int], None],
+        progress: Progress,
+        say: Callable[[str], None],
     ) -> Classifier:
         """An ERM model of the pool; made where it is missing or damaged."""
         folder = self.folder(recipe)
         if self.find(recipe) is not None:
             with contextlib.suppress(CheckpointError):
                 return load(folder, device)[0]
-        self._save(recipe, self._train(recipe, device, progress), device)
+        self._save(recipe, self._train(recipe, device, progress, say), device)
+        with contextlib.suppress(OSError):
+            self.state(recipe).unlink()
         return load(folder, device)[0]
 
     def _train(
         self,
         recipe: Recipe,
         device: torch.device | str,
-        progress: Callable[[str, int, int], None],
+        progress: Progress,
+        say: Callable[[str], None],
     ) -> Classifier:
+        path, epochs = self.state(recipe), recipe.training.epochs
+        model, trainer = self._begun(recipe, device)
+        about = {
+            "recipe": self.fingerprint(recipe),
+            "version": __version__,
+            "torch": str(torch.__version__),
+            NUMBERS: trainer.numbers,
+        }
+        try:
+            state = read_state(path, device)
+            other = next((name for name in about if state.get(name) != about[name]), None)
+            if other is not None:
+                differs = f"its {other} is {state.get(other)}, not {about[other]}"
+                say(f"{path}: {differs}, so {recipe.name} begins anew")
+            else:
+                trainer.load_state_dict(state["trainer"])
+                begins = trainer.next_epoch + 1
+                how = f"goes on from epoch {begins} of {epochs}"
+                say(f"{recipe.name} {how if begins <= epochs else 'is trained, and is evaluated'}")
+        except FileNotFoundError:
+            make_folder(path.parent)
+        except RunError:
+            raise
+        except Exception:  # torch's parts answer a foreign state with anything
+            say(f"{path}: damaged, so {recipe.name} begins anew")
+            model, trainer = self._begun(recipe, device)
+        while trainer.next_epoch < epochs:
+            trainer.epoch()
+            write_state(path, {**about, "trainer": trainer.state_dict()})
+            progress(recipe.name, trainer.next_epoch, epochs)
+        return model
+
+    def _begun(self, recipe: Recipe, device: torch.device | str) -> tuple[Classifier, Trainer]:
         data = self._dataset
         model = build(recipe.model, data.shape, len(data.classes), recipe.seed).to(device)
         loader = Loader(data, device)
         trainer = Trainer(model, data, recipe.training, Labels(), seed=recipe.seed, loader=loader)
-        for epoch in range(recipe.training.epochs):
-            trainer.epoch()
-            progress(recipe.name, epoch + 1, recipe.training.epochs)
-        return model
+        return model, trainer
 
     def _save(self, recipe: Recipe, model: Classifier, device: torch.device | str) -> None:
         data = self._dataset
