@@ -22,11 +22,12 @@ class Awaited:
 
 @dataclass(frozen=True)
 class TeacherEpoch:
-    """A teacher finished an epoch."""
+    """A teacher finished an epoch, counted from 1; `key` tells it from others of its name."""
 
     name: str
     epoch: int
     epochs: int
+    key: str
 
 
 @dataclass(frozen=True)

@@ -194,14 +194,27 @@ class Driver(ABC, Generic[Result]):
             tags = {WARNINGS: "\n".join(warnings)}
             self.outbox.put(lambda: self.tracker.set_tags(run_id, tags))
 
-    def train(self, work: Work, engine: Engine, stage: str) -> None:
-        """Train the students that are left, and raise what a worker said where that fails."""
+    def train(self, work: Work, engine: Engine, stage: str, *, mends: bool = True) -> None:
+        """Train the students that are left, and raise what a worker said where that fails.
+
+        Args:
+            work: that they are of.
+            engine: trains them.
+            stage: what the progress line calls it.
+            mends: whether teachers that prove to be damaged are made again; then they train on.
+        """
         try:
             self.account.add(work.train(engine, self.display, stage))
-        except AgrekdError:
-            if self.failure:
-                raise RunError(self.failure) from None
-            raise
+            return
+        except AgrekdError as error:
+            said = RunError(self.failure) if self.failure else error
+            if mends and work.mended(said, engine, self.display):
+                self.failure = None
+            elif said is error:
+                raise
+            else:
+                raise said from None
+        self.train(work, engine, stage, mends=False)
 
     def handle(self, event: Event) -> None:
         """One event of an engine."""

@@ -79,12 +79,13 @@ class Engine(Protocol):
 
 def make_family(pool: Pool, family: Sequence[Recipe], device: str, handle: Handle) -> None:
     """Make one family of models, see `Pool.make`; its epochs and ends are told."""
+    place = pool.folder(family[0].parent).name
 
     def progress(name: str, epoch: int, epochs: int) -> None:
-        handle(TeacherEpoch(name, epoch, epochs))
+        handle(TeacherEpoch(name, epoch, epochs, f"{place}/{name}"))
 
     handle(Awaited("the first epoch of a teacher"))
-    pool.make(family, device, progress)
+    pool.make(family, device, progress, lambda text: handle(Notice(text)))
     for recipe in family:
         handle(TeacherDone(recipe.name))
 

@@ -30,7 +30,8 @@ SECONDS_BETWEEN_WRITES = 5.0
 def show_progress(display: Display, event: Event) -> None:
     """On the progress line, what teachers and students did; a note as a line that stays."""
     if isinstance(event, TeacherEpoch):
-        display.advance(f"{event.name} epoch {event.epoch}/{event.epochs}")
+        words = f"{event.name} epoch {event.epoch}/{event.epochs}"
+        display.reach(words, event.key, event.epoch)
     elif isinstance(event, TeacherDone):
         display.advance(f"{event.name} finished", 0)
     elif isinstance(event, StudentEpoch):

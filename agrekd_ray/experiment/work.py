@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 from agrekd_ray.config import Job
 from agrekd_ray.data import SELECT, TEST, TRAIN, Dataset, open_dataset
 from agrekd_ray.distillation import Competence, competence_of
-from agrekd_ray.errors import listed
+from agrekd_ray.errors import AgrekdError, listed
 from agrekd_ray.experiment.display import RECORDED, Display
 from agrekd_ray.experiment.engine import Engine
 from agrekd_ray.experiment.eval_logits import Answers
@@ -19,6 +20,8 @@ from agrekd_ray.logits import LogitsCache
 from agrekd_ray.results import TeacherCost
 from agrekd_ray.student import StudentSpec, read_outcome
 from agrekd_ray.teachers import Asked, Pool, Recipe
+
+Result = TypeVar("Result")
 
 
 @dataclass
@@ -107,11 +110,41 @@ class Work:
         absent = {self.pool.fingerprint(recipe) for family in families for recipe in family}
         if have := len(needed - absent):
             display.note(f"{have} models of the pool are there already")
+        self._make(families, engine, display, part)
+
+    def _make(
+        self, families: list[list[Recipe]], engine: Engine, display: Display, part: str = ""
+    ) -> None:
         for folder in self.pool.damaged(families):
             display.note(f"{folder}: damaged, so it is made again")
         for turn in self.pool.in_turn(families):
             display.stage(f"teachers {part}".strip(), epochs_of(turn), "epochs")
             engine.make_teachers(turn)
+
+    def mended(self, error: AgrekdError, engine: Engine, display: Display) -> bool:
+        """Whether a model of the pool that an error names was damaged; such are made again.
+
+        `Pool.missing` looks at no weights: whoever loads them finds it out. Then all are read.
+
+        Args:
+            error: of something that loads models.
+            engine: does the work.
+            display: the progress line.
+        """
+        named = [recipe for recipe in self.recipes if self.pool.folder(recipe).name in str(error)]
+        if not self.pool.missing(named, verify=True):
+            return False
+        self._make(self.pool.missing(self.recipes, verify=True), engine, display)
+        return True
+
+    def _mending(self, load: Callable[[], Result], engine: Engine, display: Display) -> Result:
+        """What a function that loads models returns; once more where some were damaged."""
+        try:
+            return load()
+        except AgrekdError as error:
+            if not self.mended(error, engine, display):
+                raise
+        return load()
 
     def cache(self) -> LogitsCache:
         """The records of what everybody who teaches says."""
@@ -130,12 +163,16 @@ class Work:
         Returns:
             What that cost.
         """
-        missing = self.cache().missing(views)
-        if not missing:
-            return TeacherCost()
-        rows = len({view for _, view in missing}) * len(self.dataset.splits[TRAIN])
-        display.stage("outputs", rows, RECORDED)
-        return engine.record(self.checkpoints, views)
+
+        def record() -> TeacherCost:
+            missing = self.cache().missing(views)
+            if not missing:
+                return TeacherCost()
+            rows = len({view for _, view in missing}) * len(self.dataset.splits[TRAIN])
+            display.stage("outputs", rows, RECORDED)
+            return engine.record(self.checkpoints, views)
+
+        return self._mending(record, engine, display)
 
     def ask(
         self, engine: Engine, display: Display, splits: Sequence[str] = (SELECT, TEST)
@@ -150,8 +187,13 @@ class Work:
         Returns:
             What that cost of the teachers; None where none of them was asked.
         """
-        asked = self.unanswered(splits)
-        self.answers.complete(asked, engine, display)
+
+        def ask() -> list[Asked]:
+            asked = self.unanswered(splits)
+            self.answers.complete(asked, engine, display)
+            return asked
+
+        asked = self._mending(ask, engine, display)
         teachers = {*self.checkpoints.values()}
         forwards = sum(len(model.splits) for model in asked if model.folder in teachers)
         return TeacherCost(forwards=forwards) if forwards else None

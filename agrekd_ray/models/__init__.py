@@ -13,7 +13,7 @@ from agrekd_ray.models.builders import (
     check_tokens,
     identified,
 )
-from agrekd_ray.models.checkpoint import Manifest, check_classes, load, read_manifest, save
+from agrekd_ray.models.checkpoint import Manifest, check_classes, find, load, read_manifest, save
 from agrekd_ray.models.classifier import BUILDERS, Classifier
 from agrekd_ray.models.model import Model, Preprocessing, Shape, in_words
 
@@ -31,6 +31,7 @@ __all__ = [
     "check_classes",
     "check_name",
     "check_tokens",
+    "find",
     "identified",
     "in_words",
     "load",

@@ -160,6 +160,50 @@ def read_manifest(folder: Path) -> Manifest:
         ) from None
 
 
+def find(folder: Path) -> Manifest:
+    """The manifest of a checkpoint whose weights are there in their full length.
+
+    What they hold is verified where they are loaded: this reads their header alone.
+
+    Raises:
+        CheckpointError: as `read_manifest`; also where the weights are missing or cut.
+        RunError: the system cannot read them.
+    """
+    manifest, path = read_manifest(folder), folder / WEIGHTS
+    if not is_file(path):
+        raise _missing(path)
+    try:
+        whole = _has_full_length(path)
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        whole = False  # its header is none
+    if not whole:
+        raise _other_weights(path)
+    return manifest
+
+
+def _has_full_length(path: Path) -> bool:
+    """Whether a safetensors file is as long as its header says."""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        entries = json.loads(file.read(min(length, size)))
+    ends = [about["data_offsets"][1] for name, about in entries.items() if name != "__metadata__"]
+    return size == 8 + length + max(ends, default=0)
+
+
+def _missing(path: Path) -> CheckpointError:
+    return CheckpointError(f"{path}: missing. Make the checkpoint again.")
+
+
+def _other_weights(path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: not the weights that the manifest describes (damaged, exchanged or cut); delete "
+        "the folder, and make the checkpoint again."
+    )
+
+
 def _put(partial: Path, folder: Path, fingerprint: str) -> None:
     """Give a finished checkpoint its name, unless the same is there already."""
     try:
@@ -208,12 +252,9 @@ def load(folder: Path, device: torch.device | str = "cpu") -> tuple[Classifier, 
     manifest = read_manifest(folder)
     path = folder / WEIGHTS
     if not is_file(path):
-        raise CheckpointError(f"{path}: missing. Make the checkpoint again.")
+        raise _missing(path)
     if _sha256(path) != manifest.weights:
-        raise CheckpointError(
-            f"{path}: not the weights that the manifest describes (damaged, exchanged or cut); "
-            "make the checkpoint again."
-        )
+        raise _other_weights(path)
     try:
         state = load_file(path)
         if manifest.model.name == EXPORTED:

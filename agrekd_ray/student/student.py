@@ -47,6 +47,7 @@ from agrekd_ray.training import (
     predict,
     score,
 )
+from agrekd_ray.training.states import make_folder, read_state, unwritable, write_state
 
 BatchNorm = Literal["synchronised", "per_worker"]
 OUTCOME, STATES, STATE = "outcome.json", "states", "state.pt"
@@ -265,15 +266,12 @@ class Student(StudentTraining):
             RunError: the disk is full or cannot be written.
         """
         try:
-            state = {
-                "student": self.spec.name,
-                "trainer": self.trainer.state_dict(),
-                "history": self._epochs.write(self.history, path),
-            }
-            with replacing(path, parents=False) as draft:
-                torch.save(state, draft)
-        except (OSError, RuntimeError) as error:  # torch's own writer raises the latter
-            raise _unwritable(path.parent, "the state of the training", error) from None
+            history = self._epochs.write(self.history, path)
+        except OSError as error:
+            raise unwritable(path.parent, "the state of the training", error) from None
+        trainer = self.trainer.state_dict()
+        state = {"student": self.spec.name, "trainer": trainer, "history": history}
+        write_state(path, state)
 
     def moved(self, folder: Path) -> None:
         """The folder of the last state has another path now."""
@@ -290,8 +288,8 @@ class Student(StudentTraining):
             RunError: it is damaged, or of another model.
         """
         try:
-            state = torch.load(path, map_location=self._device, weights_only=True)
-        except Exception as error:
+            state = read_state(path, self._device)
+        except (FileNotFoundError, DamagedError) as error:
             raise _damaged(path, error) from None
         try:
             if state["student"] != self.spec.name and not of_any:
@@ -320,10 +318,7 @@ class Student(StudentTraining):
         for state in (own, training / STATE):
             if exists(state) and self.load_state(state):
                 break
-        try:
-            own.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise _unwritable(own.parent, "the state of the training", error) from None
+        make_folder(own.parent)
         return own
 
     def train(
@@ -436,15 +431,7 @@ def write_outcome(folder: Path, outcome: StudentResult) -> None:
         with replacing(folder / OUTCOME) as draft:
             draft.write_text(json.dumps(values), encoding="utf-8")
     except OSError as error:
-        raise _unwritable(folder, "the outcome", error) from None
-
-
-def _unwritable(folder: Path, what: str, error: Exception) -> RunError:
-    reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
-    return RunError(
-        f"{folder}: cannot write {what} ({reason}). Free the disk, then `agrekd resume RUN` goes "
-        "on from the last state that was written."
-    )
+        raise unwritable(folder, "the outcome", error) from None
 
 
 def read_outcome(folder: Path) -> StudentResult | None:

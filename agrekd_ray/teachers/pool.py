@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,16 +17,18 @@ from pydantic import (
     model_serializer,
 )
 
+from agrekd_ray import __version__
 from agrekd_ray.data import SELECT, TEST, Dataset
 from agrekd_ray.errors import CheckpointError, RunError
 from agrekd_ray.files import DamagedError, checked, is_folder
-from agrekd_ray.models import Classifier, Manifest, Model, build, identified, load, save
+from agrekd_ray.models import Classifier, Manifest, Model, build, find, identified, load, save
 from agrekd_ray.numerics import numbers_on
 from agrekd_ray.results import Metrics
 from agrekd_ray.settings import Seed, Settings, Training, fingerprint, one_of
 from agrekd_ray.teachers.kinds import ERM, KINDS
 from agrekd_ray.teachers.retraining import Halves, retrained
 from agrekd_ray.training import Labels, Loader, Trainer, evaluate
+from agrekd_ray.training.states import make_folder, read_state, write_state
 
 METHOD, METHOD_OF_TEXTS = 1, 2
 """Version of what a recipe means; raised when the same recipe gives other weights. 2: batches of
@@ -33,6 +36,12 @@ texts of about one length."""
 
 NUMBERS = "numbers"
 """What `precision` came to where a model was made, in its manifest's `made_by`."""
+
+TRAINING = "training"
+"""Folder of a pool that has the states of trainings under way."""
+
+Progress = Callable[[str, int, int], None]
+"""Gets a model's name, the epoch that it has finished, from 1, and their number."""
 
 
 class Recipe(Settings):
@@ -130,14 +139,20 @@ class Pool:
         """Where the model is, or will be."""
         return self._store / f"{recipe.name}-{self.fingerprint(recipe)[:16]}"
 
-    def find(self, recipe: Recipe) -> Manifest | None:
-        """The manifest of a finished model, whole and undamaged; None where there is none.
+    def find(self, recipe: Recipe, *, verify: bool = False) -> Manifest | None:
+        """The manifest of a finished model; None where there is none.
+
+        Args:
+            recipe: of the model.
+            verify: read its weights, too, and take a model whose weights are damaged for none.
+                Else that is told where it is loaded.
 
         Raises:
             RunError: float32 is asked for, and it was made in bfloat16.
         """
+        folder = self.folder(recipe)
         try:
-            _, manifest = load(self.folder(recipe))
+            manifest = load(folder)[1] if verify else find(folder)
         except CheckpointError:
             return None
         if manifest.fingerprint != self.fingerprint(recipe):
@@ -149,12 +164,16 @@ class Pool:
             )
         return manifest
 
-    def missing(self, recipes: Iterable[Recipe]) -> list[list[Recipe]]:
+    def missing(self, recipes: Iterable[Recipe], *, verify: bool = False) -> list[list[Recipe]]:
         """What is still to be made: a list for each ERM model, with the models that need it.
 
         Those that look at a twin which is not made yet have lists of their own, at the end.
+
+        Args:
+            recipes: of the models that are wanted.
+            verify: as of `find`.
         """
-        absent = {self.fingerprint(r): r for r in recipes if self.find(r) is None}
+        absent = {self.fingerprint(r): r for r in recipes if self.find(r, verify=verify) is None}
         twins = [r.twin for r in absent.values() if r.twin and self.find(r.twin) is None]
         absent |= {self.fingerprint(twin): twin for twin in twins}
         families: dict[tuple[bool, str], list[Recipe]] = {}
@@ -183,31 +202,32 @@ class Pool:
         self,
         family: Sequence[Recipe],
         device: torch.device | str = "cpu",
-        progress: Callable[[str, int, int], None] = lambda name, epoch, epochs: None,
+        progress: Progress = lambda name, epoch, epochs: None,
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
         """Make the models of one family: the ERM model first, then what is retrained from it.
+
+        A training that was stopped, in whatever way, goes on after its last epoch, and ends in the
+        same weights as one that was not.
 
         Args:
             family: recipes with the same parent.
             device: to train on.
-            progress: called after every epoch with the name, the epoch from 1, and their number.
+            progress: called after every epoch.
+            say: gets what a user should read.
 
         Raises:
             CheckpointError: the store cannot be written.
             RunError: training has diverged.
         """
         parent = family[0].parent
-        if self.find(parent) is None:
-            self._save(parent, self._train(parent, device, progress), device)
-        erm, _ = load(self.folder(parent), device)
+        erm = self._erm(parent, device, progress, say)
         halves = Halves(erm, self._dataset, device, parent.training.precision)
         for recipe in family:
             if recipe.kind == ERM:
                 continue
             twin = recipe.twin
-            if twin is not None and self.find(twin) is None:
-                self._save(twin, self._train(twin, device, progress), device)
-            biased = load(self.folder(twin), device)[0] if twin is not None else None
+            biased = self._erm(twin, device, progress, say) if twin is not None else None
             kind = KINDS[recipe.kind]
             settings = recipe.retraining
             if not isinstance(settings, Settings):  # a plugin's, as it was written down
@@ -215,20 +235,72 @@ class Pool:
             debiased = retrained(halves, kind, settings, recipe.seed, biased)
             self._save(recipe, debiased, device)
 
+    def state(self, recipe: Recipe) -> Path:
+        """Where the state of an ERM model's training is, while it lasts."""
+        return self._store / TRAINING / f"{self.folder(recipe).name}.pt"
+
+    def _erm(
+        self,
+        recipe: Recipe,
+        device: torch.device | str,
+        progress: Progress,
+        say: Callable[[str], None],
+    ) -> Classifier:
+        """An ERM model of the pool; made where it is missing or damaged."""
+        folder = self.folder(recipe)
+        if self.find(recipe) is not None:
+            with contextlib.suppress(CheckpointError):
+                return load(folder, device)[0]
+        self._save(recipe, self._train(recipe, device, progress, say), device)
+        with contextlib.suppress(OSError):
+            self.state(recipe).unlink()
+        return load(folder, device)[0]
+
     def _train(
         self,
         recipe: Recipe,
         device: torch.device | str,
-        progress: Callable[[str, int, int], None],
+        progress: Progress,
+        say: Callable[[str], None],
     ) -> Classifier:
+        path, epochs = self.state(recipe), recipe.training.epochs
+        model, trainer = self._begun(recipe, device)
+        about = {
+            "recipe": self.fingerprint(recipe),
+            "version": __version__,
+            "torch": str(torch.__version__),
+            NUMBERS: trainer.numbers,
+        }
+        try:
+            state = read_state(path, device)
+            other = next((name for name in about if state.get(name) != about[name]), None)
+            if other is not None:
+                differs = f"its {other} is {state.get(other)}, not {about[other]}"
+                say(f"{path}: {differs}, so {recipe.name} begins anew")
+            else:
+                trainer.load_state_dict(state["trainer"])
+                begins = trainer.next_epoch + 1
+                how = f"goes on from epoch {begins} of {epochs}"
+                say(f"{recipe.name} {how if begins <= epochs else 'is trained, and is evaluated'}")
+        except FileNotFoundError:
+            make_folder(path.parent)
+        except RunError:
+            raise
+        except Exception:  # torch's parts answer a foreign state with anything
+            say(f"{path}: damaged, so {recipe.name} begins anew")
+            model, trainer = self._begun(recipe, device)
+        while trainer.next_epoch < epochs:
+            trainer.epoch()
+            write_state(path, {**about, "trainer": trainer.state_dict()})
+            progress(recipe.name, trainer.next_epoch, epochs)
+        return model
+
+    def _begun(self, recipe: Recipe, device: torch.device | str) -> tuple[Classifier, Trainer]:
         data = self._dataset
         model = build(recipe.model, data.shape, len(data.classes), recipe.seed).to(device)
         loader = Loader(data, device)
         trainer = Trainer(model, data, recipe.training, Labels(), seed=recipe.seed, loader=loader)
-        for epoch in range(recipe.training.epochs):
-            trainer.epoch()
-            progress(recipe.name, epoch + 1, recipe.training.epochs)
-        return model
+        return model, trainer
 
     def _save(self, recipe: Recipe, model: Classifier, device: torch.device | str) -> None:
         data = self._dataset
