@@ -202,7 +202,7 @@ def test_jobs_draw_the_biased_model_outside_the_ensemble_and_the_papers_from_the
     for path in JOBS:
         raw = yaml.safe_load(path.read_text())
         count = raw["teachers"]["count"]
-        for ensemble in [raw["ensemble"]] if "ensemble" in raw else raw["sweep"]["ensemble"]:
+        for ensemble in raw.get("sweep", {}).get("ensemble") or [raw.get("ensemble", {})]:
             if path.parent.name == "jobs" or path.stem in OUTSIDE:
                 assert ensemble.get("biased_from", "outside") == "outside"
                 assert ensemble.get("size", 5) < count
