@@ -271,6 +271,34 @@ def test_recording_and_replay_give_the_numbers_of_the_reference(
         )
 
 
+@pytest.mark.usefixtures("plugins_forgotten")
+def test_a_strategy_of_ones_own_sees_labels_live_and_replayed(make_job: Any) -> None:
+    """Class c is taught by teacher c mod M alone, whoever answers."""
+
+    @strategies.strategy("by_label", per="sample", needs_labels=True)
+    def by_label(evidence: Any) -> Any:
+        teachers = torch.arange(evidence.teachers)[:, None]
+        return (evidence.labels % evidence.teachers == teachers).double(), None
+
+    job = make_job()
+    data, checkpoints, drawn = pool_of(job)
+    host = TeacherHost(checkpoints, data, outputs=records(job, data, checkpoints))
+    lesson = DistillationSpec("by_label", drawn.teachers, drawn.biased, 4.0)
+    given = replace(specs(drawn)[0], spec=lesson)
+    recorder = CachedTeachers(records(job, data, checkpoints), data, LocalTeachers(host))
+    replay = CachedTeachers(records(job, data, checkpoints), data, None)
+    labels_N = data.labels(np.arange(data.size)).numpy()
+    by_class = replace(data.groups, group_N=labels_N, names=data.classes)
+    for source in (LocalTeachers(TeacherHost(checkpoints, data)), recorder, replay):
+        student = Student(given, data, source, groups=by_class)
+        while not student.done:
+            student.epoch()
+        taught = student.history[-1].weights
+        assert [*taught] == [*data.classes]
+        for number, shares in enumerate(taught.values()):
+            assert shares[drawn.teachers[number % len(drawn.teachers)]] == 1
+
+
 def test_a_student_switches_to_records_at_the_first_complete_epoch(make_job: Any) -> None:
     job = make_job()
     data, checkpoints, drawn = pool_of(job)

@@ -195,7 +195,7 @@ def _answered(
 ) -> DistillationGradient:
     """What the members' logits, which are here, answer to a request."""
     spec = request.spec
-    labels_B = samples.labels(request.ids) if spec.cross_entropy else None
+    labels_B = samples.labels(request.ids) if spec.needs_labels else None
     student_BC = torch.from_numpy(np.array(request.logits_BC))
     before = known(spec, logits_BmC, labels_B)
     found = summarize([combine_recorded(spec, request.step, student_BC, before)])

@@ -76,7 +76,7 @@ class Distilled:
                 f"{spec.strategy} needs the teachers' competence, which labels of validation tell "
                 "(DistillationSpec.informed), and nobody has told it."
             )
-        self._spec, self._source = spec, source
+        self._spec, self._source, self._samples = spec, source, samples
         self._competence: Tensor | None = None
         self._labels = Column(samples.labels(np.arange(samples.size)).numpy())
         self.whole_batch = spec.whole_batch
@@ -96,7 +96,7 @@ class Distilled:
         logits = self._source.columns(self._spec, epoch)
         if not logits:
             raise RunError(f"the records of epoch {epoch + 1} cannot be seen by all workers.")
-        return (*logits, self._labels) if self._spec.cross_entropy else logits
+        return (*logits, self._labels) if self._spec.needs_labels else logits
 
     def complete(self, epoch: int) -> None:
         """An epoch is over: see `Source.complete`. Called in the first worker."""
@@ -187,7 +187,8 @@ class Distilled:
         return self._competence
 
     def _ask(self, batch: Batch, ids: np.ndarray, logits_BC: Tensor) -> DistillationGradient:
-        request = GradientRequest.of(self._spec, batch, ids, logits_BC)
+        labels_B = self._samples.labels(ids) if self._spec.needs_labels else None
+        request = GradientRequest.of(self._spec, batch, ids, logits_BC, labels_B)
         return self._source.ask(request).to(logits_BC.device)
 
     def _ask_whole(self, batch: Batch, logits_BC: Tensor) -> DistillationGradient:

@@ -89,6 +89,11 @@ class DistillationSpec:
         return STRATEGIES[self.strategy].needs_cross_entropy
 
     @property
+    def needs_labels(self) -> bool:
+        """Whether the weights depend on the samples' labels."""
+        return STRATEGIES[self.strategy].needs_labels
+
+    @property
     def needs_competence(self) -> bool:
         """Whether the teachers' competence must be known before the first step."""
         return STRATEGIES[self.strategy].needs_competence
@@ -146,6 +151,7 @@ class GradientRequest:
         ids: of the samples, [B].
         logits_BC: the student's, float32.
         ahead: views that will be asked for next.
+        labels_B: of the samples, where the spec needs them.
     """
 
     spec: DistillationSpec
@@ -154,15 +160,22 @@ class GradientRequest:
     ids: np.ndarray
     logits_BC: np.ndarray
     ahead: tuple[View, ...] = ()
+    labels_B: np.ndarray | None = None
 
     @classmethod
     def of(
-        cls, spec: DistillationSpec, batch: Batch, ids: np.ndarray, logits_BC: Tensor
+        cls,
+        spec: DistillationSpec,
+        batch: Batch,
+        ids: np.ndarray,
+        logits_BC: Tensor,
+        labels_B: Tensor | None = None,
     ) -> GradientRequest:
         """The request of a batch; `ids` are this worker's or, for whole batches, all."""
         whole = len(ids) == len(batch.every)
         ahead = tuple((later.epoch, later.every if whole else later.ids) for later in batch.ahead)
-        return cls(spec, batch.step, batch.epoch, ids, logits_BC.cpu().numpy(), ahead)
+        labels = None if labels_B is None else labels_B.numpy()
+        return cls(spec, batch.step, batch.epoch, ids, logits_BC.cpu().numpy(), ahead, labels)
 
 
 @dataclass(frozen=True)
@@ -257,6 +270,7 @@ def combine_gradients(
         spec.temperature,
         torch.from_numpy(np.array(request.logits_BC)),
         members.index(spec.biased) if spec.uses_biased else None,
+        None if request.labels_B is None else torch.from_numpy(np.array(request.labels_B)),
     )
     entropy_MB = _stacked(entropies, teaching) if spec.cross_entropy else None
     if spec.competence is not None and lost:
@@ -283,7 +297,8 @@ def no_longer_finite(step: int, epoch: int) -> str:
 
 Known = tuple[Tensor, ...]
 """What of a step's weighing is known before the student answers: the members' softened answers
-[m, B, C], the teachers' entropies [M, B] and, where the spec asks for them, cross-entropies."""
+[m, B, C], the teachers' entropies [M, B] and, where the spec asks for them, the labels [1, B] and
+the teachers' cross-entropies [M, B]."""
 
 
 @torch.inference_mode()
@@ -293,14 +308,17 @@ def known(spec: DistillationSpec, logits_BmC: Tensor, labels_B: Tensor | None) -
     Args:
         spec: how they teach.
         logits_BmC: of `spec.members`, in that order.
-        labels_B: where the spec asks for the teachers' cross-entropy.
+        labels_B: where the spec needs them.
     """
     logits_mBC = logits_BmC.transpose(0, 1).float().contiguous()
     targets_mBC, entropy_mB = softened(logits_mBC, spec.temperature)
     M = len(spec.teachers)
-    if labels_B is None:
-        return targets_mBC, entropy_mB[:M]
-    return targets_mBC, entropy_mB[:M], cross_entropies(logits_mBC[:M], labels_B)
+    found: Known = (targets_mBC, entropy_mB[:M])
+    if labels_B is not None:
+        found = *found, labels_B[None]
+        if spec.cross_entropy:
+            found = *found, cross_entropies(logits_mBC[:M], labels_B)
+    return found
 
 
 @torch.inference_mode()
@@ -322,7 +340,7 @@ def combine_recorded(
         before: as `known` returned it.
         competence_MC: that of `spec`, where the caller has it on the student's device.
     """
-    targets_mBC, entropy_MB, *cross_entropy = before
+    targets_mBC, entropy_MB, *further = before
     evidence = Evidence(
         gradient_from_targets(student_BC, targets_mBC, spec.temperature),
         len(spec.teachers),
@@ -330,9 +348,10 @@ def combine_recorded(
         # A graph of CUDA's writes its next answer into the same place.
         student_BC.clone() if student_BC.is_cuda else student_BC,
         spec.members.index(spec.biased) if spec.uses_biased else None,
-        entropy_MB=entropy_MB,
+        further[0][0] if further else None,
+        entropy_MB,
     )
-    entropy = cross_entropy[0] if cross_entropy else None
+    entropy = further[1] if spec.cross_entropy else None
     return _combined(spec, step, evidence, entropy, competence_MC)
 
 
