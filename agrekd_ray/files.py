@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import errno
+import fcntl
 import functools
 import json
 import os
@@ -12,7 +13,7 @@ import uuid
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import IO, Any, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -102,6 +103,32 @@ def replacing(path: Path, *, parents: bool = True) -> Iterator[Path]:
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def locked(file: int | IO[Any], *, wait: bool = True, shared: bool = False) -> bool:
+    """Lock an open file, for as long as it is open.
+
+    Args:
+        file: it, or its descriptor.
+        wait: for others that hold the lock.
+        shared: with others that only look.
+
+    Returns:
+        False where the file system has no such locks (some NFS, Lustre without `flock`): then
+        nobody knows who else is at it.
+
+    Raises:
+        BlockingIOError: another process holds the lock, and nobody is to wait.
+        OSError: the file system cannot be reached.
+    """
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    try:
+        fcntl.flock(file, kind | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            return False
+        raise
+    return True
 
 
 def in_a_line(error: BaseException) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -219,6 +221,24 @@ def test_a_full_disk_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(RunError, match=r"No space left on device.*outputs prune"):
         LogitsWriter(tmp_path / "view-00000.arrow", KEY)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_without_locks_nobody_takes_a_partial_that_may_be_anothers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without(file: Any, kind: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", without)
+    path, logits = tmp_path / "view-00000.arrow", some_logits()
+    one = LogitsWriter(path, KEY)
+    one.put(np.arange(100), logits[:100])
+    two = LogitsWriter(path, KEY)
+    assert not two.known_N.any()
+    two.put(np.arange(200), logits)
+    two.finish()
+    one.close()
+    np.testing.assert_array_equal(read_record(path, KEY), logits)
 
 
 # --- a host that records, a student that replays

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import io
 import os
 from collections.abc import Callable
@@ -13,7 +14,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import yaml
 
+from agrekd_ray.commands.runs import found_runs
 from agrekd_ray.data.prepared import PreparedRows
 from agrekd_ray.errors import RunError
 from agrekd_ray.experiment.folder import STATE, Folder, State
@@ -23,6 +26,8 @@ from agrekd_ray.models.checkpoint import MANIFEST, WEIGHTS
 from agrekd_ray.search.folder import read_trial
 from agrekd_ray.teachers import Pool
 
+from . import pictures
+from .conftest import TINY, Run, merged
 from .shared import pool_of
 
 KEY = Key("erm-0", "w", {"name": "cnn"}, "d", "v", "none", "float32", 5, 2)
@@ -141,3 +146,32 @@ def test_whether_there_is_a_file(tmp_path: Path, fail: Fail, look: Any) -> None:
     fail(tmp_path / "file")
     with pytest.raises(RunError, match="file: cannot be read"):
         look(tmp_path / "file")
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_not_taken_for_another_process(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    agrekd: Run,
+    number: int,
+) -> None:
+    """A store of MLflow, rows of pictures and a run are made there all the same."""
+
+    def without(file: Any, kind: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", without)
+    folder = pictures.table(tmp_path / "own", pictures.spread((8, 8, 8)))
+    data = pictures.small("table", tmp_path / "prepared", table=str(folder / "table.csv"))
+    own = {"data": data, "guidance": "local", "methods": ["one_hot"], "ensemble.debiased": 0}
+    job = tmp_path / "job.yaml"
+    job.write_text(yaml.safe_dump(merged(TINY, {**own, "runs": str(tmp_path / "runs")})))
+    code, out, err = agrekd("run", job)
+    assert code == 0, err
+    run = (tmp_path / "runs/tiny/latest").resolve()
+    assert f"{run}: its file system has no locks (flock)" in out + err
+    assert "One-hot" in out
+    assert [path.name for path in (tmp_path / "runs").glob("*mlflow.db*")] == ["mlflow.db"]
+    assert {found.status for found in found_runs(tmp_path / "runs")} == {"finished"}
+    Folder(run).update(status="running")
+    assert {found.status for found in found_runs(tmp_path / "runs")} == {"running"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from agrekd_ray.errors import AgrekdError, RunError
 from agrekd_ray.experiment.folder import JOB, Folder, read_resolved
 from agrekd_ray.experiment.monitor import flat
 from agrekd_ray.experiment.study import POINTS
-from agrekd_ray.files import is_file, is_folder
+from agrekd_ray.files import is_file, is_folder, locked
 from agrekd_ray.report.archive import read_job, read_search, read_study
 from agrekd_ray.report.job import headline
 from agrekd_ray.report.study import verdict
@@ -124,7 +123,8 @@ def _status(folder: Folder) -> str:
         return status
     try:
         with (folder.path / ".lock").open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            if not locked(lock, wait=False, shared=True):  # nobody knows
+                return status
     except BlockingIOError:
         return status
     except OSError:  # no process has begun with it

@@ -8,7 +8,6 @@ final name.
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import hashlib
 import json
@@ -26,7 +25,15 @@ import numpy as np
 from agrekd_ray.data.dataset import Annotations, ArrayDataset, Progress
 from agrekd_ray.data.views import ONE_VIEW, Views
 from agrekd_ray.errors import DataError
-from agrekd_ray.files import DamagedError, cannot_read, in_a_line, is_file, read_json, unreadable
+from agrekd_ray.files import (
+    DamagedError,
+    cannot_read,
+    in_a_line,
+    is_file,
+    locked,
+    read_json,
+    unreadable,
+)
 from agrekd_ray.settings import fingerprint
 
 CHUNK = 256
@@ -192,7 +199,7 @@ class PreparedRows:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             with self._lock.open("w", encoding="utf-8") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
+                locked(file)  # without locks both make the same rows
                 if not self.whole:
                     self._fill(work, progress)
         except OSError as error:

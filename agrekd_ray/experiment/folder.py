@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -25,6 +24,7 @@ from agrekd_ray.files import (
     DamagedError,
     cannot_read,
     is_file,
+    locked,
     read_json,
     read_text,
     real,
@@ -37,6 +37,9 @@ from agrekd_ray.stops import stopped_by
 from agrekd_ray.student import STATES
 
 JOB, LATEST = "job.yaml", "latest"
+NO_LOCKS = (
+    "its file system has no locks (flock), so nothing here keeps another process from this run:"
+)
 PLACING = (
     *("ray.address", "outputs.store", "data.prepared"),
     *(f"teachers.{key}" for key in ("cpus", "gpus", "store")),
@@ -136,10 +139,13 @@ class Folder:
         shutil.rmtree(self.training / STATES, ignore_errors=True)
 
     @contextlib.contextmanager
-    def claimed(self) -> Iterator[None]:
+    def claimed(self, warn: Callable[[str], object] = lambda text: None) -> Iterator[None]:
         """While this process works on the run, no other may; what ends it stands in the folder.
 
         A run that had come to its end stays finished, whatever a later look at it raises.
+
+        Args:
+            warn: hears that no other process could be kept from it.
 
         Raises:
             RunError: another process is at it, or the folder cannot be written.
@@ -150,9 +156,12 @@ class Folder:
             raise _cannot_write(self.path, error) from None
         with lock:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+                if not locked(lock, wait=False):
+                    warn(f"{self.path}: {NO_LOCKS} start it once at a time.")
+            except BlockingIOError:
                 raise RunError(f"{self.path}: another process is running this run.") from None
+            except OSError as error:
+                raise _cannot_write(self.path, error) from None
             try:
                 self.lead()
                 yield

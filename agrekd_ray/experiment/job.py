@@ -39,6 +39,7 @@ from agrekd_ray.report.archive import RESULTS, JobArchive, read_job
 from agrekd_ray.report.labels import labels_used
 from agrekd_ray.results import Cost, Diagnostics, StudentResult, TeacherCost, TeacherResult
 from agrekd_ray.student import read_outcome, write_outcome
+from agrekd_ray.terminal import say
 from agrekd_ray.tracking.tracker import DEGRADED, Tracker
 from agrekd_ray.training import agreement, calibration, score
 
@@ -65,7 +66,7 @@ def run_job(
         AgrekdError: the run cannot go on; what is finished stays in the folder.
         KeyboardInterrupt: it was stopped.
     """
-    with folder.claimed():
+    with folder.claimed(lambda text: say(console, text, "yellow")):
         return _JobDriver(folder, console, tags or {}, draw).run()
 
 

@@ -48,7 +48,7 @@ from agrekd_ray.results.study import PointResult, StudyResult
 from agrekd_ray.settings import fingerprint
 from agrekd_ray.student import StudentSpec, read_outcome
 from agrekd_ray.teachers import KINDS, Pool
-from agrekd_ray.terminal import screen
+from agrekd_ray.terminal import say, screen
 from agrekd_ray.tracking.tracker import PARENT
 
 POINTS = "points"
@@ -68,7 +68,7 @@ def run_study(folder: RunFolder, console: Console) -> StudyResult:
         AgrekdError: it cannot go on; what is finished stays in the folder.
         KeyboardInterrupt: it was stopped.
     """
-    with folder.claimed():
+    with folder.claimed(lambda text: say(console, text, "yellow")):
         return _StudyDriver(folder, console).run()
 
 

@@ -8,6 +8,7 @@ record the same teacher have a partial each.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import mmap
 import os
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from agrekd_ray.files import locked
 from agrekd_ray.logits.record import Key, cannot_write, write_record
 
 SUFFIX = ".partial"
@@ -82,7 +84,8 @@ class LogitsWriter:
     def close(self) -> None:
         """Leave the partial to whoever goes on with it."""
         if self._file >= 0:
-            fcntl.flock(self._file, fcntl.LOCK_UN)  # the map's own copy of the file holds it too
+            with contextlib.suppress(OSError):  # the map's own copy of the file holds it too
+                fcntl.flock(self._file, fcntl.LOCK_UN)
             os.close(self._file)
             self._file = -1
 
@@ -95,7 +98,7 @@ class LogitsWriter:
         hidden = path.with_name(f".{path.name}")
         descriptor = os.open(hidden, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            locked(descriptor)
             os.posix_fallocate(descriptor, 0, self._size)
             hidden.rename(path)
         except OSError:
@@ -116,10 +119,11 @@ class LogitsWriter:
         except FileNotFoundError:  # it was finished meanwhile
             return None
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if self._is_whole(descriptor, self._size):
-                return path, descriptor
-            path.unlink(missing_ok=True)  # cut short, so nobody knows which row is which
+            # Without locks a writer that lives is not told from a dead one: none is taken.
+            if locked(descriptor, wait=False):
+                if self._is_whole(descriptor, self._size):
+                    return path, descriptor
+                path.unlink(missing_ok=True)  # cut short, so nobody knows which row is which
         except BlockingIOError:  # another writer is at it
             pass
         except OSError:

@@ -72,6 +72,7 @@ from agrekd_ray.search.trainable import (
 from agrekd_ray.search.trial import Shared, last_state, read_test, student_specs
 from agrekd_ray.search.trial_table import TrialTable
 from agrekd_ray.student import StudentSpec, read_outcome
+from agrekd_ray.terminal import say
 
 TUNE = "trials"
 """Name of the experiment in Tune's storage."""
@@ -94,7 +95,7 @@ def run_search(folder: SearchFolder, console: Console) -> SearchResult:
         AgrekdError: the search cannot go on; what is finished stays in the folder.
         KeyboardInterrupt: it was stopped.
     """
-    with folder.claimed():
+    with folder.claimed(lambda text: say(console, text, "yellow")):
         return _SearchDriver(folder, console).run()
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import sqlite3
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mlflow import MlflowClient
@@ -16,6 +15,7 @@ from mlflow.exceptions import MlflowException
 
 from agrekd_ray.addresses import is_database, sqlite_address, sqlite_file, store_address
 from agrekd_ray.errors import TrackingError
+from agrekd_ray.files import locked
 from agrekd_ray.passwords import revealed, without_password
 from agrekd_ray.tracking.mlflow_values import shortened
 
@@ -130,15 +130,20 @@ def _create(path: Path) -> None:
     """
     mark = path.with_name(f".{path.name}.lock")
     with mark.open("w", encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        alone = locked(lock)
         if _is_there(path):  # another process was faster
             return
-        for left in path.parent.glob(f".{path.name}.draft-*"):
+        for left in path.parent.glob(f".{path.name}.draft-*") if alone else ():
             left.unlink()
         draft = path.with_name(f".{path.name}.draft-{uuid.uuid4().hex[:8]}")
         MlflowClient(tracking_uri=sqlite_address(draft)).search_experiments(max_results=1)
-        os.replace(draft, path)
-        mark.unlink()  # whoever waits for it finds the database
+        if alone:
+            os.replace(draft, path)
+        else:
+            with suppress(FileExistsError):  # the first database stays
+                os.link(draft, path)
+            draft.unlink()
+        mark.unlink(missing_ok=True)  # whoever waits for it finds the database
 
 
 @contextmanager
