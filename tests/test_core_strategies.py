@@ -8,6 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from agrekd_ray.core import strategies
 from agrekd_ray.core.kd import kd_gradient
 from agrekd_ray.core.weighting import combine, weigh
 
@@ -182,3 +183,16 @@ def test_random_draws_one_teacher_by_seed_and_step():
             shifted = sum(x == y for x, y in zip(draws[b][a - b :], draws[a], strict=False))
             assert 15 < same < 70  # 40 expected
             assert 15 < shifted < 70
+
+
+@pytest.mark.parametrize("at_once", [1, 3 * 8 * 4, 5 * 8 * 4])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_some_teachers_at_a_time_are_weighed_as_all_together(monkeypatch, at_once, normalize):
+    """Seven teachers, 8 samples, 4 classes; of one sample two gradients have no direction."""
+    members = torch.randn(8, 8, 4, generator=torch.Generator().manual_seed(0))
+    members -= members.mean(-1, keepdim=True)
+    members[[2, 7], 3] = 0
+    whole = weigh("agre_kd", members[:7], members[7], normalize=normalize)
+    monkeypatch.setattr(strategies, "AT_ONCE", dict.fromkeys((False, True), at_once))
+    parts = weigh("agre_kd", members[:7], members[7], normalize=normalize)
+    torch.testing.assert_close(parts, whole, rtol=0, atol=0)

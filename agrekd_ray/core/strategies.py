@@ -28,6 +28,9 @@ NO_WEIGHT = 1e-6
 """A disagreement 1 − cos of this or less, an angle of 1.4 milliradians, is rounding."""
 
 
+AT_ONCE = {False: 2**19, True: 2**27}
+"""Numbers in float64 at once, on a CPU (what its cache holds) and on a GPU (1 GiB of memory)."""
+
 Weights = tuple[Tensor, Tensor | None]
 """Weights [M, B] and, for strategies that can run into 0/0, where they did: bool [B]."""
 
@@ -194,19 +197,38 @@ def agre_kd(
 
 
 def _disagreement(evidence: Evidence, normalize: bool = True) -> Tensor:
-    """W_m = 1 − cos(g_m, g_b), [M, B] in float64: 0 below rounding and without a direction."""
-    M, biased = evidence.teachers, evidence.biased
+    """W_m = 1 − cos(g_m, g_b), [M, B] in float64: 0 below rounding and without a direction.
+
+    Of many teachers and classes, some teachers at a time: the others stay in their own precision.
+    """
+    M, biased, members_mBC = evidence.teachers, evidence.biased, evidence.members_mBC
     assert biased is not None
-    members_mBC = evidence.members_mBC.to(torch.float64, copy=True)
-    if normalize:
+    smallest = NO_DIRECTION * evidence.temperature if normalize else None
+    at_once = max(1, AT_ONCE[members_mBC.is_cuda] // max(1, members_mBC[0].numel()) - 1)
+    if at_once >= M:
+        return _one_minus_cosine(members_mBC, M, biased, smallest)
+    parts = members_mBC[:M].split(at_once)
+    with_biased = (torch.cat([part, members_mBC[biased, None]]) for part in parts)
+    return torch.cat([_one_minus_cosine(each, len(each) - 1, -1, smallest) for each in with_biased])
+
+
+def _one_minus_cosine(
+    members_mBC: Tensor, teachers: int, biased: int, smallest: float | None
+) -> Tensor:
+    """Of the first teachers with the biased member; 1 − dot product where `smallest` is None.
+
+    A row that is shorter than `smallest` has no direction.
+    """
+    members_mBC = members_mBC.to(torch.float64, copy=True)
+    if smallest is not None:
         # Rows sum to 0 in theory; the mean taken off makes it so, and cosines ±1 for two classes.
         members_mBC -= members_mBC.mean(-1, keepdim=True)
         norm_mB = torch.linalg.vector_norm(members_mBC, dim=-1)
         # Without a direction the cosine is NaN, which is above nothing.
-        norm_mB = torch.where(norm_mB > NO_DIRECTION * evidence.temperature, norm_mB, torch.nan)
-    agreement_MB = torch.linalg.vecdot(members_mBC[:M], members_mBC[biased])
-    if normalize:
-        agreement_MB /= norm_mB[:M] * norm_mB[biased]
+        norm_mB = torch.where(norm_mB > smallest, norm_mB, torch.nan)
+    agreement_MB = torch.linalg.vecdot(members_mBC[:teachers], members_mBC[biased])
+    if smallest is not None:
+        agreement_MB /= norm_mB[:teachers] * norm_mB[biased]
     disagreement_MB = 1 - agreement_MB
     return torch.where(disagreement_MB > NO_WEIGHT, disagreement_MB, 0.0)
 
