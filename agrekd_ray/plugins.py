@@ -1,4 +1,4 @@
-"""Modules of a user's own, which register strategies, metrics, rules, data sets and models.
+"""Modules of a user's own, which register strategies, kinds of teachers, metrics, rules, data, models.
 
 A job names them (`plugins: [mine]`), or a package that is installed has an entry point in the group
 `agrekd_ray.plugins`. They are imported in every process of the job; what lies beside the job is
