@@ -1,4 +1,4 @@
-"""Modules of a user's own, which register strategies, kinds of teachers, metrics, rules, data, models.
+"""Modules of a user's own, which register strategies, kinds of teachers, metrics, data and so on.
 
 A job names them (`plugins: [mine]`), or a package that is installed has an entry point in the group
 `agrekd_ray.plugins`. They are imported in every process of the job; what lies beside the job is

@@ -237,6 +237,25 @@ def test_sound_teachers_have_a_table_and_no_warning(ten: Ten, tmp_path: Path) ->
     assert lines[9].startswith("All side with the biased model on ")
 
 
+def test_many_teachers_with_one_fault_have_one_warning(ten: Ten) -> None:
+    """Four that answer with classes of their own order, and five that exchange two classes."""
+    good, erm = ten.model(2), ten.model(10)
+    broken = {f"r{by}": erm.roll(by, dims=1) + 0.001 * by for by in (3, 4, 5, 6)}
+    constant = [w for w in ten.check({"a": good, **broken}, erm).warnings if "constant" in w]
+    assert len(constant) == 1
+    assert constant[0].startswith("4 teachers (r3, r4, r5, r6) are right on ")
+    assert "of the weight on them. Make them again, leave them out" in constant[0]
+    few = ten.check({"a": good, **dict([*broken.items()][:3])}, erm).warnings
+    assert [w.split(" ")[0] for w in few if "constant" in w] == ["r3", "r4", "r5"]
+    swapped = {}
+    for number in range(5):
+        swapped[f"s{number}"] = ten.model(2 + number).clone()
+        swapped[f"s{number}"][:, [3, 8]] = swapped[f"s{number}"][:, [8, 3]]
+    said = ten.check({"a": good, **swapped}, erm).warnings
+    assert sum("takes class 3 for 8" in w for w in said) == 3
+    assert "So it is with 2 more: s3, s4." in said
+
+
 def test_each_warning_says_what_to_do(ten: Ten) -> None:
     good, erm = ten.model(2), ten.model(10)
     swapped = good.clone()

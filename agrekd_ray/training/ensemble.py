@@ -10,7 +10,11 @@ from torch import Tensor
 
 from agrekd_ray.core.ensemble import UNOPPOSED, Examined, examine
 from agrekd_ray.data import SELECT, Dataset
+from agrekd_ray.errors import listed
 from agrekd_ray.results import EnsembleCheck, TeacherCheck
+
+ONE_BY_ONE = 3
+"""Teachers with the same fault that are warned of one by one; more are in one sentence."""
 
 
 def check_ensemble(
@@ -91,15 +95,20 @@ def _named(names: Sequence[str], share_K: Tensor) -> dict[str, float]:
 
 def _warnings(found: Examined, names: Sequence[str], classes: Sequence[str]) -> Iterator[str]:
     """A sentence or two each: what was found, its figures, and what to do."""
-    for m in found.constant_M.nonzero().flatten().tolist():
+    constant = found.constant_M.nonzero().flatten().tolist()
+    for broken in [[m] for m in constant] if len(constant) <= ONE_BY_ONE else [constant]:
+        who, are, contradict, them = names[broken[0]], "is", "contradicts", "it"
+        if len(broken) > 1:
+            who = f"{len(broken)} teachers ({listed(names[m] for m in broken)})"
+            are, contradict, them = "are", "contradict", "them"
         yield (
-            f"{names[m]} is right on {_percent(found.accuracy_m[m])} of the validation samples, no "
-            f"better than a constant answer ({_percent(found.most_frequent)}), yet contradicts the "
-            f"biased model on {_percent(1 - found.with_biased_M[m])}: AGRE-KD would begin with "
-            f"{_percent(found.weights_M[m])} of the weight on it. Make it again, leave it out, or "
-            "take agre_kd_guarded."
+            f"{who} {are} right on {_range(found.accuracy_m[broken])} of the validation samples, "
+            f"no better than a constant answer ({_percent(found.most_frequent)}), yet {contradict} "
+            f"the biased model on {_range(1 - found.with_biased_M[broken])}: AGRE-KD would begin "
+            f"with {_percent(found.weights_M[broken].sum())} of the weight on {them}. Make {them} "
+            f"again, leave {them} out, or take agre_kd_guarded."
         )
-    for m, a, b in found.swapped:
+    for m, a, b in found.swapped[:ONE_BY_ONE]:
         right = found.by_class_mC[m]
         yield (
             f"{names[m]} takes class {classes[a]} for {classes[b]} and {classes[b]} for "
@@ -107,6 +116,8 @@ def _warnings(found: Examined, names: Sequence[str], classes: Sequence[str]) -> 
             "in another order than the data's? Import it with the names in its own order, or leave "
             "it out."
         )
+    if more := [names[m] for m, _, _ in found.swapped[ONE_BY_ONE:]]:
+        yield f"So it is with {len(more)} more: {listed(dict.fromkeys(more))}."
     for those in found.same:
         yield (
             f"{', '.join(names[m] for m in those)} give the same answers: they are one teacher, "
@@ -130,6 +141,12 @@ def _warnings(found: Examined, names: Sequence[str], classes: Sequence[str]) -> 
             "is no virtue here, and AGRE-KD is likely to do worse than AVER. Take better teachers, "
             "or a biased model that relies more on the bias."
         )
+
+
+def _range(share_m: Tensor) -> str:
+    """`13 %`, or `10 to 13 %`."""
+    low, high = (f"{100 * float(end):.3g}" for end in (share_m.min(), share_m.max()))
+    return f"{high} %" if low == high else f"{low} to {high} %"
 
 
 def _percent(share: float | Tensor) -> str:
