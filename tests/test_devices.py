@@ -82,7 +82,10 @@ def test_everything_of_a_local_run_is_computed_on_the_device(
     class FakePool:
         def __init__(self, store: Path, dataset: Any) -> None: ...
 
-        def make(self, family: Any, device: str, progress: Any) -> None:
+        def folder(self, recipe: Any) -> Path:
+            return Path(recipe.name)
+
+        def make(self, family: Any, device: str, *told: Any) -> None:
             used["pool"] = device
 
     class FakeHost:
@@ -112,7 +115,7 @@ def test_everything_of_a_local_run_is_computed_on_the_device(
     for name, fake in {**fakes, "answers": fake_answers}.items():
         monkeypatch.setattr(module, name, fake)
     given = StudentSpec("aver", 0, job.student.model, job.student.training)
-    local.make_teachers([[]])
+    local.make_teachers([[make_plan(job).recipes[0]]])
     local.train_students((given,), {"erm-0": tmp_path}, tmp_path / "students", tmp_path / "state")
     local.ask([Asked("erm-0", tmp_path, ("test",))], lambda asked, said: None)
     assert used == dict.fromkeys(("pool", "host", "student", "answers"), device)
