@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -26,6 +27,7 @@ from agrekd_ray.files import checked
 from agrekd_ray.report.page import write_report
 from agrekd_ray.results import EnsembleCheck, Epoch, Metrics
 from agrekd_ray.results.search import FAILED, FINISHED, STOPPED, SearchResult, TrialResult
+from agrekd_ray.search import nested
 from agrekd_ray.search import trial as trials
 from agrekd_ray.search.folder import SearchFolder, TrialStore
 from agrekd_ray.search.trial import Shared, Trial, opened
@@ -229,6 +231,25 @@ def _mlflow_holds_the_search(runs: Path, result: SearchResult) -> None:
     version = client.get_model_version_by_alias(result.name, "winner")
     (winner,) = [run for run in by_role["student"] if run.data.params["method"] == "winner"]
     assert version.run_id == winner.info.run_id
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_groups_state_is_put_elsewhere_and_never_written_into(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    """As PBT does: what was saved stays as it was when another state takes its place."""
+    if not links:
+        monkeypatch.setattr(nested, "linked", lambda file, wanted: False)
+    states, one, two = (tmp_path / name for name in ("states", "one", "two"))
+    for folder, text in ((states, "first"), (two, "second")):
+        folder.mkdir()
+        (folder / "0.pt").write_text(text)
+    put = nested._linked_or_copied
+    shutil.copytree(states, one, copy_function=put)
+    put(str(one / "0.pt"), str(states / "0.pt"))  # the same file: nothing to do
+    put(str(two / "0.pt"), str(states / "0.pt"))
+    assert [(f / "0.pt").read_text() for f in (states, one, two)] == ["second", "first", "second"]
+    assert [path.name for path in states.iterdir()] == ["0.pt"]
 
 
 @pytest.mark.chaos

@@ -23,7 +23,7 @@ from agrekd_ray.cluster.events import GroupPlaced
 from agrekd_ray.cluster.session import here
 from agrekd_ray.config import Job
 from agrekd_ray.errors import AgrekdError, RunError
-from agrekd_ray.files import checked
+from agrekd_ray.files import checked, replacing
 from agrekd_ray.numerics import from_first
 from agrekd_ray.results import Epoch, Metrics
 from agrekd_ray.results.arrays import EpochFiles, files_of, linked
@@ -158,9 +158,10 @@ class GroupTrial:
     def load(self, folder: Path) -> None:
         """See `Trial.load`."""
         for state in folder.glob("*.pt"):
-            shutil.copy(state, self._states / state.name)
+            _linked_or_copied(str(state), str(self._states / state.name))
             if (arrays := files_of(state)).is_dir():
-                shutil.copytree(arrays, self._states / arrays.name, dirs_exist_ok=True)
+                to = self._states / arrays.name
+                shutil.copytree(arrays, to, dirs_exist_ok=True, copy_function=_linked_or_copied)
         path = folder / _HISTORY
         self.history = self._epochs.read(json.loads(path.read_text(encoding="utf-8")), path)
 
@@ -221,6 +222,12 @@ def _word(gate: Any, first: bool) -> str:
 
 
 def _linked_or_copied(source: str, target: str) -> None:
-    """Put a file, which nobody changes in its place, at another."""
+    """Put a file at another place, in place of what is there; neither is ever written into.
+
+    For the two, or the old one and a third, may be the same file.
+    """
+    if Path(target).exists() and Path(source).samefile(target):
+        return
     if not linked(Path(source), Path(target)):
-        shutil.copy2(source, target)
+        with replacing(Path(target)) as draft:
+            shutil.copy2(source, draft)
