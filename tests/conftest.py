@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -25,6 +26,8 @@ from agrekd_ray.stops import STOPS
 from agrekd_ray.teachers import KINDS
 
 prepare(starts_cluster=True)
+# Of the object store that tests/test_remote.py starts: every process of the session has them.
+os.environ |= {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
 torch.set_num_threads(1)
 
 # The suite tries the same examples whenever it runs, so that a change is judged by what it changed;

@@ -527,7 +527,7 @@ def test_what_models_say_to_the_test_split_is_recorded_too(make_job: Any) -> Non
     job = make_job()
     data, checkpoints, _ = pool_of(job)
     folder = next(iter(checkpoints.values()))
-    kept = EvalLogits(job.outputs.store, data, "float32")
+    kept = EvalLogits(job.outputs, data, "float32")
     assert kept.read(folder, TEST) is None
     said = predict(load(folder)[0], data, data.splits[TEST])
     kept.write(folder, TEST, said)

@@ -35,7 +35,7 @@ class Answers:
         recorded = job.guidance != "local"
         self._precision: Precision = job.fleet.computes_in if recorded else job.fleet.precision
         self._records = (
-            EvalLogits(job.outputs.store, dataset, job.fleet.computes_in) if recorded else None
+            EvalLogits(job.outputs, dataset, job.fleet.computes_in) if recorded else None
         )
         self._told: dict[tuple[Path, str], Tensor] = {}
 
@@ -79,6 +79,8 @@ class Answers:
             display.advance(one.name)
 
         engine.ask(asked, take)
+        if self._records is not None:
+            send_records(self._records.settle, display)
         return sum(len(one.splits) for one in asked)
 
     def logits(self, folder: Path, split: str) -> Tensor:
@@ -150,3 +152,16 @@ def checked_ensemble(
         {name: drawn.kind(name) for name in told},
         job.distillation.temperature,
     )
+
+
+def send_records(settle: Callable[[], None], display: Display) -> None:
+    """Wait until the object store has what was recorded; where that fails, the run goes on.
+
+    Args:
+        settle: waits.
+        display: says what failed.
+    """
+    try:
+        settle()
+    except RunError as error:
+        display.remark(f"{error} The records are here, and the next run with them sends them.")

@@ -41,7 +41,7 @@ NO_LOCKS = (
     "its file system has no locks (flock), so nothing here keeps another process from this run:"
 )
 PLACING = (
-    *("ray.address", "outputs.store", "data.prepared"),
+    *("ray.address", "outputs.store", "outputs.remote", "data.prepared"),
     *(f"teachers.{key}" for key in ("cpus", "gpus", "store")),
     *(f"student.{key}" for key in ("cpus", "gpus", "resources", "labels", "at_once")),
     *(f"fleet.{key}" for key in FleetSettings.model_fields if key != "precision"),

@@ -14,8 +14,8 @@ from agrekd_ray.distillation import Competence, competence_of
 from agrekd_ray.errors import AgrekdError, listed
 from agrekd_ray.experiment.display import RECORDED, Display
 from agrekd_ray.experiment.engine import Engine
-from agrekd_ray.experiment.eval_logits import Answers
-from agrekd_ray.experiment.plan import Plan, epochs_of
+from agrekd_ray.experiment.eval_logits import Answers, send_records
+from agrekd_ray.experiment.plan import Plan, epochs_of, views_of
 from agrekd_ray.logits import LogitsCache
 from agrekd_ray.results import TeacherCost
 from agrekd_ray.student import StudentSpec, read_outcome
@@ -170,7 +170,9 @@ class Work:
                 return TeacherCost()
             rows = len({view for _, view in missing}) * len(self.dataset.splits[TRAIN])
             display.stage("outputs", rows, RECORDED)
-            return engine.record(self.checkpoints, views)
+            cost = engine.record(self.checkpoints, views)
+            self._send(views, display)
+            return cost
 
         return self._mending(record, engine, display)
 
@@ -222,7 +224,15 @@ class Work:
         taught = any(spec.spec for spec in left)
         checkpoints = self.checkpoints if taught else {}
         cost = engine.train_students(left, checkpoints, self.students, self.storage)
-        return cost if taught else None
+        if not taught:
+            return None
+        self._send(views_of(self.dataset, max(spec.training.epochs for spec in left)), display)
+        return cost
+
+    def _send(self, views: Sequence[int], display: Display) -> None:
+        """Wait until the object store, if there is one, has the records of some views."""
+        if self.job.outputs.remote is not None:
+            send_records(lambda: self.cache().settle(views), display)
 
     def _informed(
         self, specs: Sequence[StudentSpec], engine: Engine, display: Display

@@ -22,6 +22,7 @@ from agrekd_ray.data import TRAIN, Samples
 from agrekd_ray.errors import RunError
 from agrekd_ray.files import cannot_read, exists, is_folder, read_json, replacing, unreadable
 from agrekd_ray.logits.record import Key, OutputSettings, cannot_write, read_record, write_record
+from agrekd_ray.logits.remote import Remote
 from agrekd_ray.logits.writer import LogitsWriter
 from agrekd_ray.models import read_manifest
 from agrekd_ray.settings import Numbers
@@ -50,7 +51,7 @@ class LogitsCache:
         samples: Samples,
         numbers: Numbers,
     ) -> None:
-        self._store, self._samples = settings.store, samples
+        self._samples, self._records = samples, _Records(settings)
         ids = samples.splits[TRAIN]
         self.count = len(ids)
         """N, samples of a view."""
@@ -73,7 +74,7 @@ class LogitsCache:
 
     def path(self, name: str, view: int) -> Path:
         """Where a teacher's record of a view is, or will be."""
-        return self._store / self.keys[name].folder / _file(view)
+        return self._records.path(self.keys[name], view)
 
     def read(self, name: str, view: int) -> np.ndarray | None:
         """Logits [N, C] of a teacher and view; None where there is no sound record.
@@ -82,7 +83,7 @@ class LogitsCache:
         """
         known = self._read.get((name, view))
         if known is None:
-            known = read_record(self.path(name, view), self.keys[name])
+            known = self._records.read(self.keys[name], view)
             if known is None:
                 return None
         with self._reading:
@@ -104,9 +105,7 @@ class LogitsCache:
         Raises:
             RunError: the disk is full or cannot be written.
         """
-        path, key = self.path(name, view), self.keys[name]
-        _describe(path, key)
-        return LogitsWriter(path, key)
+        return self._records.begin(self.keys[name], view)
 
     def write(self, name: str, view: int, logits_NC: np.ndarray) -> None:
         """Keep a record that another node has made.
@@ -119,18 +118,24 @@ class LogitsCache:
         Raises:
             RunError: the disk is full or cannot be written.
         """
-        path, key = self.path(name, view), self.keys[name]
-        _describe(path, key)
-        write_record(path, key, np.ascontiguousarray(logits_NC))
+        self._records.write(self.keys[name], view, np.ascontiguousarray(logits_NC))
+
+    def settle(self, views: Iterable[int]) -> None:
+        """Wait until the object store has the records of some views that are here.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        self._records.settle((key, view) for view in views for key in self.keys.values())
 
     def touch(self) -> None:
         """Note that the records are used today, for `prune`."""
         for key in self.keys.values():
-            _touch(self._store / key.folder)
+            _touch(self._records.path(key, 0).parent)
 
     def bytes(self) -> int:
         """Size of the finished records of these teachers."""
-        folders = {self._store / key.folder for key in self.keys.values()}
+        folders = {self._records.path(key, 0).parent for key in self.keys.values()}
         return sum(f.stat().st_size for folder in folders for f in folder.glob("view-*.arrow"))
 
 
@@ -138,13 +143,14 @@ class EvalLogits:
     """What models say to splits without augmentation, recorded like everything they say.
 
     Args:
-        store: the folder of all records.
+        settings: where the records are.
         samples: the data set.
         numbers: that the models' forward passes compute in.
     """
 
-    def __init__(self, store: Path, samples: Samples, numbers: Numbers) -> None:
-        self._settings = OutputSettings(store=store, dtype="float32")
+    def __init__(self, settings: OutputSettings, samples: Samples, numbers: Numbers) -> None:
+        self._settings = settings.model_copy(update={"dtype": "float32"})
+        self._records = _Records(self._settings)
         self._samples, self._numbers = samples, numbers
 
     def read(self, folder: Path, split: str) -> Tensor | None:
@@ -157,11 +163,11 @@ class EvalLogits:
         Raises:
             CheckpointError: there is no checkpoint.
         """
-        path, key = self._place(folder, split)
-        known = read_record(path, key)
+        key = self._key(folder, split)
+        known = self._records.read(key, 0)
         if known is None:
             return None
-        _touch(path.parent)
+        _touch(self._records.path(key, 0).parent)
         return torch.from_numpy(np.array(known))
 
     def write(self, folder: Path, split: str, logits_NC: Tensor) -> None:
@@ -170,13 +176,56 @@ class EvalLogits:
         Raises:
             RunError: the disk is full or cannot be written.
         """
-        path, key = self._place(folder, split)
-        _describe(path, key)
-        write_record(path, key, logits_NC.contiguous().numpy())
+        self._records.write(self._key(folder, split), 0, logits_NC.contiguous().numpy())
 
-    def _place(self, folder: Path, split: str) -> tuple[Path, Key]:
-        key = _key(folder, self._settings, self._samples, self._numbers, split)
-        return self._settings.store / key.folder / _file(0), key
+    def settle(self) -> None:
+        """Wait until the object store has what was written.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        self._records.settle()
+
+    def _key(self, folder: Path, split: str) -> Key:
+        return _key(folder, self._settings, self._samples, self._numbers, split)
+
+
+class _Records:
+    """Records by key and view: in this node's folder and, where there is one, an object store."""
+
+    def __init__(self, settings: OutputSettings) -> None:
+        self._store = settings.store
+        self._remote = Remote(settings.remote, settings.store) if settings.remote else None
+
+    def path(self, key: Key, view: int) -> Path:
+        return self._store / key.folder / f"view-{view:05}.arrow"
+
+    def read(self, key: Key, view: int) -> np.ndarray | None:
+        path = self.path(key, view)
+        known = read_record(path, key)
+        if known is None and self._remote is not None and self._remote.fetch(path):
+            _describe(path, key)
+            known = read_record(path, key)
+        return known
+
+    def begin(self, key: Key, view: int) -> LogitsWriter:
+        path = self.path(key, view)
+        _describe(path, key)
+        return LogitsWriter(path, key, self._finished)
+
+    def write(self, key: Key, view: int, logits_NC: np.ndarray) -> None:
+        path = self.path(key, view)
+        _describe(path, key)
+        write_record(path, key, logits_NC)
+        self._finished(path)
+
+    def settle(self, wanted: Iterable[tuple[Key, int]] = ()) -> None:
+        if self._remote is not None:
+            self._remote.settle(self.path(key, view) for key, view in wanted)
+
+    def _finished(self, path: Path) -> None:
+        if self._remote is not None:
+            self._remote.send(path)
 
 
 def _key(
@@ -195,10 +244,6 @@ def _key(
         classes=len(samples.classes),
         split=split,
     )
-
-
-def _file(view: int) -> str:
-    return f"view-{view:05}.arrow"
 
 
 def _touch(folder: Path) -> None:

@@ -8,14 +8,17 @@ taken for a record. Logits are raw: every temperature, strategy and alpha reads 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
+from pydantic import AfterValidator
 
 from agrekd_ray.data import TRAIN
 from agrekd_ray.errors import RunError
@@ -26,6 +29,26 @@ FORMAT = 1
 COLUMN = "logits"
 
 
+SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "file")
+"""Of pyarrow's file systems."""
+
+
+def _address(uri: str) -> str:
+    parts = urlsplit(uri)
+    if parts.scheme not in SCHEMES or not (parts.netloc + parts.path).strip("/"):
+        raise ValueError(f"an address such as s3://BUCKET/FOLDER ({', '.join(SCHEMES)})")
+    if parts.password is not None or re.search("(secret|access)_key=", parts.query):
+        raise ValueError(
+            "an address without keys, which would be kept with every run; set AWS_ACCESS_KEY_ID "
+            "and the like in the environment of every node"
+        )
+    return uri.rstrip("/")
+
+
+Address = Annotated[str, AfterValidator(_address)]
+"""Of a folder in an object store, as pyarrow's `FileSystem.from_uri` takes it."""
+
+
 class OutputSettings(Settings):
     """Where teachers' outputs are recorded.
 
@@ -33,10 +56,13 @@ class OutputSettings(Settings):
         store: folder of all records, shared by all jobs. On a cluster one that all nodes share
             spares copies; else each has its own, the driver's has all, and students elsewhere read
             them through Ray's object store.
+        remote: folder of an object store, such as `s3://BUCKET/FOLDER`, that finished records are
+            sent to, and fetched from where a node's `store` has none.
         dtype: of the recorded logits; `float16` halves the disk and rounds live answers alike.
     """
 
     store: LocalPath = Path("runs/outputs")
+    remote: Address | None = None
     dtype: Literal["float32", "float16"] = "float32"
 
 

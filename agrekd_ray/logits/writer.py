@@ -14,6 +14,7 @@ import mmap
 import os
 import uuid
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -30,13 +31,16 @@ class LogitsWriter:
     Args:
         path: of the finished record; partials are its neighbours.
         key: of the teacher.
+        finished: is told when the record is there.
 
     Raises:
         RunError: the disk is full or cannot be written.
     """
 
-    def __init__(self, path: Path, key: Key) -> None:
-        self._path, self._key = path, key
+    def __init__(
+        self, path: Path, key: Key, finished: Callable[[Path], None] = lambda path: None
+    ) -> None:
+        self._path, self._key, self._finished = path, key, finished
         self._size = key.rows * (key.row_bytes + 4)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,6 +78,7 @@ class LogitsWriter:
             RunError: the disk is full or cannot be written.
         """
         write_record(self._path, self._key, np.ascontiguousarray(self._rows_NC))
+        self._finished(self._path)
         self.discard()
 
     def discard(self) -> None:
