@@ -10,7 +10,7 @@ import shutil
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
@@ -21,6 +21,7 @@ from torch import Tensor
 from agrekd_ray.data import TRAIN, Samples
 from agrekd_ray.errors import RunError
 from agrekd_ray.files import cannot_read, exists, is_folder, read_json, replacing, unreadable
+from agrekd_ray.logits.forms import Logits
 from agrekd_ray.logits.record import Key, OutputSettings, cannot_write, read_record, write_record
 from agrekd_ray.logits.writer import LogitsWriter
 from agrekd_ray.models import read_manifest
@@ -60,7 +61,7 @@ class LogitsCache:
         self.keys = {
             name: _key(folder, settings, samples, numbers) for name, folder in checkpoints.items()
         }
-        self._read: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
+        self._read: OrderedDict[tuple[str, int], Logits] = OrderedDict()
         self._reading = Lock()  # of several threads
 
     def rows(self, ids: np.ndarray) -> np.ndarray:
@@ -75,7 +76,7 @@ class LogitsCache:
         """Where a teacher's record of a view is, or will be."""
         return self._store / self.keys[name].folder / _file(view)
 
-    def read(self, name: str, view: int) -> np.ndarray | None:
+    def read(self, name: str, view: int) -> Logits | None:
         """Logits [N, C] of a teacher and view; None where there is no sound record.
 
         The first look verifies the checksum; later ones cost nothing.
@@ -108,20 +109,20 @@ class LogitsCache:
         _describe(path, key)
         return LogitsWriter(path, key)
 
-    def write(self, name: str, view: int, logits_NC: np.ndarray) -> None:
+    def write(self, name: str, view: int, logits_NC: Logits) -> None:
         """Keep a record that another node has made.
 
         Args:
             name: of the teacher.
             view: number of the view.
-            logits_NC: all rows [N, C], in the dtype of the records.
+            logits_NC: all rows [N, C].
 
         Raises:
             RunError: the disk is full or cannot be written.
         """
         path, key = self.path(name, view), self.keys[name]
         _describe(path, key)
-        write_record(path, key, np.ascontiguousarray(logits_NC))
+        write_record(path, key, logits_NC)
 
     def touch(self) -> None:
         """Note that the records are used today, for `prune`."""
@@ -162,7 +163,7 @@ class EvalLogits:
         if known is None:
             return None
         _touch(path.parent)
-        return torch.from_numpy(np.array(known))
+        return torch.from_numpy(np.array(known[:]))
 
     def write(self, folder: Path, split: str, logits_NC: Tensor) -> None:
         """Record logits [N, C]; other arguments as `read`.
@@ -172,7 +173,7 @@ class EvalLogits:
         """
         path, key = self._place(folder, split)
         _describe(path, key)
-        write_record(path, key, logits_NC.contiguous().numpy())
+        write_record(path, key, logits_NC.numpy())
 
     def _place(self, folder: Path, split: str) -> tuple[Path, Key]:
         key = _key(folder, self._settings, self._samples, self._numbers, split)
@@ -191,6 +192,7 @@ def _key(
         views=samples.views_fingerprint if split == TRAIN else "evaluation",
         autocast="none" if numbers == "float32" else numbers,
         dtype=settings.dtype,
+        top_k=settings.top_k,
         rows=len(samples.splits[split]),
         classes=len(samples.classes),
         split=split,
@@ -213,7 +215,7 @@ def _describe(path: Path, key: Key) -> None:
     try:
         if not exists(about):
             with replacing(about) as draft:
-                draft.write_text(json.dumps(asdict(key), indent=1) + "\n", encoding="utf-8")
+                draft.write_text(json.dumps(key.about, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise cannot_write(path, error) from None
 
