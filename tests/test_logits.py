@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import io
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from rich.console import Console
 
 from agrekd_ray.cluster.events import Notice, StudentEpoch, TeacherCostSoFar
 from agrekd_ray.core import strategies, weighting
@@ -33,6 +35,7 @@ from agrekd_ray.distillation import (
 )
 from agrekd_ray.distillation import cached as recorded
 from agrekd_ray.errors import RunError
+from agrekd_ray.fleet.logits_server import LogitsServer
 from agrekd_ray.logits import (
     EvalLogits,
     Key,
@@ -45,6 +48,8 @@ from agrekd_ray.logits import (
     write_record,
 )
 from agrekd_ray.logits import cache as store_module
+from agrekd_ray.logits.forms import Packed
+from agrekd_ray.logits.report import show
 from agrekd_ray.models import Model, load
 from agrekd_ray.settings import Training
 from agrekd_ray.student import Student, StudentSpec
@@ -57,27 +62,39 @@ STUDENT = Model(name="cnn", args={"width": 4})
 VIEWS = {"flip": True, "shift": 1, "count": 2}
 
 
+FORMS: list[dict[str, Any]] = [
+    {"dtype": "float32"},
+    {"dtype": "float16"},
+    {"dtype": "int8"},
+    {"dtype": "float32", "top_k": 3},
+    {"dtype": "float16", "top_k": 4},
+    {"dtype": "int8", "top_k": 2},
+]
+
+
 def some_logits(key: Key = KEY, seed: int = 0) -> np.ndarray:
+    """As a record in the key's form gives them back."""
     rows = np.random.default_rng(seed).normal(size=(key.rows, key.classes))
-    return rows.astype(key.dtype)
+    return key.form.decode(key.form.encode(rows))
 
 
 # --- one record
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("form", FORMS)
 def test_a_record_is_read_as_it_was_written_and_costs_its_numbers(
-    tmp_path: Path, dtype: str
+    tmp_path: Path, form: dict[str, Any]
 ) -> None:
-    key = replace(KEY, dtype=dtype, rows=2000)
-    logits = some_logits(key)
+    key = replace(KEY, **form, rows=4000)
+    logits = np.random.default_rng(0).normal(size=(4000, 10))
     write_record(tmp_path / "view-00000.arrow", key, logits)
     read = read_record(tmp_path / "view-00000.arrow", key)
     assert read is not None
-    np.testing.assert_array_equal(read, logits)
-    assert not read.flags.writeable  # the file's own pages
+    np.testing.assert_array_equal(read[:], some_logits(key))
+    stored = read.rows_NR if isinstance(read, Packed) else read
+    assert not stored.flags.writeable  # the file's own pages
     size = (tmp_path / "view-00000.arrow").stat().st_size
-    assert size == pytest.approx(key.rows * key.row_bytes, rel=0.05)
+    assert size == pytest.approx(key.rows * key.form.row_bytes, rel=0.05)
     assert [path.name for path in tmp_path.iterdir()] == ["view-00000.arrow"]
 
 
@@ -97,6 +114,8 @@ def test_a_record_is_an_ordinary_arrow_file(tmp_path: Path) -> None:
         {"views": "other"},
         {"autocast": "bfloat16"},
         {"dtype": "float16"},
+        {"dtype": "int8"},
+        {"top_k": 3},
     ],
 )
 def test_whatever_changes_the_output_changes_the_key(tmp_path: Path, change: Any) -> None:
@@ -105,6 +124,12 @@ def test_whatever_changes_the_output_changes_the_key(tmp_path: Path, change: Any
     write_record(tmp_path / "one.arrow", KEY, some_logits())
     assert read_record(tmp_path / "one.arrow", other) is None
     assert replace(KEY, teacher="renamed").folder == KEY.folder
+
+
+def test_records_of_before_there_were_packed_forms_are_found() -> None:
+    folders = [replace(KEY, dtype=dtype).folder for dtype in ("float32", "float16")]
+    assert folders == ["774a08601fe3fe4b24c6", "0dfc64e96988dedf8617"]
+    assert "top_k" not in KEY.about
 
 
 def test_every_kind_of_damage_is_found(tmp_path: Path) -> None:
@@ -148,8 +173,9 @@ def test_rows_come_in_any_order_and_the_record_appears_when_all_are_there(tmp_pa
 WRITER = """
 import sys, numpy as np
 from pathlib import Path
-from tests.test_logits import KEY, LogitsWriter, some_logits
-partial = LogitsWriter(Path(sys.argv[1]), KEY)
+from tests.test_logits import FORMS, KEY, LogitsWriter, replace, some_logits
+key = replace(KEY, **FORMS[int(sys.argv[2])])
+partial = LogitsWriter(Path(sys.argv[1]), key)
 for row in range(200):
     partial.put(np.array([row]), some_logits()[[row]])
     print(row, flush=True)
@@ -157,10 +183,13 @@ for row in range(200):
 """
 
 
-def test_what_a_killed_writer_left_is_taken_up_and_only_what_is_whole(tmp_path: Path) -> None:
-    path = tmp_path / "view-00000.arrow"
+@pytest.mark.parametrize("number", [0, 5])
+def test_what_a_killed_writer_left_is_taken_up_and_only_what_is_whole(
+    tmp_path: Path, number: int
+) -> None:
+    path, key = tmp_path / "view-00000.arrow", replace(KEY, **FORMS[number])
     writer = subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(path)],
+        [sys.executable, "-c", WRITER, str(path), str(number)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -169,7 +198,7 @@ def test_what_a_killed_writer_left_is_taken_up_and_only_what_is_whole(tmp_path: 
     assert writer.stdout is not None
     while writer.stdout.readline().strip() != "120":
         assert writer.poll() is None
-    beside = LogitsWriter(path, KEY)  # its writer lives, so it is not taken from it
+    beside = LogitsWriter(path, key)  # its writer lives, so it is not taken from it
     assert not beside.known_N.any()
     beside.put(np.array([150]), some_logits()[[150]])
     beside.close()
@@ -179,16 +208,18 @@ def test_what_a_killed_writer_left_is_taken_up_and_only_what_is_whole(tmp_path: 
     assert len(left) == 2
     for one in left:  # a row that was torn
         content = bytearray(one.read_bytes())
-        content[5 * KEY.row_bytes + 3] ^= 1
+        content[5 * key.form.row_bytes + 3] ^= 1
         one.write_bytes(content)
-    partial = LogitsWriter(path, KEY)
+    partial = LogitsWriter(path, key)
     assert np.flatnonzero(~partial.known_N).tolist() == [5, *range(121, 150), *range(151, 200)]
-    np.testing.assert_array_equal(partial.get(np.array([7, 150])), some_logits()[[7, 150]])
+    np.testing.assert_array_equal(partial.get(np.array([7, 150])), some_logits(key)[[7, 150]])
     assert len(list(tmp_path.glob("*.partial"))) == 1  # put together
     rows = np.flatnonzero(~partial.known_N)
     partial.put(rows, some_logits()[rows])
     partial.finish()
-    np.testing.assert_array_equal(read_record(path, KEY), some_logits())
+    read = read_record(path, key)
+    assert read is not None
+    np.testing.assert_array_equal(read[:], some_logits(key))
 
 
 def test_a_partial_that_was_cut_short_is_not_used(tmp_path: Path) -> None:
@@ -289,6 +320,28 @@ def test_recording_and_replay_give_the_numbers_of_the_reference(
         torch.testing.assert_close(
             trained(given, data, replay), trained(given, data, plain), **tolerance
         )
+
+
+@pytest.mark.parametrize("form", FORMS[2:])
+def test_packed_answers_are_the_same_live_here_and_replayed(
+    make_job: Any, form: dict[str, Any]
+) -> None:
+    """The student that records, one whose teachers are asked here, and one that replays."""
+    packed = {f"outputs.{key}": value for key, value in form.items()}
+    job = make_job(**{"data.views": VIEWS, **packed})
+    data, checkpoints, drawn = pool_of(job)
+    host = TeacherHost(checkpoints, data, outputs=records(job, data, checkpoints))
+    recorder = CachedTeachers(records(job, data, checkpoints), data, LocalTeachers(host))
+    replay = CachedTeachers(records(job, data, checkpoints), data, None)
+    first, *others = (g for g in specs(drawn) if g.method in ("agre_kd", "ca_mkd", "mixed"))
+    live = trained(first, data, recorder)
+    torch.testing.assert_close(trained(first, data, replay), live, rtol=0, atol=0)
+    plain = trained(first, data, LocalTeachers(TeacherHost(checkpoints, data)))
+    assert not torch.allclose(plain, live, rtol=1e-5, atol=1e-7)  # it is another answer
+    here = LocalTeachers(TeacherHost(checkpoints, data, outputs=records(job, data, checkpoints)))
+    for given in others:
+        local, replayed = trained(given, data, here), trained(given, data, replay)
+        torch.testing.assert_close(replayed, local, rtol=1e-3, atol=2e-5)
 
 
 @pytest.mark.usefixtures("plugins_forgotten")
@@ -408,13 +461,21 @@ def test_without_teachers_a_missing_record_is_one_error(make_job: Any) -> None:
         trained(specs(drawn)[0], data, source)
 
 
-@pytest.mark.parametrize("strategy", sorted(STRATEGIES))
+@pytest.mark.parametrize(
+    ("strategy", "form"),
+    [*((name, {}) for name in sorted(STRATEGIES)), *(("agre_kd", form) for form in FORMS[2:])],
+)
 @pytest.mark.parametrize("on_gpu", [False, True])
 def test_a_foreign_record_with_nan_is_named(
-    make_job: Any, monkeypatch: pytest.MonkeyPatch, strategy: str, on_gpu: bool
+    make_job: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    strategy: str,
+    form: dict[str, Any],
+    on_gpu: bool,
 ) -> None:
     """On the CPU at its step; on a GPU, where nobody looks at a step, with the loss."""
-    job = make_job(**{"data.views": VIEWS})
+    packed = {f"outputs.{key}": value for key, value in form.items()}
+    job = make_job(**{"data.views": VIEWS, **packed})
     data, checkpoints, drawn = pool_of(job)
     outputs = records(job, data, checkpoints)
     given = next(one for one in specs(drawn) if one.method == strategy)
@@ -543,14 +604,15 @@ def test_what_models_say_to_the_test_split_is_recorded_too(make_job: Any) -> Non
     assert prune(job.outputs.store, 30) == []  # used today
 
 
-def test_float16_refuses_what_it_cannot_hold(make_job: Any) -> None:
-    job = make_job(**{"outputs.dtype": "float16"})
+@pytest.mark.parametrize(("dtype", "beyond"), [("float16", 1e6), ("int8", 2e38)])
+def test_what_a_dtype_cannot_hold_is_refused(make_job: Any, dtype: str, beyond: float) -> None:
+    job = make_job(**{"outputs.dtype": dtype})
     data, checkpoints, _ = pool_of(job)
     host = TeacherHost(checkpoints, data, outputs=records(job, data, checkpoints))
     name = host.names[0]
     with torch.no_grad():
-        host._heads[name][1].bias[0] = 1e6
-    with pytest.raises(RunError, match=f"teacher {name} .* beyond what float16 holds"):
+        host._heads[name][1].bias[0] = beyond
+    with pytest.raises(RunError, match=f"teacher {name} .* beyond what {dtype} holds"):
         host.complete(0)
 
 
@@ -584,7 +646,55 @@ def test_records_are_listed_and_removed_when_long_unused(make_job: Any) -> None:
         listed(store / "nowhere")
 
 
+def test_two_forms_lie_side_by_side_in_a_store(make_job: Any) -> None:
+    exact = make_job()
+    packed = make_job(**{"outputs.dtype": "int8", "outputs.top_k": 2})
+    data, checkpoints, _ = pool_of(exact)
+    for job in (exact, packed):
+        host = TeacherHost(checkpoints, data, outputs=records(job, data, checkpoints))
+        assert host.complete(0) == 0
+        assert host.computed > 0
+    store, name = exact.outputs.store, next(iter(checkpoints))
+    one, other = (records(job, data, checkpoints) for job in (exact, packed))
+    logits_NC, few_NC = one.read(name, 0), other.read(name, 0)
+    assert logits_NC is not None
+    assert few_NC is not None
+    form = other.keys[name].form
+    np.testing.assert_array_equal(few_NC[:], form.decode(form.encode(logits_NC[:])))
+    assert one.bytes() > 2 * other.bytes()
+    assert all(sound for _, sound in verify(store))
+    assert {str(one.key.form) for one in listed(store) if one.key} == {"float32", "int8 top 2"}
+    console = Console(width=200, file=io.StringIO())
+    show(store, console)
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    counts = [said.count(f"train 1 × 160{form}") for form in (" int8 top 2", "")]
+    assert counts == [len(checkpoints), 2 * len(checkpoints)]
+
+
 # --- on Ray
+
+
+def test_packed_records_are_lent(ray_session: Any, make_job: Any, tmp_path: Path) -> None:
+    """To a process whose own disk has none."""
+    job = make_job(**{"outputs.dtype": "int8", "outputs.top_k": 2})
+    data, checkpoints, _ = pool_of(job)
+    TeacherHost(checkpoints, data, outputs=records(job, data, checkpoints)).complete(0)
+    numbers = job.fleet.computes_in
+    server = LogitsServer.start(job.outputs, checkpoints, job.data, numbers)
+    try:
+        elsewhere = job.outputs.model_copy(update={"store": tmp_path / "elsewhere"})
+        lent = server(elsewhere, checkpoints, data, numbers)
+        for name in checkpoints:
+            own, theirs = records(job, data, checkpoints).read(name, 0), lent.read(name, 0)
+            assert own is not None
+            assert theirs is not None
+            np.testing.assert_array_equal(theirs[:], own[:])
+            lent.write(name, 0, theirs)  # as a driver keeps what it fetched
+            assert lent.path(name, 0).read_bytes() == (
+                records(job, data, checkpoints).path(name, 0).read_bytes()
+            )
+    finally:
+        server.close()
 
 
 @pytest.mark.chaos

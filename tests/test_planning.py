@@ -285,7 +285,7 @@ def test_recording_and_the_whole_job_in_figures() -> None:
         for part in ("replayed", "plain"):
             assert shared.whole[part] == pytest.approx(alone.whole[part] / side)
         assert sum(shared.spent.values()) == pytest.approx(shared.seconds - start_s)
-    half = whole(dataclasses.replace(setup, number_bytes=2), times=times)
+    half = whole(dataclasses.replace(setup, dtype="float16"), times=times)
     assert half.recording is not None
     assert half.recording["bytes"] == recording["bytes"] / 2
 

@@ -250,7 +250,7 @@ class Ways:
             cache = LogitsCache(self._outputs, first, dataset, "float32")
             ((name, key),) = cache.keys.items()
             figures["record_bytes"] = cache.path(name, 0).stat().st_size / cache.count
-            figures["record_bytes_computed"] = key.row_bytes
+            figures["record_bytes_computed"] = key.form.row_bytes
         return figures
 
     def _teachers(self, count: int) -> dict[str, Path]:

@@ -195,7 +195,7 @@ def _of_driver(driver: Machine, needs: Needs, requirements: Iterable[str]) -> It
             parts = ", ".join(f"{key} {decimal(size)}" for key, size in sizes.items())
             problem = f"{decimal(total)} will be written ({parts}), {decimal(free)} are free"
             remedy = "free the disk, name another folder, prune (agrekd outputs prune), or set "
-            remedy += "outputs.dtype=float16 or data.views.count"
+            remedy += "outputs.dtype=int8, outputs.top_k or data.views.count"
             yield finding("disk", problem, remedy)
 
 

@@ -183,10 +183,10 @@ class Forecast:
         do not fit into half of the memory of its nodes come from the disk, in part.
         """
         size, costs = self.size, self.times.costs
-        row = size.members * size.classes * size.number_bytes
+        recorded, row = (size.members * n for n in (size.answer_bytes, FLOAT * size.classes))
         cache = self.machines.memory_gb * 1e9 / 2 * self.placing.student_nodes
         missed = max(0.0, 1 - cache / max(1, size.record_bytes))
-        from_disk = self._written_s(missed * row * size.batch) * 1e3
+        from_disk = self._written_s(missed * recorded * size.batch) * 1e3
         whole = defaultdict[str, float](float)
         for strategy in size.strategies:
             samples = size.batch if size.gathers(strategy) else size.part

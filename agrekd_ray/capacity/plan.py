@@ -183,8 +183,8 @@ def _changes(now: Forecast, size: JobSize) -> Iterator[tuple[str, JobSize, Machi
         yield of_job(f"fleet.backbones_per_actor={fewer}: more actors", backbones_per_actor=fewer)
     if size.concurrent < size.fullest and times.forward_busy < 1:
         yield of_job(f"fleet.concurrent={size.fullest}", concurrent=size.fullest)
-    if size.number_bytes == 4 and size.records:
-        yield of_job("outputs.dtype=float16: half the disk", number_bytes=2)
+    if size.dtype == "float32" and size.top_k is None and size.records:
+        yield of_job("outputs.dtype=int8: a quarter of the disk", dtype="int8")
     half_step = times.model_copy(update={"step_ms": times.step_ms / 2})
     if size.part % 2 == 0:
         words = f"student.workers={2 * workers}, if half of the samples take half the time"

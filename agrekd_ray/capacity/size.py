@@ -11,15 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from pydantic import ValidationError
 
 from agrekd_ray.config import Fault, Job, JobError, check_job, read_job
+from agrekd_ray.config.checks import outputs_faults
 from agrekd_ray.core.weighting import find_strategy, needs_global_batch
 from agrekd_ray.data import SELECT, TEST, TRAIN, Dataset, open_dataset
 from agrekd_ray.distillation.spec import INLINE
 from agrekd_ray.experiment.gpus import SMALL, most_on_a_gpu, numbered
 from agrekd_ray.experiment.plan import Plan, make_plan
+from agrekd_ray.logits.forms import Dtype, Form
 from agrekd_ray.models import Model, Shape, check_name, read_manifest
 from agrekd_ray.models.checkpoint import WEIGHTS
 from agrekd_ray.settings import AUTO, a_number
@@ -91,7 +92,8 @@ class JobSize:
         concurrent: backbones of an actor that compute at once.
         sample_weighting: whether samples are weighted, which needs whole batches.
         records: whether the teachers' outputs are recorded and replayed.
-        number_bytes: of a recorded logit.
+        dtype: of recorded logits.
+        top_k: of a recorded answer; None for all logits.
         student_bytes: of the student's parameters.
         teacher_bytes: of one teacher's parameters, the largest's.
         backbone_bytes: of the parameters of all backbones together.
@@ -125,7 +127,8 @@ class JobSize:
     concurrent: int = 1
     sample_weighting: bool = False
     records: bool = True
-    number_bytes: int = 4
+    dtype: Dtype = "float32"
+    top_k: int | None = None
     student_bytes: int = 0
     teacher_bytes: int = 0
     backbone_bytes: int = 0
@@ -165,9 +168,14 @@ class JobSize:
         return self.samples // self.batch
 
     @property
+    def answer_bytes(self) -> int:
+        """Bytes of a recorded row of logits."""
+        return Form(self.dtype, self.top_k, self.classes).row_bytes
+
+    @property
     def view_bytes(self) -> int:
         """Bytes of one view's records, of all teachers."""
-        return self.hosted * self.samples * self.classes * self.number_bytes
+        return self.hosted * self.samples * self.answer_bytes
 
     @property
     def record_bytes(self) -> int:
@@ -281,6 +289,8 @@ def read_size(
     plan = make_plan(job)
     if plan.strategies and job.guidance != "local":
         size = size_of(job, plan, dataset, classes, samples)
+        if unfit := list(outputs_faults(job.outputs, size.classes)):  # `classes` is not the data's
+            raise JobError(str(path), unfit)
         if size.steps:
             return job, dataset, size
         problem = f"more than the {size.samples} training samples"
@@ -347,7 +357,8 @@ def size_of(
         concurrent=fleet.concurrent,
         sample_weighting=job.distillation.sample_weighting is not None,
         records=job.guidance == "auto",
-        number_bytes=np.dtype(job.outputs.dtype).itemsize,
+        dtype=job.outputs.dtype,
+        top_k=job.outputs.top_k,
         student_bytes=student_bytes,
         teacher_bytes=teacher_bytes,
         backbone_bytes=sum(bytes_of.values()),

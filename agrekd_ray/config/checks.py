@@ -31,7 +31,8 @@ from agrekd_ray.data import (
     tokens_of,
 )
 from agrekd_ray.data.custom import of_factory
-from agrekd_ray.errors import AgrekdError, DataError, listed, nearest
+from agrekd_ray.errors import AgrekdError, DataError, RunError, listed, nearest
+from agrekd_ray.logits import OutputSettings
 from agrekd_ray.models import Model, check, check_classes, check_name, in_words, read_manifest
 from agrekd_ray.models.model import PRETRAINED, TRANSFORMERS
 from agrekd_ray.results.points import in_words as value_in_words
@@ -137,6 +138,7 @@ class _Whole:
             self._of_this_process,
             self._places,
             self._folders,
+            self._outputs,
         )
         return [fault for rule in rules for fault in rule()]
 
@@ -326,6 +328,19 @@ class _Whole:
         for key in ("runs", "teachers.store", "outputs.store"):
             if (path := self.get(key)) is not None and (problem := _unwritable(path)):
                 yield Fault(key, str(path), problem)
+
+    def _outputs(self) -> Iterator[Fault]:
+        outputs, dataset = self.get("outputs"), self._dataset
+        if outputs is not None and dataset is not None:
+            yield from outputs_faults(outputs, len(dataset.classes))
+
+
+def outputs_faults(outputs: OutputSettings, classes: int) -> Iterator[Fault]:
+    """What is wrong with records of answers of so many classes."""
+    try:
+        outputs.form(classes)
+    except RunError as error:
+        yield Fault("outputs.top_k", str(outputs.top_k), str(error))
 
 
 _HOW_TO_LABEL = ": leave it out, or name the columns that hold them (a table's data.columns.groups)"

@@ -23,11 +23,13 @@ from agrekd_ray.distillation.spec import (
     known,
 )
 from agrekd_ray.errors import RunError
-from agrekd_ray.logits import LogitsCache, OutputSettings
+from agrekd_ray.logits import Logits, LogitsCache, OutputSettings
 from agrekd_ray.settings import Numbers
 from agrekd_ray.training import Column
 from agrekd_ray.training.loader import IN_MEMORY
 
+_LOOKED_AT = 4096
+"""Rows of a record that are looked at together."""
 _Answers = tuple[tuple[str, ...], int]
 """Of some members to a view."""
 
@@ -72,7 +74,7 @@ class CachedTeachers:
         view, faults = self._samples.view(epoch), []
         for name in spec.members:
             record = self._outputs.read(name, view)
-            broken = 0 if record is None else int((~np.isfinite(record)).any(1).sum())
+            broken = 0 if record is None else _not_finite(record)
             if broken:
                 faults.append(
                     f"teacher {name}'s record of epoch {epoch + 1} holds NaN or infinite logits "
@@ -188,6 +190,14 @@ class FixedLogits:
 
     def complete(self, epoch: int) -> None:
         """See `Source.complete`."""
+
+
+def _not_finite(logits_NC: Logits) -> int:
+    """Samples with NaN or infinity."""
+    parts = (
+        logits_NC[first : first + _LOOKED_AT] for first in range(0, len(logits_NC), _LOOKED_AT)
+    )
+    return sum(int((~np.isfinite(part)).any(1).sum()) for part in parts)
 
 
 def _answered(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from agrekd_ray.data import Samples
 from agrekd_ray.distillation.spec import GradientRequest, TeacherGradients, View, teacher_gradients
 from agrekd_ray.errors import RunError
-from agrekd_ray.logits import LogitsCache, LogitsWriter
+from agrekd_ray.logits import Logits, LogitsCache, LogitsWriter
 from agrekd_ray.models import check_classes, load
 from agrekd_ray.models.classifier import seen_shape
 from agrekd_ray.numerics import computing_in, numbers_on
@@ -151,7 +151,7 @@ class TeacherHost:
         """
         return self._thread.submit(self._fill, epoch, limit, part).result()
 
-    def recorded(self, name: str, view: int) -> np.ndarray | None:
+    def recorded(self, name: str, view: int) -> Logits | None:
         """A teacher's record of a view on this node's disk, [N, C]; None where there is none."""
         return self._outputs.read(name, view) if self._outputs else None
 
@@ -193,7 +193,7 @@ class TeacherHost:
                 outputs, epoch, rows[unknown_B], self._compute(begun, epoch, ids[unknown_B])
             )
         logits_mBC = {name: partial.get(rows) for name, partial in begun.items()} | {
-            name: record[rows].astype(np.float32)
+            name: record[rows].astype(np.float32, copy=False)
             for name, record in records.items()
             if record is not None
         }
@@ -203,9 +203,10 @@ class TeacherHost:
         self, outputs: LogitsCache, epoch: int, rows: np.ndarray, logits: dict[str, Tensor]
     ) -> None:
         for name, answer in logits.items():
-            if outputs.keys[name].dtype == "float16" and bool((answer.abs() > 65504).any()):
+            form = outputs.keys[name].form
+            if bool((answer.abs() > form.most).any()):
                 raise RunError(
-                    f"teacher {name} answers with logits beyond what float16 holds; set "
+                    f"teacher {name} answers with logits beyond what {form.dtype} holds; set "
                     "outputs.dtype: float32."
                 )
             partial = self._partial(outputs, name, self._samples.view(epoch))

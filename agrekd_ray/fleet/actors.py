@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 import torch
 
@@ -32,7 +31,7 @@ from agrekd_ray.distillation.spec import (
 )
 from agrekd_ray.errors import RunError
 from agrekd_ray.fleet.replicas import LOST, ReplicaGroup
-from agrekd_ray.logits import LogitsCache, OutputSettings
+from agrekd_ray.logits import Logits, LogitsCache, OutputSettings
 from agrekd_ray.numerics import numbers_on
 from agrekd_ray.results import Span, TeacherCost, added
 from agrekd_ray.settings import Numbers
@@ -85,7 +84,7 @@ class TeacherActor:
         """See `TeacherHost.leave`."""
         self._host.leave(epoch)
 
-    def recorded(self, name: str, view: int) -> np.ndarray | None:
+    def recorded(self, name: str, view: int) -> Logits | None:
         """See `TeacherHost.recorded`."""
         return self._host.recorded(name, view)
 

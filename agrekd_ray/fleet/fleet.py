@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 import torch.distributed as dist
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
@@ -26,7 +25,7 @@ from agrekd_ray.distillation.host import WHOLE, Part
 from agrekd_ray.distillation.spec import DistillationSpec, GradientRequest
 from agrekd_ray.errors import RunError
 from agrekd_ray.fleet.actors import TeacherActor, WeightingActor
-from agrekd_ray.logits import OutputSettings
+from agrekd_ray.logits import Logits, OutputSettings
 from agrekd_ray.results import TeacherCost
 from agrekd_ray.training import Column
 
@@ -245,7 +244,7 @@ class Fleet:
             first = {actors[0]: WHOLE for _, actors in self._hosts}
             self._complete(view, first, rows, lambda done: None)
 
-    def recorded(self, names: Collection[str], view: int) -> dict[str, np.ndarray]:
+    def recorded(self, names: Collection[str], view: int) -> dict[str, Logits]:
         """Teachers' records of a view, [N, C], from the disks of the nodes that have made them.
 
         Args:
@@ -262,7 +261,7 @@ class Fleet:
             if name in names
             for actor in actors
         }
-        found: dict[str, np.ndarray] = {}
+        found: dict[str, Logits] = {}
         if not asked:
             return found
         told, _ = ray.wait(list(asked), num_returns=len(asked), timeout=FETCH_SECONDS)

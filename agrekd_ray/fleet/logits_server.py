@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 from ray.exceptions import RayError
 
 from agrekd_ray.cluster.channel import plain_error
 from agrekd_ray.cluster.session import here
 from agrekd_ray.data import DataSettings, open_dataset
-from agrekd_ray.logits import LogitsCache, OutputSettings
+from agrekd_ray.logits import Logits, LogitsCache, OutputSettings
 from agrekd_ray.settings import Numbers
 
 VIEWS_KEPT = 4
@@ -65,9 +64,9 @@ class LentLogits(LogitsCache):
     def __init__(self, server: Any, *given: Any) -> None:
         super().__init__(*given)
         self._logits_server = server
-        self._borrowed: OrderedDict[int, dict[str, np.ndarray]] = OrderedDict()
+        self._borrowed: OrderedDict[int, dict[str, Logits]] = OrderedDict()
 
-    def read(self, name: str, view: int) -> np.ndarray | None:
+    def read(self, name: str, view: int) -> Logits | None:
         """See `LogitsCache.read`.
 
         Raises:
@@ -79,13 +78,13 @@ class LentLogits(LogitsCache):
         own = super().read(name, view)
         return own if own is not None else self._borrow(name, view)
 
-    def _borrow(self, name: str, view: int) -> np.ndarray | None:
+    def _borrow(self, name: str, view: int) -> Logits | None:
         for attempt in range(ATTEMPTS):
             try:
                 lent = ray.get(self._logits_server.record.remote(name, view))
                 if not lent:
                     return None
-                record: np.ndarray = ray.get(lent[0])
+                record: Logits = ray.get(lent[0])
             except RayError as error:
                 if attempt + 1 == ATTEMPTS:
                     raise plain_error(error, "the server of recorded outputs") from None

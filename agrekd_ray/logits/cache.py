@@ -10,7 +10,7 @@ import shutil
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
@@ -21,6 +21,7 @@ from torch import Tensor
 from agrekd_ray.data import TRAIN, Samples
 from agrekd_ray.errors import RunError
 from agrekd_ray.files import cannot_read, exists, is_folder, read_json, replacing, unreadable
+from agrekd_ray.logits.forms import Logits
 from agrekd_ray.logits.record import Key, OutputSettings, cannot_write, read_record, write_record
 from agrekd_ray.logits.remote import Remote
 from agrekd_ray.logits.writer import LogitsWriter
@@ -61,7 +62,7 @@ class LogitsCache:
         self.keys = {
             name: _key(folder, settings, samples, numbers) for name, folder in checkpoints.items()
         }
-        self._read: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
+        self._read: OrderedDict[tuple[str, int], Logits] = OrderedDict()
         self._reading = Lock()  # of several threads
 
     def rows(self, ids: np.ndarray) -> np.ndarray:
@@ -76,7 +77,7 @@ class LogitsCache:
         """Where a teacher's record of a view is, or will be."""
         return self._records.path(self.keys[name], view)
 
-    def read(self, name: str, view: int) -> np.ndarray | None:
+    def read(self, name: str, view: int) -> Logits | None:
         """Logits [N, C] of a teacher and view; None where there is no sound record.
 
         The first look verifies the checksum; later ones cost nothing.
@@ -107,18 +108,18 @@ class LogitsCache:
         """
         return self._records.begin(self.keys[name], view)
 
-    def write(self, name: str, view: int, logits_NC: np.ndarray) -> None:
+    def write(self, name: str, view: int, logits_NC: Logits) -> None:
         """Keep a record that another node has made.
 
         Args:
             name: of the teacher.
             view: number of the view.
-            logits_NC: all rows [N, C], in the dtype of the records.
+            logits_NC: all rows [N, C].
 
         Raises:
             RunError: the disk is full or cannot be written.
         """
-        self._records.write(self.keys[name], view, np.ascontiguousarray(logits_NC))
+        self._records.write(self.keys[name], view, logits_NC)
 
     def settle(self, views: Iterable[int]) -> None:
         """Wait until the object store has the records of some views that are here.
@@ -149,7 +150,7 @@ class EvalLogits:
     """
 
     def __init__(self, settings: OutputSettings, samples: Samples, numbers: Numbers) -> None:
-        self._settings = settings.model_copy(update={"dtype": "float32"})
+        self._settings = settings.model_copy(update={"dtype": "float32", "top_k": None})
         self._records = _Records(self._settings)
         self._samples, self._numbers = samples, numbers
 
@@ -168,7 +169,7 @@ class EvalLogits:
         if known is None:
             return None
         _touch(self._records.path(key, 0).parent)
-        return torch.from_numpy(np.array(known))
+        return torch.from_numpy(np.array(known[:]))
 
     def write(self, folder: Path, split: str, logits_NC: Tensor) -> None:
         """Record logits [N, C]; other arguments as `read`.
@@ -176,7 +177,7 @@ class EvalLogits:
         Raises:
             RunError: the disk is full or cannot be written.
         """
-        self._records.write(self._key(folder, split), 0, logits_NC.contiguous().numpy())
+        self._records.write(self._key(folder, split), 0, logits_NC.numpy())
 
     def settle(self) -> None:
         """Wait until the object store has what was written.
@@ -200,7 +201,7 @@ class _Records:
     def path(self, key: Key, view: int) -> Path:
         return self._store / key.folder / f"view-{view:05}.arrow"
 
-    def read(self, key: Key, view: int) -> np.ndarray | None:
+    def read(self, key: Key, view: int) -> Logits | None:
         path = self.path(key, view)
         known = read_record(path, key)
         if known is None and self._remote is not None and self._remote.fetch(path):
@@ -213,7 +214,7 @@ class _Records:
         _describe(path, key)
         return LogitsWriter(path, key, self._finished)
 
-    def write(self, key: Key, view: int, logits_NC: np.ndarray) -> None:
+    def write(self, key: Key, view: int, logits_NC: Logits) -> None:
         path = self.path(key, view)
         _describe(path, key)
         write_record(path, key, logits_NC)
@@ -240,6 +241,7 @@ def _key(
         views=samples.views_fingerprint if split == TRAIN else "evaluation",
         autocast="none" if numbers == "float32" else numbers,
         dtype=settings.dtype,
+        top_k=settings.top_k,
         rows=len(samples.splits[split]),
         classes=len(samples.classes),
         split=split,
@@ -258,7 +260,7 @@ def _describe(path: Path, key: Key) -> None:
     try:
         if not exists(about):
             with replacing(about) as draft:
-                draft.write_text(json.dumps(asdict(key), indent=1) + "\n", encoding="utf-8")
+                draft.write_text(json.dumps(key.about, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise cannot_write(path, error) from None
 

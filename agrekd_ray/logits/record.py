@@ -1,8 +1,9 @@
 """One finished record: the raw logits of one teacher for one view of a split.
 
-An Arrow IPC file with one column, a fixed-size list of C numbers a row; row r belongs to the r-th
-id of the split. Its schema carries the SHA-256 of the values, so that a damaged file is never
-taken for a record. Logits are raw: every temperature, strategy and alpha reads the same file.
+An Arrow IPC file with one column, a fixed-size list of C numbers a row, or of bytes where the form
+is packed (`forms`); row r belongs to the r-th id of the split. Its schema carries the SHA-256 of
+the values, so that a damaged file is never taken for a record. Logits are raw: every temperature,
+strategy and alpha reads the same file.
 """
 
 from __future__ import annotations
@@ -13,16 +14,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, cast
 from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 from agrekd_ray.data import TRAIN
 from agrekd_ray.errors import RunError
 from agrekd_ray.files import cannot_read, replacing, unreadable
+from agrekd_ray.logits.forms import Dtype, Form, Logits, Packed
 from agrekd_ray.settings import LocalPath, Settings, fingerprint
 
 FORMAT = 1
@@ -58,12 +60,24 @@ class OutputSettings(Settings):
             them through Ray's object store.
         remote: folder of an object store, such as `s3://BUCKET/FOLDER`, that finished records are
             sent to, and fetched from where a node's `store` has none.
-        dtype: of the recorded logits; `float16` halves the disk and rounds live answers alike.
+        dtype: of the recorded logits; `float16` takes half the disk, `int8` a quarter (a scale and
+            an offset a row). Live answers are rounded alike.
+        top_k: of each answer only the K largest logits are recorded, and one for all others
+            together; null records all.
     """
 
     store: LocalPath = Path("runs/outputs")
     remote: Address | None = None
-    dtype: Literal["float32", "float16"] = "float32"
+    dtype: Dtype = "float32"
+    top_k: int | None = Field(default=None, ge=1)
+
+    def form(self, classes: int) -> Form:
+        """How answers of so many classes are recorded.
+
+        Raises:
+            RunError: `top_k` spares no disk.
+        """
+        return Form(self.dtype, self.top_k, classes)
 
 
 @dataclass(frozen=True)
@@ -79,10 +93,11 @@ class Key:
         data: fingerprint of the data set, its split included.
         views: fingerprint of what varies between views, and of the seed.
         autocast: `bfloat16`, or `none` for float32: what its forward passes computed in.
-        dtype: of the record.
+        dtype: of the recorded logits.
         rows: N, samples of the split.
         classes: C.
         split: whose samples the rows are, in the order of its ids.
+        top_k: how many logits of a row are kept; None for all.
     """
 
     teacher: str
@@ -95,39 +110,47 @@ class Key:
     rows: int
     classes: int
     split: str = TRAIN
+    top_k: int | None = None
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """All of it as plain values; without `top_k`, as ever, where all logits are kept."""
+        values = asdict(self)
+        if self.top_k is None:
+            del values["top_k"]
+        return values
 
     @cached_property
     def digest(self) -> str:
         """Of everything but the name; asked for with every record that is looked up."""
-        return fingerprint(FORMAT, {**asdict(self), "teacher": None})
+        return fingerprint(FORMAT, {**self.about, "teacher": None})
 
     @property
     def folder(self) -> str:
         """Name of the folder of this teacher's records."""
         return self.digest[:20]
 
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one sample's logits."""
-        return self.classes * np.dtype(self.dtype).itemsize
+    @cached_property
+    def form(self) -> Form:
+        """How its rows are stored."""
+        return Form(cast(Dtype, self.dtype), self.top_k, self.classes)
 
 
-def write_record(path: Path, key: Key, logits_NC: np.ndarray) -> None:
+def write_record(path: Path, key: Key, logits_NC: Logits) -> None:
     """Write a finished record; whole or not at all.
 
     Args:
         path: of the file.
         key: that it is written under.
-        logits_NC: [N, C] in the key's dtype, C-contiguous.
+        logits_NC: [N, C].
 
     Raises:
         RunError: the disk is full or cannot be written.
     """
-    values = pa.py_buffer(logits_NC)
-    flat = pa.Array.from_buffers(
-        pa.from_numpy_dtype(logits_NC.dtype), logits_NC.size, [None, values]
-    )
-    column = pa.FixedSizeListArray.from_arrays(flat, key.classes)
+    rows_NR = logits_NC.rows_NR if isinstance(logits_NC, Packed) else key.form.encode(logits_NC)
+    values = pa.py_buffer(np.ascontiguousarray(rows_NR))
+    flat = pa.Array.from_buffers(pa.from_numpy_dtype(rows_NR.dtype), rows_NR.size, [None, values])
+    column = pa.FixedSizeListArray.from_arrays(flat, rows_NR.shape[1])
     about = {"key": key.digest, "sha256": hashlib.sha256(values).hexdigest()}
     schema = pa.schema([pa.field(COLUMN, column.type, nullable=False)], about)
     try:  # what a power cut leaves damaged is found by its checksum
@@ -141,7 +164,7 @@ def write_record(path: Path, key: Key, logits_NC: np.ndarray) -> None:
         raise cannot_write(path, error) from None
 
 
-def read_record(path: Path, key: Key) -> np.ndarray | None:
+def read_record(path: Path, key: Key) -> Logits | None:
     """The logits [N, C] of a record, through a memory map; None where it is missing or damaged.
 
     Args:
@@ -157,14 +180,14 @@ def read_record(path: Path, key: Key) -> np.ndarray | None:
         about = {k.decode(): v.decode() for k, v in (batch.schema.metadata or {}).items()}
         column = batch.column(COLUMN)
         flat = column.values.to_numpy(zero_copy_only=True)
-        shape = (len(column), column.type.list_size)
-        if about["key"] != key.digest or shape != (key.rows, key.classes):
+        (kind, width), shape = key.form.stored, (len(column), column.type.list_size)
+        if about["key"] != key.digest or shape != (key.rows, width):
             return None  # the same numbers in other rows have the same checksum
-        if len(flat) != key.rows * key.classes or flat.dtype != key.dtype:
+        if len(flat) != key.rows * width or flat.dtype != kind:
             return None
         if hashlib.sha256(flat).hexdigest() != about["sha256"]:
             return None
-        return flat.reshape(shape)
+        return key.form.opened(flat.reshape(shape))
     except (OSError, ValueError, KeyError, AttributeError, IndexError) as error:
         if unreadable(error):
             raise cannot_read(path, error) from None

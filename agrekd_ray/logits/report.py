@@ -98,7 +98,7 @@ def _recorded(one: Listed) -> str:
     if one.key is None:
         return f"{len(one.views)} views"
     views = f"{len(one.views)} × " if one.key.split == TRAIN else ""
-    small = f" {one.key.dtype}" if one.key.dtype != "float32" else ""
+    small = f" {one.key.form}" if str(one.key.form) != "float32" else ""
     small += f" {one.key.autocast}" if one.key.autocast != "none" else ""
     unfinished = f" ({len(one.unfinished)} unfinished)" if one.unfinished else ""
     return f"{one.key.split} {views}{one.key.rows}{small}{unfinished}"

@@ -41,7 +41,7 @@ class LogitsWriter:
         self, path: Path, key: Key, finished: Callable[[Path], None] = lambda path: None
     ) -> None:
         self._path, self._key, self._finished = path, key, finished
-        self._size = key.rows * (key.row_bytes + 4)
+        self._size = key.rows * (key.form.row_bytes + 4)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             left = [taken for found in partials(path) if (taken := self._take(found))]
@@ -50,25 +50,27 @@ class LogitsWriter:
         except OSError as error:
             raise cannot_write(path, error) from None
         (self._own, self._file), *others = left
-        self._rows_NC, self._checks_N = self._mapped(self._file)
-        self.known_N = self._sound(self._rows_NC, self._checks_N)
+        self._rows_NR, self._checks_N = self._mapped(self._file)
+        self.known_N = self._sound(self._rows_NR, self._checks_N)
         """Which rows are there, [N]."""
         for other, descriptor in others:  # of further writers that died
-            rows_NC, checks_N = self._mapped(descriptor)
-            more = np.flatnonzero(self._sound(rows_NC, checks_N) & ~self.known_N)
-            self.put(more, rows_NC[more])
+            rows_NR, checks_N = self._mapped(descriptor)
+            more = np.flatnonzero(self._sound(rows_NR, checks_N) & ~self.known_N)
+            self._put(more, rows_NR[more])
             other.unlink(missing_ok=True)
             os.close(descriptor)
 
     def get(self, rows: np.ndarray) -> np.ndarray:
         """Logits [B, C] of rows that are known, float32."""
-        return self._rows_NC[rows].astype(np.float32)
+        return self._key.form.decode(self._rows_NR[rows]).astype(np.float32, copy=False)
 
     def put(self, rows: np.ndarray, logits_BC: np.ndarray) -> None:
         """Add rows; those that are known already may come again."""
-        values = np.ascontiguousarray(logits_BC, dtype=self._key.dtype)
-        self._rows_NC[rows] = values
-        self._checks_N[rows] = _checksums(values)
+        self._put(rows, self._key.form.encode(logits_BC))
+
+    def _put(self, rows: np.ndarray, stored_BR: np.ndarray) -> None:
+        self._rows_NR[rows] = stored_BR
+        self._checks_N[rows] = _checksums(stored_BR)
         self.known_N[rows] = True
 
     def finish(self) -> None:
@@ -77,7 +79,7 @@ class LogitsWriter:
         Raises:
             RunError: the disk is full or cannot be written.
         """
-        write_record(self._path, self._key, np.ascontiguousarray(self._rows_NC))
+        write_record(self._path, self._key, self._key.form.opened(self._rows_NR))
         self._finished(self._path)
         self.discard()
 
@@ -138,16 +140,16 @@ class LogitsWriter:
         return None
 
     def _mapped(self, descriptor: int) -> tuple[np.ndarray, np.ndarray]:
-        """Logits [N, C] and checksums [N] of the open file, whatever happens to its name."""
-        key = self._key
-        numbers, content = key.rows * key.classes, mmap.mmap(descriptor, self._size)
-        rows = np.frombuffer(content, key.dtype, numbers).reshape(key.rows, key.classes)
-        return rows, np.frombuffer(content, np.uint32, key.rows, key.rows * key.row_bytes)
+        """Stored rows [N, R] and checksums [N] of the open file, whatever happens to its name."""
+        count, form, content = self._key.rows, self._key.form, mmap.mmap(descriptor, self._size)
+        kind, width = form.stored
+        rows = np.frombuffer(content, kind, count * width).reshape(count, width)
+        return rows, np.frombuffer(content, np.uint32, count, count * form.row_bytes)
 
     @staticmethod
-    def _sound(rows_NC: np.ndarray, checks_N: np.ndarray) -> np.ndarray:
+    def _sound(rows_NR: np.ndarray, checks_N: np.ndarray) -> np.ndarray:
         sound = checks_N != 0
-        sound[sound] = checks_N[sound] == _checksums(rows_NC[sound])
+        sound[sound] = checks_N[sound] == _checksums(rows_NR[sound])
         return np.asarray(sound)
 
 
@@ -156,8 +158,8 @@ def partials(path: Path) -> list[Path]:
     return sorted(path.parent.glob(f"{path.stem}.*{SUFFIX}"))
 
 
-def _checksums(rows_BC: np.ndarray) -> np.ndarray:
+def _checksums(rows_BR: np.ndarray) -> np.ndarray:
     """CRC-32 of each row, [B]; never 0, which is a row that was not written."""
-    content, size = rows_BC.tobytes(), rows_BC.shape[1] * rows_BC.itemsize
+    content, size = rows_BR.tobytes(), rows_BR.shape[1] * rows_BR.itemsize
     found = [zlib.crc32(content[start : start + size]) for start in range(0, len(content), size)]
     return np.maximum(np.array(found, dtype=np.uint32), 1)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -84,6 +84,29 @@ _Loaded = tuple[list[Loaded], int]
 _T = TypeVar("_T")
 
 
+class Rows(Protocol):
+    """What a column gathers from: an array, or what gives rows as one does."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[R, ...]."""
+        ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the rows."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Of all rows, as they are given."""
+        ...
+
+    def __getitem__(self, rows: Any, /) -> Any:
+        """Some rows as an array: a slice of them, or numbers."""
+        ...
+
+
 class Column:
     """Something of which every sample has a row.
 
@@ -94,11 +117,11 @@ class Column:
     """
 
     def __init__(
-        self, *arrays: np.ndarray, row_of: np.ndarray | None = None, stacked: bool = False
+        self, *arrays: Rows, row_of: np.ndarray | None = None, stacked: bool = False
     ) -> None:
         self.arrays, self._row_of, self._stacked = arrays, row_of, stacked
         first = arrays[0]
-        self.rows, self.nbytes = len(first), sum(array.nbytes for array in arrays)
+        self.rows, self.nbytes = first.shape[0], sum(array.nbytes for array in arrays)
         self.row_shape = (len(arrays), *first.shape[1:]) if stacked else first.shape[1:]
         self.dtype = torch.from_numpy(np.empty(0, first.dtype)).dtype
 
@@ -126,14 +149,15 @@ class Column:
             # What is out of range has been refused; numpy would buffer what it might refuse.
             np.take(self._whole, rows, 0, out=gathered.numpy(), mode="clip")
         else:
-            for number, array in enumerate(self.arrays):
-                gathered.numpy()[:, number] = array[rows]
+            self._gather(rows, gathered.numpy())
         return gathered
 
     def read(self, rows: slice) -> Tensor:
         """Some rows, in order, as a copy on the host."""
-        parts = [array[rows] for array in self.arrays]
-        return torch.from_numpy(np.stack(parts, 1) if self._stacked else np.array(parts[0]))
+        count = len(range(*rows.indices(self.rows)))
+        read = torch.empty(count, *self.row_shape, dtype=self.dtype)
+        self._gather(rows, read.numpy())
+        return read
 
     def put_together(self) -> None:
         """Put its arrays together in memory, where they are to be, before a row is asked for."""
@@ -142,8 +166,14 @@ class Column:
     @cached_property
     def _whole(self) -> np.ndarray | None:
         if not self._stacked:
-            return self.arrays[0]
-        return np.stack(self.arrays, 1) if self.nbytes <= IN_MEMORY else None
+            whole: np.ndarray = self.arrays[0][:]
+            return whole
+        return self.read(slice(None)).numpy() if self.nbytes <= IN_MEMORY else None
+
+    def _gather(self, rows: np.ndarray | slice, into: np.ndarray) -> None:
+        """Copy rows of all arrays, [B, ...]."""
+        for number, array in enumerate(self.arrays):
+            (into[:, number] if self._stacked else into)[:] = array[rows]
 
 
 Further = Callable[[int, bool], Sequence[Column] | None]
