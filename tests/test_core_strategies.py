@@ -8,8 +8,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from agrekd_ray.core import strategies
-from agrekd_ray.core.kd import kd_gradient
+from agrekd_ray.core import parts as core_parts
+from agrekd_ray.core.kd import kd_gradient, softened
 from agrekd_ray.core.weighting import combine, weigh
 
 
@@ -193,6 +193,28 @@ def test_some_teachers_at_a_time_are_weighed_as_all_together(monkeypatch, at_onc
     members -= members.mean(-1, keepdim=True)
     members[[2, 7], 3] = 0
     whole = weigh("agre_kd", members[:7], members[7], normalize=normalize)
-    monkeypatch.setattr(strategies, "AT_ONCE", dict.fromkeys((False, True), at_once))
+    monkeypatch.setattr(core_parts, "AT_ONCE", dict.fromkeys((False, True), at_once))
     parts = weigh("agre_kd", members[:7], members[7], normalize=normalize)
     torch.testing.assert_close(parts, whole, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("at_once", [1, 3 * 6 * 5, 5 * 6 * 5])
+@pytest.mark.parametrize("strategy", ["agre_kd", "aver", "ae_kd", "govern"])
+def test_some_teachers_at_a_time_give_the_gradient_of_all_together(monkeypatch, at_once, strategy):
+    """What they answer, the gradient, losses and pulls; seven teachers, 6 samples, 5 classes."""
+    given = batch(7, 6, 5)
+
+    def worked_out():
+        found = combine(
+            strategy,
+            given.gradients_MBC,
+            given.biased_BC,
+            student_logits=given.student_BC,
+            temperature=4.0,
+        )
+        answers = softened(given.teachers_MBC.transpose(0, 1).contiguous().transpose(0, 1), 4.0)
+        return (found.gradient_BC, found.loss_B, found.weights_MB, found.pull_MB, *answers)
+
+    whole = worked_out()
+    monkeypatch.setattr(core_parts, "AT_ONCE", dict.fromkeys((False, True), at_once))
+    torch.testing.assert_close(worked_out(), whole)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from agrekd_ray.core.parts import in_parts
+
 CALIBRATION_BINS = 15
 CASES = ("agrees_right", "agrees_wrong", "contradicts_right", "contradicts_wrong")
 """How an ensemble stands to the biased model on a sample, and whether the ensemble is right."""
@@ -33,7 +35,7 @@ def pulls(weights: Tensor, gradients: Tensor, combined: Tensor, negligible: floa
     """
     norm_B1 = torch.linalg.vector_norm(combined, dim=-1, keepdim=True)
     unit_BC = combined / norm_B1.masked_fill(norm_B1 <= negligible, torch.inf)
-    return weights * torch.linalg.vecdot(gradients, unit_BC)
+    return weights * torch.cat([torch.linalg.vecdot(g, unit_BC) for (g,) in in_parts(gradients)])
 
 
 @torch.no_grad()

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from agrekd_ray.core.parts import in_parts
+
 _FEW_CLASSES = 16
 
 
@@ -73,9 +75,14 @@ def softened(teacher_logits: Tensor, temperature: float) -> tuple[Tensor, Tensor
         ValueError: for a temperature that is not finite and above 0.
     """
     check_temperature(temperature)
-    log_targets = log_softmax(floating(teacher_logits) / temperature)
-    targets = log_targets.exp()
-    return targets, -(targets * log_targets).sum(-1)
+    kind = torch.promote_types(teacher_logits.dtype, torch.float32)
+    targets = teacher_logits.new_empty(teacher_logits.shape, dtype=kind)
+    entropies = []
+    for part, targets_part in in_parts(teacher_logits, targets):
+        log_targets = log_softmax(floating(part).contiguous() / temperature)
+        torch.exp(log_targets, out=targets_part)
+        entropies.append(-torch.linalg.vecdot(targets_part, log_targets))
+    return targets, torch.cat(entropies)
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from agrekd_ray.core.gradient import Evidence
 from agrekd_ray.core.kd import check_labels, cross_entropies, soft_targets
+from agrekd_ray.core.parts import at_once
 from agrekd_ray.core.quadratic import shortest_mixture
 from agrekd_ray.core.registry import Registry
 
@@ -26,10 +27,6 @@ NO_DIRECTION = 1e-6
 
 NO_WEIGHT = 1e-6
 """A disagreement 1 − cos of this or less, an angle of 1.4 milliradians, is rounding."""
-
-
-AT_ONCE = {False: 2**19, True: 2**27}
-"""Numbers in float64 at once, on a CPU (what its cache holds) and on a GPU (1 GiB of memory)."""
 
 Weights = tuple[Tensor, Tensor | None]
 """Weights [M, B] and, for strategies that can run into 0/0, where they did: bool [B]."""
@@ -204,10 +201,10 @@ def _disagreement(evidence: Evidence, normalize: bool = True) -> Tensor:
     M, biased, members_mBC = evidence.teachers, evidence.biased, evidence.members_mBC
     assert biased is not None
     smallest = NO_DIRECTION * evidence.temperature if normalize else None
-    at_once = max(1, AT_ONCE[members_mBC.is_cuda] // max(1, members_mBC[0].numel()) - 1)
-    if at_once >= M:
+    size = max(1, at_once(members_mBC) - 1)  # and the biased model
+    if size >= M:
         return _one_minus_cosine(members_mBC, M, biased, smallest)
-    parts = members_mBC[:M].split(at_once)
+    parts = members_mBC[:M].split(size)
     with_biased = (torch.cat([part, members_mBC[biased, None]]) for part in parts)
     return torch.cat([_one_minus_cosine(each, len(each) - 1, -1, smallest) for each in with_biased])
 

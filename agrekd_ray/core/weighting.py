@@ -8,6 +8,7 @@ records `combine_members`, and `summarize` once for several steps. The weighting
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from torch import Tensor
 from agrekd_ray.core.diagnostics import pulls
 from agrekd_ray.core.gradient import DistillationGradient, Evidence, required
 from agrekd_ray.core.kd import check_temperature, entropy_from_gradients, floating, mixed_loss
+from agrekd_ray.core.parts import in_parts
 from agrekd_ray.core.strategies import (
     NO_DIRECTION,
     STRATEGIES,
@@ -147,7 +149,7 @@ def summarize(steps: Sequence[DistillationGradient]) -> DistillationGradient:
         steps = [step if step.loss_B is not None else summarize([step]) for step in steps]
     lost = [step.lost_M for step in steps if step.lost_M is not None]
     parts: dict[str, Any] = {
-        name: torch.cat(given, -2 if name == "gradient_BC" else -1)
+        name: _together(given, -2 if name == "gradient_BC" else -1)
         for name in ("gradient_BC", "loss_B", "weights_MB", "fallback_B", "pull_MB", "scale_B")
         if (given := [part for step in steps if (part := getattr(step, name)) is not None])
     }
@@ -158,14 +160,14 @@ def summarize(steps: Sequence[DistillationGradient]) -> DistillationGradient:
     temperature, gradient_BC = seen[0].temperature, whole.gradient_BC
     if whole.scale_B is not None:
         gradient_BC = gradient_BC / whole.scale_B.unsqueeze(-1)
-    student_BC = torch.cat([required(evidence.student_logits) for evidence in seen])
-    gradients_MBC = torch.cat([evidence.gradients for evidence in seen], 1)
+    student_BC = _together([required(evidence.student_logits) for evidence in seen], 0)
+    gradients_MBC = _together([evidence.gradients for evidence in seen], 1)
     exact_MB = required(whole.weights_MB).to(gradients_MBC.dtype)
     pull_MB = pulls(exact_MB, gradients_MBC, gradient_BC, NO_DIRECTION * temperature)
     if seen[0].entropy_MB is None:
         entropy_MB = entropy_from_gradients(student_BC, gradients_MBC, temperature)
     else:
-        entropy_MB = torch.cat([required(evidence.entropy_MB) for evidence in seen], 1)
+        entropy_MB = _together([required(evidence.entropy_MB) for evidence in seen], 1)
     loss_B = mixed_loss(student_BC, gradient_BC, exact_MB, entropy_MB, temperature)
     loss_B = loss_B + 0 * gradient_BC.sum(1)  # NaN where a gradient is, though its weight be 0
     if seen[0].biased is not None:
@@ -255,9 +257,16 @@ def find_strategy(name: str) -> Strategy:
     return STRATEGIES[name]
 
 
+def _together(parts: Sequence[Tensor], axis: int) -> Tensor:
+    """Several as one; a single one as it is, for a copy of all gradients takes its time."""
+    return parts[0] if len(parts) == 1 else torch.cat(tuple(parts), axis)
+
+
 def _mixture(weights_MB: Tensor, gradients_MBC: Tensor) -> Tensor:
     """Σ_m w_m g_m, [B, C]; in a sixth of einsum's time."""
-    return (weights_MB.to(gradients_MBC.dtype).unsqueeze(-1) * gradients_MBC).sum(0)
+    weights_MB1 = weights_MB.to(gradients_MBC.dtype).unsqueeze(-1)
+    sums = ((w * g).sum(0) for g, w in in_parts(gradients_MBC, weights_MB1))
+    return functools.reduce(torch.Tensor.add_, sums)
 
 
 def _scales(evidence: Evidence, weighting: SampleWeighting) -> Tensor:

@@ -310,14 +310,14 @@ def known(spec: DistillationSpec, logits_BmC: Tensor, labels_B: Tensor | None) -
         logits_BmC: of `spec.members`, in that order.
         labels_B: where the spec needs them.
     """
-    logits_mBC = logits_BmC.transpose(0, 1).float().contiguous()
+    logits_mBC = logits_BmC.transpose(0, 1)
     targets_mBC, entropy_mB = softened(logits_mBC, spec.temperature)
     M = len(spec.teachers)
     found: Known = (targets_mBC, entropy_mB[:M])
     if labels_B is not None:
         found = *found, labels_B[None]
         if spec.cross_entropy:
-            found = *found, cross_entropies(logits_mBC[:M], labels_B)
+            found = *found, cross_entropies(logits_mBC[:M].float(), labels_B)
     return found
 
 
