@@ -44,6 +44,7 @@ from agrekd_ray.logits import (
     listed,
     prune,
     read_record,
+    sound,
     verify,
     write_record,
 )
@@ -892,3 +893,50 @@ def test_without_a_shared_folder_records_go_through_the_object_store(
     assert not list(students.store.rglob("*.arrow"))
     reference = trained(given, data, LocalTeachers(TeacherHost(checkpoints, data)))
     torch.testing.assert_close(flat_parameters(student.model), reference, rtol=1e-3, atol=2e-5)
+
+
+def test_a_large_record_is_read_whole_once_a_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole: list[int] = []
+    digest = sound._digest
+
+    def counted(values: np.ndarray) -> str:
+        whole.append(values.nbytes)
+        return digest(values)
+
+    monkeypatch.setattr(sound, "_digest", counted)
+    monkeypatch.setattr(sound.tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    path = tmp_path / "view-00000.arrow"
+    write_record(path, KEY, some_logits())
+    assert read_record(path, KEY) is not None
+    assert read_record(path, KEY) is not None
+    assert len(whole) == 2  # a small one each time
+    monkeypatch.setattr(sound, "FROM_BYTES", 1)
+    threads = [threading.Thread(target=read_record, args=(path, KEY)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(whole) == 3
+    assert read_record(path, KEY, anew=True) is not None
+    assert len(whole) == 4
+
+    (stamp,) = (tmp_path / "tmp").rglob("*/*")
+    os.utime(stamp, (0, 0))  # long ago
+    assert read_record(path, KEY) is not None
+    assert len(whole) == 5
+
+    content = bytearray(path.read_bytes())
+    content[content.index(some_logits()[100].tobytes())] ^= 1
+    path.write_bytes(content)
+    assert read_record(path, KEY) is None  # written since, so another file
+    assert read_record(path, KEY) is None
+    assert len(whole) == 7
+
+    write_record(path, KEY, some_logits())
+    (tmp_path / "tmp" / next((tmp_path / "tmp").iterdir()).name).chmod(0o777)
+    assert read_record(path, KEY) is not None
+    assert read_record(path, KEY) is not None
+    assert len(whole) == 9  # in a folder that others can write to nothing is believed

@@ -30,6 +30,8 @@ from agrekd_ray.training.loader import IN_MEMORY
 
 _LOOKED_AT = 4096
 """Rows of a record that are looked at together."""
+READ_AT_ONCE = 4
+"""Records that are opened at the same time."""
 _Answers = tuple[tuple[str, ...], int]
 """Of some members to a view."""
 
@@ -142,12 +144,14 @@ class CachedTeachers:
 
     def _read(self, members: tuple[str, ...], view: int) -> Column | None:
         """What all members say to a view, put together; None where a record is missing."""
-        records = []
-        for name in members:
-            if (record := self._outputs.read(name, view)) is None:
-                return None
-            records.append(record)
-        column = Column(*records, row_of=self._outputs.row_of, stacked=True)
+        if self._outputs.read(members[0], view) is None:
+            return None  # the others are most likely in the making, too
+        with ThreadPoolExecutor(READ_AT_ONCE) as threads:  # each record's checksum, at first
+            records = list(threads.map(lambda name: self._outputs.read(name, view), members))
+        known = [record for record in records if record is not None]
+        if len(known) < len(members):
+            return None
+        column = Column(*known, row_of=self._outputs.row_of, stacked=True)
         column.put_together()
         return column
 

@@ -80,7 +80,8 @@ class LogitsCache:
     def read(self, name: str, view: int) -> Logits | None:
         """Logits [N, C] of a teacher and view; None where there is no sound record.
 
-        The first look verifies the checksum; later ones cost nothing.
+        The first look verifies the checksum, of large records once for all processes of a node;
+        later ones cost nothing.
         """
         known = self._read.get((name, view))
         if known is None:
@@ -326,7 +327,7 @@ def verify(store: Path) -> Iterator[tuple[Path, bool]]:
     """
     for one in listed(store):
         for path in one.views:
-            sound = one.key is not None and read_record(path, one.key) is not None
+            sound = one.key is not None and read_record(path, one.key, anew=True) is not None
             yield path, sound
 
 

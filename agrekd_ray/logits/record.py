@@ -25,6 +25,7 @@ from agrekd_ray.data import TRAIN
 from agrekd_ray.errors import RunError
 from agrekd_ray.files import cannot_read, replacing, unreadable
 from agrekd_ray.logits.forms import Dtype, Form, Logits, Packed
+from agrekd_ray.logits.sound import is_sound
 from agrekd_ray.settings import LocalPath, Settings, fingerprint
 
 FORMAT = 1
@@ -164,17 +165,19 @@ def write_record(path: Path, key: Key, logits_NC: Logits) -> None:
         raise cannot_write(path, error) from None
 
 
-def read_record(path: Path, key: Key) -> Logits | None:
+def read_record(path: Path, key: Key, *, anew: bool = False) -> Logits | None:
     """The logits [N, C] of a record, through a memory map; None where it is missing or damaged.
 
     Args:
         path: of the file.
         key: that it must have been written under.
+        anew: read it whole even where it is large and a process of this node has done so.
 
     Raises:
         RunError: a file may be there, but the system cannot read it.
     """
     try:
+        file = path.stat()
         with pa.memory_map(str(path)) as source:
             batch = pa.ipc.open_file(source.read_buffer()).get_batch(0)
         about = {k.decode(): v.decode() for k, v in (batch.schema.metadata or {}).items()}
@@ -185,7 +188,7 @@ def read_record(path: Path, key: Key) -> Logits | None:
             return None  # the same numbers in other rows have the same checksum
         if len(flat) != key.rows * width or flat.dtype != kind:
             return None
-        if hashlib.sha256(flat).hexdigest() != about["sha256"]:
+        if not is_sound(file, flat, about["sha256"], anew=anew):
             return None
         return key.form.opened(flat.reshape(shape))
     except (OSError, ValueError, KeyError, AttributeError, IndexError) as error:
