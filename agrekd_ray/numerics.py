@@ -12,7 +12,6 @@ from concurrent.futures import Executor
 from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from agrekd_ray.errors import RunError
@@ -111,16 +110,6 @@ def computes_alone(pool: Executor) -> None:
     pool.submit(torch.get_num_threads).result()
     pool.submit(torch.set_num_threads, 1).result()  # of that thread, and of all that are to come
     torch.set_num_threads(threads)
-
-
-def from_first(number: int) -> int:
-    """A number that the first of several workers knows, heard by all of them."""
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-        heard = torch.tensor([number], device=device)
-        dist.broadcast(heard, 0)
-        number = int(heard.item())
-    return number
 
 
 def compiled(network: nn.Module, how: Compile, device: torch.device | str) -> nn.Module:

@@ -180,6 +180,11 @@ def test_faults_of_one_block_do_not_hide_those_of_others(raw: dict[str, Any]) ->
         ({"teachers.training.batch_size": 161}, "teachers.training.batch_size", ["= 161", "160"]),
         ({"student.workers": 5}, "student.training.batch_size", ["= 32", "student.workers, 5"]),
         (
+            {"student.workers": 2, "student.timeout_minutes": 10},
+            "student.timeout_minutes",
+            ["= 10", "longer than fleet.patience, 600 s"],
+        ),
+        (
             {"student.model.name": "resnet18"},
             "student.model",
             ["'resnet18'", "did you mean torchvision/resnet18?"],

@@ -13,7 +13,7 @@ ROOMS = """
 errors
 settings files streams stops
 addresses
-passwords hub terminal numerics devices plugins
+passwords hub terminal numerics collectives devices plugins
 core
 results
 data

@@ -1,16 +1,20 @@
-"""Batch norm over all workers of a student: four learn what one learns of the whole batch."""
+"""Workers of a student without Ray: their batch norm, and how they wait for each other."""
 
 from __future__ import annotations
 
 import copy
+import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed import distributed_c10d
 from torch.nn.parallel import DistributedDataParallel
 
+from agrekd_ray import collectives
 from agrekd_ray.student.parallel import _synchronise
 
 WORLD, STEPS = 4, 3
@@ -55,6 +59,7 @@ def worker(rank: int, folder: Path, synchronised: bool) -> None:
 
 @pytest.mark.parametrize("synchronised", [True, False])
 def test_four_workers_normalise_over_the_whole_batch(tmp_path: Path, synchronised: bool) -> None:
+    """They learn what one learns of the whole batch."""
     torch.multiprocessing.spawn(worker, (tmp_path, synchronised), WORLD)
     alone = copy.deepcopy(model())
     learn(alone, alone, 0, 1)
@@ -66,3 +71,28 @@ def test_four_workers_normalise_over_the_whole_batch(tmp_path: Path, synchronise
         ours = [*alone.state_dict().values(), alone(torch.ones(2, 2, 6, 6))]
         close += [torch.allclose(a, b, atol=1e-5) for a, b in zip(theirs, ours, strict=True)]
     assert all(close) == synchronised
+
+
+def waits(rank: int, folder: Path) -> None:
+    """A worker of three: the first is late, and then the second does not come at all."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=3)
+    collectives.begin(f"place {rank}")
+    dist.barrier()  # all are there, however long that took
+    distributed_c10d._set_pg_timeout(timedelta(seconds=2))
+    if rank == 0:
+        time.sleep(3)
+    assert collectives.from_first(7 * (1 - rank)) == 7
+    if rank == 1:
+        while not (folder / "missing").exists():
+            time.sleep(0.1)
+        return
+    with pytest.raises(RuntimeError) as late:
+        dist.all_reduce(torch.ones(1))
+    assert collectives.is_of_others(late.value)
+    assert collectives.missing() == ["worker 2 of 3 (place 1)"]
+    (folder / "missing").touch()
+
+
+def test_workers_wait_for_the_first_and_name_who_does_not_come(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(waits, (tmp_path,), 3)

@@ -84,13 +84,6 @@ class Notice:
     text: str
 
 
-@dataclass(frozen=True)
-class Failed:
-    """A fault that ends the run; the text says what to do."""
-
-    text: str
-
-
 Event = (
     Began
     | Awaited
@@ -102,7 +95,6 @@ Event = (
     | TeacherCostSoFar
     | GroupPlaced
     | Notice
-    | Failed
 )
 Emit = Callable[[Event], None]
 """Tells the driver something; returns at once."""

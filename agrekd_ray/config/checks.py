@@ -189,6 +189,10 @@ class _Whole:
                 "1, auto, or 0 for none"
             )
             yield Fault("student.gpus", f"{gpus:g}", problem)
+        patience, minutes = self.get("fleet.patience"), self.get("student.timeout_minutes")
+        if workers and workers > 1 and patience and minutes and 60 * minutes <= patience:
+            problem = f"must be longer than fleet.patience, {patience:g} s, which a step may take"
+            yield Fault("student.timeout_minutes", f"{minutes:g}", problem)
 
     def _batches(self) -> Iterator[Fault]:
         most = len(self._dataset.splits[TRAIN]) if self._dataset else 0

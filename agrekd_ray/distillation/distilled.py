@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from agrekd_ray.collectives import filled_by_first, from_first, several
 from agrekd_ray.core.gradient import DistillationGradient, required
 from agrekd_ray.core.weighting import summarize
 from agrekd_ray.data import Samples
@@ -26,7 +27,6 @@ from agrekd_ray.distillation.spec import (
     no_longer_finite,
 )
 from agrekd_ray.errors import RunError
-from agrekd_ray.numerics import from_first
 from agrekd_ray.training import Batch, Column, Loaded, label_guidance
 
 
@@ -111,7 +111,7 @@ class Distilled:
         """
         with self._deciding:
             if epoch not in self._replays:
-                together = self.whole_batch and dist.is_initialized() and dist.get_world_size() > 1
+                together = self.whole_batch and several()
                 if ahead and together:
                     return None
                 decides = not together or dist.get_rank() == 0
@@ -198,7 +198,7 @@ class Distilled:
         packed = every_BC.new_empty(len(every_BC), sum(widths))
         if batch.rank == 0:
             packed = _packed(self._ask(batch, batch.every, every_BC))
-        dist.broadcast(packed, 0)
+        filled_by_first(packed)  # it may have waited for a teacher
         gradient_BC, loss_B1, weights_BM, fallback_B1, pull_BM, lost_BM = packed.split(widths, 1)
         found = DistillationGradient(
             gradient_BC,

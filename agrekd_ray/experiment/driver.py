@@ -12,9 +12,9 @@ from rich.text import Text
 
 from agrekd_ray import __version__
 from agrekd_ray.cluster.environment import prepare
-from agrekd_ray.cluster.events import Event, Failed, TeacherCostSoFar
+from agrekd_ray.cluster.events import Event, TeacherCostSoFar
 from agrekd_ray.config import Job
-from agrekd_ray.errors import AgrekdError, RunError
+from agrekd_ray.errors import AgrekdError
 from agrekd_ray.experiment.account import Account
 from agrekd_ray.experiment.display import Display
 from agrekd_ray.experiment.engine import Engine, Handle, LocalEngine
@@ -75,8 +75,6 @@ class Driver(ABC, Generic[Result]):
         self.tracker = open_tracker(tracking.uri, tracking.experiment or job.name, job.runs)
         self.outbox = Outbox(self.warn)
         self.account = Account(folder.path)
-        self.failure: str | None = None
-        """What a worker said before it ended the run."""
         self.unsent = 0
         """Writes that MLflow did not get."""
 
@@ -207,21 +205,14 @@ class Driver(ABC, Generic[Result]):
             self.account.add(work.train(engine, self.display, stage))
             return
         except AgrekdError as error:
-            said = RunError(self.failure) if self.failure else error
-            if mends and work.mended(said, engine, self.display):
-                self.failure = None
-            elif said is error:
+            if not (mends and work.mended(error, engine, self.display)):
                 raise
-            else:
-                raise said from None
         self.train(work, engine, stage, mends=False)
 
     def handle(self, event: Event) -> None:
         """One event of an engine."""
         if isinstance(event, TeacherCostSoFar):
             self.account.so_far(event.effort)
-        elif isinstance(event, Failed):
-            self.failure = event.text
         else:
             show_progress(self.display, event)
 

@@ -43,7 +43,10 @@ NO_LOCKS = (
 PLACING = (
     *("ray.address", "outputs.store", "outputs.remote", "data.prepared"),
     *(f"teachers.{key}" for key in ("cpus", "gpus", "store")),
-    *(f"student.{key}" for key in ("cpus", "gpus", "resources", "labels", "at_once")),
+    *(
+        f"student.{key}"
+        for key in ("cpus", "gpus", "resources", "labels", "at_once", "timeout_minutes")
+    ),
     *(f"fleet.{key}" for key in FleetSettings.model_fields if key != "precision"),
     "concurrency",
 )

@@ -21,14 +21,14 @@ import ray.train
 from agrekd_ray.cluster.channel import plain_error
 from agrekd_ray.cluster.events import GroupPlaced
 from agrekd_ray.cluster.session import here
+from agrekd_ray.collectives import from_first
 from agrekd_ray.config import Job
 from agrekd_ray.errors import AgrekdError, RunError
 from agrekd_ray.files import checked, replacing
-from agrekd_ray.numerics import from_first
 from agrekd_ray.results import Epoch, Metrics
 from agrekd_ray.results.arrays import EpochFiles, files_of, linked
 from agrekd_ray.search.trial import Shared, Trial, opened
-from agrekd_ray.student.group import fit, worker_failure, worker_student
+from agrekd_ray.student.group import fit, worker_failure, worker_faults, worker_student
 from agrekd_ray.student.room import held
 
 POLL_SECONDS = 0.02
@@ -38,11 +38,15 @@ WORDS = ("wait", "go", "test", "end")
 """What a group is told: nothing yet; train an epoch; test what was saved; it is over."""
 
 
+class GroupLostError(Exception):
+    """A worker group has died, not of a fault that it would meet again: Tune tries once more."""
+
+
 class EpochGate:
     """What the trial and its group tell each other; an actor of the trial's."""
 
     def __init__(self) -> None:
-        self._word, self._told = "wait", list[tuple[str, str]]()
+        self._word, self._told = "wait", list[str]()
 
     def say(self, word: str) -> None:
         """The group is told one of `WORDS`."""
@@ -53,11 +57,11 @@ class EpochGate:
         word, self._word = self._word, "wait"
         return word
 
-    def tell(self, kind: str, text: str) -> None:
-        """The group has finished an `epoch` or a `test`, or met a `fault`."""
-        self._told.append((kind, text))
+    def tell(self, text: str) -> None:
+        """The group has finished what it was told."""
+        self._told.append(text)
 
-    def take(self) -> list[tuple[str, str]]:
+    def take(self) -> list[str]:
         """All since the last call."""
         told, self._told = self._told, []
         return told
@@ -100,7 +104,7 @@ class GroupTrial:
         self._gate = ray.remote(EpochGate).options(num_cpus=0, scheduling_strategy=here()).remote()
         self._work = GroupWork(job, shared, trial_id, self._states, self._gate)
         self._thread: threading.Thread | None = None
-        self._failure: AgrekdError | None = None
+        self._failure: AgrekdError | GroupLostError | None = None
         self.history: list[Epoch] = []
         self._epochs = EpochFiles()
 
@@ -113,7 +117,8 @@ class GroupTrial:
         """See `Trial.epoch`.
 
         Raises:
-            AgrekdError: what a worker raised, or the group died.
+            AgrekdError: what a worker raised.
+            GroupLostError: the group died.
         """
         if self._thread is None:
             self._thread = threading.Thread(target=self._train, name="worker-group", daemon=True)
@@ -127,20 +132,22 @@ class GroupTrial:
         """See `Trial.test`: the group does it, and none is started for it."""
         self.load(state)
         ray.get(self._gate.say.remote("test"))
-        return checked(Metrics, json.loads(self._answer()))
+        try:
+            return checked(Metrics, json.loads(self._answer()))
+        except GroupLostError as error:
+            raise RunError(str(error)) from None
 
     def _answer(self) -> str:
         """What the group says to what it was asked last.
 
         Raises:
-            AgrekdError: what a worker raised, or there is no group any more.
+            AgrekdError: what a worker raised, or there is no group.
+            GroupLostError: there is none any more.
         """
         while True:
             alive = self._thread is not None and self._thread.is_alive()
-            for kind, text in ray.get(self._gate.take.remote()):
-                if kind == "fault":
-                    raise RunError(text)
-                return text
+            if told := ray.get(self._gate.take.remote()):
+                return str(told[0])
             if not alive:
                 raise self._failure or RunError("the trial's worker group ended before its work")
             time.sleep(POLL_SECONDS)
@@ -179,7 +186,9 @@ class GroupTrial:
             # Restarts are Tune's matter, which knows the last checkpoint.
             fit(_work, {"work": self._work}, student, self._folder, restarts=0)
         except Exception as error:
-            self._failure = plain_error(worker_failure(error) or error, "a trial's worker group")
+            failure = worker_failure(error) or error
+            said = plain_error(failure, "a trial's worker group")
+            self._failure = said if failure is said else GroupLostError(str(said))
 
 
 def _work(config: dict[str, Any]) -> None:
@@ -187,28 +196,30 @@ def _work(config: dict[str, Any]) -> None:
     first = ray.train.get_context().get_world_rank() == 0
     if first and (group := held()) is not None:
         work.shared.emit(GroupPlaced(work.trial_id, group))
+    with worker_faults():
+        _keep_step(work, first)
+
+
+def _keep_step(work: GroupWork, first: bool) -> None:
+    """Do what the trial says, until it says that it is over."""
     trial = Trial(work.job, *opened(work.shared), worker_student, work.shared.competence)
     if any(work.states.glob("*.pt")):
         trial.load(work.states)
 
-    def tell(kind: str, record: Epoch | Metrics) -> None:
-        ray.get(work.gate.tell.remote(kind, json.dumps(asdict(record))))
+    def tell(record: Epoch | Metrics) -> None:
+        ray.get(work.gate.tell.remote(json.dumps(asdict(record))))
 
-    try:
-        while (word := _word(work.gate, first)) != "end":
-            if word == "go" and not first:
-                trial.train()
-            elif word == "go":
-                record = trial.epoch()
-                trial.save(work.states)
-                tell("epoch", record)
-            elif first:
-                tell("test", trial.test(work.states))
-            else:  # a trial that is stopped in an epoch has saved the one before
-                trial.load(work.states)
-    except AgrekdError as error:  # in an epoch of all workers alike: the loss is summed over them
-        if first:
-            ray.get(work.gate.tell.remote("fault", str(error)))
+    while (word := _word(work.gate, first)) != "end":
+        if word == "go" and not first:
+            trial.train()
+        elif word == "go":
+            record = trial.epoch()
+            trial.save(work.states)
+            tell(record)
+        elif first:
+            tell(trial.test(work.states))
+        else:  # a trial that is stopped in an epoch has saved the one before
+            trial.load(work.states)
 
 
 def _word(gate: Any, first: bool) -> str:

@@ -13,8 +13,10 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
+import traceback
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,16 +30,16 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.config import LoggingConfig
 from torch import Tensor
 
+from agrekd_ray import collectives
 from agrekd_ray.cluster.channel import plain_error
-from agrekd_ray.cluster.events import Awaited, Emit, Failed, Notice, StudentDone, StudentEpoch
+from agrekd_ray.cluster.events import Awaited, Emit, Notice, StudentDone, StudentEpoch
 from agrekd_ray.cluster.meters import StudentMeter
 from agrekd_ray.cluster.nodes import DriverData
 from agrekd_ray.data import Dataset, Samples
 from agrekd_ray.distillation import Source
-from agrekd_ray.errors import AgrekdError, RunError
+from agrekd_ray.errors import AgrekdError, RunError, listed
 from agrekd_ray.files import exists
 from agrekd_ray.fleet.replicas import DIED
-from agrekd_ray.numerics import from_first
 from agrekd_ray.results import Epoch
 from agrekd_ray.student.parallel import data_parallel
 from agrekd_ray.student.room import GroupTrainer, device_of_worker, give_back, held
@@ -54,6 +56,8 @@ POLL_SECONDS = 1.0
 SECONDS_TO_END = 10.0
 """What groups that have nothing left to do may take to end."""
 WHAT = "training the students"
+HEALED_BY_RESTART = (torch.AcceleratorError, RayError)
+"""What a worker may meet that another process may not: its GPU, or an actor, has failed."""
 _KEPT: list[BaseException] = []
 """What calls of Ray ended with that were still under way when nobody waited for them any more: in
 their frames are handles of actors, and one that is dropped while Ray shuts down ends the process.
@@ -126,10 +130,10 @@ def train_group(
         while True:
             alive = [group for group in groups if group.is_alive()]
             begun = sum(group.begun for group in alive)
-            if (fault := _fault(work, groups)) is not None:
+            if faults := [group.error for group in groups if group.error is not None]:
                 for group in groups:
                     group.give_up()
-                raise fault from None
+                raise faults[0] from None
             work_for_more = len(shared.waiting) > len(alive) - begun
             if not groups or (work_for_more and another(len(alive), begun)):
                 groups.append(_Group(work, settings, len(groups), changed, over))
@@ -146,16 +150,6 @@ def train_group(
     missing = [work.specs[n].name for n in left if not work.finished(n)]
     if missing:
         raise RunError(f"{len(missing)} students are not finished, the first is {missing[0]}.")
-
-
-def _fault(work: TrainConfig, groups: Sequence[_Group]) -> AgrekdError | None:
-    """What ends the training: of a group, or said by a worker."""
-    if errors := [group.error for group in groups if group.error is not None]:
-        return errors[0]
-    with contextlib.suppress(FileNotFoundError):
-        if text := (work.groups / GIVEN_UP).read_text(encoding="utf-8"):
-            return RunError(text)
-    return None
 
 
 class _Group(threading.Thread):
@@ -255,12 +249,13 @@ def fit(
     Args:
         loop: what a worker does.
         config: what it is told.
-        settings: workers and their resources.
+        settings: workers and their resources, and how long they wait for each other.
         folder: for Train's own files.
         restarts: of the group after the death of a worker.
     """
     GroupTrainer(
         loop,
+        timeout_minutes=settings.timeout_minutes,
         train_loop_config=config,
         scaling_config=ScalingConfig(
             num_workers=settings.workers,
@@ -283,32 +278,71 @@ def worker_failure(error: Exception) -> Exception | None:
     return next(iter(getattr(error, "worker_failures", {}).values()), None)
 
 
+@contextlib.contextmanager
+def worker_faults() -> Iterator[None]:
+    """What a worker raises in here ends the group, and nobody waits for it any more.
+
+    Raises:
+        AgrekdError: what is wrong, and with which worker. A restart would only repeat it.
+        Exception: a restart may heal it, or another worker says what is wrong.
+    """
+    try:
+        yield
+    except HEALED_BY_RESTART:
+        raise
+    except Exception as error:
+        who = collectives.named() if collectives.several() else WHAT
+        if collectives.is_of_others(error):
+            absent = collectives.missing()
+            if not collectives.is_late(error):
+                time.sleep(collectives.ROLL_CALL_SECONDS)  # ended by Ray, as a rule
+                raise
+            raise RunError(_late(absent)) from error
+        if not isinstance(error, AgrekdError):
+            raise RunError(f"{who} failed: {_plain(error)}") from error
+        if collectives.several():
+            raise RunError(f"{who}: {error}") from error
+        raise
+
+
+def _late(absent: Sequence[str]) -> str:
+    """What is said of workers that did not come to an exchange in time."""
+    if not absent:
+        return (
+            "the workers of a student have waited for each other for student.timeout_minutes, and "
+            "none was missing. Look at the network between their nodes."
+        )
+    return (
+        f"{listed(absent)} did not come to the others of its student within "
+        "student.timeout_minutes. Look at that process: at its data, at its teachers, and at what "
+        "a plugin does there. Where a step may take so long, set student.timeout_minutes higher."
+    )
+
+
+def _plain(error: Exception) -> str:
+    """An error of somebody else's code, and where it came from."""
+    *_, last = traceback.format_exception_only(error)
+    *_, frame = traceback.extract_tb(error.__traceback__)
+    return f"{last.strip()} ({Path(frame.filename).name}, line {frame.lineno})"
+
+
 def _work(config: dict[str, Any]) -> None:
     work: TrainConfig = config["work"]
     folder: Path = config["folder"]
     context = ray.train.get_context()
-    given_up = work.groups / GIVEN_UP
-    if given_up.exists():
+    if (work.groups / GIVEN_UP).exists():
         return
     if context.get_world_rank() == 0 and (group := held()) is not None:
         with contextlib.suppress(OSError):  # a full disk is said where it costs something
             folder.mkdir(parents=True, exist_ok=True)
             (folder / ROOM).write_text(group, encoding="utf-8")
         work.emit(Awaited("a worker group has started, and opens the data"))
-    try:
+    with worker_faults():
         device_of_worker()  # before anything is opened for a GPU that is of no use
         dataset = work.data.open()
         source = work.source(dataset) if work.source else None
         while (number := _next(work, folder)) is not None:
             _train_one(work, work.specs[number], dataset, source)
-    except AgrekdError as error:
-        # A fault that a restart would only repeat: all groups end. A lone worker ends in peace; one
-        # of several must also free those who wait for it.
-        work.emit(Failed(str(error)))
-        with contextlib.suppress(OSError):  # on a full disk, those who wait time out
-            given_up.write_text(str(error), encoding="utf-8")
-        if context.get_world_size() > 1:
-            raise
 
 
 def _next(work: TrainConfig, folder: Path) -> int | None:
@@ -316,7 +350,7 @@ def _next(work: TrainConfig, folder: Path) -> int | None:
     number = None
     if ray.train.get_context().get_world_rank() == 0:
         number = SharedWork(work.groups).take(folder.name, work.finished)
-    number = from_first(-1 if number is None else number)
+    number = collectives.from_first(-1 if number is None else number)
     return None if number < 0 else number
 
 

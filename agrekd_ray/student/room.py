@@ -6,6 +6,8 @@ autoscaler sees what such a group waits for.
 
 from __future__ import annotations
 
+import math
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +15,15 @@ import ray.train.torch
 from ray._raylet import PlacementGroupID
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch.config import _TorchBackend
+from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
+from ray.train.v2._internal.execution.failure_handling.failure_policy import FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.util import get_current_placement_group, remove_placement_group
 from ray.util.placement_group import PlacementGroup
 
-from agrekd_ray.cluster.nodes import device_here
-from agrekd_ray.errors import RunError
+from agrekd_ray import collectives
+from agrekd_ray.cluster.nodes import device_here, this_node
+from agrekd_ray.errors import AgrekdError, RunError
 
 UNWANTED = ("PlacementGroupCleanerCallback", "DatasetsCallback")
 """Two of the actors that Ray Train starts beside its controller; for a third see `_FixedSize`.
@@ -47,12 +52,17 @@ def _usable() -> bool:
     return True
 
 
+def _begin() -> None:
+    collectives.begin(f"process {os.getpid()} on {this_node()}")
+
+
 class _Backend(_TorchBackend):  # type: ignore[misc]
     """Ray Train's, but workers whose GPU is of no use begin all the same, to say so themselves."""
 
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
         if all(worker_group.execute(_usable)):
             super().on_start(worker_group, backend_config)
+            worker_group.execute(_begin)
 
 
 @dataclass
@@ -75,11 +85,29 @@ class _FixedSize(FixedScalingPolicy):  # type: ignore[misc]
         pass
 
 
-class GroupTrainer(TorchTrainer):  # type: ignore[misc]
-    """Ray Train's trainer without actors that are of no use here, and without its Ctrl-C."""
+class _Restarts(DefaultFailurePolicy):  # type: ignore[misc]
+    """Ray Train's, but no restart where a worker has said what is wrong: it would be said again."""
 
-    def __init__(self, *given: Any, **more: Any) -> None:
-        super().__init__(*given, torch_config=_Config(), **more)
+    def make_decision(self, training_failed_error: Any) -> Any:
+        failures = getattr(training_failed_error, "worker_failures", {})
+        if any(isinstance(failure, AgrekdError) for failure in failures.values()):
+            return FailureDecision.RAISE
+        return super().make_decision(training_failed_error)
+
+
+class GroupTrainer(TorchTrainer):  # type: ignore[misc]
+    """Ray Train's trainer without actors that are of no use here, and without its Ctrl-C.
+
+    Args:
+        timeout_minutes: that workers wait for one that does not come.
+        given: see Ray Train.
+        more: see Ray Train.
+    """
+
+    def __init__(self, *given: Any, timeout_minutes: float, **more: Any) -> None:
+        # Whole seconds, as Train's own settings say.
+        config = _Config(timeout_s=math.ceil(60 * timeout_minutes))
+        super().__init__(*given, torch_config=config, **more)
 
     def _create_default_callbacks(self) -> list[Any]:
         kept = super()._create_default_callbacks()
@@ -87,6 +115,7 @@ class GroupTrainer(TorchTrainer):  # type: ignore[misc]
 
     def _initialize_and_run_controller(self, **given: Any) -> Any:
         given["scaling_policy"] = _FixedSize(self.scaling_config)
+        given["failure_policy"] = _Restarts(self.run_config.failure_config)
         return super()._initialize_and_run_controller(**given)
 
     def _register_sigint_handler(self, controller: Any) -> None:

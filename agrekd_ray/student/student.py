@@ -15,6 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from agrekd_ray.collectives import from_first
 from agrekd_ray.core.weighting import STRATEGIES
 from agrekd_ray.data import SELECT, TEST, Dataset, Groups
 from agrekd_ray.distillation import Competence, DistillationSpec, Distilled, Source
@@ -63,6 +64,8 @@ class StudentSettings(Settings):
         workers: data-parallel Ray Train workers.
         batch_norm: of several workers: `synchronised` normalises over the whole batch, so that
             they learn what one learns; `per_worker` over each one's part, without waiting.
+        timeout_minutes: that several workers wait for one that does not come to a step, before an
+            error names it; longer than `fleet.patience`, for it may wait for teachers.
         at_once: students that train side by side, each with workers of its own, at most; `auto`
             for as many as the cluster has room for and as make up for the start of their workers.
         cpus: logical CPUs of a worker.
@@ -76,6 +79,7 @@ class StudentSettings(Settings):
     training: Training = Training()
     workers: Count = 1
     batch_norm: BatchNorm = "synchronised"
+    timeout_minutes: Positive = 30
     at_once: Count | Literal["auto"] = "auto"
     cpus: Positive = 1
     gpus: Gpus = AUTO
@@ -195,6 +199,7 @@ class StudentTraining:
 
     def epoch(self) -> Epoch | None:
         """Train the next epoch, then evaluate; the record is None on all workers but the first."""
+        from_first(0)  # which may still evaluate the epoch before, and keep its state
         replayed = self._distilled.replayed if self._distilled is not None else 0
         finished = self.trainer.epoch()
         weights = self._weights.close(self._total) if self._weights else TeacherWeightStats()
