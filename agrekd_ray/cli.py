@@ -642,10 +642,16 @@ def plan(
 def bench(
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="small, latency, resnet, data, gpu, plan, search; all by default."),
+        typer.Argument(
+            help="small, latency, resnet, data, gpu, plan, search; all of these by default. And "
+            "scale: replay at the size of ImageNet, which writes 20 GB for a while."
+        ),
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Epochs that count, of each way.")] = 5,
     quick: Annotated[bool, typer.Option(help="Smaller, without ResNets; two minutes.")] = False,
+    teachers: Annotated[int | None, typer.Option(min=2, help="Of scale; 50.")] = None,
+    classes: Annotated[int | None, typer.Option(min=40, help="Of scale; 1,000.")] = None,
+    rows: Annotated[int | None, typer.Option(min=1024, help="Of scale; 100,000.")] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Also write figures here.")
     ] = None,
@@ -653,7 +659,8 @@ def bench(
     """What distillation costs, in training steps of the student alone."""
     from agrekd_ray.bench.command import bench as measured
 
-    measured(names or [], repeats, quick, json_file, screen())
+    sizes = {"teachers": teachers, "classes": classes, "rows": rows}
+    measured(names or [], repeats, quick, json_file, screen(), **sizes)
 
 
 def _version(wanted: bool) -> None:

@@ -23,22 +23,29 @@ from agrekd_ray.experiment.display import Display
 
 
 def bench(
-    names: Sequence[str], repeats: int, quick: bool, json_file: Path | None, console: Console
+    names: Sequence[str],
+    repeats: int,
+    quick: bool,
+    json_file: Path | None,
+    console: Console,
+    **sizes: int | None,
 ) -> None:
     """Measure workloads, and show and write what was measured.
 
     Args:
-        names: of the workloads; none for all.
+        names: of the workloads; none for all but `scale`.
         repeats: epochs of each way that count.
         quick: the smaller workloads.
         json_file: for the figures; None writes none.
         console: for progress and tables.
+        sizes: of `scale`: `teachers`, `classes` and `rows`; None for its own.
 
     Raises:
         RunError: an unknown workload, a file that cannot be written, or a part that failed.
     """
     by_steps = workloads(quick)
-    known = [*by_steps, "data", "gpu", "plan", *([] if quick else ["search"])]
+    usual = [*by_steps, "data", "gpu", "plan", *([] if quick else ["search"])]
+    known = [*usual, "scale"]
     if wrong := [name for name in names if name not in known]:
         slow = [name for name in wrong if quick and name in ("search", "resnet")]
         hint = f" ({slow[0]} is not quick)" if slow else ""
@@ -51,6 +58,7 @@ def bench(
 
     from agrekd_ray.bench.data import measure_data
     from agrekd_ray.bench.plan import measure_plan
+    from agrekd_ray.bench.scale import QUICK, Scale, measure_scale
     from agrekd_ray.bench.search import measure_search
     from agrekd_ray.bench.ways import measure
     from agrekd_ray.cluster.session import RaySession
@@ -60,15 +68,18 @@ def bench(
         most = replace(GPU if gpus and not quick else GPU_SMALL, gpus=gpus)
         return measure([replace(most, classes=2), most], repeats, display)
 
+    given = {name: count for name, count in sizes.items() if count is not None}
+    scale = replace(QUICK if quick else Scale(), **given)  # type: ignore[arg-type]
     measures: dict[str, Callable[[Display], dict[str, Any]]] = {
         **{name: partial(measure, [workload], repeats) for name, workload in by_steps.items()},
         "data": partial(measure_data, repeats, quick),
         "gpu": measure_gpu,
         "plan": partial(measure_plan, repeats, quick),
         "search": partial(measure_search, repeats),
+        "scale": partial(measure_scale, scale, repeats, quick),
     }
     with Display(console) as display, closing(RaySession(None, 2, display.note)):
-        measured = [measures[name](display) for name in names or known]
+        measured = [measures[name](display) for name in names or usual]
     reports = [report_on(figures) for figures in measured]
     for report in reports:
         report.show(console)

@@ -30,6 +30,7 @@ class Report:
         notes: below the tables.
         tables: headings, which may be empty, and rows; None for one table of the summary.
         left: columns that stand on the left.
+        beside: a report that is shown below.
     """
 
     title: str
@@ -39,6 +40,7 @@ class Report:
     notes: Sequence[str] = ()
     tables: Mapping[str, Sequence[Row]] | None = None
     left: int = 1
+    beside: Report | None = None
 
     def show(self, console: Console) -> None:
         """Print it."""
@@ -50,6 +52,8 @@ class Report:
             columns = texts(dict(zip(headers, headers, strict=True)), cells, headers[self.left :])
             show(Table("", columns), console)
         say(console, "\n".join(["", *self.notes]))
+        if self.beside is not None:
+            self.beside.show(console)
 
 
 def report_on(figures: Figures) -> Report:
@@ -280,9 +284,83 @@ def _on_plan(figures: Figures) -> Report:
     )
 
 
+def _on_scale(figures: Figures) -> Report:
+    """Steps of replay beside plain ones by form and size, and what each form loses."""
+    rows = []
+    for cell in figures["cells"]:
+        wall = {way: np.array(times)[:, 0] for way, times in cell["seconds"].items()}
+        busy = {way: np.array(times)[:, 1] for way, times in cell["seconds"].items()}
+        grown = cell["replay_bytes"] - cell["plain_bytes"]
+        rows.append(
+            {
+                **cell,
+                **{f"{way}_ms": _spread(1000 * seconds) for way, seconds in wall.items()},
+                "ratio": _spread(wall["replay"] / wall["plain"]),
+                "busy_ratio": _spread(busy["replay"] / busy["plain"]),
+                "grown_bytes": grown,
+            }
+        )
+    conclusions = {
+        f"replay / plain, {_size_of(row)}, {row['form']}": row["ratio"]["median"] for row in rows
+    }
+    return Report(
+        f"scale: {figures['student']} on 32 × 32 pixels, batches of {figures['batch']}, "
+        f"{len(figures['cells'][0]['seconds']['plain'])} repeats of {figures['steps']} steps, "
+        "plain and replayed in turn; M teachers, C classes, N samples, GB on disk; medians of "
+        "milliseconds a step, and × plain with smallest … largest, CPU the same of processor "
+        "time; MB is the peak of memory over that of plain steps, without mapped files",
+        {
+            "Form": lambda row: row["form"],
+            "M": lambda row: str(row["teachers"]),
+            "C": lambda row: str(row["classes"]),
+            "N": lambda row: f"{row['rows']:,}",
+            "GB": lambda row: f"{row['disk_bytes'] / 1e9:.2f}",
+            "Plain": lambda row: f"{row['plain_ms']['median']:.0f}",
+            "Replay": lambda row: f"{row['replay_ms']['median']:.0f}",
+            "× plain": lambda row: _in_words(row["ratio"], 2),
+            "CPU": lambda row: f"{row['busy_ratio']['median']:.2f}",
+            "MB": lambda row: f"{row['grown_bytes'] / 1e6:.0f}",
+        },
+        rows,
+        conclusions,
+        _lines(conclusions),
+        beside=_of_errors(figures["errors"]),
+    )
+
+
+def _size_of(row: Row) -> str:
+    return f"{row['teachers']} teachers, {row['classes']} classes, {row['rows']:,} rows"
+
+
+def _of_errors(tables: Mapping[str, Sequence[Row]]) -> Report:
+    """What each form loses, by temperature."""
+
+    def error(temperature: str, name: str) -> Callable[[Row], str]:
+        return lambda row: f"{row['errors'][temperature][name]:.1e}"
+
+    columns = {
+        f"τ{temperature} {name}": error(temperature, name)
+        for temperature in ("1", "4")
+        for name in ("mean", "max", "grad")
+    }
+    return Report(
+        "forms: bytes of a row; at temperatures 1 and 4 the mean and the largest error of a "
+        "teacher's weight for a sample in AGRE-KD, and of the gradient, relative to its norm",
+        {
+            "Form": lambda row: row["form"],
+            "Bytes": lambda row: f"{row['row_bytes']:,}",
+            **columns,
+        },
+        [row for rows in tables.values() for row in rows],
+        {},
+        tables=tables,
+    )
+
+
 _REPORTS: dict[str, Callable[[Figures], Report]] = {
     "search": _on_search,
     "data": _on_data,
     "gpu": _on_gpu,
     "plan": _on_plan,
+    "scale": _on_scale,
 }

@@ -64,7 +64,7 @@ class OutputSettings(Settings):
         dtype: of the recorded logits; `float16` takes half the disk, `int8` a quarter (a scale and
             an offset a row). Live answers are rounded alike.
         top_k: of each answer only the K largest logits are recorded, and one for all others
-            together; null records all.
+            together, which changes the gradient much above temperature 1; null records all.
     """
 
     store: LocalPath = Path("runs/outputs")
