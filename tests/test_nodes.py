@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from agrekd_ray.cluster.events import Notice
+from agrekd_ray.cluster.placement import ResourceRequest
 from agrekd_ray.data import Dataset
 from agrekd_ray.distillation import DistillationSpec, LocalTeachers, TeacherHost
 from agrekd_ray.errors import RunError
@@ -70,6 +71,22 @@ def where(session: Any, fleet: Any) -> list[str]:
 def in_slots(**changes: Any) -> dict[str, Any]:
     """Settings of a fleet whose actors take a `slot` of their node each."""
     return {"cpus": 0.1, "resources": {"slot": 1}, **changes}
+
+
+def test_teachers_leave_the_students_their_room(
+    ray_session: Any, make_job: Any, add_node: Any
+) -> None:
+    """Spread over both nodes, they would leave it on neither."""
+    for _ in range(2):
+        add_node(num_cpus=1, resources={"slot": 1})
+    settings = {"cpus": 0.1, "resources": {"slot": 0.3}}
+    _, checkpoints, _ = pool_of(job := make_job(fleet=settings))
+    student = ResourceRequest("student's worker", {"CPU": 0.1, "slot": 1}, kind="students' workers")
+    with fleet_of(job, checkpoints, [], students=[student]) as fleet:
+        assert len(fleet.actors) == 3
+        (_,) = set(where(ray_session, fleet))
+        worker = ray_session.remote(lambda: "room").options(num_cpus=0.1, resources={"slot": 1})
+        assert ray_session.get(worker.remote(), timeout=60) == "room"
 
 
 def test_replicas_on_two_nodes_teach_what_one_process_teaches(

@@ -288,15 +288,13 @@ def _on_scale(figures: Figures) -> Report:
     """Steps of replay beside plain ones by form and size, and what each form loses."""
     rows = []
     for cell in figures["cells"]:
-        wall = {way: np.array(times)[:, 0] for way, times in cell["seconds"].items()}
-        busy = {way: np.array(times)[:, 1] for way, times in cell["seconds"].items()}
+        wall = {way: np.array(times) for way, times in cell["seconds"].items()}
         grown = cell["replay_bytes"] - cell["plain_bytes"]
         rows.append(
             {
                 **cell,
                 **{f"{way}_ms": _spread(1000 * seconds) for way, seconds in wall.items()},
                 "ratio": _spread(wall["replay"] / wall["plain"]),
-                "busy_ratio": _spread(busy["replay"] / busy["plain"]),
                 "grown_bytes": grown,
             }
         )
@@ -304,21 +302,21 @@ def _on_scale(figures: Figures) -> Report:
         f"replay / plain, {_size_of(row)}, {row['form']}": row["ratio"]["median"] for row in rows
     }
     return Report(
-        f"scale: {figures['student']} on 32 × 32 pixels, batches of {figures['batch']}, "
+        f"scale: {figures['student']} on {figures['pixels']} × {figures['pixels']} pixels, batches "
+        f"of {figures['batch']}, "
         f"{len(figures['cells'][0]['seconds']['plain'])} repeats of {figures['steps']} steps, "
-        "plain and replayed in turn; M teachers, C classes, N samples, GB on disk; medians of "
-        "milliseconds a step, and × plain with smallest … largest, CPU the same of processor "
-        "time; MB is the peak of memory over that of plain steps, without mapped files",
+        "plain and replayed in turn; M teachers, C classes, N thousand samples, GB on disk; "
+        "medians of milliseconds a step, and × plain with smallest … largest; MB is the peak of "
+        "memory over that of plain steps, without mapped files",
         {
             "Form": lambda row: row["form"],
             "M": lambda row: str(row["teachers"]),
             "C": lambda row: str(row["classes"]),
-            "N": lambda row: f"{row['rows']:,}",
+            "N": lambda row: f"{row['rows'] / 1000:g}",
             "GB": lambda row: f"{row['disk_bytes'] / 1e9:.2f}",
             "Plain": lambda row: f"{row['plain_ms']['median']:.0f}",
             "Replay": lambda row: f"{row['replay_ms']['median']:.0f}",
             "× plain": lambda row: _in_words(row["ratio"], 2),
-            "CPU": lambda row: f"{row['busy_ratio']['median']:.2f}",
             "MB": lambda row: f"{row['grown_bytes'] / 1e6:.0f}",
         },
         rows,

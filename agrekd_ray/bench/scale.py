@@ -48,6 +48,7 @@ class Scale:
         classes: C.
         rows: N, samples of the training split.
         batch: B.
+        pixels: height and width of a picture.
         student: its architecture.
     """
 
@@ -55,10 +56,11 @@ class Scale:
     classes: int = 1000
     rows: int = 100_000
     batch: int = 256
+    pixels: int = 64
     student: str = "torchvision/resnet18"
 
 
-QUICK = Scale(teachers=6, classes=60, rows=2000, batch=32, student="cnn")
+QUICK = Scale(teachers=6, classes=60, rows=2000, batch=32, pixels=32, student="cnn")
 
 
 def kinds(classes: int) -> tuple[_Kind, ...]:
@@ -136,11 +138,11 @@ def _check_room(size: Scale, folder: Path) -> None:
 
 
 def data_of(size: Scale) -> InMemory:
-    """Pictures of noise, 32 x 32."""
+    """Pictures of noise."""
     rng = np.random.default_rng(0)
 
     def split(count: int) -> tuple[np.ndarray, np.ndarray]:
-        pictures = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+        pictures = rng.integers(0, 256, (count, size.pixels, size.pixels, 3), dtype=np.uint8)
         return pictures, np.arange(count) % size.classes
 
     few = max(10, size.classes)
@@ -169,7 +171,7 @@ def measured(size: Scale, kind: _Kind, store: Path, repeats: int) -> dict[str, A
     """Steps in turn: labels alone, and replay; in a process of its own.
 
     Returns:
-        Wall and processor seconds of each repeat of `STEPS` steps, of both; seconds until records
+        Seconds of each repeat of `STEPS` steps, of both; seconds until records
         were verified; bytes on disk; the peak of memory that is not a mapped file, of both.
     """
     torch.set_num_threads(os.cpu_count() or 1)
@@ -179,7 +181,7 @@ def measured(size: Scale, kind: _Kind, store: Path, repeats: int) -> dict[str, A
     settings = _settings(store / "outputs", kind)
     form = settings.form(size.classes)
     spec = DistillationSpec("agre_kd", tuple(names), names[0], TEMPERATURE)
-    seconds: dict[str, list[tuple[float, float]]] = {"plain": [], "replay": []}
+    seconds: dict[str, list[float]] = {"plain": [], "replay": []}
     plain = _trainer(size, dataset, repeats, None, None)
     with Sampled(anonymous_bytes, 0.01) as before:
         _timed(plain)
@@ -219,9 +221,8 @@ def _trainer(
     return trainer
 
 
-def _timed(trainer: Trainer) -> tuple[float, float]:
-    """Wall and processor seconds of an epoch's step, the mean."""
-    wall, busy = time.perf_counter(), time.process_time()
+def _timed(trainer: Trainer) -> float:
+    """Seconds of an epoch's step, the mean."""
+    began = time.perf_counter()
     trainer.epoch()
-    steps = trainer.plan.steps_per_epoch
-    return (time.perf_counter() - wall) / steps, (time.process_time() - busy) / steps
+    return (time.perf_counter() - began) / trainer.plan.steps_per_epoch

@@ -91,6 +91,7 @@ def cluster_nodes() -> list[Node]:
             total=_counted(node["Resources"]),
             free=_counted(free.get(node["NodeID"], {})),
             labels=dict(node.get("Labels") or {}),
+            id=node["NodeID"],
         )
         for node in ray.nodes()
         if node["Alive"]

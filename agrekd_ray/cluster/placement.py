@@ -31,12 +31,14 @@ class Node:
         total: resources by name (`CPU`, `GPU`, custom ones).
         free: of them, what nobody holds now.
         labels: by key.
+        id: Ray's; empty where Ray does not know it.
     """
 
     name: str
     total: Mapping[str, float]
     free: Mapping[str, float]
     labels: Mapping[str, str] = field(default_factory=dict)
+    id: str = ""
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,11 @@ def here() -> NodeAffinitySchedulingStrategy:
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
+def preferred(node_id: str) -> NodeAffinitySchedulingStrategy:
+    """Places an actor on a node while that has room for it, and elsewhere when it has none."""
+    return NodeAffinitySchedulingStrategy(node_id, soft=True, _spill_on_unavailable=True)
+
+
 def _start(cpus: int, say: Callable[[str], None], environment: dict[str, Any] | None) -> None:
     """Start a cluster of this machine.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from agrekd_ray.cluster.events import Emit, Notice
 from agrekd_ray.cluster.fleet_settings import FleetSettings
 from agrekd_ray.cluster.nodes import DriverData, cluster_nodes, look_for_room, waits_for_room
 from agrekd_ray.cluster.placement import ActorSpec, ResourceRequest, place, rounds, shares_on
-from agrekd_ray.cluster.session import here
+from agrekd_ray.cluster.session import here, preferred
 from agrekd_ray.core.gradient import DistillationGradient
 from agrekd_ray.data import DataSettings
 from agrekd_ray.distillation.host import WHOLE, Part
@@ -140,7 +140,7 @@ class Fleet:
         askers: int = 1,
         students: Sequence[ResourceRequest] = (),
     ) -> None:
-        shares = _placed(checkpoints, settings, emit, students)
+        shares, strategies = _placed(checkpoints, settings, emit, students)
         shown = DriverData.of(data)
         self._emit, self._patience = emit, settings.patience
         fleet = f"fleet-{uuid.uuid4().hex[:8]}"
@@ -162,7 +162,7 @@ class Fleet:
                     max_restarts=-1,
                     # Of several with the same teachers, another answers: see `ReplicaGroup`.
                     max_task_retries=-1 if len(names) == 1 else 0,
-                    scheduling_strategy="SPREAD",
+                    scheduling_strategy=next(strategies),
                     name=name,
                 )
                 .remote(
@@ -355,17 +355,26 @@ def _placed(
     settings: FleetSettings,
     emit: Emit,
     students: Sequence[ResourceRequest],
-) -> list[ActorSpec]:
+) -> tuple[list[ActorSpec], Iterator[Any]]:
     """Which teachers live together, on a cluster that has room for them and the students.
 
     The plan is told where there is more than one node, and what has to wait for others.
+
+    Returns:
+        Teachers of every actor, and where Ray is to put the actors and their replicas, in order: by
+        itself it would spread them, and might leave the students' workers no whole CPU anywhere.
     """
     nodes = cluster_nodes()
     shares = shares_on(nodes, checkpoints, settings, students)
     wanted = [share.wanted for share in shares]
     nodes = look_for_room(students, wanted, emit)
+    everybody = [*students, *(one for one in wanted for _ in range(settings.replicas))]
+    placement = place(everybody, nodes)
     if len(nodes) > 1:
-        everybody = [*students, *(one for one in wanted for _ in range(settings.replicas))]
-        for line in place(everybody, nodes).lines():
+        for line in placement.lines():
             emit(Notice(line))
-    return shares
+    ids = {node.name: node.id for node in nodes}
+    return shares, (
+        "SPREAD" if one.node is None else preferred(ids[one.node])
+        for one in placement.placed[len(students) :]
+    )
