@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,7 +14,8 @@ RIDGE = 1e-6
 most even one, so the answer is unique, whatever the order of the vectors; and it keeps float32
 noise in nearly equal vectors from deciding between them."""
 
-Rows = list[list[float]]  # Python floats: tensors of five numbers cost ten times more per operation
+Rows = list[list[float]]  # Python floats: arrays of five numbers cost ten times more per operation
+Matrix = Rows | np.ndarray
 
 _SMALL = 12  # up to this size Python solves a system faster than torch is called
 _AT_BOUND = 1e-15  # a share this near to 0 or to the box lies on it; far below what _OPTIMAL moves
@@ -48,7 +51,7 @@ def shortest_mixture(gram_MM: Tensor, box: float) -> Tensor:
     hessian_MM = gram_MM / trace
     hessian_MM.diagonal().add_(RIDGE)
 
-    hessian: Rows = hessian_MM.tolist()
+    hessian: Matrix = hessian_MM.tolist() if M <= _SMALL else hessian_MM.numpy()
     shares = _first_guess(hessian, box)
     free = [m for m in range(M) if 0 < shares[m] < box]
     for _ in range(100 + 20 * M):
@@ -63,7 +66,7 @@ def shortest_mixture(gram_MM: Tensor, box: float) -> Tensor:
     return torch.tensor(shares, dtype=torch.float64)
 
 
-def _first_guess(hessian: Rows, box: float) -> list[float]:
+def _first_guess(hessian: Matrix, box: float) -> list[float]:
     """A feasible start near the optimum: holds all that violate a bound at once, 0 before box."""
     M = len(hessian)
     shares, free = [0.0] * M, list(range(M))
@@ -84,24 +87,37 @@ def _first_guess(hessian: Rows, box: float) -> list[float]:
     return shares
 
 
-def _free_minimum(hessian: Rows, free: list[int], shares: list[float]) -> list[float]:
+def _free_minimum(hessian: Matrix, free: list[int], shares: list[float]) -> list[float]:
     """Best shares for the free ones, their bounds ignored, with the others held where they are."""
     if not free:
         return []
     held = [m for m in set(range(len(shares))).difference(free) if shares[m]]
-    pull = [-sum(hessian[m][k] * shares[k] for k in held) for m in free]
-    block = [[hessian[m][k] for k in free] for m in free]
+    pull = [-slope for slope in _slopes(hessian, free, held, shares)]
+    if isinstance(hessian, list):
+        block: Matrix = [[hessian[m][k] for k in free] for m in free]
+    else:
+        block = hessian[np.ix_(free, free)]
     per_slope, offset = _solve(block, [[1.0] * len(free), pull])
     left = 1 - sum(shares[m] for m in held)
     slope = (left - sum(offset)) / sum(per_slope)
     return [slope * a + b for a, b in zip(per_slope, offset, strict=True)]
 
 
-def _solve(block: Rows, rights: Rows) -> Rows:
+def _slopes(
+    hessian: Matrix, rows: Sequence[int], used: Sequence[int], shares: list[float]
+) -> list[float]:
+    """How the objective rises in some shares, of what others make it."""
+    if isinstance(hessian, list):
+        return [sum(hessian[m][k] * shares[k] for k in used) for m in rows]
+    slopes: list[float] = (hessian[np.ix_(rows, used)] @ [shares[k] for k in used]).tolist()
+    return slopes
+
+
+def _solve(block: Matrix, rights: Rows) -> Rows:
     """Solves a positive definite system for several right-hand sides."""
     size = len(block)
-    if size > _SMALL:
-        factor = torch.linalg.cholesky_ex(torch.tensor(block, dtype=torch.float64)).L
+    if not isinstance(block, list):
+        factor = torch.linalg.cholesky_ex(torch.from_numpy(block)).L
         right = torch.tensor(rights, dtype=torch.float64).T
         return torch.cholesky_solve(right, factor).T.tolist()
     rows = [[*row, *(right[i] for right in rights)] for i, row in enumerate(block)]
@@ -134,14 +150,14 @@ def _advance(shares: list[float], free: list[int], target: list[float], box: flo
     return first is not None
 
 
-def _release(hessian: Rows, shares: list[float], free: list[int]) -> list[int]:
+def _release(hessian: Matrix, shares: list[float], free: list[int]) -> list[int]:
     """The held shares whose release helps most; none at the optimum.
 
     At the optimum no share at 0 slopes less, and none at the box more, than the free ones, which
     all slope alike. Where nothing is free, one share of each kind has to move together.
     """
     used = [m for m in range(len(shares)) if shares[m]]
-    slopes = [sum(row[m] * shares[m] for m in used) for row in hessian]
+    slopes = _slopes(hessian, range(len(shares)), used, shares)
     held = set(range(len(shares))).difference(free)
     low = min((m for m in held if shares[m] == 0), key=slopes.__getitem__, default=None)
     high = max((m for m in held if shares[m] > 0), key=slopes.__getitem__, default=None)
