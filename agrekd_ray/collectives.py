@@ -1,14 +1,15 @@
 """What the workers of a student wait for together: how long, for whom, and who did not come.
 
-The exchanges of a step end in an error where a worker does not come to them in time
-(`student.timeout_minutes`). What the first worker does alone (it evaluates, keeps states, asks a
-fleet for all) takes as long as it takes: for that the others wait in a process group without such
-an end. Should the first die or fail meanwhile, Ray ends them.
+The exchanges of a step, and of an evaluation, end in an error where a worker does not come to them
+in time (`student.timeout_minutes`). What the first worker does alone (it keeps states, retrains a
+last layer, asks a fleet for all) takes as long as it takes: for that the others wait in a process
+group without such an end. Should the first die or fail meanwhile, Ray ends them.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
 
@@ -52,6 +53,28 @@ def filled_by_first(tensor: Tensor) -> Tensor:
     """The same tensor, with the first worker's values once that has them, however late."""
     dist.broadcast(tensor, 0, _patient)
     return tensor
+
+
+def as_the_first(tensors: Iterable[Tensor]) -> None:
+    """Gives tensors the first worker's values once that is there, however late; by all workers."""
+    if several():
+        from_first(0)  # there may be no tensor to wait with
+        for tensor in tensors:
+            tensor.copy_(filled_by_first(tensor.contiguous()))
+
+
+def summed(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """The sum of a tensor over the workers, where it is.
+
+    Args:
+        tensor: on any device; stays as it is.
+        device: on which this worker trains, and the workers exchange.
+    """
+    if not several():
+        return tensor
+    whole = tensor.to(device, copy=True)
+    dist.all_reduce(whole)
+    return whole.to(tensor.device)
 
 
 def is_of_others(error: Exception) -> bool:

@@ -307,8 +307,8 @@ class Forecast:
         if self.recording:
             disk_s = self.recording["disk_seconds"]
         replays = (taught * size.epochs - live_epochs) * epoch_s
-        # An evaluation takes a third of a training step for each sample.
-        evaluated = (taught + size.plain) * size.evaluated / size.part / 3 / 1e3
+        # An evaluation takes a third of a training step for each sample; workers share it.
+        evaluated = (taught + size.plain) * size.evaluated / size.batch / 3 / 1e3
         alone = {
             "replayed": {part: replays * ms for part, ms in self.replay.items()},
             "plain": {"student": size.plain * size.epochs * epoch_s * times.step_ms},

@@ -210,16 +210,16 @@ def _keep_step(work: GroupWork, first: bool) -> None:
         ray.get(work.gate.tell.remote(json.dumps(asdict(record))))
 
     while (word := _word(work.gate, first)) != "end":
-        if word == "go" and not first:
-            trial.train()
-        elif word == "go":
+        if word == "test":  # a trial that is stopped in an epoch has saved the one before
+            metrics = trial.test(work.states)
+            if first:
+                tell(metrics)
+        elif first:
             record = trial.epoch()
             trial.save(work.states)
             tell(record)
-        elif first:
-            tell(trial.test(work.states))
-        else:  # a trial that is stopped in an epoch has saved the one before
-            trial.load(work.states)
+        else:
+            trial.train()
 
 
 def _word(gate: Any, first: bool) -> str:

@@ -18,17 +18,16 @@ import traceback
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
 import torch
-import torch.distributed as dist
 from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.config import LoggingConfig
-from torch import Tensor
 
 from agrekd_ray import collectives
 from agrekd_ray.cluster.channel import plain_error
@@ -386,13 +385,6 @@ def worker_student(
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
     device = device_of_worker()
 
-    def total(tensor: Tensor) -> Tensor:
-        if world > 1:
-            summed = tensor.to(device, copy=True)
-            dist.all_reduce(summed)
-            return summed.to(tensor.device)
-        return tensor
-
     return Student(
         spec,
         dataset,
@@ -401,6 +393,6 @@ def worker_student(
         rank=rank,
         world=world,
         wrap=lambda model: data_parallel(model, dataset, spec.batch_norm),
-        total=total,
+        total=partial(collectives.summed, device=device),
         **further,
     )

@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from agrekd_ray.collectives import from_first
+from agrekd_ray.collectives import as_the_first, from_first
 from agrekd_ray.core.weighting import STRATEGIES
 from agrekd_ray.data import SELECT, TEST, Dataset, Groups
 from agrekd_ray.distillation import Competence, DistillationSpec, Distilled, Source
@@ -64,8 +64,9 @@ class StudentSettings(Settings):
         workers: data-parallel Ray Train workers.
         batch_norm: of several workers: `synchronised` normalises over the whole batch, so that
             they learn what one learns; `per_worker` over each one's part, without waiting.
-        timeout_minutes: that several workers wait for one that does not come to a step, before an
-            error names it; longer than `fleet.patience`, for it may wait for teachers.
+        timeout_minutes: that several workers wait for one that does not come to a step, or does not
+            end its part of an evaluation, before an error names it; longer than `fleet.patience`,
+            for it may wait for teachers.
         at_once: students that train side by side, each with workers of its own, at most; `auto`
             for as many as the cluster has room for and as make up for the start of their workers.
         cpus: logical CPUs of a worker.
@@ -139,6 +140,8 @@ class StudentSpec:
 class StudentTraining:
     """Trains a module by the epoch, evaluates it after each, and records who taught it.
 
+    Of several workers each does its part of both; the first one records.
+
     Args:
         model: of the student.
         dataset: whose groups evaluation reads, never the training.
@@ -199,15 +202,15 @@ class StudentTraining:
 
     def epoch(self) -> Epoch | None:
         """Train the next epoch, then evaluate; the record is None on all workers but the first."""
-        from_first(0)  # which may still evaluate the epoch before, and keep its state
+        from_first(0)  # which may still score the epoch before, and keep its state
         replayed = self._distilled.replayed if self._distilled is not None else 0
         finished = self.trainer.epoch()
         weights = self._weights.close(self._total) if self._weights else TeacherWeightStats()
-        if self.trainer.plan.rank != 0:
-            return None
-        if self._distilled is not None:
+        if self._first and self._distilled is not None:
             self._distilled.complete(finished.epoch)
         probabilities_NC = self.probabilities(SELECT)
+        if not self._first:
+            return None
         record = Epoch(
             finished.epoch,
             finished.loss,
@@ -223,16 +226,30 @@ class StudentTraining:
         self.history.append(record)
         return record
 
-    def probabilities(self, split: str, model: nn.Module | None = None) -> Tensor:
-        """What the student, or another model like it, answers to a split [N, C]."""
-        logits_NC = predict(
-            model or self.trainer.model,
+    def probabilities(self, split: str) -> Tensor:
+        """What the student answers to a split [N, C]; all workers share the work, and have it.
+
+        It is the first worker's student that answers: its buffers differ from the others' where
+        each has a batch norm of its own.
+        """
+        model, plan = self.trainer.model, self.trainer.plan
+        as_the_first(model.buffers())
+        return self._total(self._logits(model, split, plan.rank, plan.world)).softmax(1)
+
+    def _logits(self, model: nn.Module, split: str, rank: int = 0, world: int = 1) -> Tensor:
+        return predict(
+            model,
             self._dataset,
             self._dataset.splits[split],
             loader=self._loader,
             precision=self.trainer.numbers,
+            rank=rank,
+            world=world,
         )
-        return logits_NC.softmax(1)
+
+    @property
+    def _first(self) -> bool:
+        return self.trainer.plan.rank == 0
 
 
 class Student(StudentTraining):
@@ -345,18 +362,26 @@ class Student(StudentTraining):
             if record is not None:
                 self.save_state(state)
                 heard(record)
-        if self.trainer.plan.rank != 0:
-            return []
         results = self.finish(students)
-        remove(state)
+        if self._first:
+            remove(state)
         return results
 
     def test(self) -> Metrics:
-        """How good it is on the test split: for reports, never for a choice."""
+        """How good it is on the test split; of several workers, all call it and all are told.
+
+        It is for reports, never for a choice.
+        """
         return score(self._dataset, TEST, self.probabilities(TEST))
 
     def finish(self, students: Path) -> list[StudentResult]:
-        """Evaluate and save the student, and its copy with a retrained last layer where asked."""
+        """Evaluate and save the student, and its copy with a retrained last layer where asked.
+
+        All workers evaluate the student; the first does the rest, and alone returns anything.
+        """
+        answers = {split: self.probabilities(split) for split in (SELECT, TEST)}
+        if not self._first:
+            return []
         given = self.spec
         outcomes = []
         if given.dfr is not None:
@@ -368,15 +393,20 @@ class Student(StudentTraining):
                 self._device,
                 given.training.precision,
             )
-            outcomes.append(self._leave(students, debiased, f"{given.method}_dfr", []))
-        outcomes.append(self._leave(students, self.model, given.method, self.history))
+            theirs = {split: self._logits(debiased, split).softmax(1) for split in answers}
+            outcomes.append(self._leave(students, debiased, f"{given.method}_dfr", [], theirs))
+        outcomes.append(self._leave(students, self.model, given.method, self.history, answers))
         return outcomes
 
     def _leave(
-        self, students: Path, model: Classifier, method: str, history: list[Epoch]
+        self,
+        students: Path,
+        model: Classifier,
+        method: str,
+        history: list[Epoch],
+        answers: dict[str, Tensor],
     ) -> StudentResult:
         given, data = self.spec, self._dataset
-        answers = {split: self.probabilities(split, model) for split in (SELECT, TEST)}
         splits = {split: score(data, split, answer_NC) for split, answer_NC in answers.items()}
         folder = students / given.folder / f"{method}-seed-{given.seed}"
         outcome = StudentResult(

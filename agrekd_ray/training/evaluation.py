@@ -47,8 +47,14 @@ def predict(
     device: torch.device | str = "cpu",
     loader: Loader | None = None,
     precision: Precision = "auto",
+    rank: int = 0,
+    world: int = 1,
 ) -> Tensor:
     """Logits of the evaluation view, float32 [N, C] on the CPU. Leaves the model's mode alone.
+
+    Of several workers each computes every `world`-th batch, and has zeros in the others' rows: the
+    sum over the workers is the whole. The batches are those of one worker, and so are the logits,
+    to the last bit; only where there are fewer batches than workers are they made smaller.
 
     Args:
         model: on the device.
@@ -57,6 +63,8 @@ def predict(
         device: to compute on.
         loader: of these samples to that device; None makes one.
         precision: of the forward passes.
+        rank: this worker, of `world` that share the N samples.
+        world: how many these are.
 
     Raises:
         RunError: the device does not compute in that precision.
@@ -68,19 +76,23 @@ def predict(
     batch_size = max(1, min(most, _VALUES // math.prod(seen)))
     if loader.device.type == "cuda":
         batch_size = filling(seen)
+    if len(ids) <= batch_size * (world - 1):
+        batch_size = max(1, math.ceil(len(ids) / world))
     lengths_N = lengths_of(samples, ids)
     # Texts by length, so that few are padded.
     order = np.arange(len(ids)) if lengths_N is None else np.argsort(lengths_N, kind="stable")
-    parts = np.split(ids[order], range(batch_size, len(ids), batch_size))
+    parts = np.split(order, range(batch_size, len(ids), batch_size))[rank::world]
     was_training = model.training
     model.eval()
     numbers, logits = numbers_on(precision, loader.device), []
-    for loaded in loader(map(Request, parts)):
+    for loaded in loader(Request(ids[part]) for part in parts):
         with computing_in(numbers, loader.device):
             logits.append(model(loaded.inputs).float())
     model.train(was_training)
-    logits_NC = torch.cat(logits).cpu()
-    return logits_NC[np.argsort(order)]
+    logits_NC = torch.zeros(len(ids), logits[0].shape[1] if logits else len(samples.classes))
+    if parts:
+        logits_NC[np.concatenate(parts)] = torch.cat(logits).cpu()
+    return logits_NC
 
 
 def score(
