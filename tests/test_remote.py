@@ -29,7 +29,7 @@ from .conftest import TINY, merged
 from .shared import pool_of, records
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def s3() -> Iterator[str]:
     """The address of an S3 server with an empty bucket."""
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)

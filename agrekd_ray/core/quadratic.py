@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,8 +13,8 @@ RIDGE = 1e-6
 most even one, so the answer is unique, whatever the order of the vectors; and it keeps float32
 noise in nearly equal vectors from deciding between them."""
 
-Rows = list[list[float]]  # Python floats: arrays of five numbers cost ten times more per operation
-Matrix = Rows | np.ndarray
+Rows = list[list[float]]  # Python floats: tensors of five numbers cost ten times more per operation
+Matrix = Rows | Tensor
 
 _SMALL = 12  # up to this size Python solves a system faster than torch is called
 _AT_BOUND = 1e-15  # a share this near to 0 or to the box lies on it; far below what _OPTIMAL moves
@@ -51,7 +50,7 @@ def shortest_mixture(gram_MM: Tensor, box: float) -> Tensor:
     hessian_MM = gram_MM / trace
     hessian_MM.diagonal().add_(RIDGE)
 
-    hessian: Matrix = hessian_MM.tolist() if M <= _SMALL else hessian_MM.numpy()
+    hessian: Matrix = hessian_MM.tolist() if M <= _SMALL else hessian_MM
     shares = _first_guess(hessian, box)
     free = [m for m in range(M) if 0 < shares[m] < box]
     for _ in range(100 + 20 * M):
@@ -96,7 +95,7 @@ def _free_minimum(hessian: Matrix, free: list[int], shares: list[float]) -> list
     if isinstance(hessian, list):
         block: Matrix = [[hessian[m][k] for k in free] for m in free]
     else:
-        block = hessian[np.ix_(free, free)]
+        block = hessian[free][:, free]
     per_slope, offset = _solve(block, [[1.0] * len(free), pull])
     left = 1 - sum(shares[m] for m in held)
     slope = (left - sum(offset)) / sum(per_slope)
@@ -109,7 +108,8 @@ def _slopes(
     """How the objective rises in some shares, of what others make it."""
     if isinstance(hessian, list):
         return [sum(hessian[m][k] * shares[k] for k in used) for m in rows]
-    slopes: list[float] = (hessian[np.ix_(rows, used)] @ [shares[k] for k in used]).tolist()
+    used_K = torch.tensor([shares[k] for k in used], dtype=torch.float64)
+    slopes: list[float] = (hessian[list(rows)][:, list(used)] @ used_K).tolist()
     return slopes
 
 
@@ -117,7 +117,7 @@ def _solve(block: Matrix, rights: Rows) -> Rows:
     """Solves a positive definite system for several right-hand sides."""
     size = len(block)
     if not isinstance(block, list):
-        factor = torch.linalg.cholesky_ex(torch.from_numpy(block)).L
+        factor = torch.linalg.cholesky_ex(block).L
         right = torch.tensor(rights, dtype=torch.float64).T
         return torch.cholesky_solve(right, factor).T.tolist()
     rows = [[*row, *(right[i] for right in rights)] for i, row in enumerate(block)]

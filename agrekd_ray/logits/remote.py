@@ -82,7 +82,7 @@ class Remote:
                 self._absent[path] = time.monotonic() + SECONDS_ABSENT
                 return False
             path.parent.mkdir(parents=True, exist_ok=True)
-            with lock.open("w") as held:
+            with lock.open("wb") as held:
                 locked(held)
                 if not exists(path):
                     with (

@@ -33,13 +33,13 @@ def is_sound(file: os.stat_result, values: np.ndarray, digest: str, *, anew: boo
         return _digest(values) == digest
     about = (file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns, digest)
     stamp = folder / hashlib.sha256(repr(about).encode()).hexdigest()
-    with stamp.open("a+") as found:
+    with stamp.open("ab+") as found:
         locked(found)
         if found.tell() and 0 <= time.time() - os.fstat(found.fileno()).st_mtime < FOR_SECONDS:
             return True
         if _digest(values) != digest:
             return False
-        found.write("sound\n")
+        found.write(b"sound\n")
         return True
 
 
