@@ -670,6 +670,9 @@ def test_two_forms_lie_side_by_side_in_a_store(make_job: Any) -> None:
     said = console.file.getvalue()  # type: ignore[attr-defined]
     counts = [said.count(f"train 1 × 160{form}") for form in (" int8 top 2", "")]
     assert counts == [len(checkpoints), 2 * len(checkpoints)]
+    narrow = Console(width=50, file=io.StringIO())
+    show(store, narrow)
+    assert name[:4] in narrow.file.getvalue()  # type: ignore[attr-defined]
 
 
 # --- on Ray

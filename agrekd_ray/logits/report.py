@@ -62,15 +62,12 @@ def remove(store: Path, days: float, console: Console, *, keep: bool) -> None:
 def _table(found: Sequence[Listed], console: Console) -> None:
     """A row a model, the one used last first."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("Teacher", "Recorded", "Size", "Last used"):
-        # On a narrow screen the teacher's name gives way: its first letters tell enough.
-        gives_way = name == "Teacher"
-        table.add_column(
-            name,
-            justify="right" if name == "Size" else "left",
-            no_wrap=not gives_way,
-            overflow="ellipsis",
-        )
+    # On a narrow screen the teacher's name gives way, of which the first letters tell enough, and
+    # what is recorded takes several lines.
+    table.add_column("Teacher", no_wrap=True, overflow="ellipsis", min_width=8)
+    table.add_column("Recorded")
+    table.add_column("Size", justify="right", no_wrap=True)
+    table.add_column("Last used", no_wrap=True)
     models: dict[tuple[str, ...], list[Listed]] = {}
     for one in found:
         key = one.key
