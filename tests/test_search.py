@@ -523,7 +523,7 @@ def test_a_killed_search_goes_on(tmp_path: Path, store: Path) -> None:
     changes = {
         "teachers.store": str(store),
         "outputs.store": str(store.with_name("outputs")),
-        "student.training.epochs": 4,
+        "student.training.epochs": 60,  # longer than the second by which Tune's snapshots lag
     }
     search = {"searcher": {"name": "optuna"}, "trials": 6, "final": {"seeds": []}}
     path = write_search(tmp_path, changes=changes, **search)
