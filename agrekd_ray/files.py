@@ -105,6 +105,19 @@ def replacing(path: Path, *, parents: bool = True) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
 
 
+Identity = tuple[int, ...] | None
+"""Of a file; another one when another file takes its place. None where there is none."""
+
+
+def identity(path: Path) -> Identity:
+    """Of the file that is there now."""
+    try:
+        file = path.stat()
+    except FileNotFoundError:
+        return None
+    return file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns
+
+
 def locked(file: int | IO[Any], *, wait: bool = True, shared: bool = False) -> bool:
     """Lock an open file, for as long as it is open.
 

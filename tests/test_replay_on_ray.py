@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import threading
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -21,10 +24,10 @@ from agrekd_ray.distillation import (
     TeacherHost,
 )
 from agrekd_ray.errors import RunError
+from agrekd_ray.files import Identity
+from agrekd_ray.fleet import lending
 from agrekd_ray.fleet.logits_server import LogitsServer
-from agrekd_ray.logits import (
-    OutputSettings,
-)
+from agrekd_ray.logits import LogitsCache, OutputSettings, cache, listed
 from agrekd_ray.models import load
 from agrekd_ray.settings import Training
 from agrekd_ray.student import Student
@@ -33,24 +36,55 @@ from .shared import flat_parameters, pool_of, records
 from .test_replay import STUDENT, VIEWS, specs, trained
 
 
-def test_packed_records_are_lent(ray_session: Any, make_job: Any, tmp_path: Path) -> None:
-    """To a process whose own disk has none."""
+@pytest.mark.parametrize("part", [lending.PART, 100])
+def test_packed_records_are_lent(
+    ray_session: Any, make_job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: int
+) -> None:
+    """Whole or in many parts, to a node whose own disk has none or a damaged one."""
+    monkeypatch.setattr(lending, "PART", part)
     job = make_job(**{"outputs.dtype": "int8", "outputs.top_k": 2})
     data, checkpoints, _ = pool_of(job)
-    TeacherHost(checkpoints, data, outputs=records(job, data, checkpoints)).complete(0)
+    own = records(job, data, checkpoints)
+    TeacherHost(checkpoints, data, outputs=own).complete(0)
     numbers = job.fleet.computes_in
     server = LogitsServer.start(job.outputs, checkpoints, job.data, numbers)
     try:
         elsewhere = job.outputs.model_copy(update={"store": tmp_path / "elsewhere"})
         lent = server(elsewhere, checkpoints, data, numbers)
+        first, *_ = checkpoints
+        lent.path(first, 0).parent.mkdir(parents=True)
+        lent.path(first, 0).write_bytes(own.path(first, 0).read_bytes()[:-1])
+        assert lent.read(first, 1) is None  # which nobody has
         for name in checkpoints:
-            own, theirs = records(job, data, checkpoints).read(name, 0), lent.read(name, 0)
-            assert own is not None
+            theirs, ours = lent.read(name, 0), own.read(name, 0)
+            assert ours is not None
             assert theirs is not None
-            np.testing.assert_array_equal(theirs[:], own[:])
-            lent.write(name, 0, theirs)  # as a driver keeps what it fetched
-            assert lent.path(name, 0).read_bytes() == (
-                records(job, data, checkpoints).path(name, 0).read_bytes()
+            np.testing.assert_array_equal(theirs[:], ours[:])
+            assert lent.path(name, 0).read_bytes() == own.path(name, 0).read_bytes()
+        ray_session.kill(server.actor, no_restart=False)
+        lent.path(first, 0).unlink()
+        assert server(elsewhere, checkpoints, data, numbers).read(first, 0) is not None
+        assert len(listed(tmp_path / "elsewhere")) == len(checkpoints)
+        assert not list((tmp_path / "elsewhere").rglob(".*"))
+    finally:
+        server.close()
+
+
+def test_a_record_without_room_on_the_borrowers_disk_is_named(
+    ray_session: Any, make_job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job()
+    data, checkpoints, _ = pool_of(job)
+    TeacherHost(checkpoints, data, outputs=records(job, data, checkpoints)).complete(0)
+    numbers = job.fleet.computes_in
+    server = LogitsServer.start(job.outputs, checkpoints, job.data, numbers)
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(cache, "bring", Mock(side_effect=full))
+    elsewhere = job.outputs.model_copy(update={"store": tmp_path / "elsewhere"})
+    try:
+        with pytest.raises(RunError, match="No space left"):
+            server(elsewhere, checkpoints, data, job.fleet.computes_in).read(
+                next(iter(checkpoints)), 0
             )
     finally:
         server.close()
@@ -206,7 +240,7 @@ def test_much_to_record_is_a_fleets_matter(
             assert teaching.hosts is hosts
 
 
-def test_without_a_shared_folder_records_go_through_the_object_store(
+def test_without_a_shared_folder_records_go_from_disk_to_disk(
     ray_session: Any, make_job: Any, add_node: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The driver's node, the teachers' and the student's have a disk each; the keeper is killed.
@@ -224,12 +258,15 @@ def test_without_a_shared_folder_records_go_through_the_object_store(
         def __init__(self, *given: Any, **more: Any) -> None:
             super().__init__(*given, **{**more, "outputs": theirs})
 
-        def recorded(self, names: Any, view: int) -> dict[str, Any]:
-            fetched.append(view)
-            return super().recorded(names, view) if len(fetched) > 1 else {}
+    def late(outputs: LogitsCache, lenders: Any, name: str, view: int, seen: Identity) -> bool:
+        fetched.append(view)
+        if fetched.count(0) <= len(checkpoints):
+            return False
+        return lending.borrow(outputs, lenders, name, view, seen)
 
     monkeypatch.setattr(module, "Fleet", FleetWithADiskOfItsOwn)
-    monkeypatch.setattr(fleet, "FETCH_SECONDS", 600)
+    monkeypatch.setattr(module, "FETCH_SECONDS", 600)
+    monkeypatch.setattr(module, "borrow", late)
     job = make_job(**{"data.views": VIEWS, "fleet.cpus": 0.1})
     data, checkpoints, drawn = pool_of(job)
     given = specs(drawn)[0]
@@ -246,8 +283,11 @@ def test_without_a_shared_folder_records_go_through_the_object_store(
                 assert teaching._fleet is None
                 ray_session.kill(teaching._logits_server.actor, no_restart=False)
     replayed = [epoch.replayed_steps / epoch.steps for epoch in student.history]
-    assert (replayed, fetched) == ([0, 0, 1, 1], [0, 0, 1])
+    M = len(checkpoints)
+    assert (replayed, sorted(fetched)) == ([0, 0, 1, 1], [0] * 2 * M + [1] * M)
     assert records(job, data, checkpoints).missing([0, 1]) == []
-    assert not list(students.store.rglob("*.arrow"))
+    brought = [path.name for path in students.store.rglob("*.arrow")]
+    assert given.spec is not None
+    assert Counter(brought) == {f"view-{view:05}.arrow": len(given.spec.members) for view in (0, 1)}
     reference = trained(given, data, LocalTeachers(TeacherHost(checkpoints, data)))
     torch.testing.assert_close(flat_parameters(student.model), reference, rtol=1e-3, atol=2e-5)

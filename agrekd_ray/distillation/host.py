@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from agrekd_ray.data import Samples
 from agrekd_ray.distillation.spec import GradientRequest, TeacherGradients, View, teacher_gradients
 from agrekd_ray.errors import RunError
-from agrekd_ray.logits import Logits, LogitsCache, LogitsWriter
+from agrekd_ray.logits import LogitsCache, LogitsWriter
 from agrekd_ray.models import check_classes, load
 from agrekd_ray.models.classifier import seen_shape
 from agrekd_ray.numerics import computing_in, numbers_on
@@ -105,6 +105,11 @@ class TeacherHost:
         return tuple(self._heads)
 
     @property
+    def outputs(self) -> LogitsCache | None:
+        """Where answers are recorded."""
+        return self._outputs
+
+    @property
     def backbones(self) -> int:
         """Backbones in memory."""
         return len(self._backbones)
@@ -150,10 +155,6 @@ class TeacherHost:
             RunError: as `gradients`.
         """
         return self._thread.submit(self._fill, epoch, limit, part).result()
-
-    def recorded(self, name: str, view: int) -> Logits | None:
-        """A teacher's record of a view on this node's disk, [N, C]; None where there is none."""
-        return self._outputs.read(name, view) if self._outputs else None
 
     def leave(self, epoch: int) -> None:
         """Leave an epoch's records in the making to another host, with what they hold."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,8 +27,9 @@ from agrekd_ray.distillation import Replay, Source
 from agrekd_ray.errors import RunError
 from agrekd_ray.experiment.gpus import with_gpus, workers_of
 from agrekd_ray.experiment.teacher_tasks import Task, record, run_tasks
-from agrekd_ray.files import exists
-from agrekd_ray.fleet.fleet import Fleet, fits, turns
+from agrekd_ray.files import exists, identity
+from agrekd_ray.fleet.fleet import STALL_SECONDS, Fleet, fits, turns
+from agrekd_ray.fleet.lending import borrow
 from agrekd_ray.fleet.logits_server import LogitsServer
 from agrekd_ray.logits import LogitsCache
 from agrekd_ray.models import Model
@@ -37,6 +39,11 @@ SECONDS_BETWEEN_COSTS = 5.0
 """That the teachers are asked what they have cost until now."""
 PATIENCE = 1.0
 """Seconds that they have to say it; they may be busy with better things."""
+
+FETCH_SECONDS = 5.0
+"""That a student's epoch may wait for records from the disks of other nodes; they come on later."""
+BROUGHT_AT_ONCE = 4
+"""Records that come from other nodes at the same time."""
 
 FEW = 1 << 23
 """Numbers that all teachers together look at in less time than a fleet takes to start."""
@@ -112,6 +119,8 @@ class TeacherProvider(AbstractContextManager["TeacherProvider"]):
         self._missing: list[tuple[str, int]] = []
         self._shown: set[int] = set()
         self._logits_server: LogitsServer | None = None
+        self._bringing = ThreadPoolExecutor(BROUGHT_AT_ONCE, "bring")
+        self._coming: dict[tuple[str, int], Future[bool]] = {}
         self._told = time.monotonic()
         self.effort = TeacherCost()
         """What the teachers cost so far."""
@@ -229,6 +238,7 @@ class TeacherProvider(AbstractContextManager["TeacherProvider"]):
 
                 fleet.record(view, outputs.count, step)
                 self._fetch(view)
+            self._all_arrived()
             self._release()
             self._emit(TeacherCostSoFar(self.effort))
 
@@ -258,22 +268,46 @@ class TeacherProvider(AbstractContextManager["TeacherProvider"]):
             self._emit(TeacherCostSoFar(self.effort + fleet.effort(PATIENCE)))
 
     def __exit__(self, *failure: object) -> None:
+        if failure[1] is None:
+            self._all_arrived()
+        self._bringing.shutdown(wait=False, cancel_futures=True)
         self._release(count=failure[1] is None)
         if self._logits_server is not None:
             self._logits_server.close()
 
     def _fetch(self, view: int) -> None:
-        """Take over the records of a view that teachers have on a disk of their own node."""
+        """Have the records of a view brought that teachers have on a disk of their own node."""
         fleet, outputs = self._fleet, self._outputs
         if fleet is None or outputs is None:
             return
-        elsewhere = {n for n, v in self._missing if v == view and outputs.read(n, v) is None}
-        if elsewhere:
-            try:
-                for name, record in fleet.recorded(elsewhere, view).items():
-                    outputs.write(name, view, record)
-            except RunError as error:  # the students are taught all the same
-                self._emit(Notice(str(error)))
+        for name in [name for name, missing in self._missing if missing == view]:
+            if (name, view) not in self._coming and outputs.read(name, view) is None:
+                seen = identity(outputs.path(name, view))
+                self._coming[name, view] = self._bringing.submit(
+                    borrow, outputs, fleet.lenders(name), name, view, seen
+                )
+        self._arrived(FETCH_SECONDS)
+
+    def _arrived(self, patience: float) -> None:
+        """Look at the records that are on their way."""
+        for failed in wait(self._coming.values(), patience).done:
+            if isinstance(error := failed.exception(), RunError):
+                self._emit(Notice(str(error)))  # the students are taught all the same
+            elif error is not None:
+                raise error
+        self._coming = {key: coming for key, coming in self._coming.items() if not coming.done()}
+
+    def _all_arrived(self) -> None:
+        """Wait for the records that are on their way."""
+        self._arrived(FETCH_SECONDS)
+        while self._coming:
+            self._emit(
+                Notice(
+                    f"{len(self._coming)} records of teachers' outputs are on their way from the "
+                    "disks of other nodes"
+                )
+            )
+            self._arrived(STALL_SECONDS)
 
     def _start(self, teachers: Mapping[str, Path], *, alone: bool = False) -> Fleet:
         job = self._job

@@ -30,14 +30,15 @@ from agrekd_ray.distillation.spec import (
     combine_gradients,
 )
 from agrekd_ray.errors import RunError
+from agrekd_ray.fleet.lending import Lender
 from agrekd_ray.fleet.replicas import LOST, ReplicaGroup
-from agrekd_ray.logits import Logits, LogitsCache, OutputSettings
+from agrekd_ray.logits import LogitsCache, OutputSettings
 from agrekd_ray.numerics import numbers_on
 from agrekd_ray.results import Span, TeacherCost, added
 from agrekd_ray.settings import Numbers
 
 
-class TeacherActor:
+class TeacherActor(Lender):
     """Shell of a `TeacherHost` in its own process. Rebuilt by Ray where it dies."""
 
     def __init__(
@@ -51,6 +52,7 @@ class TeacherActor:
         torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
         device = device_here()
         self._host = host_here(checkpoints, data, settings, device, outputs, capacity)
+        self._lent = self._host.outputs
         self._meter = TeacherMeter()
 
     def gradients(
@@ -83,10 +85,6 @@ class TeacherActor:
     def leave(self, epoch: int) -> None:
         """See `TeacherHost.leave`."""
         self._host.leave(epoch)
-
-    def recorded(self, name: str, view: int) -> Logits | None:
-        """See `TeacherHost.recorded`."""
-        return self._host.recorded(name, view)
 
     def effort(self) -> TeacherCost:
         """What the teachers here have cost so far."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,15 +25,13 @@ from agrekd_ray.distillation.host import WHOLE, Part
 from agrekd_ray.distillation.spec import DistillationSpec, GradientRequest
 from agrekd_ray.errors import RunError
 from agrekd_ray.fleet.actors import TeacherActor, WeightingActor
-from agrekd_ray.logits import Logits, OutputSettings
+from agrekd_ray.logits import OutputSettings
 from agrekd_ray.results import TeacherCost
 from agrekd_ray.training import Column
 
 STALL_SECONDS = 30.0
 STEPS_HELD = 3
 """Steps whose gradients the weighting actor holds at once; a worker asks its part of a step."""
-FETCH_SECONDS = 5.0
-"""That a record may take from the disk of another node; it is asked for again later."""
 JOIN_SECONDS = 10.0
 """That a record waits for replicas that are not there yet."""
 
@@ -244,33 +242,11 @@ class Fleet:
             first = {actors[0]: WHOLE for _, actors in self._hosts}
             self._complete(view, first, rows, lambda done: None)
 
-    def recorded(self, names: Collection[str], view: int) -> dict[str, Logits]:
-        """Teachers' records of a view, [N, C], from the disks of the nodes that have made them.
-
-        Args:
-            names: of the teachers.
-            view: number of the view.
-
-        Returns:
-            By name; without those that no actor has, or whose actors do not answer now.
-        """
-        asked = {
-            actor.recorded.remote(name, view): name
-            for share, actors in self._hosts
-            for name in share.teachers
-            if name in names
-            for actor in actors
-        }
-        found: dict[str, Logits] = {}
-        if not asked:
-            return found
-        told, _ = ray.wait(list(asked), num_returns=len(asked), timeout=FETCH_SECONDS)
-        for answer in told:
-            with suppress(RayError):
-                record = ray.get(answer)
-                if record is not None:
-                    found[asked[answer]] = record
-        return found
+    def lenders(self, name: str) -> list[Any]:
+        """Actors that may have a teacher's records on the disk of their node."""
+        return [
+            actor for share, actors in self._hosts if name in share.teachers for actor in actors
+        ]
 
     def _ready(self, actors: Sequence[Any]) -> list[Any]:
         """Those of the same teachers that are there, the first in any case."""

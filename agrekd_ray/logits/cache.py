@@ -20,10 +20,19 @@ from torch import Tensor
 
 from agrekd_ray.data import TRAIN, Samples
 from agrekd_ray.errors import RunError
-from agrekd_ray.files import cannot_read, exists, is_folder, read_json, replacing, unreadable
+from agrekd_ray.files import (
+    Identity,
+    cannot_read,
+    exists,
+    identity,
+    is_folder,
+    read_json,
+    replacing,
+    unreadable,
+)
 from agrekd_ray.logits.forms import Logits
 from agrekd_ray.logits.record import Key, OutputSettings, cannot_write, read_record, write_record
-from agrekd_ray.logits.remote import Remote
+from agrekd_ray.logits.remote import Remote, bring
 from agrekd_ray.logits.writer import LogitsWriter
 from agrekd_ray.models import read_manifest
 from agrekd_ray.settings import Numbers
@@ -85,7 +94,10 @@ class LogitsCache:
         """
         known = self._read.get((name, view))
         if known is None:
-            known = self._records.read(self.keys[name], view)
+            key, seen = self.keys[name], identity(self.path(name, view))
+            known = self._records.read(key, view)
+            if known is None and self._brought(name, view, seen):
+                known = self._records.read(key, view)
             if known is None:
                 return None
         with self._reading:
@@ -94,6 +106,16 @@ class LogitsCache:
             while len(self._read) > MAPPED:
                 self._read.popitem(last=False)
         return known
+
+    def _brought(self, name: str, view: int, seen: Identity) -> bool:
+        """Have a record brought from where others have it, if it is to be had.
+
+        Args:
+            name: of the teacher.
+            view: number of the view.
+            seen: the file that is missing or damaged.
+        """
+        return False
 
     def missing(self, views: Iterable[int]) -> list[tuple[str, int]]:
         """Teachers and views without a sound record."""
@@ -110,7 +132,7 @@ class LogitsCache:
         return self._records.begin(self.keys[name], view)
 
     def write(self, name: str, view: int, logits_NC: Logits) -> None:
-        """Keep a record that another node has made.
+        """Keep a record that was made whole.
 
         Args:
             name: of the teacher.
@@ -121,6 +143,22 @@ class LogitsCache:
             RunError: the disk is full or cannot be written.
         """
         self._records.write(self.keys[name], view, logits_NC)
+
+    def bring(self, name: str, view: int, seen: Identity, parts: Iterable[bytes]) -> None:
+        """Keep the file of a record that another node has.
+
+        One process of a node does, others that want it meanwhile wait.
+
+        Args:
+            name: of the teacher.
+            view: number of the view.
+            seen: the file that is missing or damaged here.
+            parts: of the file, in order; not asked for where somebody else has brought it.
+
+        Raises:
+            RunError: the disk is full or cannot be written.
+        """
+        self._records.bring(self.keys[name], view, seen, parts)
 
     def settle(self, views: Iterable[int]) -> None:
         """Wait until the object store has the records of some views that are here.
@@ -204,8 +242,8 @@ class _Records:
 
     def read(self, key: Key, view: int) -> Logits | None:
         path = self.path(key, view)
-        known = read_record(path, key)
-        if known is None and self._remote is not None and self._remote.fetch(path):
+        seen, known = identity(path), read_record(path, key)
+        if known is None and self._remote is not None and self._remote.fetch(path, seen):
             _describe(path, key)
             known = read_record(path, key)
         return known
@@ -219,6 +257,15 @@ class _Records:
         path = self.path(key, view)
         _describe(path, key)
         write_record(path, key, logits_NC)
+        self._finished(path)
+
+    def bring(self, key: Key, view: int, seen: Identity, parts: Iterable[bytes]) -> None:
+        path = self.path(key, view)
+        _describe(path, key)
+        try:
+            bring(path, seen, lambda target: target.writelines(parts))
+        except OSError as error:
+            raise cannot_write(path, error) from None
         self._finished(path)
 
     def settle(self, wanted: Iterable[tuple[Key, int]] = ()) -> None:

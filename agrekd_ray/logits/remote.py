@@ -10,14 +10,14 @@ from __future__ import annotations
 import errno
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from agrekd_ray.errors import RunError, first_line
-from agrekd_ray.files import exists, locked, replacing
+from agrekd_ray.files import Identity, exists, identity, locked, replacing
 from agrekd_ray.logits.record import cannot_write
 
 if TYPE_CHECKING:
@@ -29,6 +29,29 @@ SECONDS_TRIED = 30.0
 """That Google's store may be silent; pyarrow would try for a quarter of an hour."""
 _PART = 1 << 23
 """Bytes that are on their way at once."""
+
+
+def bring(path: Path, seen: Identity, write: Callable[[IO[bytes]], None]) -> None:
+    """Have a file written that is missing here, or damaged.
+
+    One process of a node does, others that want it meanwhile wait.
+
+    Args:
+        path: of the file.
+        seen: what was missing or damaged; nothing is written where another file is there since.
+        write: its content.
+
+    Raises:
+        OSError: it cannot be written; or what `write` raises.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f".{path.name}.fetching")
+    with lock.open("wb") as held:
+        locked(held)
+        if identity(path) == seen:
+            with replacing(path) as draft, draft.open("wb") as target:
+                write(target)
+        lock.unlink(missing_ok=True)
 
 
 class Remote:
@@ -62,13 +85,12 @@ class Remote:
             raise self._fault("opened", error) from None
         return system, root.rstrip("/")
 
-    def fetch(self, path: Path) -> bool:
+    def fetch(self, path: Path, seen: Identity) -> bool:
         """Bring a record here; whether there is one.
-
-        One process of a node brings it, others that want it meanwhile wait.
 
         Args:
             path: where it is to be, in the node's folder.
+            seen: what was missing or damaged there.
 
         Raises:
             RunError: the object store cannot be read, or the disk cannot be written.
@@ -76,22 +98,16 @@ class Remote:
         if time.monotonic() < self._absent.get(path, 0.0):
             return False
         system, there = self._named(path)
-        lock = path.with_name(f".{path.name}.fetching")
+
+        def copy(target: IO[bytes]) -> None:
+            with system.open_input_stream(there) as source:
+                shutil.copyfileobj(source, target, _PART)
+
         try:
             if not system.get_file_info(there).is_file:
                 self._absent[path] = time.monotonic() + SECONDS_ABSENT
                 return False
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with lock.open("wb") as held:
-                locked(held)
-                if not exists(path):
-                    with (
-                        system.open_input_stream(there) as source,
-                        replacing(path) as draft,
-                        draft.open("wb") as target,
-                    ):
-                        shutil.copyfileobj(source, target, _PART)
-                lock.unlink(missing_ok=True)
+            bring(path, seen, copy)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise cannot_write(path, error) from None
