@@ -228,7 +228,7 @@ def placed(cluster: Cluster) -> dict[str, Any]:
 
 
 def test_records_travel_between_disks(cluster: Cluster, pool: Path, tmp_path: Path) -> None:
-    """Made on the teachers' hosts, kept on the driver's, brought to the student's to be replayed."""
+    """Made on the teachers' hosts, kept on the driver's, replayed from the student's."""
     changes = {"data.views": {"flip": True, "count": 2}, "student.training.epochs": 6}
     for name in ("alone", "hosts"):
         (tmp_path / name).mkdir()

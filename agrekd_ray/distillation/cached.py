@@ -23,7 +23,7 @@ from agrekd_ray.distillation.spec import (
     known,
 )
 from agrekd_ray.errors import RunError
-from agrekd_ray.logits import Logits, LogitsCache, OutputSettings
+from agrekd_ray.logits import Logits, LogitsCache, OutputSettings, read_ahead, stored
 from agrekd_ray.settings import Numbers
 from agrekd_ray.training import Column
 from agrekd_ray.training.loader import IN_MEMORY
@@ -151,7 +151,8 @@ class CachedTeachers:
         known = [record for record in records if record is not None]
         if len(known) < len(members):
             return None
-        column = Column(*known, row_of=self._outputs.row_of, stacked=True)
+        ahead = read_ahead([stored(record) for record in known])
+        column = Column(*known, row_of=self._outputs.row_of, stacked=True, ahead=ahead)
         column.put_together()
         return column
 

@@ -1,7 +1,8 @@
 """What teachers said, computed once: records on disk, read through memory maps. No Ray here."""
 
+from agrekd_ray.logits.ahead import read_ahead
 from agrekd_ray.logits.cache import EvalLogits, Listed, LogitsCache, listed, prune, verify
-from agrekd_ray.logits.forms import Form, Logits
+from agrekd_ray.logits.forms import Form, Logits, stored
 from agrekd_ray.logits.record import Key, OutputSettings, read_record, write_record
 from agrekd_ray.logits.writer import LogitsWriter
 
@@ -16,7 +17,9 @@ __all__ = [
     "OutputSettings",
     "listed",
     "prune",
+    "read_ahead",
     "read_record",
+    "stored",
     "verify",
     "write_record",
 ]

@@ -171,6 +171,11 @@ Logits = np.ndarray | Packed
 """Of N samples, [N, C]."""
 
 
+def stored(logits_NC: Logits) -> np.ndarray:
+    """Rows as they are stored, [N, ...]."""
+    return logits_NC.rows_NR if isinstance(logits_NC, Packed) else logits_NC
+
+
 def _mean_logit(logits_BC: np.ndarray, without_BK: np.ndarray) -> np.ndarray:
     """The logit of the mean of exp(logit) over all classes but some, [B]."""
     others_BC = logits_BC.copy()

@@ -57,8 +57,8 @@ class OutputSettings(Settings):
 
     Attributes:
         store: folder of all records, shared by all jobs. On a cluster one that all nodes share
-            spares copies; else each has its own, the driver's has all, and students elsewhere read
-            them through Ray's object store.
+            spares copies; else each has its own: the driver's has all, and a student's node brings
+            from there what it reads.
         remote: folder of an object store, such as `s3://BUCKET/FOLDER`, that finished records are
             sent to, and fetched from where a node's `store` has none.
         dtype: of the recorded logits; `float16` takes half the disk, `int8` a quarter (a scale and

@@ -114,12 +114,17 @@ class Column:
         arrays: one, [R, ...], or K of one shape.
         row_of: the row of every id, [N]; None where the id is the row.
         stacked: whether a row is that of all arrays, [K, ...]; else there is one array.
+        ahead: is told of rows before they are read.
     """
 
     def __init__(
-        self, *arrays: Rows, row_of: np.ndarray | None = None, stacked: bool = False
+        self,
+        *arrays: Rows,
+        row_of: np.ndarray | None = None,
+        stacked: bool = False,
+        ahead: Callable[[np.ndarray], None] | None = None,
     ) -> None:
-        self.arrays, self._row_of, self._stacked = arrays, row_of, stacked
+        self.arrays, self._row_of, self._stacked, self._ahead = arrays, row_of, stacked, ahead
         first = arrays[0]
         self.rows, self.nbytes = first.shape[0], sum(array.nbytes for array in arrays)
         self.row_shape = (len(arrays), *first.shape[1:]) if stacked else first.shape[1:]
@@ -149,6 +154,8 @@ class Column:
             # What is out of range has been refused; numpy would buffer what it might refuse.
             np.take(self._whole, rows, 0, out=gathered.numpy(), mode="clip")
         else:
+            if self._ahead is not None:
+                self._ahead(rows)
             self._gather(rows, gathered.numpy())
         return gathered
 
