@@ -8,6 +8,7 @@ import secrets
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +19,11 @@ import yaml
 from packaging.requirements import Requirement
 from rich.console import Console
 
+from agrekd_ray.capacity import network
 from agrekd_ray.capacity.doctor import requirements, room_faults, tracking_faults
-from agrekd_ray.capacity.findings import Finding, Machine, diagnose, show_findings
+from agrekd_ray.capacity.findings import Finding, Machine, diagnose, of_network, show_findings
 from agrekd_ray.capacity.needs import Needs, needs_of
+from agrekd_ray.capacity.network import Network, Place, measure_network
 from agrekd_ray.capacity.probe import Probe
 from agrekd_ray.capacity.size import PROCESS
 from agrekd_ray.cluster.placement import Node, check_room
@@ -105,6 +108,17 @@ def findings(
         ({"data": ({"fingerprint": "e" * 64},)}, "data", "error", "eeeeeeeeeeee instead of ffff"),
         ({"data": ({"error": "DataError: no such folder"},)}, "data", "error", "no such folder"),
         ({"data": ({"silence": "no answer within 600 s"},)}, "data", "error", "within 600 s"),
+        (
+            {
+                "remote": (
+                    "",
+                    "outputs.remote: s3://b cannot be written (403). Is the address right?",
+                )
+            },
+            "outputs.remote",
+            "error",
+            "s3://b cannot be written (403)",
+        ),
         ({"skew": (2.5, 0.1)}, "clock", "warning", "2.5 s ahead of the driver's"),
         ({"skew": (-2.5, 0.1)}, "clock", "warning", "2.5 s behind the driver's"),
         ({"token": False}, "ports", "warning", "the GCS listens at 10.0.0.2, port 6379"),
@@ -235,6 +249,50 @@ def test_what_a_run_refuses_for_want_of_room_is_found_in_its_words(make_job: Any
     (live,) = refused(**several, guidance="live")
     assert "processes find no room beside the others" in live.problem
     assert refused(**several) == refused() == []  # they record in turns
+
+
+@pytest.mark.parametrize(("workers", "level"), [(1, "warning"), (2, "error")])
+def test_nodes_that_do_not_find_each_other_stop_several_workers(workers: int, level: str) -> None:
+    cut = Network(2, 3, "nccl", None, "Connection reset (one 0a0a0a)")
+    (found,) = of_network(cut, replace(NEEDS, workers=workers))
+    assert (found.node, found.check, found.level) == ("cluster", "network", level)
+    assert found.problem.endswith(
+        "3 processes on 2 nodes cannot sum numbers over nccl: " + cut.fault
+    )
+    assert "NCCL_SOCKET_IFNAME" in found.remedy
+    sound = replace(cut, seconds=0.5, fault="")
+    assert not [*of_network(sound, NEEDS), *of_network(None, NEEDS)]
+    # 64 MiB in a ring of three: each sends four thirds of it.
+    assert sound.gbit == pytest.approx(8 * 4 / 3 * 2**26 / 0.5 / 1e9)
+    assert "0.50 s (nccl), 1.4 Gbit/s" in sound.in_words
+
+
+class Deaf(Probe):
+    """A process that never comes to the others."""
+
+    def sum(self, *given: Any) -> float | str:
+        """Waits."""
+        time.sleep(600)
+        raise AssertionError
+
+
+def test_processes_of_all_nodes_sum(ray_session: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And where one does not come, it is named."""
+
+    def place(name: str, kind: type[Probe] = Probe) -> Place:
+        return Place(name, 0, lambda gpus: ray_session.remote(num_cpus=0)(kind).remote())
+
+    assert measure_network([place("alone")]) is None
+    found = measure_network([place("one"), place("two"), place("three")])
+    assert found is not None
+    assert (found.nodes, found.processes, found.backend, found.fault) == (3, 3, "gloo", "")
+    assert found.gbit > 0
+    monkeypatch.setattr(network, "MEET_SECONDS", 3.0)
+    cut = measure_network([place("one"), place("deaf", Deaf), place("three")])
+    assert cut is not None
+    assert cut.seconds is None
+    assert re.search(r"no answer within 3 s \((one, )?deaf", cut.fault)
+    assert cut.in_words == ""
 
 
 def test_errors_come_before_warnings() -> None:
@@ -457,6 +515,7 @@ def test_a_real_cluster_with_other_data_and_a_node_that_is_silent(
 
     lines = examined([str(job), f"ray.address={address}"], environment, 1)
     assert sum("CPUs" in line for line in lines) == 4
+    assert sum(line.startswith("4 processes on 4 nodes sum 67.1 MB") for line in lines) == 1
     errors = [line for line in lines if line.startswith("error: ")]
     assert len(errors) == 2, lines
     (other,) = [line for line in errors if ": data: other data than the driver's (" in line]
@@ -475,6 +534,7 @@ def test_a_real_cluster_with_other_data_and_a_node_that_is_silent(
     lines = examined(["--address", address], environment, 1)
     (error,) = [line for line in lines if line.startswith("error: ")]
     assert f"error: {silent}: answer: " in error
+    assert sum(line.startswith("3 processes on 3 nodes sum 67.1 MB") for line in lines) == 1
 
 
 @pytest.mark.chaos

@@ -16,6 +16,7 @@ import torch
 from moto.server import ThreadedMotoServer
 from rich.console import Console
 
+from agrekd_ray.capacity.probe import Probe
 from agrekd_ray.config import Job, check_job
 from agrekd_ray.data import TEST
 from agrekd_ray.distillation import TeacherHost
@@ -227,3 +228,15 @@ def test_what_is_no_address_is_refused(given: str, problem: str) -> None:
     (fault,) = faults
     assert problem in str(fault)
     assert "secret@" not in str(fault)
+
+
+def test_a_look_at_an_object_store_leaves_nothing_there(address: str, tmp_path: Path) -> None:
+    assert Probe().bucket(address, str(tmp_path / "here")) == ""
+    assert objects(address) == {}
+
+
+def test_a_look_at_an_object_store_that_is_not_there_says_what_it_wanted(s3: str) -> None:
+    wrong = (s3 % "x").replace("//bucket/", "//nobody/")
+    said = Probe().bucket(wrong, "here")
+    assert said.startswith(f"outputs.remote: {wrong} cannot be written (")
+    assert "credentials" in said

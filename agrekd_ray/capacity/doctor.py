@@ -7,7 +7,7 @@ import math
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, metadata, requires
 from pathlib import Path
@@ -18,8 +18,17 @@ from rich.filesize import decimal
 
 from agrekd_ray.addresses import sqlite_file
 from agrekd_ray.capacity import probe
-from agrekd_ray.capacity.findings import DRIVER, ERROR, Finding, Machine, diagnose, show_findings
+from agrekd_ray.capacity.findings import (
+    DRIVER,
+    ERROR,
+    Finding,
+    Machine,
+    diagnose,
+    of_network,
+    show_findings,
+)
 from agrekd_ray.capacity.needs import Needs, needs_of
+from agrekd_ray.capacity.network import Network, Place, measure_network
 from agrekd_ray.cluster.address import cluster_address
 from agrekd_ray.cluster.environment import prepare
 from agrekd_ray.cluster.placement import Node, check_room, rounds, shares_beside
@@ -82,12 +91,15 @@ def doctor(
     warn = partial(say, console, style="yellow")
     plugins = points[0].plugins if points else ()
     with contextlib.closing(RaySession(where, math.ceil(taken) + 1, warn, plugins)) as session:
-        driver, nodes, ports = _examined(points, session.dashboard)
+        driver, nodes, ports, network = _examined(points, session.dashboard)
         room = room_faults(points, needs, cluster_nodes())
     findings = diagnose(driver, nodes, needs, requirements(), ports)
-    findings = sorted([*findings, *room, *tracking_faults(job)], key=lambda one: one.level)
+    findings += [*of_network(network, needs), *room, *tracking_faults(job)]
+    findings.sort(key=lambda one: one.level)
     for node in nodes:
         say(console, node.in_words)
+    if network is not None and network.in_words:
+        say(console, network.in_words)
     if needs.memory:
         memory, disk = decimal(int(needs.memory)), decimal(sum(needs.disk.values()))
         say(console, f"the job: {memory} of memory besides its data, {disk} on disk")
@@ -167,8 +179,8 @@ def tracking_faults(job: Job | None) -> list[Finding]:
 
 def _examined(
     points: Sequence[Job], dashboard: str
-) -> tuple[Machine, list[Machine], dict[int, str]]:
-    """The driver, every node of the cluster that is joined, and the head node's ports by number.
+) -> tuple[Machine, list[Machine], dict[int, str], Network | None]:
+    """The driver, the nodes of the cluster that is joined, the head node's ports, the network.
 
     Args:
         points: of the job, which share their folders; none for the cluster alone.
@@ -185,11 +197,13 @@ def _examined(
     if dashboard:
         listening["the dashboard"] = dashboard
     ports = {int(at.rpartition(":")[2]): name for name, at in listening.items()}
+    remotes = {job.outputs.remote: str(job.outputs.store) for job in points if job.outputs.remote}
     with _marked(folders) as marked:
         answer = probe.Probe().examine(marked, [])
-        nodes = _ask_nodes(marked, sorted(ports), list(data))
+        nodes, network = _ask_nodes(marked, sorted(ports), list(data), remotes)
     answer["data"] = [{"fingerprint": fingerprint} for fingerprint in data.values()]
-    return Machine(DRIVER, **answer), nodes, ports
+    answer["remote"] = [probe.Probe().bucket(*remote) for remote in remotes.items()]
+    return Machine(DRIVER, **answer), nodes, ports, network
 
 
 @contextlib.contextmanager
@@ -213,20 +227,27 @@ def _marked(folders: Mapping[str, Path]) -> Iterator[dict[str, tuple[str, str]]]
 
 
 def _ask_nodes(
-    folders: Mapping[str, tuple[str, str]], ports: Sequence[int], data: Sequence[str]
-) -> list[Machine]:
-    """What every node says.
+    folders: Mapping[str, tuple[str, str]],
+    ports: Sequence[int],
+    data: Sequence[str],
+    remotes: Mapping[str, str],
+) -> tuple[list[Machine], Network | None]:
+    """What every node says, and all together.
 
     Args:
         folders: as `Probe.examine` has them.
         ports: of the head node, which alone has them.
         data: settings of the job's data sets, as JSON.
+        remotes: addresses of object stores, with the folder of the node that goes with each.
     """
     import ray
     from ray.cloudpickle import register_pickle_by_value, unregister_pickle_by_value
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    from agrekd_ray.cluster.nodes import cluster_nodes
+
     nodes: list[_Asked] = []
+    starts: dict[str, tuple[str, Callable[..., Any]]] = {}
     register_pickle_by_value(probe)  # so that nodes without this package answer, too
     try:
         # No CPU and no GPU of their own: a cluster that is all taken answers, too.
@@ -241,6 +262,7 @@ def _ask_nodes(
                 "object_store": int(counts.get("object_store_memory", 0)),
                 "head": _HEAD in counts,
             }
+            starts[about["name"]] = node["NodeID"], partial(shell.options, scheduling_strategy=here)
             nodes.append((shell.options(scheduling_strategy=here).remote(), about))
         for about, answer, silence in _ask(nodes, ANSWER_SECONDS, "examine", folders, ports):
             about.update(answer or {"silence": silence})
@@ -254,11 +276,32 @@ def _ask_nodes(
             about["torch_gpus"] = silence or count
         for about, answer, silence in _ask(talking if data else [], DATA_SECONDS, "data", data):
             about["data"] = answer or [{"silence": silence}]
-        return [Machine(**about) for _, about in nodes]
+        for remote in remotes.items():
+            for about, said, silence in _ask(talking, ANSWER_SECONDS, "bucket", *remote):
+                about.setdefault("remote", []).append(said if said is not None else silence)
+        free = {node.id: node.free.get("GPU", 0.0) for node in cluster_nodes()}
+        places = [_place(about, *starts[about["name"]], free) for _, about in talking]
+        return [Machine(**about) for _, about in nodes], measure_network(places)
     finally:
         for actor, _ in nodes:
             ray.kill(actor)
         unregister_pickle_by_value(probe)
+
+
+def _place(
+    about: Mapping[str, Any], node: str, options: Callable[..., Any], free: Mapping[str, float]
+) -> Place:
+    """A node as one whose processes sum.
+
+    Args:
+        about: what is known of it.
+        node: its id.
+        options: of a probe there.
+        free: GPUs that Ray has free, by a node's id.
+    """
+    found = about.get("torch_gpus", 0)
+    gpus = min(found if isinstance(found, int) else 0, int(free.get(node, 0)))
+    return Place(about["name"], gpus, lambda count: options(num_gpus=count).remote())
 
 
 def _skew(asked: _Asked) -> tuple[float, float] | None:

@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agrekd_ray.capacity.needs import Needs
+from agrekd_ray.capacity.network import Network
 from agrekd_ray.terminal import counted, say
 
 ERROR, WARNING = "error", "warning"
@@ -35,9 +36,13 @@ REMEDIES = {
     "answer": "look at /tmp/ray/session_latest/logs there; `ray stop` and start it again",
     "clock": "let a time service (chrony, systemd-timesyncd) set it",
     "memory": "add nodes, or record with fewer teachers at a time",
+    "network": "open all ports between the nodes, and name there the interface that joins them "
+    "(GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME)",
     "object store": "start Ray there with a larger --object-store-memory, or lower "
     "student.training.batch_size",
     "open files": "ulimit -n 65536 before `ray start`",
+    "outputs.remote": "correct the address, or give the machine credentials (AWS_ACCESS_KEY_ID and "
+    "the like) that may read and write there",
     "ports": "export RAY_AUTH_MODE=token on every node and client before `ray start`, with one "
     "token for all (ray get-auth-token --generate; RAY_AUTH_TOKEN); keep --dashboard-host "
     "127.0.0.1",
@@ -63,6 +68,7 @@ class Machine:
         torch_gpus: that PyTorch finds, or why it does not say; None where nobody asked, because
             neither Ray nor the machine knows of a GPU.
         data: what `Probe.data` says of each of the job's data sets; or `silence`, why it does not.
+        remote: what `Probe.bucket` says of each of the job's object stores.
         versions: by package, `python` and `agrekd_ray` included; or that one is missing.
         code: digest of this package's source text there; empty where it is missing.
         accelerators: whether it has device files of GPUs.
@@ -84,6 +90,7 @@ class Machine:
     skew: tuple[float, float] | None = None
     torch_gpus: int | str | None = None
     data: Sequence[Mapping[str, str]] = ()
+    remote: Sequence[str] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     code: str = ""
     accelerators: bool = False
@@ -182,6 +189,7 @@ def _of_driver(driver: Machine, needs: Needs, requirements: Iterable[str]) -> It
         version = driver.versions.get(wanted.name)
         if version is not None and not _within(version, wanted):
             yield finding("versions", f"{wanted.name} {version}, not {wanted.specifier}")
+    yield from _of_remote(driver)
     by_disk: dict[int, dict[str, int]] = {}
     for key, folder in driver.folders.items():
         if problem := _unwritable(folder):
@@ -270,6 +278,7 @@ def _of_node(
         if problem:
             yield finding("folders", f"{key}: {problem}", remedy)
     yield from _of_data(node, driver)
+    yield from _of_remote(node)
     ahead, unsure = node.skew or (0.0, 0.0)
     if abs(ahead) - unsure > SKEW_SECONDS:
         side = "ahead of" if ahead > 0 else "behind"
@@ -282,6 +291,22 @@ def _of_node(
     if file := node.token_file:
         problem = f"{file} can be read by other users, who can then run anything"
         yield finding("token", problem, f"chmod 600 {file} (Ray makes it so from 2.60.1 on)")
+
+
+def _of_remote(node: Machine) -> Iterator[Finding]:
+    """Why a machine cannot reach the job's object stores."""
+    for problem in filter(None, node.remote):
+        said = problem.removeprefix("outputs.remote: ").partition(". Is the address")[0]
+        yield _finding(node.name, "outputs.remote", said)
+
+
+def of_network(network: Network | None, needs: Needs) -> Iterator[Finding]:
+    """Why processes of several nodes do not find each other."""
+    if network is not None and network.fault:
+        who = f"{network.processes} processes on {counted(network.nodes, 'node')}"
+        problem = f"{who} cannot sum numbers over {network.backend}: {network.fault}"
+        level = ERROR if needs.workers > 1 else WARNING
+        yield _finding("cluster", "network", problem, level=level)
 
 
 def _of_data(node: Machine, driver: Machine) -> Iterator[Finding]:

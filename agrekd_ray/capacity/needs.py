@@ -34,6 +34,7 @@ class Needs:
         disk: that will be written below a folder, by its key in the job.
         declined: keys with which the job declines GPUs.
         hosting: jobs that host their teachers, with the backbone of each teacher.
+        workers: of a student, at most.
     """
 
     process: float = 0
@@ -42,6 +43,7 @@ class Needs:
     disk: Mapping[str, int] = field(default_factory=dict)
     declined: tuple[str, ...] = ()
     hosting: tuple[tuple[Job, Mapping[str, str]], ...] = ()
+    workers: int = 1
 
 
 def needs_of(points: Sequence[Job]) -> Needs:
@@ -89,6 +91,7 @@ def needs_of(points: Sequence[Job]) -> Needs:
         {"runs": students, **written},
         tuple(f"{block}.gpus" for block in declined),
         tuple(hosting),
+        max((job.student.workers for job in points), default=1),
     )
 
 

@@ -19,16 +19,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+SUMS, SAID = 3, 200
+"""Sums of which the quickest counts, and characters of an error that are told."""
 PACKAGES = ("ray", "torch", "numpy")
 """Whose versions count, beside Python's and this package's own."""
 
 
 class Probe:
     """Answers for the machine that it runs on; becomes an actor on each node."""
+
+    _store: Any = None
 
     def examine(
         self, folders: Mapping[str, tuple[str, str]], ports: Sequence[int]
@@ -82,9 +87,70 @@ class Probe:
         """`fingerprint` or `error` of data sets on this machine, whose settings come as JSON."""
         return [_fingerprint(text) for text in settings]
 
+    def bucket(self, address: str, store: str) -> str:
+        """Why this machine cannot write to, and read from, an object store; empty where it can."""
+        try:
+            from agrekd_ray.logits.remote import Remote
+
+            Remote(address, Path(store)).look()
+        except Exception as error:  # of another version of this package, too
+            return " ".join(str(error).split())
+        return ""
+
     def clock(self) -> float:
         """Seconds since the epoch, now."""
         return time.time()
+
+    def host(self) -> tuple[str, int]:
+        """Address and port at which this process lets others find each other for `sum`."""
+        import ray
+        from torch._C._distributed_c10d import TCPStore
+
+        address = ray.util.get_node_ip_address()
+        self._store = TCPStore(address, 0, is_master=True, wait_for_workers=False)
+        return address, self._store.port
+
+    def sum(
+        self,
+        backend: str,
+        rank: int,
+        world: int,
+        at: tuple[str, int],
+        size: int,
+        seconds: float,
+    ) -> float | str:
+        """Seconds in which so many bytes were summed with the others, or why they were not.
+
+        Args:
+            backend: `nccl` or `gloo`.
+            rank: number of this process, 0 for the one that is their host.
+            world: how many there are.
+            at: address and port of the host.
+            size: in bytes.
+            seconds: that all this may take.
+        """
+        try:
+            import torch
+            import torch.distributed as dist
+            from torch._C._distributed_c10d import TCPStore
+
+            longest = timedelta(seconds=seconds)
+            store = self._store if rank == 0 else TCPStore(*at, timeout=longest)
+            dist.init_process_group(
+                backend, store=store, rank=rank, world_size=world, timeout=longest
+            )
+            device = "cuda" if backend == "nccl" else "cpu"
+            values, took = torch.zeros(size // 4, device=device), []
+            for _ in range(SUMS):
+                dist.barrier()
+                began = time.perf_counter()
+                dist.all_reduce(values)
+                values[0].item()  # a GPU is waited for
+                took.append(time.perf_counter() - began)
+            dist.barrier()  # the host stays as long as it is needed
+            return min(took)
+        except Exception as error:
+            return " ".join(str(error).split())[:SAID]
 
 
 def _version(name: str) -> str:

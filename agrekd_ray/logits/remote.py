@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
@@ -84,6 +85,28 @@ class Remote:
         except (OSError, ValueError) as error:
             raise self._fault("opened", error) from None
         return system, root.rstrip("/")
+
+    def look(self) -> None:
+        """Write, read and remove a small object.
+
+        Raises:
+            RunError: that cannot be done.
+        """
+        system, root = self._there
+        there = f"{root}/.agrekd-{uuid.uuid4().hex}"
+        what = "written"
+        try:
+            if system.type_name in ("local", "hdfs"):
+                system.create_dir(root)
+            with system.open_output_stream(there) as target:
+                target.write(b"agrekd_ray")
+            what = "read"
+            with system.open_input_stream(there) as source:
+                source.read()
+            what = "cleared"
+            system.delete_file(there)
+        except OSError as error:
+            raise self._fault(what, error) from None
 
     def fetch(self, path: Path, seen: Identity) -> bool:
         """Bring a record here; whether there is one.
