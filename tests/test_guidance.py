@@ -202,3 +202,32 @@ def test_who_can_be_done_without() -> None:
     assert not given.can_do_without({"erm-2"})
     assert replace(given, strategy="aver").can_do_without({"erm-2"})
     assert not replace(given, biased="erm-1").can_do_without({"erm-1"})
+
+
+def test_only_the_teacher_that_random_draws_is_asked(ensemble: Any) -> None:
+    """Its answer is what it is where all are asked, and the next ones are computed ahead."""
+    data, checkpoints, drawn = ensemble
+    ids = data.splits[TRAIN]
+    given = spec(drawn, "random", seed=5)
+    ahead = tuple((0, ids[first : first + 8]) for first in (8, 16, 24))
+    asked = replace(request(drawn, ids[:8]), spec=given, step=3, ahead=ahead)
+    host = TeacherHost(checkpoints, data)
+    whole = TeacherHost(checkpoints, data)
+    for step, (_, of_step) in enumerate(((0, ids[:8]), *ahead), 3):
+        now = replace(asked, step=step, ids=of_step, ahead=ahead[step - 3 :])
+        found = LocalTeachers(host).ask(now)
+        everybody = combine_gradients(now, [whole.gradients(given.members, replace(now, ahead=()))])
+        for name in ("gradient_BC", "loss_B", "weights_MB", "pull_MB"):
+            torch.testing.assert_close(getattr(found, name), getattr(everybody, name))
+    assert len({given.asked(step) for step in range(3, 7)}) > 1
+    assert host.forwards == 4
+    assert whole.forwards == 4 * whole.backbones
+
+
+def test_whom_a_step_asks(ensemble: Any) -> None:
+    _, _, drawn = ensemble
+    for name in STRATEGIES:
+        given = spec(drawn, name)
+        assert given.asked(1) == given.members or name == "random"
+    scaled = spec(drawn, "random", sample_weighting=SampleWeighting())
+    assert scaled.asked(1) == scaled.members

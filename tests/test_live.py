@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from ray.exceptions import RayActorError
@@ -23,6 +24,7 @@ from agrekd_ray.cluster.fleet_settings import FleetSettings
 from agrekd_ray.core.weighting import STRATEGIES, SampleWeighting
 from agrekd_ray.data import TRAIN, Dataset
 from agrekd_ray.distillation import DistillationSpec, GradientRequest, LocalTeachers, TeacherHost
+from agrekd_ray.distillation.spec import combine_gradients
 from agrekd_ray.errors import AgrekdError, DataError, RunError
 from agrekd_ray.models import Model, load
 from agrekd_ray.settings import Training
@@ -129,6 +131,45 @@ def test_live_is_local_for_every_strategy(
                 assert mine.influence == pytest.approx(theirs.influence, abs=1e-4)
                 for group, weights in mine.weights.items():
                     assert weights == pytest.approx(theirs.weights[group], abs=1e-4)
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_fleet_asks_those_alone_who_have_a_weight(
+    ray_session: Any, make_job: Any, replicas: int
+) -> None:
+    job = make_job()
+    data, checkpoints, drawn = pool_of(job)
+    spec = DistillationSpec("random", drawn.teachers, drawn.biased, 4.0)
+    given = StudentSpec("random", 1, STUDENT, TRAINING, spec)
+    with fleet_of(job, checkpoints, replicas=replicas) as fleet:
+        live = Student(given, data, fleet.source(), look_ahead=2)
+        while not live.done:
+            live.epoch()
+        forwards = fleet.effort().forwards
+    same(live.model, reference(given, data, checkpoints).model)
+    steps = TRAINING.epochs * live.trainer.plan.steps_per_epoch
+    # Replicas that were not there yet have not been told of what comes.
+    assert forwards == steps if replicas == 1 else steps <= forwards < 2 * steps
+
+
+def test_those_who_are_left_draw_among_themselves(ray_session: Any, make_job: Any) -> None:
+    job = make_job(**{"ensemble.debiased": 2})
+    data, checkpoints, drawn = pool_of(job)
+    spec = DistillationSpec("random", drawn.teachers, drawn.biased, 4.0)
+    ids = data.splits[TRAIN][:8]
+    logits_BC = np.zeros((8, 10), np.float32)
+    first = GradientRequest(spec, 0, 0, ids, logits_BC)
+    with fleet_of(job, checkpoints, on_teacher_loss="drop", patience=60) as fleet:
+        (gone,) = spec.asked(0)
+        (actor,) = fleet.lenders(gone)
+        assert fleet.effort().actors == len(fleet.actors)  # all are there
+        ray_session.kill(actor)
+        found = fleet.source().ask(first)
+    others = tuple(name for name in spec.members if name != gone)
+    host = TeacherHost({name: checkpoints[name] for name in others}, data)
+    expected = combine_gradients(first, [host.gradients(others, first)], {gone})
+    torch.testing.assert_close(found.gradient_BC, expected.gradient_BC)
+    torch.testing.assert_close(found.weights_MB, expected.weights_MB)
 
 
 @pytest.mark.parametrize("kind", ["pictures", "texts"])

@@ -48,6 +48,8 @@ class Strategy:
         needs_labels: the samples' classes must be known, here or to the teachers.
         needs_cross_entropy: teachers should add their exact cross-entropy with the label.
         needs_competence: the teachers' competence, from labels of validation, must be given.
+        draws: from M, seed and step to the number of the one teacher that has a weight; None where
+            several may have.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Strategy:
     needs_labels: bool
     needs_cross_entropy: bool
     needs_competence: bool = False
+    draws: Callable[[int, int, int], int] | None = None
 
     @property
     def global_batch(self) -> bool:
@@ -81,6 +84,7 @@ def strategy(
     needs_labels: bool = False,
     needs_cross_entropy: bool = False,
     needs_competence: bool = False,
+    draws: Callable[[int, int, int], int] | None = None,
 ) -> Callable[[Callable[..., Weights]], Callable[..., Weights]]:
     """Registers the decorated function under a name; arguments as in `Strategy`.
 
@@ -105,6 +109,7 @@ def strategy(
             needs_labels=needs_labels,
             needs_cross_entropy=needs_cross_entropy,
             needs_competence=needs_competence,
+            draws=draws,
         )
         STRATEGIES.add(name, part, function)
         return function
@@ -119,7 +124,19 @@ def aver(evidence: Evidence) -> Weights:
     return evidence.gradients.new_full((M, B), 1 / M), None
 
 
-@strategy("random", per="batch", supplied=("seed", "step"), needs_gradients=False)
+def drawn_teacher(teachers: int, seed: int, step: int) -> int:
+    """Number of the teacher, below `teachers`, that `random` draws for a step."""
+    generator = torch.Generator().manual_seed(_mix(_mix(seed) + step))
+    return int(torch.randint(teachers, (), generator=generator))
+
+
+@strategy(
+    "random",
+    per="batch",
+    supplied=("seed", "step"),
+    needs_gradients=False,
+    draws=drawn_teacher,
+)
 def random(evidence: Evidence, *, seed: int = 0, step: int = 0) -> Weights:
     """One teacher, drawn for each mini-batch (the paper's baseline Random).
 
@@ -129,12 +146,6 @@ def random(evidence: Evidence, *, seed: int = 0, step: int = 0) -> Weights:
     weights_MB = evidence.gradients.new_zeros(M, B)
     weights_MB[drawn_teacher(M, seed, step)] = 1
     return weights_MB, None
-
-
-def drawn_teacher(teachers: int, seed: int, step: int) -> int:
-    """Number of the teacher, below `teachers`, that `random` draws for a step."""
-    generator = torch.Generator().manual_seed(_mix(_mix(seed) + step))
-    return int(torch.randint(teachers, (), generator=generator))
 
 
 @strategy("ae_kd", per="batch")

@@ -46,7 +46,12 @@ class LocalTeachers:
 
     def ask(self, request: GradientRequest) -> DistillationGradient:
         """See `Source.ask`."""
-        return combine_gradients(request, [self._host.gradients(request.spec.members, request)])
+        names = request.spec.asked(request.step)
+        if names != request.spec.members:
+            for whom, view in request.views():
+                self._host.expect(whom, [view])
+            request = replace(request, ahead=())
+        return combine_gradients(request, [self._host.gradients(names, request)])
 
     def complete(self, epoch: int) -> None:
         """See `Source.complete`."""

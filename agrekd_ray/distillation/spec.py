@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
@@ -66,6 +66,13 @@ class DistillationSpec:
         if not self.uses_biased or self.biased in self.teachers:
             return self.teachers
         return (*self.teachers, self.biased)
+
+    def asked(self, step: int) -> tuple[str, ...]:
+        """Of the members, those without whom a step cannot be weighed; others have no weight."""
+        draws = STRATEGIES[self.strategy].draws
+        if draws is None or self.uses_biased:
+            return self.members
+        return (self.teachers[draws(len(self.teachers), self.seed, step)],)
 
     @property
     def uses_biased(self) -> bool:
@@ -177,6 +184,11 @@ class GradientRequest:
         labels = None if labels_B is None else labels_B.numpy()
         return cls(spec, batch.step, batch.epoch, ids, logits_BC.cpu().numpy(), ahead, labels)
 
+    def views(self) -> Iterator[tuple[tuple[str, ...], View]]:
+        """This step's samples and those that follow, each with whom they are asked of."""
+        views = ((self.epoch, self.ids), *self.ahead)
+        return ((self.spec.asked(step), view) for step, view in enumerate(views, self.step))
+
 
 @dataclass(frozen=True)
 class TeacherGradients:
@@ -243,8 +255,8 @@ def combine_gradients(
 
     Args:
         request: what was asked.
-        answers: gradients that together hold at least the members of `request.spec`, without those
-            that are lost.
+        answers: gradients that together hold at least those that `request.spec` asks for this
+            step, without those that are lost.
         lost: teachers that the others teach without.
 
     Raises:
@@ -264,8 +276,9 @@ def combine_gradients(
         if some.cross_entropy_mB is not None
         for name, entropy_B in zip(some.names, some.cross_entropy_mB, strict=True)
     }
+    nothing_BC = np.zeros_like(request.logits_BC)  # of those who were not asked
     evidence = Evidence(
-        _stacked(gradients, members),
+        _stacked({name: gradients.get(name, nothing_BC) for name in members}, members),
         len(teaching),
         spec.temperature,
         torch.from_numpy(np.array(request.logits_BC)),

@@ -144,6 +144,7 @@ class WeightingActor:
         room: requests whose gradients are held at once; further ones wait.
         patience: seconds that a teacher may take to answer; None for any time.
         drop: go on without teachers that are lost.
+        spares: ask those alone who have a weight; else all, whose answers are recorded.
     """
 
     def __init__(
@@ -152,6 +153,7 @@ class WeightingActor:
         room: int,
         patience: float | None,
         drop: bool,
+        spares: bool = False,
     ) -> None:
         torch.set_num_threads(1)  # small tensors: more threads only wait for each other
         # Actors by name: handles among the arguments would not outlive a restart of this actor.
@@ -161,7 +163,7 @@ class WeightingActor:
         ]
         self._of = {name: group for group in self._groups for name in group.teachers}
         self._room = asyncio.Semaphore(room)
-        self._drop = drop
+        self._drop, self._spares = drop, spares
         self._lost: dict[ReplicaGroup, str] = {}
         self._spans: dict[str, Span] = {}
         self._meter = WeightingMeter()
@@ -175,8 +177,22 @@ class WeightingActor:
             self._meter.answered()
 
     async def _ask(self, request: GradientRequest) -> DistillationGradient:
+        spec = request.spec
+        spared = self._spares and not self._lost
+        names = spec.asked(request.step) if spared else spec.members
+        if names == spec.members:
+            return await self._asked(request, names)
+        _, *coming = request.views()
+        for step, (whom, view) in enumerate(coming, request.step + 1):
+            for name in whom:
+                self._of[name].expect(whom, step, view)
+        answer = await self._asked(replace(request, ahead=()), names)
+        # Those that are left draw among themselves.
+        return await self._asked(request, spec.members) if self._lost else answer
+
+    async def _asked(self, request: GradientRequest, names: Sequence[str]) -> DistillationGradient:
         wanted: dict[ReplicaGroup, list[str]] = {}
-        for name in request.spec.members:
+        for name in names:
             wanted.setdefault(self._of[name], []).append(name)
         async with self._room:
             asked = time.perf_counter()

@@ -189,6 +189,7 @@ class Fleet:
                 STEPS_HELD * -(-askers // count),
                 settings.patience,
                 settings.on_teacher_loss == "drop",
+                outputs is None,
             )
             for number in range(count)
         ]

@@ -87,6 +87,18 @@ class ReplicaGroup:
             f"step {request.step} of epoch {request.epoch}",
         )
 
+    def expect(self, names: Sequence[str], step: int, view: View) -> None:
+        """Tell who will be asked in a coming step; see `TeacherHost.expect`.
+
+        Args:
+            names: of the teachers.
+            step: its number.
+            view: its samples.
+        """
+        owners = sorted(self._there) if len(self._actors) > 1 else [*self._actors]
+        if owners:
+            self._actors[owners[step % len(owners)]].expect.remote(names, [view])
+
     async def complete(self, epoch: int) -> None:
         """See `TeacherHost.complete`; one actor completes what all have recorded."""
         # What a record has left to compute may take much longer than a step.
