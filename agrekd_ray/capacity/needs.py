@@ -111,10 +111,11 @@ def _missing(
     ensemble = plan.checkpoints(pool)
     made = {name: folder for name, folder in ensemble.items() if is_file(folder / WEIGHTS)}
     outputs = LogitsCache(job.outputs, made, dataset, job.fleet.computes_in)
-    to_record = {
-        folder / str(view): size.view_bytes // size.hosted
-        for name, folder in ensemble.items()
-        for view in views_of(dataset, size.epochs)
-        if name not in made or not exists(outputs.path(name, view))
-    }
+    each, to_record = size.view_bytes // size.hosted, dict[Path, int]()
+    for view in views_of(dataset, size.epochs):
+        for name, folder in ensemble.items():
+            if name not in made:
+                to_record[folder / str(view)] = each
+            elif not exists(path := outputs.path(name, view)):  # of several heads, maybe
+                to_record[path] = outputs.place(name).key.bytes
     return to_make, to_record

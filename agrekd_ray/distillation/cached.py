@@ -23,7 +23,7 @@ from agrekd_ray.distillation.spec import (
     known,
 )
 from agrekd_ray.errors import RunError
-from agrekd_ray.logits import Logits, LogitsCache, OutputSettings, read_ahead, stored
+from agrekd_ray.logits import Logits, LogitsCache, OutputSettings, column_of, mapped, read_ahead
 from agrekd_ray.settings import Numbers
 from agrekd_ray.training import Column
 from agrekd_ray.training.loader import IN_MEMORY
@@ -104,7 +104,7 @@ class CachedTeachers:
                 if not (recorded := self._look_again(spec, request.epoch)):
                     raise
                 self._released = True
-        return _answered(request, recorded[0].gathered(request.ids), self._samples)
+        return _answered(request, _rows(recorded[0], request), self._samples)
 
     def complete(self, epoch: int) -> None:
         """See `Source.complete`."""
@@ -151,8 +151,8 @@ class CachedTeachers:
         known = [record for record in records if record is not None]
         if len(known) < len(members):
             return None
-        ahead = read_ahead([stored(record) for record in known])
-        column = Column(*known, row_of=self._outputs.row_of, stacked=True, ahead=ahead)
+        ahead = read_ahead([*{id(rows): rows for rows in map(mapped, known)}.values()])
+        column = column_of(known, self._outputs.row_of, ahead)
         column.put_together()
         return column
 
@@ -191,7 +191,7 @@ class FixedLogits:
     def ask(self, request: GradientRequest) -> DistillationGradient:
         """See `Source.ask`."""
         (column,) = self.columns(request.spec, request.epoch)
-        return _answered(request, column.gathered(request.ids), self._samples)
+        return _answered(request, _rows(column, request), self._samples)
 
     def complete(self, epoch: int) -> None:
         """See `Source.complete`."""
@@ -203,6 +203,10 @@ def _not_finite(logits_NC: Logits) -> int:
         logits_NC[first : first + _LOOKED_AT] for first in range(0, len(logits_NC), _LOOKED_AT)
     )
     return sum(int((~np.isfinite(part)).any(1).sum()) for part in parts)
+
+
+def _rows(column: Column, request: GradientRequest) -> torch.Tensor:
+    return column.decoded(column.gathered(request.ids))
 
 
 def _answered(

@@ -84,6 +84,14 @@ class TeacherHost:
             if self._device.type == "cuda":
                 fills = filling(seen_shape(model, samples.shape))
                 self._fills = min(fills, self._fills) if len(self._heads) > 1 else fills
+        self._as = {name: name for name in self._heads}
+        """What a teacher's answers are recorded as: its own, or its backbone's."""
+        for name, (shared, _) in self._heads.items():
+            if outputs is not None and outputs.place(name).head is not None:
+                self._as[name] = shared
+        self._recorded: dict[str, list[str]] = {}
+        for name, recorded in self._as.items():
+            self._recorded.setdefault(recorded, []).append(name)
         self.stride = 8 * self._fills if self._device.type == "cuda" else FILL
         """Samples that it records between two signs of life, within seconds."""
         self._partials: OrderedDict[int, dict[str, LogitsWriter]] = OrderedDict()
@@ -181,47 +189,60 @@ class TeacherHost:
             return self._compute(names, epoch, ids)
         outputs, view = self._outputs, self._samples.view(epoch)
         rows = outputs.rows(ids)
-        begun = {name: p for name, p in self._partials.get(view, {}).items() if name in names}
-        records = {name: outputs.read(name, view) for name in names if name not in begun}
-        for name, record in records.items():
-            if record is None:
-                begun[name] = self._partial(outputs, name, view)
+        begun, known, writers = self._partials.get(view, {}), {}, dict[str, LogitsWriter]()
+        for name in names:
+            recorded = self._as[name]
+            if recorded not in begun and (record := outputs.read(name, view)) is not None:
+                known[name] = record[rows]
+            else:
+                writers[recorded] = self._partial(outputs, name, view)
         unknown_B = np.zeros(len(rows), dtype=bool)
-        for partial in begun.values():
-            unknown_B |= ~partial.known_N[rows]
+        for writer in writers.values():
+            unknown_B |= ~writer.known_N[rows]
         if unknown_B.any():
-            self._record(
-                outputs, epoch, rows[unknown_B], self._compute(begun, epoch, ids[unknown_B])
-            )
-        logits_mBC = {name: partial.get(rows) for name, partial in begun.items()} | {
-            name: record[rows].astype(np.float32, copy=False)
-            for name, record in records.items()
-            if record is not None
+            asked = [self._recorded[recorded][0] for recorded in writers]
+            found = self._compute(asked, epoch, ids[unknown_B])
+            self._record(outputs, epoch, rows[unknown_B], found)
+        written = {recorded: writer.get(rows) for recorded, writer in writers.items()}
+        logits_mBC = {
+            name: known[name] if name in known else outputs.of(name, written[recorded])
+            for name, recorded in ((name, self._as[name]) for name in names)
         }
-        return {name: torch.from_numpy(logits_BC) for name, logits_BC in logits_mBC.items()}
+        return {
+            name: torch.from_numpy(np.asarray(logits_BC, np.float32))
+            for name, logits_BC in logits_mBC.items()
+        }
 
     def _record(
-        self, outputs: LogitsCache, epoch: int, rows: np.ndarray, logits: dict[str, Tensor]
+        self, outputs: LogitsCache, epoch: int, rows: np.ndarray, found: dict[str, Tensor]
     ) -> None:
-        for name, answer in logits.items():
-            form = outputs.keys[name].form
+        for recorded, answer in found.items():
+            names = self._recorded[recorded]
+            form = outputs.place(names[0]).key.form
             if bool((answer.abs() > form.most).any()):
+                who, what = self._who(recorded)
                 raise RunError(
-                    f"teacher {name} answers with logits beyond what {form.dtype} holds; set "
+                    f"{who} answers with {what} beyond what {form.dtype} holds; set "
                     "outputs.dtype: float32."
                 )
-            partial = self._partial(outputs, name, self._samples.view(epoch))
+            partial = self._partial(outputs, names[0], self._samples.view(epoch))
             partial.put(rows, answer.numpy())
+
+    def _who(self, recorded: str) -> tuple[str, str]:
+        """Who answers with what, in words."""
+        if recorded in self._heads:
+            return f"teacher {recorded}", "logits"
+        return f"the backbone of {', '.join(self._recorded[recorded])}", "features"
 
     def _partial(self, outputs: LogitsCache, name: str, view: int) -> LogitsWriter:
         if view not in self._partials:
             while len(self._partials) >= VIEWS_OPEN:
                 for partial in self._partials.popitem(last=False)[1].values():
                     partial.close()
-        begun = self._partials.setdefault(view, {})
-        if name not in begun:
-            begun[name] = outputs.begin(name, view)
-        return begun[name]
+        begun, recorded = self._partials.setdefault(view, {}), self._as[name]
+        if recorded not in begun:
+            begun[recorded] = outputs.begin(name, view)
+        return begun[recorded]
 
     def _leave(self, view: int) -> None:
         for partial in self._partials.pop(view, {}).values():
@@ -234,12 +255,11 @@ class TeacherHost:
             return 0
         view = self._samples.view(epoch)
         begun = self._partials.get(view, {})
-        partials: dict[str, LogitsWriter] = {}
-        for name in self.names:  # one look at each: other jobs may finish records all the while
-            if outputs.read(name, view) is None:
-                partials[name] = self._partial(outputs, name, view)
-            elif name in begun:
-                begun.pop(name).discard()
+        # One look at each: other jobs may finish records all the while.
+        missing_of = [name for name in self.names if outputs.read(name, view) is None]
+        partials = {self._as[name]: self._partial(outputs, name, view) for name in missing_of}
+        for recorded in begun.keys() - partials.keys():
+            begun.pop(recorded).discard()
         unknown_N = np.zeros(outputs.count, dtype=bool)
         for partial in partials.values():
             unknown_N |= ~partial.known_N
@@ -249,16 +269,17 @@ class TeacherHost:
         parts = [now[start : start + self._fills] for start in range(0, len(now), self._fills)]
         under_way: tuple[np.ndarray, Callable[[], dict[str, Tensor]]] | None = None
         for rows, loaded in zip(parts, self._loader(self._requests(epoch, parts)), strict=True):
-            wanted = [name for name, p in partials.items() if not p.known_N[rows].all()]
-            started = self._start(wanted, epoch, loaded.inputs)
+            wanted = [one for one, p in partials.items() if not p.known_N[rows].all()]
+            asked = [self._recorded[recorded][0] for recorded in wanted]
+            started = self._start(asked, epoch, loaded.inputs)
             if under_way is not None:  # what came before is written while the device computes
                 self._record(outputs, epoch, under_way[0], under_way[1]())
             under_way = rows, started
         if under_way is not None:
             self._record(outputs, epoch, under_way[0], under_way[1]())
         if len(now) == len(missing) and part == WHOLE:
-            for name in partials:
-                self._partials[view].pop(name).finish()
+            for recorded in partials:
+                self._partials[view].pop(recorded).finish()
         return len(missing) - len(now)
 
     def _compute(self, names: Iterable[str], epoch: int, ids: np.ndarray) -> dict[str, Tensor]:
@@ -274,7 +295,9 @@ class TeacherHost:
     def _start(
         self, names: Sequence[str], epoch: int, inputs: Tensor, began: float | None = None
     ) -> Callable[[], dict[str, Tensor]]:
-        """Has the teachers' backbones compute; what it returns waits for the logits, on the CPU.
+        """Has the teachers' backbones compute; what it returns waits for the answers, on the CPU.
+
+        They are logits [B, C] by teacher or, where these are recorded, features [B, D] by backbone.
 
         Args:
             names: of the teachers.
@@ -294,7 +317,12 @@ class TeacherHost:
             start = time.perf_counter()
             with computing_in(self._numbers, self._device):
                 features = self._backbones[shared](inputs)
-                answers = {n: self._heads[n][1](features).float() for n in heads[shared]}
+                answers = {
+                    self._as[n]: (
+                        features if self._as[n] == shared else self._heads[n][1](features)
+                    ).float()
+                    for n in heads[shared]
+                }
             return answers, time.perf_counter() - start
 
         passes = self._computing.map(through, heads) if len(heads) > 1 else map(through, heads)
@@ -325,8 +353,9 @@ class TeacherHost:
             for name, answer in logits.items():
                 broken = int((~torch.isfinite(answer)).any(1).sum())
                 if broken:
+                    who, what = self._who(name)
                     raise RunError(
-                        f"teacher {name} answers with NaN or infinite logits (epoch {epoch}, "
+                        f"{who} answers with NaN or infinite {what} (epoch {epoch}, "
                         f"{broken} of {len(answer)} samples); train it again, or set "
                         "fleet.precision: float32."
                     )

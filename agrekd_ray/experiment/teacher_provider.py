@@ -27,7 +27,7 @@ from agrekd_ray.distillation import Replay, Source
 from agrekd_ray.errors import RunError
 from agrekd_ray.experiment.gpus import with_gpus, workers_of
 from agrekd_ray.experiment.teacher_tasks import Task, record, run_tasks
-from agrekd_ray.files import exists, identity
+from agrekd_ray.files import exists
 from agrekd_ray.fleet.fleet import STALL_SECONDS, Fleet, fits, turns
 from agrekd_ray.fleet.lending import borrow
 from agrekd_ray.fleet.logits_server import LogitsServer
@@ -282,7 +282,7 @@ class TeacherProvider(AbstractContextManager["TeacherProvider"]):
             return
         for name in [name for name, missing in self._missing if missing == view]:
             if (name, view) not in self._coming and outputs.read(name, view) is None:
-                seen = identity(outputs.path(name, view))
+                seen = outputs.seen(name, view)
                 self._coming[name, view] = self._bringing.submit(
                     borrow, outputs, fleet.lenders(name), name, view, seen
                 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -31,23 +31,22 @@ class Lender:
 
     _lent: LogitsCache | None
 
-    def lends(self, name: str, view: int) -> int:
-        """Bytes of the file of a teacher's record of a view; 0 where there is no sound one."""
-        outputs = self._lent
-        if outputs is None or outputs.read(name, view) is None:
-            return 0
-        return outputs.path(name, view).stat().st_size
+    def lends(self, name: str, view: int) -> tuple[str, int]:
+        """Folder and bytes of a teacher's record of a view; 0 bytes where there is no sound one."""
+        found = self._lent.file(name, view) if self._lent is not None else None
+        return ("", 0) if found is None else (found[0], found[1].stat().st_size)
 
     def part(self, name: str, view: int, first: int, size: int) -> bytes:
         """Some bytes of that file, from the byte `first` on."""
-        assert self._lent is not None
-        with self._lent.path(name, view).open("rb") as file:
+        found = self._lent.file(name, view) if self._lent is not None else None
+        assert found is not None
+        with found[1].open("rb") as file:
             file.seek(first)
             return file.read(size)
 
 
 def borrow(
-    outputs: LogitsCache, lenders: Sequence[Any], name: str, view: int, seen: Identity
+    outputs: LogitsCache, lenders: Sequence[Any], name: str, view: int, seen: Mapping[str, Identity]
 ) -> bool:
     """Bring a record to this node from the first of some actors that has it; whether one had.
 
@@ -56,14 +55,16 @@ def borrow(
         lenders: actors that are a `Lender`.
         name: of the teacher.
         view: number of the view.
-        seen: the file that is missing or damaged here.
+        seen: files that are missing or damaged here, by folder of the record.
 
     Raises:
         RunError: an actor is lost for good, or the disk cannot be written.
     """
     for lender in lenders:
-        if size := _told(lender.lends, (name, view)):
-            outputs.bring(name, view, seen, _parts(lender, name, view, size))
+        folder, size = _told(lender.lends, (name, view))
+        if size and folder in seen:
+            parts = _parts(lender, name, view, size)
+            outputs.bring(name, view, folder, seen[folder], parts)
             return True
     return False
 

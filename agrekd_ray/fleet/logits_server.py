@@ -46,7 +46,7 @@ class LentLogits(LogitsCache):
         super().__init__(*given)
         self._logits_server = server
 
-    def _brought(self, name: str, view: int, seen: Identity) -> bool:
+    def _brought(self, name: str, view: int, seen: Mapping[str, Identity]) -> bool:
         return borrow(self, [self._logits_server], name, view, seen)
 
 

@@ -2,7 +2,8 @@
 
 from agrekd_ray.logits.ahead import read_ahead
 from agrekd_ray.logits.cache import EvalLogits, Listed, LogitsCache, listed, prune, verify
-from agrekd_ray.logits.forms import Form, Logits, stored
+from agrekd_ray.logits.features import Logits, column_of, mapped
+from agrekd_ray.logits.forms import Form
 from agrekd_ray.logits.record import Key, OutputSettings, read_record, write_record
 from agrekd_ray.logits.writer import LogitsWriter
 
@@ -15,11 +16,12 @@ __all__ = [
     "LogitsCache",
     "LogitsWriter",
     "OutputSettings",
+    "column_of",
     "listed",
+    "mapped",
     "prune",
     "read_ahead",
     "read_record",
-    "stored",
     "verify",
     "write_record",
 ]

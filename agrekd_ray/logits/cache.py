@@ -10,7 +10,7 @@ import shutil
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 
@@ -30,7 +30,8 @@ from agrekd_ray.files import (
     replacing,
     unreadable,
 )
-from agrekd_ray.logits.forms import Logits
+from agrekd_ray.logits.features import Head, Headed, Logits
+from agrekd_ray.logits.forms import Recorded
 from agrekd_ray.logits.record import Key, OutputSettings, cannot_write, read_record, write_record
 from agrekd_ray.logits.remote import Remote, bring
 from agrekd_ray.logits.writer import LogitsWriter
@@ -46,6 +47,10 @@ MAPPED = 4096
 
 class LogitsCache:
     """The records that one job reads and writes.
+
+    Where several teachers have one backbone, its features may be recorded in place of each one's
+    logits, which its head then makes of them (`OutputSettings.features`); what is found either way
+    is read.
 
     Args:
         settings: where they are.
@@ -71,7 +76,10 @@ class LogitsCache:
         self.keys = {
             name: _key(folder, settings, samples, numbers) for name, folder in checkpoints.items()
         }
-        self._read: OrderedDict[tuple[str, int], Logits] = OrderedDict()
+        self._places = _places(settings, checkpoints, self.keys)
+        self._read: OrderedDict[tuple[str, int], tuple[Logits, Path]] = OrderedDict()
+        self._features: OrderedDict[tuple[str, int], Recorded] = OrderedDict()
+        self._heads: dict[str, tuple[Tensor, Tensor]] = {}
         self._reading = Lock()  # of several threads
 
     def rows(self, ids: np.ndarray) -> np.ndarray:
@@ -82,38 +90,90 @@ class LogitsCache:
         """The samples of some rows."""
         return self._samples.splits[TRAIN][rows]
 
+    def place(self, name: str) -> Place:
+        """What is recorded of a teacher from now on."""
+        return self._places[name][0]
+
     def path(self, name: str, view: int) -> Path:
         """Where a teacher's record of a view is, or will be."""
-        return self._records.path(self.keys[name], view)
+        paths = [self._records.path(place.key, view) for place in self._places[name]]
+        return next(filter(exists, paths), paths[0])
 
     def read(self, name: str, view: int) -> Logits | None:
         """Logits [N, C] of a teacher and view; None where there is no sound record.
 
         The first look verifies the checksum, of large records once for all processes of a node;
         later ones cost nothing.
+
+        Raises:
+            CheckpointError: the head that makes logits of recorded features is damaged.
         """
-        known = self._read.get((name, view))
-        if known is None:
-            key, seen = self.keys[name], identity(self.path(name, view))
-            known = self._records.read(key, view)
-            if known is None and self._brought(name, view, seen):
-                known = self._records.read(key, view)
-            if known is None:
+        found = self._found(name, view)
+        return None if found is None else found[0]
+
+    def _found(self, name: str, view: int) -> tuple[Logits, Path] | None:
+        found = self._read.get((name, view))
+        if found is None:
+            seen = self.seen(name, view)
+            found = self._look(name, view)
+            if found is None and self._brought(name, view, seen):
+                found = self._look(name, view)
+            if found is None:
                 return None
         with self._reading:
-            known = self._read.setdefault((name, view), known)
+            found = self._read.setdefault((name, view), found)
             self._read.move_to_end((name, view))
             while len(self._read) > MAPPED:
                 self._read.popitem(last=False)
+        return found
+
+    def seen(self, name: str, view: int) -> dict[str, Identity]:
+        """What is there now where a teacher's record of a view may be, by folder of the record."""
+        keys = [place.key for place in self._places[name]]
+        return {key.folder: identity(self._records.path(key, view)) for key in keys}
+
+    def of(self, name: str, recorded_BD: np.ndarray) -> np.ndarray:
+        """Logits [B, C] of a teacher out of rows as they are recorded of it from now on."""
+        head = self.place(name).head
+        if head is None:
+            return recorded_BD
+        return Headed(recorded_BD, *self._head(name, head))[:]
+
+    def _look(self, name: str, view: int) -> tuple[Logits, Path] | None:
+        for place in self._places[name]:
+            logits: Logits | None = None
+            if place.head is None:
+                logits = self._records.read(place.key, view)
+            elif (features := self._look_at_features(place.key, view)) is not None:
+                logits = Headed(features, *self._head(name, place.head))
+            if logits is not None:
+                return logits, self._records.path(place.key, view)
+        return None
+
+    def _look_at_features(self, key: Key, view: int) -> Recorded | None:
+        """The same object for all heads."""
+        known = self._features.get((key.folder, view))
+        known = self._records.read(key, view) if known is None else known
+        if known is None:
+            return None
+        with self._reading:
+            known = self._features.setdefault((key.folder, view), known)
+            while len(self._features) > MAPPED:
+                self._features.popitem(last=False)
         return known
 
-    def _brought(self, name: str, view: int, seen: Identity) -> bool:
+    def _head(self, name: str, head: Head) -> tuple[Tensor, Tensor]:
+        if name not in self._heads:
+            self._heads[name] = head.load()
+        return self._heads[name]
+
+    def _brought(self, name: str, view: int, seen: Mapping[str, Identity]) -> bool:
         """Have a record brought from where others have it, if it is to be had.
 
         Args:
             name: of the teacher.
             view: number of the view.
-            seen: the file that is missing or damaged.
+            seen: files that are missing or damaged, by folder of the record.
         """
         return False
 
@@ -129,9 +189,9 @@ class LogitsCache:
         Raises:
             RunError: the disk is full or cannot be written.
         """
-        return self._records.begin(self.keys[name], view)
+        return self._records.begin(self.place(name).key, view)
 
-    def write(self, name: str, view: int, logits_NC: Logits) -> None:
+    def write(self, name: str, view: int, logits_NC: Recorded) -> None:
         """Keep a record that was made whole.
 
         Args:
@@ -144,7 +204,14 @@ class LogitsCache:
         """
         self._records.write(self.keys[name], view, logits_NC)
 
-    def bring(self, name: str, view: int, seen: Identity, parts: Iterable[bytes]) -> None:
+    def file(self, name: str, view: int) -> tuple[str, Path] | None:
+        """Folder and file of the record that `read` reads; None where there is no sound one."""
+        found = self._found(name, view)
+        return None if found is None else (found[1].parent.name, found[1])
+
+    def bring(
+        self, name: str, view: int, folder: str, seen: Identity, parts: Iterable[bytes]
+    ) -> None:
         """Keep the file of a record that another node has.
 
         One process of a node does, others that want it meanwhile wait.
@@ -152,13 +219,16 @@ class LogitsCache:
         Args:
             name: of the teacher.
             view: number of the view.
+            folder: of the record, as `file` has it there.
             seen: the file that is missing or damaged here.
             parts: of the file, in order; not asked for where somebody else has brought it.
 
         Raises:
             RunError: the disk is full or cannot be written.
         """
-        self._records.bring(self.keys[name], view, seen, parts)
+        for place in self._places[name]:
+            if place.key.folder == folder:
+                self._records.bring(place.key, view, seen, parts)
 
     def settle(self, views: Iterable[int]) -> None:
         """Wait until the object store has the records of some views that are here.
@@ -166,17 +236,20 @@ class LogitsCache:
         Raises:
             RunError: it cannot be written.
         """
-        self._records.settle((key, view) for view in views for key in self.keys.values())
+        self._records.settle((key, view) for view in views for key in self._every_key())
 
     def touch(self) -> None:
         """Note that the records are used today, for `prune`."""
-        for key in self.keys.values():
+        for key in self._every_key():
             _touch(self._records.path(key, 0).parent)
 
     def bytes(self) -> int:
         """Size of the finished records of these teachers."""
-        folders = {self._records.path(key, 0).parent for key in self.keys.values()}
+        folders = {self._records.path(key, 0).parent for key in self._every_key()}
         return sum(f.stat().st_size for folder in folders for f in folder.glob("view-*.arrow"))
+
+    def _every_key(self) -> list[Key]:
+        return [*{p.key.folder: p.key for places in self._places.values() for p in places}.values()]
 
 
 class EvalLogits:
@@ -230,6 +303,48 @@ class EvalLogits:
         return _key(folder, self._settings, self._samples, self._numbers, split)
 
 
+@dataclass(frozen=True)
+class Place:
+    """What is recorded of a teacher.
+
+    Attributes:
+        key: of the record.
+        head: that makes logits of it, where it holds the features of the backbone.
+    """
+
+    key: Key
+    head: Head | None = None
+
+
+def _places(
+    settings: OutputSettings, checkpoints: Mapping[str, Path], keys: Mapping[str, Key]
+) -> dict[str, tuple[Place, ...]]:
+    """Where each teacher's records may be, the place for new ones first."""
+    found: dict[str, tuple[Place, ...]] = {name: (Place(key),) for name, key in keys.items()}
+    if not settings.features or settings.top_k is not None:
+        return found
+    sharing: dict[str, list[str]] = {}
+    for name, folder in checkpoints.items():
+        sharing.setdefault(read_manifest(folder).backbone, []).append(name)
+    for backbone, names in sharing.items():
+        heads = {name: Head.of(checkpoints[name], keys[name].weights) for name in names}
+        first = next(iter(heads.values()))
+        if len(names) < 2 or not backbone or first is None or None in heads.values():
+            continue
+        key = replace(
+            keys[names[0]],
+            teacher=f"features of {', '.join(names)}",
+            weights=backbone,
+            model={"features": keys[names[0]].model["name"]},
+            classes=first.features,
+        )
+        smaller = key.bytes < len(names) * keys[names[0]].bytes
+        for name in names:
+            places = (Place(key, heads[name]), *found[name])
+            found[name] = places if smaller else places[::-1]
+    return found
+
+
 class _Records:
     """Records by key and view: in this node's folder and, where there is one, an object store."""
 
@@ -240,7 +355,7 @@ class _Records:
     def path(self, key: Key, view: int) -> Path:
         return self._store / key.folder / f"view-{view:05}.arrow"
 
-    def read(self, key: Key, view: int) -> Logits | None:
+    def read(self, key: Key, view: int) -> Recorded | None:
         path = self.path(key, view)
         seen, known = identity(path), read_record(path, key)
         if known is None and self._remote is not None and self._remote.fetch(path, seen):
@@ -253,7 +368,7 @@ class _Records:
         _describe(path, key)
         return LogitsWriter(path, key, self._finished)
 
-    def write(self, key: Key, view: int, logits_NC: Logits) -> None:
+    def write(self, key: Key, view: int, logits_NC: Recorded) -> None:
         path = self.path(key, view)
         _describe(path, key)
         write_record(path, key, logits_NC)

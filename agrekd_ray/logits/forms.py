@@ -131,7 +131,7 @@ class Form:
         np.put_along_axis(logits_BC, classes_BK.astype(np.intp), kept_BK, 1)
         return logits_BC
 
-    def opened(self, rows_NR: np.ndarray) -> Logits:
+    def opened(self, rows_NR: np.ndarray) -> Recorded:
         """Stored rows as logits [N, C]; packed ones are decoded as they are asked for."""
         return Packed(self, rows_NR) if self.packed else rows_NR
 
@@ -167,11 +167,11 @@ class Packed:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-Logits = np.ndarray | Packed
-"""Of N samples, [N, C]."""
+Recorded = np.ndarray | Packed
+"""Rows of a record, [N, C]."""
 
 
-def stored(logits_NC: Logits) -> np.ndarray:
+def stored(logits_NC: Recorded) -> np.ndarray:
     """Rows as they are stored, [N, ...]."""
     return logits_NC.rows_NR if isinstance(logits_NC, Packed) else logits_NC
 

@@ -24,7 +24,7 @@ from pydantic import AfterValidator, Field
 from agrekd_ray.data import TRAIN
 from agrekd_ray.errors import RunError
 from agrekd_ray.files import cannot_read, replacing, unreadable
-from agrekd_ray.logits.forms import Dtype, Form, Logits, Packed
+from agrekd_ray.logits.forms import Dtype, Form, Packed, Recorded
 from agrekd_ray.logits.sound import is_sound
 from agrekd_ray.settings import LocalPath, Settings, fingerprint
 
@@ -65,12 +65,16 @@ class OutputSettings(Settings):
             an offset a row). Live answers are rounded alike.
         top_k: of each answer only the K largest logits are recorded, and one for all others
             together, which changes the gradient much above temperature 1; null records all.
+        features: of teachers that differ in the last layer alone (DFR, AFR and the ERM teacher that
+            they come from) the features of their backbone are recorded once, in place of the logits
+            of each, where that takes fewer bytes; replay applies the heads. Not with `top_k`.
     """
 
     store: LocalPath = Path("runs/outputs")
     remote: Address | None = None
     dtype: Dtype = "float32"
     top_k: int | None = Field(default=None, ge=1)
+    features: bool = False
 
     def form(self, classes: int) -> Form:
         """How answers of so many classes are recorded.
@@ -131,13 +135,18 @@ class Key:
         """Name of the folder of this teacher's records."""
         return self.digest[:20]
 
+    @property
+    def bytes(self) -> int:
+        """Of a view's record."""
+        return self.rows * self.form.row_bytes
+
     @cached_property
     def form(self) -> Form:
         """How its rows are stored."""
         return Form(cast(Dtype, self.dtype), self.top_k, self.classes)
 
 
-def write_record(path: Path, key: Key, logits_NC: Logits) -> None:
+def write_record(path: Path, key: Key, logits_NC: Recorded) -> None:
     """Write a finished record; whole or not at all.
 
     Args:
@@ -165,7 +174,7 @@ def write_record(path: Path, key: Key, logits_NC: Logits) -> None:
         raise cannot_write(path, error) from None
 
 
-def read_record(path: Path, key: Key, *, anew: bool = False) -> Logits | None:
+def read_record(path: Path, key: Key, *, anew: bool = False) -> Recorded | None:
     """The logits [N, C] of a record, through a memory map; None where it is missing or damaged.
 
     Args:

@@ -35,7 +35,8 @@ def is_sound(file: os.stat_result, values: np.ndarray, digest: str, *, anew: boo
     stamp = folder / hashlib.sha256(repr(about).encode()).hexdigest()
     with stamp.open("ab+") as found:
         locked(found)
-        if found.tell() and 0 <= time.time() - os.fstat(found.fileno()).st_mtime < FOR_SECONDS:
+        known = os.fstat(found.fileno())
+        if known.st_size and 0 <= time.time() - known.st_mtime < FOR_SECONDS:
             return True
         if _digest(values) != digest:
             return False

@@ -159,6 +159,10 @@ class Column:
             self._gather(rows, gathered.numpy())
         return gathered
 
+    def decoded(self, rows: Tensor) -> Tensor:
+        """What is to come along with a batch, out of rows [B, ...] on its device: these, here."""
+        return rows
+
     def read(self, rows: slice) -> Tensor:
         """Some rows, in order, as a copy on the host."""
         count = len(range(*rows.indices(self.rows)))
@@ -309,7 +313,8 @@ class Loader:
             if self._gpu is not None and inputs.ndim == 4:
                 inputs = inputs.contiguous(memory_format=torch.channels_last)
             sizes = [len(request.ids) for request in requests]
-            made = ready(tuple(rest), [len(request.whose) for request in requests])
+            said = tuple(column.decoded(part) for column, part in zip(columns, rest, strict=True))
+            made = ready(said, [len(request.whose) for request in requests])
             split = (part.split(sizes) for part in (inputs, ids_B, labels_B))
             batches = [Loaded(*batch) for batch in zip(*split, made, strict=True)]
             return batches, inputs.nbytes + sum(part.nbytes for part in rows)
