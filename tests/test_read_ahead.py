@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
+import torch
 
-from agrekd_ray.distillation import CachedTeachers, TeacherHost
-from agrekd_ray.logits import ahead
+from agrekd_ray.distillation import CachedTeachers, DistillationSpec, TeacherHost
+from agrekd_ray.errors import RunError
+from agrekd_ray.logits import ahead, prune, together
+from agrekd_ray.logits.features import Headed
 from agrekd_ray.training import Column
 
-from .shared import pool_of, records, until
+from .shared import pool_of, records, told, until
 from .test_replay import specs
 
 N, PAGES = 512, 2
@@ -86,12 +93,12 @@ def test_memory_is_that_of_the_machine_or_its_container(
 def test_rows_are_told_before_they_are_read() -> None:
     rng = np.random.default_rng(0)
     arrays = [rng.standard_normal((50, 3)).astype(np.float32) for _ in range(2)]
-    told: list[Any] = []
-    column = Column(*arrays, stacked=True, row_of=np.arange(50)[::-1], ahead=told.append)
+    heard: list[Any] = []
+    column = Column(*arrays, stacked=True, row_of=np.arange(50)[::-1], ahead=heard.append)
     column.__dict__["_whole"] = None  # too large to be put together
     rows = column.gathered(np.array([1, 4, 4]))
     np.testing.assert_array_equal(rows, np.stack(arrays, 1)[[48, 45, 45]])
-    np.testing.assert_array_equal(np.concatenate(told), [48, 45, 45])
+    np.testing.assert_array_equal(np.concatenate(heard), [48, 45, 45])
 
 
 @pytest.mark.parametrize("packed", [{}, {"outputs.dtype": "int8"}])
@@ -113,3 +120,95 @@ def test_replay_is_the_same_with_and_without(
         column.__dict__["_whole"] = None
         found.append(column.gathered(ids).numpy())
     np.testing.assert_array_equal(*found)
+
+
+@pytest.fixture
+def small(make_job: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Makes teachers' records that no memory holds, to be read out of a copy."""
+    monkeypatch.setattr(ahead, "memory", lambda: 1)
+
+    def made(**changes: Any) -> Any:
+        job = make_job(**{"outputs.together": True, **changes})
+        data, checkpoints, drawn = pool_of(job)
+        TeacherHost(checkpoints, data, outputs=records(job, data, checkpoints)).complete(0)
+        return (
+            job,
+            data,
+            checkpoints,
+            told(DistillationSpec("agre_kd", drawn.teachers, drawn.biased, 4.0)),
+        )
+
+    return made
+
+
+def copies(job: Any) -> list[Path]:
+    """Of records, with their rows side by side."""
+    return sorted(job.outputs.store.rglob("together-*"))
+
+
+def rows_of(job: Any, data: Any, checkpoints: Any, spec: Any) -> np.ndarray:
+    """Some rows as a batch gets them."""
+    (column,) = CachedTeachers(records(job, data, checkpoints), data, None).columns(spec, 0)
+    column.__dict__["_whole"] = None
+    ids = data.splits["train"][[5, 0, 17]]
+    return np.asarray(column.decoded(column.gathered(ids)).numpy())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"outputs.dtype": "float16"}, {"outputs.dtype": "int8", "outputs.top_k": 2}],
+)
+def test_rows_of_a_sample_lie_side_by_side(small: Any, changes: dict[str, Any]) -> None:
+    """The copy is made once, goes with its records, and changes no number."""
+    job, data, checkpoints, spec = small(**changes)
+    apart = job.outputs.model_copy(update={"together": False})
+    expected = rows_of(job.model_copy(update={"outputs": apart}), data, checkpoints, spec)
+    assert copies(job) == []
+    np.testing.assert_array_equal(rows_of(job, data, checkpoints, spec), expected)
+    (path,) = copies(job)
+    form = job.outputs.form(len(data.classes))
+    M, N = len(spec.members), len(data.splits["train"])
+    assert path.stat().st_size == M * N * form.row_bytes + 32
+    written = path.stat()
+    np.testing.assert_array_equal(rows_of(job, data, checkpoints, spec), expected)
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
+    fewer = replace(spec, teachers=spec.teachers[:2])
+    rows_of(job, data, checkpoints, fewer)
+    assert len(copies(job)) == 2
+    prune(job.outputs.store, 0)
+    assert copies(job) == []
+
+
+@pytest.mark.parametrize("cut", [True, False])
+def test_a_damaged_copy_is_made_again(small: Any, cut: bool) -> None:
+    job, data, checkpoints, spec = small()
+    expected = rows_of(job, data, checkpoints, spec)
+    (path,) = copies(job)
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1
+    path.write_bytes(content[:-1] if cut else content)
+    np.testing.assert_array_equal(rows_of(job, data, checkpoints, spec), expected)
+
+
+def test_a_copy_without_room_is_named(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, data, checkpoints, spec = small()
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(together, "bring", Mock(side_effect=full))
+    with pytest.raises(RunError, match="No space left"):
+        rows_of(job, data, checkpoints, spec)
+
+
+def test_heads_read_features_out_of_a_copy(small: Any) -> None:
+    """Where two heads share a backbone, the copy has its features once."""
+    job, data, checkpoints, spec = small(**{"outputs.features": True, "ensemble.debiased": 1})
+    outputs = records(job, data, checkpoints)
+    logits = [outputs.read(name, 0) for name in spec.members]
+    features = np.zeros((len(outputs.ids(np.arange(outputs.count))), 4), np.float32)
+    features += np.arange(len(features), dtype=np.float32)[:, None]
+    heads = [Headed(features, torch.randn(10, 4), torch.randn(10)) for _ in range(2)]
+    together_of = [*heads, logits[0]]
+    moved, whole_NW = together.side_by_side(job.outputs.store / "together-x.rows", together_of)
+    assert whole_NW.shape == (len(features), 4 * 4 + 10 * 4)
+    assert moved[0].features_ND is moved[1].features_ND
+    for ours, theirs in zip(moved, together_of, strict=True):
+        np.testing.assert_array_equal(ours[3:9], theirs[3:9])

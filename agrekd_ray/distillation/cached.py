@@ -23,7 +23,7 @@ from agrekd_ray.distillation.spec import (
     known,
 )
 from agrekd_ray.errors import RunError
-from agrekd_ray.logits import Logits, LogitsCache, OutputSettings, column_of, mapped, read_ahead
+from agrekd_ray.logits import Logits, LogitsCache, OutputSettings
 from agrekd_ray.settings import Numbers
 from agrekd_ray.training import Column
 from agrekd_ray.training.loader import IN_MEMORY
@@ -151,8 +151,7 @@ class CachedTeachers:
         known = [record for record in records if record is not None]
         if len(known) < len(members):
             return None
-        ahead = read_ahead([*{id(rows): rows for rows in map(mapped, known)}.values()])
-        column = column_of(known, self._outputs.row_of, ahead)
+        column = self._outputs.column(members, view, known)
         column.put_together()
         return column
 

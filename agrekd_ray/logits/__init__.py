@@ -1,9 +1,9 @@
 """What teachers said, computed once: records on disk, read through memory maps. No Ray here."""
 
-from agrekd_ray.logits.ahead import read_ahead
-from agrekd_ray.logits.cache import EvalLogits, Listed, LogitsCache, listed, prune, verify
-from agrekd_ray.logits.features import Logits, column_of, mapped
+from agrekd_ray.logits.cache import EvalLogits, LogitsCache
+from agrekd_ray.logits.features import Logits
 from agrekd_ray.logits.forms import Form
+from agrekd_ray.logits.listing import Listed, listed, prune, verify
 from agrekd_ray.logits.record import Key, OutputSettings, read_record, write_record
 from agrekd_ray.logits.writer import LogitsWriter
 
@@ -16,11 +16,8 @@ __all__ = [
     "LogitsCache",
     "LogitsWriter",
     "OutputSettings",
-    "column_of",
     "listed",
-    "mapped",
     "prune",
-    "read_ahead",
     "read_record",
     "verify",
     "write_record",

@@ -5,11 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
-import shutil
-import time
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
@@ -19,28 +16,24 @@ import torch
 from torch import Tensor
 
 from agrekd_ray.data import TRAIN, Samples
-from agrekd_ray.errors import RunError
 from agrekd_ray.files import (
     Identity,
-    cannot_read,
     exists,
     identity,
-    is_folder,
-    read_json,
     replacing,
-    unreadable,
 )
-from agrekd_ray.logits.features import Head, Headed, Logits
+from agrekd_ray.logits.ahead import ReadAhead, read_ahead
+from agrekd_ray.logits.features import Head, Headed, Logits, column_of, mapped
 from agrekd_ray.logits.forms import Recorded
 from agrekd_ray.logits.record import Key, OutputSettings, cannot_write, read_record, write_record
 from agrekd_ray.logits.remote import Remote, bring
+from agrekd_ray.logits.together import side_by_side
 from agrekd_ray.logits.writer import LogitsWriter
 from agrekd_ray.models import read_manifest
-from agrekd_ray.settings import Numbers
+from agrekd_ray.settings import Numbers, fingerprint
+from agrekd_ray.training import Column
 
 MANIFEST = "key.json"
-_FOLDER = re.compile(r"[0-9a-f]{20}")
-"""Names of the folders that `Key.folder` gives."""
 MAPPED = 4096
 """Records that a process keeps mapped; the kernel allows some 65,000 maps a process."""
 
@@ -67,6 +60,7 @@ class LogitsCache:
         numbers: Numbers,
     ) -> None:
         self._samples, self._records = samples, _Records(settings)
+        self._together = settings.together
         ids = samples.splits[TRAIN]
         self.count = len(ids)
         """N, samples of a view."""
@@ -127,10 +121,37 @@ class LogitsCache:
                 self._read.popitem(last=False)
         return found
 
+    def _path_read(self, name: str, view: int) -> Path:
+        found = self._found(name, view)
+        return self.path(name, view) if found is None else found[1]
+
     def seen(self, name: str, view: int) -> dict[str, Identity]:
         """What is there now where a teacher's record of a view may be, by folder of the record."""
         keys = [place.key for place in self._places[name]]
         return {key.folder: identity(self._records.path(key, view)) for key in keys}
+
+    def column(self, names: Sequence[str], view: int, logits: Sequence[Logits]) -> Column:
+        """Logits of a view as one column [M, C].
+
+        Where they are larger than memory, rows are read ahead; with `OutputSettings.together` out
+        of a copy that has those of a sample side by side.
+
+        Args:
+            names: of M teachers.
+            view: number of the view.
+            logits: theirs, as `read` has them.
+
+        Raises:
+            RunError: the copy cannot be written.
+        """
+        ahead = read_ahead([*{id(rows): rows for rows in map(mapped, logits)}.values()])
+        if ahead is not None and self._together:
+            folders = [self._path_read(name, view).parent.name for name in names]
+            copy = f"together-{fingerprint(*folders)[:20]}-{view:05}.rows"
+            path = self._path_read(names[0], view).with_name(copy)
+            logits, whole_NW = side_by_side(path, logits)
+            ahead = ReadAhead([whole_NW])
+        return column_of(logits, self.row_of, ahead)
 
     def of(self, name: str, recorded_BD: np.ndarray) -> np.ndarray:
         """Logits [B, C] of a teacher out of rows as they are recorded of it from now on."""
@@ -426,90 +447,3 @@ def _describe(path: Path, key: Key) -> None:
                 draft.write_text(json.dumps(key.about, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise cannot_write(path, error) from None
-
-
-@dataclass(frozen=True)
-class Listed:
-    """A teacher's records, for people.
-
-    Attributes:
-        folder: of the records.
-        key: of the teacher; None where its description is damaged.
-        views: finished records.
-        unfinished: records in the making, or left by a writer that died.
-        bytes: on disk, of all of them.
-        used: seconds since the epoch when they were last used.
-    """
-
-    folder: Path
-    key: Key | None
-    views: tuple[Path, ...]
-    unfinished: tuple[Path, ...]
-    bytes: int
-    used: float
-
-
-def listed(store: Path) -> list[Listed]:
-    """All records of a store, the one used last first.
-
-    Raises:
-        RunError: there is no such folder.
-    """
-    if not is_folder(store):
-        raise RunError(f"{store}: no folder of recorded outputs; name one with --store.")
-    try:
-        # Other folders with such a file are somebody else's, and not to be pruned.
-        folders = [path for path in store.iterdir() if _FOLDER.fullmatch(path.name)]
-        found = [_listed(folder) for folder in folders if exists(folder / MANIFEST)]
-    except OSError as error:
-        raise cannot_read(Path(error.filename or store), error) from None
-    return sorted(found, key=lambda one: -one.used)
-
-
-def _listed(folder: Path) -> Listed:
-    about = folder / MANIFEST
-    try:
-        found = read_json(about, Key)
-        key = found if found.folder == folder.name else None  # or it is of others
-    except (OSError, ValueError) as error:
-        if unreadable(error):
-            raise cannot_read(about, error) from None
-        key = None
-    views = tuple(sorted(folder.glob("view-*.arrow")))
-    left = tuple(sorted(folder.glob("view-*.partial")))
-    size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
-    return Listed(folder, key, views, left, size, about.lstat().st_mtime)
-
-
-def verify(store: Path) -> Iterator[tuple[Path, bool]]:
-    """Every finished record of a store, and whether it is sound.
-
-    Raises:
-        RunError: there is no such folder.
-    """
-    for one in listed(store):
-        for path in one.views:
-            sound = one.key is not None and read_record(path, one.key, anew=True) is not None
-            yield path, sound
-
-
-def prune(store: Path, days: float, *, keep: bool = False) -> list[Listed]:
-    """Remove the records of teachers that no run has used for so many days.
-
-    Args:
-        store: the folder.
-        days: unused for as long, at least.
-        keep: only say what would be removed.
-
-    Raises:
-        RunError: there is no such folder, or it cannot be written.
-    """
-    old = [one for one in listed(store) if one.used <= time.time() - days * 86400]
-    for one in [] if keep else old:
-        try:
-            shutil.rmtree(one.folder)
-        except OSError as error:
-            raise RunError(
-                f"{one.folder}: cannot be removed ({error.strerror or error})."
-            ) from None
-    return old

@@ -121,8 +121,8 @@ class HeadedColumn(Column):
         self._classes = logits[0].shape[1]
         members: dict[int, list[int]] = {}
         for number, one in enumerate(logits):
-            members.setdefault(id(_recorded(one)), []).append(number)
-        parts = [(_recorded(logits[mine[0]]), mine) for mine in members.values()]
+            members.setdefault(id(recorded(one)), []).append(number)
+        parts = [(recorded(logits[mine[0]]), mine) for mine in members.values()]
         super().__init__(*(array for array, _ in parts), row_of=row_of, stacked=True, ahead=ahead)
         widths = [array.shape[1] for array, _ in parts]
         self.row_shape, self.dtype = (sum(widths),), torch.float32
@@ -167,10 +167,11 @@ def column_of(
 
 def mapped(logits: Logits) -> np.ndarray:
     """What lies in the file of a record: of logits, or of the features behind them."""
-    return stored(_recorded(logits))
+    return stored(recorded(logits))
 
 
-def _recorded(logits: Logits) -> Recorded:
+def recorded(logits: Logits) -> Recorded:
+    """What a record holds: logits, or the features behind them."""
     return logits.features_ND if isinstance(logits, Headed) else logits
 
 

@@ -68,6 +68,8 @@ class OutputSettings(Settings):
         features: of teachers that differ in the last layer alone (DFR, AFR and the ERM teacher that
             they come from) the features of their backbone are recorded once, in place of the logits
             of each, where that takes fewer bytes; replay applies the heads. Not with `top_k`.
+        together: of a view's records that are larger than a node's memory a copy is made there, in
+            which the rows of a sample lie side by side: a read a sample, on as much disk again.
     """
 
     store: LocalPath = Path("runs/outputs")
@@ -75,6 +77,7 @@ class OutputSettings(Settings):
     dtype: Dtype = "float32"
     top_k: int | None = Field(default=None, ge=1)
     features: bool = False
+    together: bool = False
 
     def form(self, classes: int) -> Form:
         """How answers of so many classes are recorded.

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agrekd_ray.data import SELECT, TEST, TRAIN
-from agrekd_ray.logits.cache import Listed, listed, prune, verify
+from agrekd_ray.logits.listing import Listed, listed, prune, verify
 from agrekd_ray.terminal import say
 
 
