@@ -506,7 +506,7 @@ def test_training_goes_on_where_the_controller_itself_gives_up(
         with pytest.raises(RunError, match=r"low on memory\. Run fewer processes"):
             module.train_group(work, settings)
     (note,) = told
-    assert note.text.endswith("It goes on with the last epoch that was finished.")
+    assert note.text.endswith("It goes on from the last state that was kept.")
     faults.append(short)
     channel = Channel()
     module.train_group(dataclasses.replace(work, emit=channel.emit), settings)

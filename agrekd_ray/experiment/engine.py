@@ -12,6 +12,7 @@ from agrekd_ray.cluster.events import (
     Awaited,
     Event,
     Notice,
+    OnWay,
     StudentDone,
     StudentEpoch,
     TeacherCostSoFar,
@@ -85,7 +86,13 @@ def make_family(pool: Pool, family: Sequence[Recipe], device: str, handle: Handl
         handle(TeacherEpoch(name, epoch, epochs, f"{place}/{name}"))
 
     handle(Awaited("the first epoch of a teacher"))
-    pool.make(family, device, progress, lambda text: handle(Notice(text)))
+    pool.make(
+        family,
+        device,
+        progress,
+        lambda text: handle(Notice(text)),
+        lambda name, place: handle(OnWay(name, place)),
+    )
     for recipe in family:
         handle(TeacherDone(recipe.name))
 
@@ -149,7 +156,7 @@ class LocalEngine:
 
             self._handle(Awaited("the first epoch of a student"))
             student = Student(spec, dataset, source, device=self.device)
-            for result in student.train(storage, students, heard):
+            for result in student.train(storage, students, heard, self._handle):
                 self._handle(StudentDone(result))
         return effort()
 

@@ -42,6 +42,7 @@ NO_LOCKS = (
 )
 PLACING = (
     *("ray.address", "outputs.store", "outputs.remote", "data.prepared"),
+    *(f"{block}.training.save_every_minutes" for block in ("teachers", "student")),
     *(f"teachers.{key}" for key in ("cpus", "gpus", "store")),
     *(
         f"student.{key}"

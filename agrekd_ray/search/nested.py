@@ -202,9 +202,12 @@ def _work(config: dict[str, Any]) -> None:
 
 def _keep_step(work: GroupWork, first: bool) -> None:
     """Do what the trial says, until it says that it is over."""
-    trial = Trial(work.job, *opened(work.shared), worker_student, work.shared.competence)
+    shared = work.shared
+    kept = shared.states / work.trial_id
+    trial = Trial(work.job, *opened(shared), worker_student, shared.competence, kept)
     if any(work.states.glob("*.pt")):
         trial.load(work.states)
+    trial.take_up()
 
     def tell(record: Epoch | Metrics) -> None:
         ray.get(work.gate.tell.remote(json.dumps(asdict(record))))

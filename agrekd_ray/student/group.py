@@ -2,10 +2,10 @@
 
 Starting a group costs seconds, so the first takes students until there are none, and further ones
 are started beside it where there is room for them and work to fill them. Every epoch ends in a
-state that the first worker writes; after any loss (a worker, the group, the driver) a group goes on
-with the student and the epoch where it was. The state is a file of ours, the same as without Ray,
-and not a reported checkpoint: Train takes one report each time its controller looks, which would
-hold up students whose epochs are shorter than that.
+state that the first worker writes, and a long one has others; after any loss (a worker, the group,
+the driver) a group goes on with the student and the state where it was. The state is a file of
+ours, the same as without Ray, and not a reported checkpoint: Train takes one report each time its
+controller looks, which would hold up students whose epochs are shorter than that.
 """
 
 from __future__ import annotations
@@ -230,7 +230,7 @@ class _Group(threading.Thread):
                 # Train's controller has died, or somebody without whom it gives up: where memory
                 # is short, for instance. Nobody else starts it again, or ends its workers.
                 self._give_back()
-                text = f"{reason} It goes on with the last epoch that was finished."
+                text = f"{reason} It goes on from the last state that was kept."
                 self._work.emit(Notice(text))
             else:
                 break
@@ -365,7 +365,7 @@ def _train_one(
     if ray.train.get_context().get_world_rank() == 0:
         work.emit(Awaited("the first epoch of a student"))
     student = worker_student(spec, dataset, source, look_ahead=work.look_ahead)
-    for result in student.train(work.training, work.students, heard):
+    for result in student.train(work.training, work.students, heard, work.emit):
         work.emit(StudentDone(result))
 
 
