@@ -269,10 +269,10 @@ def test_a_trial_whose_worker_dies_is_left_to_tune(worked: Callable[..., Any]) -
 
 
 def test_a_fault_is_told_in_plain_words_or_left_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    from agrekd_ray.student.group import worker_faults
+    from agrekd_ray.student.faults import worker_faults
 
     def told(error: Exception, kind: type[Exception] = RunError) -> str:
-        with pytest.raises(kind) as caught, worker_faults():
+        with pytest.raises(kind) as caught, worker_faults("training the students"):
             raise error
         return str(caught.value)
 
