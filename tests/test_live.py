@@ -582,7 +582,7 @@ def test_what_a_call_left_at_work_takes_no_student_of_the_next(
         module.train_group(work, settings)
     SharedWork(left[0].groups).take("group-0", lambda number: False)  # what it had begun with
     (left[0].groups / "group-0" / "taken" / "000000").unlink()
-    with pytest.raises(RunError, match="1 students are not finished"):
+    with pytest.raises(RunError, match="the students: 1 are not finished"):
         module.train_group(work, settings)
     assert taken == [None, 0]
 

@@ -23,13 +23,14 @@ from agrekd_ray.data.in_memory import InMemory
 from agrekd_ray.distillation import DistillationSpec, LocalTeachers, TeacherHost
 from agrekd_ray.distillation.cached import FixedLogits
 from agrekd_ray.errors import RunError
-from agrekd_ray.models import Model
+from agrekd_ray.models import Model, load
 from agrekd_ray.models.classifier import Classifier, model
 from agrekd_ray.results import Epoch
 from agrekd_ray.search.trial import Trial, forget_within, last_state, save_state
 from agrekd_ray.settings import Training, fingerprint
 from agrekd_ray.student import STATES, Student, StudentSpec
 from agrekd_ray.student.parallel import data_parallel
+from agrekd_ray.teachers import Pool, Recipe
 from agrekd_ray.training import under_way
 from agrekd_ray.training.states import StateWriter, read_state
 from agrekd_ray.training.under_way import LOOK_EVERY, Looks
@@ -43,10 +44,10 @@ EVERY_STEP = 1e-9
 """Minutes that are over after every step."""
 
 
-def drops_out(shape: tuple[int, ...], classes: int) -> Classifier:
+def drops_out(shape: tuple[int, ...], classes: int, p: float = 0.5) -> Classifier:
     """With dropout and batch norm."""
     body = nn.Sequential(nn.Conv2d(shape[0], 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten())
-    return Classifier(nn.Sequential(body, nn.Dropout(0.5)), nn.Linear(4 * 36, classes))
+    return Classifier(nn.Sequential(body, nn.Dropout(p)), nn.Linear(4 * 36, classes))
 
 
 @pytest.fixture(autouse=True)
@@ -222,6 +223,17 @@ def stopped_at(given: Student, step: int) -> None:
     given.trainer.step = dies  # type: ignore[method-assign]
 
 
+def teacher() -> Recipe:
+    """With batch norm, which several workers must do together."""
+    without_dropout = Model(name="drops_out", args={"p": 0.0})
+    training = Training(epochs=3, batch_size=12, learning_rate=0.05)
+    return Recipe(kind="erm", model=without_dropout, training=training, seed=1)
+
+
+def tell(rank: int) -> None:
+    assert rank == 0
+
+
 def works(rank: int, folder: Path) -> None:
     model("drops_out")(drops_out)
     with one_of(2, rank, folder):
@@ -234,6 +246,8 @@ def works(rank: int, folder: Path) -> None:
             part = student(EVERY_STEP, **further)
             stopped_at(part, dies_in)
             train(folder / "part", part, lambda event: False)
+        pool = Pool(folder / "pool", data())
+        pool.make([teacher()], progress=lambda *told: tell(rank), **further)
         parameters = [flat_parameters(one.model) for one in (whole, part)]
         records = [timeless(one.history) for one in (whole, part)]
     torch.save(parameters, folder / f"{rank}.pt")
@@ -243,11 +257,16 @@ def works(rank: int, folder: Path) -> None:
 
 
 def test_two_workers_go_on_from_the_same_step(tmp_path: Path) -> None:
-    """Each with its own dropout, whoever's clock says when."""
+    """Each with its own dropout, whoever's clock says when; their teacher is that of one."""
     torch.multiprocessing.spawn(works, (tmp_path,), 2)
     (whole, part), others = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert torch.equal(whole, part)
     assert torch.equal(others[0], others[1])
+    pools = [Pool(tmp_path / name, data()) for name in ("pool", "alone")]
+    assert pools[0].missing([teacher()]) == []
+    pools[1].make([teacher()])
+    two, one = (flat_parameters(load(pool.folder(teacher()))[0]) for pool in pools)
+    torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-5)
 
 
 # --- writing

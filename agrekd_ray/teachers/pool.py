@@ -314,6 +314,11 @@ class Pool:
         except Exception:  # torch's parts answer a foreign state with anything
             how.say(f"{path}: damaged, so {recipe.name} begins anew")
             model, trainer = self._begun(recipe, how)
+        if from_first(trainer.begins) != trainer.begins:
+            raise RunError(
+                f"{path}: changed while workers read it, so another run makes {recipe.name} too; "
+                "`agrekd resume RUN` goes on when that is over."
+            )
         writer = StateWriter()
 
         def kept() -> dict[str, Any]:

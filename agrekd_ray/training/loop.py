@@ -293,6 +293,11 @@ class Trainer:
         return f"step {self.steps_done + 1} of {self.plan.steps_per_epoch} of {epoch}"
 
     @property
+    def begins(self) -> int:
+        """The step of the whole training that comes next."""
+        return self.next_epoch * self.plan.steps_per_epoch + self.steps_done
+
+    @property
     def steps_done(self) -> int:
         """Steps of the next epoch that the state it is put down in, or went on from, has made."""
         return len(self._under_way.losses) if self._under_way else 0
