@@ -173,6 +173,25 @@ def test_a_state_of_an_epoch_of_other_steps_is_refused(tmp_path: Path) -> None:
             student().load_state(path)
 
 
+def test_a_state_of_other_workers_or_of_another_device_is_gone_on_from(tmp_path: Path) -> None:
+    """With random numbers of that step's own: theirs are of no use."""
+    given = student(EVERY_STEP)
+    train(tmp_path, given, lambda event: isinstance(event, OnWay))
+    given._writer.wait()
+    (path,) = (tmp_path / "training" / STATES).iterdir()
+    state = read_state(path, "cpu")
+    begun = state["trainer"]["under_way"]
+    for own in (begun["own"].repeat(2, 1), begun["own"][:, 1:]):
+        trainer = {**state["trainer"], "under_way": {**begun, "own": own}}
+        torch.save({**state, "trainer": trainer}, path)
+        other, again = student(), student()
+        for one in (other, again):
+            assert one.load_state(path)
+            torch.rand(3 if one is other else 4)
+            one.epoch()
+        assert torch.equal(flat_parameters(other.model), flat_parameters(again.model))
+
+
 # --- when
 
 

@@ -203,11 +203,11 @@ class Student(StudentTraining):
                 return False
             epochs = EpochFiles()
             history = epochs.read(state["history"], path)
+            replayed = int(state.get("replayed", 0))  # an earlier version counted no steps
             self.trainer.load_state_dict(state["trainer"])
-            self.replayed = int(state.get("replayed", 0))
         except Exception as error:  # torch's parts answer a foreign state with anything
             raise _damaged(path, error) from None
-        self.history, self._epochs = history, epochs
+        self.history, self._epochs, self.replayed = history, epochs, replayed
         return True
 
     def take_up(self, training: Path) -> Path:
