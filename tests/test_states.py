@@ -265,6 +265,12 @@ def works(rank: int, folder: Path) -> None:
             part = student(EVERY_STEP, **further)
             stopped_at(part, dies_in)
             train(folder / "part", part, lambda event: False)
+        if rank == 1:  # it has read another state than the first one
+            part.trainer.next_epoch -= 1
+            with pytest.raises(RunError, match="changed while the workers read it"):
+                part.trainer.await_first()
+        else:
+            part.trainer.await_first()
         pool = Pool(folder / "pool", data())
         pool.make([teacher()], progress=lambda *told: tell(rank), **further)
         parameters = [flat_parameters(one.model) for one in (whole, part)]

@@ -57,7 +57,7 @@ class StudentSettings(Settings):
             they learn what one learns; `per_worker` over each one's part, without waiting.
         timeout_minutes: that several workers wait for one that does not come to a step, or does not
             end its part of an evaluation, before an error names it; longer than `fleet.patience`,
-            for it may wait for teachers.
+            for it may wait for teachers. Several workers of a teacher wait as long.
         at_once: students that train side by side, each with workers of its own, at most; `auto`
             for as many as the cluster has room for and as make up for the start of their workers.
         cpus: logical CPUs of a worker.

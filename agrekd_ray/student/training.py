@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from agrekd_ray.collectives import as_the_first, from_first
+from agrekd_ray.collectives import as_the_first
 from agrekd_ray.data import SELECT, Dataset, Groups
 from agrekd_ray.distillation import DistillationSpec, Distilled, Source
 from agrekd_ray.results import Epoch
@@ -93,7 +93,7 @@ class StudentTraining:
         Args:
             keep: see `Trainer.epoch`.
         """
-        from_first(0)  # which may still score the epoch before, and keep its state
+        self.trainer.await_first()
         finished = self.trainer.epoch(keep)
         replayed, self.replayed = self.replayed, 0
         weights = self._weights.close(self._total) if self._weights else TeacherWeightStats()

@@ -314,11 +314,6 @@ class Pool:
         except Exception:  # torch's parts answer a foreign state with anything
             how.say(f"{path}: damaged, so {recipe.name} begins anew")
             model, trainer = self._begun(recipe, how)
-        if from_first(trainer.begins) != trainer.begins:
-            raise RunError(
-                f"{path}: changed while workers read it, so another run makes {recipe.name} too; "
-                "`agrekd resume RUN` goes on when that is over."
-            )
         writer = StateWriter()
 
         def kept() -> dict[str, Any]:
@@ -330,7 +325,7 @@ class Pool:
             how.on_way(recipe.name, trainer.place)
 
         while trainer.next_epoch < epochs:
-            from_first(0)  # which may still keep the state of the epoch before
+            trainer.await_first()
             trainer.epoch(keep)
             if how.first:
                 write_state(path, kept())

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from agrekd_ray.collectives import from_first
 from agrekd_ray.core.gradient import DistillationGradient, required
 from agrekd_ray.core.weighting import summarize
 from agrekd_ray.data import TRAIN, Samples
@@ -174,6 +175,19 @@ class Trainer:
         self.schedule.step()
         return guided
 
+    def await_first(self) -> None:
+        """Wait for the first worker, which may still score the epoch before and keep its state.
+
+        Raises:
+            RunError: the workers have gone on from other states.
+        """
+        begins = self.next_epoch * self.plan.steps_per_epoch + self.steps_done
+        if from_first(begins) != begins:
+            raise RunError(
+                "the state of the training changed while the workers read it, so another run does "
+                "the same; `agrekd resume RUN` goes on when that is over."
+            )
+
     def epoch(self, keep: Callable[[], None] | None = None) -> Pass:
         """All steps of the next epoch, or those that are left of it.
 
@@ -291,11 +305,6 @@ class Trainer:
         if not self.steps_done:
             return epoch
         return f"step {self.steps_done + 1} of {self.plan.steps_per_epoch} of {epoch}"
-
-    @property
-    def begins(self) -> int:
-        """The step of the whole training that comes next."""
-        return self.next_epoch * self.plan.steps_per_epoch + self.steps_done
 
     @property
     def steps_done(self) -> int:
