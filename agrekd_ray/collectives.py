@@ -1,4 +1,4 @@
-"""What the workers of a student wait for together: how long, for whom, and who did not come.
+"""What the workers of a training wait for together: how long, for whom, and who did not come.
 
 The exchanges of a step, and of an evaluation, end in an error where a worker does not come to them
 in time (`student.timeout_minutes`). What the first worker does alone (it keeps states, retrains a

@@ -19,7 +19,7 @@ from agrekd_ray.distillation.cached import FixedLogits
 from agrekd_ray.results import EnsembleCheck, Epoch, StudentResult
 from agrekd_ray.results.frame import epochs, frame, last_weights
 from agrekd_ray.settings import Precision, Training
-from agrekd_ray.student.student import StudentTraining
+from agrekd_ray.student.training import StudentTraining
 from agrekd_ray.training import Loader, calibration, check_ensemble, predict, score
 
 ONE_HOT = "one_hot"

@@ -236,6 +236,9 @@ class Training(Precise):
         compile: `default` has torch.compile write kernels for the model's steps, `cuda_graphs` also
             replays them without the host's help; the first steps take minutes.
         deterministic: a GPU takes kernels alone that repeat themselves to the last bit.
+        save_every_minutes: between states within an epoch, of which the last one is what a killed
+            training goes on from. Every epoch ends in one; a shorter one has no other. The weights
+            are the same whatever it is.
     """
 
     epochs: Annotated[Count, Field(le=100_000)] = 15
@@ -249,6 +252,7 @@ class Training(Precise):
     clip_norm: Positive | None = None
     compile: Compile = "off"
     deterministic: bool = False
+    save_every_minutes: Positive = 10
 
     @model_serializer(mode="wrap")
     def _dumped(
@@ -258,6 +262,7 @@ class Training(Precise):
         if info.context == FINGERPRINT:  # as they were before there were such keys
             exact = values.pop("precision") != "bfloat16"
             values["autocast"] = "none" if exact else "bfloat16"
+            del values["save_every_minutes"]
             for key in ("compile", "deterministic"):
                 if values[key] == type(self).model_fields[key].default:
                     del values[key]

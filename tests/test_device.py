@@ -32,8 +32,8 @@ from agrekd_ray.training import (
     Loaded,
     TeacherWeightRecorder,
     Trainer,
+    guidance,
     label_guidance,
-    loop,
 )
 
 from .shared import told
@@ -188,7 +188,7 @@ def test_somebody_who_waits_in_a_step_is_caught(monkeypatch: pytest.MonkeyPatch)
     def waiting(logits_BC: Tensor, labels_B: Tensor) -> Any:
         return label_guidance(logits_BC * logits_BC.max().item(), labels_B)
 
-    monkeypatch.setattr(loop, "label_guidance", waiting)
+    monkeypatch.setattr(guidance, "label_guidance", waiting)
     with pytest.raises(DataDependentOutputException):
         stepped(monkeypatch, None, "cnn")
 

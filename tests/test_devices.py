@@ -115,7 +115,7 @@ def test_everything_of_a_local_run_is_computed_on_the_device(
     for name, fake in {**fakes, "answers": fake_answers}.items():
         monkeypatch.setattr(module, name, fake)
     given = StudentSpec("aver", 0, job.student.model, job.student.training)
-    local.make_teachers([[make_plan(job).recipes[0]]])
+    local.make_teachers([[make_plan(job).recipes[0]]], tmp_path)
     local.train_students((given,), {"erm-0": tmp_path}, tmp_path / "students", tmp_path / "state")
     local.ask([Asked("erm-0", tmp_path, ("test",))], lambda asked, said: None)
     assert used == dict.fromkeys(("pool", "host", "student", "answers"), device)
@@ -173,7 +173,7 @@ def test_a_granted_gpu_that_is_of_no_use_ends_the_job(
     recipes = [[make_plan(one_hot).draw.recipes[drawn.biased]]]
     anew = make_job(**{"teachers.store": str(tmp_path / "new")})
     works: list[tuple[Job, Callable[[RayEngine], object]]] = [
-        (anew, lambda engine: engine.make_teachers(recipes)),
+        (anew, lambda engine: engine.make_teachers(recipes, tmp_path)),
         (one_hot, lambda engine: engine.ask(asked, lambda one, said: None)),
         (one_hot, students(one_hot, {})),
         (pairs, students(pairs, {})),

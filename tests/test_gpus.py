@@ -28,9 +28,11 @@ from agrekd_ray.experiment.gpus import (
     numbered,
     open_to,
     share_of_task,
+    training_of_a_teacher,
     what_stays_idle,
     with_gpus,
     with_share,
+    worker_shares,
     workers_of,
 )
 from agrekd_ray.experiment.plan import make_plan
@@ -237,6 +239,21 @@ def test_who_is_left_without_a_gpu_is_said(
     given = with_gpus(job, nodes, data, models=[BIG], checkpoints=checkpoints)
     busy = workers_of(given.student)
     assert what_stays_idle(job, given, nodes, busy, "student", "fleet") == line
+
+
+def test_workers_of_a_teacher_have_a_gpu_each_or_none(make_job: Callable[..., Job]) -> None:
+    job = make_job(**{"teachers.workers": 2})
+    workers = training_of_a_teacher(job)
+    for count, share in ((2, 1.0), (1, 0.0)):
+        nodes = [node(gpus=count)]
+        assert worker_shares(workers, job.teachers.gpus, nodes, lambda: 1) == [share]
+        busy = [with_share(worker, share) for worker in workers]
+        said = what_stays_idle(job, numbered(job), nodes, busy, "teachers")
+        expected = (
+            "teachers train on CPUs: teachers.workers = 2 need a GPU each, and 1 can be had; with "
+            "teachers.workers=1 they would be used"
+        )
+        assert said == ("" if share else expected)
 
 
 def test_teachers_that_have_no_gpu_left_record_before_the_students(

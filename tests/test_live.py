@@ -547,7 +547,7 @@ def test_training_goes_on_where_the_controller_itself_gives_up(
         with pytest.raises(RunError, match=r"low on memory\. Run fewer processes"):
             module.train_group(work, settings)
     (note,) = told
-    assert note.text.endswith("It goes on with the last epoch that was finished.")
+    assert note.text.endswith("It goes on from the last state that was kept.")
     faults.append(short)
     channel = Channel()
     module.train_group(dataclasses.replace(work, emit=channel.emit), settings)
@@ -623,7 +623,7 @@ def test_what_a_call_left_at_work_takes_no_student_of_the_next(
         module.train_group(work, settings)
     SharedWork(left[0].groups).take("group-0", lambda number: False)  # what it had begun with
     (left[0].groups / "group-0" / "taken" / "000000").unlink()
-    with pytest.raises(RunError, match="1 students are not finished"):
+    with pytest.raises(RunError, match="the students: 1 are not finished"):
         module.train_group(work, settings)
     assert taken == [None, 0]
 

@@ -176,6 +176,7 @@ def test_what_an_earlier_version_wrote_is_read() -> None:
     [
         ({"student": None}, "KeyError|student"),
         ({"trainer": {}}, "next_epoch"),
+        ({"replayed": [1]}, "list"),
         ({"history": [{"epoch": 0}]}, "history|0"),
     ],
 )

@@ -173,6 +173,19 @@ def die(store: Path, job: Job, last: int) -> None:
     Pool(store, open_dataset(job.data)).make([stopped()], progress=progress)
 
 
+def die_within(store: Path, job: Job) -> None:
+    """The same in the sixth epoch, after a state of every step; that of the third is there then."""
+    torch.set_num_threads(1)
+    often = stopped().training.model_copy(update={"save_every_minutes": 1e-9})
+
+    def on_way(name: str, place: str) -> None:
+        if place == "step 5 of 5 of epoch 6 of 10":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    recipe = stopped().model_copy(update={"training": often})
+    Pool(store, open_dataset(job.data)).make([recipe], on_way=on_way)
+
+
 def weights_of(pool: Pool) -> str:
     """SHA-256 of the finished model's weights."""
     return load(pool.folder(stopped()))[1].weights
@@ -216,6 +229,21 @@ def test_a_teacher_killed_at_epoch_7_of_10_goes_on_from_there(
     assert weights_of(pool) == undisturbed
     assert [*(tmp_path / "pool" / "training").iterdir()] == []
     assert pool.missing([stopped()]) == []
+
+
+def test_a_teacher_killed_within_an_epoch_goes_on_from_there(
+    job: Job, undisturbed: str, tmp_path: Path
+) -> None:
+    pool = Pool(tmp_path / "pool", open_dataset(job.data))
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=die_within, args=(tmp_path / "pool", job))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    epochs, (said,) = make(pool)
+    assert epochs == [6, 7, 8, 9, 10]
+    assert said in [f"erm-3 goes on from step {step} of 5 of epoch 6 of 10" for step in (4, 5)]
+    assert weights_of(pool) == undisturbed
 
 
 def test_a_training_stopped_over_and_over_ends_the_same(

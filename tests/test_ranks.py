@@ -147,6 +147,7 @@ def trial(befallen: Befallen, make_job: Any, workers: int, strategy: str, patien
     changes = {
         "student.training.epochs": 2,
         "student.training.batch_size": 8 * workers,
+        "student.training.save_every_minutes": 1e-9,
         "student.cpus": 0.5,
         "student.timeout_minutes": patience / 60,
         "fleet.patience": patience / 2,
@@ -258,21 +259,27 @@ def test_a_run_goes_on_after_the_death_of_a_worker(worked: Callable[..., Any]) -
 
 
 @pytest.mark.chaos
-def test_a_trial_whose_worker_dies_is_left_to_tune(worked: Callable[..., Any]) -> None:
+def test_a_trial_whose_worker_dies_is_left_to_tune(
+    worked: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Which tries once more; its students have states of the steps that they have made."""
     from agrekd_ray.search.nested import GroupLostError
 
     with pytest.raises(GroupLostError, match="a trial's worker group failed"):
         worked("trial", die)
+    (state,) = tmp_path.glob("states/one/within-00000-*/*.pt")
+    assert len(torch.load(state)["trainer"]["under_way"]["losses"]) in (1, 2)
+    assert worked("trial", die) == 2
 
 
 # --- without Ray
 
 
 def test_a_fault_is_told_in_plain_words_or_left_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    from agrekd_ray.student.group import worker_faults
+    from agrekd_ray.student.faults import worker_faults
 
     def told(error: Exception, kind: type[Exception] = RunError) -> str:
-        with pytest.raises(kind) as caught, worker_faults():
+        with pytest.raises(kind) as caught, worker_faults("training the students"):
             raise error
         return str(caught.value)
 

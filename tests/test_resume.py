@@ -77,6 +77,7 @@ def test_resume_changes_nothing_of_what_a_run_has_made(make_job: Any) -> None:
         RunFolder.open(folder.path, ["student.cpus=-1"])
     assert (folder.path / "job.yaml").read_text() == before
     places = ["student.cpus=2", "fleet.patience=9", "fleet.labels.zone=b", "ray.address=host:1"]
+    places += [f"{block}.training.save_every_minutes=2" for block in ("student", "teachers")]
     job = RunFolder.open(folder.path, places).job
     assert (job.student.cpus, job.fleet.patience, job.fleet.labels) == (2, 9, {"zone": "b"})
     assert RunFolder.open(folder.path).job == job, "it stays changed"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import signal
 import subprocess
 from collections.abc import Callable
@@ -219,6 +220,37 @@ def test_a_killed_run_goes_on_to_the_same_students(
         torch.testing.assert_close(weights, whole[name], rtol=1e-3, atol=5e-5)
     state = json.loads((run / "state.json").read_text())
     assert state["status"] == "finished"
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize(("guidance", "workers"), [("local", 1), ("auto", 1), ("auto", 2)])
+def test_a_run_killed_within_an_epoch_goes_on_from_a_step_of_it(
+    tmp_path: Path, store: Path, guidance: str, workers: int
+) -> None:
+    """Which is its only one: from states after epochs alone it would begin anew."""
+    changes = {
+        "data.train": 960,
+        "student.training": {"epochs": 1, "batch_size": 4, "learning_rate": 0.01},
+        "student.workers": workers,
+        "data.views": {"flip": True},
+    }
+    for name in ("killed", "whole"):
+        (tmp_path / name).mkdir()
+    often = {"guidance": guidance, "student.training.save_every_minutes": 1e-9}
+    job = write_job(tmp_path / "killed", store, **changes, **often)
+    driver = subprocess.Popen([*AGREKD, "run", str(job)], stdout=subprocess.DEVNULL)
+    run = tmp_path / "killed/runs/tiny/latest"
+    until(lambda: under_way(run), driver)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    (said,) = re.findall("aver-seed-0 goes on from (.*) of 1", agrekd("resume", run))
+    assert re.fullmatch(r"step \d+ of 240 of epoch 1", said)
+    agrekd("run", write_job(tmp_path / "whole", store, **{**changes, "guidance": "local"}))
+    killed, whole = students(run), students(tmp_path / "whole/runs/tiny/latest")
+    for name, weights in killed.items():
+        if guidance == "local":
+            assert torch.equal(weights, whole[name])
+        torch.testing.assert_close(weights, whole[name], rtol=1e-3, atol=5e-5)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from agrekd_ray.models import Model
 from agrekd_ray.results import Epoch
 from agrekd_ray.settings import Training
 from agrekd_ray.student import Student, StudentSpec
-from agrekd_ray.student.group import worker_faults
+from agrekd_ray.student.faults import worker_faults
 from agrekd_ray.student.parallel import data_parallel
 from agrekd_ray.student.student import BatchNorm
 from agrekd_ray.teachers import DfrSettings
@@ -133,7 +133,7 @@ def test_workers_share_an_evaluation_and_say_what_one_says(
 
 def train(mine: Student) -> None:
     """As in a worker of Ray Train's."""
-    with worker_faults():
+    with worker_faults("training the students"):
         while not mine.done:
             mine.epoch()
 

@@ -36,7 +36,7 @@ from agrekd_ray.config import Job, load_job
 from agrekd_ray.config.points import points_of
 from agrekd_ray.data import open_dataset
 from agrekd_ray.errors import RunError, TrackingError
-from agrekd_ray.experiment.gpus import check_room_to_begin, numbered, workers_of
+from agrekd_ray.experiment.gpus import check_room_to_begin, cpus_of_workers, numbered, workers_of
 from agrekd_ray.experiment.settled import settled
 from agrekd_ray.terminal import say
 
@@ -87,7 +87,7 @@ def doctor(
     from agrekd_ray.cluster.nodes import cluster_nodes  # imports Ray, which reads the environment
     from agrekd_ray.cluster.session import RaySession
 
-    taken = max((point.student.workers * point.student.cpus for point in points), default=0)
+    taken = max(map(cpus_of_workers, points), default=0)
     warn = partial(say, console, style="yellow")
     plugins = points[0].plugins if points else ()
     with contextlib.closing(RaySession(where, math.ceil(taken) + 1, warn, plugins)) as session:

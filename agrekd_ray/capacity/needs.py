@@ -67,6 +67,10 @@ def needs_of(points: Sequence[Job]) -> Needs:
         records |= to_record
         trained = max(size.student_bytes, *to_make.values(), 0)
         process = max(process, PROCESS + IN_TRAINING * trained)
+        if to_make:
+            memory = max(
+                memory, job.teachers.workers * (PROCESS + IN_TRAINING * max(to_make.values()))
+            )
         together = size.workers * (PROCESS + IN_TRAINING * size.student_bytes)
         if size.strategies and (job.guidance == "live" or to_record):
             each = size.memory()

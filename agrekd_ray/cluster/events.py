@@ -55,6 +55,14 @@ class StudentDone:
 
 
 @dataclass(frozen=True)
+class OnWay:
+    """A student or teacher is within an epoch; `place` says where, in words."""
+
+    name: str
+    place: str
+
+
+@dataclass(frozen=True)
 class OutputsDone:
     """Teachers' outputs were recorded: so many samples of a view, in the mean over the actors."""
 
@@ -91,6 +99,7 @@ Event = (
     | TeacherDone
     | StudentEpoch
     | StudentDone
+    | OnWay
     | OutputsDone
     | TeacherCostSoFar
     | GroupPlaced

@@ -179,16 +179,18 @@ class _Whole:
                     yield Fault(f"seeds.{number}", str(seed), problem)
 
     def _workers(self) -> Iterator[Fault]:
-        workers, key = self.get("student.workers"), "student.training.batch_size"
-        batch, gpus = self.get(key), self.get("student.gpus")
-        if workers and batch and batch % workers:
-            yield Fault(key, str(batch), f"must be a multiple of student.workers, {workers}")
-        if workers and workers > 1 and gpus not in (None, AUTO, 0, 1):
-            problem = (
-                f"the {workers} workers of a student need a GPU each, since NCCL cannot share one: "
-                "1, auto, or 0 for none"
-            )
-            yield Fault("student.gpus", f"{gpus:g}", problem)
+        for block, who in (("student", "a student"), ("teachers", "a teacher")):
+            workers, key = self.get(f"{block}.workers"), f"{block}.training.batch_size"
+            batch, gpus = self.get(key), self.get(f"{block}.gpus")
+            if workers and batch and batch % workers:
+                yield Fault(key, str(batch), f"must be a multiple of {block}.workers, {workers}")
+            if workers and workers > 1 and gpus not in (None, AUTO, 0, 1):
+                problem = (
+                    f"the {workers} workers of {who} need a GPU each, since NCCL cannot share one: "
+                    "1, auto, or 0 for none"
+                )
+                yield Fault(f"{block}.gpus", f"{gpus:g}", problem)
+        workers = self.get("student.workers")
         patience, minutes = self.get("fleet.patience"), self.get("student.timeout_minutes")
         if workers and workers > 1 and patience and minutes and 60 * minutes <= patience:
             problem = f"must be longer than fleet.patience, {patience:g} s, which a step may take"

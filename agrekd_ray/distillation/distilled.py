@@ -69,7 +69,7 @@ class Distilled:
     the answer. So a source keeps nothing between two requests.
 
     Attributes:
-        replayed: steps so far whose gradients came out of records.
+        replayed: steps whose gradients came out of records; whoever counts them begins anew.
 
     Raises:
         RunError: the spec needs the teachers' competence, and does not have it.

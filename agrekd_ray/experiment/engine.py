@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -12,6 +12,7 @@ from agrekd_ray.cluster.events import (
     Awaited,
     Event,
     Notice,
+    OnWay,
     StudentDone,
     StudentEpoch,
     TeacherCostSoFar,
@@ -33,8 +34,13 @@ Handle = Callable[[Event], None]
 class Engine(Protocol):
     """Makes teachers and trains students; events go to a handler in the driver."""
 
-    def make_teachers(self, families: Sequence[Sequence[Recipe]]) -> None:
-        """Make what the pool is missing."""
+    def make_teachers(self, families: Sequence[Sequence[Recipe]], storage: Path) -> None:
+        """Make what the pool is missing.
+
+        Args:
+            families: see `Pool.make`.
+            storage: for the files of worker groups.
+        """
         ...
 
     def train_students(
@@ -77,7 +83,9 @@ class Engine(Protocol):
         ...
 
 
-def make_family(pool: Pool, family: Sequence[Recipe], device: str, handle: Handle) -> None:
+def make_family(
+    pool: Pool, family: Sequence[Recipe], device: str, handle: Handle, **workers: Any
+) -> None:
     """Make one family of models, see `Pool.make`; its epochs and ends are told."""
     place = pool.folder(family[0].parent).name
 
@@ -85,7 +93,14 @@ def make_family(pool: Pool, family: Sequence[Recipe], device: str, handle: Handl
         handle(TeacherEpoch(name, epoch, epochs, f"{place}/{name}"))
 
     handle(Awaited("the first epoch of a teacher"))
-    pool.make(family, device, progress, lambda text: handle(Notice(text)))
+    pool.make(
+        family,
+        device,
+        progress,
+        lambda text: handle(Notice(text)),
+        lambda name, place: handle(OnWay(name, place)),
+        **workers,
+    )
     for recipe in family:
         handle(TeacherDone(recipe.name))
 
@@ -108,7 +123,7 @@ class LocalEngine:
             handle(Notice(f"{idle} of {idle} GPUs stay idle: student.gpus = 0 declines them"))
         torch.set_num_threads(max(1, round(job.student.cpus)))
 
-    def make_teachers(self, families: Sequence[Sequence[Recipe]]) -> None:
+    def make_teachers(self, families: Sequence[Sequence[Recipe]], storage: Path) -> None:
         """See `Engine.make_teachers`."""
         pool = Pool(self._job.teachers.store, open_dataset(self._job.data))
         for family in families:
@@ -149,7 +164,7 @@ class LocalEngine:
 
             self._handle(Awaited("the first epoch of a student"))
             student = Student(spec, dataset, source, device=self.device)
-            for result in student.train(storage, students, heard):
+            for result in student.train(storage, students, heard, self._handle):
                 self._handle(StudentDone(result))
         return effort()
 

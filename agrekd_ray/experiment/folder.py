@@ -42,7 +42,8 @@ NO_LOCKS = (
 )
 PLACING = (
     *("ray.address", "outputs.store", "outputs.remote", "data.prepared"),
-    *(f"teachers.{key}" for key in ("cpus", "gpus", "store")),
+    *(f"{block}.training.save_every_minutes" for block in ("teachers", "student")),
+    *(f"teachers.{key}" for key in ("workers", "cpus", "gpus", "store")),
     *(
         f"student.{key}"
         for key in ("cpus", "gpus", "resources", "labels", "at_once", "timeout_minutes")

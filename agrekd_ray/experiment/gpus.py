@@ -5,8 +5,8 @@ Worked out by the driver, from the nodes, as each part of a job begins:
 - A student's worker and the teachers beside it share the GPUs that their labels and resources let
   them have: a worker has the largest 1/k of one that leaves the teachers room, and they have equal
   shares of the rest. At most `LARGE` processes share a GPU, or `SMALL` where models are small.
-- Workers of one student have a GPU each: NCCL cannot share one. Where there are fewer, students
-  train on CPUs.
+- Workers of one student, or of one teacher, have a GPU each: NCCL cannot share one. Where there are
+  fewer, they train on CPUs.
 - Teachers that find no room beside the students have the GPUs before them, to record what they say.
   With `guidance: live` they find it however many share a GPU, and else on CPUs.
 - Models that are made or asked on their own, and a search's trials, have a GPU each where they are
@@ -132,10 +132,21 @@ def worker_request(
     return ResourceRequest("student's worker", resources, labels or {}, kind, packed=True)
 
 
-def training_of_a_teacher(job: Job) -> ResourceRequest:
-    """Room that the training of a teacher takes; no GPU where the job leaves it open."""
-    gpus = 0.0 if job.teachers.gpus == AUTO else job.teachers.gpus
-    return ResourceRequest("the training of a teacher", {"CPU": job.teachers.cpus, "GPU": gpus})
+def training_of_a_teacher(job: Job) -> list[ResourceRequest]:
+    """Room that the workers of a teacher's training take; no GPU where the job leaves it open."""
+    own = job.teachers
+    resources = {"CPU": own.cpus, "GPU": 0.0 if own.gpus == AUTO else own.gpus}
+    if own.workers == 1:
+        return [ResourceRequest("the training of a teacher", resources)]
+    kind = "teachers' workers"
+    return [ResourceRequest("teacher's worker", resources, {}, kind, packed=True)] * own.workers
+
+
+def cpus_of_workers(job: Job) -> float:
+    """Logical CPUs that the workers of a student, or of a teacher, take together."""
+    student, teachers = job.student, job.teachers
+    of_teachers = teachers.workers * teachers.cpus if teachers.workers > 1 else 0.0
+    return max(student.workers * student.cpus, of_teachers)
 
 
 def check_room_to_begin(job: Job, nodes: Sequence[Node]) -> None:
@@ -146,7 +157,7 @@ def check_room_to_begin(job: Job, nodes: Sequence[Node]) -> None:
     """
     check_room(workers_of(numbered(job).student), [], nodes)
     if job.teachers.count:
-        check_room([], [training_of_a_teacher(job)], nodes)
+        check_room([], training_of_a_teacher(job), nodes)
 
 
 def with_gpus(
@@ -368,6 +379,10 @@ def _may_have(wanted: ResourceRequest, nodes: Sequence[Node]) -> bool:
     return not place([with_share(wanted, 0.0)], hosts).without_room
 
 
+def _has_gpu(wanted: ResourceRequest) -> bool:
+    return wanted.resources.get("GPU", 0) > 0
+
+
 def _filled(student: StudentSettings, gpus: float) -> StudentSettings:
     return student.model_copy(update={"gpus": gpus}) if student.gpus == AUTO else student
 
@@ -420,13 +435,18 @@ def what_stays_idle(
     """
     nodes = open_to(nodes)
     there = sum(int(node.total.get("GPU", 0)) for node in nodes)
-    worker, count = workers_of(given.student)[0], job.student.workers
-    if "student" in keys and job.student.gpus == AUTO and count > 1 and not given.student.gpus:
-        hosts = [node for node in nodes if _may_have(worker, [node])]
+    groups = (
+        ("student", "students", workers_of(given.student), given.student.gpus),
+        ("teachers", "teachers", training_of_a_teacher(job), any(map(_has_gpu, wanted))),
+    )
+    for key, who, workers, have in groups:
+        if key not in keys or getattr(job, key).gpus != AUTO or len(workers) == 1 or have:
+            continue
+        hosts = [node for node in nodes if _may_have(workers[0], [node])]
         if few := sum(int(node.total["GPU"]) for node in hosts):
             return (
-                f"students train on CPUs: student.workers = {count} need a GPU each, and {few} can "
-                f"be had; with student.workers={few} they would be used"
+                f"{who} train on CPUs: {key}.workers = {len(workers)} need a GPU each, and {few} "
+                f"can be had; with {key}.workers={few} they would be used"
             )
     denied = "fleet" in keys and job.fleet.gpus == AUTO and not given.fleet.gpus
     if denied and _open(job.fleet, job.fleet.merged(TeacherPlace()), nodes):

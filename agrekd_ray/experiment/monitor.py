@@ -12,6 +12,7 @@ from agrekd_ray.cluster.events import (
     Began,
     Event,
     Notice,
+    OnWay,
     OutputsDone,
     StudentDone,
     StudentEpoch,
@@ -35,14 +36,15 @@ def show_progress(display: Display, event: Event) -> None:
     elif isinstance(event, TeacherDone):
         display.advance(f"{event.name} finished", 0)
     elif isinstance(event, StudentEpoch):
-        point, _, student = event.student.rpartition("/students/")  # of a study
         record, done = event.epoch, event.epoch.epoch + 1
         words = (
-            f"{point.replace(',', ' ')} {student} epoch {done}/{event.epochs}, "
+            f"{_shown(event.student)} epoch {done}/{event.epochs}, "
             f"loss {record.loss:.3f}, val accuracy {record.val.accuracy:.1%}, "
             f"{record.val.worst} {record.val.worst_group_accuracy:.1%}"
         )
-        display.reach(words.lstrip(), event.student, done)
+        display.reach(words, event.student, done)
+    elif isinstance(event, OnWay):
+        display.advance(f"{_shown(event.name)}, {event.place}", 0)
     elif isinstance(event, OutputsDone):
         # Where the line counts students' epochs, their teachers take turns before the first one.
         steps = event.samples if display.unit == RECORDED else 0
@@ -53,6 +55,12 @@ def show_progress(display: Display, event: Event) -> None:
         display.awaits(event.text)
     elif isinstance(event, Notice):
         display.note(event.text, "yellow")
+
+
+def _shown(student: str) -> str:
+    """A student's name without the folders of a study's point."""
+    point, _, name = student.rpartition("/students/")
+    return f"{point.replace(',', ' ')} {name}".lstrip()
 
 
 class EpochWriter:

@@ -24,18 +24,22 @@ from agrekd_ray.data import open_dataset
 from agrekd_ray.experiment.engine import Handle
 from agrekd_ray.experiment.gpus import (
     check_room_to_begin,
+    cpus_of_workers,
     groups_at_once,
     most_of,
     most_of_finished,
     numbered,
     share_of_task,
+    side_by_side,
     training_of_a_teacher,
     what_stays_idle,
     with_share,
+    worker_shares,
     workers_of,
 )
 from agrekd_ray.experiment.listener import Listener
 from agrekd_ray.experiment.plan import views_of
+from agrekd_ray.experiment.teacher_groups import make_in_groups
 from agrekd_ray.experiment.teacher_provider import TeacherProvider, cpus_of_finished
 from agrekd_ray.experiment.teacher_tasks import Task, ask_all, make, run_tasks
 from agrekd_ray.experiment.waiting import says_what_waits
@@ -53,10 +57,9 @@ def session_of(jobs: Sequence[Job], handle: Handle) -> RaySession:
         jobs: them.
         handle: gets what is to be said of it.
     """
-    taken = max(job.student.workers * job.student.cpus for job in jobs)
     return RaySession(
         jobs[0].ray.address,
-        math.ceil(taken) + 1,
+        math.ceil(max(map(cpus_of_workers, jobs))) + 1,
         lambda text: handle(Notice(text)),
         jobs[0].plugins,
     )
@@ -81,23 +84,33 @@ class RayEngine:
             self._session.close()
             raise
 
-    def make_teachers(self, families: Sequence[Sequence[Recipe]]) -> None:
+    def make_teachers(self, families: Sequence[Sequence[Recipe]], storage: Path) -> None:
         """See `Engine.make_teachers`."""
         job, emit, nodes = self._job, self._channel.emit, settled_nodes()
         models = [family[0].model for family in families]
-        share = share_of_task(
-            training_of_a_teacher(job),
-            job.teachers.gpus,
-            len(families),
-            nodes,
-            lambda: most_of(models, open_dataset(job.data)),
-        )
-        room = with_share(training_of_a_teacher(job), share)
-        self._say_idle(numbered(job), [room] * len(families), nodes, "teachers")
-        with self._waiting([room]):
-            data, store = DriverData.of(job.data), job.teachers.store
+        workers, gpus = training_of_a_teacher(job), job.teachers.gpus
+
+        def most() -> int:
+            return most_of(models, open_dataset(job.data))
+
+        data, store = DriverData.of(job.data), job.teachers.store
+        if len(workers) > 1:
+            shares = worker_shares(workers, gpus, nodes, most)
+            room = [with_share(one, shares[0]) for one in workers]
+            groups = side_by_side(workers, shares, nodes, len(families))
+            self._say_idle(numbered(job), room * groups, nodes, "teachers")
+            look_for_room(room, [], emit)
+            emit(Awaited("a worker group is starting"))
+            with says_what_waits(room, emit, group_waits), self.listening():
+                patience = job.student.timeout_minutes
+                make_in_groups(families, store, data, storage, emit, room, patience, groups)
+            return
+        share = share_of_task(workers[0], gpus, len(families), nodes, most)
+        alone = with_share(workers[0], share)
+        self._say_idle(numbered(job), [alone] * len(families), nodes, "teachers")
+        with self._waiting([alone]):
             what = "training a teacher"
-            tasks = [Task(room, (family, store, data, emit), what) for family in families]
+            tasks = [Task(alone, (family, store, data, emit), what) for family in families]
             run_tasks(make, dict(enumerate(tasks)))
 
     def train_students(

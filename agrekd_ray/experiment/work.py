@@ -119,7 +119,7 @@ class Work:
             display.note(f"{folder}: damaged, so it is made again")
         for turn in self.pool.in_turn(families):
             display.stage(f"teachers {part}".strip(), epochs_of(turn), "epochs")
-            engine.make_teachers(turn)
+            engine.make_teachers(turn, self.storage.with_name("groups"))
 
     def mended(self, error: AgrekdError, engine: Engine, display: Display) -> bool:
         """Whether a model of the pool that an error names was damaged; such are made again.

@@ -28,9 +28,11 @@ from agrekd_ray.files import checked, replacing
 from agrekd_ray.results import Epoch, Metrics
 from agrekd_ray.results.arrays import EpochFiles, files_of, linked
 from agrekd_ray.search.trial import Shared, Trial, opened
-from agrekd_ray.student.group import fit, worker_failure, worker_faults, worker_student
+from agrekd_ray.student.faults import worker_failure, worker_faults
+from agrekd_ray.student.group import fit, worker_student
 from agrekd_ray.student.room import held
 
+WHAT = "a trial's worker group"
 POLL_SECONDS = 0.02
 SECONDS_TO_END = 60.0
 _HISTORY = "history.json"
@@ -187,7 +189,7 @@ class GroupTrial:
             fit(_work, {"work": self._work}, student, self._folder, restarts=0)
         except Exception as error:
             failure = worker_failure(error) or error
-            said = plain_error(failure, "a trial's worker group")
+            said = plain_error(failure, WHAT)
             self._failure = said if failure is said else GroupLostError(str(said))
 
 
@@ -196,15 +198,18 @@ def _work(config: dict[str, Any]) -> None:
     first = ray.train.get_context().get_world_rank() == 0
     if first and (group := held()) is not None:
         work.shared.emit(GroupPlaced(work.trial_id, group))
-    with worker_faults():
+    with worker_faults(WHAT):
         _keep_step(work, first)
 
 
 def _keep_step(work: GroupWork, first: bool) -> None:
     """Do what the trial says, until it says that it is over."""
-    trial = Trial(work.job, *opened(work.shared), worker_student, work.shared.competence)
+    shared = work.shared
+    kept = shared.states / work.trial_id
+    trial = Trial(work.job, *opened(shared), worker_student, shared.competence, kept)
     if any(work.states.glob("*.pt")):
         trial.load(work.states)
+    trial.take_up()
 
     def tell(record: Epoch | Metrics) -> None:
         ray.get(work.gate.tell.remote(json.dumps(asdict(record))))

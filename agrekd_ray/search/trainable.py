@@ -23,7 +23,15 @@ from agrekd_ray.experiment.teacher_tasks import task_device
 from agrekd_ray.results.search import FINISHED, TrialResult
 from agrekd_ray.search.folder import read_trial
 from agrekd_ray.search.nested import GroupTrial
-from agrekd_ray.search.trial import Shared, Trial, last_state, leave_test, opened, save_state
+from agrekd_ray.search.trial import (
+    Shared,
+    Trial,
+    forget_within,
+    last_state,
+    leave_test,
+    opened,
+    save_state,
+)
 from agrekd_ray.student import Student, StudentSettings
 
 SETTING = "setting"
@@ -71,12 +79,13 @@ class TrialActor(tune.Trainable):
             self._trial = GroupTrial(job, shared, self.trial_id, shared.groups / self.trial_id)
         else:
             make = functools.partial(Student, device=self._device)
-            self._trial = Trial(
-                job, self._dataset, self._source, self._judge, make, shared.competence
-            )
+            given = self._dataset, self._source, self._judge
+            self._trial = Trial(job, *given, make, shared.competence, self._states)
         self._whole = (state := last_state(self._states)) is not None
         if state is not None and self._over is None:
             self._trial.load(state)
+        if isinstance(self._trial, Trial) and self._over is None:
+            self._trial.take_up()
         return True
 
     def cleanup(self) -> None:
@@ -138,6 +147,7 @@ class TrialActor(tune.Trainable):
             encoding="utf-8"
         ) != self.trial_id:
             self._trial.load(folder / HANDED_ON)
+            forget_within(self._states)
             self._whole = True  # it may be several epochs ahead
 
     def _rules(self) -> list[str]:

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ from agrekd_ray.experiment.plan import make_plan
 from agrekd_ray.files import DamagedError, read_json, replacing
 from agrekd_ray.models import build
 from agrekd_ray.results import Epoch, Metrics, mean_epoch, mean_metrics
+from agrekd_ray.settings import fingerprint
 from agrekd_ray.student import Student, StudentSpec
 from agrekd_ray.training import Judge, evaluate
 
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from agrekd_ray.cluster.nodes import DriverData
     from agrekd_ray.search.nested import GroupTrial
 
+WITHIN = "within-"
+"""Folder of states within an epoch, followed by the number of finished epochs and the setting."""
 TESTED = "test.json"
 """File beside a trial's last state: its students' metrics on the test split."""
 
@@ -84,6 +88,7 @@ class Trial:
         judge: scores answers to the selection split.
         make: makes a student, or a worker's part of one.
         competence: of the teachers, for the strategies that need it.
+        states: folder of the trial's states, for those within an epoch; None keeps none.
     """
 
     def __init__(
@@ -94,7 +99,9 @@ class Trial:
         judge: Callable[[Tensor], dict[str, float]],
         make: Callable[..., Student] = Student,
         competence: Competence | None = None,
+        states: Path | None = None,
     ) -> None:
+        self._states, self._kept = states, set[Student]()
         ahead = job.fleet.look_ahead
         self._students = [
             make(spec, dataset, source, look_ahead=ahead, judge=judge)
@@ -104,18 +111,57 @@ class Trial:
     @property
     def done(self) -> bool:
         """Whether all epochs are behind it."""
-        return self._students[0].done
+        return all(student.done for student in self._students)
 
     @property
     def history(self) -> list[Epoch]:
         """Finished epochs, means over the seeds; empty on all workers but the first."""
         histories = [student.history for student in self._students]
-        return [mean_epoch(epochs) for epochs in zip(*histories, strict=True)]
+        # Within an epoch some have finished it.
+        return [mean_epoch(epochs) for epochs in zip(*histories, strict=False)]
 
     def train(self) -> None:
-        """Train the next epoch of every seed."""
+        """Train the next epoch of every seed, or what is left of it."""
+        epochs, within, self._kept = self._epochs, self._within, set()
         for student in self._students:
-            student.epoch()
+            if student.trainer.next_epoch == epochs:
+                student.epoch(partial(self._keep, student, within) if within else None)
+
+    def _keep(self, student: Student, folder: Path) -> None:
+        """Write a student's state within an epoch, and those of others that have just ended it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for one in self._students:
+            over = one.trainer.next_epoch > student.trainer.next_epoch
+            if one is student or (over and one not in self._kept):
+                one.save_state(folder / f"{one.spec.seed}.pt")
+            if over:
+                self._kept.add(one)
+
+    def take_up(self) -> None:
+        """Go on within the epoch that comes next, where students have states there."""
+        if self._within is None:
+            return
+        for student in self._students:
+            state = self._within / f"{student.spec.seed}.pt"
+            if state.exists():
+                student.load_state(state)
+
+    @property
+    def _epochs(self) -> int:
+        """Finished epochs of every seed, known to all workers."""
+        return min(student.trainer.next_epoch for student in self._students)
+
+    @property
+    def _within(self) -> Path | None:
+        """Folder of states within the next epoch; it goes when a state of the whole comes.
+
+        Population based training changes settings, batch sizes too: each has a folder of its own.
+        """
+        if self._states is None:
+            return None
+        spec = self._students[0].spec
+        setting = fingerprint(spec.training, spec.spec and spec.spec.described())
+        return self._states / f"{WITHIN}{self._epochs:05}-{setting[:8]}"
 
     def epoch(self) -> Epoch:
         """Train the next epoch of every seed; returns their mean, on the first worker."""
@@ -200,6 +246,16 @@ def save_state(trial: Trial | GroupTrial, folder: Path) -> None:
     for other in folder.iterdir():
         if other != place:
             shutil.rmtree(other, ignore_errors=True)
+
+
+def forget_within(folder: Path) -> None:
+    """Remove states within an epoch: the trial goes on from another one's.
+
+    Args:
+        folder: of this trial's states.
+    """
+    for within in folder.glob(f"{WITHIN}*"):
+        shutil.rmtree(within, ignore_errors=True)
 
 
 def leave_test(trial: Trial | GroupTrial, folder: Path) -> None:

@@ -1,11 +1,11 @@
-"""The Ray Train shell: worker groups that train a job's students, each one after another.
+"""The Ray Train shell: worker groups that train a job's models, each one after another.
 
-Starting a group costs seconds, so the first takes students until there are none, and further ones
+Starting a group costs seconds, so the first takes models until there are none, and further ones
 are started beside it where there is room for them and work to fill them. Every epoch ends in a
-state that the first worker writes; after any loss (a worker, the group, the driver) a group goes on
-with the student and the epoch where it was. The state is a file of ours, the same as without Ray,
-and not a reported checkpoint: Train takes one report each time its controller looks, which would
-hold up students whose epochs are shorter than that.
+state that the first worker writes, and a long one has others; after any loss (a worker, the group,
+the driver) a group goes on with the model and the state where it was. The state is a file of
+ours, the same as without Ray, and not a reported checkpoint: Train takes one report each time its
+controller looks, which would hold up students whose epochs are shorter than that.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-import time
-import traceback
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 import ray.train
@@ -36,14 +35,15 @@ from agrekd_ray.cluster.meters import StudentMeter
 from agrekd_ray.cluster.nodes import DriverData
 from agrekd_ray.data import Dataset, Samples
 from agrekd_ray.distillation import Source
-from agrekd_ray.errors import AgrekdError, RunError, listed
+from agrekd_ray.errors import AgrekdError, RunError
 from agrekd_ray.files import exists
 from agrekd_ray.fleet.replicas import DIED
 from agrekd_ray.results import Epoch
+from agrekd_ray.student.faults import worker_failure, worker_faults
 from agrekd_ray.student.parallel import data_parallel
 from agrekd_ray.student.room import GroupTrainer, device_of_worker, give_back, held
 from agrekd_ray.student.shared_work import SharedWork
-from agrekd_ray.student.student import Student, StudentSettings, StudentSpec, read_outcome
+from agrekd_ray.student.student import BatchNorm, Student, StudentSpec, read_outcome
 
 GIVEN_UP, ROOM = "given-up", "placement-group"
 MAX_FAILURES = 8
@@ -54,18 +54,74 @@ POLL_SECONDS = 1.0
 """Between two looks at whether a group more pays."""
 SECONDS_TO_END = 10.0
 """What groups that have nothing left to do may take to end."""
-WHAT = "training the students"
-HEALED_BY_RESTART = (torch.AcceleratorError, RayError)
-"""What a worker may meet that another process may not: its GPU, or an actor, has failed."""
 _KEPT: list[BaseException] = []
 """What calls of Ray ended with that were still under way when nobody waited for them any more: in
 their frames are handles of actors, and one that is dropped while Ray shuts down ends the process.
 """
 
 
+class Workers(Protocol):
+    """The workers of a group, and what each takes."""
+
+    @property
+    def workers(self) -> int:
+        """Their number."""
+        ...
+
+    @property
+    def takes(self) -> dict[str, float]:
+        """Of its node, by name."""
+        ...
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """Of the nodes that host them."""
+        ...
+
+    @property
+    def timeout_minutes(self) -> float:
+        """That they wait for one that does not come to a step."""
+        ...
+
+
+class GroupWork(ABC):
+    """What every worker of some groups is told: trainings, each of which one group takes.
+
+    Attributes:
+        training: folder of states, or another one, reachable from every worker.
+        emit: tells the driver.
+        call: name of one call of `train_group`. What an earlier one may have left at work, after a
+            fault, takes nothing of this one.
+        what: they do, in words.
+    """
+
+    training: Path
+    emit: Emit
+    call: str
+    what: str
+
+    @property
+    def groups(self) -> Path:
+        """Folder that the worker groups of this call share."""
+        return self.training / f"groups-{self.call}"
+
+    @property
+    @abstractmethod
+    def names(self) -> Sequence[str]:
+        """Of what is trained, in order."""
+
+    @abstractmethod
+    def finished(self, number: int) -> bool:
+        """Whether one of them is finished."""
+
+    @abstractmethod
+    def opened(self) -> Callable[[int], None]:
+        """Open the data in a worker; what it returns trains one of them, in all workers."""
+
+
 @dataclass(frozen=True)
-class TrainConfig:
-    """What every worker is told.
+class TrainConfig(GroupWork):
+    """Students that are trained; see `GroupWork`.
 
     Attributes:
         specs: the students, in order.
@@ -75,8 +131,7 @@ class TrainConfig:
         training: folder of the states of students under way, reachable from every worker.
         emit: tells the driver.
         look_ahead: coming batches that the teachers are told of.
-        call: name of one call of `train_group`. What an earlier one may have left at work, after a
-            fault, takes no student of this one.
+        call: see `GroupWork`.
     """
 
     specs: tuple[StudentSpec, ...]
@@ -87,40 +142,47 @@ class TrainConfig:
     emit: Emit
     look_ahead: int
     call: str = ""
+    what = "training the students"
 
     @property
-    def groups(self) -> Path:
-        """Folder that the worker groups of this call share."""
-        return self.training / f"groups-{self.call}"
+    def names(self) -> Sequence[str]:
+        """See `GroupWork.names`."""
+        return [spec.name for spec in self.specs]
 
     def finished(self, number: int) -> bool:
-        """Whether a student, by its place among the specs, is finished."""
+        """See `GroupWork.finished`."""
         return read_outcome(self.students / self.specs[number].name) is not None
+
+    def opened(self) -> Callable[[int], None]:
+        """See `GroupWork.opened`."""
+        dataset = self.data.open()
+        source = self.source(dataset) if self.source else None
+        return lambda number: _train_one(self, self.specs[number], dataset, source)
 
 
 def train_group(
-    work: TrainConfig,
-    settings: StudentSettings,
+    work: GroupWork,
+    settings: Workers,
     another: Callable[[int, int], bool] = lambda groups, begun: False,
 ) -> None:
-    """Train all students that are not finished yet; returns when all are.
+    """Train all that is not finished yet; returns when all is.
 
     The same call again, by another driver too, goes on where the last one was stopped.
 
     Args:
         work: what to do.
         settings: workers of a group and their resources.
-        another: whether a group more is to be started, while students wait, beside so many, so many
-            of which have their room.
+        another: whether a group more is to be started, while trainings wait, beside so many, so
+            many of which have their room.
 
     Raises:
         AgrekdError: what a worker raised, or a group failed over and over.
     """
     for earlier in work.training.glob("groups-*"):
         (earlier / GIVEN_UP).touch()
-    work = replace(work, call=uuid.uuid4().hex[:8])
+    work = replace(work, call=uuid.uuid4().hex[:8])  # type: ignore[type-var]
     work.groups.mkdir(parents=True)
-    left = [n for n in range(len(work.specs)) if not work.finished(n)]
+    left = [n for n in range(len(work.names)) if not work.finished(n)]
     shared = SharedWork(work.groups)
     shared.lay_out(left)
     changed, over = threading.Event(), threading.Event()
@@ -146,9 +208,9 @@ def train_group(
                 group.join(SECONDS_TO_END)
     finally:
         over.set()
-    missing = [work.specs[n].name for n in left if not work.finished(n)]
+    missing = [work.names[n] for n in left if not work.finished(n)]
     if missing:
-        raise RunError(f"{len(missing)} students are not finished, the first is {missing[0]}.")
+        raise RunError(f"{work.what}: {len(missing)} are not finished, the first is {missing[0]}.")
 
 
 class _Group(threading.Thread):
@@ -168,8 +230,8 @@ class _Group(threading.Thread):
 
     def __init__(
         self,
-        work: TrainConfig,
-        settings: StudentSettings,
+        work: GroupWork,
+        settings: Workers,
         number: int,
         changed: threading.Event,
         over: threading.Event,
@@ -200,7 +262,7 @@ class _Group(threading.Thread):
             if self._over.is_set() or not isinstance(error, Exception):
                 _KEPT.append(error)
             else:
-                self.error = plain_error(error, WHAT)
+                self.error = plain_error(error, self._work.what)
         finally:
             self._changed.set()
 
@@ -224,13 +286,13 @@ class _Group(threading.Thread):
                     raise
                 failure = worker_failure(error)
                 fault = failure or getattr(error, "controller_failure", error)
-                reason = plain_error(fault, WHAT)
+                reason = plain_error(fault, self._work.what)
                 if failure or not isinstance(fault, DIED) or attempt == MAX_CONTROLLERS:
                     raise reason from None
                 # Train's controller has died, or somebody without whom it gives up: where memory
                 # is short, for instance. Nobody else starts it again, or ends its workers.
                 self._give_back()
-                text = f"{reason} It goes on with the last epoch that was finished."
+                text = f"{reason} It goes on from the last state that was kept."
                 self._work.emit(Notice(text))
             else:
                 break
@@ -239,7 +301,7 @@ class _Group(threading.Thread):
 def fit(
     loop: Callable[[dict[str, Any]], None],
     config: dict[str, Any],
-    settings: StudentSettings,
+    settings: Workers,
     folder: Path,
     restarts: int,
 ) -> None:
@@ -272,61 +334,8 @@ def fit(
     ).fit()
 
 
-def worker_failure(error: Exception) -> Exception | None:
-    """What the first worker that failed said, out of Ray Train's error; None where none did."""
-    return next(iter(getattr(error, "worker_failures", {}).values()), None)
-
-
-@contextlib.contextmanager
-def worker_faults() -> Iterator[None]:
-    """What a worker raises in here ends the group, and nobody waits for it any more.
-
-    Raises:
-        AgrekdError: what is wrong, and with which worker. A restart would only repeat it.
-        Exception: a restart may heal it, or another worker says what is wrong.
-    """
-    try:
-        yield
-    except HEALED_BY_RESTART:
-        raise
-    except Exception as error:
-        who = collectives.named() if collectives.several() else WHAT
-        if collectives.is_of_others(error):
-            absent = collectives.missing()
-            if not collectives.is_late(error):
-                time.sleep(collectives.ROLL_CALL_SECONDS)  # ended by Ray, as a rule
-                raise
-            raise RunError(_late(absent)) from error
-        if not isinstance(error, AgrekdError):
-            raise RunError(f"{who} failed: {_plain(error)}") from error
-        if collectives.several():
-            raise RunError(f"{who}: {error}") from error
-        raise
-
-
-def _late(absent: Sequence[str]) -> str:
-    """What is said of workers that did not come to an exchange in time."""
-    if not absent:
-        return (
-            "the workers of a student have waited for each other for student.timeout_minutes, and "
-            "none was missing. Look at the network between their nodes."
-        )
-    return (
-        f"{listed(absent)} did not come to the others of its student within "
-        "student.timeout_minutes. Look at that process: at its data, at its teachers, and at what "
-        "a plugin does there. Where a step may take so long, set student.timeout_minutes higher."
-    )
-
-
-def _plain(error: Exception) -> str:
-    """An error of somebody else's code, and where it came from."""
-    *_, last = traceback.format_exception_only(error)
-    *_, frame = traceback.extract_tb(error.__traceback__)
-    return f"{last.strip()} ({Path(frame.filename).name}, line {frame.lineno})"
-
-
 def _work(config: dict[str, Any]) -> None:
-    work: TrainConfig = config["work"]
+    work: GroupWork = config["work"]
     folder: Path = config["folder"]
     context = ray.train.get_context()
     if (work.groups / GIVEN_UP).exists():
@@ -336,16 +345,15 @@ def _work(config: dict[str, Any]) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / ROOM).write_text(group, encoding="utf-8")
         work.emit(Awaited("a worker group has started, and opens the data"))
-    with worker_faults():
+    with worker_faults(work.what):
         device_of_worker()  # before anything is opened for a GPU that is of no use
-        dataset = work.data.open()
-        source = work.source(dataset) if work.source else None
+        train = work.opened()
         while (number := _next(work, folder)) is not None:
-            _train_one(work, work.specs[number], dataset, source)
+            train(number)
 
 
-def _next(work: TrainConfig, folder: Path) -> int | None:
-    """The student that comes next; the first worker takes it, all of them hear."""
+def _next(work: GroupWork, folder: Path) -> int | None:
+    """What comes next; the first worker takes it, all of them hear."""
     number = None
     if ray.train.get_context().get_world_rank() == 0:
         number = SharedWork(work.groups).take(folder.name, work.finished)
@@ -365,7 +373,7 @@ def _train_one(
     if ray.train.get_context().get_world_rank() == 0:
         work.emit(Awaited("the first epoch of a student"))
     student = worker_student(spec, dataset, source, look_ahead=work.look_ahead)
-    for result in student.train(work.training, work.students, heard):
+    for result in student.train(work.training, work.students, heard, work.emit):
         work.emit(StudentDone(result))
 
 
@@ -380,19 +388,24 @@ def worker_student(
         source: opened here.
         further: `look_ahead` and `judge`, see `StudentTraining`.
     """
+    part = part_of_worker(dataset, spec.batch_norm)
+    return Student(spec, dataset, source, **part, **further)
+
+
+def part_of_worker(samples: Samples, batch_norm: BatchNorm) -> dict[str, Any]:
+    """What makes a training this worker's part of it: its `device`, and arguments of `Trainer`.
+
+    Args:
+        samples: that are trained on.
+        batch_norm: see `StudentSettings`.
+    """
     context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
     device = device_of_worker()
-
-    return Student(
-        spec,
-        dataset,
-        source,
-        device=device,
-        rank=rank,
-        world=world,
-        wrap=lambda model: data_parallel(model, dataset, spec.batch_norm),
-        total=partial(collectives.summed, device=device),
-        **further,
-    )
+    return {
+        "device": device,
+        "rank": context.get_world_rank(),
+        "world": context.get_world_size(),
+        "wrap": lambda model: data_parallel(model, samples, batch_norm),
+        "total": partial(collectives.summed, device=device),
+    }

@@ -11,14 +11,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from agrekd_ray.collectives import as_the_first, from_first
+from agrekd_ray.cluster.events import Event, Notice, OnWay
 from agrekd_ray.core.weighting import STRATEGIES
-from agrekd_ray.data import SELECT, TEST, Dataset, Groups
-from agrekd_ray.distillation import Competence, DistillationSpec, Distilled, Source
+from agrekd_ray.data import SELECT, TEST, Dataset
+from agrekd_ray.distillation import Competence, DistillationSpec, Source
 from agrekd_ray.errors import RunError
 from agrekd_ray.files import DamagedError, checked, exists, in_a_line, read_json, replacing
 from agrekd_ray.models import Classifier, Manifest, Model, build, identified, save
@@ -37,18 +36,10 @@ from agrekd_ray.settings import (
     a_number,
     fingerprint,
 )
+from agrekd_ray.student.training import StudentTraining
 from agrekd_ray.teachers import DfrSettings, retrain_head
-from agrekd_ray.training import (
-    Labels,
-    Loader,
-    TeacherWeightRecorder,
-    TeacherWeightStats,
-    Trainer,
-    calibration,
-    predict,
-    score,
-)
-from agrekd_ray.training.states import make_folder, read_state, unwritable, write_state
+from agrekd_ray.training import calibration, score
+from agrekd_ray.training.states import StateWriter, make_folder, read_state, unwritable, write_state
 
 BatchNorm = Literal["synchronised", "per_worker"]
 OUTCOME, STATES, STATE = "outcome.json", "states", "state.pt"
@@ -66,7 +57,7 @@ class StudentSettings(Settings):
             they learn what one learns; `per_worker` over each one's part, without waiting.
         timeout_minutes: that several workers wait for one that does not come to a step, or does not
             end its part of an evaluation, before an error names it; longer than `fleet.patience`,
-            for it may wait for teachers.
+            for it may wait for teachers. Several workers of a teacher wait as long.
         at_once: students that train side by side, each with workers of its own, at most; `auto`
             for as many as the cluster has room for and as make up for the start of their workers.
         cpus: logical CPUs of a worker.
@@ -137,123 +128,8 @@ class StudentSpec:
         return replace(self, spec=self.spec.informed(competence))
 
 
-class StudentTraining:
-    """Trains a module by the epoch, evaluates it after each, and records who taught it.
-
-    Of several workers each does its part of both; the first one records.
-
-    Args:
-        model: of the student.
-        dataset: whose groups evaluation reads, never the training.
-        training: the settings.
-        spec: how its teachers teach; None for the labels alone.
-        source: where their answers come from; None for the labels alone.
-        groups: of the training samples, by which the teachers' weights are reported; those of the
-            data set by default.
-        device: to train on.
-        total: sums a tensor over the workers.
-        look_ahead: coming batches that the teachers are told of.
-        judge: scores its answers to the selection split after every epoch, from probabilities
-            [N, C]; None where nothing is selected.
-        further: arguments of `Trainer`: `seed`, `rank`, `world`, `wrap`.
-
-    Attributes:
-        history: a record of every epoch that is finished.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        dataset: Dataset,
-        training: Training,
-        spec: DistillationSpec | None,
-        source: Source | None,
-        *,
-        groups: Groups | None = None,
-        device: torch.device | str = "cpu",
-        total: Callable[[Tensor], Tensor] = lambda tensor: tensor,
-        look_ahead: int = 0,
-        judge: Callable[[Tensor], dict[str, float]] | None = None,
-        **further: Any,
-    ) -> None:
-        self._dataset, self._device, self._judge, self._total = dataset, device, judge, total
-        self.history: list[Epoch] = []
-        self._distilled = Distilled(spec, source, dataset) if spec and source else None
-        self._loader = Loader(dataset, device)
-        self._weights = (
-            TeacherWeightRecorder(groups or dataset.groups, spec.teachers, device) if spec else None
-        )
-        self.trainer = Trainer(
-            model.to(device),
-            dataset,
-            training,
-            self._distilled or Labels(),
-            loader=self._loader,
-            total=total,
-            observer=self._weights,
-            look_ahead=look_ahead if spec else 0,
-            **further,
-        )
-
-    @property
-    def done(self) -> bool:
-        """Whether all epochs are behind it."""
-        return self.trainer.next_epoch >= self.trainer.training.epochs
-
-    def epoch(self) -> Epoch | None:
-        """Train the next epoch, then evaluate; the record is None on all workers but the first."""
-        from_first(0)  # which may still score the epoch before, and keep its state
-        replayed = self._distilled.replayed if self._distilled is not None else 0
-        finished = self.trainer.epoch()
-        weights = self._weights.close(self._total) if self._weights else TeacherWeightStats()
-        if self._first and self._distilled is not None:
-            self._distilled.complete(finished.epoch)
-        probabilities_NC = self.probabilities(SELECT)
-        if not self._first:
-            return None
-        record = Epoch(
-            finished.epoch,
-            finished.loss,
-            finished.learning_rate,
-            finished.seconds,
-            score(self._dataset, SELECT, probabilities_NC),
-            selection=self._judge(probabilities_NC) if self._judge else {},
-            steps=self.trainer.plan.steps_per_epoch,
-            guidance_seconds=finished.guidance_seconds,
-            replayed_steps=self._distilled.replayed - replayed if self._distilled else 0,
-            **vars(weights),
-        )
-        self.history.append(record)
-        return record
-
-    def probabilities(self, split: str) -> Tensor:
-        """What the student answers to a split [N, C]; all workers share the work, and have it.
-
-        It is the first worker's student that answers: its buffers differ from the others' where
-        each has a batch norm of its own.
-        """
-        model, plan = self.trainer.model, self.trainer.plan
-        as_the_first(model.buffers())
-        return self._total(self._logits(model, split, plan.rank, plan.world)).softmax(1)
-
-    def _logits(self, model: nn.Module, split: str, rank: int = 0, world: int = 1) -> Tensor:
-        return predict(
-            model,
-            self._dataset,
-            self._dataset.splits[split],
-            loader=self._loader,
-            precision=self.trainer.numbers,
-            rank=rank,
-            world=world,
-        )
-
-    @property
-    def _first(self) -> bool:
-        return self.trainer.plan.rank == 0
-
-
 class Student(StudentTraining):
-    """The training of a `StudentSpec`; can be put down and taken up after any epoch.
+    """The training of a `StudentSpec`; can be put down and taken up after any step.
 
     Args:
         spec: what to do.
@@ -266,7 +142,7 @@ class Student(StudentTraining):
         self, spec: StudentSpec, dataset: Dataset, source: Source | None, **further: Any
     ) -> None:
         self.spec = spec
-        self._epochs = EpochFiles()
+        self._epochs, self._writer = EpochFiles(), StateWriter()
         if spec.spec is not None and source is None:
             raise ValueError(f"{spec.name} needs teachers, but there is no source")
         shape, classes = dataset.shape, len(dataset.classes)
@@ -284,16 +160,25 @@ class Student(StudentTraining):
     def save_state(self, path: Path) -> None:
         """Write everything that the rest of the training depends on; whole or not at all.
 
+        Within an epoch it is written while the training goes on.
+
         Raises:
-            RunError: the disk is full or cannot be written.
+            RunError: the disk is full or cannot be written, now or the last time.
         """
+        self._writer.wait()
         try:
             history = self._epochs.write(self.history, path)
         except OSError as error:
             raise unwritable(path.parent, "the state of the training", error) from None
         trainer = self.trainer.state_dict()
-        state = {"student": self.spec.name, "trainer": trainer, "history": history}
-        write_state(path, state)
+        state = {
+            "student": self.spec.name,
+            "trainer": trainer,
+            "history": history,
+            "replayed": self.replayed,
+        }
+        write = self._writer.begin if self.trainer.steps_done else write_state
+        write(path, state)
 
     def moved(self, folder: Path) -> None:
         """The folder of the last state has another path now."""
@@ -318,10 +203,11 @@ class Student(StudentTraining):
                 return False
             epochs = EpochFiles()
             history = epochs.read(state["history"], path)
+            replayed = int(state.get("replayed", 0))  # an earlier version counted no steps
             self.trainer.load_state_dict(state["trainer"])
         except Exception as error:  # torch's parts answer a foreign state with anything
             raise _damaged(path, error) from None
-        self.history, self._epochs = history, epochs
+        self.history, self._epochs, self.replayed = history, epochs, replayed
         return True
 
     def take_up(self, training: Path) -> Path:
@@ -344,21 +230,33 @@ class Student(StudentTraining):
         return own
 
     def train(
-        self, training: Path, students: Path, heard: Callable[[Epoch], None]
+        self,
+        training: Path,
+        students: Path,
+        heard: Callable[[Epoch], None],
+        tell: Callable[[Event], None] = lambda event: None,
     ) -> list[StudentResult]:
-        """Go on from the state that is there to the end, with a state after every epoch.
+        """Go on from the state that is there to the end, with a state after every epoch at least.
 
         Args:
             training: folder of the states.
             students: folder of finished students.
             heard: gets the record of every epoch, on the first worker.
+            tell: hears where it goes on, and where it is in a long epoch, on the first worker.
 
         Returns:
             What the student comes to, see `finish`; nothing on all workers but the first.
         """
         state = self.take_up(training)
+        if self._first and (self.history or self.trainer.steps_done) and not self.done:
+            tell(Notice(f"{self.spec.name} goes on from {self.trainer.place}"))
+
+        def keep() -> None:
+            self.save_state(state)
+            tell(OnWay(self.spec.name, self.trainer.place))
+
         while not self.done:
-            record = self.epoch()
+            record = self.epoch(keep)
             if record is not None:
                 self.save_state(state)
                 heard(record)

@@ -59,8 +59,12 @@ class TeacherSettings(OpenSettings):
             a seed of its own. Those that are drawn are trained.
         seed: of the first one; the others follow.
         store: folder of finished teachers, shared by all jobs.
-        cpus: logical CPUs while one is trained.
-        gpus: share of a GPU while one is trained; `auto` is what the cluster has for it, 0 none.
+        workers: data-parallel Ray Train workers that train one together, normalising over the whole
+            batch: they learn what one learns, so a teacher is the same however many there were.
+            They wait for each other as a student's do (`student.timeout_minutes`).
+        cpus: logical CPUs of a worker.
+        gpus: share of a GPU that a worker has, 1 where a teacher has several; `auto` is what the
+            cluster has for it, 0 none.
         dfr: how DFR makes teachers.
         afr: how AFR makes teachers.
         self: how SELF makes teachers.
@@ -73,6 +77,7 @@ class TeacherSettings(OpenSettings):
     count: Annotated[Count, Field(le=10_000)] = 6
     seed: Seed = 0
     store: LocalPath = Path("runs/teachers")
+    workers: Count = 1
     cpus: Positive = 1
     gpus: Gpus = AUTO
     dfr: DfrSettings = DfrSettings()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from agrekd_ray import __version__
+from agrekd_ray.collectives import from_first
 from agrekd_ray.data import SELECT, TEST, Dataset
 from agrekd_ray.errors import CheckpointError, RunError
 from agrekd_ray.files import DamagedError, checked, is_folder
@@ -28,7 +29,7 @@ from agrekd_ray.settings import Seed, Settings, Training, fingerprint, one_of
 from agrekd_ray.teachers.kinds import ERM, KINDS
 from agrekd_ray.teachers.retraining import Halves, retrained
 from agrekd_ray.training import Labels, Loader, Trainer, evaluate
-from agrekd_ray.training.states import make_folder, read_state, write_state
+from agrekd_ray.training.states import StateWriter, make_folder, read_state, write_state
 
 METHOD, METHOD_OF_TEXTS = 1, 2
 """Version of what a recipe means; raised when the same recipe gives other weights. 2: batches of
@@ -42,6 +43,25 @@ TRAINING = "training"
 
 Progress = Callable[[str, int, int], None]
 """Gets a model's name, the epoch that it has finished, from 1, and their number."""
+
+OnWay = Callable[[str, str], None]
+"""Gets a model's name, and where in an epoch its training is, in words."""
+
+
+@dataclass(frozen=True)
+class _Making:
+    """How models are made; see `Pool.make`."""
+
+    device: torch.device | str
+    progress: Progress
+    say: Callable[[str], None]
+    on_way: OnWay
+    workers: Mapping[str, Any]
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the first worker, or the only one."""
+        return self.workers.get("rank", 0) == 0
 
 
 class Recipe(Settings):
@@ -204,30 +224,38 @@ class Pool:
         device: torch.device | str = "cpu",
         progress: Progress = lambda name, epoch, epochs: None,
         say: Callable[[str], None] = lambda text: None,
+        on_way: OnWay = lambda name, place: None,
+        **workers: Any,
     ) -> None:
         """Make the models of one family: the ERM model first, then what is retrained from it.
 
-        A training that was stopped, in whatever way, goes on after its last epoch, and ends in the
-        same weights as one that was not.
+        A training that was stopped, in whatever way, goes on after its last state, and ends in the
+        same weights as one that was not. Several workers train the ERM model together; the first
+        does the rest, and alone is heard.
 
         Args:
             family: recipes with the same parent.
             device: to train on.
             progress: called after every epoch.
             say: gets what a user should read.
+            on_way: called where a state is kept within an epoch.
+            workers: of several, arguments of `Trainer`: `rank`, `world`, `wrap` and `total`.
 
         Raises:
             CheckpointError: the store cannot be written.
             RunError: training has diverged.
         """
+        how = _Making(device, progress, say, on_way, workers)
         parent = family[0].parent
-        erm = self._erm(parent, device, progress, say)
-        halves = Halves(erm, self._dataset, device, parent.training.precision)
+        erm = self._erm(parent, how)
+        precision = parent.training.precision
+        halves = None if erm is None else Halves(erm, self._dataset, device, precision)
         for recipe in family:
             if recipe.kind == ERM:
                 continue
-            twin = recipe.twin
-            biased = self._erm(twin, device, progress, say) if twin is not None else None
+            biased = self._erm(recipe.twin, how) if recipe.twin is not None else None
+            if halves is None:
+                continue
             kind = KINDS[recipe.kind]
             settings = recipe.retraining
             if not isinstance(settings, Settings):  # a plugin's, as it was written down
@@ -239,32 +267,27 @@ class Pool:
         """Where the state of an ERM model's training is, while it lasts."""
         return self._store / TRAINING / f"{self.folder(recipe).name}.pt"
 
-    def _erm(
-        self,
-        recipe: Recipe,
-        device: torch.device | str,
-        progress: Progress,
-        say: Callable[[str], None],
-    ) -> Classifier:
-        """An ERM model of the pool; made where it is missing or damaged."""
-        folder = self.folder(recipe)
+    def _erm(self, recipe: Recipe, how: _Making) -> Classifier | None:
+        """An ERM model of the pool, made where it is missing or damaged; the first worker's."""
+        found = self._whole(recipe, how.device) if how.first else None
+        if not from_first(found is not None):
+            model = self._train(recipe, how)
+            if how.first:
+                self._save(recipe, model, how.device)
+                with contextlib.suppress(OSError):
+                    self.state(recipe).unlink()
+                found = load(self.folder(recipe), how.device)[0]
+        return found
+
+    def _whole(self, recipe: Recipe, device: torch.device | str) -> Classifier | None:
         if self.find(recipe) is not None:
             with contextlib.suppress(CheckpointError):
-                return load(folder, device)[0]
-        self._save(recipe, self._train(recipe, device, progress, say), device)
-        with contextlib.suppress(OSError):
-            self.state(recipe).unlink()
-        return load(folder, device)[0]
+                return load(self.folder(recipe), device)[0]
+        return None
 
-    def _train(
-        self,
-        recipe: Recipe,
-        device: torch.device | str,
-        progress: Progress,
-        say: Callable[[str], None],
-    ) -> Classifier:
+    def _train(self, recipe: Recipe, how: _Making) -> Classifier:
         path, epochs = self.state(recipe), recipe.training.epochs
-        model, trainer = self._begun(recipe, device)
+        model, trainer = self._begun(recipe, how)
         about = {
             "recipe": self.fingerprint(recipe),
             "version": __version__,
@@ -272,34 +295,55 @@ class Pool:
             NUMBERS: trainer.numbers,
         }
         try:
-            state = read_state(path, device)
+            state = read_state(path, how.device)
             other = next((name for name in about if state.get(name) != about[name]), None)
             if other is not None:
                 differs = f"its {other} is {state.get(other)}, not {about[other]}"
-                say(f"{path}: {differs}, so {recipe.name} begins anew")
+                how.say(f"{path}: {differs}, so {recipe.name} begins anew")
             else:
                 trainer.load_state_dict(state["trainer"])
-                begins = trainer.next_epoch + 1
-                how = f"goes on from epoch {begins} of {epochs}"
-                say(f"{recipe.name} {how if begins <= epochs else 'is trained, and is evaluated'}")
+                trained = trainer.next_epoch >= epochs
+                does = (
+                    "is trained, and is evaluated" if trained else f"goes on from {trainer.place}"
+                )
+                how.say(f"{recipe.name} {does}")
         except FileNotFoundError:
             make_folder(path.parent)
         except RunError:
             raise
         except Exception:  # torch's parts answer a foreign state with anything
-            say(f"{path}: damaged, so {recipe.name} begins anew")
-            model, trainer = self._begun(recipe, device)
+            how.say(f"{path}: damaged, so {recipe.name} begins anew")
+            model, trainer = self._begun(recipe, how)
+        writer = StateWriter()
+
+        def kept() -> dict[str, Any]:
+            writer.wait()
+            return {**about, "trainer": trainer.state_dict()}
+
+        def keep() -> None:
+            writer.begin(path, kept())
+            how.on_way(recipe.name, trainer.place)
+
         while trainer.next_epoch < epochs:
-            trainer.epoch()
-            write_state(path, {**about, "trainer": trainer.state_dict()})
-            progress(recipe.name, trainer.next_epoch, epochs)
+            trainer.await_first()
+            trainer.epoch(keep)
+            if how.first:
+                write_state(path, kept())
+                how.progress(recipe.name, trainer.next_epoch, epochs)
         return model
 
-    def _begun(self, recipe: Recipe, device: torch.device | str) -> tuple[Classifier, Trainer]:
+    def _begun(self, recipe: Recipe, how: _Making) -> tuple[Classifier, Trainer]:
         data = self._dataset
-        model = build(recipe.model, data.shape, len(data.classes), recipe.seed).to(device)
-        loader = Loader(data, device)
-        trainer = Trainer(model, data, recipe.training, Labels(), seed=recipe.seed, loader=loader)
+        model = build(recipe.model, data.shape, len(data.classes), recipe.seed).to(how.device)
+        trainer = Trainer(
+            model,
+            data,
+            recipe.training,
+            Labels(),
+            seed=recipe.seed,
+            loader=Loader(data, how.device),
+            **how.workers,
+        )
         return model, trainer
 
     def _save(self, recipe: Recipe, model: Classifier, device: torch.device | str) -> None:

@@ -13,8 +13,9 @@ from agrekd_ray.training.evaluation import (
     predict,
     score,
 )
+from agrekd_ray.training.guidance import Guidance, Labels, label_guidance
 from agrekd_ray.training.loader import Column, Loaded, Loader, Request
-from agrekd_ray.training.loop import DIVERGED, Guidance, Labels, Trainer, label_guidance
+from agrekd_ray.training.loop import DIVERGED, Trainer
 
 __all__ = [
     "DIVERGED",

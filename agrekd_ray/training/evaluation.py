@@ -275,6 +275,15 @@ class TeacherWeightRecorder:
         if guided.lost_M is not None:
             self._steps[:-1] += guided.lost_M
 
+    def state(self) -> Tensor:
+        """What was taught since the last time, float64 [K]."""
+        return torch.cat([self._sums.flatten(), self._steps])
+
+    def take_up(self, state_K: Tensor) -> None:
+        """Go on from a `state`."""
+        sums, steps = state_K.to(self._sums.device).split([self._sums.numel(), len(self._steps)])
+        self._sums, self._steps = sums.view_as(self._sums).clone(), steps.clone()
+
     def close(self, total: Callable[[Tensor], Tensor]) -> TeacherWeightStats:
         """What was taught since the last time, over all workers; starts anew.
 

@@ -13,15 +13,14 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from agrekd_ray.collectives import from_first
 from agrekd_ray.core.gradient import DistillationGradient, required
-from agrekd_ray.core.kd import label_gradient
 from agrekd_ray.core.weighting import summarize
 from agrekd_ray.data import TRAIN, Samples
 from agrekd_ray.errors import RunError
@@ -34,93 +33,10 @@ from agrekd_ray.numerics import (
 )
 from agrekd_ray.settings import Training
 from agrekd_ray.training.batches import Batch, BatchPlan
-from agrekd_ray.training.loader import Column, Loaded, Loader, Request, lengths_of
+from agrekd_ray.training.guidance import Guidance, Observer
+from agrekd_ray.training.loader import Loaded, Loader, Request, lengths_of
 from agrekd_ray.training.optimization import make_optimizer, make_schedule
-
-
-class Guidance(Protocol):
-    """Where the gradient of a step comes from."""
-
-    @property
-    def whole_batch(self) -> bool:
-        """Whether it looks at the whole global batch, so that its columns must come whole."""
-        ...
-
-    def columns(self, epoch: int, ahead: bool) -> Sequence[Column] | None:
-        """What it has recorded for an epoch's samples, to come along with each batch.
-
-        Called in the loader's thread, too; the same objects while an epoch lasts.
-
-        Args:
-            epoch: its number.
-            ahead: whether the epoch may not have begun. Then the answer may be None: not known yet.
-        """
-        ...
-
-    def fault(self, epoch: int) -> str:
-        """What is wrong with the columns of an epoch, and what to do; empty where nothing is."""
-        ...
-
-    def ready(
-        self, further: tuple[Tensor, ...], sizes: Sequence[int]
-    ) -> Sequence[tuple[Tensor, ...]]:
-        """Makes of rows of `columns` what `gradient` wants of each batch, ahead of the step.
-
-        Called in the loader's thread, on the rows' device.
-
-        Args:
-            further: rows of several batches.
-            sizes: of these.
-        """
-        ...
-
-    def gradient(self, batch: Batch, loaded: Loaded, logits_BC: Tensor) -> DistillationGradient:
-        """The gradient for this worker's samples.
-
-        Args:
-            batch: the step's samples and what follows them.
-            loaded: the same on the device, with what `ready` made of the rows of `columns`.
-            logits_BC: of the student, float32, detached.
-        """
-        ...
-
-
-class Labels:
-    """Guidance by the labels alone: cross-entropy (one-hot students, ERM teachers)."""
-
-    whole_batch = False
-
-    def columns(self, epoch: int, ahead: bool) -> Sequence[Column]:
-        """See `Guidance.columns`."""
-        return ()
-
-    def fault(self, epoch: int) -> str:
-        """See `Guidance.fault`."""
-        return ""
-
-    def ready(
-        self, further: tuple[Tensor, ...], sizes: Sequence[int]
-    ) -> Sequence[tuple[Tensor, ...]]:
-        """See `Guidance.ready`."""
-        return [()] * len(sizes)
-
-    def gradient(self, batch: Batch, loaded: Loaded, logits_BC: Tensor) -> DistillationGradient:
-        """See `Guidance.gradient`."""
-        return label_guidance(logits_BC, loaded.labels_B)
-
-
-def label_guidance(logits_BC: Tensor, labels_B: Tensor) -> DistillationGradient:
-    """Cross-entropy with the labels, and its gradient."""
-    entropy_B = F.cross_entropy(logits_BC, labels_B, reduction="none")
-    return DistillationGradient(label_gradient(logits_BC, labels_B), entropy_B)
-
-
-class Observer(Protocol):
-    """Somebody who watches the steps (who taught whom); training never asks it anything."""
-
-    def observe(self, ids_B: Tensor, guided: DistillationGradient, steps: int) -> None:
-        """Some steps were made, with B samples in all."""
-        ...
+from agrekd_ray.training.under_way import Looks, UnderWay, own_of_all, take_up
 
 
 @dataclass(frozen=True)
@@ -144,8 +60,6 @@ class Pass:
 
 DIVERGED = "training has diverged. Lower training.learning_rate, or set training.clip_norm."
 """What to do about a loss or answers that are no longer finite."""
-LOOK_EVERY = 100
-"""Steps between two looks at the loss: each waits for the device."""
 SUMMARIZED_AT_ONCE, SUMMARIZED_BYTES = 16, 1 << 20
 """Steps whose losses and pulls are worked out together, at most, and bytes of their evidence: what
 a cache holds."""
@@ -162,8 +76,9 @@ def _alone(total: Tensor) -> Tensor:
 class Trainer:
     """Trains one model, an epoch at a time.
 
-    The random state of an epoch is derived from (seed, epoch, rank), so that a training that
-    resumes after any epoch ends in the same parameters as one that was never stopped.
+    The random state of an epoch is derived from (seed, epoch, rank), and a state that is kept
+    within one has every worker's, so that a training that resumes from any state ends in the same
+    parameters as one that was never stopped.
 
     Args:
         model: to be trained, on `device`.
@@ -225,6 +140,7 @@ class Trainer:
         self.next_epoch = 0
         self._total = total
         self._guided = 0.0
+        self._under_way: UnderWay | None = None
         self._coming: Generator[tuple[Batch, Loaded], None, None] | None = None
 
     def loaded(self, batches: Iterable[Batch]) -> Generator[tuple[Batch, Loaded], None, None]:
@@ -259,40 +175,89 @@ class Trainer:
         self.schedule.step()
         return guided
 
-    def epoch(self) -> Pass:
-        """All steps of the next epoch.
+    def await_first(self) -> None:
+        """Wait for the first worker, which may still score the epoch before and keep its state.
+
+        Raises:
+            RunError: the workers have gone on from other states.
+        """
+        begins = self.next_epoch * self.plan.steps_per_epoch + self.steps_done
+        if from_first(begins) != begins:
+            raise RunError(
+                "the state of the training changed while the workers read it, so another run does "
+                "the same; `agrekd resume RUN` goes on when that is over."
+            )
+
+    def epoch(self, keep: Callable[[], None] | None = None) -> Pass:
+        """All steps of the next epoch, or those that are left of it.
+
+        Args:
+            keep: called on the first worker, between two steps and `training.save_every_minutes`
+                after the last state, to keep `state_dict()`. All workers have one, or none has.
 
         Raises:
             RunError: the loss is no longer finite (of all workers alike), or the model cannot be
                 trained as its settings say.
         """
         with training_kernels(self.device, deterministic=self.training.deterministic):
-            return self._epoch()
+            return self._epoch(keep)
 
-    def _epoch(self) -> Pass:
-        epoch, start = self.next_epoch, time.perf_counter()
-        self._guided = 0.0
-        torch.manual_seed(_mix(self.seed, epoch, self.plan.rank))
-        self.network.train()
-        losses: list[Callable[[], Tensor]] = []  # sums over batches, on the device until looked at
+    def _epoch(self, keep: Callable[[], None] | None) -> Pass:
+        epoch, steps = self.next_epoch, self.plan.steps_per_epoch
+        under_way = self._begin()
+        losses, start = under_way.losses, time.perf_counter() - under_way.seconds
+        begins = len(losses)
+        summing: list[Callable[[], Tensor]] = []  # losses on the device until looked at
         pending: list[tuple[Tensor, DistillationGradient]] = []
-        summed, rate, steps = 0.0, 0.0, self.plan.steps_per_epoch
-        left = map(self.plan.batch, range(epoch * steps, len(self.plan)))
+        rate = 0.0
+        left = map(self.plan.batch, range(epoch * steps + begins, len(self.plan)))
         coming, self._coming = self._coming or self.loaded(left), None
-        for step, (batch, loaded) in enumerate(itertools.islice(coming, steps)):
+        looks = Looks(self.training.save_every_minutes if keep else math.inf)
+        for step, (batch, loaded) in enumerate(itertools.islice(coming, steps - begins), begins):
             rate = float(self.schedule.get_last_lr()[0])
             pending.append((loaded.ids_B, self.step(batch, loaded)))
-            looks = (step + 1) % LOOK_EVERY == 0 or step + 1 == steps
-            if looks or len(pending) >= self._summarized_at_once(pending[0][1]):
-                losses.append(self.loader.aside(self._summarize, pending))
+            last = step + 1 == steps
+            look = looks.due() or last
+            if look or len(pending) >= self._summarized_at_once(pending[0][1]):
+                summing.append(self.loader.aside(self._summarize, pending))
                 pending = []
-            if looks:
-                summed += self._looked_at(torch.cat([loss_S() for loss_S in losses]), epoch, step)
-                losses.clear()
+            if look:
+                loss_S = torch.cat([loss_S() for loss_S in summing])
+                found, word = self._looked_at(loss_S, looks, epoch, step)
+                losses += found
+                summing.clear()
+                if looks.heard(word) and keep and not last:
+                    self._put_down(keep, losses, time.perf_counter() - start)
         self._coming = coming  # the first batches of the next epoch are on their way
         self.next_epoch += 1
-        mean = summed / (steps * self.training.batch_size)
+        mean = math.fsum(losses) / (steps * self.training.batch_size)
         return Pass(epoch, mean, rate, time.perf_counter() - start, self._guided)
+
+    def _begin(self) -> UnderWay:
+        """Begin an epoch, or go on with the one under way."""
+        under_way, self._under_way = self._under_way or UnderWay(), None
+        rank, own_WK = self.plan.rank, under_way.own_WK
+        self._guided = under_way.guidance_seconds
+        begins = [len(under_way.losses)] if under_way.losses else []
+        torch.manual_seed(_mix(self.seed, self.next_epoch, rank, *begins))
+        if own_WK is not None and len(own_WK) == self.plan.world:
+            observed = take_up(own_WK[rank], self.device, len(self._observed()))
+            if observed is not None and self.observer is not None:
+                self.observer.take_up(observed)
+        self.network.train()
+        return under_way
+
+    def _put_down(self, keep: Callable[[], None], losses: list[float], seconds: float) -> None:
+        """Have the state kept between two steps of an epoch; called by all workers."""
+        plan = self.plan
+        own_WK = own_of_all(self._observed(), self.device, plan.rank, plan.world, self._total)
+        if plan.rank == 0:
+            self._under_way = UnderWay(losses, seconds, self._guided, own_WK)
+            keep()
+            self._under_way = None
+
+    def _observed(self) -> Tensor:
+        return torch.empty(0) if self.observer is None else self.observer.state()
 
     @staticmethod
     def _summarized_at_once(guided: DistillationGradient) -> int:
@@ -308,33 +273,56 @@ class Trainer:
             self.observer.observe(torch.cat(ids), whole, len(steps))
         return required(whole.loss_B).view(len(steps), -1).sum(1, dtype=torch.float64)
 
-    def _looked_at(self, loss_S: Tensor, epoch: int, last: int) -> float:
-        """The sum of the losses of some steps, over all workers.
+    def _looked_at(
+        self, loss_S: Tensor, looks: Looks, epoch: int, last: int
+    ) -> tuple[list[float], int]:
+        """The losses of some steps, over all workers, and the first one's word to all.
 
         Args:
             loss_S: sums over this worker's part of each batch.
+            looks: of this worker.
             epoch: whose steps they are.
             last: number of the last of them in the epoch.
 
         Raises:
             RunError: one is not finite; names the first.
         """
-        losses: list[float] = self._total(loss_S).tolist()
+        own_S = loss_S.cpu()  # waits for the device, so that the clock tells what steps take
+        word = looks.word() if self.plan.rank == 0 else 0
+        *losses, heard = self._total(torch.cat([own_S, own_S.new_tensor([word])])).tolist()
         for step, loss in enumerate(losses, last + 1 - len(losses)):
             if not math.isfinite(loss):
                 raise RunError(
                     f"the loss is {loss} in step {step + 1} of {self.plan.steps_per_epoch} of "
                     f"epoch {epoch + 1}: {self.guidance.fault(epoch) or DIVERGED}"
                 )
-        return math.fsum(losses)
+        return losses, int(heard)
+
+    @property
+    def place(self) -> str:
+        """Where it goes on, in words: `epoch 3 of 15`, or `step 7 of 90 of epoch 3 of 15`."""
+        epoch = f"epoch {self.next_epoch + 1} of {self.training.epochs}"
+        if not self.steps_done:
+            return epoch
+        return f"step {self.steps_done + 1} of {self.plan.steps_per_epoch} of {epoch}"
+
+    @property
+    def steps_done(self) -> int:
+        """Steps of the next epoch that the state it is put down in, or went on from, has made."""
+        return len(self._under_way.losses) if self._under_way else 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the rest of the training depends on, as tensors and plain values."""
+        """Everything that the rest of the training depends on, as tensors and plain values.
+
+        They are the training's own, which go on changing.
+        """
+        under_way = self._under_way
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "next_epoch": self.next_epoch,
+            "under_way": under_way and under_way.state(self.plan.steps_per_epoch),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -346,13 +334,15 @@ class Trainer:
         done = state["next_epoch"]
         if type(done) is not int or not done >= 0:
             raise ValueError(f"next_epoch is {done!r}, no number of an epoch")
+        begun = state.get("under_way")  # of an earlier version there is none
+        under_way = begun and UnderWay.of_state(begun, self.plan.steps_per_epoch)
         for name in ("last_epoch", "base_lrs"):
             if type(state["schedule"][name]) is not type(getattr(self.schedule, name)):
                 raise ValueError(f"schedule.{name} is of another kind")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
-        self.next_epoch, self._coming = state["next_epoch"], None
+        self.next_epoch, self._under_way, self._coming = done, under_way, None
         for group, before in zip(self.optimizer.param_groups, self.schedule.base_lrs, strict=True):
             group["lr"] *= self.training.learning_rate / before
             group["initial_lr"] = self.training.learning_rate

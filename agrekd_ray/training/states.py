@@ -6,10 +6,12 @@ A file of ours, the same for students and teachers, with Ray and without.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from agrekd_ray.errors import RunError
 from agrekd_ray.files import DamagedError, cannot_read, in_a_line, replacing, unreadable
@@ -30,6 +32,44 @@ def write_state(path: Path, state: Mapping[str, Any]) -> None:
             torch.save(dict(state), draft)
     except (OSError, RuntimeError) as error:  # torch's own writer raises the latter
         raise unwritable(path.parent, "the state of the training", error) from None
+
+
+class StateWriter:
+    """Writes states in a thread, one after another, while the training goes on."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "state")
+        self._under_way: Future[None] | None = None
+
+    def begin(self, path: Path, state: Mapping[str, Any]) -> None:
+        """Copy a state, and begin to write it; arguments and errors as `write_state`.
+
+        Raises:
+            RunError: the one before could not be written.
+        """
+        self.wait()
+        self._under_way = self._thread.submit(write_state, path, _copied(state))
+
+    def wait(self) -> None:
+        """Until what was begun is written.
+
+        Raises:
+            RunError: it could not be.
+        """
+        under_way, self._under_way = self._under_way, None
+        if under_way is not None:
+            under_way.result()
+
+
+def _copied(value: Any) -> Any:
+    """The same on the host, where nobody goes on with it."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {key: _copied(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_copied, value))
+    return value
 
 
 def make_folder(folder: Path) -> None:

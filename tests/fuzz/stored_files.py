@@ -297,7 +297,10 @@ def _restated(rng: Random, path: Path) -> str | None:
         return None
     state = torch.load(path, weights_only=True)
     part = rng.choice(
-        ("student", "trainer", "history", "model", "optimizer", "schedule", "next_epoch")
+        (
+            *("student", "trainer", "history", "replayed"),
+            *("model", "optimizer", "schedule", "next_epoch", "under_way"),
+        )
     )
     place = state if part in state else state.get("trainer", {})
     how = rng.choice(("lost", "null", "a number", "a list", "empty", "all"))
