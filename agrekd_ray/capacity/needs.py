@@ -34,7 +34,7 @@ class Needs:
         disk: that will be written below a folder, by its key in the job.
         declined: keys with which the job declines GPUs.
         hosting: jobs that host their teachers, with the backbone of each teacher.
-        workers: of a student, at most.
+        workers: of a student or a teacher, at most.
     """
 
     process: float = 0
@@ -95,7 +95,7 @@ def needs_of(points: Sequence[Job]) -> Needs:
         {"runs": students, **written},
         tuple(f"{block}.gpus" for block in declined),
         tuple(hosting),
-        max((job.student.workers for job in points), default=1),
+        max((max(job.student.workers, job.teachers.workers) for job in points), default=1),
     )
 
 
