@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from agrekd_ray.cluster.events import Notice, StudentEpoch, TeacherCostSoFar
+from agrekd_ray.cluster.nodes import DriverData
 from agrekd_ray.distillation import (
     CachedTeachers,
     LocalTeachers,
@@ -39,7 +40,7 @@ def test_packed_records_are_lent(ray_session: Any, make_job: Any, tmp_path: Path
     data, checkpoints, _ = pool_of(job)
     TeacherHost(checkpoints, data, outputs=records(job, data, checkpoints)).complete(0)
     numbers = job.fleet.computes_in
-    server = LogitsServer.start(job.outputs, checkpoints, job.data, numbers)
+    server = LogitsServer.start(job.outputs, checkpoints, DriverData.of(job.data), numbers)
     try:
         elsewhere = job.outputs.model_copy(update={"store": tmp_path / "elsewhere"})
         lent = server(elsewhere, checkpoints, data, numbers)

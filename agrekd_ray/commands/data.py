@@ -29,7 +29,7 @@ from agrekd_ray.data import (
     remarks_on,
     splits_in_words,
 )
-from agrekd_ray.data.prepared import BrokenRowsError
+from agrekd_ray.data.chunks import BrokenRowsError
 from agrekd_ray.data.published import Published
 from agrekd_ray.experiment.display import Display, prepare_data
 

@@ -9,10 +9,12 @@ import numpy as np
 from pydantic import ValidationInfo, field_validator
 from torch import Tensor
 
+from agrekd_ray.data.chunks import Work
 from agrekd_ray.data.dataset import Annotations
 from agrekd_ray.data.decode import CHANGED, REMARKS, Decoding, remarks_of
 from agrekd_ray.data.pictures import Source, decoding
-from agrekd_ray.data.prepared import PreparedRows, PreparedSamples, Work
+from agrekd_ray.data.prepared import PreparedRows
+from agrekd_ray.data.prepared_samples import PreparedSamples
 from agrekd_ray.data.views import Views, augment, draws
 from agrekd_ray.settings import Count, LocalPath, Seed, Settings, fingerprint
 
@@ -107,7 +109,7 @@ class PictureDataset(PreparedSamples):
             remarks=remarks_of(version),
         )
         super().__init__(rows, annotations, (3, size, size), settings.views)
-        self.settings, self._source = settings, source
+        self.settings, self._source, self.stamps = settings, source, source.stamps
         self.views_fingerprint = settings.views.fingerprint(settings.seed)
 
     def remarks(self) -> list[str]:
@@ -115,6 +117,11 @@ class PictureDataset(PreparedSamples):
         counts = {} if self.unprepared() else self.rows.remarks()
         counted = [f"{count:,} {REMARKS[name]}" for name, count in counts.items() if count]
         return [*_of_sizes(self.settings), *counted]
+
+    def missing_source(self) -> str:
+        """See `PreparedSamples.missing_source`."""
+        missing = self._source.missing()
+        return f"no file {missing}" if missing else ""
 
     def making(self, numbers: Sequence[int]) -> Iterator[Work]:
         """See `PreparedSamples.making`."""

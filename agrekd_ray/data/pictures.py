@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from agrekd_ray.data.chunks import CHUNK, SHOWN, BrokenRowsError, Made, Work, listed
 from agrekd_ray.data.decode import Decoding, UnfitError, decode, remarks_of
 from agrekd_ray.data.names import file_alike, quoted
-from agrekd_ray.data.prepared import CHUNK, SHOWN, BrokenRowsError, Made, Work, listed, stamps
+from agrekd_ray.data.stamps import Stamps, listing, stamp_of, stamps
 from agrekd_ray.errors import DataError
-from agrekd_ray.files import in_a_line
+from agrekd_ray.files import in_a_line, is_file
 from agrekd_ray.settings import fingerprint
 
 Where = Callable[[int], str]
@@ -40,6 +41,7 @@ class FolderPictures:
         where: as given.
         count: how many pictures.
         stamp: changes when a file is exchanged; computed without reading the pictures.
+        stamps: it, as another process is handed it, which then looks at none of the files.
 
     Raises:
         DataError: files are missing; names the first ten rows, and how many there are. A file is
@@ -48,13 +50,20 @@ class FolderPictures:
 
     def __init__(self, folder: Path, paths: Sequence[str], where: Where) -> None:
         self.where, self.count = where, len(paths)
+        self.paths = [os.path.join(folder, path) for path in paths]  # noqa: PTH118 (200,000 of them)
+        files = listing(folder, paths)
+        self.stamp = stamp_of(files) or self._stamped(paths)
+        self.stamps: Stamps = ((files, self.stamp),)
+
+    def _stamped(self, paths: Sequence[str]) -> str:
+        """The stamp, found out by a look at every file."""
+        where = self.where
         plain: dict[str, int] = {}
         for row, path in enumerate(paths):  # a/../b.png and b.png are one file
             if (first := plain.setdefault(os.path.normpath(path), row)) != row:
                 raise DataError(
                     f"{where(row)}: {quoted(path)} is the file of {where(first)} already."
                 )
-        self.paths = [os.path.join(folder, path) for path in paths]  # noqa: PTH118 (200,000 of them)
         stamps = hashlib.sha256()
         missing: list[str] = []
         for row, path in enumerate(self.paths):
@@ -67,10 +76,15 @@ class FolderPictures:
                 missing.append(f"{where(row)}: no file {quoted(path, len(path))}{hint}")
         if missing:
             raise DataError(listed(missing) + ".")
-        self.stamp = stamps.hexdigest()
+        return stamps.hexdigest()
+
+    def missing(self) -> str:
+        """A file that is not there, of those that are looked at: the first and the last."""
+        seen = (self.paths[0], self.paths[-1]) if self.paths else ()
+        return next((path for path in seen if not is_file(Path(path))), "")
 
     def read(self, numbers: Sequence[int]) -> Iterator[tuple[int, list[Picture]]]:
-        """The chunks of `prepared.CHUNK` pictures that have these numbers."""
+        """The chunks of `chunks.CHUNK` pictures that have these numbers."""
         for number in numbers:
             yield number, [*self.paths[number * CHUNK : (number + 1) * CHUNK]]
 
@@ -90,6 +104,7 @@ class ParquetPictures:
         where: as given.
         count: how many pictures.
         stamp: see `FolderPictures`.
+        stamps: see `FolderPictures`; of the files that cells name.
 
     Raises:
         DataError: see `FolderPictures`, for the files that cells name; or a file is damaged.
@@ -103,12 +118,19 @@ class ParquetPictures:
                 named.update(_named(file, column, self.count))
                 self.count += file.metadata.num_rows
         self.stamp = fingerprint(stamps(files), column)
+        self.stamps: Stamps = ()
+        self._files_named: FolderPictures | None = None
         rows = list(named)
         self._named: dict[int, str] = {}
         if named:
             pictures = FolderPictures(folder, list(named.values()), lambda n: where(rows[n]))
             self._named = dict(zip(rows, pictures.paths, strict=True))
             self.stamp = fingerprint(self.stamp, pictures.stamp)
+            self.stamps, self._files_named = pictures.stamps, pictures
+
+    def missing(self) -> str:
+        """See `FolderPictures.missing`, for the files that cells name."""
+        return self._files_named.missing() if self._files_named else ""
 
     def read(self, numbers: Sequence[int]) -> Iterator[tuple[int, list[Picture]]]:
         """See `FolderPictures.read`."""
@@ -204,7 +226,8 @@ def decoding(
 
     def make(number: int, pictures: Sequence[Picture]) -> Made:
         digest = hashlib.sha256()
-        squares, faults = [], []
+        squares = np.empty((len(pictures), 3, side, side), np.uint8)
+        faults = []
         counted: Counter[str] = Counter()
         for place, picture in enumerate(pictures):
             try:
@@ -212,17 +235,17 @@ def decoding(
                     raise OSError("the cell is empty")
                 content = Path(picture).read_bytes() if isinstance(picture, str) else picture
                 digest.update(len(content).to_bytes(8) + content)
-                square, remarks = decode(content, side, version)
-                squares.append(square)
+                squares[place], remarks = decode(content, side, version)
                 counted.update(remarks)
             except OSError as error:
                 faults.append(f"{source.where(number * CHUNK + place)}: {_fault(error)}")
         if faults:
             raise BrokenRowsError(faults)
-        return np.stack(squares), digest.digest(), tuple(counted[name] for name in names)
+        return squares, digest.digest(), tuple(counted[name] for name in names)
 
     for number, pictures in source.read(numbers):
-        yield number, functools.partial(make, number, pictures)
+        held = sum(len(picture) for picture in pictures if isinstance(picture, bytes))
+        yield Work(number, functools.partial(make, number, pictures), held)
 
 
 def _fault(error: OSError) -> str:

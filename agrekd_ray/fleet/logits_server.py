@@ -18,8 +18,8 @@ import ray
 from ray.exceptions import RayError
 
 from agrekd_ray.cluster.channel import plain_error
+from agrekd_ray.cluster.nodes import DriverData
 from agrekd_ray.cluster.session import here
-from agrekd_ray.data import DataSettings, open_dataset
 from agrekd_ray.logits import Logits, LogitsCache, OutputSettings
 from agrekd_ray.settings import Numbers
 
@@ -38,10 +38,10 @@ class LogitsServerActor:
         self,
         settings: OutputSettings,
         checkpoints: Mapping[str, Path],
-        data: DataSettings,
+        data: DriverData,
         numbers: Numbers,
     ) -> None:
-        self._outputs = LogitsCache(settings, checkpoints, open_dataset(data), numbers)
+        self._outputs = LogitsCache(settings, checkpoints, data.open(), numbers)
         self._lent: OrderedDict[int, dict[str, Any]] = OrderedDict()
 
     def record(self, name: str, view: int) -> list[Any]:
@@ -107,7 +107,7 @@ class LogitsServer:
         cls,
         settings: OutputSettings,
         checkpoints: Mapping[str, Path],
-        data: DataSettings,
+        data: DriverData,
         numbers: Numbers,
     ) -> LogitsServer:
         """Starts one on this node; it takes no room that is counted."""

@@ -231,7 +231,7 @@ class _SearchDriver(Driver[SearchResult]):
             confidence_N = biased_NC.softmax(1).gather(1, labels_N[:, None])[:, 0]
             yield Shared(
                 self.planned,
-                DriverData(job.data, self.dataset.fingerprint),
+                DriverData.of(job.data),
                 source,
                 ensemble_N.numpy(),
                 biased_NC.argmax(1).numpy(),
@@ -401,7 +401,7 @@ class _SearchDriver(Driver[SearchResult]):
                     self.planned,
                     untested,
                     self.folder.states,
-                    DriverData(self.job.data, self.dataset.fingerprint),
+                    DriverData.of(self.job.data),
                     with_share(room, gpus),
                     tested,
                 )
