@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import shutil
 import signal
@@ -170,6 +171,15 @@ def test_threads_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPa
     assert Room.of_process(2.5) == Room(2, 62.5)
     assert Room.of_process(0) == Room(1, 31.25)
     assert Room.of_process(64) == Room(8, 250)
+
+
+def test_spans_of_several_processes_share_no_page_of_memory(tmp_path: Path) -> None:
+    for shape in ((3, 4, 4), (3, 224, 224), (3, 73, 73), (2, 3), (1,), (299,)):
+        one = PreparedRows(tmp_path, KEY, COUNT, shape, np.uint8)
+        for count in (1, 5, 16):
+            span = one.aligned(count)
+            assert count <= span < count + 16
+            assert span * CHUNK * one.bytes // COUNT % mmap.PAGESIZE == 0
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this system")

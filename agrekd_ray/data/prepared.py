@@ -14,6 +14,7 @@ import math
 import mmap
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -56,6 +57,8 @@ class Chunk(NamedTuple):
 
 
 Take = Callable[[Chunk], None]
+Make = Callable[[Sequence[int], Take], None]
+"""Has the chunks of these numbers written, and hands over each that is on disk."""
 
 
 @dataclass(frozen=True)
@@ -175,23 +178,29 @@ class PreparedRows:
             BrokenRowsError: all rows that cannot be made; the others are kept.
             DataError: the folder cannot be written.
         """
+        self.gather(self.here(work, room), progress)
+
+    def here(
+        self, work: Callable[[Sequence[int]], Iterator[Work]], room: Room | None = None
+    ) -> Make:
+        """What `gather` wants, by threads of this process; arguments as `fill` has them."""
 
         def make(missing: Sequence[int], take: Take) -> None:
             for chunk in self.write(work(missing), room or Room.of_process()):
                 take(chunk)
 
-        self.gather(make, progress)
+        return make
 
     def gather(
         self,
-        make: Callable[[Sequence[int], Take], None],
+        make: Make,
         progress: Progress = lambda done, total: None,
     ) -> None:
         """Have what is missing made, by whomever; another process that is at it is waited for.
 
         Args:
-            make: has the chunks of these numbers written (`write`), in this process or others that
-                share the folder, and hands over each that is on disk.
+            make: has what is missing written (`write`), by this process or others that share the
+                folder.
             progress: told after every chunk.
 
         Raises:
@@ -229,6 +238,20 @@ class PreparedRows:
                 os.fdatasync(file.fileno())
                 yield Chunk(number, digest, counts)
                 del made, rows
+
+    @contextmanager
+    def marked(self) -> Iterator[str]:
+        """While the block runs, and somebody gathers, the folder has a file of this name."""
+        mark = self._partial / f"shared-{uuid.uuid4().hex}"
+        mark.touch()
+        try:
+            yield mark.name
+        finally:
+            mark.unlink(missing_ok=True)
+
+    def has(self, mark: str) -> bool:
+        """Whether this process sees the folder of the one that left a mark."""
+        return is_file(self._partial / mark)
 
     def aligned(self, count: int) -> int:
         """The least number of chunks, `count` or more, that ends where a page of memory does.
@@ -293,7 +316,7 @@ class PreparedRows:
         every = chunks(self._count)
         return sum(len(every[number]) for number in numbers)
 
-    def _gather(self, make: Callable[[Sequence[int], Take], None], progress: Progress) -> None:
+    def _gather(self, make: Make, progress: Progress) -> None:
         shutil.rmtree(self.place, ignore_errors=True)  # damaged, or it would be whole
         self._partial.mkdir(exist_ok=True)
         records = self._done()
