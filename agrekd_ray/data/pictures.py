@@ -8,19 +8,18 @@ import itertools
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from agrekd_ray.data.chunks import CHUNK, SHOWN, BrokenRowsError, Made, Work, listed
 from agrekd_ray.data.decode import Decoding, UnfitError, decode, remarks_of
 from agrekd_ray.data.names import file_alike, quoted
+from agrekd_ray.data.row_groups import RowGroups, bytes_in, opened
 from agrekd_ray.data.stamps import Stamps, listing, stamp_of, stamps
 from agrekd_ray.errors import DataError
-from agrekd_ray.files import in_a_line, is_file
+from agrekd_ray.files import is_file
 from agrekd_ray.settings import fingerprint
 
 Where = Callable[[int], str]
@@ -88,6 +87,10 @@ class FolderPictures:
         for number in numbers:
             yield number, [*self.paths[number * CHUNK : (number + 1) * CHUNK]]
 
+    def pick(self, rows: Sequence[int]) -> list[Picture]:
+        """The pictures of some rows, in that order."""
+        return [self.paths[row] for row in rows]
+
 
 class ParquetPictures:
     """Pictures that are bytes in a column of Parquet files, or `{bytes, path}` as Hugging Face has.
@@ -113,9 +116,11 @@ class ParquetPictures:
     def __init__(self, files: Sequence[Path], column: str, folder: Path, where: Where) -> None:
         self._files, self._column, self.where, self.count = files, column, where, 0
         named: dict[int, str] = {}
+        self._groups = RowGroups(column)
         for path in files:
-            with _opened(path) as file:
+            with opened(path) as file:
                 named.update(_named(file, column, self.count))
+                self._groups.add(path, file.metadata)
                 self.count += file.metadata.num_rows
         self.stamp = fingerprint(stamps(files), column)
         self.stamps: Stamps = ()
@@ -146,6 +151,15 @@ class ParquetPictures:
         if held and number in wanted:
             yield number, held
 
+    def pick(self, rows: Sequence[int]) -> list[Picture]:
+        """See `FolderPictures.pick`.
+
+        Raises:
+            DataError: a file is damaged.
+        """
+        cells = self._groups.cells([row for row in rows if row not in self._named])
+        return [self._named.get(row) or cells[row] for row in rows]
+
     def _cells(self, wanted: set[int]) -> Iterator[bytes | None]:
         """All cells; those of chunks that are not wanted may come as None, unread.
 
@@ -154,12 +168,12 @@ class ParquetPictures:
         """
         row = 0
         for path in self._files:
-            with _opened(path) as file:
+            with opened(path) as file:
                 for group in range(file.num_row_groups):
                     rows = file.metadata.row_group(group).num_rows
                     if wanted & set(range(row // CHUNK, (row + rows - 1) // CHUNK + 1)):
                         for batch in file.iter_batches(32, [group], [self._column]):
-                            yield from (_bytes_in(cell.as_py()) for cell in batch.column(0))
+                            yield from (bytes_in(cell.as_py()) for cell in batch.column(0))
                     else:
                         yield from itertools.repeat(None, rows)
                     row += rows
@@ -167,21 +181,6 @@ class ParquetPictures:
 
 Source = FolderPictures | ParquetPictures
 """Encoded pictures by number."""
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """A Parquet file; what damage is met while it is open becomes a `DataError`."""
-    import pyarrow.parquet as pq
-
-    try:
-        # Unbuffered, so that a row group of any size is read page by page.
-        with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
-            yield file
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            f"{path}: damaged ({in_a_line(error)}); copy or download it again."
-        ) from None
 
 
 def _named(file: Any, column: str, row: int) -> Iterator[tuple[int, str]]:
@@ -206,11 +205,6 @@ def _named(file: Any, column: str, row: int) -> Iterator[tuple[int, str]]:
         row += group.num_rows
 
 
-def _bytes_in(cell: object) -> bytes | None:
-    content = cell.get("bytes") if isinstance(cell, dict) else cell
-    return content if isinstance(content, bytes) else None
-
-
 def decoding(
     source: Source, numbers: Sequence[int], side: int, version: Decoding
 ) -> Iterator[Work]:
@@ -231,14 +225,12 @@ def decoding(
         counted: Counter[str] = Counter()
         for place, picture in enumerate(pictures):
             try:
-                if not picture:
-                    raise OSError("the cell is empty")
-                content = Path(picture).read_bytes() if isinstance(picture, str) else picture
+                content = content_of(picture)
                 digest.update(len(content).to_bytes(8) + content)
                 squares[place], remarks = decode(content, side, version)
                 counted.update(remarks)
             except OSError as error:
-                faults.append(f"{source.where(number * CHUNK + place)}: {_fault(error)}")
+                faults.append(f"{source.where(number * CHUNK + place)}: {fault_of(error)}")
         if faults:
             raise BrokenRowsError(faults)
         return squares, digest.digest(), tuple(counted[name] for name in names)
@@ -248,8 +240,22 @@ def decoding(
         yield Work(number, functools.partial(make, number, pictures), held)
 
 
-def _fault(error: OSError) -> str:
-    """Without the address of a buffer, which says nothing and differs from run to run."""
+def content_of(picture: Picture) -> bytes:
+    """An encoded picture.
+
+    Raises:
+        OSError: its cell is empty, or its file cannot be read.
+    """
+    if not picture:
+        raise OSError("the cell is empty")
+    return Path(picture).read_bytes() if isinstance(picture, str) else picture
+
+
+def fault_of(error: OSError) -> str:
+    """What is wrong with a picture, in words.
+
+    Without the address of a buffer, which says nothing and differs from run to run.
+    """
     text = str(error.strerror or error)
     if isinstance(error, UnfitError):
         return f"a picture of {text}"

@@ -8,6 +8,8 @@ final name.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import math
@@ -79,8 +81,10 @@ class PreparedRows:
         shape: of a row.
         dtype: of its values.
         remarks: names of what is counted while the rows are made.
+        kept: false makes all rows once, for what is known of them, and keeps none.
 
     Attributes:
+        kept: as given.
         place: folder of the whole set.
         bytes: that the rows take on disk.
     """
@@ -93,16 +97,18 @@ class PreparedRows:
         shape: tuple[int, ...],
         dtype: type[np.generic] = np.uint8,
         remarks: Sequence[str] = (),
+        kept: bool = True,
     ) -> None:
+        self.kept = kept
         self._folder, self._count, self._dtype = folder, count, np.dtype(dtype)
         self._shape, self._remarks = shape, tuple(remarks)
         self._row_bytes = math.prod(shape) * self._dtype.itemsize
-        self.bytes = count * self._row_bytes
+        self.bytes = count * self._row_bytes if kept else 0
         # Of a chunk; a digest of zeros where it is still to be made.
         self._record = _record(len(remarks))
-        self.place = folder / key[:24]
-        self._partial = folder / f"{key[:24]}.partial"
-        self._lock = folder / f"{key[:24]}.lock"
+        name = key[:24] if kept else f"{key[:24]}-read"
+        self.place = folder / name
+        self._partial, self._lock = folder / f"{name}.partial", folder / f"{name}.lock"
         self._rows: np.ndarray | None = None
 
     @property
@@ -112,11 +118,28 @@ class PreparedRows:
         Raises:
             RunError: the system cannot say.
         """
-        return is_file(self.place / _WHOLE) and _size(self.place / _ROWS) == self.bytes
+        return is_file(self.place / _WHOLE) and self._sized(self.place)
+
+    def _sized(self, folder: Path) -> bool:
+        """Whether the file of rows has its size, where there is to be one."""
+        return not self.kept or _size(folder / _ROWS) == self.bytes
 
     def left(self) -> int:
         """Rows that are still to be made."""
         return 0 if self.whole else self._rows_of(self._missing(self._done()))
+
+    def left_bytes(self) -> int:
+        """Bytes that are still to be written."""
+        return self.left() * self._row_bytes if self.kept else 0
+
+    def free(self) -> int:
+        """Bytes that are free where they will be.
+
+        Raises:
+            OSError: the system cannot say.
+        """
+        there = (folder for folder in (self._folder, *self._folder.parents) if folder.is_dir())
+        return shutil.disk_usage(next(there)).free
 
     def rows(self) -> np.ndarray:
         """All rows, [N, ...], mapped read-only.
@@ -224,18 +247,20 @@ class PreparedRows:
         Raises:
             DataError: the rows cannot be written.
         """
-        with self._writable(), (self._partial / _ROWS).open("r+b") as file:
+        with self._writable(), contextlib.ExitStack() as closing:
+            file = closing.enter_context((self._partial / _ROWS).open("r+b")) if self.kept else None
             for number, made in in_threads(work, self._row_bytes, room):
                 try:
                     rows, digest, counts = made.result()
                 except BrokenRowsError as error:
                     yield Chunk(number, faults=error.faults)
                     continue
-                file.seek(number * CHUNK * self._row_bytes)
-                file.write(np.ascontiguousarray(rows, self._dtype).data)
-                # The rows reach the disk before the word that they are there.
-                file.flush()
-                os.fdatasync(file.fileno())
+                if file is not None:
+                    file.seek(number * CHUNK * self._row_bytes)
+                    file.write(np.ascontiguousarray(rows, self._dtype).data)
+                    # The rows reach the disk before the word that they are there.
+                    file.flush()
+                    os.fdatasync(file.fileno())
                 yield Chunk(number, digest, counts)
                 del made, rows
 
@@ -270,7 +295,8 @@ class PreparedRows:
         except OSError as error:
             raise DataError(
                 f"data.prepared: {self._folder} cannot be written ({error.strerror or error}); "
-                f"{self.bytes / 1e9:.1f} GB are needed. Free the disk or choose another folder."
+                f"{self.bytes / 1e9:.1f} GB are needed. Free the disk or choose another folder; "
+                "pictures need none with data.keep_decoded=false."
             ) from None
 
     def _read_records(self, folder: Path) -> np.ndarray:
@@ -300,7 +326,7 @@ class PreparedRows:
             RunError: the system cannot say.
         """
         try:
-            if _size(self._partial / _ROWS) == self.bytes:
+            if self._sized(self._partial):
                 return self._read_records(self._partial)
         except (OSError, DamagedError) as error:
             if unreadable(error):
@@ -324,9 +350,12 @@ class PreparedRows:
         done = self._count - self._rows_of(missing)
         faults: list[str] = []
         progress(done, self._count)
-        for name in (_ROWS, _DIGESTS):
-            (self._partial / name).touch()
-        os.truncate(self._partial / _ROWS, self.bytes)
+        (self._partial / _DIGESTS).touch()
+        if self.kept:
+            if (free := self.free()) < self.left_bytes():
+                raise OSError(errno.ENOSPC, f"{free / 1e9:.1f} GB are free")
+            (self._partial / _ROWS).touch()
+            os.truncate(self._partial / _ROWS, self.bytes)
         with (self._partial / _DIGESTS).open("r+b") as file:
             file.write(records.tobytes())
             file.flush()
