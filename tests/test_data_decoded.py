@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -83,6 +84,13 @@ def test_values_and_fingerprint_are_those_of_kept_pictures(settings: Make, tmp_p
     assert squares is again.arrays(0)[0]
     assert (squares[5:70] == kept.rows.rows()[5:70]).all()
     assert squares[[]].shape == (0, 3, 12, 12)
+
+
+def test_it_travels_to_another_process(settings: Make) -> None:
+    read = settings(keep_decoded=False).open()
+    shown = read.inputs(np.arange(40), None)
+    there = pickle.loads(pickle.dumps(read))
+    assert (there.inputs(np.arange(40), None) == shown).all()
 
 
 def test_a_copy_that_is_there_is_read(settings: Make) -> None:

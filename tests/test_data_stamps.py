@@ -107,8 +107,8 @@ def test_a_node_without_the_prepared_samples_looks_at_its_own_files(
     for path in (getattr(settings, "path", None) or settings.table.parent).rglob("*.jpg"):
         os.utime(path, ns=(1, 1))
     in_another_process()
-    there = ray_session.get(ray_session.remote(given.__class__.open).remote(given))
-    assert there.fingerprint == given.fingerprint
+    ask = ray_session.remote(lambda: given.open().fingerprint)
+    assert ray_session.get(ask.remote()) == given.fingerprint
     remove_pictures(settings)
     in_another_process()
     with pytest.raises(DataError, match="no file"):

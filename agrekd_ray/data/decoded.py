@@ -32,6 +32,10 @@ class DecodedRows:
         self.dtype: np.dtype[Any] = np.dtype(np.uint8)
         self.nbytes = int(np.prod(self.shape, dtype=np.int64))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the threads."""
+        return {name: value for name, value in vars(self).items() if name != "_pool"}
+
     def __len__(self) -> int:
         return self.shape[0]
 

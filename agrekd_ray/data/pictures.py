@@ -79,8 +79,7 @@ class FolderPictures:
 
     def missing(self) -> str:
         """A file that is not there, of those that are looked at: the first and the last."""
-        seen = (self.paths[0], self.paths[-1]) if self.paths else ()
-        return next((path for path in seen if not is_file(Path(path))), "")
+        return _missing(self.paths)
 
     def read(self, numbers: Sequence[int]) -> Iterator[tuple[int, list[Picture]]]:
         """The chunks of `chunks.CHUNK` pictures that have these numbers."""
@@ -124,18 +123,17 @@ class ParquetPictures:
                 self.count += file.metadata.num_rows
         self.stamp = fingerprint(stamps(files), column)
         self.stamps: Stamps = ()
-        self._files_named: FolderPictures | None = None
         rows = list(named)
         self._named: dict[int, str] = {}
         if named:
             pictures = FolderPictures(folder, list(named.values()), lambda n: where(rows[n]))
             self._named = dict(zip(rows, pictures.paths, strict=True))
             self.stamp = fingerprint(self.stamp, pictures.stamp)
-            self.stamps, self._files_named = pictures.stamps, pictures
+            self.stamps = pictures.stamps
 
     def missing(self) -> str:
         """See `FolderPictures.missing`, for the files that cells name."""
-        return self._files_named.missing() if self._files_named else ""
+        return _missing(list(self._named.values()))
 
     def read(self, numbers: Sequence[int]) -> Iterator[tuple[int, list[Picture]]]:
         """See `FolderPictures.read`."""
@@ -181,6 +179,12 @@ class ParquetPictures:
 
 Source = FolderPictures | ParquetPictures
 """Encoded pictures by number."""
+
+
+def _missing(paths: Sequence[str]) -> str:
+    """The first or the last of them where that is no file; else empty."""
+    seen = (paths[0], paths[-1]) if paths else ()
+    return next((path for path in seen if not is_file(Path(path))), "")
 
 
 def _named(file: Any, column: str, row: int) -> Iterator[tuple[int, str]]:

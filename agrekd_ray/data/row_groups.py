@@ -19,6 +19,7 @@ KEPT = 1 << 28
 """Bytes of row groups that stay in memory, at most, besides the one that is read last."""
 LARGEST = 1 << 30
 """Bytes of a row group beyond which it is not read for some of its rows."""
+_READING = threading.Lock()
 
 
 class RowGroups:
@@ -35,7 +36,10 @@ class RowGroups:
         self._rows = 0
         self._largest: tuple[int, Path | None] = (0, None)
         self._read: OrderedDict[int, Any] = OrderedDict()
-        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is in memory, which another process reads for itself."""
+        return {**vars(self), "_read": OrderedDict()}
 
     def add(self, path: Path, metadata: Any) -> None:
         """The row groups of a file, which follow those so far."""
@@ -74,7 +78,7 @@ class RowGroups:
 
     def _group(self, number: int) -> Any:
         """The cells of a row group."""
-        with self._lock:
+        with _READING:
             if number not in self._read:
                 path, inside = self._places[number]
                 with opened(path) as file:
