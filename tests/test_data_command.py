@@ -70,7 +70,7 @@ def test_check_says_what_the_data_are_and_prepares_them(tmp_path: Path, agrekd: 
     assert "3,498" in out  # as published, beside what is there
     row = next(line for line in out.splitlines() if "waterbird on land" in line)
     assert row.split()[3:] == ["6", "2", "2", "3", "56"]
-    _, data = command.read_data(job, [])
+    _, data, _ = command.read_data(job, [])
     assert data.fingerprint in out
     assert "52 of 52 samples" in agrekd("data", "check", job)[1]
 
@@ -166,7 +166,7 @@ def test_the_sheet_has_a_row_a_group(tmp_path: Path, agrekd: Run) -> None:
     assert str(target) in out
     shown = np.asarray(Image.open(target).convert("RGB"))
     assert shown.shape[0] == HEAD + 4 * (CELL + GAP) + GAP
-    _, data = command.read_data(job, [])
+    _, data, _ = command.read_data(job, [])
     # Land is red and water blue, in every picture of a group.
     for row, name in enumerate(data.groups.names):
         top, left = HEAD + row * (CELL + GAP), WORDS

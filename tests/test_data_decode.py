@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from agrekd_ray.data.chunks import CHUNK, BrokenRowsError
 from agrekd_ray.data.decode import REMARKS, UnfitError, decode
 from agrekd_ray.data.image_table import ImageTable
 from agrekd_ray.data.images import PictureDataset
-from agrekd_ray.data.prepared import CHUNK, BrokenRowsError
 from agrekd_ray.errors import DataError
 from agrekd_ray.settings import fingerprint
 from tests import pictures

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import shutil
 import signal
@@ -13,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agrekd_ray.data.prepared import CHUNK, BrokenRowsError, Made, PreparedRows, Work
+from agrekd_ray.data.chunks import CHUNK, BrokenRowsError, Made, Room, Work
+from agrekd_ray.data.prepared import PreparedRows
 from agrekd_ray.errors import DataError
 
 from .shared import until
@@ -45,7 +47,7 @@ def work(
 
     def chunks(numbers: Sequence[int]) -> Iterator[Work]:
         for number in numbers:
-            yield number, lambda number=number: make(number)
+            yield Work(number, lambda number=number: make(number))
 
     return chunks
 
@@ -134,20 +136,60 @@ def test_a_partial_of_another_size_is_not_believed(tmp_path: Path) -> None:
     assert one.left() == COUNT
 
 
-def test_only_few_chunks_are_in_memory_at_a_time(tmp_path: Path) -> None:
-    begun, finished = [], []
+@pytest.mark.parametrize(
+    ("threads", "memory", "held", "most"),
+    [(2, 1e9, 0, 3), (6, 3.5 * CHUNK * 24, 0, 3), (6, 6 * CHUNK * 24, CHUNK * 24, 3), (3, 0, 0, 1)],
+    ids=["threads", "memory", "memory of sources", "less than one"],
+)
+def test_only_few_chunks_are_under_way(
+    tmp_path: Path, threads: int, memory: float, held: int, most: int
+) -> None:
+    under_way, highest = 0, 0
+    one = rows(tmp_path, 40 * CHUNK)
 
     def chunks(numbers: Sequence[int]) -> Iterator[Work]:
+        nonlocal under_way, highest
         for number in numbers:
-            begun.append(number)
-            assert len(begun) - len(finished) <= (os.cpu_count() or 1) + 2
-            yield (
-                number,
-                lambda: (finished.append(0), (np.zeros((CHUNK, 2, 3)), bytes([1] * 32), ()))[1],
-            )
+            under_way += 1
+            highest = max(highest, under_way)
+            made = (np.zeros((CHUNK, 2, 3)), bytes([1] * 32), ())
+            yield Work(number, lambda made=made: made, held)
 
-    rows(tmp_path, 40 * CHUNK).fill(chunks)
-    assert len(begun) == 40
+    def done(rows_done: int, total: int) -> None:
+        nonlocal under_way
+        under_way -= rows_done > 0
+
+    one.fill(chunks, done, Room(threads, memory))
+    assert one.whole
+    assert highest == most
+
+
+def test_threads_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agrekd_ray.data.chunks.usable_cpus", lambda: 8)
+    monkeypatch.setattr("agrekd_ray.data.chunks.free_memory", lambda: 1000)
+    assert Room.of_process() == Room(8, 250)
+    assert Room.of_process(2.5) == Room(2, 62.5)
+    assert Room.of_process(0) == Room(1, 31.25)
+    assert Room.of_process(64) == Room(8, 250)
+
+
+def test_spans_of_several_processes_share_no_page_of_memory(tmp_path: Path) -> None:
+    for shape in ((3, 4, 4), (3, 224, 224), (3, 73, 73), (2, 3), (1,), (299,)):
+        one = PreparedRows(tmp_path, KEY, COUNT, shape, np.uint8)
+        for count in (1, 5, 16):
+            span = one.aligned(count)
+            assert count <= span < count + 16
+            assert span * CHUNK * one.bytes // COUNT % mmap.PAGESIZE == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this system")
+def test_a_process_that_is_bound_to_one_processor_uses_one() -> None:
+    program = (
+        "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "from agrekd_ray.data.chunks import Room; print(Room.of_process().threads)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "1\n", done.stderr
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
@@ -160,12 +202,13 @@ SLOW = """
 import sys, time
 from pathlib import Path
 import numpy as np
-from agrekd_ray.data.prepared import CHUNK, PreparedRows
+from agrekd_ray.data.chunks import Work
+from agrekd_ray.data.prepared import PreparedRows
 from tests.test_data_prepared import COUNT, KEY, work
 notes, pause, last = Path(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
 made = []
 def slowly(numbers):
-    for number, make in work(made)(numbers):
+    for number, make, _ in work(made)(numbers):
         def run(number=number, make=make):
             while number > last:
                 time.sleep(1)  # until it is killed
@@ -173,7 +216,7 @@ def slowly(numbers):
             with notes.open("a") as file:
                 file.write(f"{number}\\n")
             return make()
-        yield number, run
+        yield Work(number, run)
 found = PreparedRows(Path(sys.argv[1]), KEY, COUNT, (2, 3), np.int32)
 found.fill(slowly)
 print(found.digest())

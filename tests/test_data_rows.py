@@ -25,7 +25,8 @@ from agrekd_ray.data.names import canonical, in_order
 from agrekd_ray.data.rows import Columns, TableSettings, open_table, read_rows
 from agrekd_ray.data.table import Table
 from agrekd_ray.errors import DataError
-from agrekd_ray.experiment.display import Display, note_drawn_splits
+from agrekd_ray.experiment.display import Display
+from agrekd_ray.experiment.preparing import note_drawn_splits
 
 ROWS = 32
 SPLITS = [("train", "train", "val", "test")[row // 4 % 4] for row in range(ROWS)]

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from agrekd_ray.cluster.nodes import DriverData
 from agrekd_ray.config import Job
 from agrekd_ray.distillation import (
     CachedTeachers,
@@ -206,7 +207,9 @@ def test_features_travel_to_other_nodes_once(ray_session: Any, heads: Any, tmp_p
     job, data, checkpoints, _ = heads
     own = records(job, data, checkpoints)
     TeacherHost(checkpoints, data, outputs=own).complete(0)
-    server = LogitsServer.start(job.outputs, checkpoints, job.data, job.fleet.computes_in)
+    server = LogitsServer.start(
+        job.outputs, checkpoints, DriverData.of(job.data), job.fleet.computes_in
+    )
     elsewhere = job.outputs.model_copy(update={"store": tmp_path / "elsewhere"})
     try:
         lent = server(elsewhere, checkpoints, data, job.fleet.computes_in)

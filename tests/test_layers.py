@@ -11,7 +11,7 @@ FOLDER = Path(agrekd_ray.__file__).parent
 # From the ground up; what stands in one line knows nothing of its neighbours.
 ROOMS = """
 errors
-settings files streams stops
+settings files streams stops machine
 addresses
 passwords hub terminal numerics collectives devices plugins
 core

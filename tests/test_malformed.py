@@ -18,6 +18,7 @@ import yaml
 from agrekd_ray.config import Job, JobError, check_job, load_job
 from agrekd_ray.config.search import load_search
 from agrekd_ray.config.space import Domain
+from agrekd_ray.data.chunks import Work
 from agrekd_ray.data.prepared import PreparedRows
 from agrekd_ray.data.table import Table
 from agrekd_ray.errors import CheckpointError, DataError, RunError
@@ -287,7 +288,7 @@ def test_a_share_is_a_number_from_0_to_1(tmp_path: Path, text: str) -> None:
 )
 def test_the_digest_of_prepared_rows(tmp_path: Path, text: str) -> None:
     rows = PreparedRows(tmp_path, "a" * 64, 4, (2,))
-    rows.fill(lambda numbers: iter([(0, lambda: (np.zeros((4, 2)), b"x" * 32, ()))]))
+    rows.fill(lambda numbers: iter([Work(0, lambda: (np.zeros((4, 2)), b"x" * 32, ()))]))
     assert len(rows.digest()) == 64
     (rows.place / "whole.json").write_text(text)
     with pytest.raises(DataError, match=r"damaged .* remove the folder"):

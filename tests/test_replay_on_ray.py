@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from agrekd_ray.cluster.events import Notice, StudentEpoch, TeacherCostSoFar
+from agrekd_ray.cluster.nodes import DriverData
 from agrekd_ray.distillation import (
     CachedTeachers,
     LocalTeachers,
@@ -47,7 +48,7 @@ def test_packed_records_are_lent(
     own = records(job, data, checkpoints)
     TeacherHost(checkpoints, data, outputs=own).complete(0)
     numbers = job.fleet.computes_in
-    server = LogitsServer.start(job.outputs, checkpoints, job.data, numbers)
+    server = LogitsServer.start(job.outputs, checkpoints, DriverData.of(job.data), numbers)
     try:
         elsewhere = job.outputs.model_copy(update={"store": tmp_path / "elsewhere"})
         lent = server(elsewhere, checkpoints, data, numbers)
@@ -77,7 +78,7 @@ def test_a_record_without_room_on_the_borrowers_disk_is_named(
     data, checkpoints, _ = pool_of(job)
     TeacherHost(checkpoints, data, outputs=records(job, data, checkpoints)).complete(0)
     numbers = job.fleet.computes_in
-    server = LogitsServer.start(job.outputs, checkpoints, job.data, numbers)
+    server = LogitsServer.start(job.outputs, checkpoints, DriverData.of(job.data), numbers)
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     monkeypatch.setattr(cache, "bring", Mock(side_effect=full))
     elsewhere = job.outputs.model_copy(update={"store": tmp_path / "elsewhere"})
@@ -131,7 +132,6 @@ def test_a_released_fleet_is_not_missed(
 ) -> None:
     """Two workers, every strategy, augmented: recorded as they train, replayed without an actor."""
     from agrekd_ray.cluster.channel import Channel
-    from agrekd_ray.cluster.nodes import DriverData
     from agrekd_ray.experiment import teacher_provider
     from agrekd_ray.experiment.listener import Listener
     from agrekd_ray.experiment.teacher_provider import TeacherProvider

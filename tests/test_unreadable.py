@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from agrekd_ray.commands.runs import found_runs
+from agrekd_ray.data.chunks import Work
 from agrekd_ray.data.prepared import PreparedRows
 from agrekd_ray.errors import RunError
 from agrekd_ray.experiment.folder import STATE, Folder, State
@@ -106,7 +107,7 @@ def test_a_teacher(make_job: Any, fail: Fail, file: str) -> None:
 def test_prepared_rows(tmp_path: Path, fail: Fail, monkeypatch: pytest.MonkeyPatch) -> None:
     def work(numbers: Any) -> Any:
         for number in numbers:
-            yield number, lambda: (np.ones((4, 3), np.uint8), bytes(range(32)), ())
+            yield Work(number, lambda: (np.ones((4, 3), np.uint8), bytes(range(32)), ()))
 
     rows = PreparedRows(tmp_path, "key", 4, (3,))
     rows.fill(work)

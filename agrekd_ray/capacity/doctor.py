@@ -16,6 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.filesize import decimal
 
+from agrekd_ray import machine
 from agrekd_ray.addresses import sqlite_file
 from agrekd_ray.capacity import probe
 from agrekd_ray.capacity.findings import (
@@ -248,7 +249,9 @@ def _ask_nodes(
 
     nodes: list[_Asked] = []
     starts: dict[str, tuple[str, Callable[..., Any]]] = {}
-    register_pickle_by_value(probe)  # so that nodes without this package answer, too
+    travelling = (probe, machine)  # so that nodes without this package answer, too
+    for module in travelling:
+        register_pickle_by_value(module)
     try:
         # No CPU and no GPU of their own: a cluster that is all taken answers, too.
         shell = ray.remote(num_cpus=0, max_restarts=0)(probe.Probe)
@@ -285,7 +288,8 @@ def _ask_nodes(
     finally:
         for actor, _ in nodes:
             ray.kill(actor)
-        unregister_pickle_by_value(probe)
+        for module in travelling:
+            unregister_pickle_by_value(module)
 
 
 def _place(

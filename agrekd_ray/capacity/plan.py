@@ -22,8 +22,9 @@ from agrekd_ray.cluster.environment import prepare
 from agrekd_ray.config import Fault, Job, JobError, faults_of, read_job
 from agrekd_ray.data import Dataset
 from agrekd_ray.errors import RunError
-from agrekd_ray.experiment.display import Display, prepare_data
+from agrekd_ray.experiment.display import Display
 from agrekd_ray.experiment.gpus import numbered, what_stays_idle
+from agrekd_ray.experiment.preparing import prepare_data
 from agrekd_ray.settings import Settings
 
 SETTINGS = TypeVar("SETTINGS", bound=Settings)

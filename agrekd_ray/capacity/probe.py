@@ -2,7 +2,7 @@
 
 The module travels to every node by value, so that one without this package, or with another version
 of it, answers too. Hence everything goes in and out as plain values, nothing of ours is imported at
-the top, and what cannot be found out is said rather than raised.
+the top but what travels along, and what cannot be found out is said rather than raised.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from agrekd_ray.machine import free_memory
 
 SUMS, SAID = 3, 200
 """Sums of which the quickest counts, and characters of an error that are told."""
@@ -59,7 +61,7 @@ class Probe:
             "code": code,
             # Device files of NVIDIA's GPUs, or AMD's.
             "accelerators": any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists(),
-            "memory_free": _memory_free(),
+            "memory_free": free_memory(),
             "shared_memory": shutil.disk_usage(shared).total if shared.is_dir() else None,
             "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
             "temporary": {"total": temporary.total, "free": temporary.free},
@@ -173,33 +175,6 @@ def _package() -> tuple[str, str]:
     return agrekd_ray.__version__, digest.hexdigest()[:12]
 
 
-def _psutil() -> Any:
-    """The library that Ray brings along."""
-    import ray  # noqa: F401
-
-    return importlib.import_module("psutil")
-
-
-def _memory_free() -> int | None:
-    """Bytes that a program can have: of the machine, or of the container where that is less."""
-    free = int(_psutil().virtual_memory().available)
-    group = Path("/sys/fs/cgroup")
-    for limit, used, table in (
-        ("memory.max", "memory.current", "memory.stat"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
-    ):
-        try:  # without a limit the file says "max", or a number beyond any machine
-            most, taken = (
-                int((group / name).read_text(encoding="utf-8")) for name in (limit, used)
-            )
-            lines = (group / table).read_text(encoding="utf-8").splitlines()
-        except (OSError, ValueError):
-            continue
-        cached = int(dict(line.split() for line in lines).get("inactive_file", 0))
-        free = min(free, max(most - taken + cached, 0))
-    return free
-
-
 def _folder(path: Path, name: str) -> dict[str, Any]:
     """A folder that may not be there yet: then its nearest parent that is.
 
@@ -222,7 +197,8 @@ def _folder(path: Path, name: str) -> dict[str, Any]:
 
 def _listeners(ports: Sequence[int]) -> dict[int, list[str]]:
     """Addresses that some process of this machine listens at, by port."""
-    psutil = _psutil()
+    import psutil  # Ray brings it along
+
     addresses: dict[int, list[str]] = {port: [] for port in ports}
     with contextlib.suppress(psutil.Error, OSError):
         for connection in psutil.net_connections("tcp") if ports else ():

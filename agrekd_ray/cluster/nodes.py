@@ -14,7 +14,10 @@ from ray.util import placement_group_table
 
 from agrekd_ray.cluster.events import Emit, Notice
 from agrekd_ray.cluster.placement import Node, ResourceRequest, check_room
-from agrekd_ray.data import Dataset, DataSettings, open_dataset
+from agrekd_ray.data import Dataset, DataSettings, Prepared, open_dataset
+from agrekd_ray.data.chunks import Room
+from agrekd_ray.data.prepared_samples import PreparedSamples, stamps_of
+from agrekd_ray.data.stamps import Stamps
 from agrekd_ray.devices import device_for
 from agrekd_ray.errors import DataError
 
@@ -30,29 +33,50 @@ class DriverData:
     Attributes:
         settings: of it.
         fingerprint: of it, on the driver's node.
+        stamps: of the files that the driver has looked at; see `open_dataset`.
     """
 
     settings: DataSettings
     fingerprint: str
+    stamps: Stamps = ()
 
     @classmethod
     def of(cls, settings: DataSettings) -> DriverData:
-        """As it is on this node."""
-        return cls(settings, open_dataset(settings).fingerprint)
+        """As it is on this node; prepared, if it is not yet."""
+        dataset = open_dataset(settings)
+        return cls(settings, dataset.fingerprint, stamps_of(dataset))
 
     def open(self) -> Dataset:
         """The data set, on the node of this process.
 
+        Where the driver's prepared samples are there, no file of the sources is looked at. A node
+        of its own disk looks at all of them, and prepares them within what Ray has granted.
+
         Raises:
             DataError: it cannot be opened there, or is another one.
         """
-        there: Dataset = open_dataset(self.settings)
+        there: Dataset = open_dataset(self.settings, self.stamps)
+        if self.stamps and not self._is_ready(there):
+            there = open_dataset(self.settings)
+        if isinstance(there, PreparedSamples) and there.unprepared():
+            there.prepare(room=granted_room())
         if there.fingerprint != self.fingerprint:
             raise DataError(
                 f"node {this_node()}: the data there differ from the driver's "
                 f"({there.fingerprint[:12]} instead of {self.fingerprint[:12]}); copy them again."
             )
         return there
+
+    def _is_ready(self, there: Dataset) -> bool:
+        """Whether the driver's data are prepared there."""
+        return not (isinstance(there, Prepared) and there.unprepared()) and (
+            there.fingerprint == self.fingerprint
+        )
+
+
+def granted_room() -> Room:
+    """What this process may use of its node: the processors that Ray has granted its task."""
+    return Room.of_process(ray.get_runtime_context().get_assigned_resources().get("CPU", 0))
 
 
 def look_for_room(

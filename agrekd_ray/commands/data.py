@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agrekd_ray.commands.contact_sheet import draw
-from agrekd_ray.config import JobError, check_job, read_job
+from agrekd_ray.config import Job, JobError, check_job, read_job
 from agrekd_ray.data import (
     DFR,
     SELECT,
@@ -29,16 +29,17 @@ from agrekd_ray.data import (
     remarks_on,
     splits_in_words,
 )
-from agrekd_ray.data.prepared import BrokenRowsError
+from agrekd_ray.data.chunks import BrokenRowsError
 from agrekd_ray.data.published import Published
-from agrekd_ray.experiment.display import Display, prepare_data
+from agrekd_ray.experiment.display import Display
+from agrekd_ray.experiment.preparing import prepare_data
 
 SPLITS = (TRAIN, DFR, SELECT, TEST)
 MOST_BROKEN = 10
 
 
-def read_data(path: Path, overrides: Iterable[str]) -> tuple[Any, Dataset]:
-    """The data of a job, settings and opened; what else is wrong with the job does not matter.
+def read_data(path: Path, overrides: Iterable[str]) -> tuple[Any, Dataset, Job | None]:
+    """The data of a job, settings and opened, and the job: None where anything else is wrong.
 
     Args:
         path: of the job.
@@ -48,11 +49,11 @@ def read_data(path: Path, overrides: Iterable[str]) -> tuple[Any, Dataset]:
         JobError: what is wrong with the data.
     """
     raw = read_job(path, overrides)
-    _, faults = check_job(raw)
+    job, faults = check_job(raw)
     if of_data := [fault for fault in faults if fault.key.split(".")[0] == "data"]:
         raise JobError(str(path), of_data)
     settings: Any = TypeAdapter(DataSettings).validate_python(raw["data"])
-    return settings, open_dataset(settings)
+    return settings, open_dataset(settings), job
 
 
 def check_data(path: Path, overrides: Iterable[str], fast: bool, console: Console) -> bool:
@@ -70,7 +71,7 @@ def check_data(path: Path, overrides: Iterable[str], fast: bool, console: Consol
     Raises:
         JobError: what is wrong with the tables and files.
     """
-    settings, dataset = read_data(path, overrides)
+    settings, dataset, job = read_data(path, overrides)
     facts = _facts(settings, dataset)
     _print(facts, console)
     console.print(_counts(settings, dataset))
@@ -81,7 +82,7 @@ def check_data(path: Path, overrides: Iterable[str], fast: bool, console: Consol
             return True
         try:
             with Display(console) as display:
-                prepare_data(dataset, display)
+                prepare_data(dataset, display, job)
         except BrokenRowsError as error:
             console.print(f"{len(error.faults):,} broken samples", style="red")
             for fault in error.faults[:MOST_BROKEN]:
@@ -117,9 +118,9 @@ def show_data(
         JobError: what is wrong with the data.
         DataError: a sample is broken.
     """
-    settings, dataset = read_data(path, overrides)
+    settings, dataset, job = read_data(path, overrides)
     with Display(console) as display:
-        prepare_data(dataset, display)
+        prepare_data(dataset, display, job)
     chosen = [_examples(dataset, group, examples) for group in range(len(dataset.groups.names))]
     by_split = {name: dataset.groups.count(dataset.splits[name]) for name in SPLITS}
     counts = [

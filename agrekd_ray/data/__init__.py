@@ -34,6 +34,7 @@ from agrekd_ray.data.gaps import classes_missing, dfr_groups, remarks_on
 from agrekd_ray.data.given import given_samples
 from agrekd_ray.data.image_table import ImageTable
 from agrekd_ray.data.images import Pictures
+from agrekd_ray.data.stamps import Stamps, handed
 from agrekd_ray.data.text import TextTable, has_tokenizer, other_tokens, tokens_of
 from agrekd_ray.data.textured import TexturedDigits, TexturedIdx
 from agrekd_ray.data.waterbirds import Waterbirds
@@ -66,21 +67,26 @@ def of_earlier_version(values: Any) -> None:
         values.setdefault("decoding", 1)
 
 
-def open_dataset(settings: Settings) -> Dataset:
+def open_dataset(settings: Settings, known: Stamps = ()) -> Dataset:
     """The data set that the settings describe.
 
     Cheap for those that are `Prepared`: tables are read and files are looked for, but no sample is
     decoded before it is asked for.
 
+    Args:
+        settings: of the data set.
+        known: stamps of files that another process has looked at, so that this one need not.
+
     Raises:
         DataError: files missing, damaged or contradicting each other.
     """
-    return _opened(type(settings), settings.model_dump_json())
+    return _opened(type(settings), settings.model_dump_json(), known)
 
 
 @functools.lru_cache(maxsize=2)  # a process that trains several models reads the files once
-def _opened(kind: Any, values: str) -> Dataset:
-    return kind.model_validate_json(values).open()
+def _opened(kind: Any, values: str, known: Stamps) -> Dataset:
+    with handed(known):
+        return kind.model_validate_json(values).open()
 
 
 __all__ = [

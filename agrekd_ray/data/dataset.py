@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -62,6 +62,29 @@ class Samples(Protocol):
         ...
 
 
+class Rows(Protocol):
+    """An array, or what gives rows as one does."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[R, ...]."""
+        ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the rows."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Of all rows, as they are given."""
+        ...
+
+    def __getitem__(self, rows: Any, /) -> Any:
+        """Some rows as an array: a slice of them, or numbers."""
+        ...
+
+
 @runtime_checkable
 class Arrays(Protocol):
     """A data set that has its samples as arrays, and shows them on any device.
@@ -70,7 +93,7 @@ class Arrays(Protocol):
     not of this kind is asked for `inputs`, a batch at a time.
     """
 
-    def arrays(self, view: int | None) -> tuple[np.ndarray, ...]:
+    def arrays(self, view: int | None) -> tuple[Rows, ...]:
         """What a view is made of: arrays with a row a sample, by id, and the same ones each time.
 
         Raw values (uint8 pictures, token ids) and the view's random numbers, float32. An array that

@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from agrekd_ray.data.chunks import chunks
 from agrekd_ray.data.civilcomments import TEXT as COMMENT
 from agrekd_ray.data.civilcomments import CivilComments
 from agrekd_ray.data.decode import FORMATS
 from agrekd_ray.data.image_table import ImageColumns, ImageTable, is_picture
 from agrekd_ray.data.images import Pictures, as_evaluated
 from agrekd_ray.data.pictures import FolderPictures, ParquetPictures, Source, decoding
-from agrekd_ray.data.prepared import chunks
 from agrekd_ray.data.table import PARQUET, TEXT, Table, column_type, table_files
 from agrekd_ray.data.text import TextColumns, Texts, TextTable, tokenised
 from agrekd_ray.errors import DataError
@@ -74,9 +74,9 @@ def given_samples(
 def _decoded(names: Sequence[Name], source: Source, seen: Pictures) -> Iterator[Given]:
     every = chunks(source.count)
     numbers = range(len(every))
-    for number, make in decoding(source, numbers, seen.side, seen.decoding):
-        rows = every[number]
-        pixels = torch.from_numpy(make()[0])
+    for chunk in decoding(source, numbers, seen.side, seen.decoding):
+        rows = every[chunk.number]
+        pixels = torch.from_numpy(chunk.make()[0])
         yield list(names[rows.start : rows.stop]), as_evaluated(pixels, seen.size)
 
 

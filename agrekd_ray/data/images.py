@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 from pydantic import ValidationInfo, field_validator
+from rich.filesize import decimal
 from torch import Tensor
 
-from agrekd_ray.data.dataset import Annotations
+from agrekd_ray.data.chunks import Work
+from agrekd_ray.data.dataset import Annotations, Rows
 from agrekd_ray.data.decode import CHANGED, REMARKS, Decoding, remarks_of
+from agrekd_ray.data.decoded import DecodedRows
 from agrekd_ray.data.pictures import Source, decoding
-from agrekd_ray.data.prepared import PreparedRows, PreparedSamples, Work
+from agrekd_ray.data.prepared import PreparedRows
+from agrekd_ray.data.prepared_samples import PreparedSamples
 from agrekd_ray.data.views import Views, augment, draws
 from agrekd_ray.settings import Count, LocalPath, Seed, Settings, fingerprint
 
@@ -34,6 +39,8 @@ class Pictures(Settings):
             where it is transparent, more than 8 bits scaled. 1 is what earlier versions did, which
             was none of that; pictures without any of that are the same, and so are their teachers.
         prepared: folder of decoded pictures, shared by all jobs.
+        keep_decoded: false keeps no decoded pictures, where the disk has no room for them: each is
+            decoded whenever it is shown. All are decoded once before, to find broken ones.
     """
 
     seed: Seed = 0
@@ -42,6 +49,7 @@ class Pictures(Settings):
     views: Views = Views()
     decoding: Decoding = 2
     prepared: LocalPath = Path("runs/prepared")
+    keep_decoded: bool = True
 
     @field_validator("resize")
     @classmethod
@@ -99,22 +107,39 @@ class PictureDataset(PreparedSamples):
 
     def __init__(self, settings: Pictures, source: Source, annotations: Annotations) -> None:
         side, version, size = settings.side, settings.decoding, settings.size
-        rows = PreparedRows(
+        given = (
             settings.prepared,
             fingerprint(version, source.stamp, side),
             source.count,
             (3, side, side),
-            remarks=remarks_of(version),
         )
+        rows = PreparedRows(*given, remarks=remarks_of(version))
+        if not (settings.keep_decoded or rows.whole):
+            rows = PreparedRows(*given, remarks=remarks_of(version), kept=False)
         super().__init__(rows, annotations, (3, size, size), settings.views)
-        self.settings, self._source = settings, source
+        self.settings, self._source, self.stamps = settings, source, source.stamps
         self.views_fingerprint = settings.views.fingerprint(settings.seed)
 
     def remarks(self) -> list[str]:
         """See `Remarked.remarks`."""
         counts = {} if self.unprepared() else self.rows.remarks()
         counted = [f"{count:,} {REMARKS[name]}" for name, count in counts.items() if count]
-        return [*_of_sizes(self.settings), *counted]
+        return [*_of_sizes(self.settings), *self._of_room(), *counted]
+
+    def _of_room(self) -> Iterator[str]:
+        """What is to be said where the disk has no room for the decoded pictures."""
+        with contextlib.suppress(OSError):  # which whoever writes there says
+            if (needed := self.rows.left_bytes()) > (free := self.rows.free()):
+                yield (
+                    f"decoded, they take {decimal(needed)}, and {decimal(free)} are free in "
+                    f"{self.settings.prepared}; data.keep_decoded: false decodes them when they "
+                    "are shown"
+                )
+
+    def missing_source(self) -> str:
+        """See `PreparedSamples.missing_source`."""
+        missing = self._source.missing()
+        return f"no file {missing}" if missing else ""
 
     def making(self, numbers: Sequence[int]) -> Iterator[Work]:
         """See `PreparedSamples.making`."""
@@ -128,10 +153,17 @@ class PictureDataset(PreparedSamples):
         version = self.settings.decoding if any(counts.get(name) for name in CHANGED) else 1
         return fingerprint(version, self.settings.size, self.settings.side)
 
-    def arrays(self, view: int | None) -> tuple[np.ndarray, ...]:
+    def arrays(self, view: int | None) -> tuple[Rows, ...]:
         """See `Arrays.arrays`: squares of pixels, uint8, and what augments them."""
         self.prepare()
-        return self.rows.rows(), *draws(self.views, self.settings.seed, view, self.size)
+        return self._squares, *draws(self.views, self.settings.seed, view, self.size)
+
+    @functools.cached_property
+    def _squares(self) -> Rows:
+        """The decoded pictures, [N, 3, side, side]."""
+        if self.rows.kept:
+            return self.rows.rows()
+        return DecodedRows(self._source, self.settings.side, self.settings.decoding)
 
     def show(self, rows: Sequence[Tensor], view: int | None) -> Tensor:
         """See `Arrays.show`."""

@@ -8,22 +8,25 @@ final name.
 
 from __future__ import annotations
 
-import functools
+import contextlib
+import errno
 import hashlib
 import json
 import math
+import mmap
 import os
 import shutil
-from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from agrekd_ray.data.dataset import Annotations, ArrayDataset, Progress
-from agrekd_ray.data.views import ONE_VIEW, Views
+from agrekd_ray.data.chunks import CHUNK, BrokenRowsError, Room, Work, chunks, in_threads
+from agrekd_ray.data.dataset import Progress
 from agrekd_ray.errors import DataError
 from agrekd_ray.files import (
     DamagedError,
@@ -34,51 +37,30 @@ from agrekd_ray.files import (
     read_json,
     unreadable,
 )
-from agrekd_ray.settings import fingerprint
 
-CHUNK = 256
-"""Rows that are made together; part of what the digest is computed from."""
 _ROWS, _DIGESTS, _WHOLE = "rows", "digests", "whole.json"
 _DIGEST = hashlib.sha256().digest_size
-SHOWN = 10
-"""Faults that are shown of many."""
 
 
-class BrokenRowsError(DataError):
-    """Rows of a chunk that cannot be made.
+class Chunk(NamedTuple):
+    """A chunk whose rows are on disk, or whose faults are known.
 
     Attributes:
-        faults: one a row.
+        number: of the chunk.
+        digest: of what its rows were made of; empty where some cannot be made.
+        counts: how many rows there is each remark on.
+        faults: one for each row that cannot be made.
     """
 
-    def __init__(self, faults: Sequence[str]) -> None:
-        super().__init__(listed(faults))
-        self.faults = tuple(faults)
+    number: int
+    digest: bytes = b""
+    counts: tuple[int, ...] = ()
+    faults: tuple[str, ...] = ()
 
 
-Made = tuple[np.ndarray, bytes, tuple[int, ...]]
-"""The rows of a chunk, a digest of what they were made of, and how many there is each remark on."""
-Work = tuple[int, Callable[[], Made]]
-"""Number of a chunk, and what makes it: called in a thread, it may raise `BrokenRowsError`."""
-
-
-def listed(faults: Sequence[str]) -> str:
-    """The first ten faults, and how many there are."""
-    shown = "; ".join(faults[:SHOWN])
-    if len(faults) <= SHOWN:
-        return shown
-    return f"{shown}; and {len(faults) - SHOWN:,} more ({len(faults):,} in all)"
-
-
-def chunks(count: int) -> list[range]:
-    """Rows by chunk."""
-    return [range(first, min(first + CHUNK, count)) for first in range(0, count, CHUNK)]
-
-
-def stamps(files: Sequence[Path]) -> list[tuple[str, int, int]]:
-    """Of each file, what changes when it is exchanged, computed without reading it."""
-    stats = [(file.name, file.stat()) for file in files]
-    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+Take = Callable[[Chunk], None]
+Make = Callable[[Sequence[int], Take], None]
+"""Has the chunks of these numbers written, and hands over each that is on disk."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +81,10 @@ class PreparedRows:
         shape: of a row.
         dtype: of its values.
         remarks: names of what is counted while the rows are made.
+        kept: false makes all rows once, for what is known of them, and keeps none.
 
     Attributes:
+        kept: as given.
         place: folder of the whole set.
         bytes: that the rows take on disk.
     """
@@ -113,16 +97,18 @@ class PreparedRows:
         shape: tuple[int, ...],
         dtype: type[np.generic] = np.uint8,
         remarks: Sequence[str] = (),
+        kept: bool = True,
     ) -> None:
+        self.kept = kept
         self._folder, self._count, self._dtype = folder, count, np.dtype(dtype)
         self._shape, self._remarks = shape, tuple(remarks)
         self._row_bytes = math.prod(shape) * self._dtype.itemsize
-        self.bytes = count * self._row_bytes
+        self.bytes = count * self._row_bytes if kept else 0
         # Of a chunk; a digest of zeros where it is still to be made.
         self._record = _record(len(remarks))
-        self.place = folder / key[:24]
-        self._partial = folder / f"{key[:24]}.partial"
-        self._lock = folder / f"{key[:24]}.lock"
+        name = key[:24] if kept else f"{key[:24]}-read"
+        self.place = folder / name
+        self._partial, self._lock = folder / f"{name}.partial", folder / f"{name}.lock"
         self._rows: np.ndarray | None = None
 
     @property
@@ -132,11 +118,28 @@ class PreparedRows:
         Raises:
             RunError: the system cannot say.
         """
-        return is_file(self.place / _WHOLE) and _size(self.place / _ROWS) == self.bytes
+        return is_file(self.place / _WHOLE) and self._sized(self.place)
+
+    def _sized(self, folder: Path) -> bool:
+        """Whether the file of rows has its size, where there is to be one."""
+        return not self.kept or _size(folder / _ROWS) == self.bytes
 
     def left(self) -> int:
         """Rows that are still to be made."""
-        return 0 if self.whole else sum(map(len, self._missing(self._done())))
+        return 0 if self.whole else self._rows_of(self._missing(self._done()))
+
+    def left_bytes(self) -> int:
+        """Bytes that are still to be written."""
+        return self.left() * self._row_bytes if self.kept else 0
+
+    def free(self) -> int:
+        """Bytes that are free where they will be.
+
+        Raises:
+            OSError: the system cannot say.
+        """
+        there = (folder for folder in (self._folder, *self._folder.parents) if folder.is_dir())
+        return shutil.disk_usage(next(there)).free
 
     def rows(self) -> np.ndarray:
         """All rows, [N, ...], mapped read-only.
@@ -184,6 +187,7 @@ class PreparedRows:
         self,
         work: Callable[[Sequence[int]], Iterator[Work]],
         progress: Progress = lambda done, total: None,
+        room: Room | None = None,
     ) -> None:
         """Make what is missing, in threads; another process that is at it is waited for.
 
@@ -191,21 +195,108 @@ class PreparedRows:
             work: the chunks of these numbers, in any order; what it yields is made soon after, so
                 that the sources of few chunks are in memory at a time.
             progress: told after every chunk.
+            room: that the making may take; None is what this process may use.
 
         Raises:
             BrokenRowsError: all rows that cannot be made; the others are kept.
             DataError: the folder cannot be written.
         """
-        try:
+        self.gather(self.here(work, room), progress)
+
+    def here(
+        self, work: Callable[[Sequence[int]], Iterator[Work]], room: Room | None = None
+    ) -> Make:
+        """What `gather` wants, by threads of this process; arguments as `fill` has them."""
+
+        def make(missing: Sequence[int], take: Take) -> None:
+            for chunk in self.write(work(missing), room or Room.of_process()):
+                take(chunk)
+
+        return make
+
+    def gather(
+        self,
+        make: Make,
+        progress: Progress = lambda done, total: None,
+    ) -> None:
+        """Have what is missing made, by whomever; another process that is at it is waited for.
+
+        Args:
+            make: has what is missing written (`write`), by this process or others that share the
+                folder.
+            progress: told after every chunk.
+
+        Raises:
+            BrokenRowsError: see `fill`.
+            DataError: see `fill`.
+        """
+        with self._writable():
             self._folder.mkdir(parents=True, exist_ok=True)
             with self._lock.open("w", encoding="utf-8") as file:
                 locked(file)  # without locks both make the same rows
                 if not self.whole:
-                    self._fill(work, progress)
+                    self._gather(make, progress)
+
+    def write(self, work: Iterator[Work], room: Room) -> Iterator[Chunk]:
+        """Make chunks and put their rows at their places, while somebody gathers.
+
+        Args:
+            work: the chunks.
+            room: that the making may take.
+
+        Raises:
+            DataError: the rows cannot be written.
+        """
+        with self._writable(), contextlib.ExitStack() as closing:
+            file = closing.enter_context((self._partial / _ROWS).open("r+b")) if self.kept else None
+            for number, made in in_threads(work, self._row_bytes, room):
+                try:
+                    rows, digest, counts = made.result()
+                except BrokenRowsError as error:
+                    yield Chunk(number, faults=error.faults)
+                    continue
+                if file is not None:
+                    file.seek(number * CHUNK * self._row_bytes)
+                    file.write(np.ascontiguousarray(rows, self._dtype).data)
+                    # The rows reach the disk before the word that they are there.
+                    file.flush()
+                    os.fdatasync(file.fileno())
+                yield Chunk(number, digest, counts)
+                del made, rows
+
+    @contextmanager
+    def marked(self) -> Iterator[str]:
+        """While the block runs, and somebody gathers, the folder has a file of this name."""
+        mark = self._partial / f"shared-{uuid.uuid4().hex}"
+        mark.touch()
+        try:
+            yield mark.name
+        finally:
+            mark.unlink(missing_ok=True)
+
+    def has(self, mark: str) -> bool:
+        """Whether this process sees the folder of the one that left a mark."""
+        return is_file(self._partial / mark)
+
+    def aligned(self, count: int) -> int:
+        """The least number of chunks, `count` or more, that ends where a page of memory does.
+
+        Processes on several nodes write such spans of the file at once: on some network file
+        systems, one that writes a part of a page writes all of it.
+        """
+        unit = mmap.PAGESIZE // math.gcd(mmap.PAGESIZE, CHUNK * self._row_bytes)
+        return -(-count // unit) * unit
+
+    @contextmanager
+    def _writable(self) -> Iterator[None]:
+        """What the system says of a folder that cannot be written becomes a `DataError`."""
+        try:
+            yield
         except OSError as error:
             raise DataError(
                 f"data.prepared: {self._folder} cannot be written ({error.strerror or error}); "
-                f"{self.bytes / 1e9:.1f} GB are needed. Free the disk or choose another folder."
+                f"{self.bytes / 1e9:.1f} GB are needed. Free the disk or choose another folder; "
+                "pictures need none with data.keep_decoded=false."
             ) from None
 
     def _read_records(self, folder: Path) -> np.ndarray:
@@ -235,107 +326,58 @@ class PreparedRows:
             RunError: the system cannot say.
         """
         try:
-            if _size(self._partial / _ROWS) == self.bytes:
+            if self._sized(self._partial):
                 return self._read_records(self._partial)
         except (OSError, DamagedError) as error:
             if unreadable(error):
                 raise cannot_read(self._partial, error) from None
         return np.zeros(len(chunks(self._count)), self._record)
 
-    def _missing(self, records: np.ndarray) -> list[range]:
-        every = chunks(self._count)
-        return [every[number] for number in np.flatnonzero(~records["digest"].any(1))]
+    def _missing(self, records: np.ndarray) -> list[int]:
+        """Numbers of the chunks that are still to be made."""
+        missing: list[int] = np.flatnonzero(~records["digest"].any(1)).tolist()
+        return missing
 
-    def _fill(self, work: Callable[[Sequence[int]], Iterator[Work]], progress: Progress) -> None:
+    def _rows_of(self, numbers: Iterable[int]) -> int:
+        every = chunks(self._count)
+        return sum(len(every[number]) for number in numbers)
+
+    def _gather(self, make: Make, progress: Progress) -> None:
         shutil.rmtree(self.place, ignore_errors=True)  # damaged, or it would be whole
         self._partial.mkdir(exist_ok=True)
         records = self._done()
         missing = self._missing(records)
-        done = self._count - sum(map(len, missing))
+        done = self._count - self._rows_of(missing)
         faults: list[str] = []
         progress(done, self._count)
-        for name in (_ROWS, _DIGESTS):
-            (self._partial / name).touch()
-        with (
-            (self._partial / _ROWS).open("r+b") as rows_file,
-            (self._partial / _DIGESTS).open("r+b") as digests_file,
-        ):
-            rows_file.truncate(self.bytes)
-            digests_file.write(records.tobytes())
-            digests_file.flush()
-            for number, made in _in_threads(work([rows.start // CHUNK for rows in missing])):
-                try:
-                    rows, digest, counts = made.result()
-                except BrokenRowsError as error:
-                    faults += error.faults
-                    continue
-                rows_file.seek(number * CHUNK * self._row_bytes)
-                rows_file.write(np.ascontiguousarray(rows, self._dtype).tobytes())
-                # The rows reach the disk before the word that they are there.
-                rows_file.flush()
-                os.fdatasync(rows_file.fileno())
-                records[number] = np.frombuffer(digest, np.uint8), counts
-                digests_file.seek(number * self._record.itemsize)
-                digests_file.write(records[number].tobytes())
-                digests_file.flush()
-                done += len(rows)
+        (self._partial / _DIGESTS).touch()
+        if self.kept:
+            if (free := self.free()) < self.left_bytes():
+                raise OSError(errno.ENOSPC, f"{free / 1e9:.1f} GB are free")
+            (self._partial / _ROWS).touch()
+            os.truncate(self._partial / _ROWS, self.bytes)
+        with (self._partial / _DIGESTS).open("r+b") as file:
+            file.write(records.tobytes())
+            file.flush()
+
+            def take(chunk: Chunk) -> None:
+                nonlocal done
+                faults.extend(chunk.faults)
+                if not chunk.digest:
+                    return
+                records[chunk.number] = np.frombuffer(chunk.digest, np.uint8), chunk.counts
+                file.seek(chunk.number * self._record.itemsize)
+                file.write(records[chunk.number].tobytes())
+                file.flush()
+                done += self._rows_of([chunk.number])
                 progress(done, self._count)
+
+            make(missing, take)
         if faults:
             raise BrokenRowsError(faults)
         whole = _Whole(self._digest(records), self._count)
         (self._partial / _WHOLE).write_text(json.dumps(asdict(whole)), encoding="utf-8")
         os.replace(self._partial, self.place)
-
-
-class PreparedSamples(ArrayDataset):
-    """What data sets of prepared rows share (`Prepared`).
-
-    Args:
-        rows: inputs of the samples.
-        annotations: of the samples.
-        shape: of one sample's inputs.
-        views: how views differ.
-    """
-
-    def __init__(
-        self,
-        rows: PreparedRows,
-        annotations: Annotations,
-        shape: tuple[int, ...],
-        views: Views = ONE_VIEW,
-    ) -> None:
-        super().__init__(annotations, shape, views)
-        self.splits_from = annotations.splits_from
-        self.rows = rows
-
-    @abstractmethod
-    def making(self, numbers: Sequence[int]) -> Iterator[Work]:
-        """What makes the chunks of these numbers, as `PreparedRows.fill` wants it."""
-
-    @abstractmethod
-    def how(self) -> str:
-        """Changes wherever the same sources give other inputs; asked for when all are prepared."""
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """See `Samples.fingerprint`: of the sources' content, and of what is said about them."""
-        self.prepare()
-        looks = fingerprint(self.how(), self.rows.digest(), self.classes)
-        digest = hashlib.sha256(looks.encode() + self._labels_N.numpy().tobytes())
-        for name, ids in self.splits.items():
-            digest.update(name.encode() + ids.astype(np.int64).tobytes())
-        for kinds_N in (self.groups.attribute_N, self.groups.group_N):
-            digest.update(kinds_N.astype(np.int64).tobytes())
-        return digest.hexdigest()
-
-    def unprepared(self) -> int:
-        """See `Prepared.unprepared`."""
-        return self.rows.left()
-
-    def prepare(self, progress: Progress = lambda done, total: None) -> None:
-        """See `Prepared.prepare`."""
-        if not self.rows.whole:
-            self.rows.fill(self.making, progress)
 
 
 def _record(remarks: int) -> np.dtype[np.void]:
@@ -355,25 +397,3 @@ def _size(path: Path) -> int | None:
         if unreadable(error):
             raise cannot_read(path, error) from None
         return None
-
-
-def _in_threads(work: Iterator[Work]) -> Iterator[tuple[int, Future[Made]]]:
-    """Finished chunks, as they come; only a few are under way, so that memory stays bounded."""
-    threads = os.cpu_count() or 1
-    with ThreadPoolExecutor(threads, "prepare") as pool:
-        under_way: dict[Future[Made], int] = {}
-        try:
-            for number, make in work:
-                under_way[pool.submit(make)] = number
-                if len(under_way) > threads:
-                    yield from _finished(under_way)
-            while under_way:
-                yield from _finished(under_way)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _finished(under_way: dict[Future[Made], int]) -> Iterator[tuple[int, Future[Made]]]:
-    ready, _ = wait(under_way, return_when=FIRST_COMPLETED)
-    for future in ready:
-        yield under_way.pop(future), future

@@ -13,17 +13,12 @@ import numpy as np
 from pydantic import field_validator
 from torch import Tensor
 
+from agrekd_ray.data.chunks import BrokenRowsError, Made, Work, chunks
 from agrekd_ray.data.dataset import Annotations, Samples
-from agrekd_ray.data.prepared import (
-    BrokenRowsError,
-    Made,
-    PreparedRows,
-    PreparedSamples,
-    Work,
-    chunks,
-    stamps,
-)
+from agrekd_ray.data.prepared import PreparedRows
+from agrekd_ray.data.prepared_samples import PreparedSamples
 from agrekd_ray.data.rows import Columns, TableSettings, open_table, read_rows
+from agrekd_ray.data.stamps import stamps
 from agrekd_ray.data.table import Table
 from agrekd_ray.errors import AgrekdError, DataError
 from agrekd_ray.files import is_folder
@@ -149,7 +144,7 @@ class TextDataset(PreparedSamples):
             return ids_BL, digest.digest(), ()
 
         for number in numbers:
-            yield number, functools.partial(make, every[number])
+            yield Work(number, functools.partial(make, every[number]))
 
 
 def tokens_of(samples: Samples) -> tuple[int, int] | None:

@@ -19,19 +19,6 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from agrekd_ray.config import Job
-from agrekd_ray.config.points import remarks_on_biased
-from agrekd_ray.data import (
-    DRAWN,
-    Dataset,
-    Prepared,
-    Sourced,
-    open_dataset,
-    remarks_on,
-    splits_in_words,
-)
-from agrekd_ray.teachers import Pool
-
 SECONDS_BETWEEN_LINES = 5.0
 RECORDED = "samples"
 """Unit of a stage that records what teachers say."""
@@ -218,55 +205,6 @@ class Display:
         since, before = self._first
         took = time.monotonic() - since
         return f"about {clock(took / (self._done - before) * (self._total - self._done))} left"
-
-
-def prepare_data(dataset: Dataset, display: Display) -> None:
-    """Prepare what is still to be, so that the workers of a run find it.
-
-    Raises:
-        DataError: a sample is broken, or the copy cannot be written.
-    """
-    if not isinstance(dataset, Prepared) or not (left := dataset.unprepared()):
-        return
-    shown = dataset.size - left
-    display.stage("data", dataset.size, "samples", shown)
-
-    def progress(done: int, total: int) -> None:
-        nonlocal shown
-        display.advance("", done - shown)
-        shown = done
-
-    dataset.prepare(progress)
-
-
-def note_drawn_splits(dataset: Dataset, display: Display) -> None:
-    """Say it where the splits were drawn, with their sizes; nobody asked for that."""
-    if isinstance(dataset, Sourced) and dataset.splits_from == DRAWN:
-        display.remark(f"splits: {splits_in_words(dataset)}")
-
-
-def ready_data(dataset: Dataset, display: Display, *, dfr: bool) -> None:
-    """Prepare the data of a run, and say what is of note of them.
-
-    Args:
-        dataset: of the run.
-        display: to say it on.
-        dfr: whether last layers will be retrained.
-
-    Raises:
-        DataError: see `prepare_data`.
-    """
-    note_drawn_splits(dataset, display)
-    prepare_data(dataset, display)
-    for remark in remarks_on(dataset, dfr=dfr):
-        display.remark(f"data: {remark}")
-
-
-def note_biased_teacher(job: Job, display: Display) -> None:
-    """Say it where the biased model is a teacher, too; the data are prepared."""
-    pool = Pool(job.teachers.store, open_dataset(job.data))
-    for remark in remarks_on_biased(job, pool):
-        display.remark(f"ensemble: {remark}")
 
 
 def clock(seconds: float) -> str:

@@ -22,13 +22,13 @@ from agrekd_ray.cluster.events import Event, StudentDone, StudentEpoch
 from agrekd_ray.config import Job
 from agrekd_ray.data import SELECT, TEST, Dataset, Prepared, open_dataset, splits_in_words
 from agrekd_ray.errors import RunError
-from agrekd_ray.experiment.display import note_biased_teacher, ready_data
 from agrekd_ray.experiment.driver import Driver, open_engine
 from agrekd_ray.experiment.engine import Engine
 from agrekd_ray.experiment.eval_logits import checked_ensemble, members
 from agrekd_ray.experiment.folder import RunFolder
 from agrekd_ray.experiment.monitor import Monitor, flat
 from agrekd_ray.experiment.plan import Plan, make_plan
+from agrekd_ray.experiment.preparing import note_biased_teacher, ready_data
 from agrekd_ray.experiment.settled import settled
 from agrekd_ray.experiment.work import Work
 from agrekd_ray.files import cannot_read, unreadable
@@ -206,7 +206,7 @@ class _JobDriver(Driver[list[StudentResult]]):
     def through(self, run_id: str) -> list[StudentResult]:
         try:
             with self.display:
-                ready_data(self.dataset, self.display, dfr=self.job.retrains)
+                ready_data(self.dataset, self.display, self.job)
                 note_biased_teacher(self.job, self.display)
                 if self.known is None:
                     self.tracker.reopen(run_id)

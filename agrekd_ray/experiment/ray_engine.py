@@ -163,7 +163,7 @@ class RayEngine:
             self._say_idle(job, busy, nodes, *keys)
             work = TrainConfig(
                 tuple(specs),
-                DriverData(job.data, samples.fingerprint),
+                DriverData.of(job.data),
                 source,
                 students,
                 storage,

@@ -9,10 +9,11 @@ from rich.console import Console
 from agrekd_ray.config import Job
 from agrekd_ray.data import open_dataset
 from agrekd_ray.errors import RunError
-from agrekd_ray.experiment.display import Display, ready_data
+from agrekd_ray.experiment.display import Display
 from agrekd_ray.experiment.driver import open_engine
 from agrekd_ray.experiment.monitor import show_progress
 from agrekd_ray.experiment.plan import make_plan, views_of
+from agrekd_ray.experiment.preparing import ready_data
 from agrekd_ray.experiment.settled import settled
 from agrekd_ray.experiment.work import Work
 from agrekd_ray.results import TeacherCost
@@ -42,7 +43,7 @@ def record_job(job: Job, console: Console) -> TeacherCost:
     if job.guidance != "auto":
         raise RunError(f"guidance: {job.guidance} keeps no records; set guidance=auto.")
     with Display(console) as display:
-        ready_data(samples, display, dfr=job.retrains)
+        ready_data(samples, display, job)
     work = Work.of(job, plan, job.runs)
     work.recipes = list(plan.draw.recipes.values())  # nobody else is recorded
     views = views_of(samples, job.student.training.epochs)

@@ -24,7 +24,6 @@ from agrekd_ray.config import Job
 from agrekd_ray.config.points import points_of
 from agrekd_ray.data import SELECT, open_dataset, splits_in_words
 from agrekd_ray.experiment.account import Account
-from agrekd_ray.experiment.display import note_biased_teacher, prepare_data, ready_data
 from agrekd_ray.experiment.driver import Driver, open_engine
 from agrekd_ray.experiment.engine import Engine
 from agrekd_ray.experiment.eval_logits import checked_ensemble
@@ -38,6 +37,7 @@ from agrekd_ray.experiment.job import (
 )
 from agrekd_ray.experiment.monitor import flat
 from agrekd_ray.experiment.plan import make_plan
+from agrekd_ray.experiment.preparing import note_biased_teacher, prepare_data, ready_data
 from agrekd_ray.experiment.settled import settled
 from agrekd_ray.experiment.work import Work
 from agrekd_ray.report.archive import read_job, read_study
@@ -135,7 +135,7 @@ class _StudyDriver(Driver[StudyResult]):
                 dataset = open_dataset(job.data)
                 if (splits := splits_in_words(dataset)) not in self.splits:
                     self.splits.append(splits)
-                ready_data(dataset, self.display, dfr=job.retrains)
+                ready_data(dataset, self.display, job)
                 note_biased_teacher(job, self.display)
             self.folders = [
                 RunFolder.inside(self.root / setting.folder, job) for setting, job in self.points
@@ -207,7 +207,7 @@ class _StudyDriver(Driver[StudyResult]):
         for number, (setting, job) in enumerate(self.points):
             plan = make_plan(job)
             dataset = open_dataset(job.data)
-            prepare_data(dataset, self.display)
+            prepare_data(dataset, self.display, job)
             pool = Pool(job.teachers.store, dataset)
             checkpoints = plan.checkpoints(pool) if plan.needs_ensemble else {}
             alike = cohorts.setdefault(placement(job), [])

@@ -83,7 +83,9 @@ def logits_server_of(job: Job, checkpoints: Mapping[str, Path]) -> LogitsServer 
     """
     if job.ray.address is None and len(cluster_nodes()) == 1:
         return None
-    return LogitsServer.start(job.outputs, checkpoints, job.data, job.fleet.computes_in)
+    return LogitsServer.start(
+        job.outputs, checkpoints, DriverData.of(job.data), job.fleet.computes_in
+    )
 
 
 class TeacherProvider(AbstractContextManager["TeacherProvider"]):
@@ -201,7 +203,7 @@ class TeacherProvider(AbstractContextManager["TeacherProvider"]):
         job, costs = self._job, list[TeacherCost]()
         arguments = (
             {name: folder.resolve() for name, folder in self._checkpoints.items()},
-            DriverData(job.data, self._samples.fingerprint),
+            DriverData.of(job.data),
             job.fleet,
             job.outputs,
             sorted({view for _, view in self._missing}),

@@ -15,8 +15,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from agrekd_ray.cluster.nodes import DriverData
 from agrekd_ray.cluster.session import here
-from agrekd_ray.data import DataSettings, open_dataset
 from agrekd_ray.files import Identity
 from agrekd_ray.fleet.lending import Lender, borrow
 from agrekd_ray.logits import LogitsCache, OutputSettings
@@ -33,10 +33,10 @@ class LogitsServerActor(Lender):
         self,
         settings: OutputSettings,
         checkpoints: Mapping[str, Path],
-        data: DataSettings,
+        data: DriverData,
         numbers: Numbers,
     ) -> None:
-        self._lent = LogitsCache(settings, checkpoints, open_dataset(data), numbers)
+        self._lent = LogitsCache(settings, checkpoints, data.open(), numbers)
 
 
 class LentLogits(LogitsCache):
@@ -61,7 +61,7 @@ class LogitsServer:
         cls,
         settings: OutputSettings,
         checkpoints: Mapping[str, Path],
-        data: DataSettings,
+        data: DriverData,
         numbers: Numbers,
     ) -> LogitsServer:
         """Starts one on this node; it takes no room that is counted."""

@@ -21,7 +21,6 @@ from agrekd_ray.cluster.nodes import DriverData, cluster_nodes, settled_nodes
 from agrekd_ray.cluster.placement import ResourceRequest, check_room
 from agrekd_ray.data import SELECT, TEST, open_dataset, splits_in_words
 from agrekd_ray.errors import RunError
-from agrekd_ray.experiment.display import note_biased_teacher, ready_data
 from agrekd_ray.experiment.driver import Driver
 from agrekd_ray.experiment.eval_logits import checked_ensemble, members
 from agrekd_ray.experiment.gpus import (
@@ -37,6 +36,7 @@ from agrekd_ray.experiment.gpus import (
 from agrekd_ray.experiment.job import cost_metrics, log_model, package_versions
 from agrekd_ray.experiment.monitor import Monitor, flat
 from agrekd_ray.experiment.plan import make_plan, views_of
+from agrekd_ray.experiment.preparing import note_biased_teacher, ready_data
 from agrekd_ray.experiment.ray_engine import RayEngine
 from agrekd_ray.experiment.settled import settled
 from agrekd_ray.experiment.teacher_provider import TeacherProvider
@@ -147,7 +147,7 @@ class _SearchDriver(Driver[SearchResult]):
 
     def _work(self, run_id: str) -> SearchResult:
         with self.display:
-            ready_data(self.dataset, self.display, dfr=self.job.retrains)
+            ready_data(self.dataset, self.display, self.job)
             note_biased_teacher(self.planned.default, self.display)
             self.display.stage("start", 0, "")
             engine = RayEngine(self.job, self.handle)
@@ -231,7 +231,7 @@ class _SearchDriver(Driver[SearchResult]):
             confidence_N = biased_NC.softmax(1).gather(1, labels_N[:, None])[:, 0]
             yield Shared(
                 self.planned,
-                DriverData(job.data, self.dataset.fingerprint),
+                DriverData.of(job.data),
                 source,
                 ensemble_N.numpy(),
                 biased_NC.argmax(1).numpy(),
@@ -401,7 +401,7 @@ class _SearchDriver(Driver[SearchResult]):
                     self.planned,
                     untested,
                     self.folder.states,
-                    DriverData(self.job.data, self.dataset.fingerprint),
+                    DriverData.of(self.job.data),
                     with_share(room, gpus),
                     tested,
                 )

@@ -32,7 +32,7 @@ _STATUS = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "interrupted"}
 # The last two follow from others: the weighting from the method, the words from the ensemble.
 _NO_SETTINGS = {"method", "seed", "seeds", "distillation.strategy", "teachers"}
 # Where teachers and prepared data lie, and who computes, changes no figure.
-_NO_WORLD = re.compile(r"teachers\.(store|cpus|gpus)|data\.(.+\.)?prepared")
+_NO_WORLD = re.compile(r"teachers\.(store|cpus|gpus)|data\.(.+\.)?(prepared|keep_decoded)")
 _PAGE, _IDS_A_QUERY = 1000, 200
 _ACTIVE, _ALL = ViewType.ACTIVE_ONLY, ViewType.ALL
 

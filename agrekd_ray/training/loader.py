@@ -14,13 +14,14 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from agrekd_ray.data import Arrays, Samples
+from agrekd_ray.data.dataset import Rows
 from agrekd_ray.numerics import computes_alone
 
 RESIDENT = 0.5
@@ -82,29 +83,6 @@ class Loaded:
 _Loaded = tuple[list[Loaded], int]
 """Batches, and the bytes that they and all that was gathered for them take."""
 _T = TypeVar("_T")
-
-
-class Rows(Protocol):
-    """What a column gathers from: an array, or what gives rows as one does."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """[R, ...]."""
-        ...
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Of the rows."""
-        ...
-
-    @property
-    def nbytes(self) -> int:
-        """Of all rows, as they are given."""
-        ...
-
-    def __getitem__(self, rows: Any, /) -> Any:
-        """Some rows as an array: a slice of them, or numbers."""
-        ...
 
 
 class Column:
@@ -177,8 +155,8 @@ class Column:
     @cached_property
     def _whole(self) -> np.ndarray | None:
         if not self._stacked:
-            whole: np.ndarray = self.arrays[0][:]
-            return whole
+            array = self.arrays[0]
+            return array if isinstance(array, np.ndarray) else None
         return self.read(slice(None)).numpy() if self.nbytes <= IN_MEMORY else None
 
     def _gather(self, rows: np.ndarray | slice, into: np.ndarray) -> None:
