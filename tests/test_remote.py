@@ -106,6 +106,23 @@ def test_what_models_say_to_the_test_split_is_sent_too(
     torch.testing.assert_close(there, said, rtol=0, atol=0)
 
 
+def test_what_was_said_to_test_before_there_was_an_object_store_is_sent_when_it_is_used(
+    make_job: Callable[..., Job], address: str
+) -> None:
+    job = make_job(**{"outputs.remote": address})
+    data, checkpoints, _ = pool_of(job)
+    folder = next(iter(checkpoints.values()))
+    said = torch.randn(len(data.splits[TEST]), 10)
+    before = job.outputs.model_copy(update={"remote": None})
+    EvalLogits(before, data, "float32").write(folder, TEST, said)
+    kept = EvalLogits(job.outputs, data, "float32")
+    kept.settle()
+    assert objects(address) == {}
+    assert kept.read(folder, TEST) is not None
+    kept.settle()
+    assert len(objects(address)) == 1
+
+
 def test_a_record_that_is_damaged_there_is_made_and_sent_again(
     make_job: Callable[..., Job], address: str, tmp_path: Path
 ) -> None:

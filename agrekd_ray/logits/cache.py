@@ -286,6 +286,7 @@ class EvalLogits:
         self._settings = settings.model_copy(update={"dtype": "float32", "top_k": None})
         self._records = _Records(self._settings)
         self._samples, self._numbers = samples, numbers
+        self._used: dict[str, Key] = {}
 
     def read(self, folder: Path, split: str) -> Tensor | None:
         """Logits [N, C], float32; None where they are not recorded.
@@ -302,6 +303,7 @@ class EvalLogits:
         if known is None:
             return None
         _touch(self._records.path(key, 0).parent)
+        self._used[key.folder] = key
         return torch.from_numpy(np.array(known[:]))
 
     def write(self, folder: Path, split: str, logits_NC: Tensor) -> None:
@@ -313,12 +315,12 @@ class EvalLogits:
         self._records.write(self._key(folder, split), 0, logits_NC.numpy())
 
     def settle(self) -> None:
-        """Wait until the object store has what was written.
+        """Wait until the object store has what was read and written.
 
         Raises:
             RunError: it cannot be written.
         """
-        self._records.settle()
+        self._records.settle((key, 0) for key in self._used.values())
 
     def _key(self, folder: Path, split: str) -> Key:
         return _key(folder, self._settings, self._samples, self._numbers, split)
