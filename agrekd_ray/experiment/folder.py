@@ -41,7 +41,8 @@ NO_LOCKS = (
     "its file system has no locks (flock), so nothing here keeps another process from this run:"
 )
 PLACING = (
-    *("ray.address", "outputs.store", "outputs.remote", "data.prepared", "data.keep_decoded"),
+    *("ray.address", "data.prepared", "data.keep_decoded"),
+    *(f"outputs.{key}" for key in ("store", "remote", "features", "together")),
     *(f"{block}.training.save_every_minutes" for block in ("teachers", "student")),
     *(f"teachers.{key}" for key in ("workers", "cpus", "gpus", "store")),
     *(
