@@ -510,9 +510,9 @@ def test_students_become_models_while_the_next_ones_train(make_job, monkeypatch)
         first.set()
         return found
 
-    def trained(self):
+    def trained(self, *given):
         assert self.spec.method == "aver" or first.wait(120)
-        return epoch(self)
+        return epoch(self, *given)
 
     monkeypatch.setattr(MlflowTracker, "log_model", logged)
     monkeypatch.setattr(Student, "epoch", trained)
@@ -535,11 +535,11 @@ def test_a_stopped_run_leaves_its_models_to_the_next_attempt(make_job, monkeypat
             assert stopped.wait(120)
         return log(self, run_id, *given)
 
-    def trained(self):
+    def trained(self, *given):
         if self.spec.method == "agre_kd":
             assert busy.wait(120)
             raise KeyboardInterrupt
-        return epoch(self)
+        return epoch(self, *given)
 
     write = RunFolder.write_state
 
