@@ -121,10 +121,6 @@ class LogitsCache:
                 self._read.popitem(last=False)
         return found
 
-    def _path_read(self, name: str, view: int) -> Path:
-        found = self._found(name, view)
-        return self.path(name, view) if found is None else found[1]
-
     def seen(self, name: str, view: int) -> dict[str, Identity]:
         """What is there now where a teacher's record of a view may be, by folder of the record."""
         keys = [place.key for place in self._places[name]]
@@ -146,10 +142,9 @@ class LogitsCache:
         """
         ahead = read_ahead([*{id(rows): rows for rows in map(mapped, logits)}.values()])
         if ahead is not None and self._together:
-            folders = [self._path_read(name, view).parent.name for name in names]
-            copy = f"together-{fingerprint(*folders)[:20]}-{view:05}.rows"
-            path = self._path_read(names[0], view).with_name(copy)
-            logits, whole_NW = side_by_side(path, logits)
+            files = [file for name in names if (file := self.file(name, view)) is not None]
+            copy = f"together-{fingerprint(*(folder for folder, _ in files))[:20]}-{view:05}.rows"
+            logits, whole_NW = side_by_side(files[0][1].with_name(copy), logits)
             ahead = ReadAhead([whole_NW])
         return column_of(logits, self.row_of, ahead)
 
