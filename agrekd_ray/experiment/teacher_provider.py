@@ -34,6 +34,7 @@ from agrekd_ray.fleet.logits_server import LogitsServer
 from agrekd_ray.logits import LogitsCache
 from agrekd_ray.models import Model
 from agrekd_ray.results import TeacherCost
+from agrekd_ray.terminal import counted
 
 SECONDS_BETWEEN_COSTS = 5.0
 """That the teachers are asked what they have cost until now."""
@@ -303,12 +304,8 @@ class TeacherProvider(AbstractContextManager["TeacherProvider"]):
         """Wait for the records that are on their way."""
         self._arrived(FETCH_SECONDS)
         while self._coming:
-            self._emit(
-                Notice(
-                    f"{len(self._coming)} records of teachers' outputs are on their way from the "
-                    "disks of other nodes"
-                )
-            )
+            left = counted(len(self._coming), "record")
+            self._emit(Notice(f"on the way from the disks of other nodes: {left} of the teachers"))
             self._arrived(STALL_SECONDS)
 
     def _start(self, teachers: Mapping[str, Path], *, alone: bool = False) -> Fleet:
