@@ -255,6 +255,7 @@ class Trainer:
             self._under_way = UnderWay(losses, seconds, self._guided, own_WK)
             keep()
             self._under_way = None
+        from_first(0)  # which may take longer for that than workers wait for each other
 
     def _observed(self) -> Tensor:
         return torch.empty(0) if self.observer is None else self.observer.state()
