@@ -85,6 +85,14 @@ def reference(
     return student
 
 
+def taught(given: StudentSpec, data: Dataset, fleet: Any) -> Student:
+    """The same student by a fleet, in this process."""
+    student = Student(given, data, fleet.source(), look_ahead=2)
+    while not student.done:
+        student.epoch()
+    return student
+
+
 def killing(name: str, reached: Callable[[], Any]) -> tuple[threading.Thread, list[int]]:
     """Sends SIGKILL to the first process of that name when a state is reached.
 
@@ -119,9 +127,7 @@ def test_live_is_local_for_every_strategy(
     with fleet_of(job, checkpoints, backbones_per_actor=backbones) as fleet:
         assert len(fleet.actors) == -(-3 // backbones)
         for given in specs(drawn):
-            live = Student(given, data, fleet.source(), look_ahead=2)
-            while not live.done:
-                live.epoch()
+            live = taught(given, data, fleet)
             local = reference(given, data, checkpoints)
             same(live.model, local.model)
             for mine, theirs in zip(live.history, local.history, strict=True):
@@ -142,9 +148,7 @@ def test_a_fleet_asks_those_alone_who_have_a_weight(
     spec = DistillationSpec("random", drawn.teachers, drawn.biased, 4.0)
     given = StudentSpec("random", 1, STUDENT, TRAINING, spec)
     with fleet_of(job, checkpoints, replicas=replicas) as fleet:
-        live = Student(given, data, fleet.source(), look_ahead=2)
-        while not live.done:
-            live.epoch()
+        live = taught(given, data, fleet)
         forwards = fleet.effort().forwards
     same(live.model, reference(given, data, checkpoints).model)
     steps = TRAINING.epochs * live.trainer.plan.steps_per_epoch
@@ -204,9 +208,7 @@ def test_prepared_data_are_read_wherever_teachers_are(
     spec = DistillationSpec("agre_kd", drawn.teachers, drawn.biased, 4.0)
     given = StudentSpec("agre_kd", 0, learner, TRAINING, spec)
     with fleet_of(job, checkpoints) as fleet:
-        live = Student(given, data, fleet.source(), look_ahead=2)
-        while not live.done:
-            live.epoch()
+        live = taught(given, data, fleet)
     same(live.model, reference(given, data, checkpoints).model)
 
 
@@ -233,9 +235,7 @@ def test_a_large_question_is_one_object_for_all_actors(
     spec = DistillationSpec("agre_kd", drawn.teachers, drawn.biased, 4.0)
     given = StudentSpec("agre_kd", 0, STUDENT, TRAINING, spec)
     with fleet_of(job, checkpoints, replicas=replicas) as fleet:
-        live = Student(given, data, fleet.source(), look_ahead=2)
-        while not live.done:
-            live.epoch()
+        live = taught(given, data, fleet)
     same(live.model, reference(given, data, checkpoints).model)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from agrekd_ray import machine
 from agrekd_ray.distillation import CachedTeachers, DistillationSpec, TeacherHost
 from agrekd_ray.errors import RunError
 from agrekd_ray.logits import ahead, prune, together
@@ -82,12 +83,17 @@ def test_only_what_does_not_fit_into_memory_is_read_row_by_row(
 def test_memory_is_that_of_the_machine_or_its_container(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = ahead.memory.__wrapped__()
-    assert whole > 1 << 28
-    for limit, expected in (("max\n", whole), ("1000000\n", 1_000_000), (f"{1 << 62}\n", whole)):
+    whole = machine.memory.__wrapped__()
+    physical = os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE
+    assert 1 << 28 < whole <= physical
+    monkeypatch.setattr(machine, "GROUP", tmp_path)
+    for limit, expected in (
+        ("max\n", physical),
+        ("1000000\n", 1_000_000),
+        (f"{1 << 62}\n", physical),
+    ):
         (tmp_path / "memory.max").write_text(limit)
-        monkeypatch.setattr(ahead, "LIMITS", [tmp_path / "memory.max", tmp_path / "none"])
-        assert ahead.memory.__wrapped__() == min(whole, expected)
+        assert machine.memory.__wrapped__() == min(physical, expected)
 
 
 def test_rows_are_told_before_they_are_read() -> None:

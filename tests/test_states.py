@@ -156,12 +156,17 @@ def test_short_epochs_have_no_state_but_at_their_end(
     assert fingerprint(Training()) == fingerprint(Training(save_every_minutes=3))
 
 
-def test_a_state_of_an_epoch_of_other_steps_is_refused(tmp_path: Path) -> None:
+def kept_on_the_way(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """A state within an epoch, and its file."""
     given = student(EVERY_STEP)
-    train(tmp_path, given, lambda event: isinstance(event, OnWay))
+    train(folder, given, lambda event: isinstance(event, OnWay))
     given._writer.wait()
-    (path,) = (tmp_path / "training" / STATES).iterdir()
-    state = read_state(path, "cpu")
+    (path,) = (folder / "training" / STATES).iterdir()
+    return path, read_state(path, "cpu")
+
+
+def test_a_state_of_an_epoch_of_other_steps_is_refused(tmp_path: Path) -> None:
+    path, state = kept_on_the_way(tmp_path)
     for key, value, said in (
         ("steps", 9, "an epoch of 9 steps, not 5"),
         ("losses", torch.zeros(5), "damaged"),
@@ -175,11 +180,7 @@ def test_a_state_of_an_epoch_of_other_steps_is_refused(tmp_path: Path) -> None:
 
 def test_a_state_of_other_workers_or_of_another_device_is_gone_on_from(tmp_path: Path) -> None:
     """With random numbers of that step's own: theirs are of no use."""
-    given = student(EVERY_STEP)
-    train(tmp_path, given, lambda event: isinstance(event, OnWay))
-    given._writer.wait()
-    (path,) = (tmp_path / "training" / STATES).iterdir()
-    state = read_state(path, "cpu")
+    path, state = kept_on_the_way(tmp_path)
     begun = state["trainer"]["under_way"]
     for own in (begun["own"].repeat(2, 1), begun["own"][:, 1:]):
         trainer = {**state["trainer"], "under_way": {**begun, "own": own}}

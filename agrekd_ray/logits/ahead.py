@@ -6,21 +6,17 @@ is soon all of them; where they do not, it is thirty times what was asked for.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import mmap
-import os
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 
+from agrekd_ray.machine import memory
+
 SHARE = 0.5
 """Of the memory that records of a view may take to be left to the kernel."""
-_GROUP = Path("/sys/fs/cgroup")
-LIMITS = [_GROUP / "memory.max", _GROUP / "memory/memory.limit_in_bytes"]
-"""Files that say how much a container may have."""
 
 
 class ReadAhead:
@@ -50,16 +46,6 @@ def read_ahead(mapped: Sequence[np.ndarray]) -> ReadAhead | None:
     """For arrays that are too large for this machine's memory; None for others."""
     size = sum(array.nbytes for array in mapped)
     return ReadAhead(mapped) if size > SHARE * memory() else None
-
-
-@cache
-def memory() -> int:
-    """Bytes of this machine's memory, or of the container's where that is less."""
-    most = os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE
-    for path in LIMITS:
-        with contextlib.suppress(OSError, ValueError):  # without a limit it says "max"
-            most = min(most, int(path.read_text(encoding="utf-8")))
-    return most
 
 
 def _advise(address: int, size: int, advice: int) -> None:
